@@ -1,0 +1,76 @@
+"""What a format says is to be written. Types only: formats plan, `sink` alone writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.tensor import Tensor
+
+
+class Crc32(NamedTuple):
+    """Four bytes, little-endian: the CRC-32 of parts `first` to `last` - 1 of the same file.
+
+    It may stand before the parts it covers; the sink fills it in once they are written.
+    """
+
+    first: int
+    last: int
+
+
+class Late(NamedTuple):
+    """`nbytes` bytes made from the SHA-256 (hex) of files planned before this one, by path."""
+
+    nbytes: int
+    make: Callable[[Mapping[str, str]], bytes]
+
+
+Part = bytes | Tensor | Crc32 | Late
+
+
+def part_nbytes(part: Part) -> int:
+    """The bytes that a part takes in the file."""
+    if isinstance(part, bytes):
+        return len(part)
+    return 4 if isinstance(part, Crc32) else part.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One file: its parts in order. `path` is relative to the output, parts separated by `/`."""
+
+    path: str
+    parts: tuple[Part, ...]
+    hashed: bool = False  # the sink keeps its SHA-256, for a Late part
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file to be."""
+        return sum(map(part_nbytes, self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to write: tensors in order, names unique, and what to say of names left out."""
+
+    name: str  # of the output, as the user gave it: "model.safetensors"
+    tensors: tuple[Tensor, ...]
+    aliases: dict[str, str] = field(default_factory=dict)  # a name left out -> the name it equals
+    metadata: dict[str, str] = field(default_factory=dict)
+    max_shard_nbytes: int | None = None
+
+
+class Format(Protocol):
+    """A module of `formats/`. The file system is its only other contact with the world."""
+
+    NAME: str  # as `--to` takes it
+    SUFFIX: str  # of its files; the output's suffix chooses the format
+    FOLDER: bool  # does `plan` describe a folder's files?
+
+    def plan(self, request: Request) -> list[FilePlan]:
+        """The files that hold `request`. Raises BadRequest naming every tensor it cannot hold."""
+
+    def read(self, path: str) -> Checkpoint:
+        """What such a file or folder holds; Malformed or Unsupported where it cannot be read."""

@@ -1,0 +1,181 @@
+"""Random-access bytes. Everything above reads through `Source.readinto` and nothing else."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from typing import Protocol
+
+from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unreadable
+
+CHUNK = 256 << 10  # one read; larger buffers leave the L2 cache and stream slower
+
+
+class Source(Protocol):
+    """A named, sized run of bytes that can be read at any offset."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill the whole of `buffer` from byte `offset`, or raise Malformed or Unreadable."""
+
+    def check_unchanged(self) -> None:
+        """Raise Unreadable if the bytes are no longer those that were opened."""
+
+
+class LocalFile:
+    """A regular file, opened once and read with `pread`: no shared position, no page faults."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        try:
+            # O_NONBLOCK so that opening a FIFO returns and can be refused; O_BINARY for Windows
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            self._fd = os.open(self.name, flags | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise unreadable(error, self.name) from error
+        self._opened = os.fstat(self._fd)
+        if not stat.S_ISREG(self._opened.st_mode):
+            self.close()
+            raise BadRequest("not a regular file", where=self.name)
+        self.nbytes = self._opened.st_size
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = self._pread(buffer[done:], offset + done)
+            except OSError as error:
+                raise unreadable(error, self.name) from error
+            if count == 0:
+                raise self._short(offset + done)
+            done += count
+
+    def _pread(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._fd, [buffer], offset)
+        os.lseek(self._fd, offset, os.SEEK_SET)  # Windows: one thread reads a file there
+        data = os.read(self._fd, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _short(self, position: int) -> CgptError:
+        if os.fstat(self._fd).st_size < self.nbytes:
+            return Unreadable("the file became shorter while it was read", where=self.name)
+        return Malformed(f"the file ends before byte {position:,}", where=self.name)
+
+    def check_unchanged(self) -> None:
+        """Raise Unreadable if size or modification time moved since the file was opened."""
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+            raise Unreadable(
+                "the file changed while it was read",
+                where=self.name,
+                hint="run again when nothing is writing to it",
+            )
+
+    def same_file(self, other: os.stat_result) -> bool:
+        """Is this the file that `other` describes, under whatever path?"""
+        return os.path.samestat(self._opened, other)
+
+    def close(self) -> None:
+        """Close the descriptor; a closed file cannot be read again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self.close()
+
+
+class MemoryBytes:
+    """Bytes that are in memory already, such as an array inside a pickle."""
+
+    def __init__(self, name: str, data: bytes | bytearray) -> None:
+        self.name = name
+        self._data = memoryview(data)
+        self.nbytes = len(data)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+        buffer[:] = self._data[offset : offset + len(buffer)]
+
+    def check_unchanged(self) -> None:
+        """Memory of ours does not change."""
+
+
+class Deflated:
+    """A deflated member, inflated as it is read. Reading backwards starts again from its start."""
+
+    def __init__(self, source: Source, offset: int, compressed: int, nbytes: int, name: str):
+        self.name = name
+        self.nbytes = nbytes
+        self._source, self._offset, self._compressed = source, offset, compressed
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._taken = 0  # compressed bytes read
+        self._position = 0  # inflated bytes delivered
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the inflated bytes."""
+        if offset < self._position:
+            self._rewind()
+        while self._position < offset:
+            self._next(min(CHUNK, offset - self._position))
+        done = 0
+        while done < len(buffer):
+            piece = self._next(min(CHUNK, len(buffer) - done))
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def _next(self, most: int) -> bytes:
+        """At least one and at most `most` further inflated bytes."""
+        while True:
+            feed = self._inflate.unconsumed_tail
+            if not feed and self._taken < self._compressed:
+                feed = read(
+                    self._source,
+                    self._offset + self._taken,
+                    min(CHUNK, self._compressed - self._taken),
+                )
+                self._taken += len(feed)
+            if self._inflate.eof or not feed:
+                raise Malformed("the deflated data ends early", where=self.name)
+            try:
+                piece = self._inflate.decompress(feed, most)
+            except zlib.error as error:
+                raise Malformed(f"the deflated data is damaged ({error})", where=self.name) from error
+            if piece:
+                self._position += len(piece)
+                return piece
+
+    def check_unchanged(self) -> None:
+        """As the file it lies in."""
+        self._source.check_unchanged()
+
+
+def read(source: Source, offset: int, nbytes: int) -> bytes:
+    """Exactly `nbytes` bytes of `source` from `offset`; only for small or already limited sizes."""
+    if offset < 0 or offset + nbytes > source.nbytes:
+        raise Malformed(f"needs bytes {offset:,} to {offset + nbytes:,}", where=source.name)
+    data = bytearray(nbytes)
+    source.readinto(offset, memoryview(data))
+    return bytes(data)
+
+
+def unreadable(error: OSError, path: str) -> CgptError:
+    """The error value for an OSError that reading `path` met."""
+    if isinstance(error, FileNotFoundError):
+        return BadRequest("no such file", where=path)
+    return Unreadable(os.strerror(error.errno or 0), where=path)

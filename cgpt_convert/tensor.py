@@ -1,0 +1,176 @@
+"""A tensor is a byte range plus a strided view. Nothing is read until someone asks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from cgpt_convert.dtypes import UINT8, DType
+from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from cgpt_convert.blocks import CastCounts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """A run of bytes in a source that tensors are views of. The same object means shared memory."""
+
+    source: Source
+    offset: int
+    nbytes: int
+    key: str  # as the file names it: "0", "archive/data/0" ...
+    byteorder: str = "little"
+    crc32: int | None = None  # of all its bytes, where the file records one
+    device: str = "cpu"  # where it lay when it was saved
+
+    @property
+    def label(self) -> str:
+        """File and key, for messages."""
+        return f"{self.source.name}[{self.key}]"
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `offset` of this storage."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed("a read past the end of the storage", where=self.label)
+        self.source.readinto(self.offset + offset, buffer)
+
+    def whole(self) -> Tensor:
+        """All the bytes, as a 1-D uint8 tensor named by the key."""
+        return Tensor(self.key, UINT8, (self.nbytes,), (1,), 0, self)
+
+
+class Range(NamedTuple):
+    """Bytes `start` to `start + nbytes` of a storage."""
+
+    storage: Storage
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A named view of a storage. `strides` and `start` count elements; `nbytes` is of the result.
+
+    `stored` is what the bytes are, `dtype` what `blocks()` yields; they differ after `cast`.
+    `conj` and `neg` are torch's lazy bits: the bytes are not yet conjugated or negated.
+    """
+
+    name: str
+    stored: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+    storage: Storage
+    target: DType | None = None
+    conj: bool = False
+    neg: bool = False
+    quantizer: str = ""  # how a quantized tensor's integers map to numbers, as text
+
+    @property
+    def dtype(self) -> DType:
+        """What `blocks()` yields."""
+        return self.target or self.stored
+
+    @property
+    def numel(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that `blocks()` yields in all."""
+        return self.numel * self.dtype.nbytes
+
+    @property
+    def is_c_order(self) -> bool:
+        """Do the elements lie in row-major order without gaps?"""
+        return self.strides == c_strides(self.shape) or is_c_order(self.shape, self.strides)
+
+    @property
+    def origin(self) -> str:
+        """Where the bytes come from and what is done to them, for messages and errors."""
+        done = [f"{self.storage.label}+{self.start * self.stored.nbytes}"]
+        if not self.is_c_order:
+            done.append(f"strides {self.strides}")
+        if self.conj or self.neg:
+            done.append("conjugated" if self.conj else "negated")
+        if self.target:
+            done.append(f"as {self.target.name}")
+        return ", ".join(done)
+
+    @property
+    def view(self) -> tuple[object, ...]:
+        """What makes two tensors the same values by construction: tied weights are equal here."""
+        return (id(self.storage), self.stored, self.shape, self.strides, self.start, self.conj, self.neg)
+
+    def renamed(self, name: str) -> Tensor:
+        """The same view under another name."""
+        return replace(self, name=name)
+
+    def transposed(self) -> Tensor:
+        """The view with its dimensions reversed."""
+        return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
+
+    def cast(self, dtype: DType) -> Tensor:
+        """The same values as `dtype`. Only real floating-point types; anything else is refused."""
+        if dtype == self.dtype:
+            return self
+        if not (self.stored.is_float and dtype.is_float):
+            raise BadRequest(f"cannot cast {self.dtype.name} to {dtype.name}", where=self.name)
+        return replace(self, target=None if dtype == self.stored else dtype)
+
+    def extent(self) -> Range | None:
+        """The raw bytes, if they are already what `blocks()` would yield; else None."""
+        swapped = self.storage.byteorder != "little" and self.stored.swap_width > 1
+        if self.target or self.conj or self.neg or swapped or not self.is_c_order:
+            return None
+        return Range(self.storage, self.start * self.stored.nbytes, self.nbytes)
+
+    def blocks(
+        self, max_bytes: int = 8 << 20, counts: CastCounts | None = None
+    ) -> Iterator[memoryview]:
+        """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
+
+        A block is valid until the next is asked for. `counts` gathers what a cast lost.
+        """
+        from cgpt_convert import blocks
+
+        return blocks.of(self, max_bytes, counts)
+
+    def numpy(self) -> np.ndarray:
+        """The values as a new C-order array; bfloat16 and float8 come widened to float32.
+
+        Raises Unsupported for types that NumPy cannot hold (quantized, raw bits, half complex).
+        """
+        from cgpt_convert import blocks
+
+        return blocks.array(self)
+
+
+def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides, in elements."""
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def is_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Row-major without gaps; strides of dimensions of size 0 or 1 mean nothing."""
+    if 0 in shape:
+        return True
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True

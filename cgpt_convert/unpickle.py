@@ -1,0 +1,468 @@
+"""Pickle bytes -> inert tree, protocols 0 to 5. Knows nothing of torch and calls nothing.
+
+The opcodes and the layout of their arguments come from the standard library's `pickletools`,
+which is the pickle format's specification; what each opcode does to the stack is here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
+from cgpt_convert.limits import PICKLE, Limits
+
+
+class Decoded(NamedTuple):
+    """One pickle. `end` is the position after its STOP; `globals` maps each name to its first use."""
+
+    value: Value
+    end: int
+    globals: dict[tuple[str, str], int]
+
+
+class Incomplete(Malformed):
+    """The bytes end before the pickle does; with more bytes it may decode."""
+
+
+def decode(data: bytes, limits: Limits = PICKLE, start: int = 0) -> Decoded:
+    """The value that the pickle at `data[start:]` describes, as an inert tree.
+
+    Raises Malformed for bytes that no unpickler could read (Incomplete if they merely end early),
+    Unsupported for extension codes, out-of-band buffers and anything past `limits`; both name the
+    byte position.
+    """
+    if len(data) - start > limits.nbytes:
+        raise Unsupported(f"a pickle of more than {limits.nbytes:,} bytes")
+    machine = _Machine(data, limits, start)
+    try:
+        value = machine.run()
+    except CgptError as error:
+        error.message += f" (at byte {machine.opcode_at:,} of the pickle)"
+        raise
+    return Decoded(value, machine.at, machine.globals)
+
+
+_MARK = object()
+
+
+class _Machine:
+    """The pickle machine: a stack, a memo, and a method for each opcode, named after it."""
+
+    def __init__(self, data: bytes, limits: Limits, start: int) -> None:
+        self.data = data
+        self.limits = limits
+        self.at = start
+        self.opcode_at = start
+        self.stack: list[Value] = []
+        self.marks = 0
+        self.memo: dict[int, Value] = {}
+        self.globals: dict[tuple[str, str], int] = {}
+        self.named: dict[tuple[str, str], Global] = {}
+
+    def run(self) -> Value:
+        data, dispatch, stack = self.data, _DISPATCH, self.stack
+        for _ in range(self.limits.opcodes):
+            self.opcode_at = self.at
+            if self.at >= len(data):
+                raise Incomplete("the pickle ends before its STOP opcode")
+            entry = dispatch[data[self.at]]
+            if entry is None:
+                raise Malformed(f"no such opcode: 0x{data[self.at]:02x}")
+            self.at += 1
+            operate, reader = entry
+            if reader is None:
+                operate(self)
+            else:
+                operate(self, reader(self))
+            if operate is _Machine.STOP:
+                if len(stack) != 1:
+                    raise Malformed(f"{len(stack)} values are left at the end instead of one")
+                return self.pop()
+        raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
+
+    # -- arguments
+
+    def take(self, nbytes: int) -> bytes:
+        start, self.at = self.at, self.at + nbytes
+        if self.at > len(self.data):
+            raise Incomplete("the pickle ends inside an argument")
+        return self.data[start : self.at]
+
+    def line(self) -> bytes:
+        end = self.data.find(b"\n", self.at, self.at + self.limits.line_bytes)
+        if end < 0:
+            if self.at + self.limits.line_bytes >= len(self.data):
+                raise Incomplete("the pickle ends inside a line")
+            raise Unsupported(f"a text argument of more than {self.limits.line_bytes} bytes")
+        line, self.at = self.data[self.at : end], end + 1
+        return line
+
+    # -- the stack
+
+    def pop(self) -> Value:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise Malformed("an opcode needs a value and the stack has none")
+        return self.stack.pop()
+
+    def top(self) -> Value:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise Malformed("an opcode needs a value and the stack has none")
+        return self.stack[-1]
+
+    def push(self, value: Value) -> None:
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list[Value]:
+        stack = self.stack
+        for index in range(len(stack) - 1, -1, -1):
+            if stack[index] is _MARK:
+                values = stack[index + 1 :]
+                del stack[index:]
+                self.marks -= 1
+                return values
+        raise Malformed("an opcode needs a MARK and the stack has none")
+
+    def MARK(self) -> None:
+        self.marks += 1
+        if self.marks > self.limits.depth:
+            raise Unsupported(f"nested deeper than {self.limits.depth} levels")
+        self.stack.append(_MARK)
+
+    def POP(self) -> None:
+        if self.stack and self.stack[-1] is _MARK:
+            self.pop_to_mark()
+        else:
+            self.pop()
+
+    def POP_MARK(self) -> None:
+        self.pop_to_mark()
+
+    def DUP(self) -> None:
+        self.push(self.top())
+
+    def STOP(self) -> None:
+        pass  # run() looks at the stack
+
+    def PROTO(self, version: int) -> None:
+        if version > _NEWEST_PROTOCOL:
+            raise Unsupported(f"pickle protocol {version}")
+
+    def FRAME(self, nbytes: int) -> None:
+        if nbytes > len(self.data) - self.at:
+            raise Incomplete("a frame is longer than the pickle")
+
+    # -- plain values
+
+    def NONE(self) -> None:
+        self.push(None)
+
+    def NEWTRUE(self) -> None:
+        self.push(True)
+
+    def NEWFALSE(self) -> None:
+        self.push(False)
+
+    def EMPTY_LIST(self) -> None:
+        self.push([])
+
+    def EMPTY_TUPLE(self) -> None:
+        self.push(())
+
+    def EMPTY_DICT(self) -> None:
+        self.push(Dict())
+
+    def EMPTY_SET(self) -> None:
+        self.push(Set([]))
+
+    def LIST(self) -> None:
+        self.push(self.pop_to_mark())
+
+    def TUPLE(self) -> None:
+        self.push(tuple(self.pop_to_mark()))
+
+    def TUPLE1(self) -> None:
+        self.push((self.pop(),))
+
+    def TUPLE2(self) -> None:
+        second, first = self.pop(), self.pop()
+        self.push((first, second))
+
+    def TUPLE3(self) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self.push((first, second, third))
+
+    def DICT(self) -> None:
+        self.push(Dict(_pairs(self.pop_to_mark())))
+
+    def FROZENSET(self) -> None:
+        self.push(Set(self.pop_to_mark(), frozen=True))
+
+    # -- additions to what is on the stack
+
+    def add_items(self, pairs: list[tuple[Value, Value]]) -> None:
+        target = self.top()
+        if not isinstance(target, Dict | Call):
+            raise Malformed(f"items are set on a {type(target).__name__}")
+        target.items.extend(pairs)
+
+    def add_elements(self, values: list[Value]) -> None:
+        target = self.top()
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, Call):
+            target.elements.extend(values)
+        else:
+            raise Malformed(f"elements are appended to a {type(target).__name__}")
+
+    def SETITEM(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.add_items([(key, value)])
+
+    def SETITEMS(self) -> None:
+        self.add_items(_pairs(self.pop_to_mark()))
+
+    def APPEND(self) -> None:
+        self.add_elements([self.pop()])
+
+    def APPENDS(self) -> None:
+        self.add_elements(self.pop_to_mark())
+
+    def ADDITEMS(self) -> None:
+        values, target = self.pop_to_mark(), self.top()
+        if isinstance(target, Set) and not target.frozen:
+            target.members.extend(values)
+        elif isinstance(target, Call):
+            target.elements.extend(values)
+        else:
+            raise Malformed(f"members are added to a {type(target).__name__}")
+
+    # -- the memo
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            raise Malformed(f"memo {index} is read before it is written")
+        self.push(self.memo[index])
+
+    def memoize(self, index: int) -> None:
+        if index < 0:
+            raise Malformed("a negative memo index")
+        self.memo[index] = self.top()
+
+    def MEMOIZE(self) -> None:
+        self.memo[len(self.memo)] = self.top()
+
+    # -- names, calls and references: recorded only
+
+    def name_global(self, module: Value, name: Value) -> Global:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise Malformed("a global's module and name are not text")
+        key = (module, name)
+        if key not in self.named:
+            self.globals[key] = self.opcode_at
+            self.named[key] = Global(module, name)
+        return self.named[key]
+
+    def GLOBAL(self, names: tuple[str, str]) -> None:
+        self.push(self.name_global(*names))
+
+    def STACK_GLOBAL(self) -> None:
+        name, module = self.pop(), self.pop()
+        self.push(self.name_global(module, name))
+
+    def REDUCE(self) -> None:
+        args, func = self.pop(), self.pop()
+        self.push(Call(func, args, self.opcode_at))
+
+    def NEWOBJ(self) -> None:
+        args, cls = self.pop(), self.pop()
+        self.push(Call(cls, args, self.opcode_at, "NEWOBJ"))
+
+    def NEWOBJ_EX(self) -> None:
+        kwargs, args, cls = self.pop(), self.pop(), self.pop()
+        self.push(Call(cls, args, self.opcode_at, "NEWOBJ_EX", kwargs))
+
+    def INST(self, names: tuple[str, str]) -> None:
+        args = tuple(self.pop_to_mark())
+        self.push(Call(self.name_global(*names), args, self.opcode_at, "INST"))
+
+    def OBJ(self) -> None:
+        values = self.pop_to_mark()
+        if not values:
+            raise Malformed("OBJ without a class")
+        self.push(Call(values[0], tuple(values[1:]), self.opcode_at, "OBJ"))
+
+    def BUILD(self) -> None:
+        state, target = self.pop(), self.top()
+        if not isinstance(target, Call):
+            raise Malformed(f"a state is set on a {type(target).__name__}")
+        if target.state is not None:
+            raise Malformed("a state is set twice on one object")
+        target.state = state
+
+    def PERSID(self, reference: str) -> None:
+        self.push(PersistentId(reference))
+
+    def BINPERSID(self) -> None:
+        self.push(PersistentId(self.pop()))
+
+    def EXT1(self, code: int) -> None:
+        raise Unsupported(f"extension code {code}: its meaning is not in the file")
+
+    def NEXT_BUFFER(self) -> None:
+        raise Unsupported("an out-of-band buffer, which is not in the file")
+
+    READONLY_BUFFER = NEXT_BUFFER
+    EXT2 = EXT4 = EXT1
+
+
+_NEWEST_PROTOCOL = 5  # PEP 574
+
+
+def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
+    if len(values) % 2:
+        raise Malformed("an odd number of keys and values")
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _fixed(layout: str) -> Callable[[_Machine], Value]:
+    packed = struct.Struct(layout)
+    size, unpack = packed.size, packed.unpack_from
+
+    def read(machine: _Machine) -> Value:
+        start, machine.at = machine.at, machine.at + size
+        if machine.at > len(machine.data):
+            raise Incomplete("the pickle ends inside an argument")
+        return unpack(machine.data, start)[0]
+
+    return read
+
+
+def _sized(count: str, convert: Callable[[bytes], Value]) -> Callable[[_Machine], Value]:
+    size = _fixed(count)
+
+    def read(machine: _Machine) -> Value:
+        nbytes = size(machine)
+        if nbytes < 0:
+            raise Malformed("a negative length")
+        return convert(machine.take(nbytes))
+
+    return read
+
+
+def _line(convert: Callable[[bytes], Value]) -> Callable[[_Machine], Value]:
+    return lambda machine: convert(machine.line())
+
+
+def _utf8(data: bytes) -> str:
+    # pickle writes lone surrogates as they are (PEP 383), so they are legal here
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise Malformed("text that is not UTF-8") from error
+
+
+def _byte_string(data: bytes) -> str | bytes:
+    """A Python 2 `str`: text if it is ASCII, as torch's own readers assume of keys; else bytes."""
+    return data.decode("ascii") if data.isascii() else data
+
+
+def _quoted(data: bytes) -> str | bytes:
+    data = data.strip()
+    if len(data) < 2 or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
+        raise Malformed("a string argument without quotes")
+    try:
+        return _byte_string(codecs.escape_decode(data[1:-1])[0])  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise Malformed("a string argument with a bad escape") from error
+
+
+def _raw_unicode(data: bytes) -> str:
+    try:
+        return data.decode("raw-unicode-escape")
+    except UnicodeDecodeError as error:
+        raise Malformed("text with a bad escape") from error
+
+
+def _decimal(data: bytes) -> int | bool:
+    """An INT argument: `01` and `00` are the protocol-0 spellings of True and False."""
+    if data in (b"00", b"01"):
+        return data == b"01"
+    return _integer(data)
+
+
+def _integer(data: bytes) -> int:
+    try:
+        return int(data.removesuffix(b"L"))
+    except ValueError as error:
+        raise Malformed("an integer argument that is not one") from error
+
+
+def _float(data: bytes) -> float:
+    try:
+        return float(data)
+    except ValueError as error:
+        raise Malformed("a float argument that is not one") from error
+
+
+def _long(data: bytes) -> int:
+    if len(data) > PICKLE.integer_bytes:
+        raise Unsupported(f"an integer of {len(data):,} bytes")
+    return int.from_bytes(data, "little", signed=True)
+
+
+def _names(machine: _Machine) -> tuple[str, str]:
+    return _utf8(machine.line()), _utf8(machine.line())
+
+
+# pickletools' names of the argument layouts -> how to read one
+_READERS: dict[str, Callable[[_Machine], Value]] = {
+    "uint1": _fixed("<B"),
+    "uint2": _fixed("<H"),
+    "int4": _fixed("<i"),
+    "uint4": _fixed("<I"),
+    "uint8": _fixed("<Q"),
+    "float8": _fixed(">d"),
+    "string1": _sized("<B", _byte_string),
+    "string4": _sized("<i", _byte_string),
+    "bytes1": _sized("<B", bytes),
+    "bytes4": _sized("<I", bytes),
+    "bytes8": _sized("<Q", bytes),
+    "bytearray8": _sized("<Q", bytearray),
+    "unicodestring1": _sized("<B", _utf8),
+    "unicodestring4": _sized("<I", _utf8),
+    "unicodestring8": _sized("<Q", _utf8),
+    "long1": _sized("<B", _long),
+    "long4": _sized("<i", _long),
+    "stringnl": _line(_quoted),
+    "stringnl_noescape": _line(_utf8),
+    "stringnl_noescape_pair": _names,
+    "unicodestringnl": _line(_raw_unicode),
+    "decimalnl_short": _line(_decimal),
+    "decimalnl_long": _line(_integer),
+    "floatnl": _line(_float),
+}
+
+# what an opcode does, where it only pushes its argument or is one operation in several encodings
+_SAME = {
+    "push": (
+        "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
+        "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
+        "FLOAT BINFLOAT"
+    ).split(),
+    "recall": ["GET", "BINGET", "LONG_BINGET"],
+    "memoize": ["PUT", "BINPUT", "LONG_BINPUT"],
+}
+_METHOD = {opcode: method for method, opcodes in _SAME.items() for opcode in opcodes}
+
+_Entry = tuple[Callable[..., None], Callable[[_Machine], Value] | None]
+_DISPATCH: list[_Entry | None] = [None] * 256
+for _info in pickletools.opcodes:
+    _DISPATCH[ord(_info.code)] = (
+        getattr(_Machine, _METHOD.get(_info.name, _info.name)),
+        _READERS[_info.arg.name] if _info.arg else None,
+    )
