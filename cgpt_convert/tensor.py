@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cgpt_convert.dtypes import UINT8, DType
-from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.limits import RANK
 from cgpt_convert.source import Source
 
 if TYPE_CHECKING:
@@ -174,3 +175,29 @@ def is_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         step *= size
     return True
+
+
+def view(
+    dtype: DType, shape: tuple[int, ...], strides: tuple[int, ...], start: int, storage: Storage
+) -> Tensor:
+    """The unnamed tensor of that view, every number checked against the storage.
+
+    Raises Malformed for negative or inconsistent numbers and for a view that leaves its storage,
+    Unsupported for more dimensions than torch has.
+    """
+    if len(shape) != len(strides):
+        raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
+    if len(shape) > RANK:
+        raise Unsupported(f"{len(shape)} dimensions", where=storage.label)
+    if min((*shape, *strides, start)) < 0:
+        raise Malformed(f"a negative number in {shape}, {strides}, {start}", where=storage.label)
+    tensor = Tensor("", dtype, shape, strides, start, storage)
+    if tensor.numel:
+        last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if (last + 1) * dtype.nbytes > storage.nbytes:
+            raise Malformed(
+                f"shape {shape}, strides {strides} at {start} need "
+                f"{(last + 1) * dtype.nbytes:,} bytes; the storage has {storage.nbytes:,}",
+                where=storage.label,
+            )
+    return tensor

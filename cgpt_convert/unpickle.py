@@ -162,10 +162,10 @@ class _Machine:
         self.push(None)
 
     def NEWTRUE(self) -> None:
-        self.push(True)
+        self.stack.append(True)
 
     def NEWFALSE(self) -> None:
-        self.push(False)
+        self.stack.append(False)
 
     def EMPTY_LIST(self) -> None:
         self.push([])
@@ -449,11 +449,28 @@ _READERS: dict[str, Callable[[_Machine], Value]] = {
 
 # what an opcode does, where it only pushes its argument or is one operation in several encodings
 _SAME = {
-    "push": (
-        "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
-        "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
-        "FLOAT BINFLOAT"
-    ).split(),
+    "push": [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "FLOAT",
+        "BINFLOAT",
+    ],
     "recall": ["GET", "BINGET", "LONG_BINGET"],
     "memoize": ["PUT", "BINPUT", "LONG_BINPUT"],
 }

@@ -1,0 +1,1 @@
+"""PyTorch weight files: inspected, extracted and converted without torch, without running them."""

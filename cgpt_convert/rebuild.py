@@ -1,0 +1,338 @@
+"""The calls by which torch writes a tensor, recognised by exact pattern. None is ever made.
+
+Each function takes the arguments that the function of the same name in torch/_utils.py takes.
+Arguments that do not fit the pattern are Malformed: the pattern is the validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from cgpt_convert import dtypes, ndarray
+from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.dtypes import DType
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.inert import Call, Dict, Global, PersistentId, Value, text
+from cgpt_convert.tensor import Storage, Tensor, view
+
+Rebuilt = Tensor | Exotic | None
+
+
+class StorageTable(Protocol):
+    """The storages of a file, by the persistent ids of its pickle."""
+
+    def get(self, reference: Value) -> tuple[Storage, DType | None]:
+        """The storage, and the element type its class declares; None if it is untyped."""
+
+
+def rebuild(call: Call, storages: StorageTable) -> Rebuilt:
+    """The tensor that `call` describes, unnamed; None if it is no call that makes a tensor.
+
+    Raises Malformed if it is one but its arguments do not fit, Unsupported for unknown types.
+    """
+    func = call.func
+    if not isinstance(func, Global):
+        return None
+    if ndarray.is_array(call):
+        return ndarray.array(call)
+    if func.module in ("torch", "torch.cuda") and func.name.endswith("Tensor"):
+        return _typed_tensor(storages, call)
+    recognise = _FORMS.get((func.module, func.name))
+    if recognise is None or not isinstance(call.args, tuple):
+        return None
+    return recognise(storages, *_exactly(call, recognise))
+
+
+def dtype_of(value: Value) -> DType:
+    """The element type that a pickled `torch.dtype` names."""
+    match value:
+        case Global(module="torch", name=name) if name in dtypes.BY_TORCH:
+            return dtypes.BY_TORCH[name]
+    raise Unsupported(f"unknown dtype {text(value)}")
+
+
+def _exactly(call: Call, recognise: Callable[..., Rebuilt]) -> tuple[Value, ...]:
+    """The call's arguments, if there are as many as `recognise` can take."""
+    code = recognise.__code__
+    most = code.co_argcount - 1
+    least = most - len(recognise.__defaults__ or ())
+    if not least <= len(call.args) <= most:
+        raise Malformed(f"{call.func} with {len(call.args)} arguments: {text(call.args)}")
+    return tuple(call.args)
+
+
+def _ints(value: Value) -> tuple[int, ...]:
+    if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
+        value = value.args[0] if len(value.args) == 1 else value.args
+    if not isinstance(value, tuple | list) or not all(type(item) is int for item in value):
+        raise Malformed(f"not a tuple of integers: {text(value)}")
+    return tuple(value)
+
+
+def _int(value: Value) -> int:
+    if type(value) is not int:
+        raise Malformed(f"not an integer: {text(value)}")
+    return value
+
+
+def _storage(storages: StorageTable, value: Value) -> tuple[Storage, DType | None]:
+    if not isinstance(value, PersistentId):
+        raise Malformed(f"not a reference to a storage: {text(value)}")
+    return storages.get(value.value)
+
+
+def _dense(
+    storages: StorageTable, storage: Value, offset: Value, size: Value, stride: Value
+) -> Tensor:
+    where, dtype = _storage(storages, storage)
+    return view(dtype or dtypes.UINT8, _ints(size), _ints(stride), _int(offset), where)
+
+
+def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
+    """The tensor with torch's lazy conjugate and negative bits, which its bytes do not have."""
+    bits = {}
+    if metadata is not None:
+        if not isinstance(metadata, Dict):
+            raise Malformed(f"tensor metadata that is no dict: {text(metadata)}")
+        for key, value in metadata.items:
+            if key not in ("conj", "neg") or type(value) is not bool:
+                raise Unsupported(f"tensor metadata {text(metadata)}")
+            bits[key] = value
+    if bits.get("conj") and tensor.stored.kind != "c":
+        raise Malformed(f"a conjugate bit on {tensor.stored.name}")
+    return replace(tensor, conj=bits.get("conj", False), neg=bits.get("neg", False))
+
+
+def _rebuild_tensor(
+    storages: StorageTable, storage: Value, offset: Value, size: Value, stride: Value
+) -> Rebuilt:
+    return _dense(storages, storage, offset, size, stride)
+
+
+def _rebuild_tensor_v2(
+    storages: StorageTable,
+    storage: Value,
+    offset: Value,
+    size: Value,
+    stride: Value,
+    _requires_grad: Value,
+    _hooks: Value,
+    metadata: Value = None,
+) -> Rebuilt:
+    return _with_bits(_dense(storages, storage, offset, size, stride), metadata)
+
+
+def _rebuild_tensor_v3(
+    storages: StorageTable,
+    storage: Value,
+    offset: Value,
+    size: Value,
+    stride: Value,
+    _requires_grad: Value,
+    _hooks: Value,
+    dtype: Value,
+    metadata: Value = None,
+) -> Rebuilt:
+    where, _ = _storage(storages, storage)  # untyped: its size counts bytes
+    tensor = view(dtype_of(dtype), _ints(size), _ints(stride), _int(offset), where)
+    return _with_bits(tensor, metadata)
+
+
+def _rebuild_parameter(
+    storages: StorageTable, data: Value, _requires_grad: Value, _hooks: Value, _state: Value = None
+) -> Rebuilt:
+    return _inner(storages, data)
+
+
+def _inner(storages: StorageTable, data: Value) -> Rebuilt:
+    inner = rebuild(data, storages) if isinstance(data, Call) else None
+    if inner is None:
+        raise Malformed(f"not a tensor: {text(data)}")
+    return inner
+
+
+def _rebuild_from_type_v2(
+    storages: StorageTable, func: Value, _type: Value, args: Value, _state: Value
+) -> Rebuilt:
+    return rebuild(Call(func, args, 0), storages)
+
+
+def _typed_tensor(storages: StorageTable, call: Call) -> Rebuilt:
+    """`torch.FloatTensor` and kin, as torch 0.1 pickled them: the state is the view."""
+    state = call.state
+    if not (isinstance(state, tuple) and len(state) in (4, 5)):
+        raise Malformed(f"{call.func} with state {text(state)}")
+    return _dense(storages, *state[:4])
+
+
+_PACKED = ("quint4x2", "quint2x4")  # elements smaller than a byte: no strided view can hold them
+
+
+def _rebuild_qtensor(
+    storages: StorageTable,
+    storage: Value,
+    offset: Value,
+    size: Value,
+    stride: Value,
+    quantizer: Value,
+    _requires_grad: Value,
+    _hooks: Value,
+) -> Rebuilt:
+    where, dtype = _storage(storages, storage)
+    if dtype is None or dtype.kind != "q":
+        raise Malformed("a quantized tensor whose storage is not quantized")
+    if not isinstance(quantizer, tuple):
+        raise Malformed(f"a quantizer that is no tuple: {text(quantizer)}")
+    words = ", ".join(text(part) for part in quantizer)
+    if dtype.name in _PACKED:
+        return Exotic("", dtype.name, dtype.name, _ints(size), words, (where.whole(),))
+    tensor = view(dtype, _ints(size), _ints(stride), _int(offset), where)
+    return replace(tensor, quantizer=words)
+
+
+_COMPRESSED = {  # layout -> names of its two index tensors
+    "torch.sparse_csr": ("crow_indices", "col_indices"),
+    "torch.sparse_csc": ("ccol_indices", "row_indices"),
+    "torch.sparse_bsr": ("crow_indices", "col_indices"),
+    "torch.sparse_bsc": ("ccol_indices", "row_indices"),
+}
+
+
+def _rebuild_sparse_tensor(storages: StorageTable, layout: Value, data: Value) -> Rebuilt:
+    match layout:
+        case Call(func=Global(module="torch.serialization", name="_get_layout"), args=(str(name),)):
+            pass
+        case _:
+            raise Malformed(f"not a layout: {text(layout)}")
+    if not isinstance(data, tuple):
+        raise Malformed(f"sparse data that is no tuple: {text(data)}")
+    if name == "torch.sparse_coo" and len(data) in (3, 4):
+        names, tensors, size = ("indices", "values"), data[:2], data[2]
+    elif name in _COMPRESSED and len(data) == len("iivs"):
+        names, tensors, size = (*_COMPRESSED[name], "values"), data[:3], data[3]
+    else:
+        raise Unsupported(f"layout {name} with {len(data)} parts")
+    return _composite(storages, name.removeprefix("torch."), names, tensors, _ints(size))
+
+
+def _rebuild_nested_tensor(
+    storages: StorageTable, buffer: Value, sizes: Value, strides: Value, offsets: Value
+) -> Rebuilt:
+    names = ("buffer", "sizes", "strides", "offsets")
+    return _composite(storages, "nested", names, (buffer, sizes, strides, offsets), ())
+
+
+def _composite(
+    storages: StorageTable,
+    kind: str,
+    names: tuple[str, ...],
+    values: tuple[Value, ...],
+    size: tuple[int, ...],
+) -> Exotic:
+    parts = []
+    for name, value in zip(names, values, strict=True):
+        part = _inner(storages, value)
+        if not isinstance(part, Tensor):
+            raise Malformed(f"the {name} of a {kind} tensor are not dense")
+        parts.append(part.renamed(name))
+    values_at = names.index("values") if "values" in names else 0
+    detail = ", ".join(f"{part.name} {part.stored.name}{list(part.shape)}" for part in parts)
+    return Exotic("", kind, parts[values_at].stored.name, size, detail, tuple(parts))
+
+
+def _rebuild_meta_tensor_no_storage(
+    _storages: StorageTable, dtype: Value, size: Value, _stride: Value, _requires_grad: Value
+) -> Rebuilt:
+    return Exotic("", "meta", dtype_of(dtype).name, _ints(size), "no data was saved")
+
+
+def _rebuild_wrapper_subclass(
+    _storages: StorageTable,
+    cls: Value,
+    dtype: Value,
+    size: Value,
+    _stride: Value,
+    _offset: Value,
+    _layout: Value,
+    _device: Value,
+    _requires_grad: Value,
+) -> Rebuilt:
+    return Exotic("", "subclass", dtype_of(dtype).name, _ints(size), text(cls))
+
+
+def _rebuild_device_tensor(
+    storages: StorageTable, data: Value, dtype: Value, _device: Value, _requires_grad: Value
+) -> Rebuilt:
+    """From another device's copy: an array or a tensor of the same type."""
+    tensor = _inner(storages, data)
+    if isinstance(tensor, Tensor) and tensor.stored != dtype_of(dtype):
+        raise Unsupported(f"a device tensor of {text(dtype)} saved as {tensor.stored.name}")
+    return tensor
+
+
+_FORMS: dict[tuple[str, str], Callable[..., Rebuilt]] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_qtensor"): _rebuild_qtensor,
+    ("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse_tensor,
+    ("torch._utils", "_rebuild_nested_tensor"): _rebuild_nested_tensor,
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuild_meta_tensor_no_storage,
+    ("torch._utils", "_rebuild_wrapper_subclass"): _rebuild_wrapper_subclass,
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuild_device_tensor,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _rebuild_device_tensor,
+    ("torch._utils", "_rebuild_xla_tensor"): _rebuild_device_tensor,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
+    ("torch.tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
+}
+
+_BUILTINS = (
+    "bool",
+    "bytearray",
+    "complex",
+    "dict",
+    "float",
+    "frozenset",
+    "int",
+    "list",
+    "object",
+    "range",
+    "set",
+    "slice",
+    "str",
+    "tuple",
+    "xrange",
+)
+
+# Names that real weight files mention and that say nothing but data. Exact names, no patterns:
+# anything else is shown as foreign.
+KNOWN = frozenset(
+    {f"{module}.{name}" for module, name in _FORMS}
+    | {f"torch.{row.storage}Storage" for row in dtypes.TABLE if row.storage}
+    | {f"torch.cuda.{row.storage}Storage" for row in dtypes.TABLE if row.storage}
+    | {f"torch.{row.storage}Tensor" for row in dtypes.TABLE if row.storage}
+    | {f"torch.{name}" for name in dtypes.BY_TORCH}
+    | {f"torch.per_{what}_{how}" for what in ("tensor", "channel") for how in ("affine", "symmetric")}
+    | set(ndarray.KNOWN)
+    | {
+        "_codecs.encode",
+        "collections.Counter",
+        "collections.OrderedDict",
+        "collections.defaultdict",
+        "torch.Size",
+        "torch.Tensor",
+        "torch._tensor.Tensor",
+        "torch.device",
+        "torch.nn.parameter.Buffer",
+        "torch.nn.parameter.Parameter",
+        "torch.per_channel_affine_float_qparams",
+        "torch.serialization._get_layout",
+        "torch.storage.TypedStorage",
+        "torch.storage.UntypedStorage",
+    }
+    | {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS}
+)

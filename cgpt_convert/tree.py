@@ -1,0 +1,224 @@
+"""Inert tree -> names: containers are flattened, tensors recognised, the rest listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cgpt_convert import findings, ndarray
+from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.findings import Finding
+from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
+from cgpt_convert.limits import NESTING, NODES
+from cgpt_convert.rebuild import KNOWN, StorageTable, rebuild
+from cgpt_convert.tensor import Tensor
+
+Pairs = list[tuple[Value, Value]]
+
+# torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
+_MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
+
+
+def fill(checkpoint: Checkpoint, value: Value, storages: StorageTable, prefix: str = "") -> None:
+    """Add to `checkpoint` what the tree `value` holds, under names that begin with `prefix`.
+
+    Raises one error that lists every tensor that cannot be understood.
+    """
+    walk = _Walk(checkpoint, storages)
+    walk.visit(prefix, value, 0)
+    if walk.errors:
+        raise _together(checkpoint.path, walk.errors)
+
+
+def foreign(names: list[str]) -> list[str]:
+    """The names that are neither torch's data forms nor classes of a TorchScript archive."""
+    return [name for name in names if name not in KNOWN and not is_script_class(name)]
+
+
+def is_script_class(name: str) -> bool:
+    """Is it a class whose code lies in a TorchScript archive, or a helper of its pickler?"""
+    return name.startswith("__torch__.") or name in _SCRIPT_HELPERS
+
+
+# torch/csrc/jit/serialization/pickler.cpp: lists and tagged values wrap what they hold
+_SCRIPT_HELPERS = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        "build_boollist",
+        "build_doublelist",
+        "build_intlist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
+)
+
+
+@dataclass(slots=True)
+class _Walk:
+    checkpoint: Checkpoint
+    storages: StorageTable
+    errors: list[tuple[str, CgptError]] = field(default_factory=list)
+    nodes: int = 0
+    path: set[int] = field(default_factory=set)  # ids of the containers that we are inside of
+    dicts: list[str] = field(default_factory=lambda: [""])  # paths of the dicts among them
+
+    def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
+        """Take in `value` under `name`; of a foreign object's inside only the tensors."""
+        self.nodes += 1
+        if self.nodes > NODES:
+            raise Unsupported(f"more than {NODES:,} values", where=self.checkpoint.path)
+        pairs = _children(value)
+        if pairs is None:
+            self.take(name, value, depth, tensors_only=tensors_only)
+            return
+        if id(value) in self.path:
+            self.checkpoint.findings.append(Finding(findings.CYCLE, printable(name)))
+            return
+        if depth > NESTING:
+            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+        if _is_dict(value):
+            self.checkpoint.containers.setdefault(name, self.dicts[-1])
+            self.dicts.append(name)
+        self.path.add(id(value))
+        for key, child in pairs:
+            self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
+        self.path.discard(id(value))
+        if _is_dict(value):
+            self.dicts.pop()
+        if isinstance(value, Call) and value.state is not None and not tensors_only:
+            self.state_of_container(name, value.state)
+
+    def state_of_container(self, name: str, state: Value) -> None:
+        """What a dict carries beside its items: torch's `_metadata`, module versions."""
+        pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
+        for key, value in pairs:
+            self.checkpoint.others.append(Leaf(_join(name, key), value))
+
+    def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
+        """Take in one value that is no container."""
+        if isinstance(value, Call):
+            try:
+                tensor = rebuild(value, self.storages)
+            except CgptError as error:
+                self.errors.append((name, error))
+                return
+            if tensor is not None:
+                self.add(name, tensor)
+                return
+            number = ndarray.scalar(value)
+            if number is not None:
+                value = number
+        if not tensors_only:
+            self.checkpoint.others.append(Leaf(name, value))
+        if isinstance(value, Call):
+            self.inside_foreign(name, value, depth)
+
+    def inside_foreign(self, name: str, call: Call, depth: int) -> None:
+        """The tensors that an object of an unknown class holds, wherever it holds them."""
+        if id(call) in self.path:
+            return
+        if depth > NESTING:
+            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+        self.path.add(id(call))
+        for key, child in _held(call):
+            self.visit(_join(name, key), child, depth + 1, tensors_only=True)
+        self.path.discard(id(call))
+
+    def add(self, name: str, tensor: Tensor | Exotic) -> None:
+        """Enter the tensor under its name; a second one of that name is a finding."""
+        checkpoint = self.checkpoint
+        if name in checkpoint.tensors or name in checkpoint.exotic:
+            checkpoint.collisions.add(name)
+            checkpoint.findings.append(Finding(findings.COLLISION, printable(name)))
+        elif isinstance(tensor, Tensor):
+            checkpoint.tensors[name] = tensor.renamed(name)
+        else:
+            parts = tuple(part.renamed(f"{name}.{part.name}") for part in tensor.parts)
+            checkpoint.exotic[name] = tensor._replace(name=name, parts=parts)
+
+
+def _children(value: Value) -> Pairs | None:
+    """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
+    match value:
+        case Dict():
+            return value.items
+        case list() | tuple():
+            return list(enumerate(value))
+        case Set():
+            return list(enumerate(value.members))
+        case Call(func=Global() as func):
+            return _call_children(str(func), value)
+    return None
+
+
+_DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
+
+
+def _is_dict(value: Value) -> bool:
+    """Is it a container whose children have names: a dict or a TorchScript object?"""
+    if not isinstance(value, Call):
+        return isinstance(value, Dict)
+    name = str(value.func)
+    return name in _DICTS or name.startswith("__torch__.")
+
+
+def _call_children(name: str, call: Call) -> Pairs | None:
+    args = call.args if isinstance(call.args, tuple) else ()
+    if name in _DICTS:
+        given = args[-1] if args else None
+        if isinstance(given, Dict):
+            return given.items + call.items
+        if isinstance(given, list):  # protocol 0 and 1: a list of [key, value]
+            return [(p[0], p[1]) for p in given if _is_pair(p)] + call.items
+        return call.items
+    if name in ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"):
+        return _children(args[0]) if len(args) == 1 else None
+    if is_script_class(name):
+        if name in _SCRIPT_HELPERS:
+            return [("", args[0])] if args else None
+        return list(_held(call))
+    return None
+
+
+def _is_pair(value: Value) -> bool:
+    return isinstance(value, list | tuple) and len(value) == len(("key", "value"))
+
+
+def _held(call: Call) -> Iterator[tuple[Value, Value]]:
+    """What an object holds: its arguments, its attributes, its items and its elements."""
+    if isinstance(call.args, tuple):
+        for index, value in enumerate(call.args):
+            yield f"args.{index}", value
+    if isinstance(call.kwargs, Dict):
+        yield from call.kwargs.items
+    states = call.state if isinstance(call.state, tuple) else (call.state,)
+    for state in states:  # a pair where the class has __slots__
+        if state is None:
+            continue
+        if not isinstance(state, Dict):
+            yield "", state
+            continue
+        for key, value in state.items:
+            yield ("" if key in _MODULE_SLOTS else key), value
+    yield from call.items
+    yield from enumerate(call.elements)
+
+
+def _join(name: str, key: Value) -> str:
+    part = key if isinstance(key, str) else text(key)
+    return f"{name}.{part}" if name and part else name or part
+
+
+_SHOWN = 20
+
+
+def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:
+    """One error that names every tensor that failed; malformed if any of them is."""
+    kind = next((type(e) for _, e in errors if isinstance(e, Malformed)), type(errors[0][1]))
+    lines = [f"{printable(name)}: {str(error).splitlines()[0]}" for name, error in errors[:_SHOWN]]
+    if len(errors) == 1:
+        return kind(lines[0], where=path)
+    if len(errors) > _SHOWN:
+        lines.append(f"and {len(errors) - _SHOWN} more")
+    return kind(f"{len(errors)} tensors cannot be read:\n  " + "\n  ".join(lines), where=path)
