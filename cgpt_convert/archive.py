@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cgpt_convert import findings
-from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.limits import DEFLATE_RATIO, DIRECTORY_BYTES, MEMBERS, NAME_BYTES
 from cgpt_convert.source import Deflated, Source, read
@@ -25,6 +25,7 @@ _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
 _EXTRA64 = 1  # 4.5.3
+_UNICODE_PATH = 0x7075  # 4.6.9; some readers take the name that is here
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
 
 STORED, DEFLATED = 0, 8
@@ -76,12 +77,16 @@ class Archive:
         return read(source, offset, nbytes)
 
 
+class NoDirectory(Malformed):
+    """The zip has no central directory, which stands at its end: most likely it is cut off."""
+
+
 class End(NamedTuple):
     """Where the central directory is."""
 
     offset: int
     nbytes: int
-    count: int
+    entries: int
     tail: int  # bytes after the end record and its comment
 
 
@@ -92,7 +97,7 @@ def open_archive(source: Source) -> Archive:
     Unsupported for encryption, other compression methods and split archives.
     """
     end = find_end(source)
-    members = [_with_data_offset(source, m, end.offset) for m in _directory(source, end)]
+    members = [_with_data_offset(source, m, end.offset) for m in directory(source, end)]
     archive = Archive(source, {member.name: member for member in members})
     _check_names(source.name, members)
     if end.tail:
@@ -109,24 +114,28 @@ def find_end(source: Source) -> End:
     length = min(source.nbytes, _END.size + _FULL16)
     base = source.nbytes - length
     tail = read(source, base, length)
-    ends = []
-    at = tail.rfind(b"PK\5\6")
-    while at >= 0:
-        end = _end_at(source, tail, base, at)
-        if end:
-            ends.append(end)
-        at = tail.rfind(b"PK\5\6", 0, at)
-    if not ends:
-        raise Malformed("no central directory: the zip archive is cut off", where=source.name)
-    if len(ends) > 1:
-        raise Malformed(f"{len(ends)} central directories", where=source.name)
-    return ends[0]
+    at = tail.rfind(b"PK\5\6")  # every reader takes the last
+    end = _end_at(source, tail, base, at) if at >= 0 else None
+    if end is None:
+        raise NoDirectory("no central directory: the zip archive is cut off", where=source.name)
+    while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
+        if _is_end_at(source, tail, base, at):
+            raise Malformed("two central directories", where=source.name)
+    return end
+
+
+def _is_end_at(source: Source, tail: bytes, base: int, at: int) -> bool:
+    """Is there a whole end record too? One of an archive inside a record tells other offsets."""
+    try:
+        return _end_at(source, tail, base, at) is not None
+    except CgptError:
+        return False
 
 
 def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
     """The end record at `tail[at:]`, or None if the directory it tells of does not lie before it.
 
-    The four bytes of the signature may occur by chance inside data or a comment.
+    The four bytes of the signature may occur by chance inside data.
     """
     if at + _END.size > len(tail):
         return None
@@ -138,6 +147,8 @@ def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
     if locator_at >= 0:
         locator = _LOCATOR64.unpack(read(source, locator_at, _LOCATOR64.size))
         if locator[0] == b"PK\6\7":
+            if locator[2] != locator_at - _END64.size:  # some readers look there, some are told
+                raise Malformed("the zip64 end record is not in its place", where=source.name)
             return _end64(source, (disk, first_disk, here, count, nbytes, offset), locator, after)
     if offset + nbytes != position:
         return None
@@ -166,13 +177,13 @@ def _end64(
     return End(offset, nbytes, count, after)
 
 
-def _directory(source: Source, end: End) -> list[Member]:
+def directory(source: Source, end: End) -> list[Member]:
     """The central directory's entries; their `offset` is still that of the local header."""
-    if end.count > MEMBERS or end.nbytes > DIRECTORY_BYTES:
-        raise Unsupported(f"an archive of {end.count:,} records", where=source.name)
+    if end.entries > MEMBERS or end.nbytes > DIRECTORY_BYTES:
+        raise Unsupported(f"an archive of {end.entries:,} records", where=source.name)
     data = read(source, end.offset, end.nbytes)
     members, at = [], 0
-    for _ in range(end.count):
+    for _ in range(end.entries):
         if at + _CENTRAL.size > len(data):
             raise Malformed("the central directory is cut off", where=source.name)
         fields = _CENTRAL.unpack_from(data, at)
@@ -198,6 +209,9 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Mem
         raise Malformed(f"a record name that is not UTF-8: {raw[:80]!r}", where=where) from error
     place = f"{where}[{name}]"
     nbytes, compressed, header = _widen(place, extra, [nbytes, compressed, header])
+    second = _extras(extra).get(_UNICODE_PATH)
+    if second is not None and second[5:] != raw:  # after a version and a checksum
+        raise Malformed("a record with two names", where=place)
     if flags & _ENCRYPTED:
         raise Unsupported("an encrypted record", where=place)
     if method not in (STORED, DEFLATED):
@@ -220,18 +234,23 @@ def _widen(place: str, extra: bytes, values: list[int]) -> list[int]:
     """The values with each 0xFFFFFFFF replaced by its 64-bit field of the zip64 extra record."""
     if _FULL32 not in values:
         return values
+    fields = _extras(extra).get(_EXTRA64, b"")
+    wide = struct.unpack_from(f"<{len(fields) // 8}Q", fields)
+    if len(wide) < values.count(_FULL32):
+        raise Malformed("a zip64 size is missing", where=place)
+    following = iter(wide)
+    return [next(following) if value == _FULL32 else value for value in values]
+
+
+def _extras(extra: bytes) -> dict[int, bytes]:
+    """The extra fields by kind, the first of each; what does not parse is left out."""
+    found: dict[int, bytes] = {}
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<2H", extra, at)
-        at += 4
-        if kind == _EXTRA64 and at + size <= len(extra):
-            wide = iter(struct.unpack_from(f"<{size // 8}Q", extra, at))
-            try:
-                return [next(wide) if value == _FULL32 else value for value in values]
-            except (StopIteration, RuntimeError):
-                break
-        at += size
-    raise Malformed("a zip64 size is missing", where=place)
+        found.setdefault(kind, extra[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found
 
 
 def _with_data_offset(source: Source, member: Member, limit: int) -> Member:
@@ -285,19 +304,20 @@ _DESCRIPTOR_SIZES = (0, 12, 16, 20, 24)  # 4.3.9: with or without signature, 32 
 
 def _check_layout(archive: Archive, directory_offset: int) -> None:
     """Records must tile the file from byte 0 to the directory, descriptors aside."""
-    at, gaps = 0, 0
+    at, gaps, described = 0, 0, False
     for member in sorted(archive.members.values(), key=lambda m: m.header_offset):
         place = f"{archive.source.name}[{member.name}]"
         if member.header_offset < at:
             raise Malformed("a record overlaps another", where=place)
-        gaps += _gap(at, member.header_offset)
+        gaps += _gap(at, member.header_offset, described=described)
         at = member.offset + member.compressed
-    gaps += _gap(at, directory_offset)
+        described = bool(member.flags & _DESCRIPTOR)
+    gaps += _gap(at, directory_offset, described=described)
     if archive.members and min(m.header_offset for m in archive.members.values()):
         raise Malformed("bytes before the first record", where=archive.source.name)
     if gaps:
         archive.findings.append(Finding(findings.GAP, f"{gaps:,} bytes"))
 
 
-def _gap(at: int, following: int) -> int:
-    return 0 if following - at in _DESCRIPTOR_SIZES else following - at
+def _gap(at: int, following: int, *, described: bool) -> int:
+    return 0 if described and following - at in _DESCRIPTOR_SIZES else following - at

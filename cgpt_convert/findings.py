@@ -30,6 +30,8 @@ BROKEN_VALUE = Rule("CGPT011", "warning", "a tensor that contradicts the data it
 CYCLE = Rule("CGPT012", "warning", "a value that contains itself")
 NOT_TENSORS = Rule("CGPT013", "note", "files or records that hold no tensors were left unread")
 INDEX_SIZE = Rule("CGPT014", "note", "the index's total_size differs from the tensors' bytes")
+LONE_SHARD = Rule("CGPT015", "warning", "one shard of several")
+CUT_OFF = Rule("CGPT015", "warning", "an incomplete file; what is lost is left out")
 
 
 class Finding(NamedTuple):

@@ -12,15 +12,18 @@ from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, c_strides, view
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
 KNOWN = frozenset(
     {f"{module}.{name}" for module in _MODULES for name in ("_reconstruct", "scalar")}
-    | {"numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"}
+    | {f"{module}._frombuffer" for module in _BUFFERS}
     | {"numpy.dtype", "numpy.ndarray"}
 )
 
 
 def is_array(call: Call) -> bool:
-    """Does the call make a numpy.ndarray, with its elements in its state?"""
+    """Does the call make a numpy.ndarray: with its elements in its state, or among its arguments?"""
+    if any(call.calls(module, "_frombuffer") for module in _BUFFERS):
+        return True
     return any(call.calls(module, "_reconstruct") for module in _MODULES) and bool(call.state)
 
 
@@ -29,14 +32,18 @@ def array(call: Call) -> Tensor:
 
     Raises Unsupported for element types that are no plain numbers, Malformed for sizes that clash.
     """
-    match call.state:
-        case (int(), tuple() as shape, Call() as descr, bool() as fortran, data):
+    match call:
+        case Call(state=(int(), tuple() as shape, Call() as descr, bool() as fortran, data)):
             pass
+        case Call(args=(data, Call() as descr, tuple() as shape, "C" | "F" as order), state=None):
+            fortran = order == "F"  # protocol 5
         case _:
-            raise Malformed(f"an array with state {text(call.state)}")
+            raise Malformed(f"an array of {text(call.args)} with state {text(call.state)}")
     raw = as_bytes(data)
-    if raw is None or not all(type(size) is int and size >= 0 for size in shape):
+    if raw is None:
         raise Unsupported(f"an array of {text(descr)}")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise Malformed(f"an array of shape {text(shape)}")
     dtype, byteorder = _dtype(descr)
     strides = c_strides(shape)
     if fortran:
@@ -90,22 +97,27 @@ def _dtype(descr: Call) -> tuple[DType, str]:
             pass
         case _:
             raise Unsupported(f"an array of {text(descr)}")
-    order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
     plain = re.fullmatch(r"[fiucb][0-9]{1,2}", code)
-    for prefix in "<|":
-        if plain and prefix + code in BY_NUMPY:
-            return BY_NUMPY[prefix + code], "big" if order == ">" else "little"
+    match state:  # version, byte order, then what only subarrays and records have
+        case (int(), "<" | ">" | "|" as order, None, None, None, *_) if plain:
+            for prefix in "<|":
+                if prefix + code in BY_NUMPY:
+                    return BY_NUMPY[prefix + code], "big" if order == ">" else "little"
     raise Unsupported(f"an array of numpy type {code!r}")
 
 
 def as_bytes(value: Value) -> bytes | None:
-    """Bytes as protocol 3 writes them, or as protocol 2 does: latin-1 text and an encode call."""
+    """Bytes as they are, or as latin-1 text: in Python 2's strings and protocol 2's encode call."""
     match value:
-        case bytes():
-            return value
+        case bytes() | bytearray():
+            return bytes(value)
         case Call(func=Global(module="_codecs", name="encode"), args=(str(chars), "latin1")):
-            try:
-                return chars.encode("latin-1")
-            except UnicodeEncodeError:
-                return None
-    return None
+            pass
+        case str(chars):
+            pass
+        case _:
+            return None
+    try:
+        return chars.encode("latin-1")
+    except UnicodeEncodeError:
+        return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.dtypes import DType
 from cgpt_convert.tensor import Tensor
 
 
@@ -20,11 +21,18 @@ class Crc32(NamedTuple):
     last: int
 
 
+class FileDigest(NamedTuple):
+    """The checksums of a file that was written: SHA-256 in hex, and CRC-32."""
+
+    sha256: str
+    crc32: int
+
+
 class Late(NamedTuple):
-    """`nbytes` bytes made from the SHA-256 (hex) of files planned before this one, by path."""
+    """`nbytes` bytes made from the digests of `hashed` files planned before this one, by path."""
 
     nbytes: int
-    make: Callable[[Mapping[str, str]], bytes]
+    make: Callable[[Mapping[str, FileDigest]], bytes]
 
 
 Part = bytes | Tensor | Crc32 | Late
@@ -43,7 +51,7 @@ class FilePlan:
 
     path: str
     parts: tuple[Part, ...]
-    hashed: bool = False  # the sink keeps its SHA-256, for a Late part
+    hashed: bool = False  # the sink keeps its digest, for a Late part
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +76,7 @@ class Format(Protocol):
     NAME: str  # as `--to` takes it
     SUFFIX: str  # of its files; the output's suffix chooses the format
     FOLDER: bool  # does `plan` describe a folder's files?
+    DTYPES: tuple[DType, ...]  # the element types that its files can hold
 
     def plan(self, request: Request) -> list[FilePlan]:
         """The files that hold `request`. Raises BadRequest naming every tensor it cannot hold."""

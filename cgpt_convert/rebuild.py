@@ -39,6 +39,8 @@ def rebuild(call: Call, storages: StorageTable) -> Rebuilt:
         return ndarray.array(call)
     if func.module in ("torch", "torch.cuda") and func.name.endswith("Tensor"):
         return _typed_tensor(storages, call)
+    if str(func) in _VARIABLES:
+        return _variable(storages, call)
     recognise = _FORMS.get((func.module, func.name))
     if recognise is None or not isinstance(call.args, tuple):
         return None
@@ -165,6 +167,20 @@ def _typed_tensor(storages: StorageTable, call: Call) -> Rebuilt:
     if not (isinstance(state, tuple) and len(state) in (4, 5)):
         raise Malformed(f"{call.func} with state {text(state)}")
     return _dense(storages, *state[:4])
+
+
+_VARIABLES = ("torch.autograd.variable.Variable", "torch.nn.parameter.Parameter")
+
+
+def _variable(storages: StorageTable, call: Call) -> Rebuilt:
+    """A parameter as torch pickled it up to 0.3: made of a tensor, or empty with it in its state.
+
+    torch/_tensor.py `__setstate__` still takes both: 3 parts without the data, 5 with.
+    """
+    match call.args, call.state:
+        case ((data,) | (data, bool()), _) | ((), (data, _, _, _, _)):
+            return _inner(storages, data)
+    raise Malformed(f"{call.func} with {text(call.args)} and state {text(call.state)}")
 
 
 _PACKED = ("quint4x2", "quint2x4")  # elements smaller than a byte: no strided view can hold them
@@ -318,6 +334,7 @@ KNOWN = frozenset(
     | {f"torch.{name}" for name in dtypes.BY_TORCH}
     | {f"torch.per_{what}_{how}" for what in ("tensor", "channel") for how in ("affine", "symmetric")}
     | set(ndarray.KNOWN)
+    | set(_VARIABLES)
     | {
         "_codecs.encode",
         "collections.Counter",
@@ -328,7 +345,6 @@ KNOWN = frozenset(
         "torch._tensor.Tensor",
         "torch.device",
         "torch.nn.parameter.Buffer",
-        "torch.nn.parameter.Parameter",
         "torch.per_channel_affine_float_qparams",
         "torch.serialization._get_layout",
         "torch.storage.TypedStorage",

@@ -29,51 +29,75 @@ class Source(Protocol):
 
 
 class LocalFile:
-    """A regular file, opened once and read with `pread`: no shared position, no page faults."""
+    """A regular file, read with `pread`: no shared position, no page faults.
+
+    It stays open from the start, so that the bytes checked are the bytes used. Of folders with
+    thousands of files only the first `HELD` stay open; the others are opened again for each read,
+    and must still be the same file.
+    """
+
+    HELD = 256
+    _held = 0
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
-        try:
-            # O_NONBLOCK so that opening a FIFO returns and can be refused; O_BINARY for Windows
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(self.name, flags | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise unreadable(error, self.name) from error
-        self._opened = os.fstat(self._fd)
+        self._fd = -1
+        descriptor = self._open()
+        self._opened = os.fstat(descriptor)
         if not stat.S_ISREG(self._opened.st_mode):
-            self.close()
+            os.close(descriptor)
             raise BadRequest("not a regular file", where=self.name)
         self.nbytes = self._opened.st_size
+        if LocalFile._held < self.HELD:
+            LocalFile._held += 1
+            self._fd = descriptor
+        else:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        # O_NONBLOCK so that opening a FIFO returns and can be refused; O_BINARY for Windows
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            return os.open(self.name, flags | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise unreadable(error, self.name) from error
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
-        done = 0
-        while done < len(buffer):
-            try:
-                count = self._pread(buffer[done:], offset + done)
-            except OSError as error:
-                raise unreadable(error, self.name) from error
-            if count == 0:
-                raise self._short(offset + done)
-            done += count
+        descriptor = self._fd
+        if descriptor < 0:
+            descriptor = self._open()
+        try:
+            if self._fd < 0:
+                self._compare(os.fstat(descriptor))
+            done = 0
+            while done < len(buffer):
+                count = _pread(descriptor, buffer[done:], offset + done)
+                if count == 0:
+                    raise self._short(descriptor, offset + done)
+                done += count
+        except OSError as error:
+            raise unreadable(error, self.name) from error
+        finally:
+            if self._fd < 0:
+                os.close(descriptor)
 
-    def _pread(self, buffer: memoryview, offset: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self._fd, [buffer], offset)
-        os.lseek(self._fd, offset, os.SEEK_SET)  # Windows: one thread reads a file there
-        data = os.read(self._fd, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _short(self, position: int) -> CgptError:
-        if os.fstat(self._fd).st_size < self.nbytes:
+    def _short(self, descriptor: int, position: int) -> CgptError:
+        if os.fstat(descriptor).st_size < self.nbytes:
             return Unreadable("the file became shorter while it was read", where=self.name)
         return Malformed(f"the file ends before byte {position:,}", where=self.name)
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if size or modification time moved since the file was opened."""
-        now = os.fstat(self._fd)
-        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+        try:
+            self._compare(os.fstat(self._fd) if self._fd >= 0 else os.stat(self.name))
+        except OSError as error:
+            raise unreadable(error, self.name) from error
+
+    def _compare(self, now: os.stat_result) -> None:
+        then = self._opened
+        same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        if not (same and os.path.samestat(now, then)):
             raise Unreadable(
                 "the file changed while it was read",
                 where=self.name,
@@ -85,14 +109,24 @@ class LocalFile:
         return os.path.samestat(self._opened, other)
 
     def close(self) -> None:
-        """Close the descriptor; a closed file cannot be read again."""
+        """Let go of the descriptor; a further read opens the file again."""
         if self._fd >= 0:
+            LocalFile._held -= 1
             os.close(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            self.close()
+        self.close()
+
+
+def _pread(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """The number of bytes read from `offset` into `buffer`; 0 at the end of the file."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows: one thread reads a file there
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 class MemoryBytes:

@@ -17,9 +17,10 @@ from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Global, Value, printable, text
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
-from cgpt_convert.tree import fill, foreign
+from cgpt_convert.tree import fill, record_globals
 from cgpt_convert.unpickle import decode
 
+_MAX_NUMEL = 1 << 63  # an int64 in torch
 _VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileFormatVersion
 
 
@@ -28,7 +29,12 @@ def read(source: Source) -> Checkpoint:
 
     Raises Malformed or Unsupported, naming the record or every tensor that cannot be understood.
     """
-    archive = open_archive(source)
+    return of_archive(open_archive(source))
+
+
+def of_archive(archive: Archive) -> Checkpoint:
+    """What an archive holds whose records are known already; raises as `read` does."""
+    source = archive.source
     root = next(iter(archive.members)).split("/")[0] if archive.members else ""
     _check_root(archive, root)
     script = f"{root}/constants.pkl" in archive.members
@@ -37,18 +43,15 @@ def read(source: Source) -> Checkpoint:
     checkpoint.findings += archive.findings
     if not archive.has_crcs:
         checkpoint.findings.append(Finding(findings.NO_CRC, "a damaged byte would go unnoticed"))
-    names: dict[str, None] = {}
+    names: dict[tuple[str, str], int] = {}
     tables = []
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
         decoded = decode(_record(archive, f"{root}/{pickle}.pkl", limits.PICKLE.nbytes))
-        names |= dict.fromkeys(".".join(name) for name in decoded.globals)
+        names |= decoded.globals
         fill(checkpoint, decoded.value, table, prefix="constants" if pickle != "data" else "")
         tables.append(table)
-    checkpoint.globals = list(names)
-    if foreign(checkpoint.globals):
-        found = ", ".join(printable(name) for name in foreign(checkpoint.globals))
-        checkpoint.findings.append(Finding(findings.FOREIGN, found))
+    record_globals(checkpoint, names)
     _account(checkpoint, archive, tables)
     return checkpoint
 
@@ -137,7 +140,7 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
                 for value in (kind, key, location)
             )
             if kind == "storage" and isinstance(key, str) and isinstance(location, str):
-                if numel < 0 or type(numel) is bool:
+                if not 0 <= numel < _MAX_NUMEL or type(numel) is bool:
                     raise Malformed(f"a storage of {numel} elements")
                 return key, storage_dtype(cls), numel, location
     raise Malformed(f"not a storage reference: {text(reference)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cgpt_convert import findings, ndarray
@@ -29,6 +29,15 @@ def fill(checkpoint: Checkpoint, value: Value, storages: StorageTable, prefix: s
     walk.visit(prefix, value, 0)
     if walk.errors:
         raise _together(checkpoint.path, walk.errors)
+
+
+def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> None:
+    """Add the names that a pickle mentions to `checkpoint`, and a finding for foreign ones."""
+    seen = dict.fromkeys(checkpoint.globals) | dict.fromkeys(".".join(name) for name in names)
+    checkpoint.globals = list(seen)
+    if foreign(checkpoint.globals):
+        found = ", ".join(printable(name) for name in foreign(checkpoint.globals))
+        checkpoint.findings.append(Finding(findings.FOREIGN, found))
 
 
 def foreign(names: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import pickletools
+import re
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from cgpt_convert.limits import PICKLE, Limits
 
 
 class Decoded(NamedTuple):
-    """One pickle. `end` is the position after its STOP; `globals` maps each name to its first use."""
+    """One pickle. `end` is where its STOP ends; `globals` maps each name to its first use."""
 
     value: Value
     end: int
@@ -29,8 +30,15 @@ class Incomplete(Malformed):
     """The bytes end before the pickle does; with more bytes it may decode."""
 
 
-def decode(data: bytes, limits: Limits = PICKLE, start: int = 0) -> Decoded:
+def decode(
+    data: bytes,
+    limits: Limits = PICKLE,
+    start: int = 0,
+    persistent: Callable[[Value], Value] = PersistentId,
+) -> Decoded:
     """The value that the pickle at `data[start:]` describes, as an inert tree.
+
+    `persistent` makes the value that a reference to data outside the pickle stands for.
 
     Raises Malformed for bytes that no unpickler could read (Incomplete if they merely end early),
     Unsupported for extension codes, out-of-band buffers and anything past `limits`; both name the
@@ -38,7 +46,7 @@ def decode(data: bytes, limits: Limits = PICKLE, start: int = 0) -> Decoded:
     """
     if len(data) - start > limits.nbytes:
         raise Unsupported(f"a pickle of more than {limits.nbytes:,} bytes")
-    machine = _Machine(data, limits, start)
+    machine = _Machine(data, limits, start, persistent)
     try:
         value = machine.run()
     except CgptError as error:
@@ -53,8 +61,11 @@ _MARK = object()
 class _Machine:
     """The pickle machine: a stack, a memo, and a method for each opcode, named after it."""
 
-    def __init__(self, data: bytes, limits: Limits, start: int) -> None:
+    def __init__(
+        self, data: bytes, limits: Limits, start: int, persistent: Callable[[Value], Value]
+    ) -> None:
         self.data = data
+        self.persistent = persistent
         self.limits = limits
         self.at = start
         self.opcode_at = start
@@ -305,10 +316,10 @@ class _Machine:
         target.state = state
 
     def PERSID(self, reference: str) -> None:
-        self.push(PersistentId(reference))
+        self.push(self.persistent(reference))
 
     def BINPERSID(self) -> None:
-        self.push(PersistentId(self.pop()))
+        self.push(self.persistent(self.pop()))
 
     def EXT1(self, code: int) -> None:
         raise Unsupported(f"extension code {code}: its meaning is not in the file")
@@ -371,14 +382,15 @@ def _byte_string(data: bytes) -> str | bytes:
     return data.decode("ascii") if data.isascii() else data
 
 
+_ESCAPED = re.compile(rb"""(?:[^\\]|\\(?:[\\'"nrt]|x[0-9a-fA-F]{2}))*""", re.DOTALL)
+
+
 def _quoted(data: bytes) -> str | bytes:
-    data = data.strip()
-    if len(data) < 2 or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
+    if len(data) < len("''") or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
         raise Malformed("a string argument without quotes")
-    try:
-        return _byte_string(codecs.escape_decode(data[1:-1])[0])  # type: ignore[attr-defined]
-    except ValueError as error:
-        raise Malformed("a string argument with a bad escape") from error
+    if not _ESCAPED.fullmatch(data, 1, len(data) - 1):
+        raise Malformed("a string argument with an escape that repr() does not write")
+    return _byte_string(codecs.escape_decode(data[1:-1])[0])
 
 
 def _raw_unicode(data: bytes) -> str:
@@ -388,25 +400,32 @@ def _raw_unicode(data: bytes) -> str:
         raise Malformed("text with a bad escape") from error
 
 
-def _decimal(data: bytes) -> int | bool:
+def _short_decimal(data: bytes) -> int | bool:
     """An INT argument: `01` and `00` are the protocol-0 spellings of True and False."""
     if data in (b"00", b"01"):
         return data == b"01"
-    return _integer(data)
+    return _decimal(data)
 
 
-def _integer(data: bytes) -> int:
-    try:
-        return int(data.removesuffix(b"L"))
-    except ValueError as error:
-        raise Malformed("an integer argument that is not one") from error
+def _long_decimal(data: bytes) -> int:
+    return _decimal(data.removesuffix(b"L"))
+
+
+# what repr() writes; of `010`, `0x10` and `1_0` unpicklers disagree
+_DECIMAL = re.compile(rb"-?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)")
+
+
+def _decimal(data: bytes) -> int:
+    if not _DECIMAL.fullmatch(data):
+        raise Malformed("an integer argument that is not one")
+    return int(data)
 
 
 def _float(data: bytes) -> float:
-    try:
-        return float(data)
-    except ValueError as error:
-        raise Malformed("a float argument that is not one") from error
+    if not _FLOAT.fullmatch(data):
+        raise Malformed("a float argument that is not one")
+    return float(data)
 
 
 def _long(data: bytes) -> int:
@@ -442,8 +461,8 @@ _READERS: dict[str, Callable[[_Machine], Value]] = {
     "stringnl_noescape": _line(_utf8),
     "stringnl_noescape_pair": _names,
     "unicodestringnl": _line(_raw_unicode),
-    "decimalnl_short": _line(_decimal),
-    "decimalnl_long": _line(_integer),
+    "decimalnl_short": _line(_short_decimal),
+    "decimalnl_long": _line(_long_decimal),
     "floatnl": _line(_float),
 }
 

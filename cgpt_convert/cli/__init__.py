@@ -1,0 +1,105 @@
+"""The command line: one module a command, each parses, calls and prints.
+
+A command's module is imported when the command runs, so that `--help` costs an import of click
+and nothing else. Errors become exit codes here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from cgpt_convert import __version__
+from cgpt_convert.errors import CgptError
+
+# name -> the line that `cgpt-convert --help` shows; the module of that name has the rest
+COMMANDS = {
+    "inspect": "Show what is in a weight file, and whether it is safe.",
+    "extract": "Write the raw tensors to a folder, with the mapping.",
+    "convert": "Write safetensors, NumPy or other formats.",
+    "demo": "Run everything on a small model that comes along.",
+}
+
+_INTERRUPTED = 130
+_STDOUT_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cgpt_convert.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cgpt-convert")
+def group() -> None:
+    """Look into PyTorch weight files and convert them, without torch and without running them.
+
+    SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .npz), a model folder, an
+    *.index.json, or an extracted parameters/ folder.
+
+    \b
+    Exit codes: 0 done and right; 1 a check found a difference or a danger; 2 bad usage;
+    3 the input is malformed, unsupported or unreadable; 4 the output could not be written;
+    130 interrupted.
+    """
+
+
+def main() -> int:
+    """The exit code of the command that `sys.argv` asks for."""
+    for number in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, number):
+            signal.signal(getattr(signal, number), _terminate)
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still buffered must not be written again when the interpreter exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _STDOUT_CLOSED
+    except OSError as error:
+        _complain(f"standard output: {os.strerror(error.errno or 0)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 4
+    return code
+
+
+def _run() -> int:
+    try:
+        code = group.main(prog_name="cgpt-convert", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return _INTERRUPTED
+    except CgptError as error:
+        _complain(str(error))
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> None:
+    click.echo(f"cgpt-convert: {message}", err=True)
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    """Leave by way of every `finally`, so that temporary files go."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,191 @@
+"""`cgpt-convert convert`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+from cgpt_convert import formats
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import size
+from cgpt_convert.dtypes import CASTS
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.inert import printable
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.plan import FilePlan, Format, Request
+from cgpt_convert.select import Selection, Wish, select
+from cgpt_convert.sink import Options, write_files, write_folder
+
+
+class _Size(click.ParamType):
+    """A number of bytes such as 5GB or 500MiB; units of 1000 unless they have an i."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kKMGT]?)(i?)B?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 5GB", param, ctx)
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " kMGT".index((match[2] or " ").replace("K", "k")))
+
+
+@click.command("convert")
+@options.source
+@click.option("-o", "--output", required=True, type=click.Path(), help="The file or folder to write.")
+@click.option(
+    "--to", type=click.Choice(formats.names()), help="The format.  [default: from OUTPUT's suffix]"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", *CASTS]),
+    default="keep",
+    show_default=True,
+    help="Cast the floating tensors.",
+)
+@click.option("--max-shard-size", type=_Size(), help="Split safetensors into files of this size.")
+@options.match
+@options.exclude
+@options.root
+@click.option(
+    "--tied",
+    type=click.Choice(["alias", "copy"]),
+    default="alias",
+    show_default=True,
+    help="Write tied weights once and note the other names, or write each.",
+)
+@options.mapping
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@options.overwrite
+@options.as_json
+def command(
+    source: str,
+    output: str,
+    to: str | None,
+    dtype: str,
+    max_shard_size: int | None,
+    match: tuple[str, ...],
+    exclude: tuple[str, ...],
+    root: str | None,
+    tied: str,
+    mapping: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the tensors of SOURCE in another format, streaming.
+
+    Strided tensors are written in C order; values are not changed unless --dtype says so. The
+    same input always gives the same bytes.
+    """
+    form = _format(to, output)
+    checkpoint = open_checkpoint(source, mapping)
+    chosen = select(checkpoint, Wish(root, match, exclude, dtype, tied))
+    request = Request(
+        os.path.basename(output.rstrip("/")), tuple(chosen.tensors), chosen.aliases,
+        max_shard_nbytes=max_shard_size,
+    )
+    plans = form.plan(request)
+    settings = Options(overwrite=overwrite)
+    if not dry_run:
+        options.check_apart(checkpoint, output)
+        _write(plans, form, output, settings)
+    result = _result(checkpoint, chosen, plans, settings, output)
+    result["written"] = not dry_run
+    if as_json:
+        options.print_json(result)
+    else:
+        _print(result)
+
+
+def _format(to: str | None, output: str) -> Format:
+    if to:
+        return formats.by_name(to)
+    form = formats.for_suffix(output)
+    if form is None:
+        raise BadRequest(
+            "the format is not clear from the name",
+            where=output,
+            hint=f"say --to {'|'.join(formats.names())}",
+        )
+    return form
+
+
+def _write(plans: list[FilePlan], form: Format, output: str, settings: Options) -> None:
+    with progress("convert", sum(plan.nbytes for plan in plans)) as advance:
+        settings.advance = advance
+        if form.FOLDER:
+            write_folder(plans, output, settings)
+        else:
+            write_files(plans, os.path.dirname(output), settings)
+
+
+def _result(
+    checkpoint: Checkpoint,
+    chosen: Selection,
+    plans: list[FilePlan],
+    settings: Options,
+    output: str,
+) -> dict[str, Any]:
+    """What was done, as `--json` prints it; docs/json.md has the keys."""
+    lost = {
+        name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
+        for name, counts in settings.lost.items()
+        if counts.overflowed or counts.zeroed
+    }
+    return {
+        "source": checkpoint.path,
+        "output": output,
+        "files": [{"name": plan.path, "nbytes": plan.nbytes} for plan in plans],
+        "nbytes": sum(plan.nbytes for plan in plans),
+        "tensors": len(chosen.tensors),
+        "root": chosen.root or None,
+        "left_out": chosen.left_out,
+        "aliases": chosen.aliases,
+        "reordered": [t.name for t in chosen.tensors if not t.is_c_order],
+        "cast": [t.name for t in chosen.tensors if t.target],
+        "lossy": lost,
+        "warnings": [str(f) for f in checkpoint.findings if f.rule.level == "warning"],
+    }
+
+
+_NAMED = 3
+
+
+def _print(result: dict[str, Any]) -> None:
+    verb = "wrote" if result["written"] else "would write"
+    files = result["files"]
+    count = f" in {len(files)} files" if len(files) > 1 else ""
+    click.echo(
+        f"{verb} {printable(result['output'])}{count}: "
+        f"{result['tensors']:,} tensors, {size(result['nbytes'])}"
+    )
+    if result["root"]:
+        click.echo(f"  taken from under {printable(result['root'])}")
+    if result["left_out"]:
+        click.echo(f"  left out: {_names(result['left_out'])}")
+    for name, kept in result["aliases"].items():
+        click.echo(f"  tied: {printable(name)} is {printable(kept)}, written once")
+    if result["reordered"]:
+        click.echo(f"  put in C order: {_names(result['reordered'])}")
+    for name, lost in result["lossy"].items():
+        click.echo(
+            f"  lossy: {printable(name)}: {lost['overflowed']:,} overflowed, "
+            f"{lost['zeroed']:,} became zero"
+        )
+    for warning in result["warnings"]:
+        click.echo(f"  warning: {printable(warning)}", err=True)
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_NAMED])
+    if len(names) <= _NAMED:
+        return shown
+    return f"{len(names):,} tensors ({shown} ...)"

@@ -1,0 +1,97 @@
+"""`cgpt-convert extract`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import size
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.formats import parameters
+from cgpt_convert.inert import printable
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.select import EVERYTHING, Wish, select, wanted
+from cgpt_convert.sink import Options, write_blocks, write_folder
+
+
+@click.command("extract")
+@options.source
+@click.option("-o", "--output", type=click.Path(), help="The folder to write, say parameters/.")
+@click.option(
+    "--by",
+    type=click.Choice(["storage", "name"]),
+    default="storage",
+    show_default=True,
+    help="A file a storage, as it lies in the archive; or a file a tensor, in C order.",
+)
+@options.match
+@click.option(
+    "--stdout",
+    "to_stdout",
+    metavar="NAME",
+    help="Write one tensor's bytes, in C order, to standard output instead.",
+)
+@options.mapping
+@options.overwrite
+@options.as_json
+def command(
+    source: str,
+    output: str | None,
+    by: str,
+    match: tuple[str, ...],
+    to_stdout: str | None,
+    mapping: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the raw tensors of SOURCE to a folder, with mapping.json.
+
+    The mapping tells for each tensor its file, dtype, shape, strides, start, byte order and
+    SHA-256. Every other command reads the folder.
+    """
+    if (output is None) == (to_stdout is None):
+        raise click.UsageError("give one of --output and --stdout")
+    checkpoint = open_checkpoint(source, mapping)
+    if output is None:
+        _to_stdout(checkpoint, str(to_stdout))
+        return
+    plans = _plans(checkpoint, by, match)
+    nbytes = sum(plan.nbytes for plan in plans)
+    with progress("extract", nbytes) as advance:
+        options.check_apart(checkpoint, output)
+        written = write_folder(plans, output, Options(overwrite=overwrite, advance=advance))
+    files = len(written) - 1
+    if as_json:
+        options.print_json({"output": output, "files": files, "nbytes": nbytes})
+    else:
+        what = "storages" if by == "storage" else "tensors"
+        click.echo(f"{printable(output)}: {files:,} {what}, {size(nbytes)}, and mapping.json")
+
+
+def _plans(checkpoint: Checkpoint, by: str, match: tuple[str, ...]) -> list[FilePlan]:
+    if by == "name":
+        chosen = select(checkpoint, Wish(root=EVERYTHING, match=match))
+        request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
+        return parameters.plan(request)
+    tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match)]
+    exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match)]
+    if not tensors and not exotic:
+        raise BadRequest("no tensor matches", where=checkpoint.path)
+    return parameters.plan_storages(tensors, exotic, checkpoint.sources)
+
+
+def _to_stdout(checkpoint: Checkpoint, name: str) -> None:
+    if name not in checkpoint:
+        raise BadRequest(
+            f"no tensor is called {printable(name)}",
+            where=checkpoint.path,
+            hint="inspect lists the names",
+        )
+    if sys.stdout.isatty():
+        raise BadRequest("not writing raw bytes to a terminal", hint="redirect standard output")
+    write_blocks(checkpoint[name], sys.stdout.fileno())

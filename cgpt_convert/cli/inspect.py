@@ -1,0 +1,86 @@
+"""`cgpt-convert inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.cli import options, report
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.select import wanted
+from cgpt_convert.summary import summarise
+
+@click.command("inspect")
+@options.source
+@options.match
+@click.option("--sort", type=click.Choice(["name", "size", "file"]), default="file",
+              show_default=True, help="The order of the tensor table.")
+@click.option("--tree", is_flag=True, help="Fold the tensors by module, with subtotals.")
+@click.option("--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf.")
+@click.option("--check", is_flag=True, help="Verify all checksums; exit 1 if one is wrong.")
+@options.mapping
+@options.as_json
+def command(
+    source: str,
+    match: tuple[str, ...],
+    sort: str,
+    tree: bool,
+    stats: bool,
+    check: bool,
+    mapping: str | None,
+    as_json: bool,
+) -> int:
+    """Show what is in SOURCE, and whether it is safe.
+
+    Nothing in the file is run, and without --stats or --check no tensor is read.
+    """
+    checkpoint = open_checkpoint(source, mapping)
+    summary = summarise(checkpoint)
+    rows = [row for row in summary["tensors"] if wanted(row["name"], match)]
+    summary["tensors"] = _sorted(rows, sort)
+    if stats:
+        _add_stats(checkpoint, summary["tensors"])
+    if check:
+        summary["check"] = _check(checkpoint)
+    if as_json:
+        options.print_json(summary)
+    else:
+        report.show(summary, tree=tree)
+    return 1 if check and not summary["check"]["ok"] else 0
+
+
+def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+    if sort == "name":
+        return sorted(rows, key=lambda row: row["name"])
+    if sort == "size":
+        return sorted(rows, key=lambda row: -row["nbytes"])
+    return rows
+
+
+def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
+    from cgpt_convert.stats import statistics
+
+    with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
+        for row in rows:
+            row["stats"] = statistics(checkpoint[row["name"]])
+            advance(row["nbytes"])
+
+
+def _check(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The result of comparing every storage with its recorded checksum."""
+    from cgpt_convert.sink import check_storages
+
+    recorded = [s for s in checkpoint.storages if s.crc32 is not None]
+    with progress("checksums", sum(s.nbytes for s in recorded)) as advance:
+        damaged = {id(storage): storage.key for storage in check_storages(recorded, advance)}
+    touched = [name for name, tensor in checkpoint.items() if id(tensor.storage) in damaged]
+    return {
+        "ok": not damaged,
+        "storages": len(checkpoint.storages),
+        "recorded": len(recorded),
+        "damaged": list(damaged.values()),
+        "tensors": touched,
+    }

@@ -1,0 +1,136 @@
+"""What `inspect` prints for people, from the same data that `--json` prints for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cgpt_convert.cli.table import cut, size, style, table, width
+from cgpt_convert.cli.tree_view import tree_lines
+from cgpt_convert.inert import printable
+
+_SHOWN = 12  # other values and foreign names; --json has all
+_NUMBERS = ("offset", "bytes", "min", "max", "mean", "std", "zeros", "nan", "inf")
+
+
+def show(summary: dict[str, Any], *, tree: bool) -> None:
+    """Print the summary that `summarise` made."""
+    _head(summary)
+    click.echo()
+    if tree:
+        lines = tree_lines(summary["tensors"])
+    else:
+        lines = _tensor_lines(summary["tensors"])
+    for line in lines:
+        click.echo(line)
+    _exotic(summary["exotic"])
+    _others(summary)
+    _check(summary.get("check"))
+
+
+def _head(summary: dict[str, Any]) -> None:
+    root = f", root {summary['root']}/" if summary["root"] else ""
+    title = style(printable(summary["source"]), bold=True)
+    click.echo(f"{title}: {summary['kind']}{printable(root)}")
+    ties = sum(row["tied_to"] is not None for row in summary["tensors"])
+    tied = f" ({ties} tied, counted once)" if ties else ""
+    types = ", ".join(f"{name} {size(row['nbytes'])}" for name, row in summary["dtypes"].items())
+    files = sum(file["nbytes"] for file in summary["files"])
+    count = len(summary["tensors"])
+    _field("parameters", f"{summary['parameters']:,} in {count:,} tensors{tied}")
+    _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
+    _field("pickle", _safety(summary))
+    for found in summary["findings"]:
+        mark = "warning" if found["level"] == "warning" else "note"
+        _field(mark, f"{found['id']} {found['title']}: {found['detail']}")
+
+
+def _safety(summary: dict[str, Any]) -> str:
+    if not summary["globals"]:
+        return "none, so nothing to run"
+    if not summary["foreign"]:
+        return "weights only: it names nothing but torch's own data types"
+    names = [printable(name) for name in summary["foreign"]]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"names foreign code, not loaded here: {', '.join(names[:_SHOWN])}{more}"
+
+
+def _field(label: str, text: str) -> None:
+    colour = {"warning": "yellow"}.get(label)
+    shown = style(f"{label:<11}", fg=colour) if colour else f"{label:<11}"
+    click.echo(f"  {shown}  {printable(text)}")
+
+
+def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return ["no tensors"]
+    files = len({row["file"] for row in rows}) > 1
+    header = ["name", "dtype", "shape", "strides", "storage", "offset", "bytes", "tied to"]
+    with_stats = any("stats" in row for row in rows)
+    if with_stats:
+        header = ["name", "dtype", "shape", *_NUMBERS[2:]]
+    lines = []
+    for row in rows:
+        cells = {
+            "name": printable(row["name"]),
+            "dtype": row["dtype"],
+            "shape": _dims(row["shape"]),
+            "strides": _dims(row["strides"]) if row["strides"] is not None else "",
+            "storage": printable(f"{row['file']}:{row['storage']}" if files else row["storage"]),
+            "offset": f"{row['offset']}" if row["offset"] is not None else "",
+            "bytes": f"{row['nbytes']:,}",
+            "tied to": printable(row["tied_to"] or ""),
+            **{key: _number(value) for key, value in row.get("stats", {}).items()},
+        }
+        lines.append([cells.get(column, "") for column in header])
+    return table(header, lines, right=_NUMBERS)
+
+
+def _dims(values: list[int]) -> str:
+    return "x".join(map(str, values)) if values else "scalar"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _exotic(rows: list[dict[str, Any]]) -> None:
+    if rows:
+        click.echo(style("\nnot dense:", bold=True))
+    for row in rows:
+        dims = _dims(row["shape"])
+        click.echo(
+            f"  {printable(row['name'])}  {row['kind']} {row['dtype']} {dims}: "
+            f"{printable(row['detail'])}"
+        )
+
+
+def _others(summary: dict[str, Any]) -> None:
+    pairs = [(row["path"], row["text"]) for row in summary["others"]]
+    pairs += [(f"metadata {key}", value) for key, value in summary["metadata"].items()]
+    if not pairs:
+        return
+    click.echo(style("\nother values:", bold=True))
+    room = width()
+    for path, text in pairs[:_SHOWN]:
+        line = f"  {printable(path) or '(the whole)'} = {printable(text)}"
+        click.echo(cut(line, room) if room else line)
+    if len(pairs) > _SHOWN:
+        click.echo(f"  and {len(pairs) - _SHOWN} more (--json shows all)")
+
+
+def _check(check: dict[str, Any] | None) -> None:
+    if check is None:
+        return
+    click.echo()
+    if check["damaged"]:
+        names = ", ".join(map(printable, check["tensors"])) or "no tensor"
+        word = style("damaged:", fg="red", bold=True)
+        click.echo(f"{word} storages {', '.join(map(printable, check['damaged']))} ({names})")
+    elif check["recorded"]:
+        click.echo(f"checksums: all {check['recorded']} storages are as they were written")
+    else:
+        click.echo("checksums: the file records none")

@@ -1,0 +1,78 @@
+"""Tensor rows folded by module, with subtotals; layers that look alike are one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cgpt_convert.cli.table import size, table
+from cgpt_convert.inert import printable
+
+
+@dataclass(slots=True)
+class _Node:
+    numel: int = 0
+    nbytes: int = 0
+    dtype: str = ""
+    shape: str = ""
+    tied: bool = False
+    children: dict[str, _Node] = field(default_factory=dict)
+
+    def look(self) -> tuple[object, ...]:
+        """What two layers must have in common to be folded."""
+        inner = tuple((key, child.look()) for key, child in self.children.items())
+        return (self.dtype, self.shape, self.tied, inner)
+
+
+def tree_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of the tree. Subtotals count a tied tensor where it first appears."""
+    root = _Node()
+    for row in rows:
+        node = root
+        numel = 1
+        for dim in row["shape"]:
+            numel *= dim
+        tied = row["tied_to"] is not None
+        path = [root]
+        for part in row["name"].split("."):
+            node = node.children.setdefault(part, _Node())
+            path.append(node)
+        node.dtype, node.tied = row["dtype"], tied
+        node.shape = "x".join(map(str, row["shape"])) or "scalar"
+        for step in path:
+            step.numel += 0 if tied else numel
+            step.nbytes += 0 if tied else row["nbytes"]
+    lines: list[list[str]] = []
+    _add(lines, root, 0)
+    lines.append(["total", "", f"{root.numel:,}", size(root.nbytes)])
+    return table(["module", "tensor", "elements", "size"], lines, right=["elements", "size"])
+
+
+def _add(lines: list[list[str]], node: _Node, depth: int) -> None:
+    for names, child in _folded(node):
+        label = printable(names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}")
+        what = f"{child.dtype} {child.shape}" if child.dtype else ""
+        if len(names) > 1:
+            what = f"{len(names)} alike, each:"
+        if child.tied:
+            what += " (tied)"
+        count = f"{child.numel:,}" if child.numel else ""
+        lines.append(["  " * depth + label, what.strip(), count, size(child.nbytes)])
+        _add(lines, child, depth + 1)
+
+
+def _folded(node: _Node) -> list[tuple[list[str], _Node]]:
+    """The children, runs of numbered ones that look alike as one."""
+    groups: list[tuple[list[str], _Node]] = []
+    for name, child in node.children.items():
+        previous = groups[-1] if groups else None
+        if (
+            previous
+            and name.isdigit()
+            and previous[0][-1].isdigit()
+            and child.look() == previous[1].look()
+        ):
+            previous[0].append(name)
+        else:
+            groups.append(([name], child))
+    return groups

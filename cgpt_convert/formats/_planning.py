@@ -1,0 +1,58 @@
+"""What every format checks of a request before it plans."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.inert import printable
+from cgpt_convert.plan import Request
+from cgpt_convert.tensor import Tensor
+
+
+def check(
+    request: Request, kind: str, holds: Callable[[Tensor], bool], *, splits: bool = False
+) -> None:
+    """Raise BadRequest, naming every tensor at fault, unless `kind` can hold the request.
+
+    `holds` says of a tensor whether its element type and shape can be held; `splits`, whether the
+    format honours `max_shard_nbytes`.
+    """
+    counts = Counter(tensor.name for tensor in request.tensors)
+    refuse(request, "names given to more than one tensor", (n for n in counts if counts[n] > 1))
+    everything = (*counts, *request.aliases)
+    refuse(request, "names that are not Unicode text", filter(_has_surrogates, everything))
+    refuse(request, "aliases that are tensors, too", (n for n in request.aliases if n in counts))
+    lost = (f"{name} -> {kept}" for name, kept in request.aliases.items() if kept not in counts)
+    refuse(request, "aliases of tensors that are not written", lost)
+    misfits = [tensor for tensor in request.tensors if not holds(tensor)]
+    excludes = " ".join(f"--exclude '{tensor.name}'" for tensor in misfits[:3])
+    refuse(
+        request,
+        f"tensors of types that {kind} cannot hold",
+        (f"{tensor.name} ({tensor.dtype.name})" for tensor in misfits),
+        f"leave them out: {excludes}{' ...' if misfits[3:] else ''}",
+    )
+    if request.max_shard_nbytes is not None:
+        _check_splitting(request, kind, splits=splits)
+
+
+def refuse(request: Request, what: str, culprits: Iterable[str], hint: str = "") -> None:
+    """Raise BadRequest listing `culprits` all, if there are any."""
+    found = list(culprits)
+    if found:
+        raise BadRequest(
+            f"{what}: {', '.join(map(printable, found))}", where=request.name, hint=hint
+        )
+
+
+def _check_splitting(request: Request, kind: str, *, splits: bool) -> None:
+    if not splits:
+        raise BadRequest(f"{kind} is not split into shards", where=request.name)
+    if request.max_shard_nbytes is not None and request.max_shard_nbytes < 1:
+        raise BadRequest("a shard has at least one byte", where=request.name)
+
+
+def _has_surrogates(name: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in name)

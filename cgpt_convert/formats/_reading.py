@@ -1,0 +1,40 @@
+"""What every format's reader checks, and how it makes tensors of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.limits import RANK
+from cgpt_convert.tensor import Tensor
+
+_MOST = (1 << 63) - 1  # what torch, NumPy and file systems count in
+
+
+def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
+    """The bytes that a dense tensor of `shape` takes, its elements having `bits` bits each.
+
+    Raises Malformed if that is no whole or no 63-bit number, Unsupported beyond `limits.RANK`.
+    """
+    if len(shape) > RANK:
+        raise Unsupported(f"{len(shape)} dimensions; at most {RANK} are read", where=where)
+    total = bits
+    widest = bits  # strides count a dimension of 0 as 1, and must not overflow either
+    for size in shape:
+        total *= size
+        widest *= max(size, 1)
+        if widest > _MOST:
+            raise Malformed("a shape of more bytes than can be counted", where=where)
+    if total % 8:
+        raise Malformed("elements that do not fill whole bytes", where=where)
+    return total // 8
+
+
+def add_aliases(tensors: dict[str, Tensor], aliases: Mapping[str, str], where: str) -> None:
+    """Add each alias to `tensors` as another name of the very view of the tensor it names."""
+    for name, kept in aliases.items():
+        if name in tensors:
+            raise Malformed(f"the alias {name} is a tensor, too", where=where)
+        if kept not in tensors or kept in aliases:
+            raise Malformed(f"the alias {name} names {kept}, which is no tensor", where=where)
+        tensors[name] = tensors[kept].renamed(name)

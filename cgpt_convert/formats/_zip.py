@@ -1,0 +1,93 @@
+"""A zip archive of stored members, laid out before a byte is written.
+
+Byte for byte as Python's zipfile writes it for `numpy.savez`: zip64 sizes in every local header,
+elsewhere only where a value needs them, and no date. Sizes stand before the data and the CRC-32 is
+filled in by the sink, so there are no data descriptors and every reader can stream the file.
+Section numbers are those of PKWARE's APPNOTE.TXT 6.3.10.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from cgpt_convert.plan import Crc32, Part, part_nbytes
+
+_VERSION = 45  # 4.4.3.2: zip64
+_UNIX = 3 << 8  # 4.4.2
+_UTF8 = 1 << 11  # 4.4.4
+_STORED = 0
+_DATE = 1 << 5 | 1  # 4.4.6: 1980-01-01, the earliest there is
+_MODE = 0o600 << 16  # 4.4.15, as zipfile
+_LIMIT, _LIMIT_COUNT = (1 << 31) - 1, (1 << 16) - 1  # zipfile's ZIP64_LIMIT, ZIP_FILECOUNT_LIMIT
+_FULL = 0xFFFFFFFF
+_EXTRA64 = 1  # 4.5.3
+
+
+class _Entry(NamedTuple):
+    name: bytes
+    flags: int
+    nbytes: int
+    header_offset: int
+    crc: Crc32
+
+
+def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
+    """The parts of the archive whose members are `members`: name and parts each."""
+    parts: list[Part] = []
+    entries: list[_Entry] = []
+    offset = 0
+    for name, content in members:
+        crc = Crc32(len(parts) + 3, len(parts) + 3 + len(content))  # three parts of local header
+        raw = name.encode()
+        flags = 0 if name.isascii() else _UTF8
+        entry = _Entry(raw, flags, sum(map(part_nbytes, content)), offset, crc)
+        added = (*_local_header(entry), *content)
+        parts += added
+        entries.append(entry)
+        offset += sum(map(part_nbytes, added))
+    directory = [part for entry in entries for part in _central_header(entry)]
+    nbytes = sum(map(part_nbytes, directory))
+    return (*parts, *directory, _end(len(entries), nbytes, offset))
+
+
+def _local_header(entry: _Entry) -> tuple[Part, ...]:
+    """4.3.7. The sizes are in the zip64 field even if they are small: gh-10776 of numpy."""
+    extra = struct.pack("<2H2Q", _EXTRA64, 16, entry.nbytes, entry.nbytes)
+    return (
+        struct.pack("<4s5H", b"PK\3\4", _VERSION, entry.flags, _STORED, 0, _DATE),
+        entry.crc,
+        struct.pack("<2L2H", _FULL, _FULL, len(entry.name), len(extra)) + entry.name + extra,
+    )
+
+
+def _central_header(entry: _Entry) -> tuple[Part, ...]:
+    """4.3.12."""
+    wide = [entry.nbytes] * 2 if entry.nbytes > _LIMIT else []
+    size = _FULL if wide else entry.nbytes
+    offset = entry.header_offset
+    if offset > _LIMIT:
+        wide.append(offset)
+        offset = _FULL
+    extra = struct.pack(f"<2H{len(wide)}Q", _EXTRA64, 8 * len(wide), *wide) if wide else b""
+    versions = (_VERSION | _UNIX, _VERSION)
+    lengths = (len(entry.name), len(extra), 0)
+    return (
+        struct.pack("<4s6H", b"PK\1\2", *versions, entry.flags, _STORED, 0, _DATE),
+        entry.crc,
+        struct.pack("<2L5H2L", size, size, *lengths, 0, 0, _MODE, offset) + entry.name + extra,
+    )
+
+
+def _end(count: int, nbytes: int, offset: int) -> bytes:
+    """4.3.16, preceded by 4.3.14 and 4.3.15 if a value needs them."""
+    wide = b""
+    if count > _LIMIT_COUNT or offset > _LIMIT or nbytes > _LIMIT:
+        versions = (_VERSION, _VERSION)
+        wide = struct.pack(
+            "<4sQ2H2L4Q", b"PK\6\6", 44, *versions, 0, 0, count, count, nbytes, offset
+        ) + struct.pack("<4sLQL", b"PK\6\7", 0, offset + nbytes, 1)
+    count = min(count, _LIMIT_COUNT)
+    narrow = (min(nbytes, _FULL), min(offset, _FULL))
+    return wide + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, *narrow, 0)

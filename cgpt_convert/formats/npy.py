@@ -1,0 +1,147 @@
+"""A folder of npy arrays, one a tensor, and `tensors.json`, which tells what the files cannot.
+
+`tensors.json`, written last, has for each tensor its file, true element type (see `_npy`) and
+shape, then the aliases (dropped name -> kept) and the metadata. Without it a folder is read, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from cgpt_convert import strict_json
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.findings import NOT_TENSORS, UNREFERENCED, Finding
+from cgpt_convert.formats import _npy, _planning, _reading
+from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.names import file_names, tensor_name
+from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.source import LocalFile, unreadable
+from cgpt_convert.source import read as read_bytes
+from cgpt_convert.tensor import Storage, Tensor
+
+NAME = "npy"
+SUFFIX = ""
+FOLDER = True
+
+DTYPES = _npy.DTYPES  # what it can hold
+
+SIDECAR = "tensors.json"
+_KEYS = {"files", "aliases", "metadata"}
+_FIELDS = {"file", "dtype", "shape"}
+
+
+def plan(request: Request) -> list[FilePlan]:
+    """A file for each tensor, then `tensors.json`; files are named by `names.file_names`.
+
+    Raises BadRequest naming all tensors whose type it cannot hold.
+    """
+    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    files = file_names((tensor.name for tensor in request.tensors), _npy.SUFFIX)
+    plans = [FilePlan(files[t.name], (_npy.header_bytes(t), t)) for t in request.tensors]
+    listing = {
+        t.name: {"file": files[t.name], "dtype": t.dtype.name, "shape": t.shape}
+        for t in request.tensors
+    }
+    sidecar = {"files": listing, "aliases": request.aliases, "metadata": request.metadata}
+    return [*plans, FilePlan(SIDECAR, (json.dumps(sidecar, indent=2).encode() + b"\n",))]
+
+
+def read(path: str) -> Checkpoint:
+    """What the folder holds, in the order of `tensors.json`; without it, by name.
+
+    Raises Malformed where the two contradict each other, BadRequest if `path` is no folder of
+    arrays, Unsupported for arrays of objects (pickles), strings, dates and records.
+    """
+    present = _listing(path)
+    arrays = sorted(name for name in present if name.endswith(_npy.SUFFIX))
+    if SIDECAR in present:
+        return _with_sidecar(path, present)
+    if not arrays:
+        raise BadRequest("no arrays (*.npy) in this folder", where=path)
+    tensors = {name: _array(path, file, name) for name, file in _named(arrays).items()}
+    return _checkpoint(path, tensors, [file for file in present if file not in arrays])
+
+
+def _listing(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except NotADirectoryError as error:
+        raise BadRequest("not a folder", where=path) from error
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def _named(files: list[str]) -> dict[str, str]:
+    """The files by tensor name: the names that we give such files to, or else the files' own."""
+    stems = [file.removesuffix(_npy.SUFFIX) for file in files]
+    names = [tensor_name(stem) for stem in stems]
+    known = [name for name in names if name is not None]
+    named = file_names(known, _npy.SUFFIX)
+    if list(named.values()) == files:
+        return named
+    return dict(zip(stems, files, strict=True))
+
+
+def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
+    where = os.path.join(path, SIDECAR)
+    sidecar = _sidecar(where)
+    tensors = {name: _listed(path, name, entry) for name, entry in sidecar["files"].items()}
+    used = [entry["file"] for entry in sidecar["files"].values()]
+    if len(set(used)) < len(used):
+        raise Malformed("two tensors in one file", where=where)
+    others = [file for file in present if file not in {*used, SIDECAR}]
+    checkpoint = _checkpoint(path, tensors, others)
+    _reading.add_aliases(tensors, sidecar["aliases"], where)
+    checkpoint.metadata.update(sidecar["metadata"])
+    return checkpoint
+
+
+def _sidecar(where: str) -> dict[str, Any]:
+    source = LocalFile(where)
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"{source.nbytes:,} bytes; at most {INDEX_BYTES:,}", where=where)
+    sidecar = strict_json.loads(read_bytes(source, 0, source.nbytes), where)
+    if sidecar.keys() != _KEYS or not isinstance(sidecar["files"], dict):
+        raise Malformed("not an object of files, aliases and metadata", where=where)
+    if not all(strict_json.is_text_map(sidecar[key]) for key in ("aliases", "metadata")):
+        raise Malformed("aliases and metadata are not maps of strings", where=where)
+    return sidecar
+
+
+def _listed(path: str, name: str, entry: object) -> Tensor:
+    """The tensor that an entry of the sidecar describes, checked against its file."""
+    where = f"{os.path.join(path, SIDECAR)}[{name}]"
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise Malformed("not described by file, dtype and shape", where=where)
+    file, dtype = entry["file"], entry["dtype"]
+    if not isinstance(file, str) or not file.endswith(_npy.SUFFIX) or set(file) & set("/\\\0"):
+        raise Malformed(f"not the name of an array in this folder: {file!r}", where=where)
+    if not os.path.exists(os.path.join(path, file)):
+        raise Malformed(f"{file} is missing", where=where)
+    tensor = _array(path, file, name)
+    if list(tensor.shape) != entry["shape"]:
+        raise Malformed(f"shape {entry['shape']}; the file has {list(tensor.shape)}", where=where)
+    return tensor if dtype == tensor.stored.name else _npy.undisguised(tensor, dtype, where)
+
+
+def _array(path: str, file: str, name: str) -> Tensor:
+    source = LocalFile(os.path.join(path, file))
+    return _npy.array(Storage(source, 0, source.nbytes, name))
+
+
+def _checkpoint(path: str, tensors: dict[str, Tensor], others: list[str]) -> Checkpoint:
+    storages = [tensor.storage for tensor in tensors.values()]
+    sources = tuple(storage.source for storage in storages)
+    checkpoint = Checkpoint(path, "NumPy npy folder", sources, tensors, storages)
+    checkpoint.findings += _npy.big_endian(storages)
+    unlisted = [file for file in others if file.endswith(_npy.SUFFIX)]
+    if unlisted:
+        detail = f"{SIDECAR} does not list {', '.join(unlisted)}"
+        checkpoint.findings.append(Finding(UNREFERENCED, detail))
+    foreign = [file for file in others if not file.endswith(_npy.SUFFIX)]
+    if foreign:
+        checkpoint.findings.append(Finding(NOT_TENSORS, ", ".join(foreign)))
+    return checkpoint

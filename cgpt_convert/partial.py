@@ -1,0 +1,119 @@
+"""What is left of a file that is cut off: the tensors that are whole, and the names of the lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from cgpt_convert import findings
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.errors import Malformed
+from cgpt_convert.findings import Finding
+from cgpt_convert.inert import printable
+from cgpt_convert.source import CHUNK, Source, read
+from cgpt_convert.tensor import Storage, Tensor
+
+AGAIN = "download or copy the file again"
+_SHOWN = 3
+
+
+class Partial(NamedTuple):
+    """A file as far as it goes. `checkpoint` has only tensors of which every byte is there."""
+
+    checkpoint: Checkpoint
+    lost: tuple[str, ...]  # names of the tensors left out
+    end: int  # bytes that are there; behind it nothing, zeros or damage
+    needed: int  # bytes that a whole file has at least
+
+    def error(self) -> Malformed:
+        """How far the file goes and what it costs, as an error to raise."""
+        checkpoint = self.checkpoint
+        source = checkpoint.sources[0]
+        whole = len(checkpoint.tensors) + len(checkpoint.exotic)
+        percent = 100 * self.end // max(self.needed, 1)
+        what = (
+            "cut off" if self.end == source.nbytes else "nothing usable from there on: incomplete"
+        )
+        lost = ", ".join(printable(name) for name in self.lost[:_SHOWN])
+        if len(self.lost) > _SHOWN:
+            lost += f" and {len(self.lost) - _SHOWN:,} more"
+        return Malformed(
+            f"{what} at byte {self.end:,} of at least {self.needed:,} ({percent} %); "
+            f"{whole:,} of {whole + len(self.lost):,} tensors are whole"
+            + (f" (lost: {lost})" if lost else ""),
+            where=source.name,
+            hint=AGAIN,
+        )
+
+
+def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
+    """`checkpoint` without the tensors that need bytes of its file from `end` on.
+
+    A storage that goes past `end` becomes as short as it is, so that nothing can read further.
+    """
+    source = checkpoint.sources[0]
+    cut: dict[int, Storage] = {
+        id(storage): _shorten(storage, end)
+        for storage in _all_storages(checkpoint)
+        if storage.source is source and storage.offset + storage.nbytes > end
+    }
+
+    def left(tensor: Tensor) -> Tensor | None:
+        short = cut.get(id(tensor.storage))
+        if short is None:
+            return tensor
+        return replace(tensor, storage=short) if _fits(tensor, short.nbytes) else None
+
+    lost = []
+    for name, tensor in list(checkpoint.tensors.items()):
+        kept = left(tensor)
+        if kept is None:
+            lost.append(name)
+            del checkpoint.tensors[name]
+        else:
+            checkpoint.tensors[name] = kept
+    for name, exotic in list(checkpoint.exotic.items()):
+        parts = tuple(part for part in map(left, exotic.parts) if part)
+        if len(parts) < len(exotic.parts):
+            lost.append(name)
+            del checkpoint.exotic[name]
+        else:
+            checkpoint.exotic[name] = exotic._replace(parts=parts)
+    shortened = [cut.get(id(storage), storage) for storage in checkpoint.storages]
+    checkpoint.storages = [s for s in shortened if s.nbytes or s.offset <= end]
+    partial = Partial(checkpoint, tuple(lost), end, needed)
+    checkpoint.findings.append(Finding(findings.CUT_OFF, partial.error().message))
+    return partial
+
+
+def _all_storages(checkpoint: Checkpoint) -> list[Storage]:
+    parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
+    return [*checkpoint.storages, *(t.storage for t in (*checkpoint.values(), *parts))]
+
+
+def _shorten(storage: Storage, end: int) -> Storage:
+    return replace(storage, nbytes=max(0, end - storage.offset), crc32=None)
+
+
+def _fits(tensor: Tensor, nbytes: int) -> bool:
+    """Does every element lie in the first `nbytes` bytes of the storage?"""
+    if not tensor.numel:
+        return True
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = tensor.start + sum((size - 1) * step for size, step in steps)
+    return (last + 1) * tensor.stored.nbytes <= nbytes
+
+
+def content_end(source: Source, at: int = 0) -> int:
+    """The offset behind the last byte that is not zero, from byte `at` on; `at` if all are zero.
+
+    A download that was given its full size beforehand ends in zeros where it was broken off.
+    """
+    end = source.nbytes
+    while end > at:
+        size = min(CHUNK, end - at)
+        kept = read(source, end - size, size).rstrip(b"\0")
+        if kept:
+            return end - size + len(kept)
+        end -= size
+    return at

@@ -1,0 +1,168 @@
+"""Which tensors of a checkpoint are written, under which names: root, globs, ties, casts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.dtypes import BY_NAME
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.inert import printable
+from cgpt_convert.tensor import Tensor
+
+# Under these keys training programs keep the weights themselves: Lightning, timm, fairseq,
+# detectron2, NeMo, RVC and many a script. An average of weights (ema) is another model, so it
+# is not taken unasked.
+WELL_KNOWN_ROOTS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weight",
+    "weights",
+)
+EVERYTHING = "."
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for; the defaults ask for everything as it is."""
+
+    root: str | None = None  # a dotted key, "." for everything, None for the well-known one
+    match: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    dtype: str = "keep"
+    tied: str = "alias"  # or "copy"
+
+
+@dataclass(slots=True)
+class Selection:
+    """What is to be written. `root` was taken; `left_out` counts tensors outside of it."""
+
+    root: str
+    tensors: list[Tensor]
+    aliases: dict[str, str] = field(default_factory=dict)  # a name left out -> its equal
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tensors to be written."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
+    """The tensors that `wish` asks for, renamed to what stands behind the root.
+
+    Raises BadRequest where nothing matches, where a name stands for two values, and for every
+    tensor chosen that is not dense.
+    """
+    root = choose_root(checkpoint) if wish.root is None else _given_root(checkpoint, wish.root)
+    everything = (*checkpoint, *checkpoint.exotic)
+    inside = [name for name in everything if _is_under(name, root)]
+    chosen = [n for n in inside if wanted(_relative(n, root), wish.match, wish.exclude)]
+    where = checkpoint.path
+    if not everything:
+        raise BadRequest("the file holds no tensors", where=where)
+    if not chosen:
+        some = ", ".join(printable(_relative(name, root)) for name in inside[:3])
+        raise BadRequest(
+            "no tensor matches", where=where, hint=f"names look like {some}" if some else ""
+        )
+    _refuse(where, chosen, checkpoint.collisions, "stand for two values each")
+    _refuse(where, chosen, checkpoint.exotic, "are not dense tensors (see inspect)")
+    tensors = [checkpoint[name].renamed(_relative(name, root)) for name in chosen]
+    left_out = [name for name in everything if not _is_under(name, root)]
+    aliases = {}
+    if wish.tied == "alias":
+        tensors, aliases = fold_ties(tensors)
+    if wish.dtype != "keep":
+        to = BY_NAME[wish.dtype]
+        tensors = [t.cast(to) if t.stored.is_float else t for t in tensors]
+    return Selection(root, tensors, aliases, left_out)
+
+
+def choose_root(checkpoint: Checkpoint) -> str:
+    """The innermost lone well-known container that holds tensors, from the outside in.
+
+    Raises BadRequest if there are several: only the user knows which is meant.
+    """
+    root = ""
+    while True:
+        here = [
+            path
+            for path, parent in checkpoint.containers.items()
+            if parent == root and path and _key(path, parent) in WELL_KNOWN_ROOTS
+        ]
+        here = [path for path in here if any(_is_under(name, path) for name in checkpoint)]
+        if not here:
+            return root
+        if len(here) > 1:
+            raise BadRequest(
+                f"the weights may be under any of {', '.join(map(printable, here))}",
+                where=checkpoint.path,
+                hint="name one with --root, or take everything with --root .",
+            )
+        root = here[0]
+
+
+def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors with each view once, and the names left out with the name that was kept.
+
+    Kept is the first in file order, which is the order of the modules: the embedding comes
+    before the head that borrows it (and should the head come first, it yields).
+    """
+    groups: dict[tuple[object, ...], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.view, []).append(tensor)
+    aliases = {}
+    kept = []
+    for group in groups.values():
+        keeper = min(group, key=lambda tensor: tensor.name.endswith("lm_head.weight"))
+        kept.append(keeper)
+        aliases.update({t.name: keeper.name for t in group if t is not keeper})
+    return kept, aliases
+
+
+def _given_root(checkpoint: Checkpoint, root: str) -> str:
+    if root == EVERYTHING:
+        return ""
+    if any(_is_under(name, root) for name in (*checkpoint, *checkpoint.exotic)):
+        return root
+    known = [path for path in checkpoint.containers if path][:10]
+    raise BadRequest(
+        f"nothing lies under {root!r}",
+        where=checkpoint.path,
+        hint=f"there are {', '.join(map(printable, known))}" if known else "",
+    )
+
+
+def _is_under(name: str, root: str) -> bool:
+    return not root or name.startswith(root + ".")
+
+
+def _relative(name: str, root: str) -> str:
+    return name[len(root) + 1 :] if root else name
+
+
+def _key(path: str, parent: str) -> str:
+    return path[len(parent) + 1 :] if parent else path
+
+
+def wanted(name: str, match: Sequence[str], exclude: Sequence[str] = ()) -> bool:
+    """Does a glob of `match` fit the name (any name fits none at all), and none of `exclude`?"""
+    if match and not any(fnmatchcase(name, glob) for glob in match):
+        return False
+    return not any(fnmatchcase(name, glob) for glob in exclude)
+
+
+def _refuse(where: str, chosen: list[str], bad: Iterable[str], what: str) -> None:
+    bad = set(bad)
+    names = [name for name in chosen if name in bad]
+    if names:
+        listed = ", ".join(map(printable, names))
+        raise BadRequest(f"{listed} {what}", where=where, hint="leave them out with --exclude")

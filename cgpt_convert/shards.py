@@ -1,0 +1,124 @@
+"""A checkpoint in several files, tied together by `*.index.json`: one tensor table of all.
+
+The index is Hugging Face's: {"metadata": {"total_size": N}, "weight_map": {name: file}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+
+from cgpt_convert import findings
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.findings import Finding
+from cgpt_convert.inert import printable
+from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.source import LocalFile, read
+
+_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)")
+
+
+def lone_shard(path: str) -> str | None:
+    """The index that a file named like one shard of several belongs to; None for other files."""
+    match = _SHARD.fullmatch(os.path.basename(path))
+    return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
+
+
+def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
+    """All the tensors that the index at `path` maps, each from its shard.
+
+    Raises Malformed listing every shard and every tensor that is missing or not in the index.
+    """
+    weight_map, total_size = _parse(path)
+    folder = os.path.dirname(path)
+    files = sorted(set(weight_map.values()))
+    missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
+    if missing:
+        raise Malformed(
+            f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",
+            where=path,
+            hint="download them beside the index",
+        )
+    shards = {name: open_file(os.path.join(folder, name)) for name in files}
+    kind = next(iter(shards.values())).kind
+    merged = Checkpoint(path, f"{kind}, {len(files)} shards", (), {})
+    _check_names(path, weight_map, shards)
+    for name, shard in shards.items():
+        _merge(merged, shard, name)
+    _compare_size(merged, total_size)
+    return merged
+
+
+def _parse(path: str) -> tuple[dict[str, str], int | None]:
+    source = LocalFile(path)
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
+    try:
+        index = json.loads(read(source, 0, source.nbytes), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not an index: {error}", where=path) from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise Malformed("not an index: it has no weight_map", where=path)
+    bad = [name for name in weight_map.values() if not _is_plain(name)]
+    if bad:
+        raise Malformed(f"shards outside the index's own folder: {bad[:3]}", where=path)
+    metadata = index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return weight_map, total if isinstance(total, int) else None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name comes twice")
+    return result
+
+
+def _is_plain(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not re.search(r"[/\\\x00]", name)
+    )
+
+
+def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> None:
+    """Every name of the index in its shard, every tensor of a shard in the index."""
+    wrong = []
+    for name, file in weight_map.items():
+        if name not in shards[file] and name not in shards[file].exotic:
+            wrong.append(f"{printable(name)} is not in {file}")
+    for file, shard in shards.items():
+        ties = shard.ties
+        for name in (*shard, *shard.exotic):
+            kept = ties.get(name, name)
+            if weight_map.get(name) != file and (name in weight_map or kept == name):
+                wrong.append(f"{printable(name)} in {file} is not in the index")
+    if wrong:
+        raise Malformed("index and shards disagree:\n  " + "\n  ".join(wrong), where=path)
+
+
+def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
+    merged.sources += shard.sources
+    merged.tensors.update(shard.tensors)
+    merged.exotic.update(shard.exotic)
+    merged.storages += shard.storages
+    merged.others += [leaf._replace(path=f"{file}:{leaf.path}") for leaf in shard.others]
+    merged.globals = list(dict.fromkeys(merged.globals + shard.globals))
+    merged.findings += [f._replace(detail=f"{file}: {f.detail}") for f in shard.findings]
+    merged.metadata.update(shard.metadata)
+    merged.containers.update(shard.containers)
+    merged.root = merged.root or shard.root
+
+
+def _compare_size(merged: Checkpoint, total_size: int | None) -> None:
+    """Note a total_size that counts tied tensors neither once nor each time."""
+    each = sum(tensor.nbytes for tensor in merged.values())
+    once = each - sum(merged[name].nbytes for name in merged.ties)
+    if total_size is not None and total_size not in (each, once):
+        detail = f"{total_size:,} in the index, {each:,} in the shards"
+        merged.findings.append(Finding(findings.INDEX_SIZE, detail))

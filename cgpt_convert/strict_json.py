@@ -1,0 +1,68 @@
+"""JSON that every reader understands alike: RFC 8259 less what readers disagree about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.limits import NODES
+
+_DIGITS = 20  # of an unsigned 64-bit integer
+
+
+def loads(data: bytes, where: str) -> dict[str, Any]:
+    """The object that `data` holds; its numbers are non-negative integers, each key is once there.
+
+    Raises Malformed for anything else, among it duplicate keys (4: readers differ), numbers other
+    than natural ones, lone surrogates and nesting too deep to read; Unsupported for more values
+    than `limits.NODES`.
+    """
+    # values are counted before they exist: a bracket costs a byte in the file, 64 in memory
+    if sum(map(data.count, (b"[", b"{", b","))) > NODES:
+        raise Unsupported(f"JSON of more than {NODES:,} values", where=where)
+    import json
+
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_natural,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # finds lone surrogates
+    except UnicodeError as error:
+        raise Malformed(f"JSON that is not UTF-8 ({error})", where=where) from error
+    except RecursionError as error:
+        raise Malformed("JSON that is nested too deeply", where=where) from error
+    except ValueError as error:
+        raise Malformed(f"not the JSON that is expected: {error}", where=where) from error
+    if not isinstance(value, dict):
+        raise Malformed("JSON that is not an object", where=where)
+    return value
+
+
+def is_text_map(value: object) -> bool:
+    """Is `value` an object of strings?"""
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return value
+
+
+def _natural(digits: str) -> int:
+    if digits.startswith("-") or len(digits) > _DIGITS:
+        raise ValueError(f"the number {digits[:80]}")
+    return int(digits)
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"the number {text[:80]}")

@@ -1,0 +1,84 @@
+"""Checkpoint -> what `inspect` shows, as plain data ready for JSON. docs/json.md has the keys."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.inert import text
+from cgpt_convert.tensor import Tensor
+from cgpt_convert.tree import foreign
+
+
+def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything about a checkpoint that is known without reading tensor data."""
+    ties = checkpoint.ties
+    single = [t for name, t in checkpoint.items() if name not in ties]
+    return {
+        "source": checkpoint.path,
+        "kind": checkpoint.kind,
+        "root": checkpoint.root or None,
+        "files": [
+            {"name": os.path.basename(source.name), "nbytes": source.nbytes}
+            for source in checkpoint.sources
+        ],
+        "parameters": sum(t.numel for t in single if t.stored.kind in "fcq"),
+        "elements": sum(t.numel for t in single),
+        "nbytes": sum(t.nbytes for t in single),
+        "dtypes": _by_dtype(single),
+        "tensors": [tensor_row(t, ties) for t in checkpoint.values()],
+        "exotic": [
+            {
+                "name": e.name,
+                "kind": e.kind,
+                "dtype": e.dtype,
+                "shape": list(e.shape),
+                "detail": e.detail,
+            }
+            for e in checkpoint.exotic.values()
+        ],
+        "others": [{"path": leaf.path, "text": text(leaf.value)} for leaf in checkpoint.others],
+        "metadata": checkpoint.metadata,
+        "globals": checkpoint.globals,
+        "foreign": foreign(checkpoint.globals),
+        "findings": [
+            {"id": f.rule.id, "level": f.rule.level, "title": f.rule.title, "detail": f.detail}
+            for f in checkpoint.findings
+        ],
+    }
+
+
+def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
+    """One row of the tensor table. `offset` is the byte in the file where its storage's view starts.
+
+    It is None where the bytes are compressed, so that no place in the file is theirs alone.
+    """
+    storage = tensor.storage
+    plain = hasattr(storage.source, "same_file")  # the file itself, not something inflated from it
+    row = {
+        "name": tensor.name,
+        "dtype": tensor.stored.name,
+        "shape": list(tensor.shape),
+        "strides": None if tensor.is_c_order else list(tensor.strides),
+        "file": os.path.basename(storage.source.name),
+        "storage": storage.key,
+        "offset": storage.offset + tensor.start * tensor.stored.nbytes if plain else None,
+        "nbytes": tensor.nbytes,
+        "tied_to": ties.get(tensor.name),
+    }
+    if tensor.quantizer:
+        row["quantizer"] = tensor.quantizer
+    if tensor.conj or tensor.neg:
+        row["pending"] = "conjugate" if tensor.conj else "negate"
+    return row
+
+
+def _by_dtype(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        row = rows.setdefault(tensor.stored.name, {"tensors": 0, "elements": 0, "nbytes": 0})
+        row["tensors"] += 1
+        row["elements"] += tensor.numel
+        row["nbytes"] += tensor.nbytes
+    return dict(sorted(rows.items(), key=lambda item: -item[1]["nbytes"]))

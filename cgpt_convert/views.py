@@ -1,0 +1,73 @@
+"""The geometry of strided views: fewer dimensions, boxes of bounded size, copies tile by tile.
+
+Shapes, strides and starts count elements. Strides are never negative.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Words = NDArray[Any]
+    Ints = tuple[int, ...]
+
+TILE = 64 << 10  # bytes copied at once: source and result together fit the L2 cache
+LINE = 16  # elements: tiles start at multiples of it, so that few cache lines are read twice
+
+
+def merge(shape: Ints, strides: Ints) -> tuple[Ints, Ints]:
+    """The same elements in the same order in as few dimensions as possible, none of size 1."""
+    merged: list[tuple[int, int]] = []
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            size *= merged.pop()[0]  # noqa: PLW2901  the dimension now stands for both
+        merged.append((size, stride))
+    return tuple(size for size, _ in merged), tuple(stride for _, stride in merged)
+
+
+def boxes(shape: Ints, strides: Ints, start: int, most: int) -> Iterator[tuple[int, Ints]]:
+    """Start and shape of boxes that cover a view in C order, each of at most `most` elements.
+
+    A box has the last strides of `strides`: as many as it has dimensions.
+    """
+    if math.prod(shape) <= most:
+        yield start, shape
+        return
+    inner = math.prod(shape[1:])
+    if inner > most:
+        for i in range(shape[0]):
+            yield from boxes(shape[1:], strides[1:], start + i * strides[0], most)
+        return
+    step = most // inner
+    for i in range(0, shape[0], step):
+        yield start + i * strides[0], (min(step, shape[0] - i), *shape[1:])
+
+
+def span(shape: Ints, strides: Ints) -> int:
+    """Elements from the first to the last of a view, both included."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+
+
+def transpose(out: Words, view: Words) -> None:
+    """Copy `view` to `out`, of the same shape, tile by tile.
+
+    NumPy's own copy goes along whole rows of `out`, and is two to four times slower for large
+    ones. Halving the longest side ends in nearly square tiles, in any number of dimensions.
+    """
+    if out.nbytes <= TILE:
+        out[...] = view
+        return
+    axis = out.shape.index(max(out.shape))
+    half = out.shape[axis] // 2
+    if half > LINE:
+        half += -half % LINE
+    for part in (slice(None, half), slice(half, None)):
+        tile = (slice(None),) * axis + (part,)
+        transpose(out[tile], view[tile])
