@@ -19,7 +19,7 @@ from cgpt_convert.findings import Finding
 from cgpt_convert.limits import DEFLATE_RATIO, DIRECTORY_BYTES, MEMBERS, NAME_BYTES
 from cgpt_convert.source import Deflated, Source, read
 
-_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
+LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
@@ -29,7 +29,7 @@ _UNICODE_PATH = 0x7075  # 4.6.9; some readers take the name that is here
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
 
 STORED, DEFLATED = 0, 8
-_ENCRYPTED, _DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
+_ENCRYPTED, DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
 _DEFLATE_LEVEL = 1 << 1 | 1 << 2
 _SYMLINK, _TYPE_BITS = 0o120000, 0o170000  # the high half of the external attributes, from Unix
 
@@ -59,6 +59,11 @@ class Archive:
     def has_crcs(self) -> bool:
         """Does any record have a checksum? torch can be told to write 0 for all."""
         return any(member.crc32 for member in self.members.values())
+
+    def crc32(self, name: str) -> int | None:
+        """The member's checksum; None if the archive has none, or if it is unknown (-1)."""
+        crc = self.members[name].crc32
+        return crc if crc >= 0 and self.has_crcs else None
 
     def open(self, name: str) -> tuple[Source, int, int]:
         """Where to read the member's bytes: source, offset and size, inflating if need be."""
@@ -216,7 +221,7 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Mem
         raise Unsupported("an encrypted record", where=place)
     if method not in (STORED, DEFLATED):
         raise Unsupported(f"compression method {method}", where=place)
-    known = _DESCRIPTOR | _UTF8 | (_DEFLATE_LEVEL if method == DEFLATED else 0)
+    known = DESCRIPTOR | _UTF8 | (_DEFLATE_LEVEL if method == DEFLATED else 0)
     if flags & ~known:
         raise Unsupported(f"zip flags 0x{flags:04x}", where=place)
     if disk:
@@ -260,21 +265,21 @@ def _with_data_offset(source: Source, member: Member, limit: int) -> Member:
     """
     place = f"{source.name}[{member.name}]"
     raw = member.name.encode()
-    head = _LOCAL.size + len(raw)
+    head = LOCAL.size + len(raw)
     if member.header_offset + head > limit:
         raise Malformed("a record outside the archive", where=place)
     header = read(source, member.header_offset, head)
-    magic, _, flags, method, _, _, crc, compressed, nbytes, n_name, n_extra = _LOCAL.unpack_from(
+    magic, _, flags, method, _, _, crc, compressed, nbytes, n_name, n_extra = LOCAL.unpack_from(
         header
     )
-    if magic != b"PK\3\4" or header[_LOCAL.size :] != raw or n_name != len(raw):
+    if magic != b"PK\3\4" or header[LOCAL.size :] != raw or n_name != len(raw):
         raise Malformed("the local header names another record", where=place)
     if flags != member.flags or method != member.method:
         raise Malformed("the local header has other flags than the directory", where=place)
     offset = member.header_offset + head + n_extra
     if offset + member.compressed > limit:
         raise Malformed("a record outside the archive", where=place)
-    deferred = flags & _DESCRIPTOR and not (crc or compressed or nbytes)  # 4.4.4, bit 3
+    deferred = flags & DESCRIPTOR and not (crc or compressed or nbytes)  # 4.4.4, bit 3
     if not deferred:
         extra = read(source, member.header_offset + head, n_extra)
         nbytes, compressed = _widen(place, extra, [nbytes, compressed])
@@ -311,7 +316,7 @@ def _check_layout(archive: Archive, directory_offset: int) -> None:
             raise Malformed("a record overlaps another", where=place)
         gaps += _gap(at, member.header_offset, described=described)
         at = member.offset + member.compressed
-        described = bool(member.flags & _DESCRIPTOR)
+        described = bool(member.flags & DESCRIPTOR)
     gaps += _gap(at, directory_offset, described=described)
     if archive.members and min(m.header_offset for m in archive.members.values()):
         raise Malformed("bytes before the first record", where=archive.source.name)

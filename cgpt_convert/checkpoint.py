@@ -49,6 +49,7 @@ class Checkpoint(Mapping[str, Tensor]):
     exotic: dict[str, Exotic] = field(default_factory=dict)
     others: list[Leaf] = field(default_factory=list)
     globals: list[str] = field(default_factory=list)  # dotted names that the pickle mentions
+    code: list[str] = field(default_factory=list)  # TorchScript records, never read
     findings: list[Finding] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)  # the container's own text pairs
     root: str = ""  # the archive's root folder, where there is one

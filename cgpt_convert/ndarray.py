@@ -21,7 +21,7 @@ KNOWN = frozenset(
 
 
 def is_array(call: Call) -> bool:
-    """Does the call make a numpy.ndarray: with its elements in its state, or among its arguments?"""
+    """Does the call make a numpy.ndarray, with its elements in its state or its arguments?"""
     if any(call.calls(module, "_frombuffer") for module in _BUFFERS):
         return True
     return any(call.calls(module, "_reconstruct") for module in _MODULES) and bool(call.state)

@@ -15,6 +15,7 @@ from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Value, text
+from cgpt_convert.limits import RANK
 from cgpt_convert.tensor import Storage, Tensor, view
 
 Rebuilt = Tensor | Exotic | None
@@ -32,19 +33,55 @@ def rebuild(call: Call, storages: StorageTable) -> Rebuilt:
 
     Raises Malformed if it is one but its arguments do not fit, Unsupported for unknown types.
     """
+    bare, _ = unwrap(call)
+    recognise = _COMPOSITE.get(_name(bare))
+    if recognise is not None:
+        return recognise(storages, *_exactly(bare, recognise, given=1))
+    return _plain(bare, storages)
+
+
+def unwrap(call: Call) -> tuple[Call, list[Value]]:
+    """The call inside the wrappers that make a parameter or a subclass, and what they attach.
+
+    Each of the states attached is a dict of attributes, or what a subclass makes of it.
+    """
+    states = []
+    for _ in range(_WRAPPED):
+        name = _name(call)
+        if name in _WRAPPERS:
+            recognise = _WRAPPERS[name]
+            call, state = recognise(*_exactly(call, recognise, given=0))
+            if state is not None:
+                states.append(state)
+        elif ".".join(name) in _VARIABLES:
+            call = _variable(call)
+        else:
+            return call, states
+    raise Unsupported(f"more than {_WRAPPED} wrappers around one tensor")
+
+
+_WRAPPED = 8  # a subclass of a parameter takes 2
+
+
+def _name(call: Call) -> tuple[str, str]:
     func = call.func
-    if not isinstance(func, Global):
-        return None
-    if ndarray.is_array(call):
-        return ndarray.array(call)
-    if func.module in ("torch", "torch.cuda") and func.name.endswith("Tensor"):
+    return (func.module, func.name) if isinstance(func, Global) else ("", "")
+
+
+def _plain(call: Call, storages: StorageTable) -> Tensor | None:
+    """The tensor that is one strided view; None if the call makes no such tensor."""
+    module, name = _name(call)
+    if (module, name) in _DENSE:
+        recognise = _DENSE[module, name]
+        return recognise(storages, *_exactly(call, recognise, given=1))
+    if module in ("torch", "torch.cuda") and name.removesuffix("Tensor") in dtypes.BY_STORAGE:
         return _typed_tensor(storages, call)
-    if str(func) in _VARIABLES:
-        return _variable(storages, call)
-    recognise = _FORMS.get((func.module, func.name))
-    if recognise is None or not isinstance(call.args, tuple):
-        return None
-    return recognise(storages, *_exactly(call, recognise))
+    if ndarray.is_array(call):
+        try:
+            return ndarray.array(call)
+        except Unsupported:  # of text or of objects: no tensor to any reader
+            return None
+    return None
 
 
 def dtype_of(value: Value) -> DType:
@@ -55,14 +92,20 @@ def dtype_of(value: Value) -> DType:
     raise Unsupported(f"unknown dtype {text(value)}")
 
 
-def _exactly(call: Call, recognise: Callable[..., Rebuilt]) -> tuple[Value, ...]:
-    """The call's arguments, if there are as many as `recognise` can take."""
+def _exactly(call: Call, recognise: Callable[..., object], *, given: int) -> tuple[Value, ...]:
+    """The call's arguments, if `recognise` takes as many after those `given`, and nothing is added.
+
+    torch's unpicklers let a file change a tensor that they have made (BUILD, SETITEM). No torch
+    writes that, and readers would disagree about the values.
+    """
     code = recognise.__code__
-    most = code.co_argcount - 1
+    most = code.co_argcount - given
     least = most - len(recognise.__defaults__ or ())
-    if not least <= len(call.args) <= most:
-        raise Malformed(f"{call.func} with {len(call.args)} arguments: {text(call.args)}")
-    return tuple(call.args)
+    if not (isinstance(call.args, tuple) and least <= len(call.args) <= most):
+        raise Malformed(f"{call.func} with the arguments {text(call.args)}")
+    if call.how != "REDUCE" or call.state is not None or call.items or call.elements:
+        raise Malformed(f"a tensor that is changed after it is made: {text(call)}")
+    return call.args
 
 
 def _ints(value: Value) -> tuple[int, ...]:
@@ -71,6 +114,17 @@ def _ints(value: Value) -> tuple[int, ...]:
     if not isinstance(value, tuple | list) or not all(type(item) is int for item in value):
         raise Malformed(f"not a tuple of integers: {text(value)}")
     return tuple(value)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    """The sizes of a tensor that is no view, so that no storage bounds them."""
+    sizes = _ints(value)
+    if len(sizes) > RANK or not all(0 <= size < _INT64 for size in sizes):
+        raise Malformed(f"a tensor of shape {text(sizes)}")
+    return sizes
+
+
+_INT64 = 1 << 63
 
 
 def _int(value: Value) -> int:
@@ -109,7 +163,7 @@ def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
 
 def _rebuild_tensor(
     storages: StorageTable, storage: Value, offset: Value, size: Value, stride: Value
-) -> Rebuilt:
+) -> Tensor:
     return _dense(storages, storage, offset, size, stride)
 
 
@@ -122,7 +176,7 @@ def _rebuild_tensor_v2(
     _requires_grad: Value,
     _hooks: Value,
     metadata: Value = None,
-) -> Rebuilt:
+) -> Tensor:
     return _with_bits(_dense(storages, storage, offset, size, stride), metadata)
 
 
@@ -136,50 +190,62 @@ def _rebuild_tensor_v3(
     _hooks: Value,
     dtype: Value,
     metadata: Value = None,
-) -> Rebuilt:
+) -> Tensor:
     where, _ = _storage(storages, storage)  # untyped: its size counts bytes
     tensor = view(dtype_of(dtype), _ints(size), _ints(stride), _int(offset), where)
     return _with_bits(tensor, metadata)
 
 
 def _rebuild_parameter(
-    storages: StorageTable, data: Value, _requires_grad: Value, _hooks: Value, _state: Value = None
-) -> Rebuilt:
-    return _inner(storages, data)
-
-
-def _inner(storages: StorageTable, data: Value) -> Rebuilt:
-    inner = rebuild(data, storages) if isinstance(data, Call) else None
-    if inner is None:
-        raise Malformed(f"not a tensor: {text(data)}")
-    return inner
+    data: Value, _requires_grad: Value, _hooks: Value, state: Value = None
+) -> tuple[Call, Value]:
+    return _tensor_call(data), state
 
 
 def _rebuild_from_type_v2(
-    storages: StorageTable, func: Value, _type: Value, args: Value, _state: Value
-) -> Rebuilt:
-    return rebuild(Call(func, args, 0), storages)
+    func: Value, _type: Value, args: Value, state: Value
+) -> tuple[Call, Value]:
+    return Call(func, args, 0), state
 
 
-def _typed_tensor(storages: StorageTable, call: Call) -> Rebuilt:
+def _tensor_call(data: Value) -> Call:
+    if not isinstance(data, Call):
+        raise Malformed(f"not a tensor: {text(data)}")
+    return data
+
+
+def _inner(storages: StorageTable, data: Value) -> Tensor:
+    """A tensor that another one is made of; it must be a plain one."""
+    tensor = _plain(unwrap(_tensor_call(data))[0], storages)
+    if tensor is None:
+        raise Malformed(f"not a dense tensor: {text(data)}")
+    return tensor
+
+
+def _typed_tensor(storages: StorageTable, call: Call) -> Tensor:
     """`torch.FloatTensor` and kin, as torch 0.1 pickled them: the state is the view."""
     state = call.state
-    if not (isinstance(state, tuple) and len(state) in (4, 5)):
-        raise Malformed(f"{call.func} with state {text(state)}")
-    return _dense(storages, *state[:4])
+    match state, call.args:
+        case (storage, offset, size, stride), ():
+            tensor = _dense(storages, storage, offset, size, stride)
+        case _:
+            raise Malformed(f"{call.func} with {text(call.args)} and state {text(state)}")
+    if tensor.stored.storage != _name(call)[1].removesuffix("Tensor"):
+        raise Malformed(f"{call.func} over a storage of {tensor.stored.name}")
+    return tensor
 
 
 _VARIABLES = ("torch.autograd.variable.Variable", "torch.nn.parameter.Parameter")
 
 
-def _variable(storages: StorageTable, call: Call) -> Rebuilt:
-    """A parameter as torch pickled it up to 0.3: made of a tensor, or empty with it in its state.
+def _variable(call: Call) -> Call:
+    """The tensor in a parameter as torch pickled it up to 0.3: its argument, or in its state.
 
     torch/_tensor.py `__setstate__` still takes both: 3 parts without the data, 5 with.
     """
     match call.args, call.state:
-        case ((data,) | (data, bool()), _) | ((), (data, _, _, _, _)):
-            return _inner(storages, data)
+        case ((data,) | (data, bool()), None | (_, _, _)) | ((), (data, _, _, _, _)):
+            return _tensor_call(data)
     raise Malformed(f"{call.func} with {text(call.args)} and state {text(call.state)}")
 
 
@@ -199,13 +265,25 @@ def _rebuild_qtensor(
     where, dtype = _storage(storages, storage)
     if dtype is None or dtype.kind != "q":
         raise Malformed("a quantized tensor whose storage is not quantized")
-    if not isinstance(quantizer, tuple):
-        raise Malformed(f"a quantizer that is no tuple: {text(quantizer)}")
-    words = ", ".join(text(part) for part in quantizer)
+    extra: tuple[tuple[str, Value], ...] = ()
+    match quantizer:
+        case (Global(module="torch") as scheme, (float() | int()) as scale, int() as zero):
+            words = f"{scheme}, {scale}, {zero}"
+        case (Global(module="torch") as scheme, scales, zeros, int() as axis):
+            words, extra = f"{scheme}, axis {axis}", (("scales", scales), ("zero_points", zeros))
+        case _:
+            raise Malformed(f"not a quantizer: {text(quantizer)}")
+    parts = tuple(_inner(storages, value).renamed(name) for name, value in extra)
     if dtype.name in _PACKED:
-        return Exotic("", dtype.name, dtype.name, _ints(size), words, (where.whole(),))
+        whole = where.whole().renamed("values")
+        return Exotic("", dtype.name, dtype.name, _shape(size), words, (whole, *parts))
     tensor = view(dtype, _ints(size), _ints(stride), _int(offset), where)
-    return replace(tensor, quantizer=words)
+    if not parts:
+        return replace(tensor, quantizer=words)
+    if not 0 <= axis < len(tensor.shape) or any(p.numel != tensor.shape[axis] for p in parts):
+        raise Malformed(f"scales along axis {axis} do not fit shape {tensor.shape}")
+    kind = f"quantized {scheme.name}"
+    return Exotic("", kind, dtype.name, tensor.shape, words, (tensor.renamed("values"), *parts))
 
 
 _COMPRESSED = {  # layout -> names of its two index tensors
@@ -225,12 +303,13 @@ def _rebuild_sparse_tensor(storages: StorageTable, layout: Value, data: Value) -
     if not isinstance(data, tuple):
         raise Malformed(f"sparse data that is no tuple: {text(data)}")
     if name == "torch.sparse_coo" and len(data) in (3, 4):
-        names, tensors, size = ("indices", "values"), data[:2], data[2]
+        names: tuple[str, ...] = ("indices", "values")
+        tensors, size = data[:2], data[2]
     elif name in _COMPRESSED and len(data) == len("iivs"):
-        names, tensors, size = (*_COMPRESSED[name], "values"), data[:3], data[3]
+        names, tensors, size = (*_COMPRESSED[name], "values"), data[:-1], data[-1]
     else:
         raise Unsupported(f"layout {name} with {len(data)} parts")
-    return _composite(storages, name.removeprefix("torch."), names, tensors, _ints(size))
+    return _composite(storages, name.removeprefix("torch."), names, tensors, _shape(size))
 
 
 def _rebuild_nested_tensor(
@@ -249,10 +328,7 @@ def _composite(
 ) -> Exotic:
     parts = []
     for name, value in zip(names, values, strict=True):
-        part = _inner(storages, value)
-        if not isinstance(part, Tensor):
-            raise Malformed(f"the {name} of a {kind} tensor are not dense")
-        parts.append(part.renamed(name))
+        parts.append(_inner(storages, value).renamed(name))
     values_at = names.index("values") if "values" in names else 0
     detail = ", ".join(f"{part.name} {part.stored.name}{list(part.shape)}" for part in parts)
     return Exotic("", kind, parts[values_at].stored.name, size, detail, tuple(parts))
@@ -261,7 +337,7 @@ def _composite(
 def _rebuild_meta_tensor_no_storage(
     _storages: StorageTable, dtype: Value, size: Value, _stride: Value, _requires_grad: Value
 ) -> Rebuilt:
-    return Exotic("", "meta", dtype_of(dtype).name, _ints(size), "no data was saved")
+    return Exotic("", "meta", dtype_of(dtype).name, _shape(size), "no data was saved")
 
 
 def _rebuild_wrapper_subclass(
@@ -275,7 +351,7 @@ def _rebuild_wrapper_subclass(
     _device: Value,
     _requires_grad: Value,
 ) -> Rebuilt:
-    return Exotic("", "subclass", dtype_of(dtype).name, _ints(size), text(cls))
+    return Exotic("", "subclass", dtype_of(dtype).name, _shape(size), text(cls))
 
 
 def _rebuild_device_tensor(
@@ -283,17 +359,25 @@ def _rebuild_device_tensor(
 ) -> Rebuilt:
     """From another device's copy: an array or a tensor of the same type."""
     tensor = _inner(storages, data)
-    if isinstance(tensor, Tensor) and tensor.stored != dtype_of(dtype):
+    if tensor.stored != dtype_of(dtype):
         raise Unsupported(f"a device tensor of {text(dtype)} saved as {tensor.stored.name}")
     return tensor
 
 
-_FORMS: dict[tuple[str, str], Callable[..., Rebuilt]] = {
+_WRAPPERS: dict[tuple[str, str], Callable[..., tuple[Call, Value]]] = {
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type"): _rebuild_from_type_v2,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
+    ("torch.tensor", "_rebuild_from_type"): _rebuild_from_type_v2,
+    ("torch.tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
+}
+_DENSE: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+}
+_COMPOSITE: dict[tuple[str, str], Callable[..., Rebuilt]] = {
     ("torch._utils", "_rebuild_qtensor"): _rebuild_qtensor,
     ("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse_tensor,
     ("torch._utils", "_rebuild_nested_tensor"): _rebuild_nested_tensor,
@@ -302,8 +386,6 @@ _FORMS: dict[tuple[str, str], Callable[..., Rebuilt]] = {
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuild_device_tensor,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _rebuild_device_tensor,
     ("torch._utils", "_rebuild_xla_tensor"): _rebuild_device_tensor,
-    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
-    ("torch.tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
 }
 
 _BUILTINS = (
@@ -327,12 +409,16 @@ _BUILTINS = (
 # Names that real weight files mention and that say nothing but data. Exact names, no patterns:
 # anything else is shown as foreign.
 KNOWN = frozenset(
-    {f"{module}.{name}" for module, name in _FORMS}
+    {f"{module}.{name}" for module, name in (*_WRAPPERS, *_DENSE, *_COMPOSITE)}
     | {f"torch.{row.storage}Storage" for row in dtypes.TABLE if row.storage}
     | {f"torch.cuda.{row.storage}Storage" for row in dtypes.TABLE if row.storage}
     | {f"torch.{row.storage}Tensor" for row in dtypes.TABLE if row.storage}
     | {f"torch.{name}" for name in dtypes.BY_TORCH}
-    | {f"torch.per_{what}_{how}" for what in ("tensor", "channel") for how in ("affine", "symmetric")}
+    | {
+        f"torch.per_{what}_{how}"
+        for what in ("tensor", "channel")
+        for how in ("affine", "symmetric")
+    }
     | set(ndarray.KNOWN)
     | set(_VARIABLES)
     | {

@@ -40,6 +40,7 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
         ],
         "others": [{"path": leaf.path, "text": text(leaf.value)} for leaf in checkpoint.others],
         "metadata": checkpoint.metadata,
+        "code": checkpoint.code,
         "globals": checkpoint.globals,
         "foreign": foreign(checkpoint.globals),
         "findings": [

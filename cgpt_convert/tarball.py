@@ -1,4 +1,4 @@
-"""tar -> members as byte ranges. Only what Python's tarfile wrote for torch 0.1; the rest is refused.
+"""tar -> members as byte ranges. Only what Python's tarfile wrote for torch 0.1; no more.
 
 POSIX.1-2017, pax: "ustar Interchange Format" and "pax Extended Header".
 """

@@ -52,6 +52,7 @@ def of_archive(archive: Archive) -> Checkpoint:
         fill(checkpoint, decoded.value, table, prefix="constants" if pickle != "data" else "")
         tables.append(table)
     record_globals(checkpoint, names)
+    checkpoint.code = [n for n in archive.members if n.startswith(f"{root}/code/")]
     _account(checkpoint, archive, tables)
     return checkpoint
 
@@ -83,7 +84,7 @@ def _record(archive: Archive, name: str, most: int) -> bytes:
         data = archive.read(name, most)
     except CgptError as error:
         raise error.at(place) from None
-    if archive.has_crcs and zlib.crc32(data) != archive.members[name].crc32:
+    if archive.crc32(name) not in (None, zlib.crc32(data)):
         raise Malformed("the bytes do not match their checksum", where=place)
     return data
 
@@ -123,7 +124,7 @@ class ZipStorages:
         if member.nbytes > nbytes:
             self.longer.append(f"{key} by {member.nbytes - nbytes:,} bytes")
         source, offset, size = self.archive.open(name)
-        crc = member.crc32 if self.archive.has_crcs else None
+        crc = self.archive.crc32(name)
         return Storage(source, offset, size, key, self.byteorder, crc, location)
 
 
@@ -172,7 +173,7 @@ def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]
                 continue
             unused += member.nbytes
             source, offset, size = archive.open(name)
-            checkpoint.storages.append(Storage(source, offset, size, key, crc32=member.crc32))
+            checkpoint.storages.append(Storage(source, offset, size, key, crc32=archive.crc32(name)))
     if unused:
         checkpoint.findings.append(Finding(findings.UNREFERENCED, f"{unused:,} bytes"))
     skipped = [m.name for m in archive.members.values() if _is_skipped(m, tables)]

@@ -11,7 +11,7 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
 from cgpt_convert.limits import NESTING, NODES
-from cgpt_convert.rebuild import KNOWN, StorageTable, rebuild
+from cgpt_convert.rebuild import KNOWN, StorageTable, rebuild, unwrap
 from cgpt_convert.tensor import Tensor
 
 Pairs = list[tuple[Value, Value]]
@@ -111,9 +111,12 @@ class _Walk:
                 tensor = rebuild(value, self.storages)
             except CgptError as error:
                 self.errors.append((name, error))
+                if len(self.errors) == _LISTED:
+                    raise _together(self.checkpoint.path, self.errors) from None
                 return
             if tensor is not None:
                 self.add(name, tensor)
+                self.attributes(name, value, depth, tensors_only=tensors_only)
                 return
             number = ndarray.scalar(value)
             if number is not None:
@@ -122,6 +125,13 @@ class _Walk:
             self.checkpoint.others.append(Leaf(name, value))
         if isinstance(value, Call):
             self.inside_foreign(name, value, depth)
+
+    def attributes(self, name: str, call: Call, depth: int, *, tensors_only: bool) -> None:
+        """What is attached to a tensor: attributes of a parameter, the parts of a subclass."""
+        _, states = unwrap(call)
+        for state in states:
+            for key, child in _of_state(state):
+                self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
 
     def inside_foreign(self, name: str, call: Call, depth: int) -> None:
         """The tensors that an object of an unknown class holds, wherever it holds them."""
@@ -138,8 +148,9 @@ class _Walk:
         """Enter the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
         if name in checkpoint.tensors or name in checkpoint.exotic:
+            if name not in checkpoint.collisions:
+                checkpoint.findings.append(Finding(findings.COLLISION, printable(name)))
             checkpoint.collisions.add(name)
-            checkpoint.findings.append(Finding(findings.COLLISION, printable(name)))
         elif isinstance(tensor, Tensor):
             checkpoint.tensors[name] = tensor.renamed(name)
         else:
@@ -178,11 +189,11 @@ def _call_children(name: str, call: Call) -> Pairs | None:
         given = args[-1] if args else None
         if isinstance(given, Dict):
             return given.items + call.items
-        if isinstance(given, list):  # protocol 0 and 1: a list of [key, value]
-            return [(p[0], p[1]) for p in given if _is_pair(p)] + call.items
-        return call.items
+        if isinstance(given, list) and all(map(_is_pair, given)):  # protocol 0 and 1
+            return [(p[0], p[1]) for p in given] + call.items
+        return [("", value) for value in args if not isinstance(value, Global)] + call.items
     if name in ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"):
-        return _children(args[0]) if len(args) == 1 else None
+        return [("", value) for value in args]
     if is_script_class(name):
         if name in _SCRIPT_HELPERS:
             return [("", args[0])] if args else None
@@ -201,17 +212,20 @@ def _held(call: Call) -> Iterator[tuple[Value, Value]]:
             yield f"args.{index}", value
     if isinstance(call.kwargs, Dict):
         yield from call.kwargs.items
-    states = call.state if isinstance(call.state, tuple) else (call.state,)
-    for state in states:  # a pair where the class has __slots__
-        if state is None:
-            continue
-        if not isinstance(state, Dict):
-            yield "", state
-            continue
-        for key, value in state.items:
-            yield ("" if key in _MODULE_SLOTS else key), value
+    yield from _of_state(call.state)
     yield from call.items
     yield from enumerate(call.elements)
+
+
+def _of_state(state: Value) -> Iterator[tuple[Value, Value]]:
+    """An object's attributes, from the state that it was saved with."""
+    states = state if isinstance(state, tuple) else (state,)
+    for part in states:  # a pair where the class has __slots__
+        if isinstance(part, Dict):
+            for key, value in part.items:
+                yield ("" if key in _MODULE_SLOTS else key), value
+        elif part is not None:
+            yield "", part
 
 
 def _join(name: str, key: Value) -> str:
@@ -220,6 +234,7 @@ def _join(name: str, key: Value) -> str:
 
 
 _SHOWN = 20
+_LISTED = 1000  # more errors than that tell nobody more
 
 
 def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:

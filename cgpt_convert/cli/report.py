@@ -8,6 +8,7 @@ import click
 
 from cgpt_convert.cli.table import cut, size, style, table, width
 from cgpt_convert.cli.tree_view import tree_lines
+from cgpt_convert.findings import FOREIGN
 from cgpt_convert.inert import printable
 
 _SHOWN = 12  # other values and foreign names; --json has all
@@ -41,7 +42,11 @@ def _head(summary: dict[str, Any]) -> None:
     _field("parameters", f"{summary['parameters']:,} in {count:,} tensors{tied}")
     _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
     _field("pickle", _safety(summary))
+    if summary["code"]:
+        _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not read")
     for found in summary["findings"]:
+        if found["id"] == FOREIGN.id:
+            continue  # the line above names them
         mark = "warning" if found["level"] == "warning" else "note"
         _field(mark, f"{found['id']} {found['title']}: {found['detail']}")
 
@@ -65,7 +70,7 @@ def _field(label: str, text: str) -> None:
 def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return ["no tensors"]
-    files = len({row["file"] for row in rows}) > 1
+    sharded = len({row["file"] for row in rows if row["file"] != row["storage"]}) > 1
     header = ["name", "dtype", "shape", "strides", "storage", "offset", "bytes", "tied to"]
     with_stats = any("stats" in row for row in rows)
     if with_stats:
@@ -77,7 +82,7 @@ def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
             "dtype": row["dtype"],
             "shape": _dims(row["shape"]),
             "strides": _dims(row["strides"]) if row["strides"] is not None else "",
-            "storage": printable(f"{row['file']}:{row['storage']}" if files else row["storage"]),
+            "storage": printable(_storage(row, sharded=sharded)),
             "offset": f"{row['offset']}" if row["offset"] is not None else "",
             "bytes": f"{row['nbytes']:,}",
             "tied to": printable(row["tied_to"] or ""),
@@ -85,6 +90,13 @@ def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
         }
         lines.append([cells.get(column, "") for column in header])
     return table(header, lines, right=_NUMBERS)
+
+
+def _storage(row: dict[str, Any], *, sharded: bool) -> str:
+    """What to look for in the file; nothing where a storage has the tensor's own name."""
+    if sharded:
+        return f"{row['file']}:{row['storage']}"
+    return "" if row["storage"] == row["name"] else str(row["storage"])
 
 
 def _dims(values: list[int]) -> str:
