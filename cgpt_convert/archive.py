@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import unicodedata
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from cgpt_convert import findings
@@ -47,7 +48,7 @@ class Member(NamedTuple):
     crc32: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Archive:
     """A zip whose directory and local headers agree. `members` is in directory order."""
 
@@ -55,7 +56,7 @@ class Archive:
     members: dict[str, Member]
     findings: list[Finding] = field(default_factory=list)
 
-    @property
+    @cached_property
     def has_crcs(self) -> bool:
         """Does any record have a checksum? torch can be told to write 0 for all."""
         return any(member.crc32 for member in self.members.values())

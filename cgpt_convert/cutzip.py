@@ -51,7 +51,8 @@ def salvage(source: Source) -> Partial:
         members = {name: member._replace(crc32=0) for name, member in members.items()}
     directory = sum(_CENTRAL_NBYTES + len(name) for name in members) + _END_NBYTES
     ends = [member.offset + member.nbytes for member in members.values()]
-    partial = sift(of_archive(Archive(source, members)), walk.end, max(ends) + directory)
+    needed = max(max(ends) + directory, source.nbytes + (walk.end == source.nbytes))
+    partial = sift(of_archive(Archive(source, members)), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
         partial = partial._replace(lost=(*partial.lost, "constants"))
@@ -108,7 +109,7 @@ class _Walk:
         """The record's length; None if it cannot be known."""
         place = f"{self.source.name}[{printable(header.name)}]"
         if header.method != STORED:
-            raise Malformed("cut off, and compressed", where=place, hint=AGAIN)
+            raise Malformed("compressed, in an archive that is cut off", where=place, hint=AGAIN)
         if header.name.endswith("/data.pkl") and self.sizes is None:
             nbytes: int | None = self._read_pickle(header, place)
         else:
@@ -162,7 +163,7 @@ class _Walk:
 
     def missing(self) -> dict[str, Member]:
         """The storages that were not found, one after another where the file should go on."""
-        at = max([self.source.nbytes, *(m.offset + m.nbytes for m in self.members.values())])
+        at = max([self.end, *(m.offset + m.nbytes for m in self.members.values())])
         found = {}
         for name, nbytes in (self.sizes or {}).items():
             if name not in self.members:

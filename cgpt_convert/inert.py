@@ -129,9 +129,7 @@ def _write(value: Value, out: list[str], most: int, depth: int) -> None:
 _WIDE_INT = 1024  # bits; decimal conversion of larger ones is slow and, in CPython, limited
 
 
-def _write_pairs(
-    pairs: list[tuple[Value, Value]], out: list[str], most: int, depth: int
-) -> None:
+def _write_pairs(pairs: list[tuple[Value, Value]], out: list[str], most: int, depth: int) -> None:
     out.append("{")
     for index, (key, item) in enumerate(pairs):
         if index:

@@ -30,6 +30,7 @@ NAME_BYTES = 4096  # one record's name
 DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes)
 
 NODES = 10_000_000  # values visited in a decoded tree; a shared value counts each time it appears
+REPEATED = 1_000_000  # of those, values met again because a container is shared
 NESTING = 100  # of values, where names are made from them
 RANK = 64  # torch's own limit is 64 dimensions
 

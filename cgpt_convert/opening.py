@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from cgpt_convert import findings, limits, shards
+from cgpt_convert import findings, formats, shards
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.findings import Finding
-from cgpt_convert.formats import parameters
+from cgpt_convert.sniff import Kind, sniff
 from cgpt_convert.source import LocalFile
 
 _INDEX = ".index.json"
@@ -44,35 +44,42 @@ def open_checkpoint(path: str | os.PathLike[str], mapping: str | None = None) ->
 
 
 def _open_file(path: str) -> Checkpoint:
-    from cgpt_convert import torchzip
-    from cgpt_convert.formats import npz, safetensors
-
+    """What one file holds, by the reader of its kind; the readers are imported when needed."""
     source = LocalFile(path)
-    head = bytearray(min(4, source.nbytes))
-    source.readinto(0, memoryview(head))
-    if head == b"PK\3\4":
+    kind = sniff(source)
+    if kind is Kind.TORCH_ZIP:
+        from cgpt_convert import torchzip
+
         return torchzip.read(source)
-    if head[:2] == b"\x80\x02":
+    if kind is Kind.LEGACY:
         from cgpt_convert import legacy
 
         return legacy.read(source)
-    return safetensors.read(path)
+    if kind is Kind.TORCH_TAR:
+        from cgpt_convert import torchtar
+
+        return torchtar.read(source)
+    if kind is Kind.SAFETENSORS:
+        return formats.by_name("safetensors").read(path)
+    if kind is Kind.NPZ:
+        return formats.by_name("npz").read(path)
+    from cgpt_convert.refuse import refuse
+
+    raise refuse(kind, source)
 
 
 def _open_folder(path: str) -> Checkpoint:
     """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
     inside = set(os.listdir(path))
-    if parameters.MAPPING in inside:
-        return parameters.read(path)
+    if "mapping.json" in inside:
+        return formats.by_name("parameters").read(path)
     found = [name for name in _IN_FOLDERS if name in inside]
     found = found or sorted(name for name in inside if name.endswith(_INDEX))
     found = found or sorted(
         name for name in inside if name.endswith(_SUFFIXES) and name != "training_args.bin"
     )
     if "tensors.json" in inside or any(name.endswith(".npy") for name in inside):
-        from cgpt_convert.formats import npy
-
-        return npy.read(path)
+        return formats.by_name("npy").read(path)
     if not found:
         raise BadRequest("the folder holds no weights", where=path)
     if len(found) > 1:
@@ -85,6 +92,7 @@ def _open_folder(path: str) -> Checkpoint:
 
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:
+    from cgpt_convert.formats import parameters
     from cgpt_convert.mapping import storage_mapping
 
     if not os.path.isdir(path):

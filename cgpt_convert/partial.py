@@ -30,15 +30,15 @@ class Partial(NamedTuple):
         checkpoint = self.checkpoint
         source = checkpoint.sources[0]
         whole = len(checkpoint.tensors) + len(checkpoint.exotic)
+        where = f"byte {self.end:,} of at least {self.needed:,}"
         percent = 100 * self.end // max(self.needed, 1)
-        what = (
-            "cut off" if self.end == source.nbytes else "nothing usable from there on: incomplete"
-        )
+        cut = self.end == source.nbytes
+        what = f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
         lost = ", ".join(printable(name) for name in self.lost[:_SHOWN])
         if len(self.lost) > _SHOWN:
             lost += f" and {len(self.lost) - _SHOWN:,} more"
         return Malformed(
-            f"{what} at byte {self.end:,} of at least {self.needed:,} ({percent} %); "
+            f"{what} ({percent} %); "
             f"{whole:,} of {whole + len(self.lost):,} tensors are whole"
             + (f" (lost: {lost})" if lost else ""),
             where=source.name,

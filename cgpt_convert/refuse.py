@@ -14,6 +14,7 @@ from cgpt_convert.sniff import HEAD, Kind
 from cgpt_convert.source import Source, read
 
 _RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
+_ERROR_KEYS = ("error", "message", "detail")  # where servers say what is wrong
 _SHOWN = 120  # characters of a message found inside
 
 # what to do with a file that is valid but of no kind that this package reads
@@ -26,7 +27,7 @@ _HINTS = {
     Kind.ZSTD: "run unzstd on it first",
     Kind.SEVEN_ZIP: "unpack it and name the weight file inside",
     Kind.RAR: "unpack it and name the weight file inside",
-    Kind.PICKLE: "no torch.save wrote it; where it can be trusted, load it and torch.save the tensors",
+    Kind.PICKLE: "not written by torch.save; if it is trusted, load it and torch.save the tensors",
     Kind.PREVIEW: "torch 1.0 or later cannot read it either; ask its author for a newer one",
     Kind.HDF5: "weights of Keras or h5py are not read; look for the PyTorch ones beside them",
     Kind.ONNX: "look for the PyTorch weights that it was exported from",
@@ -86,16 +87,18 @@ def _xml(source: Source) -> CgptError:
 
 
 def _json(source: Source) -> CgptError:
-    head, said = _head(source), ""
     try:
-        value = json.loads(head)
+        value = json.loads(_head(source))
     except (ValueError, RecursionError):
         value = None
-    if isinstance(value, dict):
-        found = next((value[k] for k in ("error", "message", "detail") if k in value), None)
-        said = f': "{_shown(str(found))}"' if isinstance(found, str) else ""
-    hint = "an answer of a server, or a config.json? name the weight file beside it"
-    return Malformed(f"a JSON document, not the file{said}", where=source.name, hint=hint)
+    found = [value.get(key) for key in _ERROR_KEYS] if isinstance(value, dict) else []
+    said = [_shown(text) for text in found if isinstance(text, str)]
+    if said:
+        message = f'a server\'s answer, not the file: "{said[0]}"'
+        return Malformed(message, where=source.name, hint=_RAW)
+    return Unsupported(
+        "a JSON document, which holds no weights", where=source.name, hint="name the weight file"
+    )
 
 
 def _empty(source: Source) -> CgptError:

@@ -80,9 +80,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _is_plain(name: object) -> bool:
     return (
-        isinstance(name, str)
-        and name not in ("", ".", "..")
-        and not re.search(r"[/\\\x00]", name)
+        isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00]", name)
     )
 
 

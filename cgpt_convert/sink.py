@@ -58,7 +58,9 @@ def write_blocks(tensor: Tensor, descriptor: int) -> None:
     writer.part(0, tensor)
 
 
-def check_storages(storages: Iterable[Storage], advance: Advance = lambda nbytes: None) -> list[Storage]:
+def check_storages(
+    storages: Iterable[Storage], advance: Advance = lambda nbytes: None
+) -> list[Storage]:
     """The storages whose bytes do not match their recorded CRC-32; each byte is read once."""
     return [s for s in storages if s.crc32 is not None and storage_crc32(s, advance) != s.crc32]
 

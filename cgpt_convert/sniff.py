@@ -82,26 +82,29 @@ def sniff(source: Source) -> Kind:
     Raises Unreadable where the bytes cannot be read.
     """
     head = read(source, 0, min(HEAD, source.nbytes))
-    if not head:
-        return Kind.EMPTY
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(source)
-    if _is_safetensors(head):
-        return Kind.SAFETENSORS
+    if tarball.is_tar(head[: tarball.BLOCK]):
+        return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
+    if head and not any(head):
+        return Kind.ZEROS if content_end(source) == 0 else Kind.UNKNOWN
+    if not head:
+        return Kind.EMPTY
+    return _binary(head) or _text(head)
+
+
+def _binary(head: bytes) -> Kind | None:
+    """The kind that the first bytes tell; None if it is text or unknown."""
     for offset, magic, kind in _MAGIC:
         if head.startswith(magic, offset):
             return kind
+    if _is_safetensors(head):
+        return Kind.SAFETENSORS
     if legacy.is_legacy(head):
         return Kind.LEGACY
     if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:
         return Kind.PICKLE
-    if tarball.is_tar(head[: tarball.BLOCK]):
-        return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
-    if not any(head):
-        return Kind.ZEROS if content_end(source) == 0 else Kind.UNKNOWN
-    if _ONNX.match(head):
-        return Kind.ONNX
-    return _text(head)
+    return Kind.ONNX if _ONNX.match(head) else None
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -189,7 +189,9 @@ class Deflated:
             try:
                 piece = self._inflate.decompress(feed, most)
             except zlib.error as error:
-                raise Malformed(f"the deflated data is damaged ({error})", where=self.name) from error
+                raise Malformed(
+                    f"the deflated data is damaged ({error})", where=self.name
+                ) from error
             if piece:
                 self._position += len(piece)
                 return piece

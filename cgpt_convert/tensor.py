@@ -109,7 +109,15 @@ class Tensor:
     @property
     def view(self) -> tuple[object, ...]:
         """What makes two tensors the same values by construction: tied weights are equal here."""
-        return (id(self.storage), self.stored, self.shape, self.strides, self.start, self.conj, self.neg)
+        return (
+            id(self.storage),
+            self.stored,
+            self.shape,
+            self.strides,
+            self.start,
+            self.conj,
+            self.neg,
+        )
 
     def renamed(self, name: str) -> Tensor:
         """The same view under another name."""

@@ -173,7 +173,8 @@ def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]
                 continue
             unused += member.nbytes
             source, offset, size = archive.open(name)
-            checkpoint.storages.append(Storage(source, offset, size, key, crc32=archive.crc32(name)))
+            crc = archive.crc32(name)
+            checkpoint.storages.append(Storage(source, offset, size, key, crc32=crc))
     if unused:
         checkpoint.findings.append(Finding(findings.UNREFERENCED, f"{unused:,} bytes"))
     skipped = [m.name for m in archive.members.values() if _is_skipped(m, tables)]

@@ -10,7 +10,7 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
-from cgpt_convert.limits import NESTING, NODES
+from cgpt_convert.limits import NESTING, NODES, REPEATED
 from cgpt_convert.rebuild import KNOWN, StorageTable, rebuild, unwrap
 from cgpt_convert.tensor import Tensor
 
@@ -69,7 +69,9 @@ class _Walk:
     storages: StorageTable
     errors: list[tuple[str, CgptError]] = field(default_factory=list)
     nodes: int = 0
-    path: set[int] = field(default_factory=set)  # ids of the containers that we are inside of
+    repeated: int = 0
+    seen: set[int] = field(default_factory=set)  # ids of all values that hold others
+    path: set[int] = field(default_factory=set)  # ids of those that we are inside of
     dicts: list[str] = field(default_factory=lambda: [""])  # paths of the dicts among them
 
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
@@ -84,19 +86,32 @@ class _Walk:
         if id(value) in self.path:
             self.checkpoint.findings.append(Finding(findings.CYCLE, printable(name)))
             return
-        if depth > NESTING:
-            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
         if _is_dict(value):
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
             self.dicts.append(name)
-        self.path.add(id(value))
-        for key, child in pairs:
-            self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
-        self.path.discard(id(value))
+        self.inside(name, value, pairs, depth, tensors_only=tensors_only)
         if _is_dict(value):
             self.dicts.pop()
         if isinstance(value, Call) and value.state is not None and not tensors_only:
             self.state_of_container(name, value.state)
+
+    def inside(
+        self, name: str, value: Value, pairs: Pairs, depth: int, *, tensors_only: bool
+    ) -> None:
+        """Visit what `value` holds. Sharing and depth are bounded: ten bytes can double a tree."""
+        if id(value) in self.path:
+            return
+        if depth > NESTING:
+            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+        if id(value) in self.seen:
+            self.repeated += len(pairs)
+            if self.repeated > REPEATED:
+                raise Unsupported("too many shared values", where=self.checkpoint.path)
+        self.seen.add(id(value))
+        self.path.add(id(value))
+        for key, child in pairs:
+            self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
+        self.path.discard(id(value))
 
     def state_of_container(self, name: str, state: Value) -> None:
         """What a dict carries beside its items: torch's `_metadata`, module versions."""
@@ -116,33 +131,16 @@ class _Walk:
                 return
             if tensor is not None:
                 self.add(name, tensor)
-                self.attributes(name, value, depth, tensors_only=tensors_only)
+                attached = [pair for state in unwrap(value)[1] for pair in _of_state(state)]
+                self.inside(name, value, attached, depth, tensors_only=tensors_only)
                 return
             number = ndarray.scalar(value)
             if number is not None:
                 value = number
         if not tensors_only:
             self.checkpoint.others.append(Leaf(name, value))
-        if isinstance(value, Call):
-            self.inside_foreign(name, value, depth)
-
-    def attributes(self, name: str, call: Call, depth: int, *, tensors_only: bool) -> None:
-        """What is attached to a tensor: attributes of a parameter, the parts of a subclass."""
-        _, states = unwrap(call)
-        for state in states:
-            for key, child in _of_state(state):
-                self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
-
-    def inside_foreign(self, name: str, call: Call, depth: int) -> None:
-        """The tensors that an object of an unknown class holds, wherever it holds them."""
-        if id(call) in self.path:
-            return
-        if depth > NESTING:
-            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
-        self.path.add(id(call))
-        for key, child in _held(call):
-            self.visit(_join(name, key), child, depth + 1, tensors_only=True)
-        self.path.discard(id(call))
+        if isinstance(value, Call):  # the tensors in an object of an unknown class
+            self.inside(name, value, list(_held(value)), depth, tensors_only=True)
 
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""
@@ -172,6 +170,7 @@ def _children(value: Value) -> Pairs | None:
     return None
 
 
+_SETS = ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")
 _DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
 
 
@@ -186,19 +185,20 @@ def _is_dict(value: Value) -> bool:
 def _call_children(name: str, call: Call) -> Pairs | None:
     args = call.args if isinstance(call.args, tuple) else ()
     if name in _DICTS:
-        given = args[-1] if args else None
-        if isinstance(given, Dict):
-            return given.items + call.items
-        if isinstance(given, list) and all(map(_is_pair, given)):  # protocol 0 and 1
-            return [(p[0], p[1]) for p in given] + call.items
-        return [("", value) for value in args if not isinstance(value, Global)] + call.items
-    if name in ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"):
-        return [("", value) for value in args]
-    if is_script_class(name):
-        if name in _SCRIPT_HELPERS:
-            return [("", args[0])] if args else None
-        return list(_held(call))
-    return None
+        return _given(args) + call.items
+    if name in _SETS or name in _SCRIPT_HELPERS:
+        return [("", value) for value in args[:1]] + list(enumerate(call.elements))
+    return list(_held(call)) if is_script_class(name) else None
+
+
+def _given(args: tuple[Value, ...]) -> Pairs:
+    """The items that a dict is made of; of a defaultdict, the function before them is none."""
+    match args[-1:]:
+        case (Dict() as given,):
+            return given.items
+        case (list() as given,) if all(map(_is_pair, given)):  # protocols 0 and 1
+            return [(pair[0], pair[1]) for pair in given]
+    return [("", value) for value in args if not isinstance(value, Global)]
 
 
 def _is_pair(value: Value) -> bool:

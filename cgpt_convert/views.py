@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TILE = 64 << 10  # bytes copied at once: source and result together fit the L2 cache
 LINE = 16  # elements: tiles start at multiples of it, so that few cache lines are read twice
+LINES = 512  # cache lines that stay in a first-level cache of 32 KiB
 
 
 def merge(shape: Ints, strides: Ints) -> tuple[Ints, Ints]:
@@ -56,11 +57,21 @@ def span(shape: Ints, strides: Ints) -> int:
 
 
 def transpose(out: Words, view: Words) -> None:
-    """Copy `view` to `out`, of the same shape, tile by tile.
+    """Copy `view` to `out`, of the same shape, in tiles if the order of their dimensions differs.
 
-    NumPy's own copy goes along whole rows of `out`, and is two to four times slower for large
-    ones. Halving the longest side ends in nearly square tiles, in any number of dimensions.
+    NumPy's own copy goes along the rows of `out`. A cache line of `view` is needed again when the
+    index of its fastest dimension advances; if by then too many others were touched, it is gone.
     """
+    moving = [axis for axis in range(view.ndim) if view.strides[axis]]
+    fastest = min(moving, key=lambda axis: view.strides[axis], default=-1)
+    if math.prod(view.shape[fastest + 1 :]) <= LINES:
+        out[...] = view
+    else:
+        _copy_tiles(out, view)
+
+
+def _copy_tiles(out: Words, view: Words) -> None:
+    """Halving the longest side ends in nearly square tiles, in any number of dimensions."""
     if out.nbytes <= TILE:
         out[...] = view
         return
@@ -70,4 +81,4 @@ def transpose(out: Words, view: Words) -> None:
         half += -half % LINE
     for part in (slice(None, half), slice(half, None)):
         tile = (slice(None),) * axis + (part,)
-        transpose(out[tile], view[tile])
+        _copy_tiles(out[tile], view[tile])

@@ -13,7 +13,7 @@ DEVICES = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lpt") for 
 FORBIDDEN = set('<>:"/\\|?*') | {chr(code) for code in range(32)}  # by Windows
 
 
-def one(name, suffix=".npy"):
+def one(name: str, suffix: str = ".npy") -> str:
     return file_names([name], suffix)[name]
 
 
@@ -21,7 +21,7 @@ def one(name, suffix=".npy"):
     "name",
     ["transformer.h.0.ln_1.weight", "lm_head.weight", "W", "0", "a-b", "a~b", "data_7", "connect"],
 )
-def test_an_ordinary_name_stays_as_it_is(name):
+def test_an_ordinary_name_stays_as_it_is(name: str) -> None:
     assert one(name) == f"{name}.npy"
     assert one(name, "") == name
 
@@ -50,17 +50,17 @@ def test_an_ordinary_name_stays_as_it_is(name):
         ("x.npy", "x.npy.npy"),
     ],
 )
-def test_an_unsafe_name_is_encoded(name, file):
+def test_an_unsafe_name_is_encoded(name: str, file: str) -> None:
     assert one(name) == file
     assert tensor_name(file.removesuffix(".npy")) == name
 
 
-def test_names_that_differ_in_case_have_their_capitals_encoded():
+def test_names_that_differ_in_case_have_their_capitals_encoded() -> None:
     files = file_names(["proj.W", "proj.w", "Other"], ".npy")
     assert files == {"proj.W": "proj.%57.npy", "proj.w": "proj.w.npy", "Other": "Other.npy"}
 
 
-def test_a_long_name_is_cut_and_told_apart_by_a_digest():
+def test_a_long_name_is_cut_and_told_apart_by_a_digest() -> None:
     names = ["x" * 400 + tail for tail in ("a", "b", "A")]
     files = file_names(names, ".npy")
     assert {len(file) for file in files.values()} == {255}
@@ -68,13 +68,13 @@ def test_a_long_name_is_cut_and_told_apart_by_a_digest():
     assert all(tensor_name(file.removesuffix(".npy")) is None for file in files.values())
 
 
-def test_the_longest_name_that_fits_is_not_cut():
+def test_the_longest_name_that_fits_is_not_cut() -> None:
     assert one("y" * 251) == "y" * 251 + ".npy"
     assert one("y" * 252) != "y" * 252 + ".npy"
 
 
 @pytest.mark.parametrize("stem", ["a b", "é", "%4", "%zz", "%c3%a9", "%C3", "a/b", "x%~0", "a\n"])
-def test_a_stem_that_we_never_write_stands_for_no_name(stem):
+def test_a_stem_that_we_never_write_stands_for_no_name(stem: str) -> None:
     assert tensor_name(stem) is None
 
 
@@ -87,7 +87,7 @@ NAMES = st.text(
 @example(["%~", "", "%", "%25"])
 @example(["K", "k", "\u212a"])  # the Kelvin sign folds to k
 @example(["A.B", "a.B", "%41.b", "%61.b"])
-def test_files_are_valid_different_and_reversible(names):
+def test_files_are_valid_different_and_reversible(names: list[str]) -> None:
     files = file_names(names, ".npy")
     assert list(files) == names
     folded = {unicodedata.normalize("NFKC", file).casefold() for file in files.values()}
@@ -104,5 +104,5 @@ def test_files_are_valid_different_and_reversible(names):
 
 
 @given(st.text(max_size=20))
-def test_decoding_any_text_gives_a_name_or_none(stem):
+def test_decoding_any_text_gives_a_name_or_none(stem: str) -> None:
     assert tensor_name(stem) is None or isinstance(tensor_name(stem), str)

@@ -27,9 +27,7 @@ class _Size(click.ParamType):
 
     name = "size"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kKMGT]?)(i?)B?", str(value))
         if match is None:
             self.fail(f"{value!r} is not a size such as 5GB", param, ctx)
@@ -39,7 +37,9 @@ class _Size(click.ParamType):
 
 @click.command("convert")
 @options.source
-@click.option("-o", "--output", required=True, type=click.Path(), help="The file or folder to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), help="The file or folder to write."
+)
 @click.option(
     "--to", type=click.Choice(formats.names()), help="The format.  [default: from OUTPUT's suffix]"
 )
@@ -89,7 +89,9 @@ def command(
     checkpoint = open_checkpoint(source, mapping)
     chosen = select(checkpoint, Wish(root, match, exclude, dtype, tied))
     request = Request(
-        os.path.basename(output.rstrip("/")), tuple(chosen.tensors), chosen.aliases,
+        os.path.basename(output.rstrip("/")),
+        tuple(chosen.tensors),
+        chosen.aliases,
         max_shard_nbytes=max_shard_size,
     )
     plans = form.plan(request)

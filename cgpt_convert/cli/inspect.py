@@ -13,13 +13,21 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.select import wanted
 from cgpt_convert.summary import summarise
 
+
 @click.command("inspect")
 @options.source
 @options.match
-@click.option("--sort", type=click.Choice(["name", "size", "file"]), default="file",
-              show_default=True, help="The order of the tensor table.")
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "size", "file"]),
+    default="file",
+    show_default=True,
+    help="The order of the tensor table.",
+)
 @click.option("--tree", is_flag=True, help="Fold the tensors by module, with subtotals.")
-@click.option("--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf.")
+@click.option(
+    "--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf."
+)
 @click.option("--check", is_flag=True, help="Verify all checksums; exit 1 if one is wrong.")
 @options.mapping
 @options.as_json

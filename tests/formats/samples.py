@@ -40,10 +40,12 @@ def as_torch(tensor: Tensor) -> torch.Tensor:
 def from_torch(name: str, value: torch.Tensor) -> Tensor:
     """The view of a torch tensor, strides and all, of a copy of its storage."""
     storage = value.untyped_storage()
-    data = bytes(storage.tolist())
+    data = torch.tensor([], dtype=torch.uint8).set_(storage).numpy().tobytes()
     dtype = next(row for row in TABLE if row.name == str(value.dtype).removeprefix("torch."))
     kept = Storage(MemoryBytes("memory", data), 0, len(data), name)
-    return Tensor(name, dtype, tuple(value.shape), value.stride(), value.storage_offset(), kept)
+    return Tensor(
+        name, dtype, tuple(value.shape), value.stride(), int(value.storage_offset()), kept
+    )
 
 
 def every(dtypes: Iterable[DType]) -> list[Tensor]:

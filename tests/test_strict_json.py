@@ -1,0 +1,63 @@
+"""JSON that readers would read differently is refused."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.strict_json import is_text_map, loads
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "1",
+        "{",
+        "{} x",
+        '{"a":1,"a":1}',
+        '{"x":{"a":1,"b":2,"a":3}}',
+        '{"a":-1}',
+        '{"a":1.5}',
+        '{"a":1e3}',
+        '{"a":NaN}',
+        '{"a":Infinity}',
+        '{"a":"\\ud800"}',
+        '{"a":"\\udc00\\ud800"}',
+        '{"a":"\n"}',
+        "{'a':1}",
+        '{"a":' + "9" * 21 + "}",
+        '{"a":' * 100_000,
+    ],
+)
+def test_refused(text: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        loads(text.encode(), "here")
+    assert caught.value.where == "here"
+    assert len(caught.value.message) < 300
+
+
+def test_read() -> None:
+    text = '{"a": [1, 18446744073709551615], "é": "\\ud83e\\udd8a\\u00e9", "": null, "t": true}'
+    assert loads(text.encode(), "") == json.loads(text)
+
+
+def test_more_values_than_memory_allows_are_refused_unread() -> None:
+    with pytest.raises(Unsupported):
+        loads(b"[" * 10_000_001, "")
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_read_or_refused(noise: bytes) -> None:
+    with contextlib.suppress(CgptError):
+        assert isinstance(loads(b"{" + noise, ""), dict)
+
+
+def test_a_text_map_has_strings_alone() -> None:
+    assert is_text_map({"a": "b"})
+    assert not is_text_map({"a": 1})
+    assert not is_text_map(["a"])
