@@ -1,4 +1,8 @@
-"""What tensors a model architecture has: names, symbolic shapes, names elsewhere. Pure data."""
+"""What tensors a model architecture has: names, symbolic shapes, names elsewhere. Pure data.
+
+Sizes have the same names in every architecture, GPT-2's: n_layer, n_embd (the width), n_inner (of
+the feed-forward layer), n_positions, vocab_size. `config_keys` has what config.json calls them.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ from cgpt_convert.mapping_files import parsed, reading
 
 LAYER = "{i}"  # in names: the layer's number, from 0
 LAYERS = "n_layer"  # the size that counts them
-# the first number that is a component of a name; more digits are no layer of any model
-_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,4})(?=\.)", re.ASCII)
+# the first number that is a component of a name; no model has ten thousand layers
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,3})(?=\.)", re.ASCII)
 
 
 class Dim(NamedTuple):
@@ -118,6 +122,8 @@ class Architecture:
 
 def template(name: str) -> tuple[str, int | None]:
     """The name with `{i}` for its first numeric component, and that number; None without one."""
+    if LAYER in name:
+        return "", None  # a file may call a tensor so, but it is none of ours
     found = _NUMBER.search(name)
     if found is None:
         return name, None

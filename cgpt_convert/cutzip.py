@@ -90,7 +90,7 @@ class _Walk:
                 raise Malformed(found, where=self.source.name)
             sized = self._measure(header)
             if sized is None:
-                self._stop(header.offset)
+                self.end = content_end(self.source, header.offset)
                 return
             self.members[header.name] = header._replace(
                 nbytes=sized.nbytes, compressed=sized.nbytes, crc32=sized.crc32

@@ -26,12 +26,10 @@ VALUES_NOT_SAVED = Rule("CGPT007", "warning", "records were reserved but their v
 FOREIGN = Rule("CGPT008", "note", "classes that are not torch's; shown, never loaded")
 COLLISION = Rule("CGPT009", "warning", "two values have the same name")
 BIG_ENDIAN = Rule("CGPT010", "note", "big-endian data")
-BROKEN_VALUE = Rule("CGPT011", "warning", "a tensor that contradicts the data it names")
+CUT_OFF = Rule("CGPT011", "warning", "an incomplete file; what is lost is left out")
 CYCLE = Rule("CGPT012", "warning", "a value that contains itself")
-NOT_TENSORS = Rule("CGPT013", "note", "files or records that hold no tensors were left unread")
+LONE_SHARD = Rule("CGPT013", "warning", "one shard of several")
 INDEX_SIZE = Rule("CGPT014", "note", "the index's total_size differs from the tensors' bytes")
-LONE_SHARD = Rule("CGPT015", "warning", "one shard of several")
-CUT_OFF = Rule("CGPT015", "warning", "an incomplete file; what is lost is left out")
 
 
 class Finding(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from cgpt_convert.architecture import LAYERS, Place, architectures, fill, template
@@ -115,7 +115,7 @@ def storage_mapping(model_name: str) -> dict[str, StoredAs]:
         raise BadRequest(f"there is no ready mapping of {model.name}", hint=f"there are: {ready}")
     architecture = architectures()[model.architecture]
     mapping = {}
-    for place, file in zip(_storage_order(model), _files(model), strict=False):
+    for place, file in zip(_storage_order(model), _files(model), strict=True):
         if place is not None:
             stored = _stored(place, file, model)
             mapping[place.name(architecture.canonical)] = stored
@@ -129,10 +129,11 @@ def _storage_order(model: Model) -> Iterator[Place | None]:
     first, layer, last, _ = model.storages
     names = [*first]
     names += [fill(name, number) for number in range(model.sizes[LAYERS]) for name in layer]
-    rules = architectures()[model.architecture].rules
+    architecture = architectures()[model.architecture]
     for name in (*names, *last):
         pattern, number = template(name)
-        yield Place(rules[pattern], number) if pattern in rules else None
+        masked = pattern in architecture.skipped
+        yield None if masked else Place(architecture.rules[pattern], number)
 
 
 def _files(model: Model) -> Iterator[str]:
@@ -168,10 +169,8 @@ def _with_storages(model: Model, orders: dict[str, Storages], row: dict[str, Any
     """The model with its storages' order, whose length must be what the shards add up to."""
     if "storages" not in row:
         return model
-    import dataclasses
-
     shards = tuple(row.get("shard_storages", ()))
-    whole = dataclasses.replace(model, storages=orders[row["storages"]], shard_storages=shards)
+    whole = replace(model, storages=orders[row["storages"]], shard_storages=shards)
     if len(list(_files(whole))) != len(list(_storage_order(whole))):
         raise ValueError(f"{model.title}: its shards have another number of storages")
     return whole

@@ -16,7 +16,10 @@ class Limits(NamedTuple):
     """The bounds on decoding one pickle."""
 
     nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
-    opcodes: int = 20_000_000  # a tensor takes about 40
+    opcodes: int = 10_000_000  # a tensor takes about 40
+    kept: int = (
+        4_000_000  # lists, dicts and calls, and as many memo entries: 100 bytes each or more
+    )
     depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
     integer_bytes: int = 1024  # LONG1 and LONG4; torch writes at most 16
     line_bytes: int = 4096  # text opcodes of protocol 0; names and numbers only
@@ -29,7 +32,7 @@ DIRECTORY_BYTES = 512 * MiB  # its central directory
 NAME_BYTES = 4096  # one record's name
 DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes)
 
-NODES = 10_000_000  # values visited in a decoded tree; a shared value counts each time it appears
+NODES = 4_000_000  # values visited in a decoded tree; a shared value counts each time it appears
 REPEATED = 1_000_000  # of those, values met again because a container is shared
 NESTING = 100  # of values, where names are made from them
 RANK = 64  # torch's own limit is 64 dimensions
@@ -40,5 +43,6 @@ EXPANSION = 64
 EXPANSION_FLOOR = 1 * GiB
 
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
+CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB
 INDEX_BYTES = 256 * MiB  # a *.index.json or mapping.json
 NPY_HEADER_BYTES = 1 * MiB  # numpy writes under 200 bytes for a plain dtype

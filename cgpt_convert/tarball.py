@@ -44,7 +44,7 @@ def members(source: Source) -> tuple[dict[str, Member], int]:
     and more members than a torch tar has.
     """
     found: dict[str, Member] = {}
-    at, renamed = 0, {}
+    at, keywords = 0, {}
     while at + BLOCK <= source.nbytes:
         block = read(source, at, BLOCK)
         if not any(block):
@@ -55,12 +55,12 @@ def members(source: Source) -> tuple[dict[str, Member], int]:
         nbytes, kind = _octal(block[_SIZE], where), block[_TYPE]
         at += BLOCK
         if kind == b"x":
-            if nbytes > min(_PAX_NBYTES, source.nbytes - at):
-                raise Malformed(f"{nbytes:,} bytes of tar keywords", where=where)
-            renamed = _pax(read(source, at, nbytes), where)
+            if keywords or nbytes > min(_PAX_NBYTES, source.nbytes - at):
+                raise Malformed(f"{nbytes:,} bytes of tar keywords, or twice", where=where)
+            keywords = _pax(read(source, at, nbytes), where)
         elif kind in (b"0", b"\0"):
-            member = _member(block, renamed, at, where)
-            renamed = {}
+            member = _member(block, keywords, at, where)
+            keywords = {}
             if member.name in found:
                 raise Malformed(f"two members are named {printable(member.name)!r}", where=where)
             if len(found) == MEMBERS:
@@ -100,7 +100,7 @@ def _checksum(block: bytes) -> int:
 
 def _pax(data: bytes, where: str) -> dict[str, str]:
     """The keywords of an extended header: lines of `LENGTH KEY=VALUE`, LENGTH of the whole line."""
-    keywords, at = {}, 0
+    found, at = {}, 0
     while at < len(data):
         length, space, _ = data[at : at + 20].partition(b" ")
         end = at + int(length) if length.isdigit() else 0
@@ -110,6 +110,6 @@ def _pax(data: bytes, where: str) -> dict[str, str]:
             raise Malformed("damaged tar keywords", where=where)
         if key.startswith(b"GNU.sparse") or key in (b"linkpath", b"hdrcharset"):
             raise Unsupported(f"the tar keyword {key.decode('latin-1')}", where=where)
-        keywords[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
+        found[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
         at = end
-    return keywords
+    return found

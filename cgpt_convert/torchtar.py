@@ -56,9 +56,8 @@ def read(source: Source) -> Checkpoint:
         system = parts["sys_info"].unpickle("sys_info").value
         table = TarStorages(parts["storages"], parts["tensors"])
         decoded = parts["pickle"].unpickle("pickle", table.resolve)
-    except CutOff as error:
-        error.hint = AGAIN
-        raise
+    except CgptError as error:
+        raise error.at(source.name) from None
     check_system(system, checkpoint)
     record_globals(checkpoint, decoded.globals)
     fill(checkpoint, decoded.value, table)

@@ -162,12 +162,21 @@ def _children(value: Value) -> Pairs | None:
         case Dict():
             return value.items
         case list() | tuple():
-            return list(enumerate(value))
+            return _elements(value)
         case Set():
-            return list(enumerate(value.members))
+            return _elements(value.members)
         case Call(func=Global() as func):
             return _call_children(str(func), value)
     return None
+
+
+_PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
+
+
+def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
+    """The values by their numbers; None if they are plain, which is one leaf: shuffled indices."""
+    plain = values and all(type(value) in _PLAIN for value in values)
+    return None if plain else list(enumerate(values))
 
 
 _SETS = ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")

@@ -71,6 +71,7 @@ class _Machine:
         self.opcode_at = start
         self.stack: list[Value] = []
         self.marks = 0
+        self.kept = 0
         self.memo: dict[int, Value] = {}
         self.globals: dict[tuple[str, str], int] = {}
         self.named: dict[tuple[str, str], Global] = {}
@@ -128,6 +129,13 @@ class _Machine:
     def push(self, value: Value) -> None:
         self.stack.append(value)
 
+    def keep(self, value: Value) -> None:
+        """Push a value that takes more memory than the opcode that makes it."""
+        self.kept += 1
+        if self.kept > self.limits.kept:
+            raise Unsupported(f"more than {self.limits.kept:,} lists, dicts and calls")
+        self.stack.append(value)
+
     def pop_to_mark(self) -> list[Value]:
         stack = self.stack
         for index in range(len(stack) - 1, -1, -1):
@@ -179,19 +187,19 @@ class _Machine:
         self.stack.append(False)
 
     def EMPTY_LIST(self) -> None:
-        self.push([])
+        self.keep([])
 
     def EMPTY_TUPLE(self) -> None:
         self.push(())
 
     def EMPTY_DICT(self) -> None:
-        self.push(Dict())
+        self.keep(Dict())
 
     def EMPTY_SET(self) -> None:
-        self.push(Set([]))
+        self.keep(Set([]))
 
     def LIST(self) -> None:
-        self.push(self.pop_to_mark())
+        self.keep(self.pop_to_mark())
 
     def TUPLE(self) -> None:
         self.push(tuple(self.pop_to_mark()))
@@ -208,10 +216,10 @@ class _Machine:
         self.push((first, second, third))
 
     def DICT(self) -> None:
-        self.push(Dict(_pairs(self.pop_to_mark())))
+        self.keep(Dict(_pairs(self.pop_to_mark())))
 
     def FROZENSET(self) -> None:
-        self.push(Set(self.pop_to_mark(), frozen=True))
+        self.keep(Set(self.pop_to_mark(), frozen=True))
 
     # -- additions to what is on the stack
 
@@ -262,10 +270,12 @@ class _Machine:
     def memoize(self, index: int) -> None:
         if index < 0:
             raise Malformed("a negative memo index")
+        if len(self.memo) > self.limits.kept:
+            raise Unsupported(f"more than {self.limits.kept:,} memo entries")
         self.memo[index] = self.top()
 
     def MEMOIZE(self) -> None:
-        self.memo[len(self.memo)] = self.top()
+        self.memoize(len(self.memo))
 
     # -- names, calls and references: recorded only
 
@@ -287,25 +297,25 @@ class _Machine:
 
     def REDUCE(self) -> None:
         args, func = self.pop(), self.pop()
-        self.push(Call(func, args, self.opcode_at))
+        self.keep(Call(func, args, self.opcode_at))
 
     def NEWOBJ(self) -> None:
         args, cls = self.pop(), self.pop()
-        self.push(Call(cls, args, self.opcode_at, "NEWOBJ"))
+        self.keep(Call(cls, args, self.opcode_at, "NEWOBJ"))
 
     def NEWOBJ_EX(self) -> None:
         kwargs, args, cls = self.pop(), self.pop(), self.pop()
-        self.push(Call(cls, args, self.opcode_at, "NEWOBJ_EX", kwargs))
+        self.keep(Call(cls, args, self.opcode_at, "NEWOBJ_EX", kwargs))
 
     def INST(self, names: tuple[str, str]) -> None:
         args = tuple(self.pop_to_mark())
-        self.push(Call(self.name_global(*names), args, self.opcode_at, "INST"))
+        self.keep(Call(self.name_global(*names), args, self.opcode_at, "INST"))
 
     def OBJ(self) -> None:
         values = self.pop_to_mark()
         if not values:
             raise Malformed("OBJ without a class")
-        self.push(Call(values[0], tuple(values[1:]), self.opcode_at, "OBJ"))
+        self.keep(Call(values[0], tuple(values[1:]), self.opcode_at, "OBJ"))
 
     def BUILD(self) -> None:
         state, target = self.pop(), self.top()
@@ -316,10 +326,10 @@ class _Machine:
         target.state = state
 
     def PERSID(self, reference: str) -> None:
-        self.push(self.persistent(reference))
+        self.keep(self.persistent(reference))
 
     def BINPERSID(self) -> None:
-        self.push(self.persistent(self.pop()))
+        self.keep(self.persistent(self.pop()))
 
     def EXT1(self, code: int) -> None:
         raise Unsupported(f"extension code {code}: its meaning is not in the file")

@@ -166,9 +166,9 @@ class Pickler(pickle.Pickler):
         return obj.parts if isinstance(obj, Reference) else None
 
 
-def pickled(value, pickler=Pickler, protocol=2):
+def pickled(value, protocol=2):
     file = io.BytesIO()
-    pickler(file, protocol).dump(value)
+    Pickler(file, protocol).dump(value)
     return file.getvalue()
 
 
@@ -179,10 +179,10 @@ SYSTEM = {
 }
 
 
-def stream(value, keys, *data, system=SYSTEM, version=1001):
+def stream(value, keys, *data, system=SYSTEM, version=1001, protocol=2):
     head = [legacy.MAGIC, version, system, value, keys]
     body = [struct.pack("<q", numel) + raw for numel, raw in data]
-    return b"".join(map(pickled, head)) + b"".join(body)
+    return b"".join(pickled(part, protocol=protocol) for part in head) + b"".join(body)
 
 
 def floats(*values):
@@ -212,7 +212,9 @@ def test_windows_on_storages_become_views_of_the_root():
     assert [s.key for s in checkpoint.storages] == ["7"]
 
 
-@pytest.mark.parametrize("window", [("8", 4, 3), ("8", -1, 2), ("8", 0, -1), ("8", 1), (8, 0, 1), 5])
+@pytest.mark.parametrize(
+    "window", [("8", 4, 3), ("8", -1, 2), ("8", 0, -1), ("8", 1), (8, 0, 1), 5]
+)
 def test_a_window_that_does_not_fit_is_refused(window):
     value = {"x": tensor(storage("7", 6, window), 0, (1,), (1,))}
     with pytest.raises(Malformed, match="x"):
@@ -253,7 +255,8 @@ def test_a_class_reference_is_the_class():
 
 def test_text_that_python_2_wrote_as_bytes():
     reference = Reference(b"storage", torch.FloatStorage, b"7", b"cuda:0", 2, None)
-    data = stream({"x": tensor(reference, 0, (2,), (1,))}, [b"7"], floats(1, 2))
+    value = {"x": tensor(reference, 0, (2,), (1,))}
+    data = stream(value, [b"7"], floats(1, 2), protocol=3)  # the first with bytes of their own
     checkpoint = read(data)
     assert checkpoint["x"].numpy().tolist() == [1, 2]
     assert checkpoint["x"].storage.device == "cuda:0"

@@ -62,7 +62,7 @@ def read(path: str) -> Checkpoint:
     if not arrays:
         raise BadRequest("no arrays (*.npy) in this folder", where=path)
     tensors = {name: _array(path, file, name) for name, file in _named(arrays).items()}
-    return _checkpoint(path, tensors, [file for file in present if file not in arrays])
+    return _checkpoint(path, tensors, {*present} - {*arrays})
 
 
 def _listing(path: str) -> list[str]:
@@ -92,8 +92,7 @@ def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
     used = [entry["file"] for entry in sidecar["files"].values()]
     if len(set(used)) < len(used):
         raise Malformed("two tensors in one file", where=where)
-    others = [file for file in present if file not in {*used, SIDECAR}]
-    checkpoint = _checkpoint(path, tensors, others)
+    checkpoint = _checkpoint(path, tensors, {*present} - {*used, SIDECAR})
     _reading.add_aliases(tensors, sidecar["aliases"], where)
     checkpoint.metadata.update(sidecar["metadata"])
     return checkpoint
@@ -132,16 +131,16 @@ def _array(path: str, file: str, name: str) -> Tensor:
     return _npy.array(Storage(source, 0, source.nbytes, name))
 
 
-def _checkpoint(path: str, tensors: dict[str, Tensor], others: list[str]) -> Checkpoint:
+def _checkpoint(path: str, tensors: dict[str, Tensor], others: set[str]) -> Checkpoint:
     storages = [tensor.storage for tensor in tensors.values()]
     sources = tuple(storage.source for storage in storages)
     checkpoint = Checkpoint(path, "NumPy npy folder", sources, tensors, storages)
     checkpoint.findings += _npy.big_endian(storages)
-    unlisted = [file for file in others if file.endswith(_npy.SUFFIX)]
+    unlisted = [file for file in sorted(others) if file.endswith(_npy.SUFFIX)]
     if unlisted:
         detail = f"{SIDECAR} does not list {', '.join(unlisted)}"
         checkpoint.findings.append(Finding(UNREFERENCED, detail))
-    foreign = [file for file in others if not file.endswith(_npy.SUFFIX)]
+    foreign = [file for file in sorted(others) if not file.endswith(_npy.SUFFIX)]
     if foreign:
         checkpoint.findings.append(Finding(NOT_TENSORS, ", ".join(foreign)))
     return checkpoint

@@ -156,9 +156,9 @@ def test_a_missing_file_is_a_bad_request(fmt: Format, tmp_path: Path) -> None:
 
 
 def test_the_registry_finds_formats_by_name_and_suffix() -> None:
-    assert set(formats.names()) >= {"npy", "npz", "safetensors"}
+    assert {"npy", "npz", "safetensors"}.issubset(formats.names())
     for name in formats.names():
-        assert formats.by_name(name).NAME == name
+        assert name == formats.by_name(name).NAME
     found = formats.for_suffix("/some/where/Model.SafeTensors")
     assert found is formats.by_name("safetensors")
     assert formats.for_suffix("x.npz") is formats.by_name("npz")

@@ -296,6 +296,14 @@ def test_a_sidecar_that_contradicts_the_files_is_malformed(case: str, tmp_path: 
         npy.read(path)
 
 
+def test_a_sidecar_past_the_limit_is_unsupported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npy, "INDEX_BYTES", 10)
+    with pytest.raises(Unsupported, match="bytes"):
+        npy.read(folder(tmp_path, samples.tensor("a", F32)))
+
+
 def test_a_sidecar_that_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tensors.json").mkdir()
     with pytest.raises(CgptError):

@@ -16,10 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cgpt_convert import findings
+from cgpt_convert.archive import open_archive
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME, BY_NUMPY
 from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats import npz
+from cgpt_convert.formats import _zip, npz
 from cgpt_convert.plan import Crc32, part_nbytes
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor
@@ -110,6 +111,13 @@ def test_the_checksum_of_a_member_gives_that_of_its_elements(compressed: bool) -
         assert found[name].storage.crc32 == zlib.crc32(array.tobytes())
 
 
+def test_a_flipped_bit_shows_in_the_checksum() -> None:
+    data = bytearray(savez({"a": np.arange(1000, dtype="<i4")}))
+    data[1000] ^= 1
+    found = opened(bytes(data))["a"]
+    assert zlib.crc32(tensor_bytes(found)) != found.storage.crc32
+
+
 def test_members_that_are_no_arrays_are_reported() -> None:
     file = io.BytesIO(savez({"a": np.arange(3)}))
     with zipfile.ZipFile(file, "a") as archive:
@@ -177,6 +185,12 @@ def test_numpy_would_mix_up_a_name_that_ends_in_npy() -> None:
 def with_notes(notes: object, **arrays: Any) -> bytes:
     text = notes if isinstance(notes, bytes) else json.dumps(notes).encode()
     return savez({**arrays, "__metadata__": np.frombuffer(text, np.uint8)})
+
+
+def test_notes_past_the_limit_are_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "INDEX_BYTES", 10)
+    with pytest.raises(Unsupported, match="bytes"):
+        opened(with_notes(EMPTY))
 
 
 EMPTY: dict[str, dict[str, str]] = {"aliases": {}, "dtypes": {}, "metadata": {}}
@@ -257,13 +271,12 @@ def test_archives_past_four_gigabytes_are_laid_out_as_zipfile_expects(tmp_path: 
 
 
 def test_more_members_than_sixteen_bits_count() -> None:
-    empty = samples.tensor("t", BY_NAME["int8"], (0,))
-    tensors = [empty.renamed(str(i)) for i in range(65_537)]
-    [plan] = npz.plan(request("f.npz", *tensors))
-    data = b"".join(p if isinstance(p, bytes) else bytes(part_nbytes(p)) for p in plan.parts)
+    count = 65_537
+    parts = _zip.stored((f"{i}.npy", ()) for i in range(count))
+    data = b"".join(part if isinstance(part, bytes) else bytes(4) for part in parts)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert len(archive.infolist()) == len(tensors)
-    assert len(opened(data)) == len(tensors)
+        assert len(archive.infolist()) == count
+    assert len(open_archive(MemoryBytes("f.npz", data)).members) == count
 
 
 SAMPLE = ours(
