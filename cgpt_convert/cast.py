@@ -81,7 +81,7 @@ class Cast:
         return out
 
     def _to_bfloat16(self, bits: Words, out: Words) -> None:
-        """The high halves of float32 `bits`, rounded to nearest, ties to even; NaNs come out wrong."""
+        """The high halves of float32 `bits`, rounded to nearest, ties to even; NaNs may break."""
         rounded = self._steps[0, : len(bits)]
         np.right_shift(bits, 16, out=rounded)
         np.bitwise_and(rounded, 1, out=rounded)

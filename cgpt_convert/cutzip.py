@@ -90,7 +90,9 @@ class _Walk:
                 raise Malformed(found, where=self.source.name)
             sized = self._measure(header)
             if sized is None:
-                self.end = content_end(self.source, header.offset)
+                kept = content_end(self.source, header.offset)
+                if self.source.nbytes - kept > _DESCRIPTOR_FORMS[1].size:  # not a descriptor's own
+                    self.end = kept
                 return
             self.members[header.name] = header._replace(
                 nbytes=sized.nbytes, compressed=sized.nbytes, crc32=sized.crc32

@@ -1,14 +1,14 @@
-"""The models that are known by name: sizes, what was published of them, where their storages lie."""
+"""The models that are known by name: sizes, what was published, where their storages lie."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cgpt_convert.architecture import LAYERS, Place, architectures, fill, template
+from cgpt_convert.architecture import LAYERS, Architecture, Place, architectures
 from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.mapping_files import parsed, reading
@@ -31,6 +31,10 @@ class Storages(NamedTuple):
     layer: tuple[str, ...]
     last: tuple[str, ...]
     conv1d_transposed: bool  # do the bytes of a Conv1D weight lie (out, in)?
+
+    def count(self, n_layer: int) -> int:
+        """How many storages a checkpoint of so many layers has, masks included."""
+        return len(self.first) + n_layer * len(self.layer) + len(self.last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,69 +119,56 @@ def storage_mapping(model_name: str) -> dict[str, StoredAs]:
         raise BadRequest(f"there is no ready mapping of {model.name}", hint=f"there are: {ready}")
     architecture = architectures()[model.architecture]
     mapping = {}
-    for place, file in zip(_storage_order(model), _files(model), strict=True):
-        if place is not None:
-            stored = _stored(place, file, model)
-            mapping[place.name(architecture.canonical)] = stored
+    files = _files(model.storages.count(model.sizes[LAYERS]), model.shard_storages)
+    for (name, layer), file in zip(_order(model.storages, model.sizes), files, strict=True):
+        if name in architecture.skipped:
+            continue
+        place = Place(architecture.rules[name], layer)
+        shape = place.rule.shape(model.sizes) or ()
+        strides = c_strides(shape)
+        if place.rule.conv1d and model.storages.conv1d_transposed:
+            strides = c_strides(shape[::-1])[::-1]
+        mapping[place.name(architecture.canonical)] = StoredAs(file, FLOAT32.name, shape, strides)
     return mapping
 
 
-def _storage_order(model: Model) -> Iterator[Place | None]:
-    """What each storage holds, None for a mask."""
-    if model.storages is None:
-        return
-    first, layer, last, _ = model.storages
-    names = [*first]
-    names += [fill(name, number) for number in range(model.sizes[LAYERS]) for name in layer]
-    architecture = architectures()[model.architecture]
-    for name in (*names, *last):
-        pattern, number = template(name)
-        masked = pattern in architecture.skipped
-        yield None if masked else Place(architecture.rules[pattern], number)
+def _order(storages: Storages, sizes: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
+    """What each storage holds: the name of a rule or a mask, and the layer."""
+    yield from ((name, None) for name in storages.first)
+    for layer in range(sizes[LAYERS]):
+        yield from ((name, layer) for name in storages.layer)
+    yield from ((name, None) for name in storages.last)
 
 
-def _files(model: Model) -> Iterator[str]:
+def _files(count: int, shards: tuple[int, ...]) -> Iterator[str]:
     """The storages' files in order: 0, 1, 2 ..., or 1/0, 1/1 ... 2/0 ... where there are shards."""
-    for shard, count in enumerate(model.shard_storages, 1):
-        yield from (f"{shard}/{number}" for number in range(count))
-    if not model.shard_storages:
-        yield from map(str, range(sum(1 for _ in _storage_order(model))))
-
-
-def _stored(place: Place, file: str, model: Model) -> StoredAs:
-    shape = place.rule.shape(model.sizes) or ()
-    strides = c_strides(shape)
-    if place.rule.conv1d and model.storages and model.storages.conv1d_transposed:
-        strides = c_strides(shape[::-1])[::-1]
-    return StoredAs(file, FLOAT32.name, shape, strides)
+    if not shards:
+        yield from map(str, range(count))
+    for shard, part in enumerate(shards, 1):
+        yield from (f"{shard}/{number}" for number in range(part))
 
 
 def _parse(content: dict[str, Any]) -> Iterator[Model]:
-    orders = {name: _storages(table) for name, table in content.get("storages", {}).items()}
-    common = {key: content[key] for key in ("family", "architecture", "activation")}
-    common["layer_norm_epsilon"] = content["layer_norm_epsilon"]
-    architecture = architectures()[common["architecture"]]
+    architecture = architectures()[content["architecture"]]
+    tables = content.get("storages", {})
+    orders = {name: _storages(table, architecture) for name, table in tables.items()}
+    family = ("family", "architecture", "activation", "layer_norm_epsilon")
+    common = {key: content[key] for key in family}
     for row in content["models"]:
         sizes = content["sizes"] | row["sizes"]
         if sizes.keys() != architecture.symbols:
             raise ValueError(f"{row['title']}: sizes {sorted(sizes)}")
-        model = Model(**common, **(row | {"sizes": sizes, "storages": None, "shard_storages": ()}))
-        yield _with_storages(model, orders, row)
+        storages = orders[row["storages"]] if "storages" in row else None
+        shards = tuple(row.get("shard_storages", ()))
+        if shards and (storages is None or sum(shards) != storages.count(sizes[LAYERS])):
+            raise ValueError(f"{row['title']}: shards of {shards} storages")
+        made = {"sizes": sizes, "storages": storages, "shard_storages": shards}
+        yield Model(**(common | row | made))
 
 
-def _with_storages(model: Model, orders: dict[str, Storages], row: dict[str, Any]) -> Model:
-    """The model with its storages' order, whose length must be what the shards add up to."""
-    if "storages" not in row:
-        return model
-    shards = tuple(row.get("shard_storages", ()))
-    whole = replace(model, storages=orders[row["storages"]], shard_storages=shards)
-    if len(list(_files(whole))) != len(list(_storage_order(whole))):
-        raise ValueError(f"{model.title}: its shards have another number of storages")
-    return whole
-
-
-def _storages(table: dict[str, Any]) -> Storages:
-    if table["conv1d"] not in ("out_in", "in_out"):
-        raise ValueError(f"conv1d = {table['conv1d']!r}")
-    names = (tuple(table[part]) for part in ("first", "layer", "last"))
-    return Storages(*names, conv1d_transposed=table["conv1d"] == "out_in")
+def _storages(table: dict[str, Any], architecture: Architecture) -> Storages:
+    first, layer, last = (tuple(table[part]) for part in ("first", "layer", "last"))
+    unknown = {*first, *layer, *last} - architecture.rules.keys() - architecture.skipped
+    if unknown or table["conv1d"] not in ("out_in", "in_out"):
+        raise ValueError(f"storages of {sorted(unknown)}, conv1d {table['conv1d']!r}")
+    return Storages(first, layer, last, conv1d_transposed=table["conv1d"] == "out_in")

@@ -2,60 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+# plain classes, for two reasons: dataclasses cost start-up time, and equality or hashing of
+# values that a stranger nested and shared could cost any time at all
+
 Value = Any  # None, bool, int, float, str, bytes, bytearray, list, tuple, or a class below
+Pairs = list[tuple[Value, Value]]
 
 
-@dataclass(slots=True, eq=False)
 class Global:
     """A class or function that the pickle names. It is not looked up."""
 
-    module: str
-    name: str
+    __slots__ = __match_args__ = ("module", "name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True, eq=False)
 class PersistentId:
     """A reference to data outside the pickle; torch's storages come as these."""
 
-    value: Value
+    __slots__ = __match_args__ = ("value",)
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
 
 
-@dataclass(slots=True, eq=False)
 class Dict:
     """A dict as its pairs, in order, unhashed: a key may be anything and may come twice."""
 
-    items: list[tuple[Value, Value]] = field(default_factory=list)
+    __slots__ = __match_args__ = ("items",)
+
+    def __init__(self, items: Pairs | None = None) -> None:
+        self.items: Pairs = [] if items is None else items
 
 
-@dataclass(slots=True, eq=False)
 class Set:
     """A set as its members, in order, unhashed."""
 
-    members: list[Value]
-    frozen: bool = False
+    __slots__ = __match_args__ = ("members", "frozen")
+
+    def __init__(self, members: list[Value], *, frozen: bool = False) -> None:
+        self.members = members
+        self.frozen = frozen
 
 
-@dataclass(slots=True, eq=False)
 class Call:
     """A call that loading would make, recorded: `func(*args, **kwargs)`, then what is added.
 
-    `position` is the byte of the opcode that calls; `how` its name (REDUCE, NEWOBJ, ...).
+    `position` is the byte of the opcode that calls, `how` its name (REDUCE, NEWOBJ, ...). BUILD
+    sets `state`; SETITEMS adds to `items`, APPENDS and ADDITEMS to `elements`.
     """
 
-    func: Value
-    args: Value
-    position: int
-    how: str = "REDUCE"
-    kwargs: Value = None
-    state: Value = None  # BUILD
-    items: list[tuple[Value, Value]] = field(default_factory=list)  # SETITEM, SETITEMS
-    elements: list[Value] = field(default_factory=list)  # APPEND, APPENDS, ADDITEMS
+    __slots__ = ("args", "elements", "func", "how", "items", "kwargs", "position", "state")
+
+    def __init__(
+        self, func: Value, args: Value, position: int, how: str = "REDUCE", kwargs: Value = None
+    ) -> None:
+        self.func = func
+        self.args = args
+        self.position = position
+        self.how = how
+        self.kwargs = kwargs
+        self.state: Value = None
+        self.items: Pairs = []
+        self.elements: list[Value] = []
 
     def calls(self, module: str, *names: str) -> bool:
         """Does this call `module.name` for one of `names`, spelled exactly so?"""

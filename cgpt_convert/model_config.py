@@ -79,9 +79,12 @@ def mup_refusal(architecture: Architecture, config: Mapping[str, Any], path: str
     # CerebrasGPT-111_muP/checkpoint_4866/pytorch_model.bin: what lies above is the user's own
     parts = os.path.abspath(path).split(os.sep)[-3:] if path else []
     for name in (*parts, config.get("_name_or_path")):
-        if isinstance(name, str) and _MUP_NAME.search(name):
-            signs.append(f"it is called {_shown(name)}")
+        signs += [f"it is called {_shown(name)}"] if _is_mup_name(name) else []
     return f"{architecture.mup_reason} ({'; '.join(signs)})" if signs else ""
+
+
+def _is_mup_name(name: object) -> bool:
+    return isinstance(name, str) and _MUP_NAME.search(name) is not None
 
 
 def _mup_keys(architecture: Architecture, config: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.findings import Finding
 from cgpt_convert.sniff import Kind, sniff
-from cgpt_convert.source import LocalFile
+from cgpt_convert.source import LocalFile, unreadable
 
 _INDEX = ".index.json"
 # what a model folder holds its weights as, Hugging Face's names first
@@ -70,7 +70,10 @@ def _open_file(path: str) -> Checkpoint:
 
 def _open_folder(path: str) -> Checkpoint:
     """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
-    inside = set(os.listdir(path))
+    try:
+        inside = set(os.listdir(path))
+    except OSError as error:
+        raise unreadable(error, path) from error
     if "mapping.json" in inside:
         return formats.by_name("parameters").read(path)
     found = [name for name in _IN_FOLDERS if name in inside]
@@ -78,7 +81,8 @@ def _open_folder(path: str) -> Checkpoint:
     found = found or sorted(
         name for name in inside if name.endswith(_SUFFIXES) and name != "training_args.bin"
     )
-    if "tensors.json" in inside or any(name.endswith(".npy") for name in inside):
+    arrays = not found and any(name.endswith(".npy") for name in inside)
+    if arrays or "tensors.json" in inside:
         return formats.by_name("npy").read(path)
     if not found:
         raise BadRequest("the folder holds no weights", where=path)

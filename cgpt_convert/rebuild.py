@@ -397,6 +397,7 @@ _BUILTINS = (
     "frozenset",
     "int",
     "list",
+    "long",
     "object",
     "range",
     "set",

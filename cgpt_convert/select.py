@@ -77,7 +77,7 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     _refuse(where, chosen, checkpoint.exotic, "are not dense tensors (see inspect)")
     tensors = [checkpoint[name].renamed(_relative(name, root)) for name in chosen]
     left_out = [name for name in everything if not _is_under(name, root)]
-    aliases = {}
+    aliases: dict[str, str] = {}
     if wish.tied == "alias":
         tensors, aliases = fold_ties(tensors)
     if wish.dtype != "keep":
@@ -91,6 +91,7 @@ def choose_root(checkpoint: Checkpoint) -> str:
 
     Raises BadRequest if there are several: only the user knows which is meant.
     """
+    everything = (*checkpoint, *checkpoint.exotic)
     root = ""
     while True:
         here = [
@@ -98,7 +99,7 @@ def choose_root(checkpoint: Checkpoint) -> str:
             for path, parent in checkpoint.containers.items()
             if parent == root and path and _key(path, parent) in WELL_KNOWN_ROOTS
         ]
-        here = [path for path in here if any(_is_under(name, path) for name in checkpoint)]
+        here = [path for path in here if any(_is_under(name, path) for name in everything)]
         if not here:
             return root
         if len(here) > 1:

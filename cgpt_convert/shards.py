@@ -37,8 +37,9 @@ def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
     files = sorted(set(weight_map.values()))
     missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
     if missing:
+        listed = ", ".join(map(printable, missing))
         raise Malformed(
-            f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",
+            f"{len(missing)} of {len(files)} shards are missing: {listed}",
             where=path,
             hint="download them beside the index",
         )
@@ -87,15 +88,20 @@ def _is_plain(name: object) -> bool:
 def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> None:
     """Every name of the index in its shard, every tensor of a shard in the index."""
     wrong = []
+    inside = {file: dict.fromkeys((*shard, *shard.exotic)) for file, shard in shards.items()}
+    holders = {name: file for file, names in inside.items() for name in names}
     for name, file in weight_map.items():
-        if name not in shards[file] and name not in shards[file].exotic:
-            wrong.append(f"{printable(name)} is not in {file}")
-    for file, shard in shards.items():
-        ties = shard.ties
-        for name in (*shard, *shard.exotic):
-            kept = ties.get(name, name)
-            if weight_map.get(name) != file and (name in weight_map or kept == name):
+        if name not in inside[file]:
+            instead = f"in {holders[name]} and " if name in holders else ""
+            wrong.append(f"{printable(name)} is {instead}not in {file}")
+    for file, names in inside.items():
+        ties = shards[file].ties
+        for name in names:
+            mapped = weight_map.get(name)
+            if mapped is None and name not in ties:
                 wrong.append(f"{printable(name)} in {file} is not in the index")
+            elif mapped is not None and mapped != file and name in inside[mapped]:
+                wrong.append(f"{printable(name)} is in {file} and in {mapped}")
     if wrong:
         raise Malformed("index and shards disagree:\n  " + "\n  ".join(wrong), where=path)
 
@@ -110,6 +116,8 @@ def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
     merged.findings += [f._replace(detail=f"{file}: {f.detail}") for f in shard.findings]
     merged.metadata.update(shard.metadata)
     merged.containers.update(shard.containers)
+    merged.collisions |= shard.collisions
+    merged.code += shard.code
     merged.root = merged.root or shard.root
 
 

@@ -18,9 +18,13 @@ from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Range, Storage, Tensor
 
 if TYPE_CHECKING:
-    from cgpt_convert.cast import CastCounts
+    from cgpt_convert.blocks import CastCounts
 
 Advance = Callable[[int], object]  # told how many further bytes are written
+
+
+def _untold(_nbytes: int) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,7 @@ class Options:
     """How to write. `lost` gathers what casts cost, by tensor name."""
 
     overwrite: bool = False
-    advance: Advance = lambda nbytes: None
+    advance: Advance = _untold
     check: Callable[[str], None] | None = None  # of each file before it gets its name
     lost: dict[str, CastCounts] = field(default_factory=dict)
 
@@ -38,34 +42,38 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
     Raises CannotWrite; Malformed where bytes read do not match the checksum the source records.
     """
-    with staging.Files(folder, [plan.path for plan in plans], options.overwrite) as stage:
-        staging.check_space(folder, sum(plan.nbytes for plan in plans))
+    with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
         _write_all(plans, stage, options)
         return stage.publish()
 
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: a new folder with each plan's file, whole or not at all."""
-    with staging.Folder(folder, options.overwrite) as stage:
-        staging.check_space(os.path.dirname(folder) or ".", sum(plan.nbytes for plan in plans))
+    with staging.Folder(folder, overwrite=options.overwrite) as stage:
         _write_all(plans, stage, options)
         return stage.publish()
 
 
 def write_blocks(tensor: Tensor, descriptor: int) -> None:
-    """Write one tensor's bytes to an open file, such as standard output."""
+    """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
     writer = _Writer(descriptor, Options(), set(), ())
     writer.part(0, tensor)
+    tensor.storage.source.check_unchanged()
 
 
-def check_storages(
-    storages: Iterable[Storage], advance: Advance = lambda nbytes: None
-) -> list[Storage]:
+def check_storages(storages: Iterable[Storage], advance: Advance = _untold) -> list[Storage]:
     """The storages whose bytes do not match their recorded CRC-32; each byte is read once."""
-    return [s for s in storages if s.crc32 is not None and storage_crc32(s, advance) != s.crc32]
+    return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
 
 
-def storage_crc32(storage: Storage, advance: Advance = lambda nbytes: None) -> int:
+def _matches(storage: Storage, advance: Advance) -> bool:
+    try:
+        return storage_crc32(storage, advance) == storage.crc32
+    except Malformed:  # deflated data that cannot be inflated
+        return False
+
+
+def storage_crc32(storage: Storage, advance: Advance = _untold) -> int:
     """The CRC-32 of the storage's bytes, read in chunks."""
     from isal.isal_zlib import crc32
 
@@ -83,21 +91,23 @@ def _write_all(plans: Sequence[FilePlan], stage: staging.Stage, options: Options
     checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
     digests: dict[str, FileDigest] = {}
     sources = {}
+    staging.check_space(stage.folder, sum(plan.nbytes for plan in plans))
     for plan in plans:
         path, descriptor = stage.create(plan.path)
         try:
-            writer = _Writer(descriptor, options, checked, plan.parts, hashed=plan.hashed)
-            for index, part in enumerate(plan.parts):
-                if isinstance(part, Late):
-                    part = part.make(digests)
-                if isinstance(part, Tensor):
-                    sources[id(part.storage.source)] = part.storage.source
-                writer.part(index, part)
-            writer.finish(plan.nbytes)
-            if plan.hashed:
-                digests[plan.path] = writer.digest()
-        finally:
-            os.close(descriptor)
+            with os.fdopen(descriptor, "wb", buffering=0):
+                writer = _Writer(descriptor, options, checked, plan.parts, hashed=plan.hashed)
+                for index, planned in enumerate(plan.parts):
+                    part = planned.make(digests) if isinstance(planned, Late) else planned
+                    if isinstance(part, Tensor):
+                        sources[id(part.storage.source)] = part.storage.source
+                    writer.part(index, part)
+                writer.finish(plan.nbytes)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise CannotWrite(why, where=stage.final(plan.path)) from error
+        if plan.hashed:
+            digests[plan.path] = writer.digest()
         if options.check:
             options.check(path)
     for source in sources.values():
@@ -123,6 +133,10 @@ class _Writer:
         self.buffer = memoryview(bytearray(CHUNK))
         self.sums = {part: 0 for part in parts if isinstance(part, Crc32)}
         self.places: list[tuple[int, Crc32]] = []  # where a sum not yet known belongs
+        self.covering: dict[int, list[Crc32]] = {}  # index of a part -> the sums it goes into
+        for each in self.sums:
+            for index in range(each.first, each.last):
+                self.covering.setdefault(index, []).append(each)
         self.active: list[Crc32] = []
         self.whole = 0
         self.sha256 = None
@@ -132,7 +146,7 @@ class _Writer:
             self.sha256 = hashlib.sha256()
 
     def part(self, index: int, part: Part) -> None:
-        self.active = [s for s in self.sums if s.first <= index < s.last]
+        self.active = self.covering.get(index, [])
         if isinstance(part, Tensor):
             self.tensor(part)
         elif isinstance(part, Crc32):
@@ -154,7 +168,7 @@ class _Writer:
         else:
             counts = None
             if tensor.target:
-                from cgpt_convert.cast import CastCounts
+                from cgpt_convert.blocks import CastCounts
 
                 counts = self.options.lost.setdefault(tensor.name, CastCounts())
             for block in tensor.blocks(counts=counts):
@@ -188,21 +202,15 @@ class _Writer:
             self.sha256.update(data)
             self.whole = crc32(data, self.whole)
         nbytes = len(data)
-        try:
-            while data:
-                data = data[os.write(self.descriptor, data) :]
-        except OSError as error:
-            raise CannotWrite(os.strerror(error.errno or 0)) from error
+        while data:
+            data = data[os.write(self.descriptor, data) :]
         self.position += nbytes
         self.options.advance(nbytes)
 
     def finish(self, nbytes: int) -> None:
         """Fill in the sums that precede what they cover, and compare the size with the plan."""
-        try:
-            for at, part in self.places:
-                os.pwrite(self.descriptor, self.sums[part].to_bytes(4, "little"), at)
-        except OSError as error:
-            raise CannotWrite(os.strerror(error.errno or 0)) from error
+        for at, part in self.places:
+            os.pwrite(self.descriptor, self.sums[part].to_bytes(4, "little"), at)
         if self.position != nbytes:
             raise CannotWrite(f"wrote {self.position:,} bytes where {nbytes:,} were planned")
 
@@ -212,7 +220,7 @@ class _Writer:
 
 def _damaged(tensor: Tensor) -> Malformed:
     return Malformed(
-        f"the bytes of {tensor.storage.key} do not match their checksum: {tensor.name} is damaged",
+        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
         where=tensor.storage.source.name,
         hint="download the file again",
     )

@@ -1,19 +1,25 @@
 """Temporary siblings of the output, and the moment they get its name.
 
 A temporary is `.NAME.RANDOM.partial` beside the output, locked while its writer lives: one that
-is not locked was left by a process that was killed, and is removed by the next run.
+is not locked was left by a process that was killed, and is removed by the next run. A Ctrl-C can
+come between any two lines: what is about to be made is noted first, and looked for afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from cgpt_convert.errors import CannotWrite
+from cgpt_convert.inert import printable
+from cgpt_convert.limits import INDEX_BYTES
 
 try:
     import fcntl
@@ -23,17 +29,23 @@ except ImportError:  # Windows: leftovers are then kept, and named
 _SUFFIX = ".partial"
 _LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrfs, apfs, in bytes
 
-# A folder is replaced only if it holds one of these: it is then an output of ours
+# A folder is replaced only if one of these lists all that it holds: it is then an output of ours
 SIDECARS = ("mapping.json", "tensors.json")
 
 
 class Stage:
-    """Where files are written before they are published together. Leaving it removes the rest."""
+    """Where files are written before they are published together. Leaving it removes the rest.
 
-    def __init__(self) -> None:
+    `folder` is where the temporaries lie.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder or "."
+        if not os.path.isdir(self.folder):
+            raise CannotWrite("no such folder", where=self.folder)
         self._locks: list[int] = []
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Stage:  # noqa: PYI034 typing.Self came with Python 3.11
         return self
 
     def __exit__(
@@ -42,9 +54,17 @@ class Stage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.discard()
+        try:
+            self.discard()
+        except BaseException:  # a Ctrl-C does not stop the cleaning
+            self.discard()
+            raise
         for lock in self._locks:
             os.close(lock)
+
+    def final(self, path: str) -> str:
+        """Where the output `path` will be. Raises CannotWrite if that is outside of the output."""
+        raise NotImplementedError
 
     def create(self, path: str) -> tuple[str, int]:
         """The temporary path for the output `path`, and its open descriptor; the caller closes."""
@@ -72,133 +92,207 @@ class Stage:
 
 
 class Files(Stage):
-    """Files of an existing folder."""
+    """Files of an existing folder.
 
-    def __init__(self, folder: str, names: list[str], overwrite: bool) -> None:
-        super().__init__()
-        self._folder = folder or "."
+    One file replaces another in a single step. Several cannot: the old ones are first set aside,
+    last to first, so that new and old are never mixed, and return if the new ones cannot come.
+    """
+
+    def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
+        super().__init__(folder)
         self._overwrite = overwrite
-        self._staged: list[tuple[str, str]] = []  # temporary, final
-        if not os.path.isdir(self._folder):
-            raise CannotWrite("no such folder", where=self._folder)
+        self._staged: dict[str, str] = {}  # temporary -> final
+        self._aside: dict[str, str] = {}  # where an old file waits -> final
         for name in names:
-            final = os.path.join(self._folder, name)
+            final = self.final(name)
             if os.path.isdir(final):
                 raise CannotWrite("is a folder", where=final)
-            if os.path.lexists(final) and not overwrite:
+            if _lies(final) and not overwrite:
                 raise _exists(final)
-            reclaim(self._folder, name)
+            reclaim(self.folder, name)
+
+    def final(self, path: str) -> str:
+        """Beside its siblings."""
+        return os.path.join(self.folder, *_components(path, most=1))
 
     def create(self, path: str) -> tuple[str, int]:
+        """A locked temporary, beside where it will be."""
+        final = self.final(path)
         while True:
-            temporary = os.path.join(self._folder, _temporary_name(path))
+            temporary = os.path.join(self.folder, _temporary_name(path))
+            self._staged[temporary] = final
             try:
                 descriptor = _create(temporary)
             except OSError as error:
-                raise _cannot(error, self._folder) from error
-            self._staged.append((temporary, os.path.join(self._folder, path)))
+                raise _cannot(error, final) from error
             if self._keep(descriptor):
                 return temporary, descriptor
             os.close(descriptor)
-            self._staged.pop()
+            del self._staged[temporary]
 
     def publish(self) -> list[str]:
-        paths = []
-        while self._staged:
-            temporary, final = self._staged[0]
-            try:
-                _rename(temporary, final, overwrite=self._overwrite)
-            except OSError as error:
-                raise _cannot(error, final) from error
-            paths.append(final)
-            del self._staged[0]
-        return paths
+        """Give each its name, in order: an index that was planned last is there last."""
+        finals = list(self._staged.values())
+        for final in reversed(finals if self._overwrite and len(finals) > 1 else []):
+            if os.path.lexists(final):
+                aside = os.path.join(self.folder, _temporary_name(os.path.basename(final)))
+                self._aside[aside] = final
+                _publishing(os.rename, final, aside, final)
+        give = os.replace if self._overwrite else _rename
+        for temporary, final in self._staged.items():
+            _publishing(give, temporary, final, final)
+        return finals
 
     def discard(self) -> None:
-        for temporary, _ in self._staged:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        """Remove the temporaries; go back to the old files unless all the new ones are there."""
+        ours = [final for final in self._staged.values() if self._is_ours(final)]
+        complete = len(ours) == len(self._staged)
+        for temporary in self._staged:
+            _unlink(temporary)
+        if not complete:
+            for final in ours:
+                _unlink(final)
+        for aside, final in self._aside.items():
+            if complete:
+                _unlink(aside)
+            elif os.path.lexists(aside) and not os.path.lexists(final):
+                os.rename(aside, final)
+
+    def _is_ours(self, path: str) -> bool:
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return False
+        return any(os.path.samestat(found, os.fstat(lock)) for lock in self._locks)
 
 
 class Folder(Stage):
     """A new folder, which appears with all its files."""
 
-    def __init__(self, folder: str, overwrite: bool) -> None:
-        super().__init__()
-        self._final = folder.rstrip("/") or folder
-        parent, name = os.path.split(self._final)
-        self._parent = parent or "."
-        if not os.path.isdir(self._parent):
-            raise CannotWrite("no such folder", where=self._parent)
-        if os.path.lexists(self._final):
-            self._check_replaceable(overwrite)
-        reclaim(self._parent, name)
+    def __init__(self, folder: str, *, overwrite: bool) -> None:
+        self._final = folder.rstrip("/")
+        parent, self._name = os.path.split(self._final)
+        if self._name in ("", ".", ".."):
+            raise CannotWrite("the folder to be written needs a name", where=folder)
+        super().__init__(parent)
+        self._overwrite = overwrite
+        self._temporary = ""
+        self._old = ""  # where the folder that is replaced waits
         self._names: list[str] = []
-        kept = False
-        while not kept:
-            self._temporary = os.path.join(self._parent, _temporary_name(name))
-            try:
-                os.mkdir(self._temporary)
-                descriptor = os.open(self._temporary, os.O_RDONLY)
-            except OSError as error:
-                raise _cannot(error, self._parent) from error
-            kept = self._keep(descriptor)
-            os.close(descriptor)
+        self._check_replaceable()
+        reclaim(self.folder, self._name)
 
-    def _check_replaceable(self, overwrite: bool) -> None:
+    def _check_replaceable(self) -> None:
+        if not _lies(self._final):
+            return
         if os.path.islink(self._final) or not os.path.isdir(self._final):
             raise CannotWrite("exists and is not a folder", where=self._final)
-        inside = os.listdir(self._final)
-        if not inside:
+        if not os.listdir(self._final):
             return
-        if not overwrite:
+        if not self._overwrite:
             raise _exists(self._final)
-        if not set(SIDECARS) & set(inside):
+        strange = _not_ours(self._final)
+        if strange is not None:
             raise CannotWrite(
-                "the folder was not written by this program, so it is not replaced",
+                f"the folder holds {printable(strange)}, which this program did not write",
                 where=self._final,
-                hint="name another folder, or remove it yourself",
+                hint="name another folder, or remove this one yourself",
             )
 
+    def final(self, path: str) -> str:
+        """Inside the folder."""
+        return os.path.join(self._final, *_components(path))
+
     def create(self, path: str) -> tuple[str, int]:
-        temporary = os.path.join(self._temporary, *path.split("/"))
+        """A file in the temporary folder, which is the one that is locked."""
+        final = self.final(path)
+        if not self._temporary:
+            self._make()
+        temporary = os.path.join(self._temporary, *_components(path))
         try:
             os.makedirs(os.path.dirname(temporary), exist_ok=True)
             descriptor = _create(temporary)
         except OSError as error:
-            raise _cannot(error, self._final) from error
+            raise _cannot(error, final) from error
         self._names.append(path)
         return temporary, descriptor
 
+    def _make(self) -> None:
+        kept = False
+        while not kept:
+            self._temporary = os.path.join(self.folder, _temporary_name(self._name))
+            try:
+                os.mkdir(self._temporary)
+                descriptor = os.open(self._temporary, os.O_RDONLY)
+            except FileNotFoundError:  # removed as a leftover; or the folder is gone
+                if not os.path.isdir(self.folder):
+                    raise CannotWrite("no such folder", where=self.folder) from None
+                continue
+            except OSError as error:
+                raise _cannot(error, self._final) from error
+            kept = self._keep(descriptor)
+            os.close(descriptor)
+
     def publish(self) -> list[str]:
-        old = None
-        try:
-            if os.path.isdir(self._final) and os.listdir(self._final):
-                old = os.path.join(self._parent, _temporary_name(os.path.basename(self._final)))
-                os.rename(self._final, old)
-            os.rename(self._temporary, self._final)
-        except OSError as error:
-            if old and not os.path.lexists(self._final):
-                os.rename(old, self._final)
-            raise _cannot(error, self._final) from error
-        if old:
-            shutil.rmtree(old, ignore_errors=True)
-        return [os.path.join(self._final, *name.split("/")) for name in self._names]
+        """Give the folder its name; the old one waits beside it meanwhile."""
+        self._check_replaceable()  # again: hours may have passed
+        if os.path.isdir(self._final) and os.listdir(self._final):
+            self._old = os.path.join(self.folder, _temporary_name(self._name))
+            _publishing(os.rename, self._final, self._old, self._final)
+        _publishing(os.rename, self._temporary, self._final, self._final)
+        return [self.final(name) for name in self._names]
 
     def discard(self) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        """Remove what is left of the new folder; of the old one only if the new one is there."""
+        if self._old and os.path.lexists(self._old):
+            if os.path.lexists(self._final):
+                shutil.rmtree(self._old, ignore_errors=True)
+            else:
+                os.rename(self._old, self._final)
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _components(path: str, most: int | None = None) -> list[str]:
+    """The parts of a planned path, which comes from names in a file: nothing leads elsewhere."""
+    parts = path.split("/")
+    if any(p in ("", ".", "..") or "\0" in p for p in parts) or (most and len(parts) > most):
+        raise CannotWrite("not a path inside the output", where=printable(path))
+    return parts
+
+
+def _not_ours(folder: str) -> str | None:
+    """A file in `folder` that no sidecar of ours lists; None if there is none."""
+    listed = set(SIDECARS)
+    for name in SIDECARS:
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+            listed |= set(_listed(json.loads(file.read(INDEX_BYTES))))
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            path = os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
+            if path not in listed:
+                return path
+    return None
+
+
+def _listed(value: object) -> Iterator[str]:
+    """Every string that stands under the key "file" in a sidecar."""
+    if isinstance(value, dict):
+        file = value.get("file")
+        if isinstance(file, str):
+            yield file
+        for inner in value.values():
+            yield from _listed(inner)
 
 
 def reclaim(folder: str, name: str) -> list[str]:
     """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
-    start = _temporary_name(name).rsplit(".", 2)[0] + "."
-    removed = []
-    for entry in os.scandir(folder):
-        if not (entry.name.startswith(start) and entry.name.endswith(_SUFFIX)):
-            continue
-        if _remove_unlocked(entry):
-            removed.append(entry.path)
-    return removed
+    start = re.escape(_temporary_name(name).rsplit(".", 2)[0])
+    pattern = re.compile(rf"{start}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if pattern.fullmatch(entry.name)]
+    return [entry.path for entry in found if _remove_unlocked(entry)]
 
 
 def check_space(folder: str, nbytes: int) -> None:
@@ -216,7 +310,7 @@ def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
     if fcntl is None or entry.is_symlink():
         return False
     try:
-        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -242,20 +336,41 @@ def _create(path: str) -> int:
     return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
 
 
-def _rename(temporary: str, final: str, *, overwrite: bool) -> None:
-    """Give the file its name; without `overwrite` never over one that appeared meanwhile."""
-    if not overwrite:
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if os.path.lexists(final):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-        else:
-            os.unlink(temporary)
-            return
-    os.replace(temporary, final)
+def _rename(temporary: str, final: str) -> None:
+    """Give the file its name, never over one that appeared meanwhile."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(temporary, final)
+    else:
+        os.unlink(temporary)
+
+
+def _publishing(do: Callable[[str, str], object], old: str, new: str, final: str) -> None:
+    try:
+        do(old, new)
+    except OSError as error:
+        raise _cannot(error, final) from error
+
+
+def _lies(path: str) -> bool:
+    """Is there anything of that name? CannotWrite if there cannot be: the name is too long."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _cannot(error, path) from error
+    return True
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _exists(path: str) -> CannotWrite:
@@ -263,6 +378,6 @@ def _exists(path: str) -> CannotWrite:
 
 
 def _cannot(error: OSError, path: str) -> CannotWrite:
-    if isinstance(error, FileExistsError):
+    if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
         return _exists(path)
     return CannotWrite(os.strerror(error.errno or 0), where=path)

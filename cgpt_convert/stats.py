@@ -15,16 +15,18 @@ Statistics = dict[str, float | int | None]
 def statistics(tensor: Tensor) -> Statistics:
     """min, max, mean, std (of the population), zeros, nan, inf.
 
-    The first four are of the finite values, in double precision, and None where there are none or
-    where they mean nothing (complex, quantized and raw-bit types).
+    The first four are of the finite values, in double precision, and None where there are none,
+    where they mean nothing (complex, quantized and raw-bit types) and where double precision
+    cannot hold them.
     """
     if tensor.stored.is_float and not tensor.stored.numpy:
         tensor = tensor.cast(FLOAT32)  # bfloat16 and float8 widen without loss
     if not tensor.dtype.numpy:
         return dict.fromkeys(("min", "max", "mean", "std", "zeros", "nan", "inf"))
     total = _Total()
-    for block in tensor.blocks():
-        total.add(np.frombuffer(block, tensor.dtype.numpy))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in tensor.blocks():
+            total.add(np.frombuffer(block, tensor.dtype.numpy))
     return total.result()
 
 
@@ -65,11 +67,12 @@ class _Total:
 
     def result(self) -> Statistics:
         known = self.ordered and self.count
+        finite = math.isfinite(self.squares)
         return {
             "min": self.least if known else None,
             "max": self.most if known else None,
-            "mean": self.mean if known else None,
-            "std": math.sqrt(self.squares / self.count) if known else None,
+            "mean": self.mean if known and math.isfinite(self.mean) else None,
+            "std": math.sqrt(self.squares / self.count) if known and finite else None,
             "zeros": self.zeros,
             "nan": self.nan,
             "inf": self.inf,

@@ -44,7 +44,8 @@ def members(source: Source) -> tuple[dict[str, Member], int]:
     and more members than a torch tar has.
     """
     found: dict[str, Member] = {}
-    at, keywords = 0, {}
+    keywords: dict[str, str] = {}  # of the extended header before a member
+    at = 0
     while at + BLOCK <= source.nbytes:
         block = read(source, at, BLOCK)
         if not any(block):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 @st.composite
 def mutated(draw, data):
-    """`data` with up to four edits: a byte changed, or a few bytes inserted, removed or repeated."""
+    """`data` after one to four edits: a byte changed, some bytes inserted, removed or repeated."""
     changed = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(changed) - 1))

@@ -17,8 +17,20 @@ from cgpt_convert.source import MemoryBytes
 from tests.mutations import mutated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch deprecates its own classes
-DTYPES = """float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool
-    complex64 complex128""".split()
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+]
 
 
 def saved(value):

@@ -165,6 +165,10 @@ def test_a_shared_prefix_does_not_mislead():
     assert sniff(MemoryBytes("x", data)) is Kind.TORCH_ZIP
 
 
+def test_a_damaged_directory_is_for_the_reader_to_explain():
+    assert sniff(MemoryBytes("x", TORCH.replace(b"PK\1\2", b"PK\1\3"))) is Kind.TORCH_ZIP
+
+
 def test_a_long_index_is_an_index():
     data = json.dumps({"metadata": {}, "weight_map": {f"w{i}": "a" for i in range(9999)}})
     assert sniff(MemoryBytes("x", data.encode())) is Kind.INDEX

@@ -197,6 +197,13 @@ def one_tensor(*item):
         ({"storages": pickled(1) + pickled((1, "cpu", dict))}, Unsupported, "storage class"),
         ({"tensors": pickled("x")}, Malformed, "not a number of tensors"),
         ({"sys_info": pickled(1)}, Malformed, "no dict"),
+        ({"storages": pickled(1) + pickled(5)}, Malformed, "not a storage: 5"),
+        (
+            {"storages": pickled(1) + pickled((1, "cpu", torch.UntypedStorage))},
+            Malformed,
+            "no type",
+        ),
+        ({"pickle": pickled(Reference(10))[:-1]}, Malformed, "ends before its STOP"),
     ],
 )
 def test_contradictions_are_refused(parts, kind, message):

@@ -178,6 +178,22 @@ def test_a_record_longer_than_the_pickle_says():
     assert findings.LONGER_STORAGE in rules
 
 
+def test_an_unknown_record_that_ends_in_zeros_was_never_written():
+    start = record("m/data.pkl", PICKLE)
+    partial = whole(start + record("m/note", b"text")[:-16] + bytes(500))
+    assert partial.end == len(start) + 30 + len("m/note") + len("text")
+    assert set(partial.checkpoint) == {"empty"}
+
+
+def test_sparse_tensors_are_whole_when_all_their_parts_are():
+    sparse = torch.eye(40).to_sparse()
+    data = saved({"first": sparse, "second": sparse * 2})
+    parts = torchzip.read(MemoryBytes("full", data)).exotic["second"].parts
+    partial = whole(data[: parts[1].storage.offset + 8])
+    assert list(partial.checkpoint.exotic) == ["first"]
+    assert partial.lost == ("second",)
+
+
 def test_damage_in_the_middle_ends_what_is_trusted():
     storage = FULL["b"].storage
     damaged = bytearray(SAMPLE[:-400])
@@ -188,12 +204,19 @@ def test_damage_in_the_middle_ends_what_is_trusted():
     assert "only zeros or damage from" in str(partial.error())
 
 
+def test_many_losses_are_counted():
+    value = {f"w{index}": torch.ones(1) for index in range(9)}
+    data = saved(value)
+    text = str(truncated.diagnose(MemoryBytes("cut", data[: data.index(b"PK\7\x08") + 16])))
+    assert "0 of 9 tensors are whole (lost: w0, w1, w2 and 6 more)" in text
+
+
 def test_what_cannot_be_salvaged():
     with pytest.raises(Malformed, match="empty"):
         whole(b"")
     with pytest.raises(BadRequest, match="only torch"):
         whole(b"something else")
-    with pytest.raises(Malformed, match="no data.pkl"):
+    with pytest.raises(Malformed, match=r"no data\.pkl"):
         whole(record("readme", b"text"))
     with pytest.raises(Malformed, match="comes twice"):
         whole(record("m/note", b"text") * 2)

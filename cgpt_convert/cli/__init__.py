@@ -10,7 +10,7 @@ import importlib
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -29,8 +29,18 @@ _INTERRUPTED = 130
 _STDOUT_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
 
 
+class _StdoutClosed(Exception):
+    """Whoever reads standard output has left."""
+
+
 class _Lazy(click.Group):
     """A group whose commands are imported when they are called."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # of which click would make exit code 1
+            raise _StdoutClosed from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -67,18 +77,24 @@ def main() -> int:
     for number in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, number):
             signal.signal(getattr(signal, number), _terminate)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
         sys.stdout.flush()
-    except BrokenPipeError:
-        # what is still buffered must not be written again when the interpreter exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _STDOUT_CLOSED
+    except (BrokenPipeError, _StdoutClosed):
+        code = _STDOUT_CLOSED
+        _drop_stdout()
     except OSError as error:
-        _complain(f"standard output: {os.strerror(error.errno or 0)}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 4
+        code = 4
+        _complain(f"{error.filename or 'standard output'}: {os.strerror(error.errno or 0)}")
+        _drop_stdout()
     return code
+
+
+def _drop_stdout() -> None:
+    """What is still buffered must not be written again when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run() -> int:
@@ -91,13 +107,17 @@ def _run() -> int:
         _complain("interrupted")
         return _INTERRUPTED
     except CgptError as error:
+        error.where = error.where.replace("\n", "\\n")
         _complain(str(error))
         return error.exit_code
     return code if isinstance(code, int) else 0
 
 
 def _complain(message: str) -> None:
-    click.echo(f"cgpt-convert: {message}", err=True)
+    from cgpt_convert.inert import printable
+
+    lines = map(printable, message.split("\n"))
+    click.echo("cgpt-convert: " + "\n".join(lines), err=True)
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:

@@ -97,7 +97,9 @@ def command(
     plans = form.plan(request)
     settings = Options(overwrite=overwrite)
     if not dry_run:
-        options.check_apart(checkpoint, output)
+        folder = os.path.dirname(output)
+        paths = [output] if form.FOLDER else [os.path.join(folder, plan.path) for plan in plans]
+        options.check_apart(checkpoint, *paths)
         _write(plans, form, output, settings)
     result = _result(checkpoint, chosen, plans, settings, output)
     result["written"] = not dry_run
@@ -108,14 +110,18 @@ def command(
 
 
 def _format(to: str | None, output: str) -> Format:
-    if to:
-        return formats.by_name(to)
-    form = formats.for_suffix(output)
+    form = formats.by_name(to) if to else formats.for_suffix(output)
     if form is None:
         raise BadRequest(
             "the format is not clear from the name",
             where=output,
             hint=f"say --to {'|'.join(formats.names())}",
+        )
+    if not form.FOLDER and not os.path.basename(output):
+        raise BadRequest(
+            f"{form.NAME} is written as a file, not as a folder",
+            where=output,
+            hint=f"name it, say {os.path.join(output, 'model' + form.SUFFIX)}",
         )
     return form
 

@@ -30,6 +30,7 @@ from cgpt_convert.sink import Options, write_blocks, write_folder
     help="A file a storage, as it lies in the archive; or a file a tensor, in C order.",
 )
 @options.match
+@options.exclude
 @click.option(
     "--stdout",
     "to_stdout",
@@ -44,6 +45,7 @@ def command(
     output: str | None,
     by: str,
     match: tuple[str, ...],
+    exclude: tuple[str, ...],
     to_stdout: str | None,
     mapping: str | None,
     overwrite: bool,
@@ -60,7 +62,7 @@ def command(
     if output is None:
         _to_stdout(checkpoint, str(to_stdout))
         return
-    plans = _plans(checkpoint, by, match)
+    plans = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
     with progress("extract", nbytes) as advance:
         options.check_apart(checkpoint, output)
@@ -73,16 +75,18 @@ def command(
         click.echo(f"{printable(output)}: {files:,} {what}, {size(nbytes)}, and mapping.json")
 
 
-def _plans(checkpoint: Checkpoint, by: str, match: tuple[str, ...]) -> list[FilePlan]:
+def _plans(
+    checkpoint: Checkpoint, by: str, match: tuple[str, ...], exclude: tuple[str, ...]
+) -> list[FilePlan]:
     if by == "name":
-        chosen = select(checkpoint, Wish(root=EVERYTHING, match=match))
+        chosen = select(checkpoint, Wish(EVERYTHING, match, exclude))
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
         return parameters.plan(request)
-    tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match)]
-    exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match)]
+    tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match, exclude)]
+    exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match, exclude)]
     if not tensors and not exotic:
         raise BadRequest("no tensor matches", where=checkpoint.path)
-    return parameters.plan_storages(tensors, exotic, checkpoint.sources)
+    return parameters.plan_storages(checkpoint, tensors, exotic)
 
 
 def _to_stdout(checkpoint: Checkpoint, name: str) -> None:

@@ -11,6 +11,7 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.source import LocalFile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,17 +42,19 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def check_apart(checkpoint: Checkpoint, output: str) -> None:
-    """Raise BadRequest if writing `output` would replace what `checkpoint` is read from."""
-    try:
-        status = os.stat(output)
-    except OSError:
-        return
-    for source in checkpoint.sources:
-        inside = os.path.commonpath([_real(output), _real(source.name)]) == _real(output)
-        if os.path.samestat(os.stat(source.name), status) or inside:
-            raise BadRequest("the output is the input", where=output, hint="name another file")
+def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
+    """Raise BadRequest if writing `outputs` would replace what `checkpoint` is read from.
 
-
-def _real(path: str) -> str:
-    return os.path.realpath(path)
+    A folder replaces all that lies in it.
+    """
+    for output in outputs:
+        try:
+            status = os.stat(output)
+        except OSError:
+            continue
+        real = os.path.realpath(output)
+        for source in checkpoint.sources:
+            path = os.path.realpath(source.name)
+            same = source.same_file(status) if isinstance(source, LocalFile) else path == real
+            if same or os.path.commonpath([real, path]) == real:
+                raise BadRequest("the output is the input", where=output, hint="name another file")

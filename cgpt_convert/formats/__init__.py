@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from cgpt_convert.errors import BadRequest
-from cgpt_convert.plan import Format
+
+if TYPE_CHECKING:
+    from cgpt_convert.plan import Format  # not imported to inspect a file
 
 
 def names() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from cgpt_convert import strict_json
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.findings import NOT_TENSORS, UNREFERENCED, Finding
+from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.names import file_names, tensor_name
@@ -136,11 +136,6 @@ def _checkpoint(path: str, tensors: dict[str, Tensor], others: set[str]) -> Chec
     sources = tuple(storage.source for storage in storages)
     checkpoint = Checkpoint(path, "NumPy npy folder", sources, tensors, storages)
     checkpoint.findings += _npy.big_endian(storages)
-    unlisted = [file for file in sorted(others) if file.endswith(_npy.SUFFIX)]
-    if unlisted:
-        detail = f"{SIDECAR} does not list {', '.join(unlisted)}"
-        checkpoint.findings.append(Finding(UNREFERENCED, detail))
-    foreign = [file for file in sorted(others) if not file.endswith(_npy.SUFFIX)]
-    if foreign:
-        checkpoint.findings.append(Finding(NOT_TENSORS, ", ".join(foreign)))
+    if others:
+        checkpoint.findings.append(Finding(UNREFERENCED, f"unread: {', '.join(sorted(others))}"))
     return checkpoint

@@ -19,7 +19,7 @@ from cgpt_convert.archive import STORED, Archive, open_archive
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import UINT8
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.findings import NOT_TENSORS, Finding
+from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading, _zip
 from cgpt_convert.limits import INDEX_BYTES, NAME_BYTES
 from cgpt_convert.plan import FilePlan, Part, Request
@@ -82,7 +82,7 @@ def from_source(source: Source, path: str) -> Checkpoint:
     _reading.add_aliases(tensors, notes["aliases"], source.name)
     found = archive.findings + _npy.big_endian(storages)
     if others:
-        found.append(Finding(NOT_TENSORS, ", ".join(others)))
+        found.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
     return Checkpoint(
         path, "NumPy npz", (source,), tensors, storages, findings=found, metadata=notes["metadata"]
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic
 from cgpt_convert.dtypes import BY_NAME, TABLE
 from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
 from cgpt_convert.formats import _planning
+from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.plan import FileDigest, FilePlan, Late, Request
-from cgpt_convert.source import LocalFile, MemoryBytes, Source
+from cgpt_convert.source import LocalFile, MemoryBytes
 from cgpt_convert.source import read as read_bytes
-from cgpt_convert.strict_json import loads
+from cgpt_convert.strict_json import is_text_map, loads
 from cgpt_convert.tensor import Storage, Tensor, c_strides, view
 
 NAME = "parameters"
@@ -54,6 +55,7 @@ def plan(request: Request) -> list[FilePlan]:
     """A file for each tensor, little-endian and in C order, and `mapping.json`, last."""
     _planning.check(request, NAME, lambda _tensor: True, splits=False)
     files = names.file_names(tensor.name for tensor in request.tensors)
+    files = {name: _not_the_mapping(file) for name, file in files.items()}
     rows = {t.name: _row(t, files[t.name], raw=False) for t in request.tensors}
     for alias, kept in request.aliases.items():
         rows[alias] = {**rows[kept], "tied_to": kept}
@@ -62,15 +64,17 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def plan_storages(
-    tensors: Sequence[Tensor], exotic: Iterable[Exotic], sources: Sequence[Source]
+    checkpoint: Checkpoint, tensors: Sequence[Tensor], exotic: Sequence[Exotic]
 ) -> list[FilePlan]:
     """A file for each storage that `tensors` view, as it lies in the archive, and the mapping.
 
-    Storages of several shards go to subfolders, numbered from 1 in the order of `sources`.
+    Storages of several shards go to subfolders, numbered from 1 in the order of the sources.
     """
-    exotic = list(exotic)
     every = [*tensors, *(part for e in exotic for part in e.parts)]
-    files = _storage_files([tensor.storage for tensor in every], sources)
+    request = Request(MAPPING, tuple(tensors))
+    found = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
+    _planning.refuse(request, "names that are not Unicode text", filter(_is_no_text, found))
+    files = _storage_files(checkpoint, [tensor.storage for tensor in every])
     rows: dict[str, Any] = {}
     first: dict[tuple[object, ...], str] = {}
     for tensor in tensors:
@@ -89,7 +93,13 @@ def plan_storages(
         for e in exotic
     }
     storages = {id(tensor.storage): tensor.storage for tensor in every}
-    data = [FilePlan(files[key], (s.whole(),), hashed=True) for key, s in storages.items()]
+    users: dict[int, list[str]] = {}  # for the message, should a storage be damaged
+    for tensor in every:
+        users.setdefault(id(tensor.storage), []).append(tensor.name)
+    data = [
+        FilePlan(files[key], (storage.whole().renamed(", ".join(users[key])),), hashed=True)
+        for key, storage in storages.items()
+    ]
     return [*data, _mapping_plan(rows, apart, {})]
 
 
@@ -103,17 +113,26 @@ def read(path: str) -> Checkpoint:
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"a mapping of {source.nbytes:,} bytes", where=where)
     mapping = loads(read_bytes(source, 0, source.nbytes), where)
-    if mapping.get("format") != _ABOUT or not isinstance(mapping.get("tensors"), dict):
-        raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=where)
+    match mapping:
+        case {
+            "format": str(about),
+            "tensors": dict(tensors),
+            "exotic": dict(exotic),
+            "metadata": dict(metadata),
+        } if about == _ABOUT and is_text_map(metadata):
+            pass
+        case _:
+            raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=where)
+    _check_files(path, [*tensors.values(), *_parts(exotic)])
     reader = _Reader(path)
     checkpoint = Checkpoint(path, "extracted parameters", (), {})
-    for name, row in mapping["tensors"].items():
+    for name, row in tensors.items():
         checkpoint.tensors[name] = reader.tensor(name, row)
-    for name, row in mapping.get("exotic", {}).items():
+    for name, row in exotic.items():
         checkpoint.exotic[name] = reader.exotic(name, row)
     checkpoint.storages = list(reader.storages.values())
     checkpoint.sources = (source, *(storage.source for storage in checkpoint.storages))
-    checkpoint.metadata = mapping.get("metadata", {})
+    checkpoint.metadata = metadata
     return checkpoint
 
 
@@ -137,30 +156,57 @@ def read_mapped(
     return checkpoint
 
 
-def _storage_files(storages: Sequence[Storage], sources: Sequence[Source]) -> dict[int, str]:
-    """Id of storage -> relative file name. Arrays from inside a pickle are numbered apart."""
-    shards = {source.name: str(number) for number, source in enumerate(sources, 1)}
-    if len(shards) == 1:
-        shards = dict.fromkeys(shards, "")
-    place: dict[int, tuple[str, str]] = {}  # folder, key
+def _is_no_text(name: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[int, str]:
+    """Id of storage -> relative file name, made of its key, which may be anything at all."""
+    numbers = _shard_numbers(checkpoint)
+    files: dict[int, str] = {}
+    taken = {MAPPING, _ARRAYS}
     for storage in storages:
-        if id(storage) in place:
+        if id(storage) in files:
             continue
-        if isinstance(storage.source, MemoryBytes):
-            place[id(storage)] = ("arrays", str(len(place)))
-            continue
-        # an inflated record is called FILE[RECORD]
-        shard = shards.get(storage.source.name.split("[")[0], "")
-        folder, _, key = storage.key.rpartition("/")
-        place[id(storage)] = ("/".join(filter(None, (shard, folder))), key)
-    keys: dict[str, list[str]] = {}
-    for folder, key in place.values():
-        keys.setdefault(folder, [MAPPING]).append(key)
-    safe = {folder: names.file_names(keys[folder]) for folder in keys}
-    return {
-        storage: f"{folder}/{safe[folder][key]}" if folder else safe[folder][key]
-        for storage, (folder, key) in place.items()
-    }
+        if isinstance(storage.source, MemoryBytes):  # an array in a pickle: its key is no number
+            folder, key = f"{_ARRAYS}/", str(len(files))
+        else:
+            number = numbers.get(_file_of(storage, numbers))
+            folder, key = f"{number}/" if number else "", storage.key
+        if _OURS.fullmatch(key):  # it was a file of such a folder before
+            path = folder + key
+        else:
+            path = folder + _not_the_mapping(names.file_names([key])[key])
+        again = 1
+        while path.lower() in taken:  # two folders of an archive have keys of their own
+            again += 1
+            path = folder + names.file_names([key], f"~{again}")[key]
+        taken.add(path.lower())
+        files[id(storage)] = path
+    return files
+
+
+def _shard_numbers(checkpoint: Checkpoint) -> dict[str, int]:
+    """File -> its number, from 1; none at all where the keys of all files are different."""
+    numbers = {source.name: number for number, source in enumerate(checkpoint.sources, 1)}
+    places: dict[str, str] = {}
+    for storage in checkpoint.storages:
+        file = _file_of(storage, numbers)
+        if file in numbers and places.setdefault(storage.key, file) != file:
+            return numbers
+    return {}
+
+
+def _file_of(storage: Storage, files: Mapping[str, int]) -> str:
+    """The file that the storage lies in; an inflated record's source is called FILE[RECORD]."""
+    name = storage.source.name
+    if name in files or not name.endswith("]"):
+        return name
+    return next((file for file in files if name.startswith(f"{file}[")), name)
+
+
+def _not_the_mapping(file: str) -> str:
+    return f"%{ord(file[0]):02X}{file[1:]}" if file.lower() == MAPPING else file
 
 
 def _row(tensor: Tensor, file: str, *, raw: bool) -> dict[str, Any]:
@@ -206,6 +252,23 @@ def _mapping_plan(
     return FilePlan(MAPPING, (Late(len(make({})), make),))
 
 
+def _parts(exotic: dict[str, Any]) -> Iterator[object]:
+    for row in exotic.values():
+        parts = row.get("parts") if isinstance(row, dict) else None
+        if isinstance(parts, dict):
+            yield from parts.values()
+
+
+def _check_files(folder: str, rows: Iterable[object]) -> None:
+    """Raise Malformed listing every file that `rows` name and that is not there."""
+    files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
+    inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
+    lost = [f for f in dict.fromkeys(inside) if not os.path.isfile(os.path.join(folder, f))]
+    if lost:
+        listed = ", ".join(map(printable, lost))
+        raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
+
+
 class _Reader:
     """Rows of a mapping -> tensors over the files of a folder, each file one storage."""
 
@@ -215,8 +278,9 @@ class _Reader:
 
     def tensor(self, name: str, row: object) -> Tensor:
         where = f"{self.folder}[{name}]"
-        if not isinstance(row, dict) or row.keys() - _FIELDS or not _REQUIRED <= row.keys():
-            raise Malformed(f"a mapping without {', '.join(sorted(_REQUIRED))}", where=where)
+        if not isinstance(row, dict) or row.keys() - _FIELDS or not row.keys() >= _REQUIRED:
+            needed = ", ".join(sorted(_REQUIRED))
+            raise Malformed(f"a row that has not {needed}, or more than is known", where=where)
         dtype = BY_NAME.get(row["dtype"]) if isinstance(row["dtype"], str) else None
         if dtype is None:
             raise Unsupported(f"unknown dtype {row['dtype']!r}", where=where)
@@ -246,7 +310,9 @@ class _Reader:
         if file not in self.storages:
             source = LocalFile(os.path.join(self.folder, *file.split("/")))
             value = int(crc, 16) if crc is not None else None
-            self.storages[file] = Storage(source, 0, source.nbytes, file, order, value)
+            key = names.tensor_name(file)  # as it was before it became a file's name
+            key = file if key is None else key
+            self.storages[file] = Storage(source, 0, source.nbytes, key, order, value)
         return self.storages[file]
 
     def exotic(self, name: str, row: object) -> Exotic:
@@ -264,6 +330,9 @@ class _Reader:
         raise Malformed("a mapping of a tensor that is not dense lacks its parts", where=name)
 
 
+_ARRAYS = "arrays"
+# what plan_storages calls files, as long as keys are numbers
+_OURS = re.compile(rf"(?:[0-9]+/)?(?:{_ARRAYS}/)?[0-9]+", re.ASCII)
 _REQUIRED = {"file", "dtype", "shape", "strides", "start"}
 # components that do not begin with a dot, joined by slashes
 _INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")

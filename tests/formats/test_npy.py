@@ -226,7 +226,7 @@ def test_a_strangers_folder_is_read_by_its_files_own_names(tmp_path: Path) -> No
     (tmp_path / "notes.txt").write_text("hello")
     found = npy.read(str(tmp_path))
     assert sorted(found) == ["%41", "100%", "A", "with space"]
-    assert [(f.rule, f.detail) for f in found.findings] == [(findings.NOT_TENSORS, "notes.txt")]
+    assert found.findings == [findings.Finding(findings.UNREFERENCED, "unread: notes.txt")]
 
 
 def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:

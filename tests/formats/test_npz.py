@@ -124,7 +124,7 @@ def test_members_that_are_no_arrays_are_reported() -> None:
         archive.writestr("readme.txt", "hello")
     found = opened(file.getvalue())
     assert list(found) == ["a"]
-    assert [(f.rule, f.detail) for f in found.findings] == [(findings.NOT_TENSORS, "readme.txt")]
+    assert found.findings == [findings.Finding(findings.UNREFERENCED, "unread: readme.txt")]
 
 
 def test_a_zip_of_something_else_is_not_an_npz() -> None:

@@ -1,0 +1,94 @@
+"""`cgpt-convert models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cgpt_convert.cli import options
+from cgpt_convert.cli.table import size, table
+from cgpt_convert.identity import Model, models
+
+_HEADER = (
+    "name",
+    "layers",
+    "width",
+    "heads",
+    "d_head",
+    "d_ffn",
+    "parameters",
+    "published",
+    "tokens",
+    "FLOPs",
+    "Pile loss",
+    "float32",
+    "mapping",
+)
+_NUMBERS = _HEADER[1:-1]
+_NOTE = """
+parameters: the exact number, tied weights counted once; published: as the authors round it.
+tokens, FLOPs: of training. Pile loss: on the test set, nats a token. These are the model card's;
+  - stands where none was published. The paper's losses, some of which differ, are in --json.
+float32: bytes of the parameters, computed; a file adds masks and a header to that.
+mapping: a folder of bare numbered files of this model can be read with --mapping NAME."""
+
+
+@click.command("models")
+@options.as_json
+def command(as_json: bool) -> None:  # noqa: FBT001
+    """Show the models that are known by name, with their sizes and published figures."""
+    if as_json:
+        options.print_json({"models": [as_data(model) for model in models()]})
+        return
+    for line in table(_HEADER, [_cells(model) for model in models()], right=_NUMBERS):
+        click.echo(line)
+    click.echo(_NOTE)
+
+
+def as_data(model: Model) -> dict[str, Any]:
+    """The model as `--json` prints it: sizes as in config.json, bytes, and null for unknown."""
+    return {
+        "name": model.name,
+        "title": model.title,
+        "family": model.family,
+        "architecture": model.architecture,
+        **model.sizes,
+        "n_head": model.n_head,
+        "d_head": model.d_head,
+        "activation_function": model.activation,
+        "layer_norm_epsilon": model.layer_norm_epsilon,
+        "parameters": model.parameters,
+        "published": model.published,
+        "training_tokens": model.training_tokens,
+        "training_flops": model.training_flops,
+        "pile_loss": model.pile_loss,
+        "pile_loss_paper": model.pile_loss_paper,
+        "training": dict(model.training),
+        "float32_nbytes": model.float32_nbytes,
+        "mapping": model.storages is not None,
+    }
+
+
+def _cells(model: Model) -> list[str]:
+    sizes = model.sizes
+    tokens, flops, loss = model.training_tokens, model.training_flops, model.pile_loss
+    return [
+        model.name,
+        f"{sizes['n_layer']}",
+        f"{sizes['n_embd']}",
+        f"{model.n_head}",
+        f"{model.d_head}",
+        f"{sizes['n_inner']}",
+        f"{model.parameters:,}",
+        model.published or "-",
+        _power(tokens, 2),
+        _power(flops, 1),
+        f"{loss:.3f}" if loss is not None else "-",
+        size(model.float32_nbytes),
+        "yes" if model.storages is not None else "-",
+    ]
+
+
+def _power(value: float | None, digits: int) -> str:
+    return f"{value:.{digits}e}".replace("e+0", "e").replace("e+", "e") if value else "-"
