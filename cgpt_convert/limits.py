@@ -17,9 +17,7 @@ class Limits(NamedTuple):
 
     nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
     opcodes: int = 10_000_000  # a tensor takes about 40
-    kept: int = (
-        4_000_000  # lists, dicts and calls, and as many memo entries: 100 bytes each or more
-    )
+    kept: int = 4_000_000  # lists, dicts and calls; memo entries as well; 100 bytes each
     depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
     integer_bytes: int = 1024  # LONG1 and LONG4; torch writes at most 16
     line_bytes: int = 4096  # text opcodes of protocol 0; names and numbers only

@@ -11,7 +11,7 @@ from cgpt_convert.architecture import LAYERS, Architecture, Place, architectures
 from cgpt_convert.identity import Model, StoredAs, find_model, models, storage_mapping
 from cgpt_convert.model_config import check_config, count, mup_refusal, read_config
 from cgpt_convert.recognised import Recognised
-from cgpt_convert.tensor import Tensor, c_strides
+from cgpt_convert.tensor import Tensor
 
 __all__ = [
     "Architecture",
@@ -141,12 +141,11 @@ def _head(found: Mapping[str, tuple[Place, Tensor]]) -> str:
 
 
 def _conv1d(weights: Iterable[Tensor]) -> str:
-    ways = {
-        "contiguous"
-        if weight.is_c_order
-        else "transposed"
-        if weight.strides == c_strides(weight.shape[::-1])[::-1]
-        else "mixed"
-        for weight in weights
-    }
-    return ways.pop() if len(ways) == 1 else "mixed"
+    ways = {_way(weight) for weight in weights}
+    return "mixed" if len(ways) > 1 else "".join(ways)
+
+
+def _way(weight: Tensor) -> str:
+    if weight.is_c_order:
+        return "contiguous"
+    return "transposed" if weight.transposed().is_c_order else "mixed"

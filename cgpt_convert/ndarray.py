@@ -8,6 +8,7 @@ import struct
 from cgpt_convert.dtypes import BY_NUMPY, DType
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Global, Value, text
+from cgpt_convert.limits import RANK
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, c_strides, view
 
@@ -39,19 +40,21 @@ def array(call: Call) -> Tensor:
             fortran = order == "F"  # protocol 5
         case _:
             raise Malformed(f"an array of {text(call.args)} with state {text(call.state)}")
-    raw = as_bytes(data)
-    if raw is None:
+    content = _content(data)
+    if content is None:
         raise Unsupported(f"an array of {text(descr)}")
-    if not all(type(size) is int and size >= 0 for size in shape):
+    if len(shape) > RANK or not all(type(size) is int and size >= 0 for size in shape):
         raise Malformed(f"an array of shape {text(shape)}")
     dtype, byteorder = _dtype(descr)
     strides = c_strides(shape)
     if fortran:
         strides = c_strides(shape[::-1])[::-1]
-    storage = Storage(MemoryBytes("data.pkl", raw), 0, len(raw), "array", byteorder)
+    name = _Latin1.name
+    source = _Latin1(content) if isinstance(content, str) else MemoryBytes(name, content)
+    storage = Storage(source, 0, len(content), "array", byteorder)
     tensor = view(dtype, shape, strides, 0, storage)
-    if tensor.nbytes != len(raw):
-        raise Malformed(f"an array of shape {shape} with {len(raw):,} bytes")
+    if tensor.nbytes != len(content):
+        raise Malformed(f"an array of shape {shape} with {len(content):,} bytes")
     return tensor
 
 
@@ -61,7 +64,7 @@ def scalar(call: Call) -> Value:
         return None
     match call.args:
         case (Call() as descr, data):
-            raw = as_bytes(data)
+            content = _content(data)
         case _:
             return None
     try:
@@ -69,9 +72,13 @@ def scalar(call: Call) -> Value:
     except Unsupported:
         return None
     code = _STRUCT.get(dtype.name)
-    if raw is None or code is None or len(raw) != dtype.nbytes:
+    if content is None or code is None or len(content) != dtype.nbytes:
         return None
-    return struct.unpack(("<" if byteorder == "little" else ">") + code, raw)[0]
+    if isinstance(content, str):
+        if max(content) > "\xff":
+            return None
+        content = content.encode("latin-1")
+    return struct.unpack(("<" if byteorder == "little" else ">") + code, content)[0]
 
 
 _STRUCT = {
@@ -106,18 +113,31 @@ def _dtype(descr: Call) -> tuple[DType, str]:
     raise Unsupported(f"an array of numpy type {code!r}")
 
 
-def as_bytes(value: Value) -> bytes | None:
+def _content(value: Value) -> bytes | bytearray | str | None:
     """Bytes as they are, or as latin-1 text: in Python 2's strings and protocol 2's encode call."""
     match value:
-        case bytes() | bytearray():
-            return bytes(value)
         case Call(func=Global(module="_codecs", name="encode"), args=(str(chars), "latin1")):
-            pass
-        case str(chars):
-            pass
-        case _:
-            return None
-    try:
-        return chars.encode("latin-1")
-    except UnicodeEncodeError:
-        return None
+            return chars
+        case bytes() | bytearray() | str():
+            return value
+    return None
+
+
+class _Latin1:
+    """Bytes that the pickle holds as text. Many arrays may share one text, so it is not copied."""
+
+    name = "data.pkl"
+
+    def __init__(self, chars: str) -> None:
+        self.nbytes = len(chars)
+        self._chars = chars
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        try:
+            buffer[:] = self._chars[offset : offset + len(buffer)].encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise Malformed("an array's bytes hold text", where=self.name) from error
+
+    def check_unchanged(self) -> None:
+        """Memory of ours does not change."""

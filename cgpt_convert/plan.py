@@ -71,7 +71,10 @@ class Request:
 
 
 class Format(Protocol):
-    """A module of `formats/`. The file system is its only other contact with the world."""
+    """A module of `formats/`. The file system is its only other contact with the world.
+
+    It may have `ALSO: tuple[str, ...]` besides: other suffixes that its files are known by.
+    """
 
     NAME: str  # as `--to` takes it
     SUFFIX: str  # of its files; the output's suffix chooses the format

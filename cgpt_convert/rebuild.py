@@ -111,6 +111,8 @@ def _exactly(call: Call, recognise: Callable[..., object], *, given: int) -> tup
 def _ints(value: Value) -> tuple[int, ...]:
     if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
         value = value.args[0] if len(value.args) == 1 else value.args
+    if isinstance(value, tuple | list) and len(value) > RANK:
+        raise Unsupported(f"{len(value)} dimensions")
     if not isinstance(value, tuple | list) or not all(type(item) is int for item in value):
         raise Malformed(f"not a tuple of integers: {text(value)}")
     return tuple(value)

@@ -23,7 +23,8 @@ class Recognised:
     skipped: tuple[str, ...]  # names of buffers that no output has
     misfits: tuple[str, ...]  # everything unexpected, missing or ill-shaped, with what was expected
     head: str  # "tied": the same storage as its twin; "own copy": another; "absent"
-    conv1d: str  # how Conv1D weights lie: "contiguous", "transposed" (strides (1, in)) or "mixed"
+    # how Conv1D weights lie: "contiguous", "transposed" (strides (1, in)), "mixed", "" for none
+    conv1d: str
     refusal: str  # why logits cannot be had from these weights; "" if they can
 
     def names(self, target: str) -> dict[str, str]:

@@ -211,8 +211,22 @@ class _Writer:
         """Fill in the sums that precede what they cover, and compare the size with the plan."""
         for at, part in self.places:
             os.pwrite(self.descriptor, self.sums[part].to_bytes(4, "little"), at)
+        if self.sha256 and self.places:
+            self.hash_again()
         if self.position != nbytes:
             raise CannotWrite(f"wrote {self.position:,} bytes where {nbytes:,} were planned")
+
+    def hash_again(self) -> None:
+        """What was hashed on the way had not its sums yet."""
+        import hashlib
+
+        from isal.isal_zlib import crc32
+
+        self.sha256, self.whole = hashlib.sha256(), 0
+        for at in range(0, self.position, CHUNK):
+            data = os.pread(self.descriptor, CHUNK, at)
+            self.sha256.update(data)
+            self.whole = crc32(data, self.whole)
 
     def digest(self) -> FileDigest:
         return FileDigest(self.sha256.hexdigest() if self.sha256 else "", self.whole)

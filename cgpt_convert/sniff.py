@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from cgpt_convert import archive, legacy, tarball, torchtar
+from cgpt_convert import archive
 from cgpt_convert.errors import CgptError
 from cgpt_convert.limits import HEADER_BYTES
-from cgpt_convert.partial import content_end
 from cgpt_convert.source import Source, read
 
 HEAD = 4096  # bytes from the start that tell every kind but the zips and the tars
@@ -83,7 +82,10 @@ def sniff(source: Source) -> Kind:
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return _zip(source)
+        return _zip(source)  # the commonest; the readers of the other kinds stay unimported
+    from cgpt_convert import tarball, torchtar
+    from cgpt_convert.partial import content_end
+
     if tarball.is_tar(head[: tarball.BLOCK]):
         return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
@@ -100,6 +102,8 @@ def _binary(head: bytes) -> Kind | None:
             return kind
     if _is_safetensors(head):
         return Kind.SAFETENSORS
+    from cgpt_convert import legacy
+
     if legacy.is_legacy(head):
         return Kind.LEGACY
     if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:

@@ -369,7 +369,7 @@ def _lies(path: str) -> bool:
 
 
 def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # it may never have been; and why we stopped matters more
         os.unlink(path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.inert import text
+from cgpt_convert.mapping import check_config, read_config, recognise
 from cgpt_convert.tensor import Tensor
 from cgpt_convert.tree import foreign
 
@@ -14,6 +15,7 @@ from cgpt_convert.tree import foreign
 def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything about a checkpoint that is known without reading tensor data."""
     ties = checkpoint.ties
+    model, buffers = _model(checkpoint)
     single = [t for name, t in checkpoint.items() if name not in ties]
     return {
         "source": checkpoint.path,
@@ -23,7 +25,10 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
             {"name": os.path.basename(source.name), "nbytes": source.nbytes}
             for source in checkpoint.sources
         ],
-        "parameters": sum(t.numel for t in single if t.stored.kind in "fcq"),
+        "model": model,
+        "parameters": sum(
+            t.numel for t in single if t.stored.kind in "fcq" and t.name not in buffers
+        ),
         "elements": sum(t.numel for t in single),
         "nbytes": sum(t.nbytes for t in single),
         "dtypes": _by_dtype(single),
@@ -48,6 +53,29 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
             for f in checkpoint.findings
         ],
     }
+
+
+def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
+    """What the tensors are if they are of a known architecture, and the names of its buffers."""
+    path = checkpoint.path
+    config = read_config(path if os.path.isdir(path) else os.path.dirname(path) or ".")
+    recognised = recognise(checkpoint, config)
+    if recognised is None:
+        return None, set()
+    known = recognised.model
+    model = {
+        "architecture": recognised.architecture.name,
+        "name": known.name if known else None,
+        "title": known.title if known else None,
+        **recognised.sizes,
+        "n_head": recognised.n_head,
+        "head": recognised.head,
+        "conv1d": recognised.conv1d,
+        "misfits": list(recognised.misfits),
+        "config": check_config(recognised, config) if config is not None else [],
+        "refusal": recognised.refusal or None,
+    }
+    return model, set(recognised.skipped)
 
 
 def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:

@@ -197,8 +197,9 @@ def view(
         raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
     if len(shape) > RANK:
         raise Unsupported(f"{len(shape)} dimensions", where=storage.label)
-    if min((*shape, *strides, start)) < 0:
-        raise Malformed(f"a negative number in {shape}, {strides}, {start}", where=storage.label)
+    if not 0 <= min((*shape, *strides, start)) <= max((*shape, *strides, start)) < _INT64:
+        numbers = f"{shape}, {strides}, {start}"
+        raise Malformed(f"a negative or too large number in {numbers}", where=storage.label)
     tensor = Tensor("", dtype, shape, strides, start, storage)
     if tensor.numel:
         last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -209,3 +210,6 @@ def view(
                 where=storage.label,
             )
     return tensor
+
+
+_INT64 = 1 << 63

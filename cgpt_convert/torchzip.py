@@ -59,9 +59,6 @@ def of_archive(archive: Archive) -> Checkpoint:
 
 def _check_root(archive: Archive, root: str) -> None:
     where = archive.source.name
-    outside = [name for name in archive.members if not name.startswith(root + "/")]
-    if outside:
-        raise Malformed(f"{printable(outside[0])} lies outside the folder {root}", where=where)
     if f"{root}/data.pkl" not in archive.members:
         if f"{root}/.data/extern_modules" in archive.members:
             raise Unsupported("a torch.package archive, which holds code, not weights", where=where)
@@ -70,6 +67,9 @@ def _check_root(archive: Archive, root: str) -> None:
             where=where,
             hint="if it is an ordinary zip, unpack it and name the weight file inside",
         )
+    outside = [name for name in archive.members if not name.startswith(root + "/")]
+    if outside:
+        raise Malformed(f"{printable(outside[0])} lies outside the folder {root}", where=where)
     for name in (f"{root}/version", f"{root}/.data/version"):
         if name in archive.members:
             version = _record(archive, name, limits.NAME_BYTES).strip()

@@ -10,7 +10,7 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
-from cgpt_convert.limits import NESTING, NODES, REPEATED
+from cgpt_convert.limits import EXPANSION, EXPANSION_FLOOR, NESTING, NODES, REPEATED
 from cgpt_convert.rebuild import KNOWN, StorageTable, rebuild, unwrap
 from cgpt_convert.tensor import Tensor
 
@@ -29,6 +29,26 @@ def fill(checkpoint: Checkpoint, value: Value, storages: StorageTable, prefix: s
     walk.visit(prefix, value, 0)
     if walk.errors:
         raise _together(checkpoint.path, walk.errors)
+    _check_expansion(checkpoint)
+
+
+def _check_expansion(checkpoint: Checkpoint) -> None:
+    """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that."""
+    parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
+    views = {tensor.view: tensor for tensor in (*parts, *checkpoint.tensors.values())}
+    stored = {id(tensor.storage): tensor.storage.nbytes for tensor in views.values()}
+    allowed = EXPANSION * sum(stored.values()) + EXPANSION_FLOOR
+    claimed = sum(tensor.nbytes for tensor in views.values())
+    if claimed > allowed:
+        worst = sorted(views.values(), key=lambda tensor: tensor.nbytes, reverse=True)[:_WORST]
+        names = ", ".join(f"{printable(t.name)} ({t.nbytes:,} bytes)" for t in worst)
+        raise Unsupported(
+            f"tensors of {claimed:,} bytes over storages of {sum(stored.values()):,}: {names}",
+            where=checkpoint.path,
+        )
+
+
+_WORST = 3
 
 
 def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> None:
@@ -79,6 +99,7 @@ class _Walk:
         self.nodes += 1
         if self.nodes > NODES:
             raise Unsupported(f"more than {NODES:,} values", where=self.checkpoint.path)
+        self.count_again(value)
         pairs = _children(value)
         if pairs is None:
             self.take(name, value, depth, tensors_only=tensors_only)
@@ -95,19 +116,24 @@ class _Walk:
         if isinstance(value, Call) and value.state is not None and not tensors_only:
             self.state_of_container(name, value.state)
 
+    def count_again(self, value: Value) -> None:
+        """Bound the work that sharing makes: five bytes of pickle can double the tree."""
+        if not isinstance(value, list | tuple | Dict | Set | Call):
+            return
+        if id(value) in self.seen:
+            self.repeated += 1 + (len(value) if isinstance(value, list | tuple) else 0)
+            if self.repeated > REPEATED:
+                raise Unsupported("too many shared values", where=self.checkpoint.path)
+        self.seen.add(id(value))
+
     def inside(
         self, name: str, value: Value, pairs: Pairs, depth: int, *, tensors_only: bool
     ) -> None:
-        """Visit what `value` holds. Sharing and depth are bounded: ten bytes can double a tree."""
+        """Visit what `value` holds, unless we are inside of it already."""
         if id(value) in self.path:
             return
         if depth > NESTING:
             raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
-        if id(value) in self.seen:
-            self.repeated += len(pairs)
-            if self.repeated > REPEATED:
-                raise Unsupported("too many shared values", where=self.checkpoint.path)
-        self.seen.add(id(value))
         self.path.add(id(value))
         for key, child in pairs:
             self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
@@ -238,7 +264,7 @@ def _of_state(state: Value) -> Iterator[tuple[Value, Value]]:
 
 
 def _join(name: str, key: Value) -> str:
-    part = key if isinstance(key, str) else text(key)
+    part = key if isinstance(key, str) else str(key) if type(key) is int else text(key)
     return f"{name}.{part}" if name and part else name or part
 
 

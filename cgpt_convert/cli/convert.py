@@ -12,7 +12,7 @@ from cgpt_convert import formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import size
+from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.dtypes import CASTS
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import printable
@@ -171,25 +171,25 @@ def _print(result: dict[str, Any]) -> None:
     verb = "wrote" if result["written"] else "would write"
     files = result["files"]
     count = f" in {len(files)} files" if len(files) > 1 else ""
-    click.echo(
-        f"{verb} {printable(result['output'])}{count}: "
-        f"{result['tensors']:,} tensors, {size(result['nbytes'])}"
-    )
+    line = f"{verb} {printable(result['output'])}{count}: "
+    _say(f"{line}{result['tensors']:,} tensors, {size(result['nbytes'])}")
     if result["root"]:
-        click.echo(f"  taken from under {printable(result['root'])}")
+        _say(f"  taken from under {printable(result['root'])}")
     if result["left_out"]:
-        click.echo(f"  left out: {_names(result['left_out'])}")
+        _say(f"  left out: {_names(result['left_out'])}")
     for name, kept in result["aliases"].items():
-        click.echo(f"  tied: {printable(name)} is {printable(kept)}, written once")
+        _say(f"  tied: {printable(name)} is {printable(kept)}, written once")
     if result["reordered"]:
-        click.echo(f"  put in C order: {_names(result['reordered'])}")
+        _say(f"  put in C order: {_names(result['reordered'])}")
     for name, lost in result["lossy"].items():
-        click.echo(
-            f"  lossy: {printable(name)}: {lost['overflowed']:,} overflowed, "
-            f"{lost['zeroed']:,} became zero"
-        )
+        counts = f"{lost['overflowed']:,} overflowed, {lost['zeroed']:,} became zero"
+        _say(f"  lossy: {printable(name)}: {counts}")
     for warning in result["warnings"]:
         click.echo(f"  warning: {printable(warning)}", err=True)
+
+
+def _say(line: str) -> None:
+    click.echo(wrapped(line, 4))
 
 
 def _names(names: list[str]) -> str:

@@ -9,7 +9,7 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import size
+from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
@@ -72,7 +72,8 @@ def command(
         options.print_json({"output": output, "files": files, "nbytes": nbytes})
     else:
         what = "storages" if by == "storage" else "tensors"
-        click.echo(f"{printable(output)}: {files:,} {what}, {size(nbytes)}, and mapping.json")
+        line = f"{printable(output)}: {files:,} {what}, {size(nbytes)}, and mapping.json"
+        click.echo(wrapped(line, 4))
 
 
 def _plans(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cgpt_convert.cli.table import cut, size, style, table, width
+from cgpt_convert.cli.table import cut, size, style, table, width, wrapped
 from cgpt_convert.cli.tree_view import tree_lines
 from cgpt_convert.findings import FOREIGN
 from cgpt_convert.inert import printable
@@ -32,13 +32,15 @@ def show(summary: dict[str, Any], *, tree: bool) -> None:
 
 def _head(summary: dict[str, Any]) -> None:
     root = f", root {summary['root']}/" if summary["root"] else ""
-    title = style(printable(summary["source"]), bold=True)
-    click.echo(f"{title}: {summary['kind']}{printable(root)}")
+    source = printable(summary["source"])
+    title = wrapped(f"{source}: {summary['kind']}{printable(root)}")
+    click.echo(title.replace(source, style(source, bold=True), 1))
     ties = sum(row["tied_to"] is not None for row in summary["tensors"])
     tied = f" ({ties} tied, counted once)" if ties else ""
     types = ", ".join(f"{name} {size(row['nbytes'])}" for name, row in summary["dtypes"].items())
     files = sum(file["nbytes"] for file in summary["files"])
     count = len(summary["tensors"])
+    _model(summary["model"])
     _field("parameters", f"{summary['parameters']:,} in {count:,} tensors{tied}")
     _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
     _field("pickle", _safety(summary))
@@ -49,6 +51,20 @@ def _head(summary: dict[str, Any]) -> None:
             continue  # the line above names them
         mark = "warning" if found["level"] == "warning" else "note"
         _field(mark, f"{found['id']} {found['title']}: {found['detail']}")
+
+
+def _model(model: dict[str, Any] | None) -> None:
+    """The model's name and sizes, and everything that does not fit them."""
+    if model is None:
+        return
+    heads = f", {model['n_head']} heads" if model["n_head"] else ""
+    sizes = f"{model['n_layer']} layers, {model['n_embd']} wide{heads}"
+    name = model["title"] or f"{model['architecture']} of no known size"
+    _field("model", f"{name}: {sizes}")
+    for line in (*model["misfits"], *model["config"]):
+        _field("warning", line)
+    if model["refusal"]:
+        _field("note", model["refusal"])
 
 
 def _safety(summary: dict[str, Any]) -> str:
@@ -63,8 +79,8 @@ def _safety(summary: dict[str, Any]) -> str:
 
 def _field(label: str, text: str) -> None:
     colour = {"warning": "yellow"}.get(label)
-    shown = style(f"{label:<11}", fg=colour) if colour else f"{label:<11}"
-    click.echo(f"  {shown}  {printable(text)}")
+    line = wrapped(f"  {label:<11}  {printable(text)}", 15)
+    click.echo(line.replace(label, style(label, fg=colour), 1) if colour else line)
 
 
 def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -114,10 +130,8 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
         click.echo(style("\nnot dense:", bold=True))
     for row in rows:
         dims = _dims(row["shape"])
-        click.echo(
-            f"  {printable(row['name'])}  {row['kind']} {row['dtype']} {dims}: "
-            f"{printable(row['detail'])}"
-        )
+        line = f"  {printable(row['name'])}  {row['kind']} {row['dtype']} {dims}: "
+        click.echo(wrapped(line + printable(row["detail"]), 4))
 
 
 def _others(summary: dict[str, Any]) -> None:
@@ -140,9 +154,11 @@ def _check(check: dict[str, Any] | None) -> None:
     click.echo()
     if check["damaged"]:
         names = ", ".join(map(printable, check["tensors"])) or "no tensor"
-        word = style("damaged:", fg="red", bold=True)
-        click.echo(f"{word} storages {', '.join(map(printable, check['damaged']))} ({names})")
+        word = "damaged:"
+        line = wrapped(f"{word} storages {', '.join(map(printable, check['damaged']))} ({names})")
+        click.echo(line.replace(word, style(word, fg="red", bold=True), 1))
     elif check["recorded"]:
-        click.echo(f"checksums: all {check['recorded']} storages are as they were written")
+        line = f"checksums: all {check['recorded']} storages are as they were written"
+        click.echo(wrapped(line))
     else:
         click.echo("checksums: the file records none")

@@ -45,7 +45,7 @@ def table(
     On a terminal too narrow the first column is cut in the middle, then columns go from the end.
     """
     keep = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
-    widths = {i: max(len(header[i]), *(len(row[i]) for row in rows), 0) for i in keep}
+    widths = {i: max(columns(row[i]) for row in (header, *rows)) for i in keep}
     room = width()
     if room is not None:
         while len(keep) > 1 and _shortened(widths, keep, room) < _SHORTEST:
@@ -53,21 +53,68 @@ def table(
         widths[0] = min(widths[0], max(_shortened(widths, keep, room), _SHORTEST))
     lines = []
     for number, row in enumerate((header, *rows)):
-        cells = [
-            f"{cut(row[i], widths[i]):{'>' if header[i] in right else '<'}{widths[i]}}"
-            for i in keep
-        ]
+        cells = [_filled(cut(row[i], widths[i]), widths[i], header[i] in right) for i in keep]
         line = "  ".join(cells).rstrip()
         lines.append(style(line, bold=True) if number == 0 else line)
     return lines
 
 
 def cut(text: str, most: int) -> str:
-    """The text in at most `most` characters, its middle left out if need be."""
-    if len(text) <= most:
+    """The text in at most `most` columns, its middle left out if need be."""
+    if columns(text) <= most:
         return text
-    head = (most - 1) // 2
-    return text[:head] + _ELLIPSIS + text[len(text) - (most - 1 - head) :]
+    head = _beginning(text, (most - 1) // 2)
+    tail = _beginning(text[::-1], most - 1 - columns(head))[::-1]
+    return head + _ELLIPSIS + tail
+
+
+def wrapped(text: str, indent: int = 0) -> str:
+    """The text in lines as wide as the terminal, those after the first indented."""
+    room = width()
+    if room is None or columns(text) <= room:
+        return text
+    room = max(room, _SHORTEST)
+    margin = " " * min(indent, room // 2)
+    words = text.lstrip().split(" ")
+    lines: list[str] = []
+    line = text[: len(text) - len(text.lstrip())] + words[0]
+    for word in [*words[1:], None]:
+        while columns(line) > room:
+            lines.append(_beginning(line, room))
+            line = margin + line[len(lines[-1]) :]
+        if word is None or columns(line) + 1 + columns(word) > room:
+            lines.append(line)
+            line = margin + (word or "")
+        else:
+            line += " " + word
+    return "\n".join(lines)
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal the text takes: Chinese characters take two."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    import unicodedata
+
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _beginning(text: str, most: int) -> str:
+    """As many characters as fit into `most` columns."""
+    end = taken = 0
+    while end < len(text) and taken + _columns(text[end]) <= most:
+        taken += _columns(text[end])
+        end += 1
+    return text[:end]
+
+
+def _filled(text: str, most: int, right: bool) -> str:  # noqa: FBT001 there is one caller
+    padding = " " * (most - columns(text))
+    return padding + text if right else text + padding
 
 
 def _shortened(widths: dict[int, int], keep: list[int], room: int) -> int:

@@ -37,6 +37,7 @@ def for_suffix(path: str) -> Format | None:
     likely = base.rpartition(".")[2]
     for name in sorted(names(), key=lambda name: name != likely):
         found = by_name(name)
-        if found.SUFFIX and base.endswith(found.SUFFIX):
+        suffixes = (found.SUFFIX, *getattr(found, "ALSO", ()))
+        if found.SUFFIX and base.endswith(suffixes):
             return found
     return None

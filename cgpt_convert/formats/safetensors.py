@@ -7,13 +7,12 @@ Aliases stand in `__metadata__`, dropped name -> kept name, as the library's `sa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.errors import BadRequest
-from cgpt_convert.formats import _planning, _safetensors
+from cgpt_convert.formats import _planning, _safetensors, _shards
 from cgpt_convert.limits import HEADER_BYTES
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.source import LocalFile
@@ -44,14 +43,7 @@ def plan(request: Request) -> list[FilePlan]:
     """
     _planning.check(request, NAME, _holds, splits=True)
     _check_metadata(request)
-    base = os.path.basename(request.name)
-    shards = _split(request.tensors, request.max_shard_nbytes)
-    if len(shards) == 1:
-        return [_file(base, shards[0], request)]
-    stem = base.removesuffix(SUFFIX)
-    names = [f"{stem}-{i:05d}-of-{len(shards):05d}{SUFFIX}" for i in range(1, len(shards) + 1)]
-    files = [_file(name, shard, request) for name, shard in zip(names, shards, strict=True)]
-    return [*files, _index(f"{stem}{SUFFIX}.index.json", names, shards)]
+    return _shards.plan(request, SUFFIX, lambda name, tensors: _file(name, tensors, request))
 
 
 def read(path: str) -> Checkpoint:
@@ -88,28 +80,6 @@ def _check_metadata(request: Request) -> None:
     _planning.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
 
 
-def _split(tensors: tuple[Tensor, ...], most: int | None) -> list[list[Tensor]]:
-    """The shards as huggingface_hub's `split_state_dict_into_shards_factory` makes them.
-
-    A tensor that alone is too large becomes a shard at once, before the one being filled.
-    """
-    if most is None:
-        return [list(tensors)]
-    shards: list[list[Tensor]] = []
-    current: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if tensor.nbytes > most:
-            shards.append([tensor])
-            continue
-        if size + tensor.nbytes > most:
-            shards.append(current)
-            current, size = [], 0
-        current.append(tensor)
-        size += tensor.nbytes
-    return [*shards, current] if current or not shards else shards
-
-
 def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     ordered = sorted(tensors, key=lambda tensor: (-_RANK_OF[_code(tensor)], tensor.name))
     header = _header(ordered, request)
@@ -139,13 +109,3 @@ def _header(tensors: list[Tensor], request: Request) -> bytes:
         offset = end
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8)
-
-
-def _index(path: str, names: list[str], shards: list[list[Tensor]]) -> FilePlan:
-    """The index as transformers' `save_pretrained` writes it; `total_size` counts tensors only."""
-    where = {
-        tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
-    }
-    total = sum(tensor.nbytes for shard in shards for tensor in shard)
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    return FilePlan(path, (json.dumps(index, indent=2, sort_keys=True).encode() + b"\n",))

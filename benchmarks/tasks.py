@@ -1,0 +1,58 @@
+"""What is measured: commands, ours and others'."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Task(NamedTuple):
+    """A command. In `argv`, SOURCE is the checkpoint and OUTPUT what is written."""
+
+    name: str
+    argv: tuple[str, ...]
+
+    def filled(self, source: Path, output: Path) -> list[str]:
+        """The command to run."""
+        given = {"python": sys.executable, "SOURCE": str(source), "OUTPUT": str(output)}
+        return [given.get(word, word) for word in self.argv]
+
+
+# contiguous() and pop() because save_file refuses strided tensors and tied ones
+_TORCH = """\
+import sys, torch; from safetensors.torch import save_file; \
+state = torch.load(sys.argv[1], mmap={mmap}); state.pop("lm_head.weight", None); \
+save_file({{name: t.contiguous() for name, t in state.items()}}, sys.argv[2])"""
+
+
+def _convert(name: str, *options: str) -> Task:
+    convert = ("python", "-m", "cgpt_convert", "convert", "SOURCE", "-o", "OUTPUT")
+    return Task(name, (*convert, *options))
+
+
+def _python(name: str, code: str, *arguments: str) -> Task:
+    return Task(name, ("python", "-c", code, *arguments))
+
+
+COPY = Task("cp", ("cp", "SOURCE", "OUTPUT"))
+SAFETENSORS = _convert("convert to safetensors", "--to", "safetensors")
+INSPECT = Task("inspect", ("python", "-m", "cgpt_convert", "inspect", "SOURCE"))
+HELP = Task("--help", ("python", "-m", "cgpt_convert", "--help"))
+TORCH = _python("torch.load, save_file", _TORCH.format(mmap=False), "SOURCE", "OUTPUT")
+TORCH_MMAP = _python("torch.load mmap, save_file", _TORCH.format(mmap=True), "SOURCE", "OUTPUT")
+_UNZIP = Task("unzip", ("unzip", "-q", "SOURCE", "-d", "OUTPUT"))
+
+CONVERSIONS = (
+    SAFETENSORS,
+    _convert("convert to npz", "--to", "npz"),
+    _convert("convert --dtype float16", "--to", "safetensors", "--dtype", "float16"),
+    _convert("convert --dtype bfloat16", "--to", "safetensors", "--dtype", "bfloat16"),
+    Task("extract", ("python", "-m", "cgpt_convert", "extract", "SOURCE", "-o", "OUTPUT")),
+    *((_UNZIP,) if shutil.which("unzip") else ()),
+    TORCH,
+    TORCH_MMAP,
+    INSPECT,
+)
+START_UP = (HELP, INSPECT, _python("import click", "import click"), _python("python", "pass"))

@@ -1,0 +1,145 @@
+"""Real processes, stopped at random moments: the old output or none, and no litter."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests import vendor
+from tests.running import contents, partials, run, start
+
+Command = tuple[object, ...]
+ROUNDS = 24  # for each signal, spread over the commands
+
+
+class Case(NamedTuple):
+    """A command with the name of its output, and what that holds when it is done."""
+
+    words: Command
+    output: str
+    complete: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 50 MB, half of it transposed, so that every way of writing takes a while."""
+    random_values = torch.Generator().manual_seed(0)
+    state = {
+        f"layer.{index}": torch.empty(1024, 1024).normal_(generator=random_values)
+        for index in range(12)
+    }
+    for index in range(0, 12, 2):
+        state[f"layer.{index}"] = state[f"layer.{index}"].t()
+    return vendor.save(state, tmp_path_factory.mktemp("interrupted") / "source.pt")
+
+
+@pytest.fixture(scope="module")
+def cases(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    folder = tmp_path_factory.mktemp("complete")
+    found = []
+    for name, command in {
+        "out.safetensors": ("convert", source),
+        "out": ("extract", source),
+        "sharded.safetensors": ("convert", source, "--max-shard-size", "9MB"),
+    }.items():
+        inside = folder / f"of {name}"
+        inside.mkdir()
+        assert run(*command, "-o", inside / name).code == 0
+        found.append(Case(command, name, contents(inside)))
+    return found
+
+
+def writing(folder: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Return when the process has begun to write, or has ended."""
+    while process.poll() is None and not partials(folder):
+        time.sleep(0.0005)
+
+
+def stopped(case: Case, folder: Path, number: signal.Signals, delay: float) -> tuple[int, str]:
+    """The exit code and standard error of a run that gets the signal `delay` s into writing."""
+    process = start(*case.words, "-o", folder / case.output, "--overwrite")
+    writing(folder, process)
+    time.sleep(delay)
+    process.send_signal(number)
+    _, err = process.communicate()
+    return process.returncode, err.decode()
+
+
+def is_one_of_both(folder: Path, case: Case, old: dict[str, bytes]) -> bool:
+    """Is the output what it was, all of what it should become, or not there?"""
+    found = {name: data for name, data in contents(folder).items() if ".partial" not in name}
+    index = "sharded.safetensors.index.json"
+    if index in case.complete and index not in found and not old:
+        return True  # shards without their index are no model
+    return found in ({}, old, case.complete)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stopped_run_leaves_the_old_output_or_none_and_no_temporary(
+    cases: list[Case], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    chance = random.Random(int(number))
+    codes = []
+    for index in range(ROUNDS):
+        case = cases[index % len(cases)]
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        if index % 2:
+            assert run(*case.words, "-o", folder / case.output, "--match", "layer.3").code == 0
+        old = contents(folder)
+        result, err = stopped(case, folder, number, chance.uniform(0, 0.06))
+        # CPython dies of the signal, 130 to a shell, if it came while exec() ran: an import did
+        assert result in (0, code, -number if number == signal.SIGINT else code), err
+        assert "Traceback" not in err
+        assert partials(folder) == []
+        assert is_one_of_both(folder, case, old)
+        codes.append(result)
+    assert code in codes
+
+
+def test_a_killed_run_leaves_the_old_output_or_none_and_the_next_cleans_up(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    chance = random.Random(9)
+    litter = 0
+    for index in range(ROUNDS):
+        case = cases[index % len(cases)]
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        if index % 2:
+            assert run(*case.words, "-o", folder / case.output, "--match", "layer.3").code == 0
+        old = contents(folder)
+        result, _ = stopped(case, folder, signal.SIGKILL, chance.uniform(0, 0.06))
+        assert result in (0, -signal.SIGKILL)
+        assert is_one_of_both(folder, case, old)
+        litter += len(partials(folder))
+        assert run(*case.words, "-o", folder / case.output, "--overwrite").code == 0
+        assert partials(folder) == []
+        assert contents(folder) == case.complete
+    assert litter
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_of_two_processes_exactly_one_wins(cases: list[Case], tmp_path: Path, round_: int) -> None:
+    case = cases[round_]
+    both = [start(*case.words, "-o", tmp_path / case.output) for _ in range(2)]
+    errors = [process.communicate()[1].decode() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 4], errors
+    assert "exists already" in "".join(errors)
+    assert contents(tmp_path) == case.complete
+
+
+def test_two_processes_that_may_overwrite_both_succeed(cases: list[Case], tmp_path: Path) -> None:
+    case = cases[0]
+    words = (*case.words, "-o", tmp_path / case.output, "--overwrite")
+    both = [start(*words) for _ in range(2)]
+    assert [process.communicate()[1] for process in both] == [b"", b""]
+    assert [process.returncode for process in both] == [0, 0]
+    assert contents(tmp_path) == case.complete
