@@ -74,25 +74,24 @@ def interleaved(
     tasks: Sequence[Task], source: Path, folder: Path, runs: int, *, copy: bool = True
 ) -> list[Series]:
     """The runs of each task, in rounds: A B C, A B C ..., with a `cp` before each."""
-    output = folder / "benchmark-output"
     found = [Series(task, [], []) for task in tasks]
-    for _ in range(runs):
-        for task, done, copies in found:
-            measure.warm(source)
-            if copy:
-                copies.append(timed(COPY, source, output))
-            done.append(timed(task, source, output))
-            print(f"{source.parent.name}: {task.name}: {done[-1].wall:.2f} s", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="output-", dir=folder) as scratch:
+        for _ in range(runs):
+            for task, done, copies in found:
+                measure.warm(source)
+                if copy:
+                    copies.append(timed(COPY, source, Path(scratch)))
+                done.append(timed(task, source, Path(scratch)))
+                print(f"{source.parent.name}: {task.name}: {done[-1].wall:.2f} s", file=sys.stderr)
     return found
 
 
-def timed(task: Task, source: Path, output: Path) -> Run:
+def timed(task: Task, source: Path, scratch: Path) -> Run:
     """One run of the task, nothing left behind."""
+    output = scratch / "output"
+    run = measure.run(task.filled(source, output))
     measure.remove(output)
-    try:
-        return measure.run(task.filled(source, output))
-    finally:
-        measure.remove(output)
+    return run
 
 
 if __name__ == "__main__":

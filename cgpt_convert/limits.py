@@ -42,5 +42,6 @@ EXPANSION_FLOOR = 1 * GiB
 
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
 CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB
+TOKENIZER_BYTES = 64 * MiB  # each of its files; 256,000 tokens take 35 MiB
 INDEX_BYTES = 256 * MiB  # a *.index.json or mapping.json
 NPY_HEADER_BYTES = 1 * MiB  # numpy writes under 200 bytes for a plain dtype

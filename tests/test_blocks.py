@@ -214,6 +214,18 @@ def test_array_of_a_cast_has_the_cast_values():
     assert tensor.cast(BY_NAME["float16"]).numpy().tolist() == [1.0, math.inf, 7.0]
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "int32", "float8_e5m2"])
+def test_array_of_several_blocks(name):
+    row = BY_NAME[name]
+    data = finite_complex_bytes(1000 * 900 * row.nbytes)
+    given = torch.frombuffer(bytearray(data), dtype=getattr(torch, name)).reshape(1000, 900)
+    want = (given if row.numpy else given.to(torch.float32)).numpy()
+    tensor = Tensor("t", row, (1000, 900), (900, 1), 0, storage_of(data))
+    assert len(list(tensor.blocks())) > 1
+    np.testing.assert_array_equal(tensor.numpy(), want)
+    np.testing.assert_array_equal(tensor.transposed().numpy(), want.T)
+
+
 def test_array_of_nothing_and_of_a_scalar():
     empty = Tensor("t", BY_NAME["float32"], (3, 0), (1, 1), 77, storage_of(b""))
     assert empty.numpy().shape == (3, 0)

@@ -1,6 +1,8 @@
 """Real processes, stopped at random moments: the old output or none, and no litter."""
 
+import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -13,16 +15,24 @@ import torch
 from tests import vendor
 from tests.running import contents, partials, run, start
 
-Command = tuple[object, ...]
-ROUNDS = 24  # for each signal, spread over the commands
+ROUNDS = 20  # spread over the commands
 
 
 class Case(NamedTuple):
-    """A command with the name of its output, and what that holds when it is done."""
+    """A command with the name of its output, what that holds when it is done, and an older one."""
 
-    words: Command
+    words: tuple[object, ...]
     output: str
     complete: dict[str, bytes]
+    older: Path
+
+    def prepare(self, folder: Path, *, older: bool) -> dict[str, bytes]:
+        """What lies in the new `folder`: nothing, or the output of an older run."""
+        if older:
+            shutil.copytree(self.older, folder, copy_function=os.link)
+        else:
+            folder.mkdir()
+        return contents(folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +57,13 @@ def cases(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
         "out": ("extract", source),
         "sharded.safetensors": ("convert", source, "--max-shard-size", "9MB"),
     }.items():
-        inside = folder / f"of {name}"
-        inside.mkdir()
-        assert run(*command, "-o", inside / name).code == 0
-        found.append(Case(command, name, contents(inside)))
+        new, old = (folder / f"{age} {name}" for age in ("new", "old"))
+        new.mkdir()
+        old.mkdir()
+        assert run(*command, "-o", new / name).code == 0
+        assert run(*command, "-o", old / name, "--exclude", "layer.11").code == 0
+        found.append(Case(command, name, contents(new), old))
+        assert contents(old).keys() <= contents(new).keys()
     return found
 
 
@@ -80,20 +93,18 @@ def is_one_of_both(folder: Path, case: Case, old: dict[str, bytes]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code", "rounds"),
+    [(signal.SIGINT, 130, ROUNDS), (signal.SIGTERM, 143, ROUNDS), (signal.SIGHUP, 129, 6)],
 )
 def test_a_stopped_run_leaves_the_old_output_or_none_and_no_temporary(
-    cases: list[Case], tmp_path: Path, number: signal.Signals, code: int
+    cases: list[Case], tmp_path: Path, number: signal.Signals, code: int, rounds: int
 ) -> None:
     chance = random.Random(int(number))
     codes = []
-    for index in range(ROUNDS):
+    for index in range(rounds):
         case = cases[index % len(cases)]
         folder = tmp_path / str(index)
-        folder.mkdir()
-        if index % 2:
-            assert run(*case.words, "-o", folder / case.output, "--match", "layer.3").code == 0
-        old = contents(folder)
+        old = case.prepare(folder, older=bool(index % 2))
         result, err = stopped(case, folder, number, chance.uniform(0, 0.06))
         # CPython dies of the signal, 130 to a shell, if it came while exec() ran: an import did
         assert result in (0, code, -number if number == signal.SIGINT else code), err
@@ -112,10 +123,7 @@ def test_a_killed_run_leaves_the_old_output_or_none_and_the_next_cleans_up(
     for index in range(ROUNDS):
         case = cases[index % len(cases)]
         folder = tmp_path / str(index)
-        folder.mkdir()
-        if index % 2:
-            assert run(*case.words, "-o", folder / case.output, "--match", "layer.3").code == 0
-        old = contents(folder)
+        old = case.prepare(folder, older=bool(index % 2))
         result, _ = stopped(case, folder, signal.SIGKILL, chance.uniform(0, 0.06))
         assert result in (0, -signal.SIGKILL)
         assert is_one_of_both(folder, case, old)

@@ -50,7 +50,7 @@ class _Size(click.ParamType):
     show_default=True,
     help="Cast the floating tensors.",
 )
-@click.option("--max-shard-size", type=_Size(), help="Split safetensors into files of this size.")
+@click.option("--max-shard-size", type=_Size(), help="Split safetensors and torch files.")
 @options.match
 @options.exclude
 @options.root

@@ -287,10 +287,12 @@ class _Reader:
         shape, strides = (_naturals(row[key], where) for key in ("shape", "strides"))
         if type(row["start"]) is not int:
             raise Malformed("a start that is no integer", where=where)
+        storage = self.storage(row, where)
         try:
-            tensor = view(dtype, shape, strides, row["start"], self.storage(row, where))
+            tensor = view(dtype, shape, strides, row["start"], storage)
         except CgptError as error:
-            raise error.at(where) from None
+            error.where = where  # the tensor, not its file: others may lie in that
+            raise
         return replace(
             tensor,
             name=name,

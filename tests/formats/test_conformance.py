@@ -143,7 +143,7 @@ def test_impossible_names_are_refused(fmt: Format) -> None:
 
 def test_a_shard_size_is_honoured_or_refused(fmt: Format) -> None:
     tensors = [samples.tensor(name, BY_NAME["int8"], (4,)) for name in ("w", "v")]
-    if fmt.NAME == "safetensors":
+    if fmt.NAME in ("safetensors", "torch"):
         assert len(fmt.plan(request(name_of(fmt), *tensors, max_shard_nbytes=4))) == 3
     else:
         with pytest.raises(BadRequest, match="shards"):
@@ -156,13 +156,15 @@ def test_a_missing_file_is_a_bad_request(fmt: Format, tmp_path: Path) -> None:
 
 
 def test_the_registry_finds_formats_by_name_and_suffix() -> None:
-    assert {"npy", "npz", "safetensors"}.issubset(formats.names())
+    assert {"npy", "npz", "safetensors", "torch"}.issubset(formats.names())
     for name in formats.names():
         assert name == formats.by_name(name).NAME
     found = formats.for_suffix("/some/where/Model.SafeTensors")
     assert found is formats.by_name("safetensors")
     assert formats.for_suffix("x.npz") is formats.by_name("npz")
-    assert formats.for_suffix("pytorch_model.bin") is None
+    for name in ("pytorch_model.bin", "x.pt", "x.PTH"):
+        assert formats.for_suffix(name) is formats.by_name("torch")
+    assert formats.for_suffix("model.ckpt") is None
     assert formats.for_suffix("npz") is None
     with pytest.raises(BadRequest, match="no format") as caught:
         formats.by_name("../npz")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub import split_torch_state_dict_into_shards
-from isal.isal_zlib import crc32
+from torch.utils.serialization import config
 
 from cgpt_convert import opening
 from cgpt_convert.archive import find_end, open_archive
@@ -23,10 +23,9 @@ from cgpt_convert.dtypes import BY_NAME, TABLE
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import _torch_zip
 from cgpt_convert.formats import torch as form
-from cgpt_convert.plan import Crc32, FilePlan, Part, part_nbytes
 from cgpt_convert.sink import Options, write_files
-from cgpt_convert.source import LocalFile, MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.source import MemoryBytes
+from cgpt_convert.tensor import Tensor
 from tests.formats import samples
 from tests.render import dense, render, request, tensor_bytes, write
 
@@ -136,11 +135,10 @@ def test_torch_reads_everything(
 ) -> None:
     # torch then compares where it expects each storage with where it is
     monkeypatch.setenv("TORCH_SERIALIZATION_DEBUG", "1")
-    options = "torch.utils.serialization.config.load.calculate_storage_offsets"
-    monkeypatch.setattr(options, calculated)
     path = tmp_path / "m.bin"
     path.write_bytes(ours(*EVERY, aliases=TIES, metadata={"license": "MIT"}))
-    state = torch.load(path, weights_only=True, mmap=mmap)
+    with config.patch("load.calculate_storage_offsets", calculated):  # type: ignore[attr-defined]
+        state = torch.load(path, weights_only=True, mmap=mmap)
     assert type(state) is OrderedDict
     assert list(state) == [*(t.name for t in EVERY), *TIES]
     assert state.metadata == {"license": "MIT"}  # type: ignore[attr-defined]
@@ -176,7 +174,7 @@ def test_our_own_reader_finds_nothing_odd(tmp_path: Path) -> None:
 
 
 def test_views_casts_and_lazy_bits_are_written_out() -> None:
-    base = torch.arange(24, dtype=torch.complex64).reshape(4, 6) * (1 + 2j)
+    base = torch.arange(24.0).reshape(4, 6) * (1 + 2j)
     view = samples.from_torch("v", base.t()[1:5:2])
     lazy = Tensor(
         "c", view.stored, view.shape, view.strides, view.start, view.storage, conj=True, neg=True
@@ -205,9 +203,9 @@ def test_quantized_tensors_are_all_refused() -> None:
 
 
 def test_a_tensor_named_metadata_is_no_metadata(tmp_path: Path) -> None:
-    state = {"metadata": {"a": "b"}, "x": torch.zeros(1), "nested": OrderedDict()}
-    state["nested"].metadata = {"c": "d"}  # type: ignore[union-attr]
-    torch.save(state, tmp_path / "m.bin")
+    nested = OrderedDict(y=torch.zeros(1))
+    nested.metadata = {"c": "d"}  # type: ignore[attr-defined]
+    torch.save({"metadata": {"a": "b"}, "nested": nested}, tmp_path / "m.bin")
     assert form.read(str(tmp_path / "m.bin")).metadata == {}
     both = ours(samples.tensor("metadata", F32), metadata={"k": "v"})
     write({"n.bin": both}, tmp_path)
@@ -222,16 +220,18 @@ def test_the_sink_writes_what_is_planned(tmp_path: Path) -> None:
     assert (tmp_path / "m.bin").read_bytes() == ours(*EVERY, aliases=TIES)
 
 
-def test_planning_does_not_import_torch_or_pickle() -> None:
+def test_planning_and_reading_do_not_import_torch(tmp_path: Path) -> None:
+    write({"m.bin": ours(*EVERY)}, tmp_path)
     script = """
 import sys
 from cgpt_convert import formats
 from cgpt_convert.plan import Request
 formats.by_name("torch").plan(Request("m.bin", ()))
-heavy = {"torch", "pickle", "numpy", "zipfile", "pathlib", "hashlib"} & set(sys.modules)
+formats.by_name("torch").read(sys.argv[1])
+heavy = {"torch", "numpy", "zipfile", "pathlib", "hashlib"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script, tmp_path / "m.bin"], check=True)
 
 
 # shards
@@ -291,152 +291,3 @@ def test_transformers_loads_our_files(most: int | None, tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)
     back = GPT2LMHeadModel.from_pretrained(tmp_path, use_safetensors=False).state_dict()
     assert all(torch.equal(back[name], value) for name, value in model.state_dict().items())
-
-
-# more than 4 GB
-
-
-class Zeros:
-    """A source of zero bytes that takes no memory."""
-
-    name = "zeros"
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-
-    def readinto(self, _offset: int, buffer: memoryview) -> None:
-        buffer[:] = bytes(len(buffer))
-
-    def check_unchanged(self) -> None:
-        pass
-
-
-def zeros(name: str, nbytes: int) -> Tensor:
-    return Storage(Zeros(nbytes), 0, nbytes, name).whole().renamed(name)
-
-
-def huge(first: int) -> list[Tensor]:
-    """Numbers past 32 bits one way and another, with small and empty tensors behind."""
-    return [
-        zeros("big", first),
-        zeros("empty", 0),
-        samples.tensor("w", F32),
-        zeros("late", 70_000),
-        samples.tensor("x", BY_NAME["uint16"]),
-    ]
-
-
-def sparse(plan: FilePlan, path: Path) -> None:
-    """Write the file, its zeros as holes and its checksums as 0."""
-    with path.open("wb") as file:
-        for part in plan.parts:
-            if isinstance(part, bytes):
-                file.write(part)
-            elif isinstance(part, Tensor) and not isinstance(part.storage.source, Zeros):
-                file.write(tensor_bytes(part))
-            else:
-                file.seek(part_nbytes(part), 1)
-
-
-@pytest.mark.parametrize("first", [(1 << 32) - 1, 5 << 30, (1 << 32) - 1000])
-def test_torch_and_zipfile_find_everything_past_4_gb(
-    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "m.bin"
-    (plan,) = form.plan(request("m.bin", *huge(first), aliases={"tied": "w"}))
-    sparse(plan, path)
-    assert path.stat().st_size == plan.nbytes
-    monkeypatch.setenv("TORCH_SERIALIZATION_DEBUG", "1")
-    option = "torch.utils.serialization.config.load.calculate_storage_offsets"
-    monkeypatch.setattr(option, True)
-    state = torch.load(path, weights_only=True, mmap=True)
-    found = form.read(str(path))
-    assert not {finding.rule.id for finding in found.findings} - {"CGPT007"}  # its checksums are 0
-    with zipfile.ZipFile(path) as archive:
-        sizes = [archive.getinfo(f"archive/data/{i}").file_size for i in range(5)]
-    assert sizes == [tensor.nbytes for tensor in huge(first)]
-    assert state["tied"].data_ptr() == state["w"].data_ptr()
-    for tensor in huge(first):
-        assert found[tensor.name].shape == tensor.shape == tuple(state[tensor.name].shape)
-        assert found[tensor.name].storage.offset % 64 == 0
-        if not isinstance(tensor.storage.source, Zeros):
-            assert same(state[tensor.name], samples.as_torch(tensor))
-            assert tensor_bytes(found[tensor.name]) == tensor_bytes(tensor)
-
-
-class Pieces(io.RawIOBase):
-    """A file that keeps what is written to it; of long pieces of zeros the length."""
-
-    def __init__(self) -> None:
-        self.small: list[bytes | int] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        nbytes = len(data)
-        self.small.append(nbytes if nbytes > 1 << 20 else bytes(data))
-        return nbytes
-
-
-def crc_of_zeros(nbytes: int) -> int:
-    chunk, crc = bytes(1 << 20), 0
-    for _ in range(nbytes >> 20):
-        crc = crc32(chunk, crc)
-    return int(crc32(bytes(nbytes & (1 << 20) - 1), crc))
-
-
-def piecewise(parts: tuple[Part, ...]) -> list[bytes | int]:
-    """What a Pieces has of the file, checksums and all, neighbours joined."""
-    pieces: list[bytes | int] = []
-    for part in parts:
-        if isinstance(part, Crc32):
-            covered = parts[part.first]
-            zero = isinstance(covered, Tensor) and isinstance(covered.storage.source, Zeros)
-            content = covered if isinstance(covered, bytes) else b""
-            if isinstance(covered, Tensor) and not zero:
-                content = tensor_bytes(covered)
-            crc = crc_of_zeros(part_nbytes(covered)) if zero else crc32(content)
-            pieces.append(crc.to_bytes(4, "little"))
-        elif isinstance(part, Tensor):
-            pieces.append(part.nbytes if part.nbytes > 1 << 20 else tensor_bytes(part))
-        else:
-            assert isinstance(part, bytes)
-            pieces.append(part)
-    return pieces
-
-
-def joined(pieces: list[bytes | int]) -> list[bytes | int]:
-    result: list[bytes | int] = []
-    for piece in pieces:
-        if result and isinstance(piece, bytes) and isinstance(result[-1], bytes):
-            result[-1] += piece
-        else:
-            result.append(piece)
-    return result
-
-
-@pytest.mark.large
-def test_bytes_are_those_of_torch_save_past_4_gb() -> None:
-    nbytes = (1 << 32) + 5
-    tensors = huge(nbytes)
-    state = OrderedDict(
-        big=torch.zeros(nbytes, dtype=torch.uint8),
-        empty=torch.zeros(0, dtype=torch.uint8),
-        w=samples.as_torch(tensors[2]),
-        late=torch.zeros(70_000, dtype=torch.uint8),
-        x=samples.as_torch(tensors[4]),
-    )
-    file = Pieces()
-    torch.save(state, file)  # type: ignore[arg-type]
-    head, size, tail = joined(file.small)
-    (plan,) = form.plan(request("m.bin", *tensors))
-    our_head, our_size, our_tail = joined(piecewise(plan.parts))
-    assert isinstance(tail, bytes)
-    assert isinstance(our_tail, bytes)
-    assert (head, size) == (our_head, our_size)
-    # up to the record that we leave out, and the directory up to its entry
-    records = our_tail.index(b"PK\1\2")
-    assert tail[:records] == our_tail[:records]
-    entries = our_tail[records : our_tail.index(b"PK\6\6")]
-    assert entries in tail

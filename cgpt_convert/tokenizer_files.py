@@ -1,0 +1,217 @@
+"""The files that describe a byte-level BPE tokenizer, in a folder, checked and taken apart.
+
+The forms are those of tokenizers' `models/bpe/serialization.rs`, transformers' slow GPT2Tokenizer
+(vocab.json, merges.txt, added_tokens.json) and OpenAI's release (encoder.json, vocab.bpe).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.inert import printable
+from cgpt_convert.limits import NODES, TOKENIZER_BYTES
+from cgpt_convert.source import LocalFile, read
+from cgpt_convert.strict_json import loads
+
+VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
+CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_HINT = "mend it, or name another folder with --tokenizer DIR"
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the files say. `where` is the one that holds the vocabulary."""
+
+    where: str
+    vocab: dict[str, int]
+    merges: list[str]
+    added: dict[str, int] = field(default_factory=dict)  # beside the vocabulary: text -> id
+    special: set[str] = field(default_factory=set)
+    roles: dict[str, str | None] = field(default_factory=dict)  # "bos_token" -> text
+    files: dict[str, bytes] = field(default_factory=dict)  # as transformers calls them
+
+
+def read_folder(folder: str) -> Parts | None:
+    """What the folder's tokenizer files say; None if it has no vocabulary.
+
+    Raises Malformed for files that contradict their form or each other, Unsupported for another
+    kind of tokenizer and for files of more than `limits.TOKENIZER_BYTES`.
+    """
+    files = dict(_read_files(folder))
+    pair = [name for name in (VOCAB, MERGES) if name in files]
+    if len(pair) == 1:
+        other = MERGES if pair == [VOCAB] else VOCAB
+        raise Malformed(f"{pair[0]} has no {other} beside it", where=folder, hint=_HINT)
+    parts = None
+    if pair:
+        parts = from_pair(os.path.join(folder, VOCAB), files[VOCAB], files[MERGES])
+    if WHOLE in files:
+        whole = _whole(os.path.join(folder, WHOLE), files[WHOLE])
+        if parts and (parts.vocab, parts.merges) != (whole.vocab, whole.merges):
+            raise Malformed(f"{WHOLE} has another vocabulary", where=parts.where, hint=_HINT)
+        parts = whole
+    if parts is None:
+        return None
+    parts.files = files
+    if ADDED in files:
+        where = os.path.join(folder, ADDED)
+        _add(parts, _ids(loads(files[ADDED], where), where).items(), where)
+    for name in (SPECIAL, CONFIG):  # what the latter says counts
+        if name in files:
+            where = os.path.join(folder, name)
+            _take_config(parts, _loose(files[name], where), where)
+    return parts
+
+
+def from_pair(where: str, vocab: bytes, merges: bytes) -> Parts:
+    """What a vocabulary `{token: id}` and a list of merges say; `where` names the former."""
+    return Parts(where, _ids(loads(vocab, where), where), list(_merge_lines(merges, where)))
+
+
+def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
+    """Name, as transformers calls it, and content of each tokenizer file that is there."""
+    for name in (VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED):
+        names = [name, *(theirs for theirs, ours in _OPENAI.items() if ours == name)]
+        path = next((p for n in names if os.path.lexists(p := os.path.join(folder, n))), None)
+        if path is not None:
+            yield name, read_file(path)
+
+
+def read_file(path: str) -> bytes:
+    """The content of one file beside the weights. Raises Unsupported for one that is too large."""
+    source = LocalFile(path)
+    if source.nbytes > TOKENIZER_BYTES:
+        raise Unsupported(f"{source.nbytes:,} bytes are no tokenizer's", where=path, hint=_HINT)
+    try:
+        return read(source, 0, source.nbytes)
+    finally:
+        source.close()
+
+
+def _merge_lines(data: bytes, where: str) -> Iterator[str]:
+    """Each merge as `left right`; the first line may tell a version (bpe/model.rs `read_file`)."""
+    path = os.path.join(os.path.dirname(where), MERGES)
+    try:
+        lines = data.decode("utf-8").split("\n")  # tokens may hold what splitlines() splits at
+    except UnicodeDecodeError as error:
+        raise Malformed(f"not UTF-8: {error}", where=path, hint=_HINT) from error
+    for line in lines:
+        text = line.removesuffix("\r")
+        if text and not text.startswith("#version"):
+            yield text
+
+
+def _whole(where: str, data: bytes) -> Parts:
+    """What a tokenizer.json says, if it is of GPT-2's kind."""
+    content = _loose(data, where)
+    model, added = content.get("model"), content.get("added_tokens") or []
+    if not isinstance(model, dict) or not isinstance(added, list):
+        raise Malformed("no tokenizer.json: it has no model", where=where, hint=_HINT)
+    odd = _oddities(content, model)
+    if odd:
+        raise Unsupported(f"not a tokenizer of GPT-2's kind: {odd}", where=where, hint=_HINT)
+    parts = Parts(where, _ids(model.get("vocab"), where), [])
+    for merge in model.get("merges") or []:
+        pair = " ".join(map(str, merge)) if isinstance(merge, list) else merge
+        if not isinstance(pair, str):
+            raise Malformed(f"a merge that is none: {merge!r}", where=where, hint=_HINT)
+        parts.merges.append(pair)
+    _take_added(parts, added, where)
+    return parts
+
+
+def _oddities(content: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """What a tokenizer.json has that GPT-2's has not, or lacks; "" if it is of that kind."""
+    if model.get("type", "BPE") != "BPE":  # the oldest files do not say
+        return f"its model is {model['type']}"
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            return f"its model has {key}"
+    if content.get("normalizer") is not None:
+        return "it has a normalizer"
+    before = content.get("pre_tokenizer")
+    if isinstance(before, dict) and before.get("type") == "Sequence":
+        inner = before.get("pretokenizers")
+        before = inner[0] if isinstance(inner, list) and len(inner) == 1 else None
+    if not isinstance(before, dict) or before.get("type") != "ByteLevel":
+        return "its pre_tokenizer is not ByteLevel alone"
+    return "" if before.get("use_regex", True) else "its ByteLevel has no use_regex"
+
+
+def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
+    """Add what a tokenizer_config.json or special_tokens_map.json says."""
+    decoder = content.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise Malformed("added_tokens_decoder is no object", where=where, hint=_HINT)
+    rows = []
+    for number, row in decoder.items():
+        if not (isinstance(row, dict) and number.isascii() and number.isdigit()):
+            raise Malformed(f"an added token that is none: {number!r}", where=where, hint=_HINT)
+        rows.append({**row, "id": int(number)})
+    _take_added(parts, rows, where)
+    for role in _ROLES:
+        if role in content:
+            parts.roles[role] = _text(content[role], where)
+    for key in _LISTS:
+        listed = content.get(key) or []
+        texts = listed.values() if isinstance(listed, dict) else listed
+        parts.special |= {text for each in texts if (text := _text(each, where)) is not None}
+
+
+def _take_added(parts: Parts, rows: Iterable[Any], where: str) -> None:
+    for row in rows:
+        match row:
+            case {"content": str(text), "id": int(number)}:
+                _add(parts, [(text, number)], where)
+                parts.special |= {text} if row.get("special") is True else set()
+            case _:
+                raise Malformed(f"an added token that is none: {row!r}", where=where, hint=_HINT)
+
+
+def _add(parts: Parts, rows: Iterable[tuple[str, int]], where: str) -> None:
+    for text, number in rows:
+        if parts.added.setdefault(text, number) != number:
+            raise Malformed(f"{text!r} has two ids", where=where, hint=_HINT)
+
+
+def _text(value: object, where: str) -> str | None:
+    """A special token's text: a string, or an AddedToken's content; None for null."""
+    content = value.get("content") if isinstance(value, dict) else value
+    if content is None or isinstance(content, str):
+        return content
+    raise Malformed(f"a special token that is none: {value!r}", where=where, hint=_HINT)
+
+
+def _ids(value: object, where: str) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(type(number) is int for number in value.values()):
+        raise Malformed("a vocabulary that is not {token: id}", where=where, hint=_HINT)
+    return value
+
+
+def _loose(data: bytes, where: str) -> dict[str, Any]:
+    """The object in JSON of other people: any numbers, but each key once."""
+    if sum(map(data.count, (b"[", b"{", b","))) > NODES:
+        raise Unsupported(f"JSON of more than {NODES:,} values", where=where, hint=_HINT)
+    try:
+        content = json.loads(data, object_pairs_hook=_unique)
+        json.dumps(content, ensure_ascii=False).encode()  # finds lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {printable(str(error))}", where=where, hint=_HINT) from error
+    if not isinstance(content, dict):
+        raise Malformed("JSON that is not an object", where=where, hint=_HINT)
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key is there twice")
+    return value
