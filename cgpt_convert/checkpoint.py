@@ -68,7 +68,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def ties(self) -> dict[str, str]:
-        """name -> the first name, in file order, of the very same view; firsts are left out."""
+        """Name -> the first name, in file order, of the very same view; firsts are left out."""
         first: dict[tuple[object, ...], str] = {}
         tied = {}
         for name, tensor in self.tensors.items():

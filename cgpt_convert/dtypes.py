@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class DType(NamedTuple):
-    """An element type. `name` is ours and torch's; empty spellings mean "has no such name there"."""
+    """An element type. `name` is ours and torch's; an empty spelling: it has no name there."""
 
     name: str
     nbytes: int  # of one element
@@ -27,7 +27,7 @@ class DType(NamedTuple):
 
 
 # torch/storage.py `_dtype_to_storage_type_map`, c10/core/ScalarType.h, safetensors/src/tensor.rs
-# `Dtype`. numpy has no bfloat16, no float8 and no half complex: see formats/npy.py for what is done.
+# `Dtype`. NumPy has no bfloat16, float8 or half complex: formats/_npy.py says what is done then.
 TABLE = (
     DType("float64", 8, "f", "Double", "F64", "<f8"),
     DType("float32", 4, "f", "Float", "F32", "<f4"),

@@ -19,7 +19,7 @@ class CgptError(Exception):
         self.hint = hint
 
     def at(self, where: str) -> CgptError:
-        """This error, with its place filled in if whoever raised it could not know the place."""
+        """The error, with its place filled in if whoever raised it could not know the place."""
         if not self.where:
             self.where = where
         return self

@@ -87,72 +87,86 @@ def printable(text: str) -> str:
 
 
 def text(value: Value, most: int = 200) -> str:
-    """The value as one line of at most about `most` characters; what is cut is shown as `...`."""
-    out: list[str] = []
-    _write(value, out, most, 0)
-    line = "".join(out)
-    return line if len(line) <= most else line[: most - 3] + "..."
+    """The value as one line of at most `most` characters; what is cut is shown as `...`."""
+    line = _Line(most)
+    line.write(value, 0)
+    written = "".join(line.pieces)
+    return written if len(written) <= most else written[: most - 3] + "..."
 
 
 _DEEPEST = 8  # enough to recognise a value by; a line holds no more
-
-
-def _write(value: Value, out: list[str], most: int, depth: int) -> None:
-    if depth > _DEEPEST or sum(map(len, out)) > most:
-        out.append("...")
-        return
-
-    def each(values: Any, opening: str, closing: str) -> None:
-        out.append(opening)
-        for index, item in enumerate(values):
-            if index:
-                out.append(", ")
-            if sum(map(len, out)) > most:
-                break
-            _write(item, out, most, depth + 1)
-        out.append(closing)
-
-    match value:
-        case Global():
-            out.append(printable(str(value)))
-        case PersistentId():
-            each([value.value], "<persistent ", ">")
-        case Dict():
-            _write_pairs(value.items, out, most, depth)
-        case Set():
-            each(value.members, "{", "}")
-        case Call():
-            _write(value.func, out, most, depth + 1)
-            each(value.args if isinstance(value.args, tuple) else [value.args], "(", ")")
-            if value.items:
-                _write_pairs(value.items, out, most, depth)
-            if value.elements:
-                each(value.elements, "[", "]")
-            if value.state is not None:
-                each([value.state], " with state ", "")
-        case list():
-            each(value, "[", "]")
-        case tuple():
-            each(value, "(", ",)" if len(value) == 1 else ")")
-        case str() | bytes() | bytearray():
-            out.append(printable(repr(value[:most])))
-        case int() if value.bit_length() > _WIDE_INT:
-            out.append(hex(value))
-        case _:
-            out.append(repr(value))
-
-
 _WIDE_INT = 1024  # bits; decimal conversion of larger ones is slow and, in CPython, limited
 
 
-def _write_pairs(pairs: list[tuple[Value, Value]], out: list[str], most: int, depth: int) -> None:
-    out.append("{")
-    for index, (key, item) in enumerate(pairs):
-        if index:
-            out.append(", ")
-        if sum(map(len, out)) > most:
-            break
-        _write(key, out, most, depth + 1)
-        out.append(": ")
-        _write(item, out, most, depth + 1)
-    out.append("}")
+class _Line:
+    """A line being written. It stops growing when it is full, however large the value."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.pieces: list[str] = []
+        self.length = 0
+
+    def add(self, piece: str) -> None:
+        self.pieces.append(piece)
+        self.length += len(piece)
+
+    def write(self, value: Value, depth: int) -> None:
+        if depth > _DEEPEST or self.length > self.most:
+            self.add("...")
+        elif isinstance(value, Dict):
+            self.pairs(value.items, depth)
+        elif isinstance(value, Set):
+            self.each(value.members, "{", "}", depth)
+        elif isinstance(value, list):
+            self.each(value, "[", "]", depth)
+        elif isinstance(value, tuple):
+            self.each(value, "(", ",)" if len(value) == 1 else ")", depth)
+        elif isinstance(value, PersistentId):
+            self.each([value.value], "<persistent ", ">", depth)
+        elif isinstance(value, Call):
+            self.call(value, depth)
+        else:
+            self.add(self.plain(value))
+
+    def plain(self, value: Value) -> str:
+        if isinstance(value, str | bytes | bytearray):
+            return printable(repr(value[: self.most]))
+        if isinstance(value, int) and value.bit_length() > _WIDE_INT:
+            return hex(value)
+        return printable(str(value)) if isinstance(value, Global) else repr(value)
+
+    def each(
+        self, values: list[Value] | tuple[Value, ...], start: str, end: str, depth: int
+    ) -> None:
+        self.add(start)
+        for index, item in enumerate(values):
+            if self.length > self.most:
+                break
+            if index:
+                self.add(", ")
+            self.write(item, depth + 1)
+        self.add(end)
+
+    def pairs(self, pairs: Pairs, depth: int) -> None:
+        self.add("{")
+        for index, (key, item) in enumerate(pairs):
+            if self.length > self.most:
+                break
+            if index:
+                self.add(", ")
+            self.write(key, depth + 1)
+            self.add(": ")
+            self.write(item, depth + 1)
+        self.add("}")
+
+    def call(self, call: Call, depth: int) -> None:
+        self.write(call.func, depth + 1)
+        args = call.args if isinstance(call.args, tuple) else (call.args,)
+        self.each(args, "(", ")", depth)
+        if call.items:
+            self.pairs(call.items, depth)
+        if call.elements:
+            self.each(call.elements, "[", "]", depth)
+        if call.state is not None:
+            self.add(" with state ")
+            self.write(call.state, depth + 1)

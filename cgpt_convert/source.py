@@ -16,10 +16,12 @@ class Source(Protocol):
     """A named, sized run of bytes that can be read at any offset."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The file it is from, for messages."""
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Its size."""
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill the whole of `buffer` from byte `offset`, or raise Malformed or Unreadable."""
@@ -150,7 +152,9 @@ class MemoryBytes:
 class Deflated:
     """A deflated member, inflated as it is read. Reading backwards starts again from its start."""
 
-    def __init__(self, source: Source, offset: int, compressed: int, nbytes: int, name: str):
+    def __init__(
+        self, source: Source, offset: int, compressed: int, nbytes: int, name: str
+    ) -> None:
         self.name = name
         self.nbytes = nbytes
         self._source, self._offset, self._compressed = source, offset, compressed

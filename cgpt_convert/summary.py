@@ -79,7 +79,7 @@ def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
 
 
 def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
-    """One row of the tensor table. `offset` is the byte in the file where its storage's view starts.
+    """One row of the tensor table. `offset` is the byte in the file where the view starts.
 
     It is None where the bytes are compressed, so that no place in the file is theirs alone.
     """

@@ -33,8 +33,12 @@ def tensor_of(words, stored):
 
 def converted(words, stored, target, counts=None, max_bytes=8 << 20):
     """The result's bit patterns."""
-    blocks = tensor_of(words, stored).cast(BY_NAME[target]).blocks(max_bytes, counts)
-    return np.frombuffer(b"".join(map(bytes, blocks)), f"<u{BY_NAME[target].nbytes}")
+    size = BY_NAME[target].nbytes
+    result = bytearray()
+    for block in tensor_of(words, stored).cast(BY_NAME[target]).blocks(max_bytes, counts):
+        assert 0 < len(block) <= max(max_bytes, size)
+        result += block
+    return np.frombuffer(result, f"<u{size}")
 
 
 def by_torch(words, stored, target):
@@ -169,6 +173,10 @@ def test_any_mixture_in_a_block(words, target, max_bytes):
     assert_as_torch(words, "float32", target, max_bytes)
     converted(words, "float32", target, counts, max_bytes)
     assert counts == naive_counts(words, "float32", target)
+
+
+def test_blocks_that_grow_in_a_cast_stay_as_small_as_asked():
+    assert_as_torch(np.arange(256, dtype=np.uint8), "float8_e5m2", "float32", max_bytes=100)
 
 
 def test_views_are_cast_too():

@@ -129,7 +129,7 @@ values = st.recursive(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(value=values)
 def test_plain_values_are_what_pickle_reads(protocol: int, value: Any) -> None:
     data = pickle.dumps(value, protocol)
@@ -226,7 +226,7 @@ def test_every_truncation_is_incomplete(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(draw=st.data())
 def test_damage_raises_only_our_errors(protocol: int, draw: st.DataObject) -> None:
     data = draw.draw(mutated(pickle.dumps(pickle.loads(SAMPLE), protocol)))
@@ -409,7 +409,7 @@ def test_20_sharing_as_checkpoints_have_it_is_fine() -> None:
     assert len(checkpoint.others) == 1000
 
 
-LEVELS = 200_000
+LEVELS = 50_000
 DEEP = {
     "lists": b"]" * LEVELS + b"a" * (LEVELS - 1) + b".",
     "tuples": b"N" + b"\x85" * LEVELS + b".",

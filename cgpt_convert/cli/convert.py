@@ -22,7 +22,7 @@ from cgpt_convert.select import Selection, Wish, select
 from cgpt_convert.sink import Options, write_files, write_folder
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """A number of bytes such as 5GB or 500MiB; units of 1000 unless they have an i."""
 
     name = "size"

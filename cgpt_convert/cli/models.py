@@ -36,7 +36,7 @@ mapping: a folder of bare numbered files of this model can be read with --mappin
 
 @click.command("models")
 @options.as_json
-def command(as_json: bool) -> None:  # noqa: FBT001
+def command(as_json: bool) -> None:
     """Show the models that are known by name, with their sizes and published figures."""
     if as_json:
         options.print_json({"models": [as_data(model) for model in models()]})

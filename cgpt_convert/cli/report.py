@@ -19,11 +19,8 @@ def show(summary: dict[str, Any], *, tree: bool) -> None:
     """Print the summary that `summarise` made."""
     _head(summary)
     click.echo()
-    if tree:
-        lines = tree_lines(summary["tensors"])
-    else:
-        lines = _tensor_lines(summary["tensors"])
-    for line in lines:
+    lines = tree_lines if tree else _tensor_lines
+    for line in lines(summary["tensors"]):
         click.echo(line)
     _exotic(summary["exotic"])
     _others(summary)

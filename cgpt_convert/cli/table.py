@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 _ELLIPSIS = "…"
+_THOUSAND = 1000
 _SHORTEST = 16  # a name cut shorter than this tells nothing
 
 
@@ -27,14 +28,13 @@ def style(text: str, **how: bool | str) -> str:
 
 def size(nbytes: int) -> str:
     """The size as people write it: powers of 1000, three digits."""
-    if nbytes < 1000:
-        return f"{nbytes} B"
-    value = float(nbytes)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.5 or unit == "TB":
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if round(value) < _THOUSAND:
             break
-    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
+        value, unit = value / _THOUSAND, larger
+    digits = f"{value:.3g}"
+    return f"{value:.0f} {unit}" if "e" in digits else f"{digits} {unit}"
 
 
 def table(
@@ -112,7 +112,7 @@ def _beginning(text: str, most: int) -> str:
     return text[:end]
 
 
-def _filled(text: str, most: int, right: bool) -> str:  # noqa: FBT001 there is one caller
+def _filled(text: str, most: int, right: bool) -> str:
     padding = " " * (most - columns(text))
     return padding + text if right else text + padding
 
