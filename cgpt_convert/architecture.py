@@ -85,6 +85,8 @@ class Architecture:
     config_defaults: Mapping[str, Dim]
     mup_neutral: Mapping[str, Any]
     mup_reason: str
+    gguf_name: str  # what llama.cpp calls it; "" if it does not know it
+    gguf_keys: Mapping[str, str]  # size, n_head or layer_norm_epsilon -> its key, less that name
 
     @property
     def canonical(self) -> str:
@@ -153,7 +155,7 @@ def architectures() -> Mapping[str, Architecture]:
 
 def _parse(content: dict[str, Any]) -> Architecture:
     rules = [_rule(row) for row in content["tensors"]]
-    config, mup = content["config"], content.get("mup", {})
+    config, mup, gguf = content["config"], content.get("mup", {}), content.get("gguf", {})
     return Architecture(
         name=content["name"],
         model_types=_strings(content["model_types"]),
@@ -165,6 +167,8 @@ def _parse(content: dict[str, Any]) -> Architecture:
         config_defaults={size: Dim.parse(text) for size, text in config["defaults"].items()},
         mup_neutral=mup.get("neutral", {}),
         mup_reason=mup.get("reason", ""),
+        gguf_name=gguf.get("architecture", ""),
+        gguf_keys=gguf.get("keys", {}),
     )
 
 

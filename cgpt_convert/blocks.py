@@ -37,8 +37,15 @@ def of(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[me
     that is not known here, Malformed or Unreadable where the bytes cannot be read.
     """
     extent = tensor.extent()
+    if extent is None and tensor.stored.block > 1:
+        from cgpt_convert import dequantize
+
+        tensor = dequantize.widened(tensor)
+        extent = tensor.extent()
     if extent is not None:
         return _stream(extent, tensor.dtype.nbytes, max_bytes)
+    if tensor.dtype.block > 1:
+        return _quantize(tensor, max_bytes, counts)
     return _arrange(tensor, max_bytes, counts)
 
 
@@ -102,3 +109,18 @@ def _arrange(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Itera
         else:
             for done in range(0, len(words), most):
                 yield convert(words[done : done + most]).view(np.uint8).data
+
+
+def _quantize(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[memoryview]:
+    """The blocks of a tensor that is cast to a type stored in blocks; at least one at a time."""
+    from cgpt_convert import bits, gather, quantize
+
+    fix = bits.fixes(tensor)
+    whole = quantize.BLOCK * 32  # bytes: whatever part of it gather takes, that is whole blocks
+    most = max(min(max_bytes // whole * quantize.BLOCK, quantize.CHUNK), quantize.BLOCK)
+    blocks = quantize.Quantizer(tensor.stored, tensor.dtype, most, counts, tensor.name)
+    for words in gather.elements(tensor, max(max_bytes // whole, 1) * whole):
+        for step in fix:
+            step(words)
+        for done in range(0, len(words), most):
+            yield blocks(words[done : done + most]).data

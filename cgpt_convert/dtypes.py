@@ -9,16 +9,27 @@ class DType(NamedTuple):
     """An element type. `name` is ours and torch's; an empty spelling: it has no name there."""
 
     name: str
-    nbytes: int  # of one element
+    nbytes: int  # of one element; of one block, where `block` is more than 1
     kind: str  # f float, i signed, u unsigned, b bool, c complex, q quantized, x raw bits
     storage: str = ""  # torch's typed storage class, less "Storage"
     safetensors: str = ""
     numpy: str = ""  # array-protocol string of the little-endian element
+    gguf: int | None = None  # ggml's number of the type
+    block: int = 1  # elements of a row that are stored together, sharing a scale
 
     @property
     def is_float(self) -> bool:
-        """True for real floating-point types, the only ones that `--dtype` casts."""
+        """True for real floating-point types, one number an element."""
         return self.kind == "f"
+
+    @property
+    def casts(self) -> bool:
+        """True for types that stand for real numbers: those that are cast to one another."""
+        return self.is_float or self.block > 1
+
+    def size(self, numel: int) -> int:
+        """The bytes of so many elements in whole blocks."""
+        return -(-numel // self.block) * self.nbytes
 
     @property
     def swap_width(self) -> int:
@@ -27,21 +38,22 @@ class DType(NamedTuple):
 
 
 # torch/storage.py `_dtype_to_storage_type_map`, c10/core/ScalarType.h, safetensors/src/tensor.rs
-# `Dtype`. NumPy has no bfloat16, float8 or half complex: formats/_npy.py says what is done then.
+# `Dtype`, ggml/include/ggml.h `ggml_type`. NumPy has no bfloat16, float8 or half complex:
+# formats/_npy.py says what is done then.
 TABLE = (
-    DType("float64", 8, "f", "Double", "F64", "<f8"),
-    DType("float32", 4, "f", "Float", "F32", "<f4"),
-    DType("float16", 2, "f", "Half", "F16", "<f2"),
-    DType("bfloat16", 2, "f", "BFloat16", "BF16"),
+    DType("float64", 8, "f", "Double", "F64", "<f8", gguf=28),
+    DType("float32", 4, "f", "Float", "F32", "<f4", gguf=0),
+    DType("float16", 2, "f", "Half", "F16", "<f2", gguf=1),
+    DType("bfloat16", 2, "f", "BFloat16", "BF16", gguf=30),
     DType("float8_e4m3fn", 1, "f", "", "F8_E4M3"),
     DType("float8_e5m2", 1, "f", "", "F8_E5M2"),
     DType("float8_e4m3fnuz", 1, "f", "", "F8_E4M3FNUZ"),
     DType("float8_e5m2fnuz", 1, "f", "", "F8_E5M2FNUZ"),
     DType("float8_e8m0fnu", 1, "f", "", "F8_E8M0"),
-    DType("int64", 8, "i", "Long", "I64", "<i8"),
-    DType("int32", 4, "i", "Int", "I32", "<i4"),
-    DType("int16", 2, "i", "Short", "I16", "<i2"),
-    DType("int8", 1, "i", "Char", "I8", "|i1"),
+    DType("int64", 8, "i", "Long", "I64", "<i8", gguf=27),
+    DType("int32", 4, "i", "Int", "I32", "<i4", gguf=26),
+    DType("int16", 2, "i", "Short", "I16", "<i2", gguf=25),
+    DType("int8", 1, "i", "Char", "I8", "|i1", gguf=24),
     DType("uint64", 8, "u", "", "U64", "<u8"),
     DType("uint32", 4, "u", "", "U32", "<u4"),
     DType("uint16", 2, "u", "", "U16", "<u2"),
@@ -61,14 +73,21 @@ TABLE = (
     DType("bits1x8", 1, "x"),
     DType("bits2x4", 1, "x"),
     DType("bits4x2", 1, "x"),
+    # ggml/src/ggml-common.h `block_q8_0` and so on: a float16 scale, then 32 small integers
+    DType("q8_0", 2 + 32, "q", gguf=8, block=32),
+    DType("q5_1", 2 + 2 + 4 + 16, "q", gguf=7, block=32),
+    DType("q5_0", 2 + 4 + 16, "q", gguf=6, block=32),
+    DType("q4_1", 2 + 2 + 16, "q", gguf=3, block=32),
+    DType("q4_0", 2 + 16, "q", gguf=2, block=32),
 )
 
 BY_NAME = {row.name: row for row in TABLE}
 BY_STORAGE = {row.storage: row for row in TABLE if row.storage}
 BY_SAFETENSORS = {row.safetensors: row for row in TABLE if row.safetensors}
 BY_NUMPY = {row.numpy: row for row in TABLE if row.numpy}
+BY_GGUF = {row.gguf: row for row in TABLE if row.gguf is not None}
 # torch's own aliases (torch/__init__.py): pickles name a dtype by either spelling
-BY_TORCH = BY_NAME | {
+BY_TORCH = {row.name: row for row in TABLE if row.block == 1} | {
     "double": BY_NAME["float64"],
     "float": BY_NAME["float32"],
     "half": BY_NAME["float16"],
@@ -83,3 +102,4 @@ BY_TORCH = BY_NAME | {
 UINT8 = BY_NAME["uint8"]
 FLOAT32 = BY_NAME["float32"]
 CASTS = ("float32", "float16", "bfloat16")  # what `--dtype` may ask for
+BLOCK_CASTS = tuple(row.name for row in TABLE if row.block > 1)  # and for GGUF these, too

@@ -48,6 +48,7 @@ class Model:
     n_head: int
     activation: str  # as config.json's activation_function
     layer_norm_epsilon: float
+    license: str  # as model cards have it: "apache-2.0"
     published: str  # the number of parameters, as its authors write it
     training_tokens: int | None = None
     training_flops: float | None = None
@@ -152,7 +153,7 @@ def _parse(content: dict[str, Any]) -> Iterator[Model]:
     architecture = architectures()[content["architecture"]]
     tables = content.get("storages", {})
     orders = {name: _storages(table, architecture) for name, table in tables.items()}
-    family = ("family", "architecture", "activation", "layer_norm_epsilon")
+    family = ("family", "architecture", "activation", "layer_norm_epsilon", "license")
     common = {key: content[key] for key in family}
     for row in content["models"]:
         sizes = content["sizes"] | row["sizes"]

@@ -118,6 +118,8 @@ def _content(value: Value) -> bytes | bytearray | str | None:
     match value:
         case Call(func=Global(module="_codecs", name="encode"), args=(str(chars), "latin1")):
             return chars
+        case Call(func=Global(module="builtins" | "__builtin__", name="bytes"), args=()):
+            return b""  # as protocols 0 to 2 write it
         case bytes() | bytearray() | str():
             return value
     return None

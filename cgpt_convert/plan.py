@@ -59,6 +59,17 @@ class FilePlan:
         return sum(map(part_nbytes, self.parts))
 
 
+Scalar = str | bool | int | float
+
+
+class Field(NamedTuple):
+    """A typed key-value pair of a container that has such, as GGUF does."""
+
+    key: str
+    type: str  # "string", "bool", "uint32", "float32" ...; an array's is that of its items
+    value: Scalar | tuple[Scalar, ...]  # a tuple is an array
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to write: tensors in order, names unique, and what to say of names left out."""
@@ -68,6 +79,7 @@ class Request:
     aliases: dict[str, str] = field(default_factory=dict)  # a name left out -> the name it equals
     metadata: dict[str, str] = field(default_factory=dict)
     max_shard_nbytes: int | None = None
+    fields: tuple[Field, ...] = ()  # keys unique; for formats that have typed fields
 
 
 class Format(Protocol):

@@ -393,6 +393,7 @@ _COMPOSITE: dict[tuple[str, str], Callable[..., Rebuilt]] = {
 _BUILTINS = (
     "bool",
     "bytearray",
+    "bytes",
     "complex",
     "dict",
     "float",

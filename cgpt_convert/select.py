@@ -82,7 +82,7 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
         tensors, aliases = fold_ties(tensors)
     if wish.dtype != "keep":
         to = BY_NAME[wish.dtype]
-        tensors = [t.cast(to) if t.stored.is_float else t for t in tensors]
+        tensors = [t.cast(to) if t.dtype.is_float else t for t in tensors]
     return Selection(root, tensors, aliases, left_out)
 
 

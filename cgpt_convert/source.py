@@ -123,12 +123,15 @@ class LocalFile:
 
 def _pread(descriptor: int, buffer: memoryview, offset: int) -> int:
     """The number of bytes read from `offset` into `buffer`; 0 at the end of the file."""
-    if hasattr(os, "preadv"):
+    if _HAS_PREADV:
         return os.preadv(descriptor, [buffer], offset)
     os.lseek(descriptor, offset, os.SEEK_SET)  # Windows: one thread reads a file there
     data = os.read(descriptor, len(buffer))
     buffer[: len(data)] = data
     return len(data)
+
+
+_HAS_PREADV = hasattr(os, "preadv")  # asked once: a large transpose makes 100,000s of small reads
 
 
 class MemoryBytes:

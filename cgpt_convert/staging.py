@@ -16,6 +16,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
 from cgpt_convert.errors import CannotWrite
 from cgpt_convert.inert import printable
@@ -267,7 +268,7 @@ def _not_ours(folder: str) -> str | None:
     for name in SIDECARS:
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-            listed |= set(_listed(json.loads(file.read(INDEX_BYTES))))
+            listed |= set(_listed([json.loads(file.read(INDEX_BYTES))]))
     for parent, _, files in os.walk(folder):
         for name in files:
             path = os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
@@ -276,13 +277,12 @@ def _not_ours(folder: str) -> str | None:
     return None
 
 
-def _listed(value: object) -> Iterator[str]:
+def _listed(value: dict[str, Any] | list[Any]) -> Iterator[str]:
     """Every string that stands under the key "file" in a sidecar."""
-    if isinstance(value, dict):
-        file = value.get("file")
-        if isinstance(file, str):
-            yield file
-        for inner in value.values():
+    if isinstance(value, dict) and isinstance(value.get("file"), str):
+        yield value["file"]
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
             yield from _listed(inner)
 
 

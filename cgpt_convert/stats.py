@@ -19,8 +19,8 @@ def statistics(tensor: Tensor) -> Statistics:
     where they mean nothing (complex, quantized and raw-bit types) and where double precision
     cannot hold them.
     """
-    if tensor.stored.is_float and not tensor.stored.numpy:
-        tensor = tensor.cast(FLOAT32)  # bfloat16 and float8 widen without loss
+    if tensor.stored.casts and not tensor.stored.numpy:
+        tensor = tensor.cast(FLOAT32)  # without loss
     if not tensor.dtype.numpy:
         return dict.fromkeys(("min", "max", "mean", "std", "zeros", "nan", "inf"))
     total = _Total()

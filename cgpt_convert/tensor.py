@@ -59,7 +59,8 @@ class Range(NamedTuple):
 class Tensor:
     """A named view of a storage. `strides` and `start` count elements; `nbytes` is of the result.
 
-    `stored` is what the bytes are, `dtype` what `blocks()` yields; they differ after `cast`.
+    `stored` is what the bytes are, `dtype` what `blocks()` yields; they differ after `cast`. Of a
+    type that is stored in blocks, whole blocks lie along the rows.
     `conj` and `neg` are torch's lazy bits: the bytes are not yet conjugated or negated.
     """
 
@@ -87,7 +88,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """The bytes that `blocks()` yields in all."""
-        return self.numel * self.dtype.nbytes
+        return self.dtype.size(self.numel)
 
     @property
     def is_c_order(self) -> bool:
@@ -97,7 +98,7 @@ class Tensor:
     @property
     def origin(self) -> str:
         """Where the bytes come from and what is done to them, for messages and errors."""
-        done = [f"{self.storage.label}+{self.start * self.stored.nbytes}"]
+        done = [f"{self.storage.label}+{self.stored.size(self.start)}"]
         if not self.is_c_order:
             done.append(f"strides {self.strides}")
         if self.conj or self.neg:
@@ -128,11 +129,14 @@ class Tensor:
         return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
 
     def cast(self, dtype: DType) -> Tensor:
-        """The same values as `dtype`. Only real floating-point types; anything else is refused."""
+        """The same values as `dtype`. Only types of real numbers; anything else is refused."""
         if dtype == self.dtype:
             return self
-        if not (self.stored.is_float and dtype.is_float):
+        if not (self.stored.casts and dtype.casts):
             raise BadRequest(f"cannot cast {self.dtype.name} to {dtype.name}", where=self.name)
+        if not in_blocks(dtype, self.shape):
+            rows = f"rows of whole blocks of {dtype.block}, not shape {self.shape}"
+            raise BadRequest(f"{dtype.name} takes {rows}", where=self.name)
         return replace(self, target=None if dtype == self.stored else dtype)
 
     def extent(self) -> Range | None:
@@ -140,10 +144,12 @@ class Tensor:
         swapped = self.storage.byteorder != "little" and self.stored.swap_width > 1
         if self.target or self.conj or self.neg or swapped or not self.is_c_order:
             return None
-        return Range(self.storage, self.start * self.stored.nbytes, self.nbytes)
+        if self.start % self.stored.block or not in_blocks(self.stored, self.shape):
+            return None
+        return Range(self.storage, self.stored.size(self.start), self.nbytes)
 
     def blocks(
-        self, max_bytes: int = 8 << 20, counts: CastCounts | None = None
+        self, max_bytes: int = 16 << 20, counts: CastCounts | None = None
     ) -> Iterator[memoryview]:
         """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
 
@@ -161,6 +167,11 @@ class Tensor:
         from cgpt_convert import blocks
 
         return blocks.array(self)
+
+
+def in_blocks(dtype: DType, shape: tuple[int, ...]) -> bool:
+    """Are the rows of this shape whole blocks of the type? Always, for those stored one by one."""
+    return dtype.block == 1 or bool(shape and shape[-1] % dtype.block == 0)
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -203,10 +214,10 @@ def view(
     tensor = Tensor("", dtype, shape, strides, start, storage)
     if tensor.numel:
         last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if (last + 1) * dtype.nbytes > storage.nbytes:
+        if dtype.size(last + 1) > storage.nbytes:
             raise Malformed(
                 f"shape {shape}, strides {strides} at {start} need "
-                f"{(last + 1) * dtype.nbytes:,} bytes; the storage has {storage.nbytes:,}",
+                f"{dtype.size(last + 1):,} bytes; the storage has {storage.nbytes:,}",
                 where=storage.label,
             )
     return tensor

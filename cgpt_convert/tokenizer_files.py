@@ -28,9 +28,10 @@ _HINT = "mend it, or name another folder with --tokenizer DIR"
 
 @dataclass(slots=True)
 class Parts:
-    """What the files say. `where` is the one that holds the vocabulary."""
+    """What the files say. `where` is the one that holds the vocabulary, and where merges lie."""
 
     where: str
+    merges_where: str
     vocab: dict[str, int]
     merges: list[str]
     added: dict[str, int] = field(default_factory=dict)  # beside the vocabulary: text -> id
@@ -52,7 +53,8 @@ def read_folder(folder: str) -> Parts | None:
         raise Malformed(f"{pair[0]} has no {other} beside it", where=folder, hint=_HINT)
     parts = None
     if pair:
-        parts = from_pair(os.path.join(folder, VOCAB), files[VOCAB], files[MERGES])
+        where = (os.path.join(folder, VOCAB), os.path.join(folder, MERGES))
+        parts = from_pair(where, (files[VOCAB], files[MERGES]))
     if WHOLE in files:
         whole = _whole(os.path.join(folder, WHOLE), files[WHOLE])
         if parts and (parts.vocab, parts.merges) != (whole.vocab, whole.merges):
@@ -71,9 +73,11 @@ def read_folder(folder: str) -> Parts | None:
     return parts
 
 
-def from_pair(where: str, vocab: bytes, merges: bytes) -> Parts:
-    """What a vocabulary `{token: id}` and a list of merges say; `where` names the former."""
-    return Parts(where, _ids(loads(vocab, where), where), list(_merge_lines(merges, where)))
+def from_pair(where: tuple[str, str], data: tuple[bytes, bytes]) -> Parts:
+    """What a vocabulary `{token: id}` and a file of merges say, from their paths and contents."""
+    return Parts(
+        *where, _ids(loads(data[0], where[0]), where[0]), list(_merge_lines(data[1], where[1]))
+    )
 
 
 def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
@@ -98,11 +102,10 @@ def read_file(path: str) -> bytes:
 
 def _merge_lines(data: bytes, where: str) -> Iterator[str]:
     """Each merge as `left right`; the first line may tell a version (bpe/model.rs `read_file`)."""
-    path = os.path.join(os.path.dirname(where), MERGES)
     try:
         lines = data.decode("utf-8").split("\n")  # tokens may hold what splitlines() splits at
     except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8: {error}", where=path, hint=_HINT) from error
+        raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
     for line in lines:
         text = line.removesuffix("\r")
         if text and not text.startswith("#version"):
@@ -118,7 +121,7 @@ def _whole(where: str, data: bytes) -> Parts:
     odd = _oddities(content, model)
     if odd:
         raise Unsupported(f"not a tokenizer of GPT-2's kind: {odd}", where=where, hint=_HINT)
-    parts = Parts(where, _ids(model.get("vocab"), where), [])
+    parts = Parts(where, where, _ids(model.get("vocab"), where), [])
     for merge in model.get("merges") or []:
         pair = " ".join(map(str, merge)) if isinstance(merge, list) else merge
         if not isinstance(pair, str):

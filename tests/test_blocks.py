@@ -153,8 +153,8 @@ def test_big_endian_storages_come_little_endian(row):
 def test_conjugate_and_negative_bits_of_complex_numbers(name, byteorder):
     row = BY_NAME[name]
     data = finite_complex_bytes(12 * row.nbytes)
-    stored = np.frombuffer(data, f"<u{row.swap_width}")
-    stored = (stored.byteswap() if byteorder == "big" else stored).tobytes()
+    parts = np.frombuffer(data, f"<u{row.swap_width}")
+    stored = (parts.byteswap() if byteorder == "big" else parts).tobytes()
     for conj, neg in itertools.product((False, True), repeat=2):
         want = np.frombuffer(data, f"<f{row.swap_width}").reshape(12, 2).copy()
         want[:, 1] *= -1 if conj else 1

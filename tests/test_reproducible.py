@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgpt_convert import formats
 from tests import vendor
 from tests.running import contents, spawn
 
 COMMANDS = {
-    "safetensors": ("convert", "out.safetensors"),
+    **{
+        name: ("convert", f"out{formats.by_name(name).SUFFIX}", "--to", name)
+        for name in formats.names()
+        if name not in ("gguf", "npz")
+    },
     "sharded": ("convert", "out.safetensors", "--max-shard-size", "100kB"),
     "npz": ("convert", "out.npz", "--dtype", "float16", "--exclude", "Größe"),
-    "npy": ("convert", "out", "--to", "npy"),
-    "parameters": ("convert", "out", "--to", "parameters"),
     "extract": ("extract", "out"),
     "by name": ("extract", "out", "--by", "name"),
 }

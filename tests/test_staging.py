@@ -28,8 +28,9 @@ def leftover(folder: Path, name: str) -> Path:
 
 
 def sidecar(folder: Path, *files: str, name: str = "mapping.json") -> None:
-    rows = {str(index): {"file": file} for index, file in enumerate(files)}
-    (folder / name).write_text(json.dumps({"tensors": rows}))
+    rows = {str(index): {"file": file} for index, file in enumerate(files[:1])}
+    copies = [{"file": file} for file in files[1:]]
+    (folder / name).write_text(json.dumps({"tensors": rows, "copies": copies}))
 
 
 def test_a_file_appears_under_its_name_only_when_published(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import io
 import pickle
 import struct
@@ -49,8 +50,9 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 def raw(tensor: torch.Tensor) -> bytes:
     """The elements in C order, little-endian, bit by bit."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    copy = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    copy.copy_(tensor.detach().resolve_conj().resolve_neg().reshape(-1))
+    return copy.view(torch.uint8).numpy().tobytes() if copy.numel() else b""
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -91,16 +93,16 @@ def filled(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 TYPES = [getattr(torch, row.name) for row in dtypes.TABLE if row.kind in "fiubc"]
 
 
+@ignore_deprecation
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_every_element_type(dtype: torch.dtype) -> None:
     check({"m": filled(dtype, 3, 5), "empty": filled(dtype, 0, 4), "scalar": filled(dtype, 1)[0]})
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz],
-    ids=str,
-)
+NARROW = [row for row in dtypes.TABLE if row.kind == "f" and not row.numpy]
+
+
+@pytest.mark.parametrize("dtype", [getattr(torch, row.name) for row in NARROW], ids=str)
 def test_narrow_floats_are_widened_as_torch_widens_them(dtype: torch.dtype) -> None:
     value = filled(dtype, 300)
     ours = check({"w": value})["w"].numpy()
@@ -203,7 +205,7 @@ def test_attributes_of_a_tensor_are_shown_and_their_tensors_found(
     data = zips.saved({"w": weight})
     checkpoint = opened(data)
     loaded = torch.load(io.BytesIO(data), weights_only=False)["w"]
-    agree(checkpoint, {"w": {"": 0} and weight.detach(), "w.scale": loaded.scale})
+    agree(checkpoint, {"w": loaded.detach(), "w.scale": loaded.scale})
     assert [(leaf.path, leaf.value) for leaf in checkpoint.others] == [("w.note", "absmax")]
 
 
@@ -512,6 +514,8 @@ def test_numpy_scalars_are_numbers(code: str, protocol: int) -> None:
 class Script(nn.Module):
     """Enough for a TorchScript archive with constants."""
 
+    scale: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(3, 2)
@@ -519,7 +523,8 @@ class Script(nn.Module):
         self.sizes = [1, 2, 3]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) * self.scale + torch.tensor([1.0, 2.0])
+        y: torch.Tensor = self.inner(x)
+        return y * self.scale + torch.tensor([1.0, 2.0])
 
 
 @ignore_deprecation
@@ -534,7 +539,7 @@ def test_torchscript_has_the_names_of_its_state_dict() -> None:
     others = [name for name in checkpoint if name not in state]
     assert others
     assert all(name.startswith("constants") for name in others)
-    assert not checkpoint.findings
+    assert [finding.rule for finding in checkpoint.findings] == [findings.COMPRESSED]  # its code
 
 
 def swapped(data: bytes, width: int) -> bytes:
@@ -587,8 +592,7 @@ def test_values_that_were_not_saved_are_a_finding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alignment", [1, 8, 4096])
 def test_alignment_of_storages_may_be_any(alignment: int) -> None:
-    from torch.utils.serialization import config
-
+    config: Any = importlib.import_module("torch.utils.serialization.config")
     with config.patch({"save.storage_alignment": alignment}):
         data = zips.saved({"a": torch.ones(3, dtype=torch.uint8), "b": BASE})
     checkpoint = opened(data)
@@ -616,11 +620,19 @@ def test_root_follows_the_file_name_and_does_not_matter(
     agree(checkpoint, {"w": BASE})
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_every_pickle_protocol(protocol: int) -> None:
     value = collections.OrderedDict(a=nn.Parameter(BASE), b=[BASE[0], {"c": COMPLEX.conj()}])
     data = zips.saved(value, pickle_protocol=protocol)
     agree(opened(data), torch.load(io.BytesIO(data), weights_only=False))
+
+
+def test_pickle_protocol_0_cannot_hold_references_to_storages() -> None:
+    data = zips.saved({"w": BASE}, pickle_protocol=0)
+    with pytest.raises(AssertionError):
+        torch.load(io.BytesIO(data), weights_only=False)
+    with pytest.raises(Malformed, match="not a storage reference"):
+        opened(data)
 
 
 # -- forged tensors
@@ -755,7 +767,7 @@ def test_25_record_shorter_than_declared_is_refused() -> None:
     refused(v2(), Malformed, "has 20 bytes and 24 are declared", storages={"0": bytes(20)})
 
 
-def test_25_record_longer_than_declared_is_a_finding(tmp_path: Path) -> None:
+def test_25_record_longer_than_declared_is_a_finding() -> None:
     data = forged({"w": v2()}, {"0": bytes(range(30))})
     checkpoint = opened(data)
     assert [str(finding) for finding in checkpoint.findings] == [
@@ -846,9 +858,12 @@ def test_29_untyped_storages_count_bytes() -> None:
             opened(forged({"w": v3(storage, (6,), (1,), torch.float32)}, {"0": bytes(numel)}))
 
 
+INT4: Any = vars(torch)["int4"]
+
+
 def test_29_unknown_types_are_not_supported() -> None:
     untyped = Ref(torch.UntypedStorage, numel=24)
-    refused(v3(untyped, (6,), (1,), torch.int4), Unsupported, "unknown dtype torch.int4")
+    refused(v3(untyped, (6,), (1,), INT4), Unsupported, "unknown dtype torch.int4")
     refused(v3(untyped, (6,), (1,), "float32"), Unsupported, "unknown dtype")
     refused(v2(Ref(torch.nn.Linear)), Unsupported, "unknown storage class")
 
@@ -901,18 +916,23 @@ def test_wrappers_of_no_tensor_are_refused() -> None:
             refused(made, Malformed, "not a tensor")
 
 
-def test_tensor_that_is_its_own_attribute_is_no_endless_walk() -> None:
-    attributes: dict[str, Any] = {}
-    weight = Made(torch._utils._rebuild_parameter_with_state, (v2(), True, None, attributes))
-    attributes["self"] = [1]
-    file = io.BytesIO()
-    _Pickler(file, 2).dump({"w": weight})
-    assert list(opened(forged({"w": weight}))) == ["w"]
+def test_attributes_of_attributes_are_not_followed_for_ever() -> None:
     many = v2()
     for _ in range(150):
         many = Made(torch._utils._rebuild_parameter_with_state, (v2(), True, None, {"a": many}))
     with pytest.raises(Unsupported, match="nested deeper"):
         opened(forged({"w": many}))
+
+
+def test_22_tensor_that_is_its_own_attribute_is_walked_once() -> None:
+    file = io.BytesIO()
+    _Pickler(file, 2).dump(v2())
+    plain = file.getvalue()[2:-1]  # without PROTO and STOP
+    call = b"ctorch._utils\n_rebuild_parameter_with_state\n(" + plain + b"\x88N}q\x70tRq\x71"
+    looped = b"}X\1\0\0\0w" + call + b"h\x70X\1\0\0\0ah\x71s0" + b"s."
+    checkpoint = opened(zips.changed(forged({"w": v2()}), **{"data.pkl": looped}))
+    assert list(checkpoint) == ["w", "w.a"]
+    assert checkpoint.ties == {"w.a": "w"}
 
 
 def test_14_record_that_nothing_references_is_told() -> None:
@@ -935,11 +955,9 @@ def test_any_numbers_are_read_as_torch_reads_them_or_refused(draw: st.DataObject
     try:
         ours = opened(data)["w"]
     except CgptError:
-        try:
-            assert torch_reads(data).numel() == 0  # torch does not look at these
-        except RuntimeError:
-            return
-        assert min([*size, *stride, offset]) < 0
+        if min([*size, *stride, offset]) >= 0:  # torch allows some negative ones that do no harm
+            with pytest.raises(RuntimeError):
+                torch_reads(data)
         return
     assert bits(ours) == raw(torch_reads(data))
 

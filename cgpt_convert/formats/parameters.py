@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from cgpt_convert import names
@@ -64,11 +65,15 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def plan_storages(
-    checkpoint: Checkpoint, tensors: Sequence[Tensor], exotic: Sequence[Exotic]
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    exotic: Sequence[Exotic],
+    copies: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[FilePlan]:
     """A file for each storage that `tensors` view, as it lies in the archive, and the mapping.
 
     Storages of several shards go to subfolders, numbered from 1 in the order of the sources.
+    `copies`, file -> tensor, are written besides, in C order; the mapping lists them apart.
     """
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
@@ -100,7 +105,9 @@ def plan_storages(
         FilePlan(files[key], (storage.whole().renamed(", ".join(users[key])),), hashed=True)
         for key, storage in storages.items()
     ]
-    return [*data, _mapping_plan(rows, apart, {})]
+    more = [FilePlan(file, (tensor,), hashed=True) for file, tensor in copies.items()]
+    listed = [_row(tensor, file, raw=False) for file, tensor in copies.items()]
+    return [*data, *more, _mapping_plan(rows, apart, {}, listed)]
 
 
 def read(path: str) -> Checkpoint:
@@ -229,7 +236,10 @@ def _row(tensor: Tensor, file: str, *, raw: bool) -> dict[str, Any]:
 
 
 def _mapping_plan(
-    tensors: dict[str, Any], exotic: dict[str, Any], metadata: dict[str, str]
+    tensors: dict[str, Any],
+    exotic: dict[str, Any],
+    metadata: dict[str, str],
+    copies: Sequence[dict[str, Any]] = (),
 ) -> FilePlan:
     """`mapping.json`, made when the digests of the files it names are known."""
 
@@ -238,7 +248,7 @@ def _mapping_plan(
             digest = digests.get(row["file"], _NO_DIGEST)
             return {**row, "sha256": digest.sha256, "crc32": f"{digest.crc32:08x}"}
 
-        mapping = {
+        mapping: dict[str, Any] = {
             "format": _ABOUT,
             "tensors": {name: signed(row) for name, row in tensors.items()},
             "exotic": {
@@ -247,6 +257,8 @@ def _mapping_plan(
             },
             "metadata": metadata,
         }
+        if copies:  # for other programs; reading the folder does not need them
+            mapping["copies"] = [signed(row) for row in copies]
         return (json.dumps(mapping, indent=1) + "\n").encode()
 
     return FilePlan(MAPPING, (Late(len(make({})), make),))

@@ -1,0 +1,136 @@
+"""The documentation says what the program does: commands, options, JSON keys, findings, output."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cgpt_convert import findings, formats
+from cgpt_convert.cli import COMMANDS, group
+from cgpt_convert.findings import Rule
+
+TOP = Path(__file__).parents[1]
+DOCS = {path.name: path.read_text() for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")]}
+
+
+def section(page: str, title: str) -> str:
+    """The text under the heading `title`, up to the next of its level."""
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", DOCS[page], re.M | re.S)
+    assert match, f"{page} has no heading {title!r}"
+    return match[1]
+
+
+def command(name: str) -> click.Command:
+    found = group.get_command(click.Context(group), name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_documented(name: str) -> None:
+    text = section("commands.md", name)
+    for param in command(name).params:
+        if isinstance(param, click.Option):
+            for spelling in param.opts:
+                assert f"`{spelling}" in text, f"{name} {spelling} is not in docs/commands.md"
+            if isinstance(param.type, click.Choice):
+                for choice in param.type.choices:
+                    assert str(choice) in text, f"{name} {param.name}={choice} is not documented"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_documented_that_does_not_exist(name: str) -> None:
+    exist = {spelling for param in command(name).params for spelling in param.opts} | {"--help"}
+    if name == "models":
+        exist |= {"--mapping"}  # its text tells what the names are good for
+    for spelling in re.findall(r"`(--[a-z-]+)", section("commands.md", name)):
+        assert spelling in exist | {"--root", "--version"}, f"{name} has no {spelling}"
+
+
+def test_every_finding_has_a_section_with_its_title_and_level() -> None:
+    rules = [value for value in vars(findings).values() if isinstance(value, Rule)]
+    assert len({rule.id for rule in rules}) == len(rules) > 10
+    for rule in rules:
+        text = section("findings.md", f"{rule.id} {rule.title}")
+        assert text.strip().startswith(f"{rule.level}."), rule.id
+
+
+def test_every_format_is_in_the_table() -> None:
+    written = section("formats.md", "Written")
+    for name in formats.names():
+        assert f"| `{name}` |" in written
+
+
+def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
+    def run(*words: str) -> dict[str, object]:
+        line = [sys.executable, "-m", "cgpt_convert", *words, "--json"]
+        done = subprocess.run(line, capture_output=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    model, out = str(demo / "pytorch_model.bin"), demo.parent
+    results = {
+        "inspect": run("inspect", model, "--stats", "--check"),
+        "extract": run("extract", model, "-o", str(out / "json-parameters")),
+        "convert": run("convert", model, "-o", str(out / "json.safetensors")),
+    }
+    for name, result in results.items():
+        text = section("json.md", name)
+        for key in result:
+            assert f"`{key}`" in text, f"{name}: {key}"
+    tensors = results["inspect"]["tensors"]
+    assert isinstance(tensors, list)
+    for key in {key for row in tensors for key in (*row, *row["stats"])}:
+        assert f"`{key}`" in section("json.md", "inspect"), key
+    mapping = json.loads((out / "json-parameters" / "mapping.json").read_text())
+    rows = [key for row in mapping["tensors"].values() for key in row]
+    for key in {*mapping, *rows}:
+        assert f"`{key}`" in section("json.md", "mapping.json"), key
+
+
+def test_readme_shows_what_the_demo_prints(demo_output: str) -> None:
+    block = re.search(r"<!-- demo -->\n```console\n(.*?)```", DOCS["README.md"], re.S)
+    assert block
+    for passage in block[1].split("...\n"):
+        assert passage in demo_output, passage
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    commands = re.findall(r"```sh\n(python3 -m venv .*)\n```", DOCS["README.md"])
+    assert len(commands) == 2
+    last = commands[1].split(" && ")[-2:]
+    script = (TOP / ".ci" / "run").read_text()
+    for words in last:
+        assert words in script
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = TOP / "docs" if (TOP / "docs" / page).exists() else TOP
+    for target in re.findall(r"\]\(([^)]+)\)", DOCS[page]):
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            assert not file or (folder / file).exists(), f"{page}: {target}"
+            if anchor:
+                assert f"## {anchor}" in DOCS[file or page]
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    line = [sys.executable, "-m", "cgpt_convert", "demo"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, check=True, text=True)
+    return folder / "cgpt-demo", done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(demo_run: tuple[Path, str]) -> Path:
+    return demo_run[0]
+
+
+@pytest.fixture(scope="module")
+def demo_output(demo_run: tuple[Path, str]) -> str:
+    return demo_run[1]
