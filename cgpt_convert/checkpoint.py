@@ -54,6 +54,7 @@ class Checkpoint(Mapping[str, Tensor]):
     metadata: dict[str, str] = field(default_factory=dict)  # the container's own text pairs
     root: str = ""  # the archive's root folder, where there is one
     collisions: set[str] = field(default_factory=set)  # names that more than one value has
+    unsaved: set[str] = field(default_factory=set)  # names of tensors without values (skip_data)
     # path of each dict -> path of the dict around it; the outermost's path and parent are ""
     containers: dict[str, str] = field(default_factory=dict)
 

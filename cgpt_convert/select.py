@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME
@@ -29,8 +30,7 @@ WELL_KNOWN_ROOTS = (
 EVERYTHING = "."
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What the user asks for; the defaults ask for everything as it is."""
 
     root: str | None = None  # a dotted key, "." for everything, None for the well-known one
@@ -74,6 +74,7 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
             "no tensor matches", where=where, hint=f"names look like {some}" if some else ""
         )
     _refuse(where, chosen, checkpoint.collisions, "stand for two values each")
+    _refuse(where, chosen, checkpoint.unsaved, "have no values: they were not saved")
     _refuse(where, chosen, checkpoint.exotic, "are not dense tensors (see inspect)")
     tensors = [checkpoint[name].renamed(_relative(name, root)) for name in chosen]
     left_out = [name for name in everything if not _is_under(name, root)]

@@ -116,6 +116,7 @@ def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
     merged.findings += [f._replace(detail=f"{file}: {f.detail}") for f in shard.findings]
     merged.metadata.update(shard.metadata)
     merged.containers.update(shard.containers)
+    merged.unsaved |= shard.unsaved
     merged.collisions |= shard.collisions
     merged.code += shard.code
     merged.root = merged.root or shard.root

@@ -53,8 +53,8 @@ def read_folder(folder: str) -> Parts | None:
         raise Malformed(f"{pair[0]} has no {other} beside it", where=folder, hint=_HINT)
     parts = None
     if pair:
-        where = (os.path.join(folder, VOCAB), os.path.join(folder, MERGES))
-        parts = from_pair(where, (files[VOCAB], files[MERGES]))
+        paths = (os.path.join(folder, VOCAB), os.path.join(folder, MERGES))
+        parts = from_pair(paths, (files[VOCAB], files[MERGES]))
     if WHOLE in files:
         whole = _whole(os.path.join(folder, WHOLE), files[WHOLE])
         if parts and (parts.vocab, parts.merges) != (whole.vocab, whole.merges):

@@ -104,6 +104,7 @@ class ZipStorages:
         self.storages: dict[str, Storage] = {}
         self.declared: dict[str, tuple[DType | None, int]] = {}
         self.longer: list[str] = []
+        self.skipped: list[Storage] = []
 
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
         """The storage, and the element type its class declares; None if it is untyped."""
@@ -124,8 +125,11 @@ class ZipStorages:
         if member.nbytes > nbytes:
             self.longer.append(f"{key} by {member.nbytes - nbytes:,} bytes")
         source, offset, size = self.archive.open(name)
-        crc = self.archive.crc32(name)
-        return Storage(source, offset, size, key, self.byteorder, crc, location)
+        crc = None if _is_skipped(member) else self.archive.crc32(name)
+        storage = Storage(source, offset, size, key, self.byteorder, crc, location)
+        if self.archive.has_crcs and _is_skipped(member):
+            self.skipped.append(storage)
+        return storage
 
 
 def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
@@ -177,13 +181,13 @@ def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]
             checkpoint.storages.append(Storage(source, offset, size, key, crc32=crc))
     if unused:
         checkpoint.findings.append(Finding(findings.UNREFERENCED, f"{unused:,} bytes"))
-    skipped = [m.name for m in archive.members.values() if _is_skipped(m, tables)]
-    if skipped and archive.has_crcs:
-        detail = f"{len(skipped)} records, such as {printable(skipped[0])}"
+    skipped = {id(storage) for table in tables for storage in table.skipped}
+    if skipped:
+        checkpoint.unsaved = {n for n, t in checkpoint.items() if id(t.storage) in skipped}
+        detail = ", ".join(map(printable, sorted(checkpoint.unsaved)))
         checkpoint.findings.append(Finding(findings.VALUES_NOT_SAVED, detail))
 
 
-def _is_skipped(member: Member, tables: list[ZipStorages]) -> bool:
+def _is_skipped(member: Member) -> bool:
     """Was the record reserved under torch.serialization.skip_data()? It then has checksum 0."""
-    data = any(member.name.startswith(table.folder) for table in tables)
-    return data and member.nbytes > 0 and member.crc32 == 0 and member.method == STORED
+    return member.nbytes > 0 and member.crc32 == 0 and member.method == STORED

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from cgpt_convert.cli.table import cut, size, style, table, width, wrapped
-from cgpt_convert.cli.tree_view import tree_lines
 from cgpt_convert.findings import FOREIGN
 from cgpt_convert.inert import printable
 
@@ -19,7 +18,10 @@ def show(summary: dict[str, Any], *, tree: bool) -> None:
     """Print the summary that `summarise` made."""
     _head(summary)
     click.echo()
-    lines = tree_lines if tree else _tensor_lines
+    if tree:
+        from cgpt_convert.cli.tree_view import tree_lines as lines
+    else:
+        lines = _tensor_lines
     for line in lines(summary["tensors"]):
         click.echo(line)
     _exotic(summary["exotic"])
