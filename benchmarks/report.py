@@ -7,6 +7,7 @@ import platform
 import shlex
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -93,11 +94,12 @@ def machine(folder: Path) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     packages = ("numpy", "isal", "click", "torch", "safetensors")
     known = ", ".join(f"{name} {version(name)}" for name in packages)
-    return (
+    return textwrap.fill(
         f"Measured on {_processor()}, {len(os.sched_getaffinity(0))} cores, "
         f"{memory / 2**30:.0f} GiB of memory, {_file_system(folder)}, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
-        f"cgpt-convert {__version__}, {known}."
+        f"cgpt-convert {__version__}, {known}.",
+        width=100,
     )
 
 

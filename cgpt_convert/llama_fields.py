@@ -97,7 +97,9 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
     """The tokenizer, with unused tokens up to the model's number of them."""
     have = len(tokenizer.tokens)
     pads = tuple(f"[PAD{number}]" for number in range(have, vocab_size))
-    types = [_token_type(tokenizer, number) for number in range(have)] + [UNUSED] * len(pads)
+    types = [NORMAL] * have + [UNUSED] * len(pads)
+    for number in tokenizer.added | tokenizer.special:
+        types[number] = CONTROL if number in tokenizer.special else USER_DEFINED
     fields = [
         Field("tokenizer.ggml.model", "string", "gpt2"),
         Field("tokenizer.ggml.pre", "string", "gpt-2"),
@@ -134,12 +136,6 @@ def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
             "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
             "differ in the fourth digit after the point"
         )
-
-
-def _token_type(tokenizer: Tokenizer, number: int) -> int:
-    if number in tokenizer.special:
-        return CONTROL
-    return USER_DEFINED if number in tokenizer.added else NORMAL
 
 
 def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:

@@ -64,11 +64,12 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-def loaded(folder: Path, **options: Any) -> Any:
+def loaded(folder: Path) -> Any:
     """The model, every one of its tensors having come from the files and none being left."""
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, local_files_only=True, **options
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, local_files_only=True
     )
+    model, info = found
     assert not any(info.values()), info
     return model
 
@@ -337,7 +338,7 @@ def test_an_unknown_architecture_is_copied(tmp_path: Path) -> None:
         difference = ours.eval()(ids).logits - theirs.eval()(ids).logits
     assert difference.abs().max() < 1e-5
     halved = convert(source, tmp_path / "half", "float16")
-    assert config_of(halved)["dtype"] == "float16"
+    assert config_of(halved)["torch_dtype"] == "float16"
 
 
 def test_an_unknown_architecture_needs_a_configuration() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from cgpt_convert.cli.table import size, table
 from cgpt_convert.inert import printable
 
+_DEEPEST = 40  # modules inside each other; of names with more dots the rest stays in one piece
+
 
 @dataclass(slots=True)
 class _Node:
@@ -34,7 +36,7 @@ def tree_lines(rows: list[dict[str, Any]]) -> list[str]:
             numel *= dim
         tied = row["tied_to"] is not None
         path = [root]
-        for part in row["name"].split("."):
+        for part in row["name"].split(".", _DEEPEST):
             node = node.children.setdefault(part, _Node())
             path.append(node)
         node.dtype, node.tied = row["dtype"], tied
@@ -51,6 +53,9 @@ def tree_lines(rows: list[dict[str, Any]]) -> list[str]:
 def _add(lines: list[list[str]], node: _Node, depth: int) -> None:
     for names, child in _folded(node):
         label = printable(names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}")
+        while len(names) == 1 and len(child.children) == 1 and not child.dtype:
+            ((only, child),) = child.children.items()  # noqa: PLW2901  one line for the chain
+            label += f".{printable(only)}"
         what = f"{child.dtype} {child.shape}" if child.dtype else ""
         if len(names) > 1:
             what = f"{len(names)} alike, each:"

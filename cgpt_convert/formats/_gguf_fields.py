@@ -45,10 +45,10 @@ def encode(field: Field) -> bytes:
     try:
         if isinstance(field.value, tuple):
             head = struct.pack("<IIQ", _ARRAY, number, len(field.value))
-            value = b"".join(_encoded(field.type, item) for item in field.value)
+            value = _encoded(field.type, field.value)
         else:
             head = struct.pack("<I", number)
-            value = _encoded(field.type, field.value)
+            value = _encoded(field.type, (field.value,))
     except (struct.error, OverflowError, UnicodeEncodeError) as error:
         raise BadRequest(f"GGUF's {field.key} cannot be {field.value!r:.80}: {error}") from error
     return string(field.key) + head + value
@@ -57,11 +57,13 @@ def encode(field: Field) -> bytes:
 def string(text: str) -> bytes:
     """Its length in bytes, and its bytes."""
     data = text.encode()
-    return struct.pack("<Q", len(data)) + data
+    return len(data).to_bytes(8, "little") + data
 
 
-def _encoded(kind: str, value: Scalar) -> bytes:
-    return string(str(value)) if kind == "string" else struct.pack("<" + _TYPES[kind], value)
+def _encoded(kind: str, values: tuple[Scalar, ...]) -> bytes:
+    if kind == "string":
+        return b"".join(string(str(value)) for value in values)
+    return struct.pack(f"<{len(values)}{_TYPES[kind]}", *values)
 
 
 class Cursor:
