@@ -49,6 +49,11 @@ def of(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[me
     return _arrange(tensor, max_bytes, counts)
 
 
+def import_all() -> None:
+    """Import now what is otherwise imported when a tensor first needs it."""
+    from cgpt_convert import bits, cast, dequantize, gather, quantize  # noqa: F401
+
+
 def array(tensor: Tensor) -> np.ndarray:
     """The values as a new C-order array; bfloat16 and float8 come widened to float32.
 

@@ -2,38 +2,40 @@
 
 Whoever kills the process finds the old output or none. A temporary that a kill left behind is
 removed by the next run that writes the same output.
+
+A plan says where every part lies, so parts can be written in any order: where elements must be
+rearranged or hashed, a few threads share them.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import groupby
 
-from cgpt_convert import staging
+from isal.isal_zlib import crc32, crc32_combine
+
+from cgpt_convert import blocks, staging
+from cgpt_convert.blocks import CastCounts
+from cgpt_convert.checksums import Advance, storage_crc32, untold
+from cgpt_convert.crew import Crew, Job
 from cgpt_convert.errors import CannotWrite, Malformed
-from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part
-from cgpt_convert.source import CHUNK
-from cgpt_convert.tensor import Range, Storage, Tensor
+from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part, part_nbytes
+from cgpt_convert.source import CHUNK, Source
+from cgpt_convert.tensor import Range, Tensor
 
-if TYPE_CHECKING:
-    from cgpt_convert.blocks import CastCounts
-
-Advance = Callable[[int], object]  # told how many further bytes are written
-
-
-def _untold(_nbytes: int) -> None:
-    """Nobody wants to know."""
+_BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
 
 
 @dataclass(slots=True)
 class Options:
-    """How to write. `lost` gathers what casts cost, by tensor name."""
+    """How to write, by how many threads. `lost` gathers what casts cost, by tensor name."""
 
     overwrite: bool = False
-    advance: Advance = _untold
-    check: Callable[[str], None] | None = None  # of each file before it gets its name
+    advance: Advance = untold
+    jobs: int = 0  # 0: as many as the process may use cores
     lost: dict[str, CastCounts] = field(default_factory=dict)
 
 
@@ -43,193 +45,242 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
     Raises CannotWrite; Malformed where bytes read do not match the checksum the source records.
     """
     with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
-        _write_all(plans, stage, options)
+        _Work(stage, options).write(plans)
         return stage.publish()
 
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: a new folder with each plan's file, whole or not at all."""
     with staging.Folder(folder, overwrite=options.overwrite) as stage:
-        _write_all(plans, stage, options)
+        _Work(stage, options).write(plans)
         return stage.publish()
 
 
 def write_blocks(tensor: Tensor, descriptor: int) -> None:
     """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
-    writer = _Writer(descriptor, Options(), set(), ())
-    writer.part(0, tensor)
+    for piece in _Pieces(Options(), Crew(1)).of(tensor):
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  what is left of it
     tensor.storage.source.check_unchanged()
 
 
-def check_storages(storages: Iterable[Storage], advance: Advance = _untold) -> list[Storage]:
-    """The storages whose bytes do not match their recorded CRC-32; each byte is read once."""
-    return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
+class _Pieces:
+    """The bytes of tensors in pieces, compared with the checksum that the source records."""
 
-
-def _matches(storage: Storage, advance: Advance) -> bool:
-    try:
-        return storage_crc32(storage, advance) == storage.crc32
-    except Malformed:  # deflated data that cannot be inflated
-        return False
-
-
-def storage_crc32(storage: Storage, advance: Advance = _untold) -> int:
-    """The CRC-32 of the storage's bytes, read in chunks."""
-    from isal.isal_zlib import crc32
-
-    buffer = memoryview(bytearray(min(CHUNK, storage.nbytes)))
-    value = 0
-    for start in range(0, storage.nbytes, CHUNK):
-        piece = buffer[: min(CHUNK, storage.nbytes - start)]
-        storage.readinto(start, piece)
-        value = crc32(piece, value)
-        advance(len(piece))
-    return value
-
-
-def _write_all(plans: Sequence[FilePlan], stage: staging.Stage, options: Options) -> None:
-    checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
-    digests: dict[str, FileDigest] = {}
-    sources = {}
-    staging.check_space(stage.folder, sum(plan.nbytes for plan in plans))
-    for plan in plans:
-        path, descriptor = stage.create(plan.path)
-        try:
-            with os.fdopen(descriptor, "wb", buffering=0):
-                writer = _Writer(descriptor, options, checked, plan.parts, hashed=plan.hashed)
-                for index, planned in enumerate(plan.parts):
-                    part = planned.make(digests) if isinstance(planned, Late) else planned
-                    if isinstance(part, Tensor):
-                        sources[id(part.storage.source)] = part.storage.source
-                    writer.part(index, part)
-                writer.finish(plan.nbytes)
-        except OSError as error:
-            why = os.strerror(error.errno or 0)
-            raise CannotWrite(why, where=stage.final(plan.path)) from error
-        if plan.hashed:
-            digests[plan.path] = writer.digest()
-        if options.check:
-            options.check(path)
-    for source in sources.values():
-        source.check_unchanged()
-
-
-class _Writer:
-    """One file being written in order, with the checksums that its plan asks for."""
-
-    def __init__(
-        self,
-        descriptor: int,
-        options: Options,
-        checked: set[int],
-        parts: tuple[Part, ...],
-        *,
-        hashed: bool = False,
-    ) -> None:
-        self.descriptor = descriptor
+    def __init__(self, options: Options, crew: Crew) -> None:
         self.options = options
-        self.checked = checked
-        self.position = 0
-        self.buffer = memoryview(bytearray(CHUNK))
-        self.sums = {part: 0 for part in parts if isinstance(part, Crc32)}
-        self.places: list[tuple[int, Crc32]] = []  # where a sum not yet known belongs
-        self.covering: dict[int, list[Crc32]] = {}  # index of a part -> the sums it goes into
-        for each in self.sums:
-            for index in range(each.first, each.last):
-                self.covering.setdefault(index, []).append(each)
-        self.active: list[Crc32] = []
-        self.whole = 0
-        self.sha256 = None
-        if hashed:
-            import hashlib
+        self.crew = crew
+        self.block = _BLOCK // crew.size
+        self.checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
 
-            self.sha256 = hashlib.sha256()
-
-    def part(self, index: int, part: Part) -> None:
-        self.active = self.covering.get(index, [])
-        if isinstance(part, Tensor):
-            self.tensor(part)
-        elif isinstance(part, Crc32):
-            if part.last > index:
-                self.places.append((self.position, part))
-            self.write(memoryview(self.sums[part].to_bytes(4, "little")))
-        elif isinstance(part, bytes):
-            self.write(memoryview(part))
-
-    def tensor(self, tensor: Tensor) -> None:
+    def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
+        """The tensor's bytes; each piece is valid until the next. `position` is in the output."""
         storage, extent = tensor.storage, tensor.extent()
-        whole = extent is not None and extent.nbytes == storage.nbytes
-        if storage.crc32 is not None and not whole and id(storage) not in self.checked:
+        if extent is not None and extent.nbytes == storage.nbytes:
+            yield from self._whole(tensor, extent, position)
+            return
+        if self.crew.size > 1 and extent is None:
+            self.crew.wait_prepared()
+        if storage.crc32 is not None and id(storage) not in self.checked:
             if storage_crc32(storage) != storage.crc32:
                 raise _damaged(tensor)
             self.checked.add(id(storage))
-        if extent is not None:
-            self.copy(tensor, extent)
-        else:
-            counts = None
-            if tensor.target:
-                from cgpt_convert.blocks import CastCounts
+        counts = None
+        if tensor.target:
+            counts = self.options.lost.setdefault(tensor.name, CastCounts())
+        for block in tensor.blocks(self.block, counts):
+            self.crew.go_on()
+            yield block
 
-                counts = self.options.lost.setdefault(tensor.name, CastCounts())
-            for block in tensor.blocks(counts=counts):
-                self.write(block)
-
-    def copy(self, tensor: Tensor, extent: Range) -> None:
-        from isal.isal_zlib import crc32
-
+    def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
         storage, start, nbytes = extent
-        compare = storage.crc32 is not None and nbytes == storage.nbytes
-        value = 0
-        for at in range(start, start + nbytes, CHUNK):
-            piece = self.buffer[: min(CHUNK, start + nbytes - at)]
-            storage.readinto(at, piece)
-            if compare:
+        buffer = memoryview(bytearray(min(CHUNK, nbytes)))
+        value = done = 0
+        while done < nbytes:
+            self.crew.go_on()
+            # up to a multiple of CHUNK in the output: whole pages cost less to write
+            piece = buffer[: min(CHUNK - (position + done) % CHUNK, nbytes - done)]
+            storage.readinto(start + done, piece)
+            if storage.crc32 is not None:
                 value = crc32(piece, value)
-            self.write(piece)
-        if compare and value != storage.crc32:
+            done += len(piece)
+            yield piece
+        if storage.crc32 not in (None, value):
             raise _damaged(tensor)
         self.checked.add(id(storage))
 
-    def write(self, data: memoryview) -> None:
-        if self.active:
-            from isal.isal_zlib import crc32
 
-            for each in self.active:
-                self.sums[each] = crc32(data, self.sums[each])
-        if self.sha256:
-            from isal.isal_zlib import crc32
+class _Work:
+    """The files of one output being written."""
 
-            self.sha256.update(data)
-            self.whole = crc32(data, self.whole)
-        nbytes = len(data)
-        while data:
-            data = data[os.write(self.descriptor, data) :]
-        self.position += nbytes
-        self.options.advance(nbytes)
+    def __init__(self, stage: staging.Stage, options: Options) -> None:
+        self.stage = stage
+        self.options = options
+        self.crew = Crew(options.jobs or _cores())
+        self.pieces = _Pieces(options, self.crew)
+        self.digests: dict[str, FileDigest] = {}
 
-    def finish(self, nbytes: int) -> None:
-        """Fill in the sums that precede what they cover, and compare the size with the plan."""
-        for at, part in self.places:
-            os.pwrite(self.descriptor, self.sums[part].to_bytes(4, "little"), at)
-        if self.sha256 and self.places:
-            self.hash_again()
-        if self.position != nbytes:
-            raise CannotWrite(f"wrote {self.position:,} bytes where {nbytes:,} were planned")
+    def write(self, plans: Sequence[FilePlan]) -> None:
+        """Write them all, under their temporary names."""
+        staging.check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
+        for in_order, group in groupby(plans, key=_is_hashed_in_order):
+            if in_order:  # a digest needs the bytes in order, so a thread takes a whole file
+                self.crew.run(
+                    [functools.partial(self._hashed_file, plan) for plan in group],
+                    prepare=_import_all,
+                )
+            else:
+                for plan in group:
+                    self._file(plan)
+        for source in _sources(plans):
+            source.check_unchanged()
 
-    def hash_again(self) -> None:
-        """What was hashed on the way had not its sums yet."""
+    def _hashed_file(self, plan: FilePlan) -> None:
+        self.crew.wait_prepared()
         import hashlib
 
-        from isal.isal_zlib import crc32
+        out = _Output(self, plan)
+        digest, value = hashlib.sha256(), 0
+        with out:
+            for at, _, part in out.placed():
+                for piece in self._pieces(part, at):
+                    digest.update(piece)
+                    value = crc32(piece, value)
+                    out.write(piece, at)
+                    at += len(piece)  # noqa: PLW2901  the place of the next piece
+        with self.crew.lock:
+            self.digests[plan.path] = FileDigest(digest.hexdigest(), value)
 
-        self.sha256, self.whole = hashlib.sha256(), 0
-        for at in range(0, self.position, CHUNK):
-            data = os.pread(self.descriptor, CHUNK, at)
-            self.sha256.update(data)
-            self.whole = crc32(data, self.whole)
+    def _file(self, plan: FilePlan) -> None:
+        out = _Output(self, plan)
+        with out:
+            jobs: list[Job] = []
+            rearranged = 0
+            for at, index, part in out.placed():
+                job: Job = functools.partial(self._part, out, at, index, part)
+                if isinstance(part, Tensor) and part.extent() is None:
+                    jobs.insert(rearranged, job)  # at the front, where the calling thread begins
+                    rearranged += 1
+                elif not isinstance(part, Crc32):
+                    jobs.append(job)
+            if rearranged:
+                self.crew.run(jobs, prepare=_import_all)
+            else:  # copying is the disk's work: a second thread gains nothing
+                for job in jobs:
+                    job()
+            for at, _, part in out.placed():
+                if isinstance(part, Crc32):
+                    out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
+            if plan.hashed:
+                self.digests[plan.path] = out.digest()
+
+    def _part(self, out: _Output, at: int, index: int, part: Part) -> None:
+        value = 0
+        for piece in self._pieces(part, at):
+            if index in out.covered:
+                value = crc32(piece, value)
+            out.write(piece, at)
+            at += len(piece)
+        out.sums[index] = value
+
+    def _pieces(self, part: Part, at: int) -> Iterator[memoryview]:
+        if isinstance(part, Tensor):
+            return self.pieces.of(part, at)
+        if isinstance(part, Late):
+            part = part.make(self.digests)
+        return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
+
+
+class _Output:
+    """One temporary file, written at any offset."""
+
+    def __init__(self, work: _Work, plan: FilePlan) -> None:
+        self.plan = plan
+        self.advance = work.options.advance
+        self.lock = work.crew.lock
+        self.where = work.stage.final(plan.path)
+        self.covered = {
+            index for p in plan.parts if isinstance(p, Crc32) for index in range(p.first, p.last)
+        }
+        self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
+        self.written = 0
+        with self.lock:
+            _, self.descriptor = work.stage.create(plan.path)
+
+    def __enter__(self) -> None:
+        """Nothing to do: it is open."""
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            os.close(self.descriptor)
+        except OSError as error:  # a network file system may tell only now
+            raise self._cannot(error) from error
+        if _error[0] is None and self.written != self.plan.nbytes:
+            why = f"wrote {self.written:,} bytes where {self.plan.nbytes:,} were planned"
+            raise CannotWrite(why, where=self.where)
+
+    def placed(self) -> Iterator[tuple[int, int, Part]]:
+        """Offset, index and part, in order."""
+        at = 0
+        for index, part in enumerate(self.plan.parts):
+            yield at, index, part
+            at += part_nbytes(part)
+
+    def write(self, data: memoryview, at: int) -> None:
+        """Write all of `data` at the offset."""
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self.descriptor, data[done:], at + done)
+        except OSError as error:
+            raise self._cannot(error) from error
+        with self.lock:
+            self.written += done
+            self.advance(done)
+
+    def crc32(self, part: Crc32) -> int:
+        """The CRC-32 of the parts that `part` covers."""
+        value = 0
+        for index in range(part.first, part.last):
+            value = crc32_combine(value, self.sums[index], part_nbytes(self.plan.parts[index]))
+        return value
 
     def digest(self) -> FileDigest:
-        return FileDigest(self.sha256.hexdigest() if self.sha256 else "", self.whole)
+        """Of the file as it is now, read again: for checksums that stand before what they cover."""
+        import hashlib
+
+        digest, value = hashlib.sha256(), 0
+        for at in range(0, self.plan.nbytes, CHUNK):
+            data = os.pread(self.descriptor, CHUNK, at)
+            digest.update(data)
+            value = crc32(data, value)
+        return FileDigest(digest.hexdigest(), value)
+
+    def _cannot(self, error: OSError) -> CannotWrite:
+        return CannotWrite(os.strerror(error.errno or 0), where=self.where)
+
+
+def _import_all() -> None:
+    """Import what rearranging, casting and hashing import when they are first used."""
+    import hashlib  # noqa: F401
+
+    blocks.import_all()
+
+
+def _is_hashed_in_order(plan: FilePlan) -> bool:
+    return plan.hashed and not any(isinstance(part, Crc32) for part in plan.parts)
+
+
+def _sources(plans: Sequence[FilePlan]) -> list[Source]:
+    tensors = (part for plan in plans for part in plan.parts if isinstance(part, Tensor))
+    return list({id(t.storage.source): t.storage.source for t in tensors}.values())
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _damaged(tensor: Tensor) -> Malformed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import zlib
 from typing import Protocol
 
@@ -161,6 +162,7 @@ class Deflated:
         self.name = name
         self.nbytes = nbytes
         self._source, self._offset, self._compressed = source, offset, compressed
+        self._lock = threading.Lock()  # the position is shared by all who read
         self._rewind()
 
     def _rewind(self) -> None:
@@ -170,15 +172,16 @@ class Deflated:
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the inflated bytes."""
-        if offset < self._position:
-            self._rewind()
-        while self._position < offset:
-            self._next(min(CHUNK, offset - self._position))
-        done = 0
-        while done < len(buffer):
-            piece = self._next(min(CHUNK, len(buffer) - done))
-            buffer[done : done + len(piece)] = piece
-            done += len(piece)
+        with self._lock:
+            if offset < self._position:
+                self._rewind()
+            while self._position < offset:
+                self._next(min(CHUNK, offset - self._position))
+            done = 0
+            while done < len(buffer):
+                piece = self._next(min(CHUNK, len(buffer) - done))
+                buffer[done : done + len(piece)] = piece
+                done += len(piece)
 
     def _next(self, most: int) -> bytes:
         """At least one and at most `most` further inflated bytes."""

@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -328,7 +327,7 @@ def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
 
 def _temporary_name(name: str) -> str:
     short = os.fsdecode(os.fsencode(name)[:_LONGEST])
-    return f".{short}.{secrets.token_hex(4)}{_SUFFIX}"
+    return f".{short}.{os.urandom(4).hex()}{_SUFFIX}"
 
 
 def _create(path: str) -> int:

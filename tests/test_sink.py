@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert import formats, sink, staging
+from cgpt_convert import checksums, formats, sink, staging
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CannotWrite, CgptError, Malformed, Unreadable
 from cgpt_convert.opening import open_checkpoint
@@ -221,7 +221,7 @@ def test_damaged_storages_are_all_found() -> None:
     data = noise(BIG)
     storages = [on(MemoryBytes("f", data), zlib.crc32(data) ^ (i % 2)).storage for i in range(6)]
     unrecorded = on(MemoryBytes("f", data)).storage
-    assert sink.check_storages([*storages, unrecorded]) == storages[1::2]
+    assert checksums.check_storages([*storages, unrecorded]) == storages[1::2]
 
 
 def test_a_source_that_changed_is_noticed_before_anything_appears(tmp_path: Path) -> None:
@@ -261,19 +261,6 @@ def test_a_real_file_that_changes_during_the_conversion_is_noticed(
         with pytest.raises(Unreadable, match=r"changed|shorter"):
             sink.write_files([plan(tensor)], str(out), Options(advance=meddle))
         assert contents(out) == {}
-
-
-def test_the_check_before_publication_can_forbid_it(tmp_path: Path) -> None:
-    seen = []
-
-    def check(path: str) -> None:
-        seen.append(Path(path).read_bytes())
-        raise CgptError("no")
-
-    with pytest.raises(CgptError, match="no"):
-        sink.write_files([plan(b"all of it")], str(tmp_path), Options(check=check))
-    assert seen == [b"all of it"]
-    assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("folder", [False, True])

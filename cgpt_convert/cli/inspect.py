@@ -79,7 +79,7 @@ def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
 
 def _check(checkpoint: Checkpoint) -> dict[str, Any]:
     """The result of comparing every storage with its recorded checksum."""
-    from cgpt_convert.sink import check_storages
+    from cgpt_convert.checksums import check_storages
 
     recorded = [s for s in checkpoint.storages if s.crc32 is not None]
     with progress("checksums", sum(s.nbytes for s in recorded)) as advance:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,11 @@ _SHORTEST = 16  # a name cut shorter than this tells nothing
 
 def width() -> int | None:
     """The terminal's width in characters; None where standard output is no terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    import shutil
+
+    return shutil.get_terminal_size().columns
 
 
 def style(text: str, **how: bool | str) -> str:

@@ -120,11 +120,11 @@ class Cursor:
         if end > self.source.nbytes:
             raise self.malformed(f"cut off inside its header, which goes on to byte {end:,}")
         if end > GGUF_HEADER_BYTES:
-            most = f"at most {GGUF_HEADER_BYTES:,} bytes are read"
-            raise Unsupported(f"a header that goes on to byte {end:,}; {most}", where=self._where)
+            limit = f"at most {GGUF_HEADER_BYTES:,} bytes are read"
+            raise Unsupported(f"a header that goes on to byte {end:,}; {limit}", where=self._where)
         have = len(self._data)
-        more = min(max(end - have, _WINDOW), self.source.nbytes - have)
-        self._data += read(self.source, have, more)
+        most = min(self.source.nbytes, GGUF_HEADER_BYTES)
+        self._data += read(self.source, have, min(max(end, have + _WINDOW), most) - have)
 
 
 class Stored(NamedTuple):
@@ -160,10 +160,17 @@ class Stored(NamedTuple):
             return str(value).lower()
         if self.type != "float32":
             return str(value)
-        digits = range(1, _FLOAT32_DIGITS)
-        short = (f"{value:.{n}g}" for n in digits)
-        exact = (text for text in short if struct.pack("<f", float(text)) == self.data)
+        short = (f"{value:.{digits}g}" for digits in range(1, _FLOAT32_DIGITS))
+        exact = (text for text in short if _is_float32(text, value))
         return next(exact, f"{value:.{_FLOAT32_DIGITS}g}")
+
+
+def _is_float32(text: str, value: Scalar) -> bool:
+    """Does the text, rounded to float32, give that value?"""
+    try:
+        return struct.pack("<f", float(text)) == struct.pack("<f", value)
+    except OverflowError:  # the greatest number, rounded up to fewer digits
+        return False
 
 
 def _split(data: bytes) -> Iterator[str]:

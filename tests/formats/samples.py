@@ -23,8 +23,9 @@ def raw(dtype: DType, shape: tuple[int, ...], seed: int = 0) -> bytes:
 
 
 def tensor(name: str, dtype: DType, shape: tuple[int, ...] = (2, 3), seed: int = 0) -> Tensor:
-    """A contiguous tensor of random bytes."""
-    return dense(name, dtype.name, shape, raw(dtype, shape, seed))
+    """A contiguous tensor of random bytes; the last dimension counts blocks where there are any."""
+    row = tuple(size * dtype.block for size in shape[-1:])
+    return dense(name, dtype.name, (*shape[:-1], *row), raw(dtype, shape, seed))
 
 
 def as_torch(tensor: Tensor) -> torch.Tensor:
@@ -54,4 +55,5 @@ def every(dtypes: Iterable[DType]) -> list[Tensor]:
         tensor(f"{dtype.name}.{index}", dtype, shape, index)
         for dtype in dtypes
         for index, shape in enumerate(SHAPES)
+        if shape or dtype.block == 1
     ]

@@ -1,0 +1,84 @@
+"""A few threads that work off jobs. The first error, or a Ctrl-C, stops them all."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+Job = Callable[[], None]
+
+
+class Stopped(Exception):  # no error: another thread has that
+    """Raised in a job so that it ends, because another one failed."""
+
+
+class Crew:
+    """`size` threads, the calling one among them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, 1)
+        self.lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._stop = False
+        self._prepared = threading.Event()
+
+    def go_on(self) -> None:
+        """Raise Stopped if the work is to end. A long job asks now and then."""
+        if self._stop:
+            raise Stopped
+
+    def wait_prepared(self) -> None:
+        """Return when `prepare` is done; Stopped if the work is to end before."""
+        while not self._prepared.wait(0.05):
+            self.go_on()
+
+    def run(self, jobs: Iterable[Job], prepare: Job) -> None:
+        """Do all the jobs, from both ends; raise what the first to fail raised.
+
+        The calling thread takes them from the front, the others from the end: put what differs in
+        kind at different ends, so that a job that computes runs beside one that copies. `prepare`
+        imports what jobs need, in the calling thread while the others are at work already: the
+        interpreter's import locks do not survive a Ctrl-C while two threads import. A job that
+        needs it calls `wait_prepared`.
+        """
+        queue = deque(jobs)
+        helpers = [
+            threading.Thread(target=self._help, args=(queue.pop,), daemon=True)
+            for _ in range(min(self.size, len(queue)) - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        try:
+            prepare()
+            self._prepared.set()
+            self._drain(queue.popleft)
+        except Stopped:
+            pass
+        except BaseException:
+            self._stop = True
+            raise
+        finally:
+            for helper in helpers:
+                helper.join()
+        if self._error:
+            raise self._error
+
+    def _help(self, take: Callable[[], Job]) -> None:
+        try:
+            self._drain(take)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  whatever it is, `run` raises it
+            with self.lock:
+                self._error = self._error or error
+            self._stop = True
+
+    def _drain(self, take: Callable[[], Job]) -> None:
+        while True:
+            self.go_on()
+            try:
+                job = take()
+            except IndexError:
+                return
+            job()

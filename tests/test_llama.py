@@ -1,0 +1,346 @@
+"""What a model becomes as GGUF, what is refused, and the way back."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cgpt_convert import llama, llama_undo
+from cgpt_convert.dtypes import FLOAT32
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.formats import gguf
+from cgpt_convert.llama_fields import size_label
+from cgpt_convert.mapping import find_model
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.select import Wish, select
+from tests import llama_model, vendor
+from tests.known_models import GPT2, HEAD, bare, known
+from tests.render import dense, render, tensor_bytes, write
+from tests.render import request as request_of
+
+SMALL = llama_model.SHAPE
+QUANTIZED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return llama_model.write(tmp_path_factory.mktemp("model"))
+
+
+def opened(path):
+    checkpoint = open_checkpoint(path)
+    return checkpoint, select(checkpoint, Wish(tied="copy")).tensors
+
+
+def planned(path, dtype="keep", **rest):
+    checkpoint, tensors = opened(path)
+    return llama.plan(checkpoint, tensors, "m.gguf", dtype, **rest)
+
+
+def written(path, folder, dtype="keep", **rest):
+    write(render(planned(path, dtype, **rest).plans), folder)
+    return gguf.read(str(folder / "m.gguf"))
+
+
+def fields(made):
+    return {field.key: field.value for field in made.request.fields}
+
+
+def types(made):
+    return {tensor.name: tensor.dtype.name for tensor in made.request.tensors}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", *QUANTIZED])
+def test_what_stays_float32(model, dtype):
+    kinds = types(planned(model, dtype))
+    for name, kind in kinds.items():
+        if name == "token_embd.weight":
+            assert kind == ("q8_0" if dtype in QUANTIZED else dtype)
+        elif name.startswith("blk.") and name.endswith(".weight") and "_norm" not in name:
+            assert kind == dtype
+        else:
+            assert kind == "float32"
+
+
+def test_keep_keeps_what_the_weights_are(tmp_path):
+    state = {
+        name: tensor if name.endswith("bias") else tensor.half()
+        for name, tensor in vendor.state_dict(SMALL).items()
+    }
+    llama_model.write_tokenizer(tmp_path)
+    vendor.write_config(SMALL, tmp_path)
+    made = planned(vendor.save(state, tmp_path / "pytorch_model.bin"))
+    kinds = types(made)
+    assert kinds["blk.0.ffn_up.weight"] == "float16"
+    assert kinds["output_norm.weight"] == kinds["position_embd.weight"] == "float32"
+    assert fields(made)["general.file_type"] == 1
+
+
+def test_types_that_gguf_has_not_are_widened():
+    found = known_model({"wte.weight": "float8_e4m3fn", "h.0.mlp.c_fc.weight": "float64"})
+    kinds = {tensor.name: tensor.dtype.name for tensor in request(found)[0].tensors}
+    assert kinds["token_embd.weight"] == kinds["blk.0.ffn_up.weight"] == "float32"
+
+
+def known_model(changed):
+    """Tensors of the first Cerebras-GPT, some of another type."""
+    state = bare_model("cerebras-gpt-111m")
+    for name, dtype in changed.items():
+        full = f"transformer.{name}"
+        state |= bare({full: state[full].shape}, dtype)
+    return state
+
+
+def bare_model(name):
+    """All tensors of a known model but the tied head, without bytes."""
+    shapes = GPT2.shapes(find_model(name).sizes)
+    return bare({each: shape for each, shape in shapes.items() if each != HEAD})
+
+
+def request(tensors, dtype="keep", config=None, tokenizer=None):
+    found = llama.recognised("m.bin", list(tensors.values()), config)
+    source = llama.Source("m.bin", config, tokenizer)
+    return llama.request("m.gguf", found, list(tensors.values()), dtype, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("cerebras-gpt-111m", "111M"), ("cerebras-gpt-1.3b", "1.3B"), ("cerebras-gpt-13b", "13B")],
+)
+def test_fields_of_a_known_model_need_no_config(name, label):
+    made, _lines = request(bare_model(name), "q8_0")
+    values = {field.key: field.value for field in made.fields}
+    expected = find_model(name)
+    assert values["general.name"] == expected.title
+    assert values["general.size_label"] == label
+    assert values["general.license"] == "apache-2.0"
+    assert values["gpt2.attention.head_count"] == expected.n_head
+    assert values["gpt2.attention.layer_norm_epsilon"] == 1e-5
+    assert values["gpt2.context_length"] == 2048
+    assert values["gpt2.feed_forward_length"] == 4 * values["gpt2.embedding_length"]
+    assert values["gpt2.vocab_size"] == 50257
+    assert values["tokenizer.ggml.model"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [
+        ("float32", 0),
+        ("float16", 1),
+        ("q4_0", 2),
+        ("q4_1", 3),
+        ("q8_0", 7),
+        ("q5_0", 8),
+        ("q5_1", 9),
+        ("bfloat16", 32),
+    ],
+)
+def test_the_file_type_is_that_of_the_matrices(dtype, number):
+    made, _lines = request(bare_model("cerebras-gpt-256m"), dtype)
+    assert {f.key: f.value for f in made.fields}["general.file_type"] == number
+
+
+@pytest.mark.parametrize("number", [999, 1000, 396_800, 999_999, 1_000_001, 12_853_386_240, 2e12])
+def test_size_labels_are_the_librarys(number):
+    from gguf.utility import size_label as theirs
+
+    assert size_label(number) == theirs(number, number, 0, 0)
+
+
+def test_the_vocabulary_is_padded_to_the_models(model):
+    values = fields(planned(model))
+    tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    assert tokens[:261] == tuple(llama_model.vocabulary())
+    assert tokens[261:] == tuple(f"[PAD{number}]" for number in range(261, 512))
+    assert kinds == (1,) * 260 + (3,) + (5,) * 251
+    assert values["tokenizer.ggml.merges"] == llama_model.MERGES
+    assert values["tokenizer.ggml.bos_token_id"] == llama_model.END_ID
+
+
+def test_a_tied_head_is_written_once(model):
+    made = planned(model)
+    assert "output.weight" not in types(made)
+    assert "lm_head.weight is the token embedding, written once" in made.lines
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_of_its_own_is_written_if_it_differs(tmp_path, same):
+    state = vendor.state_dict(SMALL)
+    state["lm_head.weight"] = state["lm_head.weight"] + (0 if same else 1)
+    llama_model.write(tmp_path)
+    vendor.save(state, tmp_path / "pytorch_model.bin")
+    kinds = types(planned(tmp_path / "pytorch_model.bin", "q4_0"))
+    assert ("output.weight" in kinds) is not same
+    if not same:
+        assert (kinds["output.weight"], kinds["token_embd.weight"]) == ("q8_0", "q4_0")
+
+
+def test_both_layouts_give_the_same_bytes(tmp_path):
+    """The same values under the vendor's names and order, and under transformers'."""
+    state = vendor.state_dict(SMALL)
+    plain = {
+        name.removeprefix("transformer."): tensor.contiguous()
+        for name, tensor in state.items()
+        if name != "lm_head.weight"
+    }
+    found = []
+    for number, each in enumerate((state, plain)):
+        folder = tmp_path / str(number)
+        llama_model.write(folder)
+        made = planned(vendor.save(each, folder / "pytorch_model.bin"), "q8_0")
+        found.append({t.name: tensor_bytes(t) for t in made.request.tensors})
+    assert found[0] == found[1]
+
+
+def test_rows_that_are_no_blocks_are_float16(tmp_path):
+    shape = SMALL._replace(n_embd=48, n_inner=192, n_head=4)
+    made = planned(llama_model.write(tmp_path, shape=shape), "q5_0")
+    kinds = types(made)
+    assert kinds["blk.0.attn_qkv.weight"] == kinds["token_embd.weight"] == "float16"
+    assert kinds["blk.0.ffn_down.weight"] == "q5_0"  # whose rows are of 192
+    assert any("rows of 48 are no blocks" in line for line in made.lines)
+
+
+# Refusals
+
+
+def refused(match, *arguments, **rest):
+    with pytest.raises(BadRequest, match=match) as caught:
+        planned(*arguments, **rest)
+    return caught.value
+
+
+def test_without_a_tokenizer_it_says_what_to_do(model):
+    for name in ("vocab.json", "merges.txt"):
+        assert (model.parent / name).exists()
+    lone = model.parent / "alone"
+    lone.mkdir()
+    vendor.write(SMALL, lone)
+    vendor.write_config(SMALL, lone)
+    error = refused("no tokenizer for its 512 tokens", lone / "pytorch_model.bin")
+    assert "--tokenizer DIR" in error.hint
+    assert "--no-vocab" in error.hint
+    assert fields(planned(lone / "pytorch_model.bin", given=str(model.parent)))
+    bare_file = planned(lone / "pytorch_model.bin", no_vocab=True)
+    assert "tokenizer.ggml.tokens" not in fields(bare_file)
+
+
+def test_without_heads_it_says_what_to_do(tmp_path):
+    vendor.write(SMALL, tmp_path)
+    error = refused("attention heads", tmp_path / "pytorch_model.bin", no_vocab=True)
+    assert "config.json" in error.hint
+
+
+def test_other_architectures_are_refused(tmp_path):
+    vendor.save({"w": torch.zeros(2)}, tmp_path / "w.bin")
+    error = refused("no architecture that is written as GGUF: gpt2", tmp_path / "w.bin")
+    assert "--to safetensors" in error.hint
+
+
+def test_every_misfit_is_named(tmp_path):
+    state = vendor.state_dict(SMALL)
+    del state["transformer.ln_f.bias"]
+    state["transformer.extra"] = torch.zeros(1)
+    vendor.save(state, tmp_path / "w.bin")
+    error = refused("2 differences", tmp_path / "w.bin")
+    assert "ln_f.bias: missing" in error.message
+    assert "extra: unexpected" in error.message
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"activation_function": "relu"},
+        {"activation_function": 3},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"layer_norm_epsilon": -1},
+        {"layer_norm_epsilon": "small"},
+        {"mup_embeddings_scale": 10},
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, config):
+    path = llama_model.write(tmp_path, **config)
+    with pytest.raises(BadRequest):
+        planned(path)
+
+
+def test_an_exact_gelu_is_told(model, tmp_path):
+    assert any("tanh" in line for line in planned(model).lines)
+    tanh = llama_model.write(tmp_path, activation_function="gelu_new")
+    assert not any("tanh" in line for line in planned(tanh).lines)
+
+
+# The way back
+
+
+def originals(path):
+    """The weights under canonical names, as float32 arrays."""
+    return {
+        name: tensor.numpy()
+        for name, tensor in open_checkpoint(path).items()
+        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight"))
+    }
+
+
+def test_names_and_layout_are_undone(model, tmp_path):
+    back = llama_undo.undo(written(model, tmp_path))
+    wanted = originals(model)
+    assert list(back) == list(wanted)
+    for name, array in wanted.items():
+        assert back[name].name == name
+        assert np.array_equal(back[name].numpy(), array)
+    found = known(back, llama_undo.config(back))
+    assert (found.n_head, found.misfits, found.head) == (SMALL.n_head, (), "absent")
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_blocks_come_back_as_numbers(model, tmp_path, dtype):
+    back = llama_undo.undo(written(model, tmp_path, dtype))
+    assert {tensor.dtype.name for tensor in back.values()} == {"float32"}
+    for name, array in originals(model).items():
+        spread = max(np.abs(array).max(), 1e-6)
+        assert np.abs(back[name].numpy() - array).max() <= spread / (7 if "4" in dtype else 15)
+
+
+def test_there_and_back_and_there_again_is_the_same_file(model, tmp_path):
+    for dtype in ("float32", "float16", "q8_0", "q4_0"):
+        folder = tmp_path / dtype
+        first = written(model, folder, dtype)
+        undone = llama_undo.undo(first)
+        tensors = select(undone, Wish(tied="copy")).tensors
+        again = render(llama.plan(undone, tensors, "m.gguf", dtype).plans)["m.gguf"]
+        assert again == (folder / "m.gguf").read_bytes()
+
+
+def test_what_the_file_says_of_the_model(model, tmp_path):
+    checkpoint = written(model, tmp_path)
+    assert llama_undo.config(checkpoint) == {
+        "model_type": "gpt2",
+        "n_layer": 3,
+        "n_positions": 128,
+        "n_embd": 96,
+        "n_inner": 384,
+        "n_head": 6,
+        "layer_norm_epsilon": 1e-5,
+    }
+    found = llama_undo.tokenizer(checkpoint)
+    assert found is not None
+    assert found.tokens == tuple(llama_model.vocabulary())
+    assert found.merges == llama_model.MERGES
+    assert (found.bos, found.eos, found.special) == (260, 260, frozenset({260}))
+    assert json.loads(found.files["vocab.json"]) == llama_model.vocabulary()
+    assert found.files["merges.txt"].decode().splitlines()[1:] == list(llama_model.MERGES)
+
+
+def test_another_architecture_keeps_its_names(tmp_path):
+    tensor = dense("blk.0.attn_q.weight", "q8_0", (2, 32), bytes(2 * 34))
+    made = gguf.plan(request_of("m.gguf", tensor, metadata={"general.architecture": "x"}))
+    write(render(made), tmp_path)
+    checkpoint = gguf.read(str(tmp_path / "m.gguf"))
+    back = llama_undo.undo(checkpoint)
+    assert back["blk.0.attn_q.weight"].dtype == FLOAT32
+    assert back["blk.0.attn_q.weight"].shape == (2, 32)
+    assert llama_undo.config(checkpoint) is None
+    assert llama_undo.tokenizer(checkpoint) is None
