@@ -63,6 +63,8 @@ def _open_file(path: str) -> Checkpoint:
         return formats.by_name("safetensors").read(path)
     if kind is Kind.NPZ:
         return formats.by_name("npz").read(path)
+    if kind is Kind.GGUF:
+        return formats.by_name("gguf").read(path)
     from cgpt_convert.refuse import refuse
 
     raise refuse(kind, source)

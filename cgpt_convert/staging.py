@@ -30,7 +30,8 @@ _SUFFIX = ".partial"
 _LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrfs, apfs, in bytes
 
 # A folder is replaced only if one of these lists all that it holds: it is then an output of ours
-SIDECARS = ("mapping.json", "tensors.json")
+_PARAMETERS = "parameters/mapping.json"
+SIDECARS = ("mapping.json", "tensors.json", "cgpt-convert.json")
 
 
 class Stage:
@@ -265,15 +266,25 @@ def _not_ours(folder: str) -> str | None:
     """A file in `folder` that no sidecar of ours lists; None if there is none."""
     listed = set(SIDECARS)
     for name in SIDECARS:
-        path = os.path.join(folder, name)
-        with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-            listed |= set(_listed([json.loads(file.read(INDEX_BYTES))]))
+        listed |= set(_files(os.path.join(folder, name)))
+    inner = set(_files(os.path.join(folder, *_PARAMETERS.split("/"))))
+    if inner:  # what `extract --properties` wrote
+        listed |= {"model.properties", _PARAMETERS, *(f"parameters/{name}" for name in inner)}
     for parent, _, files in os.walk(folder):
         for name in files:
             path = os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
             if path not in listed:
                 return path
     return None
+
+
+def _files(sidecar: str) -> list[str]:
+    """The files that a sidecar lists; none if it is not there or is no JSON."""
+    try:
+        with open(sidecar, "rb") as file:
+            return list(_listed([json.loads(file.read(INDEX_BYTES))]))
+    except (OSError, ValueError, RecursionError):
+        return []
 
 
 def _listed(value: dict[str, Any] | list[Any]) -> Iterator[str]:

@@ -8,17 +8,14 @@ from typing import Any
 
 import click
 
-from cgpt_convert import formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
-from cgpt_convert.dtypes import CASTS
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.conversion import DTYPES, Conversion, Target, convert, target_for, targets
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.plan import FilePlan, Format, Request
-from cgpt_convert.select import Selection, Wish, select
+from cgpt_convert.select import Wish
 from cgpt_convert.sink import Options, write_files, write_folder
 
 
@@ -41,16 +38,18 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     "-o", "--output", required=True, type=click.Path(), help="The file or folder to write."
 )
 @click.option(
-    "--to", type=click.Choice(formats.names()), help="The format.  [default: from OUTPUT's suffix]"
+    "--to",
+    type=click.Choice(targets()),
+    help="The format; hf is a folder for transformers.  [default: from OUTPUT's suffix]",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["keep", *CASTS]),
+    type=click.Choice(DTYPES),
     default="keep",
     show_default=True,
-    help="Cast the floating tensors.",
+    help="Cast the floating tensors; q8_0 and the like are for gguf.",
 )
-@click.option("--max-shard-size", type=_Size(), help="Split safetensors and torch files.")
+@click.option("--max-shard-size", type=_Size(), help="Split safetensors, torch and hf output.")
 @options.match
 @options.exclude
 @options.root
@@ -61,7 +60,10 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     show_default=True,
     help="Write tied weights once and note the other names, or write each.",
 )
+@click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is, for hf and gguf.")
+@click.option("--no-vocab", is_flag=True, help="Write a GGUF without a vocabulary.")
 @options.mapping
+@options.jobs
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @options.overwrite
 @options.as_json
@@ -75,7 +77,10 @@ def command(
     exclude: tuple[str, ...],
     root: str | None,
     tied: str,
+    tokenizer: str | None,
+    no_vocab: bool,
     mapping: str | None,
+    jobs: int,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -85,23 +90,17 @@ def command(
     Strided tensors are written in C order; values are not changed unless --dtype says so. The
     same input always gives the same bytes.
     """
-    form = _format(to, output)
-    checkpoint = open_checkpoint(source, mapping)
-    chosen = select(checkpoint, Wish(root, match, exclude, dtype, tied))
-    request = Request(
-        os.path.basename(output.rstrip("/")),
-        tuple(chosen.tensors),
-        chosen.aliases,
-        max_shard_nbytes=max_shard_size,
+    target = Target(
+        to or target_for(output), output, max_shard_size, tokenizer, vocabulary=not no_vocab
     )
-    plans = form.plan(request)
-    settings = Options(overwrite=overwrite)
+    checkpoint = open_checkpoint(source, mapping)
+    wish = Wish(root, match, exclude, dtype, tied)
+    conversion = convert(checkpoint, wish, target)
+    settings = Options(overwrite=overwrite, jobs=jobs)
     if not dry_run:
-        folder = os.path.dirname(output)
-        paths = [output] if form.FOLDER else [os.path.join(folder, plan.path) for plan in plans]
-        options.check_apart(checkpoint, *paths)
-        _write(plans, form, output, settings)
-    result = _result(checkpoint, chosen, plans, settings, output)
+        options.check_apart(checkpoint, *conversion.paths(output))
+        _write(conversion, output, settings)
+    result = _result(checkpoint, conversion, settings, output)
     result["written"] = not dry_run
     if as_json:
         options.print_json(result)
@@ -109,40 +108,20 @@ def command(
         _print(result)
 
 
-def _format(to: str | None, output: str) -> Format:
-    form = formats.by_name(to) if to else formats.for_suffix(output)
-    if form is None:
-        raise BadRequest(
-            "the format is not clear from the name",
-            where=output,
-            hint=f"say --to {'|'.join(formats.names())}",
-        )
-    if not form.FOLDER and not os.path.basename(output):
-        raise BadRequest(
-            f"{form.NAME} is written as a file, not as a folder",
-            where=output,
-            hint=f"name it, say {os.path.join(output, 'model' + form.SUFFIX)}",
-        )
-    return form
-
-
-def _write(plans: list[FilePlan], form: Format, output: str, settings: Options) -> None:
-    with progress("convert", sum(plan.nbytes for plan in plans)) as advance:
+def _write(conversion: Conversion, output: str, settings: Options) -> None:
+    with progress("convert", sum(plan.nbytes for plan in conversion.plans)) as advance:
         settings.advance = advance
-        if form.FOLDER:
-            write_folder(plans, output, settings)
+        if conversion.folder:
+            write_folder(conversion.plans, output, settings)
         else:
-            write_files(plans, os.path.dirname(output), settings)
+            write_files(conversion.plans, os.path.dirname(output), settings)
 
 
 def _result(
-    checkpoint: Checkpoint,
-    chosen: Selection,
-    plans: list[FilePlan],
-    settings: Options,
-    output: str,
+    checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str
 ) -> dict[str, Any]:
     """What was done, as `--json` prints it; docs/json.md has the keys."""
+    chosen, request, plans = conversion.selection, conversion.request, conversion.plans
     lost = {
         name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
         for name, counts in settings.lost.items()
@@ -153,13 +132,14 @@ def _result(
         "output": output,
         "files": [{"name": plan.path, "nbytes": plan.nbytes} for plan in plans],
         "nbytes": sum(plan.nbytes for plan in plans),
-        "tensors": len(chosen.tensors),
+        "tensors": len(request.tensors),
         "root": chosen.root or None,
         "left_out": chosen.left_out,
-        "aliases": chosen.aliases,
-        "reordered": [t.name for t in chosen.tensors if not t.is_c_order],
-        "cast": [t.name for t in chosen.tensors if t.target],
+        "aliases": request.aliases,
+        "reordered": [t.name for t in request.tensors if not t.is_c_order],
+        "cast": [t.name for t in request.tensors if t.target],
         "lossy": lost,
+        "model": list(conversion.lines),
         "warnings": [str(f) for f in checkpoint.findings if f.rule.level == "warning"],
     }
 
@@ -177,8 +157,11 @@ def _print(result: dict[str, Any]) -> None:
         _say(f"  taken from under {printable(result['root'])}")
     if result["left_out"]:
         _say(f"  left out: {_names(result['left_out'])}")
-    for name, kept in result["aliases"].items():
-        _say(f"  tied: {printable(name)} is {printable(kept)}, written once")
+    for told in result["model"]:
+        _say(f"  {told}")
+    if not result["model"]:  # those lines tell of ties, too
+        for name, kept in result["aliases"].items():
+            _say(f"  tied: {printable(name)} is {printable(kept)}, written once")
     if result["reordered"]:
         _say(f"  put in C order: {_names(result['reordered'])}")
     for name, lost in result["lossy"].items():

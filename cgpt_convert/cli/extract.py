@@ -37,7 +37,13 @@ from cgpt_convert.sink import Options, write_blocks, write_folder
     metavar="NAME",
     help="Write one tensor's bytes, in C order, to standard output instead.",
 )
+@click.option(
+    "--properties",
+    is_flag=True,
+    help="Write OUTPUT/parameters/ and OUTPUT/model.properties, for the raw-parameters program.",
+)
 @options.mapping
+@options.jobs
 @options.overwrite
 @options.as_json
 def command(
@@ -47,7 +53,9 @@ def command(
     match: tuple[str, ...],
     exclude: tuple[str, ...],
     to_stdout: str | None,
+    properties: bool,
     mapping: str | None,
+    jobs: int,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -62,18 +70,34 @@ def command(
     if output is None:
         _to_stdout(checkpoint, str(to_stdout))
         return
-    plans = _plans(checkpoint, by, match, exclude)
+    lines: tuple[str, ...] = ()
+    if properties:
+        if by == "name" or match or exclude:
+            raise click.UsageError("--properties takes all storages: give no other choice")
+        plans, lines = _with_properties(checkpoint)
+    else:
+        plans = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
     with progress("extract", nbytes) as advance:
         options.check_apart(checkpoint, output)
-        written = write_folder(plans, output, Options(overwrite=overwrite, advance=advance))
-    files = len(written) - 1
+        settings = Options(overwrite=overwrite, advance=advance, jobs=jobs)
+        written = write_folder(plans, output, settings)
+    files = len(written) - (2 if properties else 1)
     if as_json:
         options.print_json({"output": output, "files": files, "nbytes": nbytes})
     else:
         what = "storages" if by == "storage" else "tensors"
         line = f"{printable(output)}: {files:,} {what}, {size(nbytes)}, and mapping.json"
-        click.echo(wrapped(line, 4))
+        click.echo(wrapped(line + (", and model.properties" if properties else ""), 4))
+        for told in lines:
+            click.echo(wrapped(f"  {told}", 4))
+
+
+def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str, ...]]:
+    from cgpt_convert.properties import plan
+
+    exported = plan(checkpoint)
+    return exported.model_folder(), exported.lines
 
 
 def _plans(

@@ -29,6 +29,13 @@ root = click.option(
     help="Where in a nested checkpoint the weights are; '.' takes everything.  "
     "[default: a lone well-known key such as state_dict]",
 )
+jobs = click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Threads to use.  [default: one a core]",
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 mapping = click.option(
     "--mapping",

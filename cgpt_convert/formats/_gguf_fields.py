@@ -103,10 +103,16 @@ class Cursor:
         self._items += count
         if self._items > GGUF_ITEMS:
             raise Unsupported(f"a header of more than {GGUF_ITEMS:,} strings", where=self._where)
-        start = self.at
-        for _ in range(count):
-            self.take(self.number("uint64"))
-        return bytes(memoryview(self._data)[start : self.at])
+        start = at = self.at
+        have, length = len(self._data), struct.Struct("<Q").unpack_from
+        for _ in range(count):  # a vocabulary has 100,000 of them
+            if at + 8 > have:
+                have = self._read_to(at + 8)
+            at += 8 + length(self._data, at)[0]
+            if at > have:
+                have = self._read_to(at)
+        self.at = at
+        return bytes(memoryview(self._data)[start:at])
 
     def malformed(self, message: str) -> Malformed:
         """The error that says so of the file."""
@@ -116,7 +122,8 @@ class Cursor:
     def _where(self) -> str:
         return self.source.name
 
-    def _read_to(self, end: int) -> None:
+    def _read_to(self, end: int) -> int:
+        """Read on, to `end` at least; the bytes read in all."""
         if end > self.source.nbytes:
             raise self.malformed(f"cut off inside its header, which goes on to byte {end:,}")
         if end > GGUF_HEADER_BYTES:
@@ -125,6 +132,7 @@ class Cursor:
         have = len(self._data)
         most = min(self.source.nbytes, GGUF_HEADER_BYTES)
         self._data += read(self.source, have, min(max(end, have + _WINDOW), most) - have)
+        return len(self._data)
 
 
 class Stored(NamedTuple):

@@ -1,0 +1,119 @@
+"""A checkpoint and a wish -> what is to be written: the one place where targets differ in kind.
+
+Most targets are formats, which hold whatever tensors they are given. `gguf` and `hf` hold a model:
+its names, configuration and tokenizer too.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cgpt_convert import formats
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.dtypes import BLOCK_CASTS, CASTS
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.select import Selection, Wish, select
+
+HF, GGUF = "hf", "gguf"
+DTYPES = ("keep", *CASTS, *BLOCK_CASTS)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to write, and where. `tokenizer` and `vocabulary` are for whole models."""
+
+    to: str  # a format's name, or "hf"
+    output: str  # the path, whose last part names the file
+    max_shard_nbytes: int | None = None
+    tokenizer: str | None = None  # a folder that goes before the source's own
+    vocabulary: bool = True
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Files to write, in a folder of their own or beside each other, and what to say of them."""
+
+    plans: list[FilePlan]
+    selection: Selection
+    request: Request
+    lines: tuple[str, ...] = ()
+    folder: bool = False
+
+    def paths(self, output: str) -> list[str]:
+        """What writing to `output` would create or replace."""
+        if self.folder:
+            return [output]
+        return [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
+
+
+def targets() -> list[str]:
+    """What `Target.to` may be."""
+    return sorted([*formats.names(), HF])
+
+
+def target_for(output: str) -> str:
+    """The target that the suffix of `output` tells; BadRequest if it tells none."""
+    form = formats.for_suffix(output)
+    if form is None:
+        raise BadRequest(
+            "the format is not clear from the name",
+            where=output,
+            hint=f"say --to {'|'.join(targets())}",
+        )
+    return form.NAME
+
+
+def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
+    """The plan; nothing is read or written yet. Raises BadRequest for what cannot be done."""
+    _check(wish, target)
+    name = os.path.basename(target.output.rstrip("/"))
+    if target.to == GGUF:
+        from cgpt_convert import llama
+
+        chosen = select(checkpoint, wish._replace(dtype="keep", tied="copy"))
+        made = llama.plan(
+            checkpoint,
+            chosen.tensors,
+            name,
+            wish.dtype,
+            target.tokenizer,
+            no_vocab=not target.vocabulary,
+        )
+        return Conversion(made.plans, chosen, made.request, made.lines)
+    if checkpoint.kind == "GGUF":
+        from cgpt_convert import llama_undo
+
+        checkpoint = llama_undo.undo(checkpoint)
+    if target.to == HF:
+        from cgpt_convert import hf
+
+        chosen = select(checkpoint, wish._replace(tied="copy"))
+        folder = hf.plan(checkpoint.path, chosen.tensors, target.tokenizer, target.max_shard_nbytes)
+        return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
+    form = formats.by_name(target.to)
+    if not form.FOLDER and not os.path.basename(target.output):
+        raise BadRequest(
+            f"{form.NAME} is written as a file, not as a folder",
+            where=target.output,
+            hint=f"name it, say {os.path.join(target.output, 'model' + form.SUFFIX)}",
+        )
+    chosen = select(checkpoint, wish)
+    request = Request(
+        name, tuple(chosen.tensors), chosen.aliases, max_shard_nbytes=target.max_shard_nbytes
+    )
+    return Conversion(form.plan(request), chosen, request, folder=form.FOLDER)
+
+
+def _check(wish: Wish, target: Target) -> None:
+    """Refuse settings that the target has no use for: they were meant for something."""
+    model = target.to in (GGUF, HF)
+    if wish.dtype in BLOCK_CASTS and target.to != GGUF:
+        raise BadRequest(f"only GGUF has {wish.dtype}", hint="write a .gguf file, or another dtype")
+    if target.tokenizer is not None and not model:
+        raise BadRequest(f"{target.to} holds no tokenizer", hint="leave --tokenizer out")
+    if not target.vocabulary and target.to != GGUF:
+        raise BadRequest(f"{target.to} holds no vocabulary", hint="leave --no-vocab out")
+    if target.max_shard_nbytes is not None and target.to == GGUF:
+        raise BadRequest("GGUF files are not split here", hint="leave --max-shard-size out")
