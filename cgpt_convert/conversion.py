@@ -70,7 +70,7 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     _check(wish, target)
     name = os.path.basename(target.output.rstrip("/"))
     if target.to == GGUF:
-        from cgpt_convert import llama
+        from cgpt_convert.exports import llama
 
         chosen = select(checkpoint, wish._replace(dtype="keep", tied="copy"))
         made = llama.plan(
@@ -83,11 +83,11 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
         )
         return Conversion(made.plans, chosen, made.request, made.lines)
     if checkpoint.kind == "GGUF":
-        from cgpt_convert import llama_undo
+        from cgpt_convert.exports import llama_undo
 
         checkpoint = llama_undo.undo(checkpoint)
     if target.to == HF:
-        from cgpt_convert import hf
+        from cgpt_convert.exports import hf
 
         chosen = select(checkpoint, wish._replace(tied="copy"))
         folder = hf.plan(checkpoint.path, chosen.tensors, target.tokenizer, target.max_shard_nbytes)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from cgpt_convert import findings, formats, shards
+from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers import shards
+from cgpt_convert.containers.sniff import Kind, sniff
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.findings import Finding
-from cgpt_convert.sniff import Kind, sniff
 from cgpt_convert.source import LocalFile, unreadable
 
 _INDEX = ".index.json"
@@ -48,15 +49,15 @@ def _open_file(path: str) -> Checkpoint:
     source = LocalFile(path)
     kind = sniff(source)
     if kind is Kind.TORCH_ZIP:
-        from cgpt_convert import torchzip
+        from cgpt_convert.containers import torchzip
 
         return torchzip.read(source)
     if kind is Kind.LEGACY:
-        from cgpt_convert import legacy
+        from cgpt_convert.containers import legacy
 
         return legacy.read(source)
     if kind is Kind.TORCH_TAR:
-        from cgpt_convert import torchtar
+        from cgpt_convert.containers import torchtar
 
         return torchtar.read(source)
     if kind is Kind.SAFETENSORS:
@@ -65,7 +66,7 @@ def _open_file(path: str) -> Checkpoint:
         return formats.by_name("npz").read(path)
     if kind is Kind.GGUF:
         return formats.by_name("gguf").read(path)
-    from cgpt_convert.refuse import refuse
+    from cgpt_convert.containers.refuse import refuse
 
     raise refuse(kind, source)
 
@@ -99,7 +100,7 @@ def _open_folder(path: str) -> Checkpoint:
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:
     from cgpt_convert.formats import parameters
-    from cgpt_convert.mapping import storage_mapping
+    from cgpt_convert.mapping.identity import storage_mapping
 
     if not os.path.isdir(path):
         raise BadRequest("--mapping is for a folder of numbered files", where=path)

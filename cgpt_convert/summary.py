@@ -7,9 +7,10 @@ from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.inert import text
-from cgpt_convert.mapping import check_config, read_config, recognise
+from cgpt_convert.mapping.config import check_config, read_config
+from cgpt_convert.mapping.recognise import recognise
+from cgpt_convert.pickles.tree import foreign
 from cgpt_convert.tensor import Tensor
-from cgpt_convert.tree import foreign
 
 
 def summarise(checkpoint: Checkpoint) -> dict[str, Any]:

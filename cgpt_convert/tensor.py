@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from cgpt_convert.blocks import CastCounts
+    from cgpt_convert.values.blocks import CastCounts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +155,7 @@ class Tensor:
 
         A block is valid until the next is asked for. `counts` gathers what a cast lost.
         """
-        from cgpt_convert import blocks
+        from cgpt_convert.values import blocks
 
         return blocks.of(self, max_bytes, counts)
 
@@ -164,7 +164,7 @@ class Tensor:
 
         Raises Unsupported for types that NumPy cannot hold (quantized, raw bits, half complex).
         """
-        from cgpt_convert import blocks
+        from cgpt_convert.values import blocks
 
         return blocks.array(self)
 

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from cgpt_convert import mapping
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers.torchzip import read
 from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.mapping import Recognised, recognise
+from cgpt_convert.mapping.architecture import architectures
+from cgpt_convert.mapping.recognise import recognise
+from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.source import LocalFile, MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, c_strides
-from cgpt_convert.torchzip import read
 from tests import vendor
 
-GPT2 = mapping.architectures()["gpt2"]
+GPT2 = architectures()["gpt2"]
 HEAD = "lm_head.weight"
 MEMORY = MemoryBytes("memory", b"")
 

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgpt_convert import findings
-from cgpt_convert.archive import Archive, NoDirectory, open_archive
+from cgpt_convert.containers.archive import Archive, NoDirectory, open_archive
+from cgpt_convert.containers.torchzip import read as read_checkpoint
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.source import LocalFile, MemoryBytes, read
-from cgpt_convert.torchzip import read as read_checkpoint
 from tests import zips
 from tests.mutations import mutated
 from tests.zips import Entry

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert import blocks, gather, views
 from cgpt_convert.dtypes import BY_NAME, TABLE
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.values import blocks, gather, views
 
 MiB = 1 << 20
 ORACLE = {

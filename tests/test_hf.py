@@ -13,11 +13,12 @@ import torch
 from tokenizers import Tokenizer as WholeTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from cgpt_convert import hf, open_checkpoint
+from cgpt_convert import open_checkpoint
 from cgpt_convert.errors import BadRequest, Malformed
-from cgpt_convert.hf import HfFolder
+from cgpt_convert.exports import hf
+from cgpt_convert.exports.hf import HfFolder
+from cgpt_convert.output.sink import Options, write_folder
 from cgpt_convert.select import Wish, select
-from cgpt_convert.sink import Options, write_folder
 from tests import vendor
 from tests.bpe import END, TEXTS, change, train
 from tests.known_models import SHAPES, bare, of_transformers

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert import llama, llama_undo
 from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.exports import llama, llama_undo
+from cgpt_convert.exports.llama_fields import size_label
 from cgpt_convert.formats import gguf
-from cgpt_convert.llama_fields import size_label
-from cgpt_convert.mapping import find_model
+from cgpt_convert.mapping.identity import find_model
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.select import Wish, select
 from tests import llama_model, vendor

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from cgpt_convert import llama, sink
+from cgpt_convert.exports import llama
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output import sink
 from cgpt_convert.select import Wish, select
 from tests import llama_model
 from tests.running import environ

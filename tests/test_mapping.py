@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert import mapping
+from cgpt_convert.mapping.config import check_config
 from cgpt_convert.tensor import Storage, Tensor
 from tests import vendor
 from tests.known_models import (
@@ -39,7 +39,7 @@ def test_the_headless_checkpoint_that_transformers_wrote(tmp_path: Path) -> None
     assert not found.misfits
     assert (found.prefix, found.head, found.conv1d) == ("", "absent", "contiguous")
     assert (found.n_head, found.n_head_source) == (4, "config.json")
-    assert mapping.check_config(found, config) == []
+    assert check_config(found, config) == []
     assert len(found.skipped) == 4
 
 

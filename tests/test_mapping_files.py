@@ -11,9 +11,12 @@ import pytest
 import torch
 import transformers
 
-from cgpt_convert import architecture, identity, mapping, mapping_files
 from cgpt_convert.errors import Malformed, Unreadable
-from cgpt_convert.mapping import recognise
+from cgpt_convert.mapping import architecture, identity
+from cgpt_convert.mapping import files as mapping_files
+from cgpt_convert.mapping.config import check_config
+from cgpt_convert.mapping.identity import models
+from cgpt_convert.mapping.recognise import recognise
 from tests.known_models import (
     bare,
     known,
@@ -73,9 +76,7 @@ def test_an_architecture_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (found.conv1d, found.head) == ("", "absent")
         assert [line.split(":")[0] for line in found.misfits] == ["toy.c"]
         assert known(small()).architecture.name == "gpt2"
-        assert mapping.check_config(found, {"depth": 2}) == [
-            "config.json says depth 2, the tensors have 1"
-        ]
+        assert check_config(found, {"depth": 2}) == ["config.json says depth 2, the tensors have 1"]
 
 
 def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -116,7 +117,7 @@ def test_broken_mapping_files_are_named(
     shutil.copytree(Path(__file__).parents[1] / "mappings", tmp_path, dirs_exist_ok=True)
     (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with elsewhere(tmp_path, monkeypatch), pytest.raises(Malformed, match=said) as raised:
-        mapping.models()
+        models()
     assert raised.value.where.endswith(file)
 
 
@@ -125,7 +126,7 @@ def test_shards_must_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "models/cerebras-gpt.toml"
     path.write_text(path.read_text().replace("[322, 242]", "[322, 241]"))
     with elsewhere(tmp_path, monkeypatch), pytest.raises(Malformed, match="322, 241"):
-        mapping.models()
+        models()
 
 
 def test_lost_mappings_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

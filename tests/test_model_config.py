@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Model
 
-from cgpt_convert import mapping
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.mapping.config import check_config, read_config
+from cgpt_convert.mapping.identity import find_model
 from tests import vendor
 from tests.known_models import (
     SHAPES,
@@ -59,13 +60,13 @@ TRUE_CONFIG = {
 
 def test_a_true_config_is_not_doubted() -> None:
     for config in (TRUE_CONFIG, {}, TRUE_CONFIG | {"n_inner": None}, MUP):
-        assert mapping.check_config(known(small(), config), config) == []
+        assert check_config(known(small(), config), config) == []
     for name, shape in SHAPES.items():
         config = transformers_config(shape).to_dict()
-        config["activation_function"] = mapping.find_model(name).activation
+        config["activation_function"] = find_model(name).activation
         found = known(of_transformers(name), config)
-        assert mapping.check_config(found, config) == []
-        assert found.model is mapping.find_model(name)
+        assert check_config(found, config) == []
+        assert found.model is find_model(name)
         assert found.refusal == ""
 
 
@@ -90,7 +91,7 @@ def test_a_true_config_is_not_doubted() -> None:
 )
 def test_lies_of_config_json_are_told(lie: dict[str, Any], said: str) -> None:
     config = TRUE_CONFIG | lie
-    lines = mapping.check_config(known(small(), config), config)
+    lines = check_config(known(small(), config), config)
     assert f"config.json says {said}" in lines
 
 
@@ -99,17 +100,17 @@ def test_a_missing_n_inner_means_four_times_the_width() -> None:
     with torch.device("meta"):
         state = GPT2Model(transformers_config(narrow)).state_dict()
     found = known(bare({name: tuple(tensor.shape) for name, tensor in state.items()}))
-    assert mapping.check_config(found, {}) == [
+    assert check_config(found, {}) == [
         "config.json says no n_inner, which means 4*n_embd = 256; the tensors have 100"
     ]
 
 
 def test_untied_heads_that_are_not_there_are_told() -> None:
     found = known(of_transformers("gpt2", headless=True))
-    assert mapping.check_config(found, {"tie_word_embeddings": False}) == [
+    assert check_config(found, {"tie_word_embeddings": False}) == [
         "config.json says tie_word_embeddings false, but the head is absent"
     ]
-    assert mapping.check_config(known(small()), {"tie_word_embeddings": False}) == []
+    assert check_config(known(small()), {"tie_word_embeddings": False}) == []
 
 
 def test_heads_of_config_json_are_believed_before_the_table() -> None:
@@ -120,9 +121,9 @@ def test_heads_of_config_json_are_believed_before_the_table() -> None:
 
 
 def test_config_is_read_from_its_folder(tmp_path: Path) -> None:
-    assert mapping.read_config(tmp_path) is None
+    assert read_config(tmp_path) is None
     vendor.write_config(vendor.TINY, tmp_path)
-    config = mapping.read_config(tmp_path)
+    config = read_config(tmp_path)
     assert config is not None
     assert (config["n_head"], config["layer_norm_epsilon"]) == (4, 1e-05)
 
@@ -133,26 +134,26 @@ def test_config_is_read_from_its_folder(tmp_path: Path) -> None:
 def test_configs_that_are_no_objects_are_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(Malformed, match=r"config\.json"):
-        mapping.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_huge_configs_are_refused(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate((16 << 20) + 1)
     with pytest.raises(Unsupported, match="16,777,217"):
-        mapping.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_configs_that_are_no_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(BadRequest, match=r"config\.json"):
-        mapping.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_mup_is_refused() -> None:
     found = known(small(), MUP)
     assert not found.misfits
-    assert found.model is mapping.find_model("cerebras-gpt-111m")  # shapes and heads are the same
+    assert found.model is find_model("cerebras-gpt-111m")  # shapes and heads are the same
     assert "mup_embeddings_scale 10" in found.refusal
     assert "mup_scale_qk_dot_by_d True" in found.refusal
 

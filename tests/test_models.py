@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
 
-from cgpt_convert import mapping
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import parameters
-from cgpt_convert.mapping import storage_mapping
+from cgpt_convert.mapping.identity import find_model, models, storage_mapping
 from tests import vendor
 from tests.known_models import (
     GPT2,
@@ -47,12 +46,12 @@ LAST = {"111m": "143", "256m": "199", "590m": "255", "1.3b": "339", "2.7b": "451
 
 
 def test_all_models_are_there() -> None:
-    assert {model.name for model in mapping.models()} == set(SHAPES)
+    assert {model.name for model in models()} == set(SHAPES)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
-    model = mapping.find_model(name)
+    model = find_model(name)
     shapes = GPT2.shapes(model.sizes)
     assert shapes == {key: tuple(t.shape) for key, t in reference(name).items()}
     without = {key: shape for key, shape in GPT2.shapes(model.sizes, "").items() if key != HEAD}
@@ -62,7 +61,7 @@ def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_exact_parameter_counts(name: str) -> None:
-    model = mapping.find_model(name)
+    model = find_model(name)
     assert model.parameters == PARAMETERS[name]
     with torch.device("meta"):
         counted = GPT2Model(transformers_config(SHAPES[name])).num_parameters()
@@ -86,14 +85,14 @@ def test_model_is_recognised_from_shapes(name: str, headless: bool) -> None:
 
 
 def test_activations_are_those_of_the_published_configurations() -> None:
-    ways = {model.name: model.activation for model in mapping.models()}
+    ways = {model.name: model.activation for model in models()}
     assert {way for name, way in ways.items() if name.startswith("cerebras")} == {"gelu"}
     assert {way for name, way in ways.items() if name.startswith("gpt2")} == {"gelu_new"}
     assert GPT2Config().activation_function == "gelu_new"
 
 
 def test_tokens_are_what_steps_and_batches_make() -> None:
-    rows = [model for model in mapping.models() if model.training_tokens]
+    rows = [model for model in models() if model.training_tokens]
     assert len(rows) == 7
     for model in rows:
         tokens = model.training["steps"] * model.training["batch_sequences"][0] * 2048
@@ -199,7 +198,7 @@ def test_a_folder_of_bare_files_is_read_with_a_ready_mapping(tmp_path: Path) -> 
             file.truncate(4 * torch.Size(shapes[name]).numel())  # sparse: takes no room
     found = known(parameters.read_mapped(str(tmp_path), stored))
     assert not found.misfits
-    assert found.model is mapping.find_model("cerebras-gpt-111m")
+    assert found.model is find_model("cerebras-gpt-111m")
     assert (found.conv1d, found.head) == ("transposed", "absent")
 
 

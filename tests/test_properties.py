@@ -13,11 +13,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cgpt_convert import open_checkpoint, properties
+from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
-from cgpt_convert.properties import Exported
-from cgpt_convert.sink import Options, write_folder
+from cgpt_convert.exports import properties
+from cgpt_convert.exports.properties import Exported
+from cgpt_convert.output.sink import Options, write_folder
 from cgpt_convert.tensor import Tensor
 from tests import vendor
 from tests.bpe import change

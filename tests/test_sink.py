@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert import checksums, formats, sink, staging
+from cgpt_convert import formats
 from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.errors import CannotWrite, CgptError, Malformed, Unreadable
+from cgpt_convert.errors import CannotWrite, Malformed, Unreadable
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output import checksums, sink, staging
+from cgpt_convert.output.sink import Options
 from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part
-from cgpt_convert.sink import Options
 from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor
 from tests import vendor

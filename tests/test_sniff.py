@@ -17,9 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgpt_convert.containers.refuse import refuse
+from cgpt_convert.containers.sniff import Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.refuse import refuse
-from cgpt_convert.sniff import Kind, sniff
 from cgpt_convert.source import MemoryBytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

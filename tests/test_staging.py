@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert import staging
 from cgpt_convert.errors import CannotWrite
+from cgpt_convert.output import staging
 from tests.running import contents, partials
 
 

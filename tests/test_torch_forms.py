@@ -22,11 +22,11 @@ from torch import nn
 
 from cgpt_convert import dtypes, findings
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers.torchzip import read
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import text
 from cgpt_convert.source import LocalFile, MemoryBytes
 from cgpt_convert.tensor import Tensor
-from cgpt_convert.torchzip import read
 from tests import zips
 from tests.mutations import mutated
 from tests.zips import Entry

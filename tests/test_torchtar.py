@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cgpt_convert import findings, tarball, torchtar
+from cgpt_convert import findings
+from cgpt_convert.containers import tarball, torchtar
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.source import LocalFile, MemoryBytes
 from tests.mutations import mutated
@@ -139,7 +140,7 @@ def test_modules_and_their_old_parameters(tmp_path):
             return torch.nn.Parameter, (Reference(20),), (True, False, {})
 
     linear = torch.nn.Linear(3, 2, bias=False)
-    linear._parameters["weight"] = Old()
+    linear._parameters["weight"] = Old()  # type: ignore[assignment]
     parts = PARTS | {"pickle": pickled({"m": linear})}
     path = tmp_path / "old.pt"
     path.write_bytes(tar(parts))

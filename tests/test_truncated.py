@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cgpt_convert import findings, torchzip, truncated
+from cgpt_convert import findings
+from cgpt_convert.containers import torchzip, truncated
 from cgpt_convert.errors import BadRequest, CgptError, Malformed
 from cgpt_convert.source import MemoryBytes
 from tests.mutations import mutated

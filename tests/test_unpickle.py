@@ -21,14 +21,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert import findings, limits, unpickle
+from cgpt_convert import findings, limits
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers.torchzip import ZipStorages
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value, text
+from cgpt_convert.pickles import unpickle
+from cgpt_convert.pickles.tree import fill
+from cgpt_convert.pickles.unpickle import Incomplete, decode
 from cgpt_convert.source import MemoryBytes
-from cgpt_convert.torchzip import ZipStorages
-from cgpt_convert.tree import fill
-from cgpt_convert.unpickle import Incomplete, decode
 from tests.mutations import mutated
 
 PROTOCOLS = range(6)

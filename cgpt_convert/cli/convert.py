@@ -15,8 +15,8 @@ from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.conversion import DTYPES, Conversion, Target, convert, target_for, targets
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output.sink import Options, write_files, write_folder
 from cgpt_convert.select import Wish
-from cgpt_convert.sink import Options, write_files, write_folder
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on

@@ -13,11 +13,11 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import group
 from cgpt_convert.cli.table import style
-from cgpt_convert.digest import tensor_digest
 from cgpt_convert.errors import CannotWrite, CheckFailed
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output.sink import Options, write_folder
 from cgpt_convert.plan import FilePlan
-from cgpt_convert.sink import Options, write_folder
+from cgpt_convert.values.digest import tensor_digest
 
 _MODEL = "pytorch_model.bin"
 _OUTPUTS = ("model.safetensors", "model.npz", "npy", "parameters")

@@ -14,9 +14,9 @@ from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output.sink import Options, write_blocks, write_folder
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.select import EVERYTHING, Wish, select, wanted
-from cgpt_convert.sink import Options, write_blocks, write_folder
 
 
 @click.command("extract")
@@ -94,7 +94,7 @@ def command(
 
 
 def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str, ...]]:
-    from cgpt_convert.properties import plan
+    from cgpt_convert.exports.properties import plan
 
     exported = plan(checkpoint)
     return exported.model_folder(), exported.lines

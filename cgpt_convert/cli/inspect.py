@@ -69,7 +69,7 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
-    from cgpt_convert.stats import statistics
+    from cgpt_convert.values.stats import statistics
 
     with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
         for row in rows:
@@ -79,7 +79,7 @@ def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
 
 def _check(checkpoint: Checkpoint) -> dict[str, Any]:
     """The result of comparing every storage with its recorded checksum."""
-    from cgpt_convert.checksums import check_storages
+    from cgpt_convert.output.checksums import check_storages
 
     recorded = [s for s in checkpoint.storages if s.crc32 is not None]
     with progress("checksums", sum(s.nbytes for s in recorded)) as advance:

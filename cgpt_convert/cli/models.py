@@ -8,7 +8,7 @@ import click
 
 from cgpt_convert.cli import options
 from cgpt_convert.cli.table import size, table
-from cgpt_convert.identity import Model, models
+from cgpt_convert.mapping.identity import Model, models
 
 _HEADER = (
     "name",

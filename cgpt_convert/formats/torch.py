@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from cgpt_convert import torchzip
 from cgpt_convert.checkpoint import Checkpoint, Leaf
+from cgpt_convert.containers import torchzip
 from cgpt_convert.dtypes import TABLE
 from cgpt_convert.formats import _planning, _shards, _torch_pickle, _torch_zip
 from cgpt_convert.formats._torch_pickle import Entry

@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cgpt_convert import findings
-from cgpt_convert.archive import open_archive
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers.archive import open_archive
 from cgpt_convert.dtypes import BY_NAME, BY_NUMPY
 from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
 from cgpt_convert.formats import _zip, npz

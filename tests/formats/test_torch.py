@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch.utils.serialization import config
 
 from cgpt_convert import opening
-from cgpt_convert.archive import find_end, open_archive
+from cgpt_convert.containers.archive import find_end, open_archive
 from cgpt_convert.dtypes import BY_NAME, TABLE
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import _torch_zip
 from cgpt_convert.formats import torch as form
-from cgpt_convert.sink import Options, write_files
+from cgpt_convert.output.sink import Options, write_files
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Tensor
 from tests.formats import samples

@@ -1,0 +1,1 @@
+"""Files -> checkpoints: archives, streams, shards, what is left of cut-off files."""

@@ -1,0 +1,121 @@
+"""Why a file of a kind that holds no readable weights is refused, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from cgpt_convert.containers import truncated
+from cgpt_convert.containers.partial import AGAIN
+from cgpt_convert.containers.sniff import HEAD, Kind
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.inert import printable
+from cgpt_convert.source import Source, read
+
+_RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
+_ERROR_KEYS = ("error", "message", "detail")  # where servers say what is wrong
+_SHOWN = 120  # characters of a message found inside
+
+# what to do with a file that is valid but of no kind that this package reads
+_HINTS = {
+    Kind.ZIP: "unpack it and name the weight file inside",
+    Kind.TAR: "unpack it and name the weight file inside",
+    Kind.GZIP: "run gunzip on it first",
+    Kind.BZIP2: "run bunzip2 on it first",
+    Kind.XZ: "run unxz on it first",
+    Kind.ZSTD: "run unzstd on it first",
+    Kind.SEVEN_ZIP: "unpack it and name the weight file inside",
+    Kind.RAR: "unpack it and name the weight file inside",
+    Kind.PICKLE: "not written by torch.save; if it is trusted, load it and torch.save the tensors",
+    Kind.PREVIEW: "torch 1.0 or later cannot read it either; ask its author for a newer one",
+    Kind.HDF5: "weights of Keras or h5py are not read; look for the PyTorch ones beside them",
+    Kind.ONNX: "look for the PyTorch weights that it was exported from",
+    Kind.TFLITE: "look for the PyTorch weights that it was exported from",
+    Kind.OLD_GGML: "convert the original weights to GGUF; this one has no names we could trust",
+    Kind.PROGRAM: "name the weight file",
+    Kind.TEXT: "name the weight file",
+    Kind.INDEX: "its name has to end in .index.json, and its shards have to lie beside it",
+    Kind.UNKNOWN: "is it encrypted, or another framework's?",
+}
+
+
+def refuse(kind: Kind, source: Source) -> CgptError:
+    """The error that says, for a file of that kind, why it cannot be read and what to do next."""
+    explain = _EXPLAIN.get(kind)
+    if explain:
+        return explain(source)
+    article = "an" if kind.value[0] in "aeiouH" else "a"
+    message = f"{article} {kind.value}, which is not read"
+    return Unsupported(message, where=source.name, hint=_HINTS.get(kind, ""))
+
+
+def _head(source: Source) -> str:
+    """The first bytes as text."""
+    return read(source, 0, min(HEAD, source.nbytes)).decode("utf-8", "replace")
+
+
+def _shown(found: str) -> str:
+    """Text from the file, as one short line."""
+    line = printable(" ".join(found.split()))
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
+
+
+def _lfs_pointer(source: Source) -> CgptError:
+    head = _head(source)
+    oid = re.search(r"^oid (\S+)", head, re.MULTILINE)
+    size = re.search(r"^size (\d{1,18})$", head, re.MULTILINE)
+    what = f" to {int(size[1]):,} bytes" if size else ""
+    what += f", {_shown(oid[1])}" if oid else ""
+    return Malformed(
+        f"a Git LFS pointer{what}, not the file itself",
+        where=source.name,
+        hint="run `git lfs pull` in the repository, or download the raw file",
+    )
+
+
+def _web_page(source: Source) -> CgptError:
+    title = re.search(r"<title[^>]*>([^<]*)", _head(source), re.IGNORECASE)
+    named = f' titled "{_shown(title[1])}"' if title else ""
+    return Malformed(f"a web page{named}, not the file", where=source.name, hint=_RAW)
+
+
+def _xml(source: Source) -> CgptError:
+    found = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # as object stores answer
+    said = f': "{_shown(", ".join(found))}"' if found else ""
+    return Malformed(f"an XML document, not the file{said}", where=source.name, hint=_RAW)
+
+
+def _json(source: Source) -> CgptError:
+    try:
+        value = json.loads(_head(source))
+    except (ValueError, RecursionError):
+        value = None
+    found = [value.get(key) for key in _ERROR_KEYS] if isinstance(value, dict) else []
+    said = [_shown(text) for text in found if isinstance(text, str)]
+    if said:
+        message = f'a server\'s answer, not the file: "{said[0]}"'
+        return Malformed(message, where=source.name, hint=_RAW)
+    return Unsupported(
+        "a JSON document, which holds no weights", where=source.name, hint="name the weight file"
+    )
+
+
+def _empty(source: Source) -> CgptError:
+    return Malformed("an empty file", where=source.name, hint=AGAIN)
+
+
+def _zeros(source: Source) -> CgptError:
+    message = f"{source.nbytes:,} bytes, all zero: an unfinished download or a damaged disk"
+    return Malformed(message, where=source.name, hint=AGAIN)
+
+
+_EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
+    Kind.CUT_ZIP: truncated.diagnose,
+    Kind.LFS_POINTER: _lfs_pointer,
+    Kind.WEB_PAGE: _web_page,
+    Kind.XML: _xml,
+    Kind.JSON: _json,
+    Kind.EMPTY: _empty,
+    Kind.ZEROS: _zeros,
+}

@@ -1,0 +1,158 @@
+"""What a file is, by its content; its name is never asked."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from cgpt_convert.containers import archive
+from cgpt_convert.errors import CgptError
+from cgpt_convert.limits import HEADER_BYTES
+from cgpt_convert.source import Source, read
+
+HEAD = 4096  # bytes from the start that tell every kind but the zips and the tars
+
+
+class Kind(Enum):
+    """A kind of file; the value is what to call it."""
+
+    TORCH_ZIP = "PyTorch zip archive"
+    CUT_ZIP = "zip archive that is cut off"
+    LEGACY = "PyTorch legacy stream"
+    TORCH_TAR = "PyTorch tar archive"
+    SAFETENSORS = "safetensors file"
+    GGUF = "GGUF file"
+    NPY = "NumPy array"
+    NPZ = "NumPy archive"
+    INDEX = "index of shards"
+
+    ZIP = "zip archive"
+    TAR = "tar archive"
+    PICKLE = "bare pickle"
+    PREVIEW = "PyTorch preview file"
+    LFS_POINTER = "Git LFS pointer"
+    WEB_PAGE = "web page"
+    XML = "XML document"
+    JSON = "JSON document"
+    GZIP = "gzip file"
+    BZIP2 = "bzip2 file"
+    XZ = "xz file"
+    ZSTD = "zstd file"
+    SEVEN_ZIP = "7z archive"
+    RAR = "rar archive"
+    HDF5 = "HDF5 file"
+    ONNX = "ONNX model"
+    TFLITE = "TensorFlow Lite model"
+    OLD_GGML = "GGML file older than GGUF"
+    PROGRAM = "program"
+    EMPTY = "empty file"
+    ZEROS = "file of zeros"
+    TEXT = "text file"
+    UNKNOWN = "file of an unknown kind"
+
+
+_MAGIC = (  # offset, bytes; each from the format's own specification
+    (0, b"GGUF", Kind.GGUF),
+    (0, b"\x93NUMPY", Kind.NPY),
+    (0, b"PYTORCH1", Kind.PREVIEW),  # caffe2/serialize/inline_container.cc, before 1.0
+    (0, b"\x1f\x8b", Kind.GZIP),
+    (0, b"BZh", Kind.BZIP2),
+    (0, b"\xfd7zXZ\0", Kind.XZ),
+    (0, b"\x28\xb5\x2f\xfd", Kind.ZSTD),
+    (0, b"7z\xbc\xaf\x27\x1c", Kind.SEVEN_ZIP),
+    (0, b"Rar!\x1a\x07", Kind.RAR),
+    (0, b"\x89HDF\r\n\x1a\n", Kind.HDF5),
+    (4, b"TFL3", Kind.TFLITE),
+    (0, b"lmgg", Kind.OLD_GGML),
+    (0, b"fmgg", Kind.OLD_GGML),
+    (0, b"tjgg", Kind.OLD_GGML),
+    (0, b"\x7fELF", Kind.PROGRAM),
+    (0, b"version https://git-lfs.github.com/spec/", Kind.LFS_POINTER),
+    (0, b"version https://hawser.github.com/spec/", Kind.LFS_POINTER),
+)
+_NEWEST_PICKLE = 5
+_ONNX = re.compile(rb"\x08[\x01-\x20]\x12.[ -~]{2}", re.DOTALL)  # ir_version, producer_name
+_HTML = re.compile(rb"(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b", re.DOTALL)
+
+
+def sniff(source: Source) -> Kind:
+    """The kind of file that `source` is. Damage inside does not matter; its reader tells of that.
+
+    Raises Unreadable where the bytes cannot be read.
+    """
+    head = read(source, 0, min(HEAD, source.nbytes))
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):
+        return _zip(source)  # the commonest; the readers of the other kinds stay unimported
+    from cgpt_convert.containers import tarball, torchtar
+    from cgpt_convert.containers.partial import content_end
+
+    if tarball.is_tar(head[: tarball.BLOCK]):
+        return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
+    if head and not any(head):
+        return Kind.ZEROS if content_end(source) == 0 else Kind.UNKNOWN
+    if not head:
+        return Kind.EMPTY
+    return _binary(head) or _text(head)
+
+
+def _binary(head: bytes) -> Kind | None:
+    """The kind that the first bytes tell; None if it is text or unknown."""
+    for offset, magic, kind in _MAGIC:
+        if head.startswith(magic, offset):
+            return kind
+    if _is_safetensors(head):
+        return Kind.SAFETENSORS
+    from cgpt_convert.containers import legacy
+
+    if legacy.is_legacy(head):
+        return Kind.LEGACY
+    if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:
+        return Kind.PICKLE
+    return Kind.ONNX if _ONNX.match(head) else None
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A length that a header may have, and the brace that it begins with."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER_BYTES
+
+
+def _zip(source: Source) -> Kind:
+    """Which zip, by the names in its directory."""
+    try:
+        members = archive.directory(source, archive.find_end(source))
+    except archive.NoDirectory:
+        return Kind.CUT_ZIP
+    except CgptError:
+        return Kind.TORCH_ZIP  # damaged or crafted: its reader says how
+    names = [member.name for member in members]
+    if any(re.fullmatch(r"[^/]+/(data\.pkl|\.data/extern_modules)", name) for name in names):
+        return Kind.TORCH_ZIP
+    if names and all(name.endswith(".npy") for name in names):
+        return Kind.NPZ
+    return Kind.ZIP
+
+
+def _text(head: bytes) -> Kind:
+    """Which kind of text, if it is text."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    lowered = start[:1024].lower()
+    if _HTML.match(lowered) or (lowered.startswith(b"<?xml") and b"<html" in lowered):
+        return Kind.WEB_PAGE
+    if re.match(rb"<(\?xml|[a-z]+[\s/>])", lowered):
+        return Kind.XML
+    if not _is_text(head):
+        return Kind.UNKNOWN
+    if start[:1] in (b"{", b"["):
+        return Kind.INDEX if b'"weight_map"' in head else Kind.JSON
+    return Kind.TEXT
+
+
+def _is_text(head: bytes) -> bool:
+    """UTF-8, of which the last character may be cut, without control characters."""
+    if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head):
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4 and len(head) == HEAD
+    return True

@@ -1,0 +1,1 @@
+"""Whole models for other programs: names, configuration and tokenizer beside the tensors."""

@@ -1,0 +1,185 @@
+"""A folder that transformers loads: safetensors, configuration and tokenizer, names canonical.
+
+It is no module of `formats/` because it is made from more than tensors, and of their plans.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.exports import hf_config, hf_tokenizer
+from cgpt_convert.exports.hf_config import encoded
+from cgpt_convert.exports.tokenizer_files import read_file
+from cgpt_convert.exports.whole_model import folder_of, heads, whole_model
+from cgpt_convert.formats import safetensors
+from cgpt_convert.inert import printable
+from cgpt_convert.mapping.config import CONFIG, read_config
+from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.select import fold_ties
+from cgpt_convert.tensor import Tensor
+from cgpt_convert.values.digest import tensor_digest
+
+NAME = "hf"
+GENERATION = "generation_config.json"
+MANIFEST = "cgpt-convert.json"  # lists the files, so that a later run may replace the folder
+_WEIGHTS = "model.safetensors"
+
+
+class HfFolder(NamedTuple):
+    """What is to be written, and what the user should know of it, a line each."""
+
+    plans: list[FilePlan]
+    lines: tuple[str, ...]
+    recognised: Recognised | None
+    request: Request  # the tensors under their new names, and their aliases
+
+
+class _Parts(NamedTuple):
+    tensors: list[Tensor]
+    aliases: dict[str, str]
+    files: dict[str, bytes]
+    lines: list[str]
+
+
+def plan(
+    path: str,
+    tensors: Sequence[Tensor],
+    tokenizer: str | None = None,
+    max_shard_nbytes: int | None = None,
+) -> HfFolder:
+    """The files of the folder, for the weights that lie at `path`.
+
+    `tensors` are all that were chosen there, tied ones under each of their names, cast already.
+    The configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that goes
+    before. Raises BadRequest where transformers could not load the result, with what to do.
+    """
+    config = read_config(folder_of(path))
+    found = whole_model(path, tensors, config)
+    if found is None:
+        parts = _unknown(path, tensors, config, tokenizer)
+    else:
+        parts = _known(found, path, tensors, config, tokenizer)
+    request = Request(
+        _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=max_shard_nbytes
+    )
+    files = [FilePlan(name, (content,)) for name, content in sorted(parts.files.items())]
+    plans = [*safetensors.plan(request), *files]
+    return HfFolder([*plans, _manifest(plans, parts.lines)], tuple(parts.lines), found, request)
+
+
+def _known(
+    found: Recognised,
+    path: str,
+    tensors: Sequence[Tensor],
+    config: dict[str, Any] | None,
+    given: str | None,
+) -> _Parts:
+    heads(found, path)
+    folder, sizes = folder_of(path), found.sizes
+    files, tokenizer, said = hf_tokenizer.files(
+        folder, given, sizes["vocab_size"], sizes["n_positions"]
+    )
+    renamed, aliases, lines = _renamed(found, {t.name: t for t in tensors})
+    tied = not _tied_names(found).keys() & {tensor.name for tensor in renamed}
+    made = hf_config.make(found, found.model, tokenizer) if found.model else {}
+    mended, changes = hf_config.mend(
+        found, made if config is None else config, tied=tied, dtype=_dtype(renamed)
+    )
+    if config is None and found.model:
+        changes = [f"{CONFIG} made for {found.model.title}, which has these shapes"]
+    files |= {CONFIG: encoded(mended)}
+    files |= _generation(folder) or {GENERATION: encoded(hf_config.generation(mended))}
+    return _Parts(renamed, aliases, files, [*lines, *changes, *said])
+
+
+def _unknown(
+    path: str,
+    tensors: Sequence[Tensor],
+    config: dict[str, Any] | None,
+    given: str | None,
+) -> _Parts:
+    """Weights of an architecture that is not known: everything is copied as it is."""
+    if config is None:
+        raise BadRequest(
+            f"the tensors are of no known architecture, and no {CONFIG} lies beside them",
+            where=path,
+            hint=f"put the model's {CONFIG} there; --to safetensors writes the weights alone",
+        )
+    folder = folder_of(path)
+    kept, aliases = fold_ties(tensors)
+    files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
+    lines = [f"the architecture is not known: names, {CONFIG} and tokenizer are copied as they are"]
+    if any(tensor.target for tensor in tensors):
+        name = _dtype(kept)
+        files[CONFIG] = encoded(hf_config.with_dtype(config, name))
+        lines.append(f"{CONFIG}: the type of the weights is {name}")
+    else:
+        files[CONFIG] = read_file(os.path.join(folder, CONFIG))
+    if "auto_map" in config:
+        lines.append(f"{CONFIG} names code of its own (auto_map), which is not copied")
+    return _Parts(kept, aliases, files, lines)
+
+
+def _renamed(
+    found: Recognised, tensors: Mapping[str, Tensor]
+) -> tuple[list[Tensor], dict[str, str], list[str]]:
+    """The tensors under canonical names; those left out for their equal; what to say of it."""
+    names = found.names("hf")
+    ties = _tied_names(found)
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    lines: list[str] = []
+    canonical = {names[name]: tensor for name, tensor in tensors.items() if name in names}
+    for name, tensor in canonical.items():
+        twin = canonical[ties[name]] if name in ties else None
+        if twin is None or not _equal(tensor, twin):
+            kept[name] = tensor.renamed(name)
+        else:
+            aliases[name] = twin_name = ties[name]
+            lines.append(f"{name} is {twin_name}, written once")
+    if any(name != new for name, new in names.items()):
+        lines.append(f"names begin with {found.architecture.canonical!r} as transformers has them")
+    if found.skipped:
+        masks = printable(", ".join(found.skipped[:2]))
+        lines.append(f"{len(found.skipped)} buffers are left out ({masks} ...): they are computed")
+    return list(kept.values()), aliases, lines
+
+
+def _tied_names(found: Recognised) -> dict[str, str]:
+    """Canonical name of what may be left out -> of the tensor it equals then: the head's."""
+    prefix = found.architecture.canonical
+    rules = found.architecture.rules
+    return {
+        (prefix if rule.prefixed else "") + rule.name: prefix + rule.tied_to
+        for rule in rules.values()
+        if rule.tied_to
+    }
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """The same view, or the same values, which have to be read to be compared."""
+    return one.view == other.view or tensor_digest(one) == tensor_digest(other)
+
+
+def _dtype(tensors: Sequence[Tensor]) -> str:
+    """The name of the floating-point type that takes the most bytes."""
+    nbytes: Counter[str] = Counter()
+    for tensor in tensors:
+        nbytes[tensor.dtype.name] += tensor.nbytes * tensor.dtype.is_float
+    return nbytes.most_common(1)[0][0]
+
+
+def _generation(folder: str) -> dict[str, bytes]:
+    path = os.path.join(folder, GENERATION)
+    return {GENERATION: read_file(path)} if os.path.isfile(path) else {}
+
+
+def _manifest(plans: Sequence[FilePlan], lines: Sequence[str]) -> FilePlan:
+    rows = [{"file": plan.path, "nbytes": plan.nbytes} for plan in plans]
+    content = {"format": "cgpt-convert hf 1", "files": rows, "notes": list(lines)}
+    return FilePlan(MANIFEST, (encoded(content),))

@@ -1,0 +1,94 @@
+"""config.json and generation_config.json of a folder that transformers loads: mended, or made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.exports.whole_model import end_id
+from cgpt_convert.inert import text
+from cgpt_convert.mapping.config import CONFIG, check_config
+from cgpt_convert.mapping.identity import Model
+from cgpt_convert.mapping.recognised import Recognised
+
+_CLASS = {"gpt2": "GPT2LMHeadModel"}  # architecture -> the class of transformers that has its head
+_ABSENT = object()
+
+
+def make(recognised: Recognised, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The configuration of a model that is known by name, all that its row tells."""
+    vocab_size = recognised.sizes["vocab_size"]
+    return {
+        "activation_function": model.activation,
+        "architectures": [_CLASS[recognised.architecture.name]],
+        "bos_token_id": end_id({}, tokenizer, "bos", vocab_size),
+        "eos_token_id": end_id({}, tokenizer, "eos", vocab_size),
+        "layer_norm_epsilon": model.layer_norm_epsilon,
+        "model_type": recognised.architecture.model_types[0],
+        **recognised.sizes,
+        "n_head": model.n_head,
+        "tie_word_embeddings": True,
+    }
+
+
+def mend(
+    recognised: Recognised, config: Mapping[str, Any], *, tied: bool, dtype: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The configuration that fits the tensors, and a line for everything that had to be changed.
+
+    `dtype` is what the weights are written as. What contradicts the known model of these shapes,
+    and may be right for all that, stays, and has a line as well.
+    """
+    architecture = recognised.architecture
+    wanted: dict[str, Any] = {
+        "model_type": architecture.model_types[0],
+        "architectures": [_CLASS[architecture.name]],
+        "n_ctx": recognised.sizes["n_positions"],  # llama.cpp's converter wants it
+    }
+    mended = dict(config)
+    for size, keys in architecture.config_keys.items():
+        value = recognised.n_head if size == "n_head" else recognised.sizes[size]
+        present = [key for key in keys if config.get(key) is not None]
+        wanted |= dict.fromkeys(present or keys[:1], value)
+    default = architecture.config_defaults
+    for size, dim in default.items():  # what may be left out stays so, if it means the same
+        keys = architecture.config_keys[size]
+        means = dim.factor * recognised.sizes[dim.symbol]
+        if means == recognised.sizes[size] and all(config.get(key) is None for key in keys):
+            wanted.pop(keys[0])
+    wanted |= dict.fromkeys(_dtype_keys(config), dtype)
+    if config.get("tie_word_embeddings", True) is not tied:
+        wanted["tie_word_embeddings"] = tied
+    lines = []
+    for key, value in wanted.items():
+        was = config.get(key, _ABSENT)
+        if was != value or type(was) is not type(value):
+            before = "" if was is _ABSENT else f", was {text(was, 60)}"
+            lines.append(f"{CONFIG}: {key} {text(value, 60)}{before}")
+            mended[key] = value
+    return mended, lines + check_config(recognised, mended)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration saying what type the weights are, under the key that it has for that."""
+    return {**config, **dict.fromkeys(_dtype_keys(config), dtype)}
+
+
+def _dtype_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys to say it with: the old one, which every version reads, unless dtype is there."""
+    return [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
+
+
+def generation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The generation_config.json that transformers derives from such a config.json."""
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"_from_model_config": True} | {
+        key: config[key] for key in keys if config.get(key) is not None
+    }
+
+
+def encoded(content: Mapping[str, Any]) -> bytes:
+    """The JSON as transformers writes it: sorted, indented by two."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

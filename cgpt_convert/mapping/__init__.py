@@ -1,0 +1,1 @@
+"""Known architectures and models, from the TOML files of `mappings/`."""

@@ -1,0 +1,127 @@
+"""Where a file's tensors differ from its architecture's: every difference, with what was expected.
+
+Sizes are what most tensors agree on, one-dimensional ones before others because they cannot be
+transposed. So one wrong tensor is reported as that, not as all others being wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from cgpt_convert.inert import printable
+from cgpt_convert.mapping.architecture import LAYERS, Architecture, Dim, Place
+from cgpt_convert.tensor import Tensor
+
+
+def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
+    """The sizes that the tensors' shapes tell; those that nothing tells are left out."""
+    by_rank: dict[int, list[tuple[Sequence[Dim], tuple[int, ...]]]] = defaultdict(list)
+    for place, tensor in found:
+        if len(tensor.shape) == len(place.rule.dims):
+            by_rank[len(tensor.shape)].append((place.rule.dims, tensor.shape))
+    known: dict[str, int] = {}
+    for rank in sorted(by_rank):
+        votes: dict[str, Counter[int]] = defaultdict(Counter)
+        for dims, shape in by_rank[rank]:
+            for symbol, size in _solved(dims, shape, known).items():
+                votes[symbol][size] += 1
+        for symbol, counter in votes.items():
+            known.setdefault(symbol, counter.most_common(1)[0][0])
+    return known
+
+
+def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """A line for each of these tensors, which the architecture does not have."""
+    for name, tensor in tensors.items():
+        yield (
+            f"{printable(name)}: unexpected ({tensor.stored.name}, {_dims(tensor.shape)}); "
+            f"{architecture.name} has no tensor of that name there"
+        )
+
+
+def ill_shaped(
+    found: Mapping[str, tuple[Place, Tensor]], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """A line for each tensor of another shape, or of a type that weights do not have."""
+    for name, (place, tensor) in found.items():
+        shape = place.rule.shape(sizes)
+        if tensor.shape != shape:
+            line = (
+                f"{printable(name)}: shape {_dims(tensor.shape)}, expected {_wanted(place, sizes)}"
+            )
+            if place.rule.conv1d and tensor.shape[::-1] == shape:
+                line += "; it is stored as a Linear layer's weight (out, in), not a Conv1D's"
+            elif len(tensor.shape) > 1 and tensor.shape[::-1] == shape:
+                line += "; it is transposed"
+            yield line
+        if not tensor.dtype.is_float:
+            yield f"{printable(name)}: {tensor.dtype.name}, expected a floating-point type"
+
+
+def missing(
+    architecture: Architecture, prefix: str, present: Iterable[str], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """A line for each tensor that is not there; one for a run of layers that are not there at all.
+
+    A tied tensor may be absent. The highest layer that is there says how many there are.
+    """
+    names = set(present)
+    layered = [rule for rule in architecture.rules.values() if rule.layered]
+    gone: list[int] = []
+    for layer in range(sizes[LAYERS]):
+        places = [Place(rule, layer) for rule in layered]
+        if any(place.name(prefix) in names for place in places):
+            yield from _lost_layers(gone, prefix, len(layered))
+            gone = []
+            yield from _missing(places, prefix, names, sizes)
+        else:
+            gone.append(layer)
+    single = [rule for rule in architecture.rules.values() if not (rule.layered or rule.tied_to)]
+    yield from _missing([Place(rule, None) for rule in single], prefix, names, sizes)
+
+
+def _missing(
+    places: Iterable[Place], prefix: str, names: set[str], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    for place in places:
+        name = place.name(prefix)
+        if name not in names:
+            yield f"{name}: missing, expected {_wanted(place, sizes)}"
+
+
+def _lost_layers(layers: list[int], prefix: str, tensors: int) -> Iterator[str]:
+    if layers:
+        first, last = layers[0], layers[-1]
+        which = f"layer {first} is" if first == last else f"layers {first} to {last} are"
+        what = f"under {prefix}*" if prefix else "of the layers"
+        yield f"{which} missing, expected {tensors} tensors in each ({what})"
+
+
+def _solved(
+    dims: Sequence[Dim], shape: tuple[int, ...], known: Mapping[str, int]
+) -> dict[str, int]:
+    """The sizes under which these dimensions have that shape, or the reverse of it.
+
+    Empty if there are none that agree with what is known already.
+    """
+    for candidate in (shape, shape[::-1]):
+        sizes = dict(known)
+        if all(
+            size % dim.factor == 0
+            and sizes.setdefault(dim.symbol, size // dim.factor) == size // dim.factor
+            for dim, size in zip(dims, candidate, strict=True)
+        ):
+            return {dim.symbol: sizes[dim.symbol] for dim in dims}
+    return {}
+
+
+def _wanted(place: Place, sizes: Mapping[str, int]) -> str:
+    """The shape in numbers, as far as they are known, and in symbols."""
+    dims = place.rule.dims
+    numbers = [str(d.factor * sizes[d.symbol]) if d.symbol in sizes else str(d) for d in dims]
+    return f"{' x '.join(numbers)} ({' x '.join(map(str, dims))})"
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"

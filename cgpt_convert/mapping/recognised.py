@@ -1,0 +1,41 @@
+"""What a file's tensors are in the terms of an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cgpt_convert.mapping.architecture import Architecture, Place, fill
+from cgpt_convert.mapping.identity import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Recognised:
+    """What a file's tensors are in the terms of an architecture. Nothing was read to know it."""
+
+    architecture: Architecture
+    prefix: str  # that its names have
+    places: Mapping[str, Place]  # name in the file -> what it is; in the file's order
+    sizes: Mapping[str, int]  # what the tensors tell, called as in config.json
+    n_head: int | None
+    n_head_source: str  # "config.json", or the known model's name; "" if nothing tells it
+    model: Model | None  # the known one of these shapes and heads
+    skipped: tuple[str, ...]  # names of buffers that no output has
+    misfits: tuple[str, ...]  # everything unexpected, missing or ill-shaped, with what was expected
+    head: str  # "tied": the same storage as its twin; "own copy": another; "absent"
+    # how Conv1D weights lie: "contiguous", "transposed" (strides (1, in)), "mixed", "" for none
+    conv1d: str
+    refusal: str  # why logits cannot be had from these weights; "" if they can
+
+    def names(self, target: str) -> dict[str, str]:
+        """Name in the file -> name for `target`: "hf" (canonical), or a column of the TOML.
+
+        Tensors that the target has no name for are left out.
+        """
+        found = {}
+        for name, place in self.places.items():
+            if target == "hf":
+                found[name] = place.name(self.architecture.canonical)
+            elif target in place.rule.names:
+                found[name] = fill(place.rule.names[target], place.layer)
+        return found

@@ -1,0 +1,1 @@
+"""Writing: temporary siblings, checksums, threads, the rename."""

@@ -1,0 +1,292 @@
+"""The only module that writes. Whatever the format: temporary sibling, stream, check, rename.
+
+Whoever kills the process finds the old output or none. A temporary that a kill left behind is
+removed by the next run that writes the same output.
+
+A plan says where every part lies, so parts can be written in any order: where elements must be
+rearranged or hashed, a few threads share them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from isal.isal_zlib import crc32, crc32_combine
+
+from cgpt_convert.errors import CannotWrite, Malformed
+from cgpt_convert.output import staging
+from cgpt_convert.output.checksums import Advance, storage_crc32, untold
+from cgpt_convert.output.crew import Crew, Job
+from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part, part_nbytes
+from cgpt_convert.source import CHUNK, Source
+from cgpt_convert.tensor import Range, Tensor
+from cgpt_convert.values import blocks
+from cgpt_convert.values.blocks import CastCounts
+
+_BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
+
+
+@dataclass(slots=True)
+class Options:
+    """How to write, by how many threads. `lost` gathers what casts cost, by tensor name."""
+
+    overwrite: bool = False
+    advance: Advance = untold
+    jobs: int = 0  # 0: as many as the process may use cores
+    lost: dict[str, CastCounts] = field(default_factory=dict)
+
+
+def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """The paths written: each plan's file in the existing `folder`, all of them or none.
+
+    Raises CannotWrite; Malformed where bytes read do not match the checksum the source records.
+    """
+    with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
+        _Work(stage, options).write(plans)
+        return stage.publish()
+
+
+def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """The paths written: a new folder with each plan's file, whole or not at all."""
+    with staging.Folder(folder, overwrite=options.overwrite) as stage:
+        _Work(stage, options).write(plans)
+        return stage.publish()
+
+
+def write_blocks(tensor: Tensor, descriptor: int) -> None:
+    """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
+    for piece in _Pieces(Options(), Crew(1)).of(tensor):
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  what is left of it
+    tensor.storage.source.check_unchanged()
+
+
+class _Pieces:
+    """The bytes of tensors in pieces, compared with the checksum that the source records."""
+
+    def __init__(self, options: Options, crew: Crew) -> None:
+        self.options = options
+        self.crew = crew
+        self.block = _BLOCK // crew.size
+        self.checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
+
+    def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
+        """The tensor's bytes; each piece is valid until the next. `position` is in the output."""
+        storage, extent = tensor.storage, tensor.extent()
+        if extent is not None and extent.nbytes == storage.nbytes:
+            yield from self._whole(tensor, extent, position)
+            return
+        if self.crew.size > 1 and extent is None:
+            self.crew.wait_prepared()
+        if storage.crc32 is not None and id(storage) not in self.checked:
+            if storage_crc32(storage) != storage.crc32:
+                raise _damaged(tensor)
+            self.checked.add(id(storage))
+        counts = None
+        if tensor.target:
+            counts = self.options.lost.setdefault(tensor.name, CastCounts())
+        for block in tensor.blocks(self.block, counts):
+            self.crew.go_on()
+            yield block
+
+    def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
+        storage, start, nbytes = extent
+        buffer = memoryview(bytearray(min(CHUNK, nbytes)))
+        value = done = 0
+        while done < nbytes:
+            self.crew.go_on()
+            # up to a multiple of CHUNK in the output: whole pages cost less to write
+            piece = buffer[: min(CHUNK - (position + done) % CHUNK, nbytes - done)]
+            storage.readinto(start + done, piece)
+            if storage.crc32 is not None:
+                value = crc32(piece, value)
+            done += len(piece)
+            yield piece
+        if storage.crc32 not in (None, value):
+            raise _damaged(tensor)
+        self.checked.add(id(storage))
+
+
+class _Work:
+    """The files of one output being written."""
+
+    def __init__(self, stage: staging.Stage, options: Options) -> None:
+        self.stage = stage
+        self.options = options
+        self.crew = Crew(options.jobs or _cores())
+        self.pieces = _Pieces(options, self.crew)
+        self.digests: dict[str, FileDigest] = {}
+
+    def write(self, plans: Sequence[FilePlan]) -> None:
+        """Write them all, under their temporary names."""
+        staging.check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
+        for in_order, group in groupby(plans, key=_is_hashed_in_order):
+            if in_order:  # a digest needs the bytes in order, so a thread takes a whole file
+                self.crew.run(
+                    [functools.partial(self._hashed_file, plan) for plan in group],
+                    prepare=_import_all,
+                )
+            else:
+                for plan in group:
+                    self._file(plan)
+        for source in _sources(plans):
+            source.check_unchanged()
+
+    def _hashed_file(self, plan: FilePlan) -> None:
+        self.crew.wait_prepared()
+        import hashlib
+
+        out = _Output(self, plan)
+        digest, value = hashlib.sha256(), 0
+        with out:
+            for at, _, part in out.placed():
+                for piece in self._pieces(part, at):
+                    digest.update(piece)
+                    value = crc32(piece, value)
+                    out.write(piece, at)
+                    at += len(piece)  # noqa: PLW2901  the place of the next piece
+        with self.crew.lock:
+            self.digests[plan.path] = FileDigest(digest.hexdigest(), value)
+
+    def _file(self, plan: FilePlan) -> None:
+        out = _Output(self, plan)
+        with out:
+            jobs: list[Job] = []
+            rearranged = 0
+            for at, index, part in out.placed():
+                job: Job = functools.partial(self._part, out, at, index, part)
+                if isinstance(part, Tensor) and part.extent() is None:
+                    jobs.insert(rearranged, job)  # at the front, where the calling thread begins
+                    rearranged += 1
+                elif not isinstance(part, Crc32):
+                    jobs.append(job)
+            if rearranged:
+                self.crew.run(jobs, prepare=_import_all)
+            else:  # copying is the disk's work: a second thread gains nothing
+                for job in jobs:
+                    job()
+            for at, _, part in out.placed():
+                if isinstance(part, Crc32):
+                    out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
+            if plan.hashed:
+                self.digests[plan.path] = out.digest()
+
+    def _part(self, out: _Output, at: int, index: int, part: Part) -> None:
+        value = 0
+        for piece in self._pieces(part, at):
+            if index in out.covered:
+                value = crc32(piece, value)
+            out.write(piece, at)
+            at += len(piece)
+        out.sums[index] = value
+
+    def _pieces(self, part: Part, at: int) -> Iterator[memoryview]:
+        if isinstance(part, Tensor):
+            return self.pieces.of(part, at)
+        if isinstance(part, Late):
+            part = part.make(self.digests)
+        return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
+
+
+class _Output:
+    """One temporary file, written at any offset."""
+
+    def __init__(self, work: _Work, plan: FilePlan) -> None:
+        self.plan = plan
+        self.advance = work.options.advance
+        self.lock = work.crew.lock
+        self.where = work.stage.final(plan.path)
+        self.covered = {
+            index for p in plan.parts if isinstance(p, Crc32) for index in range(p.first, p.last)
+        }
+        self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
+        self.written = 0
+        with self.lock:
+            _, self.descriptor = work.stage.create(plan.path)
+
+    def __enter__(self) -> None:
+        """Nothing to do: it is open."""
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            os.close(self.descriptor)
+        except OSError as error:  # a network file system may tell only now
+            raise self._cannot(error) from error
+        if _error[0] is None and self.written != self.plan.nbytes:
+            why = f"wrote {self.written:,} bytes where {self.plan.nbytes:,} were planned"
+            raise CannotWrite(why, where=self.where)
+
+    def placed(self) -> Iterator[tuple[int, int, Part]]:
+        """Offset, index and part, in order."""
+        at = 0
+        for index, part in enumerate(self.plan.parts):
+            yield at, index, part
+            at += part_nbytes(part)
+
+    def write(self, data: memoryview, at: int) -> None:
+        """Write all of `data` at the offset."""
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self.descriptor, data[done:], at + done)
+        except OSError as error:
+            raise self._cannot(error) from error
+        with self.lock:
+            self.written += done
+            self.advance(done)
+
+    def crc32(self, part: Crc32) -> int:
+        """The CRC-32 of the parts that `part` covers."""
+        value = 0
+        for index in range(part.first, part.last):
+            value = crc32_combine(value, self.sums[index], part_nbytes(self.plan.parts[index]))
+        return value
+
+    def digest(self) -> FileDigest:
+        """Of the file as it is now, read again: for checksums that stand before what they cover."""
+        import hashlib
+
+        digest, value = hashlib.sha256(), 0
+        for at in range(0, self.plan.nbytes, CHUNK):
+            data = os.pread(self.descriptor, CHUNK, at)
+            digest.update(data)
+            value = crc32(data, value)
+        return FileDigest(digest.hexdigest(), value)
+
+    def _cannot(self, error: OSError) -> CannotWrite:
+        return CannotWrite(os.strerror(error.errno or 0), where=self.where)
+
+
+def _import_all() -> None:
+    """Import what rearranging, casting and hashing import when they are first used."""
+    import hashlib  # noqa: F401
+
+    blocks.import_all()
+
+
+def _is_hashed_in_order(plan: FilePlan) -> bool:
+    return plan.hashed and not any(isinstance(part, Crc32) for part in plan.parts)
+
+
+def _sources(plans: Sequence[FilePlan]) -> list[Source]:
+    tensors = (part for plan in plans for part in plan.parts if isinstance(part, Tensor))
+    return list({id(t.storage.source): t.storage.source for t in tensors}.values())
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _damaged(tensor: Tensor) -> Malformed:
+    return Malformed(
+        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
+        where=tensor.storage.source.name,
+        hint="download the file again",
+    )

@@ -1,0 +1,284 @@
+"""Inert tree -> names: containers are flattened, tensors recognised, the rest listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from cgpt_convert import findings
+from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.findings import Finding
+from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
+from cgpt_convert.limits import EXPANSION, EXPANSION_FLOOR, NESTING, NODES, REPEATED
+from cgpt_convert.pickles import ndarray
+from cgpt_convert.pickles.rebuild import KNOWN, StorageTable, rebuild, unwrap
+from cgpt_convert.tensor import Tensor
+
+Pairs = list[tuple[Value, Value]]
+
+# torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
+_MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
+
+
+def fill(checkpoint: Checkpoint, value: Value, storages: StorageTable, prefix: str = "") -> None:
+    """Add to `checkpoint` what the tree `value` holds, under names that begin with `prefix`.
+
+    Raises one error that lists every tensor that cannot be understood.
+    """
+    walk = _Walk(checkpoint, storages)
+    walk.visit(prefix, value, 0)
+    if walk.errors:
+        raise _together(checkpoint.path, walk.errors)
+    _check_expansion(checkpoint)
+
+
+def _check_expansion(checkpoint: Checkpoint) -> None:
+    """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that."""
+    parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
+    views = {tensor.view: tensor for tensor in (*parts, *checkpoint.tensors.values())}
+    stored = {id(tensor.storage): tensor.storage.nbytes for tensor in views.values()}
+    allowed = EXPANSION * sum(stored.values()) + EXPANSION_FLOOR
+    claimed = sum(tensor.nbytes for tensor in views.values())
+    if claimed > allowed:
+        worst = sorted(views.values(), key=lambda tensor: tensor.nbytes, reverse=True)[:_WORST]
+        names = ", ".join(f"{printable(t.name)} ({t.nbytes:,} bytes)" for t in worst)
+        raise Unsupported(
+            f"tensors of {claimed:,} bytes over storages of {sum(stored.values()):,}: {names}",
+            where=checkpoint.path,
+        )
+
+
+_WORST = 3
+
+
+def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> None:
+    """Add the names that a pickle mentions to `checkpoint`, and a finding for foreign ones."""
+    seen = dict.fromkeys(checkpoint.globals) | dict.fromkeys(".".join(name) for name in names)
+    checkpoint.globals = list(seen)
+    if foreign(checkpoint.globals):
+        found = ", ".join(printable(name) for name in foreign(checkpoint.globals))
+        checkpoint.findings.append(Finding(findings.FOREIGN, found))
+
+
+def foreign(names: list[str]) -> list[str]:
+    """The names that are neither torch's data forms nor classes of a TorchScript archive."""
+    return [name for name in names if name not in KNOWN and not is_script_class(name)]
+
+
+def is_script_class(name: str) -> bool:
+    """Is it a class whose code lies in a TorchScript archive, or a helper of its pickler?"""
+    return name.startswith("__torch__.") or name in _SCRIPT_HELPERS
+
+
+# torch/csrc/jit/serialization/pickler.cpp: lists and tagged values wrap what they hold
+_SCRIPT_HELPERS = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        "build_boollist",
+        "build_doublelist",
+        "build_intlist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
+)
+
+
+@dataclass(slots=True)
+class _Walk:
+    checkpoint: Checkpoint
+    storages: StorageTable
+    errors: list[tuple[str, CgptError]] = field(default_factory=list)
+    nodes: int = 0
+    repeated: int = 0
+    seen: set[int] = field(default_factory=set)  # ids of all values that hold others
+    path: set[int] = field(default_factory=set)  # ids of those that we are inside of
+    dicts: list[str] = field(default_factory=lambda: [""])  # paths of the dicts among them
+
+    def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
+        """Take in `value` under `name`; of a foreign object's inside only the tensors."""
+        self.nodes += 1
+        if self.nodes > NODES:
+            raise Unsupported(f"more than {NODES:,} values", where=self.checkpoint.path)
+        self.count_again(value)
+        pairs = _children(value)
+        if pairs is None:
+            self.take(name, value, depth, tensors_only=tensors_only)
+            return
+        if id(value) in self.path:
+            self.checkpoint.findings.append(Finding(findings.CYCLE, printable(name)))
+            return
+        if _is_dict(value):
+            self.checkpoint.containers.setdefault(name, self.dicts[-1])
+            self.dicts.append(name)
+        self.inside(name, value, pairs, depth, tensors_only=tensors_only)
+        if _is_dict(value):
+            self.dicts.pop()
+        if isinstance(value, Call) and value.state is not None and not tensors_only:
+            self.state_of_container(name, value.state)
+
+    def count_again(self, value: Value) -> None:
+        """Bound the work that sharing makes: five bytes of pickle can double the tree."""
+        if not isinstance(value, list | tuple | Dict | Set | Call):
+            return
+        if id(value) in self.seen:
+            self.repeated += 1 + (len(value) if isinstance(value, list | tuple) else 0)
+            if self.repeated > REPEATED:
+                raise Unsupported("too many shared values", where=self.checkpoint.path)
+        self.seen.add(id(value))
+
+    def inside(
+        self, name: str, value: Value, pairs: Pairs, depth: int, *, tensors_only: bool
+    ) -> None:
+        """Visit what `value` holds, unless we are inside of it already."""
+        if id(value) in self.path:
+            return
+        if depth > NESTING:
+            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+        self.path.add(id(value))
+        for key, child in pairs:
+            self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
+        self.path.discard(id(value))
+
+    def state_of_container(self, name: str, state: Value) -> None:
+        """What a dict carries beside its items: torch's `_metadata`, module versions."""
+        pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
+        for key, value in pairs:
+            self.checkpoint.others.append(Leaf(_join(name, key), value))
+
+    def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
+        """Take in one value that is no container."""
+        if isinstance(value, Call):
+            try:
+                tensor = rebuild(value, self.storages)
+            except CgptError as error:
+                self.errors.append((name, error))
+                if len(self.errors) == _LISTED:
+                    raise _together(self.checkpoint.path, self.errors) from None
+                return
+            if tensor is not None:
+                self.add(name, tensor)
+                attached = [pair for state in unwrap(value)[1] for pair in _of_state(state)]
+                self.inside(name, value, attached, depth, tensors_only=tensors_only)
+                return
+            number = ndarray.scalar(value)
+            if number is not None:
+                value = number
+        if not tensors_only:
+            self.checkpoint.others.append(Leaf(name, value))
+        if isinstance(value, Call):  # the tensors in an object of an unknown class
+            self.inside(name, value, list(_held(value)), depth, tensors_only=True)
+
+    def add(self, name: str, tensor: Tensor | Exotic) -> None:
+        """Enter the tensor under its name; a second one of that name is a finding."""
+        checkpoint = self.checkpoint
+        if name in checkpoint.tensors or name in checkpoint.exotic:
+            if name not in checkpoint.collisions:
+                checkpoint.findings.append(Finding(findings.COLLISION, printable(name)))
+            checkpoint.collisions.add(name)
+        elif isinstance(tensor, Tensor):
+            checkpoint.tensors[name] = tensor.renamed(name)
+        else:
+            parts = tuple(part.renamed(f"{name}.{part.name}") for part in tensor.parts)
+            checkpoint.exotic[name] = tensor._replace(name=name, parts=parts)
+
+
+def _children(value: Value) -> Pairs | None:
+    """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
+    match value:
+        case Dict():
+            return value.items
+        case list() | tuple():
+            return _elements(value)
+        case Set():
+            return _elements(value.members)
+        case Call(func=Global() as func):
+            return _call_children(str(func), value)
+    return None
+
+
+_PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
+
+
+def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
+    """The values by their numbers; None if they are plain, which is one leaf: shuffled indices."""
+    plain = values and all(type(value) in _PLAIN for value in values)
+    return None if plain else list(enumerate(values))
+
+
+_SETS = ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")
+_DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
+
+
+def _is_dict(value: Value) -> bool:
+    """Is it a container whose children have names: a dict or a TorchScript object?"""
+    if not isinstance(value, Call):
+        return isinstance(value, Dict)
+    name = str(value.func)
+    return name in _DICTS or name.startswith("__torch__.")
+
+
+def _call_children(name: str, call: Call) -> Pairs | None:
+    args = call.args if isinstance(call.args, tuple) else ()
+    if name in _DICTS:
+        return _given(args) + call.items
+    if name in _SETS or name in _SCRIPT_HELPERS:
+        return [("", value) for value in args[:1]] + list(enumerate(call.elements))
+    return list(_held(call)) if is_script_class(name) else None
+
+
+def _given(args: tuple[Value, ...]) -> Pairs:
+    """The items that a dict is made of; of a defaultdict, the function before them is none."""
+    match args[-1:]:
+        case (Dict() as given,):
+            return given.items
+        case (list() as given,) if all(map(_is_pair, given)):  # protocols 0 and 1
+            return [(pair[0], pair[1]) for pair in given]
+    return [("", value) for value in args if not isinstance(value, Global)]
+
+
+def _is_pair(value: Value) -> bool:
+    return isinstance(value, list | tuple) and len(value) == len(("key", "value"))
+
+
+def _held(call: Call) -> Iterator[tuple[Value, Value]]:
+    """What an object holds: its arguments, its attributes, its items and its elements."""
+    if isinstance(call.args, tuple):
+        for index, value in enumerate(call.args):
+            yield f"args.{index}", value
+    if isinstance(call.kwargs, Dict):
+        yield from call.kwargs.items
+    yield from _of_state(call.state)
+    yield from call.items
+    yield from enumerate(call.elements)
+
+
+def _of_state(state: Value) -> Iterator[tuple[Value, Value]]:
+    """An object's attributes, from the state that it was saved with."""
+    states = state if isinstance(state, tuple) else (state,)
+    for part in states:  # a pair where the class has __slots__
+        if isinstance(part, Dict):
+            for key, value in part.items:
+                yield ("" if key in _MODULE_SLOTS else key), value
+        elif part is not None:
+            yield "", part
+
+
+def _join(name: str, key: Value) -> str:
+    part = key if isinstance(key, str) else str(key) if type(key) is int else text(key)
+    return f"{name}.{part}" if name and part else name or part
+
+
+_SHOWN = 20
+_LISTED = 1000  # more errors than that tell nobody more
+
+
+def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:
+    """One error that names every tensor that failed; malformed if any of them is."""
+    kind = next((type(e) for _, e in errors if isinstance(e, Malformed)), type(errors[0][1]))
+    lines = [f"{printable(name)}: {str(error).splitlines()[0]}" for name, error in errors[:_SHOWN]]
+    if len(errors) == 1:
+        return kind(lines[0], where=path)
+    if len(errors) > _SHOWN:
+        lines.append(f"and {len(errors) - _SHOWN} more")
+    return kind(f"{len(errors)} tensors cannot be read:\n  " + "\n  ".join(lines), where=path)

@@ -1,0 +1,1 @@
+"""A tensor's elements: gathered from strides, byte-swapped, cast, quantized, measured."""
