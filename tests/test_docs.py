@@ -19,7 +19,9 @@ DOCS = {path.name: path.read_text() for path in [*TOP.glob("*.md"), *TOP.glob("d
 
 def section(page: str, title: str) -> str:
     """The text under the heading `title`, up to the next of its level."""
-    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", DOCS[page], re.M | re.S)
+    match = re.search(
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", DOCS[page], re.MULTILINE | re.DOTALL
+    )
     assert match, f"{page} has no heading {title!r}"
     return match[1]
 
@@ -92,7 +94,7 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
 
 
 def test_readme_shows_what_the_demo_prints(demo_output: str) -> None:
-    block = re.search(r"<!-- demo -->\n```console\n(.*?)```", DOCS["README.md"], re.S)
+    block = re.search(r"<!-- demo -->\n```console\n(.*?)```", DOCS["README.md"], re.DOTALL)
     assert block
     for passage in block[1].split("...\n"):
         assert passage in demo_output, passage
@@ -115,7 +117,8 @@ def test_links_lead_somewhere(page: str) -> None:
             file, _, anchor = target.partition("#")
             assert not file or (folder / file).exists(), f"{page}: {target}"
             if anchor:
-                assert f"## {anchor}" in DOCS[file or page]
+                titles = re.findall(r"^#+ (.*)", DOCS[Path(file or page).name], re.MULTILINE)
+                assert anchor in {title.lower().replace(" ", "-") for title in titles}, target
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,9 @@ def test_a_stopped_run_leaves_the_old_output_or_none_and_no_temporary(
         folder = tmp_path / str(index)
         old = case.prepare(folder, older=bool(index % 2))
         result, err = stopped(case, folder, number, chance.uniform(0, 0.06))
-        # CPython dies of the signal, 130 to a shell, if it came while exec() ran: an import did
-        assert result in (0, code, -number if number == signal.SIGINT else code), err
+        # CPython dies of the signal, which a shell reports as the same code, if it comes while
+        # exec() runs (an import did) or while the interpreter ends
+        assert result in (0, code, -number), err
         assert "Traceback" not in err
         assert partials(folder) == []
         assert is_one_of_both(folder, case, old)

@@ -93,7 +93,7 @@ def own(module: str) -> set[str]:
 
 def unit(module: str) -> str:
     """The module of the top level or the package that `module` belongs to."""
-    return module.split(".")[0]
+    return module.partition(".")[0]
 
 
 def floor_of(module: str) -> int:
