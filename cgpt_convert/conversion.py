@@ -13,6 +13,7 @@ from cgpt_convert import formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BLOCK_CASTS, CASTS
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.exports import undone
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.select import Selection, Wish, select
 
@@ -82,10 +83,7 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
             no_vocab=not target.vocabulary,
         )
         return Conversion(made.plans, chosen, made.request, made.lines)
-    if checkpoint.kind == "GGUF":
-        from cgpt_convert.exports import llama_undo
-
-        checkpoint = llama_undo.undo(checkpoint)
+    checkpoint = undone(checkpoint)
     if target.to == HF:
         from cgpt_convert.exports import hf
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.exports import undone
 from cgpt_convert.inert import text
 from cgpt_convert.mapping.config import check_config, read_config
 from cgpt_convert.mapping.recognise import recognise
@@ -60,7 +61,7 @@ def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
     """What the tensors are if they are of a known architecture, and the names of its buffers."""
     path = checkpoint.path
     config = read_config(path if os.path.isdir(path) else os.path.dirname(path) or ".")
-    recognised = recognise(checkpoint, config)
+    recognised = recognise(undone(checkpoint), config)
     if recognised is None:
         return None, set()
     known = recognised.model

@@ -20,8 +20,9 @@ FLOORS = (
     "containers mapping",
     "formats",
     "opening select output",
-    "exports summary",
+    "exports",
     "conversion",
+    "summary",
     "cli",
     "__main__",
 )

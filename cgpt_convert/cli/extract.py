@@ -11,6 +11,7 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.exports import undone
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
@@ -104,7 +105,7 @@ def _plans(
     checkpoint: Checkpoint, by: str, match: tuple[str, ...], exclude: tuple[str, ...]
 ) -> list[FilePlan]:
     if by == "name":
-        chosen = select(checkpoint, Wish(EVERYTHING, match, exclude))
+        chosen = select(undone(checkpoint), Wish(EVERYTHING, match, exclude))
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
         return parameters.plan(request)
     tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match, exclude)]
