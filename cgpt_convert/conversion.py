@@ -91,12 +91,6 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
         folder = hf.plan(checkpoint.path, chosen.tensors, target.tokenizer, target.max_shard_nbytes)
         return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
     form = formats.by_name(target.to)
-    if not form.FOLDER and not os.path.basename(target.output):
-        raise BadRequest(
-            f"{form.NAME} is written as a file, not as a folder",
-            where=target.output,
-            hint=f"name it, say {os.path.join(target.output, 'model' + form.SUFFIX)}",
-        )
     chosen = select(checkpoint, wish)
     request = Request(
         name, tuple(chosen.tensors), chosen.aliases, max_shard_nbytes=target.max_shard_nbytes
@@ -106,6 +100,13 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
 
 def _check(wish: Wish, target: Target) -> None:
     """Refuse settings that the target has no use for: they were meant for something."""
+    form = formats.by_name(target.to) if target.to != HF else None
+    if form and not form.FOLDER and not os.path.basename(target.output):
+        raise BadRequest(
+            f"{form.NAME} is written as a file, not as a folder",
+            where=target.output,
+            hint=f"name it, say {os.path.join(target.output, 'model' + form.SUFFIX)}",
+        )
     model = target.to in (GGUF, HF)
     if wish.dtype in BLOCK_CASTS and target.to != GGUF:
         raise BadRequest(f"only GGUF has {wish.dtype}", hint="write a .gguf file, or another dtype")

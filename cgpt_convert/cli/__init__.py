@@ -63,8 +63,8 @@ class _Lazy(click.Group):
 def group() -> None:
     r"""Look into PyTorch weight files and convert them, without torch and without running them.
 
-    SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .npz), a model folder, an
-    *.index.json, or an extracted parameters/ folder.
+    SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz), a model folder,
+    an *.index.json, or an extracted parameters/ folder.
 
     \b
     Exit codes: 0 done and right; 1 a check found a difference or a danger; 2 bad usage;
@@ -76,8 +76,11 @@ def group() -> None:
 def main() -> int:
     """The exit code of the command that `sys.argv` asks for."""
     for number in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, number):
+        # one that is ignored stays so: that is what nohup does
+        if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) != signal.SIG_IGN:
             signal.signal(getattr(signal, number), _terminate)
+    if sys.stdout is None:  # it was closed before we began
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as we live
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run()

@@ -29,7 +29,10 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         if match is None:
             self.fail(f"{value!r} is not a size such as 5GB", param, ctx)
         base = 1024 if match[3] else 1000
-        return int(float(match[1]) * base ** " kMGT".index((match[2] or " ").replace("K", "k")))
+        try:
+            return int(float(match[1]) * base ** " kMGT".index((match[2] or " ").replace("K", "k")))
+        except OverflowError:
+            self.fail(f"{value!r} is more than can be counted", param, ctx)
 
 
 @click.command("convert")

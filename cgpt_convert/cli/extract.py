@@ -67,6 +67,8 @@ def command(
     """
     if (output is None) == (to_stdout is None):
         raise click.UsageError("give one of --output and --stdout")
+    if to_stdout is not None and (properties or as_json or match or exclude or by == "name"):
+        raise click.UsageError("--stdout writes one tensor: give no other choice")
     checkpoint = open_checkpoint(source, mapping)
     if output is None:
         _to_stdout(checkpoint, str(to_stdout))
@@ -112,6 +114,13 @@ def _plans(
     exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match, exclude)]
     if not tensors and not exotic:
         raise BadRequest("no tensor matches", where=checkpoint.path)
+    unsaved = [tensor.name for tensor in tensors if tensor.name in checkpoint.unsaved]
+    if unsaved:
+        raise BadRequest(
+            f"{', '.join(map(printable, unsaved))} have no values: they were not saved",
+            where=checkpoint.path,
+            hint="leave them out with --exclude",
+        )
     return parameters.plan_storages(checkpoint, tensors, exotic)
 
 
@@ -122,6 +131,8 @@ def _to_stdout(checkpoint: Checkpoint, name: str) -> None:
             where=checkpoint.path,
             hint="inspect lists the names",
         )
+    if name in checkpoint.unsaved | checkpoint.collisions:
+        raise BadRequest(f"{printable(name)} has no values, or two", where=checkpoint.path)
     if sys.stdout.isatty():
         raise BadRequest("not writing raw bytes to a terminal", hint="redirect standard output")
     write_blocks(checkpoint[name], sys.stdout.fileno())

@@ -60,6 +60,8 @@ def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
         except OSError:
             continue
         real = os.path.realpath(output)
+        if real == os.path.realpath(checkpoint.path):  # an index, which no tensor is read from
+            raise BadRequest("the output is the input", where=output, hint="name another file")
         for source in checkpoint.sources:
             path = os.path.realpath(source.name)
             same = source.same_file(status) if isinstance(source, LocalFile) else path == real

@@ -43,28 +43,33 @@ class Crew:
         needs it calls `wait_prepared`.
         """
         queue = deque(jobs)
-        helpers = [
-            threading.Thread(target=self._help, args=(queue.pop,), daemon=True)
-            for _ in range(min(self.size, len(queue)) - 1)
-        ]
-        for helper in helpers:
-            helper.start()
+        ended: list[threading.Event] = []  # not Thread.join: a Ctrl-C in it loses the thread
         try:
+            for _ in range(min(self.size, len(queue)) - 1):
+                end = threading.Event()
+                helper = threading.Thread(target=self._help, args=(queue.pop, end), daemon=True)
+                try:
+                    helper.start()
+                except RuntimeError:  # no more threads are to be had: those that are will do
+                    break
+                ended.append(end)
             prepare()
             self._prepared.set()
             self._drain(queue.popleft)
+            for end in ended:
+                end.wait()
         except Stopped:
             pass
         except BaseException:
             self._stop = True
             raise
         finally:
-            for helper in helpers:
-                helper.join()
+            for end in ended:
+                end.wait()
         if self._error:
             raise self._error
 
-    def _help(self, take: Callable[[], Job]) -> None:
+    def _help(self, take: Callable[[], Job], end: threading.Event) -> None:
         try:
             self._drain(take)
         except Stopped:
@@ -73,6 +78,8 @@ class Crew:
             with self.lock:
                 self._error = self._error or error
             self._stop = True
+        finally:
+            end.set()
 
     def _drain(self, take: Callable[[], Job]) -> None:
         while True:

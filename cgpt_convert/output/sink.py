@@ -10,6 +10,7 @@ rearranged or hashed, a few threads share them.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from cgpt_convert.tensor import Range, Tensor
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
 
+_MOST_JOBS = 64  # more make the blocks too small
 _BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
 
 
@@ -117,7 +119,7 @@ class _Work:
     def __init__(self, stage: staging.Stage, options: Options) -> None:
         self.stage = stage
         self.options = options
-        self.crew = Crew(options.jobs or _cores())
+        self.crew = Crew(min(options.jobs or _cores(), _MOST_JOBS))
         self.pieces = _Pieces(options, self.crew)
         self.digests: dict[str, FileDigest] = {}
 
@@ -126,10 +128,9 @@ class _Work:
         staging.check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
         for in_order, group in groupby(plans, key=_is_hashed_in_order):
             if in_order:  # a digest needs the bytes in order, so a thread takes a whole file
-                self.crew.run(
-                    [functools.partial(self._hashed_file, plan) for plan in group],
-                    prepare=_import_all,
-                )
+                files = list(group)
+                jobs = [functools.partial(self._hashed_file, plan) for plan in files]
+                self.crew.run(jobs, prepare=functools.partial(_import_for, files))
             else:
                 for plan in group:
                     self._file(plan)
@@ -165,7 +166,7 @@ class _Work:
                 elif not isinstance(part, Crc32):
                     jobs.append(job)
             if rearranged:
-                self.crew.run(jobs, prepare=_import_all)
+                self.crew.run(jobs, prepare=functools.partial(_import_for, [plan]))
             else:  # copying is the disk's work: a second thread gains nothing
                 for job in jobs:
                     job()
@@ -261,11 +262,12 @@ class _Output:
         return CannotWrite(os.strerror(error.errno or 0), where=self.where)
 
 
-def _import_all() -> None:
-    """Import what rearranging, casting and hashing import when they are first used."""
-    import hashlib  # noqa: F401
-
-    blocks.import_all()
+def _import_for(plans: Sequence[FilePlan]) -> None:
+    """Import what hashing, rearranging and casting import when they are first used."""
+    importlib.import_module("hashlib")
+    parts = (part for plan in plans for part in plan.parts)
+    if any(isinstance(part, Tensor) and part.extent() is None for part in parts):
+        blocks.import_all()
 
 
 def _is_hashed_in_order(plan: FilePlan) -> bool:

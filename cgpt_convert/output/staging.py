@@ -270,8 +270,9 @@ def _not_ours(folder: str) -> str | None:
     inner = set(_files(os.path.join(folder, *_PARAMETERS.split("/"))))
     if inner:  # what `extract --properties` wrote
         listed |= {"model.properties", _PARAMETERS, *(f"parameters/{name}" for name in inner)}
-    for parent, _, files in os.walk(folder):
-        for name in files:
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in (*files, *links):
             path = os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
             if path not in listed:
                 return path

@@ -6,6 +6,7 @@ other view, byte order or cast goes through `gather` and `cast`.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ def of(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[me
 
 def import_all() -> None:
     """Import now what is otherwise imported when a tensor first needs it."""
+    for name in ("bits", "cast", "dequantize", "gather", "quantize"):
+        importlib.import_module(f"cgpt_convert.values.{name}")
 
 
 def array(tensor: Tensor) -> np.ndarray:
