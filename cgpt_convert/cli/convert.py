@@ -11,7 +11,7 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import size, wrapped
+from cgpt_convert.cli.table import counted, size, wrapped
 from cgpt_convert.conversion import DTYPES, Conversion, Target, convert, target_for, targets
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
@@ -155,7 +155,7 @@ def _print(result: dict[str, Any]) -> None:
     files = result["files"]
     count = f" in {len(files)} files" if len(files) > 1 else ""
     line = f"{verb} {printable(result['output'])}{count}: "
-    _say(f"{line}{result['tensors']:,} tensors, {size(result['nbytes'])}")
+    _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}")
     if result["root"]:
         _say(f"  taken from under {printable(result['root'])}")
     if result["left_out"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cgpt_convert.cli.table import cut, size, style, table, width, wrapped
+from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrapped
 from cgpt_convert.findings import FOREIGN
 from cgpt_convert.inert import printable
 
@@ -40,7 +40,7 @@ def _head(summary: dict[str, Any]) -> None:
     files = sum(file["nbytes"] for file in summary["files"])
     count = len(summary["tensors"])
     _model(summary["model"])
-    _field("parameters", f"{summary['parameters']:,} in {count:,} tensors{tied}")
+    _field("parameters", f"{summary['parameters']:,} in {counted(count, 'tensor')}{tied}")
     _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
     _field("pickle", _safety(summary))
     if summary["code"]:

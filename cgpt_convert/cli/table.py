@@ -29,6 +29,11 @@ def style(text: str, **how: bool | str) -> str:
     return click.style(text, **how)  # type: ignore[arg-type]
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural unless there is one."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size(nbytes: int) -> str:
     """The size as people write it: powers of 1000, three digits."""
     value, unit = float(nbytes), "B"
