@@ -22,8 +22,7 @@ def show(summary: dict[str, Any], *, tree: bool) -> None:
         from cgpt_convert.cli.tree_view import tree_lines as lines
     else:
         lines = _tensor_lines
-    for line in lines(summary["tensors"]):
-        click.echo(line)
+    click.echo("\n".join(lines(summary["tensors"])))
     _exotic(summary["exotic"])
     _others(summary)
     _check(summary.get("check"))

@@ -61,7 +61,7 @@ def table(
         widths[0] = min(widths[0], max(_shortened(widths, keep, room), _SHORTEST))
     lines = []
     for number, row in enumerate((header, *rows)):
-        cells = [_filled(cut(row[i], widths[i]), widths[i], header[i] in right) for i in keep]
+        cells = [_filled(row[i], widths[i], header[i] in right) for i in keep]
         line = "  ".join(cells).rstrip()
         lines.append(style(line, bold=True) if number == 0 else line)
     return lines
@@ -121,6 +121,8 @@ def _beginning(text: str, most: int) -> str:
 
 
 def _filled(text: str, most: int, right: bool) -> str:
+    if columns(text) > most:
+        text = cut(text, most)
     padding = " " * (most - columns(text))
     return padding + text if right else text + padding
 

@@ -18,12 +18,13 @@ from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.source import LocalFile, read
 
-_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)")
+_SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
 
 
 def lone_shard(path: str) -> str | None:
     """The index that a file named like one shard of several belongs to; None for other files."""
-    match = _SHARD.fullmatch(os.path.basename(path))
+    name = os.path.basename(path)
+    match = re.fullmatch(_SHARD, name) if "-of-" in name else None
     return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
 
 

@@ -71,8 +71,10 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"version https://hawser.github.com/spec/", Kind.LFS_POINTER),
 )
 _NEWEST_PICKLE = 5
-_ONNX = re.compile(rb"\x08[\x01-\x20]\x12.[ -~]{2}", re.DOTALL)  # ir_version, producer_name
-_HTML = re.compile(rb"(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b", re.DOTALL)
+_TORCH = ("data.pkl", ".data/extern_modules")  # in the root folder
+# patterns, compiled when they are needed
+_ONNX = rb"(?s)\x08[\x01-\x20]\x12.[ -~]{2}"  # ir_version, producer_name
+_HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
 
 
 def sniff(source: Source) -> Kind:
@@ -108,7 +110,7 @@ def _binary(head: bytes) -> Kind | None:
         return Kind.LEGACY
     if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:
         return Kind.PICKLE
-    return Kind.ONNX if _ONNX.match(head) else None
+    return Kind.ONNX if re.match(_ONNX, head) else None
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -125,7 +127,7 @@ def _zip(source: Source) -> Kind:
     except CgptError:
         return Kind.TORCH_ZIP  # damaged or crafted: its reader says how
     names = [member.name for member in members]
-    if any(re.fullmatch(r"[^/]+/(data\.pkl|\.data/extern_modules)", name) for name in names):
+    if any(name.partition("/")[2] in _TORCH for name in names):
         return Kind.TORCH_ZIP
     if names and all(name.endswith(".npy") for name in names):
         return Kind.NPZ
@@ -136,7 +138,7 @@ def _text(head: bytes) -> Kind:
     """Which kind of text, if it is text."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     lowered = start[:1024].lower()
-    if _HTML.match(lowered) or (lowered.startswith(b"<?xml") and b"<html" in lowered):
+    if re.match(_HTML, lowered) or (lowered.startswith(b"<?xml") and b"<html" in lowered):
         return Kind.WEB_PAGE
     if re.match(rb"<(\?xml|[a-z]+[\s/>])", lowered):
         return Kind.XML

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from cgpt_convert.errors import BadRequest
@@ -43,7 +42,7 @@ def whole_model(
     refusal = mup_refusal(found.architecture, config or {}, path)
     if refusal:
         raise BadRequest(refusal, where=path, hint=_ONLY_WEIGHTS)
-    return replace(found, refusal="")
+    return found._replace(refusal="")
 
 
 def heads(found: Recognised, path: str) -> int:

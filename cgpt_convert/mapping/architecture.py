@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cgpt_convert.mapping.files import parsed, reading
@@ -71,8 +70,7 @@ class Place(NamedTuple):
         return (prefix if self.rule.prefixed else "") + fill(self.rule.name, self.layer)
 
 
-@dataclass(frozen=True, eq=False)
-class Architecture:
+class Architecture(NamedTuple):
     """The content of one file of `mappings/architectures/`."""
 
     name: str

@@ -17,7 +17,7 @@ from cgpt_convert.source import LocalFile, read
 
 CONFIG = "config.json"
 # Cerebras/modelzoo calls its configurations 111m_mup and so on, the hub CerebrasGPT-111_muP
-_MUP_NAME = re.compile(r"[_-]mup(?![a-z0-9])", re.IGNORECASE)
+_MUP_NAME = r"(?i)[_-]mup(?![a-z0-9])"
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def mup_refusal(architecture: Architecture, config: Mapping[str, Any], path: str
 
 
 def _is_mup_name(name: object) -> bool:
-    return isinstance(name, str) and _MUP_NAME.search(name) is not None
+    return isinstance(name, str) and re.search(_MUP_NAME, name) is not None
 
 
 def _mup_keys(architecture: Architecture, config: Mapping[str, Any]) -> Iterator[str]:

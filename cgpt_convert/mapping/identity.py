@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cgpt_convert.dtypes import FLOAT32
@@ -37,8 +37,7 @@ class Storages(NamedTuple):
         return len(self.first) + n_layer * len(self.layer) + len(self.last)
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+class Model(NamedTuple):
     """One row of `mappings/models/`. What was not published is None or empty."""
 
     title: str  # as published, without the owner
@@ -54,7 +53,7 @@ class Model:
     training_flops: float | None = None
     pile_loss: float | None = None  # nats a token, on the Pile's test set; from the model card
     pile_loss_paper: float | None = None  # from the paper, where it may differ
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = MappingProxyType({})
     storages: Storages | None = None
     shard_storages: tuple[int, ...] = ()  # how many each shard has; empty for a single file
 

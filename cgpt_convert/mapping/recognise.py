@@ -11,7 +11,7 @@ from cgpt_convert.mapping.architecture import LAYERS, Architecture, Place, archi
 from cgpt_convert.mapping.config import count, mup_refusal
 from cgpt_convert.mapping.identity import Model, models
 from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Tensor, is_c_order
 
 
 def recognise(
@@ -134,4 +134,5 @@ def _conv1d(weights: Iterable[Tensor]) -> str:
 def _way(weight: Tensor) -> str:
     if weight.is_c_order:
         return "contiguous"
-    return "transposed" if weight.transposed().is_c_order else "mixed"
+    turned = is_c_order(weight.shape[::-1], weight.strides[::-1])
+    return "transposed" if turned else "mixed"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cgpt_convert.mapping.architecture import Architecture, Place, fill
 from cgpt_convert.mapping.identity import Model
 
 
-@dataclass(frozen=True, eq=False)
-class Recognised:
+class Recognised(NamedTuple):
     """What a file's tensors are in the terms of an architecture. Nothing was read to know it."""
 
     architecture: Architecture
