@@ -22,13 +22,41 @@ def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> li
     return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
 
 
-def storage_crc32(storage: Storage, advance: Advance = untold) -> int:
-    """The CRC-32 of the storage's bytes, read in chunks."""
-    buffer = memoryview(bytearray(min(CHUNK, storage.nbytes)))
-    value = 0
-    for start in range(0, storage.nbytes, CHUNK):
-        piece = buffer[: min(CHUNK, storage.nbytes - start)]
-        storage.readinto(start, piece)
+class Summed:
+    """A storage's bytes as a source of their own, summed while they are read from the first on.
+
+    Whoever reads them in order, in whatever pieces, has the checksum without reading them again.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.name, self.nbytes = storage.source.name, storage.nbytes
+        self._storage = storage
+        self._summed = self._value = 0  # how many bytes from the start, and their checksum
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        self._storage.readinto(offset, buffer)
+        if offset == self._summed:
+            self._value = crc32(buffer, self._value)
+            self._summed += len(buffer)
+
+    def crc32(self) -> int:
+        """The CRC-32 of all the bytes; what was not read in order is read now."""
+        return storage_crc32(self._storage, start=self._summed, value=self._value)
+
+    def check_unchanged(self) -> None:
+        """As the file it lies in."""
+        self._storage.source.check_unchanged()
+
+
+def storage_crc32(
+    storage: Storage, advance: Advance = untold, start: int = 0, value: int = 0
+) -> int:
+    """The CRC-32 of the storage's bytes, read in chunks; `value` is of those before `start`."""
+    buffer = memoryview(bytearray(min(CHUNK, storage.nbytes - start)))
+    for at in range(start, storage.nbytes, CHUNK):
+        piece = buffer[: min(CHUNK, storage.nbytes - at)]
+        storage.readinto(at, piece)
         value = crc32(piece, value)
         advance(len(piece))
     return value

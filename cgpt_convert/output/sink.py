@@ -13,14 +13,14 @@ import functools
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from isal.isal_zlib import crc32, crc32_combine
 
 from cgpt_convert.errors import CannotWrite, Malformed
 from cgpt_convert.output import staging
-from cgpt_convert.output.checksums import Advance, storage_crc32, untold
+from cgpt_convert.output.checksums import Advance, Summed, untold
 from cgpt_convert.output.crew import Crew, Job
 from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part, part_nbytes
 from cgpt_convert.source import CHUNK, Source
@@ -84,16 +84,19 @@ class _Pieces:
             return
         if self.crew.size > 1 and extent is None:
             self.crew.wait_prepared()
+        summed = None
         if storage.crc32 is not None and id(storage) not in self.checked:
-            if storage_crc32(storage) != storage.crc32:
-                raise _damaged(tensor)
             self.checked.add(id(storage))
+            summed = Summed(storage)
+            tensor = replace(tensor, storage=replace(storage, source=summed, offset=0))
         counts = None
         if tensor.target:
             counts = self.options.lost.setdefault(tensor.name, CastCounts())
         for block in tensor.blocks(self.block, counts):
             self.crew.go_on()
             yield block
+        if summed is not None and summed.crc32() != storage.crc32:
+            raise _damaged(tensor)
 
     def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
         storage, start, nbytes = extent
