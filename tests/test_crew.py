@@ -43,6 +43,9 @@ def test_the_first_error_is_raised_and_stops_the_others() -> None:
 
     with pytest.raises(ValueError, match="first"):
         crew.run([fails, long], prepare=lambda: None)
+    end = time.monotonic() + 5
+    while threading.active_count() > 1 and time.monotonic() < end:
+        time.sleep(0.001)  # a thread that said it is done still has to end
     assert threading.active_count() == 1
 
 

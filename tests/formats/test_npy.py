@@ -172,7 +172,8 @@ def test_a_mutated_array_is_read_as_numpy_reads_it_or_refused(data: st.DataObjec
         found = parsed(bytes(mutated))
     except CgptError:
         return
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         theirs = np.load(io.BytesIO(bytes(mutated)))
     assert found.shape == theirs.shape
     assert tensor_bytes(found) == theirs.astype(theirs.dtype.newbyteorder("<")).tobytes("C")

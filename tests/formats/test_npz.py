@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -49,12 +50,17 @@ def as_array(tensor: Tensor) -> "np.ndarray[Any, Any]":
 
 
 PLAIN = samples.every(BY_NUMPY.values())
+as_zipfile_writes = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="zipfile then wrote other version numbers into headers"
+)
 
 
+@as_zipfile_writes
 def test_bytes_equal_savez_for_every_type_and_shape() -> None:
     assert ours(*PLAIN) == savez({tensor.name: as_array(tensor) for tensor in PLAIN})
 
 
+@as_zipfile_writes
 def test_bytes_equal_savez_for_no_arrays_and_for_unicode_names() -> None:
     assert ours() == savez({})
     tensor = samples.tensor("größe/重み", F32)
