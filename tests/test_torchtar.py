@@ -15,7 +15,9 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.source import LocalFile, MemoryBytes
 from tests.mutations import mutated
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(  # torch's, of files and functions as old as these
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 SYSTEM = {
     "protocol_version": 1000,
     "little_endian": True,
