@@ -121,6 +121,9 @@ def _all_ids(parts: Parts) -> dict[str, int]:
 
 
 def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
+    tokens = tuple(ids)
+    if list(ids.values()) == list(range(len(ids))):  # in the file's order, as most are
+        return tokens
     tokens = tuple(sorted(ids, key=ids.__getitem__))
     for expected, token in enumerate(tokens):
         if ids[token] != expected:
@@ -136,10 +139,12 @@ def _check_merges(parts: Parts) -> None:
     if len(set(parts.merges)) < len(parts.merges):
         ((twice, _),) = Counter(parts.merges).most_common(1)
         raise _wrong(parts.merges_where, f"the merge {twice!r} is there twice")
-    for merge in parts.merges:
-        left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= parts.vocab.keys():
-            raise _wrong(parts.merges_where, f"the merge {merge!r} is not of tokens that are there")
+    split = [merge.partition(" ") for merge in parts.merges]
+    needed = {left for left, _, _ in split} | {right for _, _, right in split}
+    needed |= {left + right for left, _, right in split}
+    if missing := needed - parts.vocab.keys():
+        wrong = next(a + b + c for a, b, c in split if missing & {a, c, a + c})
+        raise _wrong(parts.merges_where, f"the merge {wrong!r} is not of tokens that are there")
 
 
 def _role(parts: Parts, role: str, ids: dict[str, int]) -> int | None:

@@ -20,6 +20,7 @@ from cgpt_convert.strict_json import loads
 
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_VERSION = "#version"  # begins the first line of a merges.txt
 _OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -75,9 +76,7 @@ def read_folder(folder: str) -> Parts | None:
 
 def from_pair(where: tuple[str, str], data: tuple[bytes, bytes]) -> Parts:
     """What a vocabulary `{token: id}` and a file of merges say, from their paths and contents."""
-    return Parts(
-        *where, _ids(loads(data[0], where[0]), where[0]), list(_merge_lines(data[1], where[1]))
-    )
+    return Parts(*where, _ids(loads(data[0], where[0]), where[0]), _merge_lines(data[1], where[1]))
 
 
 def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
@@ -100,16 +99,14 @@ def read_file(path: str) -> bytes:
         source.close()
 
 
-def _merge_lines(data: bytes, where: str) -> Iterator[str]:
+def _merge_lines(data: bytes, where: str) -> list[str]:
     """Each merge as `left right`; the first line may tell a version (bpe/model.rs `read_file`)."""
     try:
-        lines = data.decode("utf-8").split("\n")  # tokens may hold what splitlines() splits at
+        text = data.decode("utf-8").replace("\r\n", "\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
-    for line in lines:
-        text = line.removesuffix("\r")
-        if text and not text.startswith("#version"):
-            yield text
+    lines = text.split("\n")  # tokens may hold what splitlines() splits at
+    return [line for line in lines if line and line[: len(_VERSION)] != _VERSION]
 
 
 def _whole(where: str, data: bytes) -> Parts:
@@ -194,7 +191,7 @@ def _text(value: object, where: str) -> str | None:
 
 
 def _ids(value: object, where: str) -> dict[str, int]:
-    if not isinstance(value, dict) or not all(type(number) is int for number in value.values()):
+    if not isinstance(value, dict) or not set(map(type, value.values())) <= {int}:
         raise Malformed("a vocabulary that is not {token: id}", where=where, hint=_HINT)
     return value
 
