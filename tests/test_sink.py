@@ -2,9 +2,11 @@
 
 import os
 import random
+import struct
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,10 +206,41 @@ def test_bytes_that_do_not_match_their_checksum_are_never_published(tmp_path: Pa
     for damaged in (
         on(MemoryBytes("file", data), zlib.crc32(data) ^ 1),
         Tensor("t", BY_NAME["uint8"], (5, 3), (1, 5), 0, on(MemoryBytes("f", data), 1).storage),
+        floats(data[: 1 << 16], "float16", (1 << 14,), 1),
+        floats(data[: 1 << 16], "float16", (1 << 7, 1 << 7), 1),  # read in order, then arranged
+        floats(b"\xff" * 128, "q8_0", (32,), 1),  # NaNs: damage is what is to be told
     ):
         with pytest.raises(Malformed, match="checksum; damaged: " + damaged.name):
             sink.write_files([plan(damaged)], str(tmp_path), Options())
         assert contents(tmp_path) == {}
+
+
+def floats(data: bytes, target: str, shape: tuple[int, ...], wrong: int) -> Tensor:
+    """float32 to be cast, transposed, on a storage whose checksum is off by that much."""
+    storage = on(MemoryBytes("f", data), zlib.crc32(data) ^ wrong).storage
+    strides = (1, *shape[:-1])
+    return Tensor("t", BY_NAME["float32"], shape, strides, 0, storage).cast(BY_NAME[target])
+
+
+def test_casts_are_compared_with_the_checksum_as_they_are_read(tmp_path: Path) -> None:
+    data = struct.pack("<6f", 1, 2, 3, 4, 5, 6)
+    for tensor, numbers in (
+        (floats(data, "float16", (6,), 0), (1, 2, 3, 4, 5, 6)),
+        (floats(data, "float16", (2, 3), 0), (1, 3, 5, 2, 4, 6)),
+    ):
+        source = Counting("f", data)
+        counted = replace(tensor, storage=replace(tensor.storage, source=source))
+        sink.write_files([plan(counted)], str(tmp_path), Options(overwrite=True))
+        assert contents(tmp_path) == {"out": struct.pack("<6e", *numbers)}
+        assert source.reads == 1
+
+
+class Counting(MemoryBytes):
+    reads = 0
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        self.reads += 1
+        super().readinto(offset, buffer)
 
 
 def test_a_part_of_a_storage_is_checked_with_all_of_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from itertools import groupby
 
 from isal.isal_zlib import crc32, crc32_combine
 
-from cgpt_convert.errors import CannotWrite, Malformed
+from cgpt_convert.errors import CannotWrite, Malformed, Unsupported
 from cgpt_convert.output import staging
 from cgpt_convert.output.checksums import Advance, Summed, untold
 from cgpt_convert.output.crew import Crew, Job
@@ -92,9 +92,14 @@ class _Pieces:
         counts = None
         if tensor.target:
             counts = self.options.lost.setdefault(tensor.name, CastCounts())
-        for block in tensor.blocks(self.block, counts):
-            self.crew.go_on()
-            yield block
+        try:
+            for block in tensor.blocks(self.block, counts):
+                self.crew.go_on()
+                yield block
+        except Unsupported:  # values that are no numbers, say: damage may have made them
+            if summed is not None and summed.crc32() != storage.crc32:
+                raise _damaged(tensor) from None
+            raise
         if summed is not None and summed.crc32() != storage.crc32:
             raise _damaged(tensor)
 
@@ -129,6 +134,9 @@ class _Work:
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write them all, under their temporary names."""
         staging.check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
+        for tensor in _tensors(plans):  # in their order, whatever thread is done first
+            if tensor.target:
+                self.options.lost.setdefault(tensor.name, CastCounts())
         for in_order, group in groupby(plans, key=_is_hashed_in_order):
             if in_order:  # a digest needs the bytes in order, so a thread takes a whole file
                 files = list(group)
@@ -278,8 +286,11 @@ def _is_hashed_in_order(plan: FilePlan) -> bool:
 
 
 def _sources(plans: Sequence[FilePlan]) -> list[Source]:
-    tensors = (part for plan in plans for part in plan.parts if isinstance(part, Tensor))
-    return list({id(t.storage.source): t.storage.source for t in tensors}.values())
+    return list({id(t.storage.source): t.storage.source for t in _tensors(plans)}.values())
+
+
+def _tensors(plans: Sequence[FilePlan]) -> Iterator[Tensor]:
+    return (part for plan in plans for part in plan.parts if isinstance(part, Tensor))
 
 
 def _cores() -> int:
