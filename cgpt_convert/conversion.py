@@ -85,10 +85,16 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
         return Conversion(made.plans, chosen, made.request, made.lines)
     checkpoint = undone(checkpoint)
     if target.to == HF:
-        from cgpt_convert.exports import hf
+        from cgpt_convert.exports import hf, llama_undo
 
         chosen = select(checkpoint, wish._replace(tied="copy"))
-        folder = hf.plan(checkpoint.path, chosen.tensors, target.tokenizer, target.max_shard_nbytes)
+        folder = hf.plan(
+            checkpoint.path,
+            chosen.tensors,
+            target.tokenizer,
+            target.max_shard_nbytes,
+            inside=llama_undo.inside(checkpoint),
+        )
         return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
     form = formats.by_name(target.to)
     chosen = select(checkpoint, wish)

@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.exports import undone
+from cgpt_convert.exports import configuration, undone
 from cgpt_convert.inert import text
-from cgpt_convert.mapping.config import check_config, read_config
+from cgpt_convert.mapping.config import check_config
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.pickles.tree import foreign
 from cgpt_convert.tensor import Tensor
@@ -59,8 +59,7 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
     """What the tensors are if they are of a known architecture, and the names of its buffers."""
-    path = checkpoint.path
-    config = read_config(path if os.path.isdir(path) else os.path.dirname(path) or ".")
+    config = configuration(checkpoint)
     recognised = recognise(undone(checkpoint), config)
     if recognised is None:
         return None, set()

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cgpt_convert.conversion import Target
+from cgpt_convert.conversion import convert as conversion
 from cgpt_convert.exports import llama
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output import sink
 from cgpt_convert.select import Wish, select
+from cgpt_convert.summary import summarise
 from tests import llama_model
 from tests.running import environ
 
@@ -131,3 +136,32 @@ def test_every_tensor_and_field_is_that_of_llama_cpps_converter(converted, tmp_p
         if key != "general.name":  # which is made from the folder's name there
             assert ours.fields[key].types == field.types
             assert ours.fields[key].contents() == field.contents(), key
+
+
+@pytest.mark.parametrize("writer", ["ours", "theirs"])
+def test_a_gguf_alone_becomes_a_folder_that_transformers_loads(converted, tmp_path, writer):
+    path, folder = converted
+    alone = tmp_path / "alone" / "m.gguf"
+    alone.parent.mkdir()
+    if writer == "ours":
+        convert(path, alone, "float32")
+    else:
+        alone.write_bytes((folder / "f32.gguf").read_bytes())
+    out = tmp_path / "out"
+    made = conversion(open_checkpoint(alone), Wish(), Target("hf", str(out)))
+    assert any("activation_function is assumed: 'gelu_new'" in line for line in made.lines)
+    sink.write_folder(made.plans, str(out), sink.Options())
+    model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True).eval()
+    with torch.no_grad():
+        found = model(torch.tensor([llama_model.IDS])).logits[0].numpy()
+    assert np.abs(found - llama_model.transformers_logits(path)).max() < 1e-5
+    theirs, ours = (AutoTokenizer.from_pretrained(each) for each in (path.parent, out))
+    for text in ("hello well", " wé<|endoftext|>ll", "  \n\t"):
+        assert ours(text).input_ids == theirs(text).input_ids
+    assert (ours.eos_token_id, model.config.eos_token_id) == (llama_model.END_ID,) * 2
+
+
+def test_inspect_has_the_heads_from_the_fields(converted):
+    summary = summarise(open_checkpoint(converted[1] / "f32.gguf"))
+    assert summary["model"]["n_head"] == llama_model.SHAPE.n_head
+    assert summary["model"]["config"] == []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.mapping.config import read_config
 
 
 def undone(checkpoint: Checkpoint) -> Checkpoint:
@@ -12,3 +16,15 @@ def undone(checkpoint: Checkpoint) -> Checkpoint:
     from cgpt_convert.exports.llama_undo import undo
 
     return undo(checkpoint)
+
+
+def configuration(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What tells of the model what tensors do not: a GGUF's fields, else the config.json beside."""
+    if checkpoint.kind == "GGUF":
+        from cgpt_convert.exports.llama_undo import config
+
+        said = config(checkpoint)
+        if said is not None:
+            return said
+    path = checkpoint.path
+    return read_config(path if os.path.isdir(path) else os.path.dirname(path) or ".")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import hf_config, hf_tokenizer
 from cgpt_convert.exports.hf_config import encoded
+from cgpt_convert.exports.llama_undo import Inside
 from cgpt_convert.exports.tokenizer_files import read_file
 from cgpt_convert.exports.whole_model import folder_of, heads, whole_model
 from cgpt_convert.formats import safetensors
@@ -51,19 +52,23 @@ def plan(
     tensors: Sequence[Tensor],
     tokenizer: str | None = None,
     max_shard_nbytes: int | None = None,
+    *,
+    inside: Inside | None = None,
 ) -> HfFolder:
     """The files of the folder, for the weights that lie at `path`.
 
     `tensors` are all that were chosen there, tied ones under each of their names, cast already.
     The configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that goes
-    before. Raises BadRequest where transformers could not load the result, with what to do.
+    before. What is `inside` of a GGUF file stands for what lies beside others. Raises BadRequest
+    where transformers could not load the result, with what to do.
     """
-    config = read_config(folder_of(path))
+    said = inside.config if inside else None
+    config = read_config(folder_of(path)) if said is None else said
     found = whole_model(path, tensors, config)
     if found is None:
         parts = _unknown(path, tensors, config, tokenizer)
     else:
-        parts = _known(found, path, tensors, config, tokenizer)
+        parts = _known(found, path, tensors, config if said is None else None, tokenizer, inside)
     request = Request(
         _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=max_shard_nbytes
     )
@@ -78,22 +83,29 @@ def _known(
     tensors: Sequence[Tensor],
     config: dict[str, Any] | None,
     given: str | None,
+    inside: Inside | None,
 ) -> _Parts:
-    heads(found, path)
+    n_head = heads(found, path)
     folder, sizes = folder_of(path), found.sizes
     files, tokenizer, said = hf_tokenizer.files(
-        folder, given, sizes["vocab_size"], sizes["n_positions"]
+        folder,
+        given,
+        sizes["vocab_size"],
+        sizes["n_positions"],
+        inside.tokenizer if inside and given is None else None,
     )
     renamed, aliases, lines = _renamed(found, {t.name: t for t in tensors})
     tied = not _tied_names(found).keys() & {tensor.name for tensor in renamed}
-    made = hf_config.make(found, found.model, tokenizer) if found.model else {}
-    mended, changes = hf_config.mend(
-        found, made if config is None else config, tied=tied, dtype=_dtype(renamed)
-    )
-    if config is None and found.model:
-        changes = [f"{CONFIG} made for {found.model.title}, which has these shapes"]
+    if config is None:
+        made, line = hf_config.make(found, n_head, tokenizer)
+        made |= (inside and inside.config) or {}
+        mended, _ = hf_config.mend(found, made, tied=tied, dtype=_dtype(renamed))
+        changes = [line]
+    else:
+        mended, changes = hf_config.mend(found, config, tied=tied, dtype=_dtype(renamed))
     files |= {CONFIG: encoded(mended)}
-    files |= _generation(folder) or {GENERATION: encoded(hf_config.generation(mended))}
+    copied = {} if inside else _generation(folder)
+    files |= copied or {GENERATION: encoded(hf_config.generation(mended))}
     return _Parts(renamed, aliases, files, [*lines, *changes, *said])
 
 

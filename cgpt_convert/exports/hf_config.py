@@ -10,27 +10,41 @@ from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.whole_model import end_id
 from cgpt_convert.inert import text
 from cgpt_convert.mapping.config import CONFIG, check_config
-from cgpt_convert.mapping.identity import Model
 from cgpt_convert.mapping.recognised import Recognised
 
 _CLASS = {"gpt2": "GPT2LMHeadModel"}  # architecture -> the class of transformers that has its head
 _ABSENT = object()
 
+# What transformers' GPT2Config has where nothing is said. The activation is also what llama.cpp
+# computes for every GPT-2: its files do not tell which one the model was trained with.
+_ACTIVATION, _EPSILON = "gelu_new", 1e-5
 
-def make(recognised: Recognised, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The configuration of a model that is known by name, all that its row tells."""
+
+def make(
+    recognised: Recognised, n_head: int, tokenizer: Tokenizer | None
+) -> tuple[dict[str, Any], str]:
+    """The configuration of a model that has none, and a line that says what it is made of.
+
+    It has what the known model's row tells; of others, the tensors and transformers' defaults.
+    """
+    model = recognised.model
+    activation = model.activation if model else _ACTIVATION
+    line = f"{CONFIG} made; activation_function is assumed: {_ACTIVATION!r}, as llama.cpp computes"
+    if model:
+        line = f"{CONFIG} made for {model.title}, which has these shapes"
     vocab_size = recognised.sizes["vocab_size"]
-    return {
-        "activation_function": model.activation,
+    made = {
+        "activation_function": activation,
         "architectures": [_CLASS[recognised.architecture.name]],
         "bos_token_id": end_id({}, tokenizer, "bos", vocab_size),
         "eos_token_id": end_id({}, tokenizer, "eos", vocab_size),
-        "layer_norm_epsilon": model.layer_norm_epsilon,
+        "layer_norm_epsilon": model.layer_norm_epsilon if model else _EPSILON,
         "model_type": recognised.architecture.model_types[0],
         **recognised.sizes,
-        "n_head": model.n_head,
+        "n_head": n_head,
         "tie_word_embeddings": True,
     }
+    return made, line
 
 
 def mend(

@@ -29,12 +29,19 @@ _NAMES = (
 
 
 def files(
-    folder: str, given: str | None, vocab_size: int, n_positions: int
+    folder: str,
+    given: str | None,
+    vocab_size: int,
+    n_positions: int,
+    inside: Tokenizer | None = None,
 ) -> tuple[dict[str, bytes], Tokenizer | None, list[str]]:
     """Name -> content of the tokenizer files; the tokenizer, if it is GPT-2's kind; what to say.
 
+    One that is `inside` of the source goes before the folder's.
     Raises as `tokenizer.find`, but for tokenizers of another kind: their files are copied.
     """
+    if inside is not None:
+        return _completed(inside.files, inside, n_positions)
     where = folder if given is None else given
     try:
         found = tokenizers.find(folder, given, vocab_size)
@@ -44,7 +51,12 @@ def files(
     if found is None:
         copied = as_they_are(where)
         return copied, None, [] if copied else [_NONE]
-    complete = as_they_are(where) | found.files
+    return _completed(as_they_are(where) | found.files, found, n_positions)
+
+
+def _completed(
+    complete: dict[str, bytes], found: Tokenizer, n_positions: int
+) -> tuple[dict[str, bytes], Tokenizer, list[str]]:
     made = {}
     if WHOLE not in complete and CONFIG not in complete:
         made[WHOLE] = _whole(found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import FLOAT32
@@ -20,9 +20,21 @@ from cgpt_convert.plan import Field
 _VERSION_LINE = "#version: 0.2"  # the first of a merges.txt
 
 
+class Inside(NamedTuple):
+    """What else a GGUF file holds of a model: what other forms have in files beside the weights."""
+
+    config: dict[str, Any] | None  # what config.json would say, as far as the fields tell
+    tokenizer: Tokenizer | None
+
+
 def is_gguf(checkpoint: Checkpoint) -> bool:
     """Is it what `formats.gguf` reads, under whatever names?"""
     return checkpoint.kind == "GGUF"
+
+
+def inside(checkpoint: Checkpoint) -> Inside | None:
+    """What the file says of itself; None for what is no GGUF."""
+    return Inside(config(checkpoint), tokenizer(checkpoint)) if is_gguf(checkpoint) else None
 
 
 def undo(checkpoint: Checkpoint) -> Checkpoint:
