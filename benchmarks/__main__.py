@@ -19,9 +19,10 @@ from pathlib import Path
 from benchmarks import measure
 from benchmarks.measure import Run
 from benchmarks.results import Results, Series
-from benchmarks.tasks import CONVERSIONS, COPY, START_UP, Task
+from benchmarks.tasks import CONVERSIONS, COPY, GGUF, LLAMA_CPP, START_UP, Task
 
 LAYOUTS = ("hf", "cs")  # contiguous weights; Conv1D weights as transposed views
+MODEL = "gguf"  # the second kind again, with configuration and tokenizer: a whole model
 LARGE = 2 << 30  # bytes; files that take so long to copy are copied less often
 
 
@@ -57,6 +58,13 @@ def measured(sizes: Sequence[str], runs: int, folder: Path) -> Results:
         nbytes[key] = source.stat().st_size
         fewer = (runs + 1) // 2 if nbytes[key] > LARGE else runs
         series[key] = interleaved(CONVERSIONS, source, folder, fewer)
+    for size in sizes:
+        source, key = model(size, sources[size, "cs"], folder), (size, MODEL)
+        nbytes[key] = source.stat().st_size
+        large = nbytes[key] > LARGE  # where only the memory of ours is promised
+        pairs = zip(GGUF.values(), LLAMA_CPP.values() or [None] * len(GGUF), strict=True)
+        tasks = [task for pair in pairs for task in pair[: 1 if large else 2] if task]
+        series[key] = interleaved(tasks, source, folder, (runs + 1) // 2 if large else runs)
     return Results(start_up, series, nbytes, load, floor)
 
 
@@ -68,6 +76,15 @@ def checkpoint(size: str, layout: str, folder: Path) -> Path:
         module = Task("make", ("python", "-m", "tests.vendor", size, "OUTPUT", "--layout", layout))
         measure.run(module.filled(path, home))
     return path
+
+
+def model(size: str, weights: Path, folder: Path) -> Path:
+    """The path of a link to the weights, in a folder with all that belongs to a model."""
+    home = folder / f"{size}-model"
+    if not home.exists():
+        argv = ("python", "-m", "benchmarks.model", size, "SOURCE", "OUTPUT")
+        measure.run(Task("make", argv).filled(weights, home))
+    return home / weights.name
 
 
 def interleaved(

