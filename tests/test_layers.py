@@ -36,7 +36,7 @@ ALLOWED = {
     "tqdm": "cli.progress",
     "numpy": "cli.demo values.bits values.blocks values.cast values.dequantize values.gather "
     "values.quantize values.stats",
-    "isal": "formats._npy output.checksums output.sink",
+    "isal": "formats._npy output.checksums output.pieces output.sink",
     "pickletools": "pickles.unpickle",
     "torch": "",
     "transformers": "",

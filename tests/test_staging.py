@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.errors import CannotWrite
-from cgpt_convert.output import staging
+from cgpt_convert.output import place, staging
 from tests.running import contents, partials
 
 
@@ -417,6 +417,6 @@ def test_the_folder_around_the_output_must_exist(tmp_path: Path) -> None:
 def test_space_is_checked_against_what_is_free(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize
-    staging.check_space(str(tmp_path), 0)
+    place.check_space(str(tmp_path), 0)
     with pytest.raises(CannotWrite, match="bytes are needed and"):
-        staging.check_space(str(tmp_path), 2 * free + 1)
+        place.check_space(str(tmp_path), 2 * free + 1)

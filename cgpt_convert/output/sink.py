@@ -13,23 +13,24 @@ import functools
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from isal.isal_zlib import crc32, crc32_combine
 
-from cgpt_convert.errors import CannotWrite, Malformed, Unsupported
+from cgpt_convert.errors import CannotWrite
 from cgpt_convert.output import staging
-from cgpt_convert.output.checksums import Advance, Summed, untold
+from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job
+from cgpt_convert.output.pieces import Pieces
+from cgpt_convert.output.place import check_space
 from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part, part_nbytes
 from cgpt_convert.source import CHUNK, Source
-from cgpt_convert.tensor import Range, Tensor
+from cgpt_convert.tensor import Tensor
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
 
 _MOST_JOBS = 64  # more make the blocks too small
-_BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
 
 
 @dataclass(slots=True)
@@ -61,64 +62,10 @@ def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> li
 
 def write_blocks(tensor: Tensor, descriptor: int) -> None:
     """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
-    for piece in _Pieces(Options(), Crew(1)).of(tensor):
+    for piece in Pieces({}, Crew(1)).of(tensor):
         while piece:
             piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  what is left of it
     tensor.storage.source.check_unchanged()
-
-
-class _Pieces:
-    """The bytes of tensors in pieces, compared with the checksum that the source records."""
-
-    def __init__(self, options: Options, crew: Crew) -> None:
-        self.options = options
-        self.crew = crew
-        self.block = _BLOCK // crew.size
-        self.checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
-
-    def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
-        """The tensor's bytes; each piece is valid until the next. `position` is in the output."""
-        storage, extent = tensor.storage, tensor.extent()
-        if extent is not None and extent.nbytes == storage.nbytes:
-            yield from self._whole(tensor, extent, position)
-            return
-        if self.crew.size > 1 and extent is None:
-            self.crew.wait_prepared()
-        summed = None
-        if storage.crc32 is not None and id(storage) not in self.checked:
-            self.checked.add(id(storage))
-            summed = Summed(storage)
-            tensor = replace(tensor, storage=replace(storage, source=summed, offset=0))
-        counts = None
-        if tensor.target:
-            counts = self.options.lost.setdefault(tensor.name, CastCounts())
-        try:
-            for block in tensor.blocks(self.block, counts):
-                self.crew.go_on()
-                yield block
-        except Unsupported:  # values that are no numbers, say: damage may have made them
-            if summed is not None and summed.crc32() != storage.crc32:
-                raise _damaged(tensor) from None
-            raise
-        if summed is not None and summed.crc32() != storage.crc32:
-            raise _damaged(tensor)
-
-    def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
-        storage, start, nbytes = extent
-        buffer = memoryview(bytearray(min(CHUNK, nbytes)))
-        value = done = 0
-        while done < nbytes:
-            self.crew.go_on()
-            # up to a multiple of CHUNK in the output: whole pages cost less to write
-            piece = buffer[: min(CHUNK - (position + done) % CHUNK, nbytes - done)]
-            storage.readinto(start + done, piece)
-            if storage.crc32 is not None:
-                value = crc32(piece, value)
-            done += len(piece)
-            yield piece
-        if storage.crc32 not in (None, value):
-            raise _damaged(tensor)
-        self.checked.add(id(storage))
 
 
 class _Work:
@@ -128,12 +75,12 @@ class _Work:
         self.stage = stage
         self.options = options
         self.crew = Crew(min(options.jobs or _cores(), _MOST_JOBS))
-        self.pieces = _Pieces(options, self.crew)
+        self.pieces = Pieces(options.lost, self.crew)
         self.digests: dict[str, FileDigest] = {}
 
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write them all, under their temporary names."""
-        staging.check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
+        check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
         for tensor in _tensors(plans):  # in their order, whatever thread is done first
             if tensor.target:
                 self.options.lost.setdefault(tensor.name, CastCounts())
@@ -298,11 +245,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _damaged(tensor: Tensor) -> Malformed:
-    return Malformed(
-        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
-        where=tensor.storage.source.name,
-        hint="download the file again",
-    )

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from cgpt_convert.errors import CannotWrite
 from cgpt_convert.inert import printable
-from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.output.place import cannot, components, exists, lies, not_ours
 
 try:
     import fcntl
@@ -28,10 +26,6 @@ except ImportError:  # Windows: leftovers are then kept, and named
 
 _SUFFIX = ".partial"
 _LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrfs, apfs, in bytes
-
-# A folder is replaced only if one of these lists all that it holds: it is then an output of ours
-_PARAMETERS = "parameters/mapping.json"
-SIDECARS = ("mapping.json", "tensors.json", "cgpt-convert.json")
 
 
 class Stage:
@@ -108,13 +102,13 @@ class Files(Stage):
             final = self.final(name)
             if os.path.isdir(final):
                 raise CannotWrite("is a folder", where=final)
-            if _lies(final) and not overwrite:
-                raise _exists(final)
+            if lies(final) and not overwrite:
+                raise exists(final)
             reclaim(self.folder, name)
 
     def final(self, path: str) -> str:
         """Beside its siblings."""
-        return os.path.join(self.folder, *_components(path, most=1))
+        return os.path.join(self.folder, *components(path, most=1))
 
     def create(self, path: str) -> tuple[str, int]:
         """A locked temporary, beside where it will be."""
@@ -125,7 +119,7 @@ class Files(Stage):
             try:
                 descriptor = _create(temporary)
             except OSError as error:
-                raise _cannot(error, final) from error
+                raise cannot(error, final) from error
             if self._keep(descriptor):
                 return temporary, descriptor
             os.close(descriptor)
@@ -184,15 +178,15 @@ class Folder(Stage):
         reclaim(self.folder, self._name)
 
     def _check_replaceable(self) -> None:
-        if not _lies(self._final):
+        if not lies(self._final):
             return
         if os.path.islink(self._final) or not os.path.isdir(self._final):
             raise CannotWrite("exists and is not a folder", where=self._final)
         if not os.listdir(self._final):
             return
         if not self._overwrite:
-            raise _exists(self._final)
-        strange = _not_ours(self._final)
+            raise exists(self._final)
+        strange = not_ours(self._final)
         if strange is not None:
             raise CannotWrite(
                 f"the folder holds {printable(strange)}, which this program did not write",
@@ -202,19 +196,19 @@ class Folder(Stage):
 
     def final(self, path: str) -> str:
         """Inside the folder."""
-        return os.path.join(self._final, *_components(path))
+        return os.path.join(self._final, *components(path))
 
     def create(self, path: str) -> tuple[str, int]:
         """A file in the temporary folder, which is the one that is locked."""
         final = self.final(path)
         if not self._temporary:
             self._make()
-        temporary = os.path.join(self._temporary, *_components(path))
+        temporary = os.path.join(self._temporary, *components(path))
         try:
             os.makedirs(os.path.dirname(temporary), exist_ok=True)
             descriptor = _create(temporary)
         except OSError as error:
-            raise _cannot(error, final) from error
+            raise cannot(error, final) from error
         self._names.append(path)
         return temporary, descriptor
 
@@ -230,7 +224,7 @@ class Folder(Stage):
                     raise CannotWrite("no such folder", where=self.folder) from None
                 continue
             except OSError as error:
-                raise _cannot(error, self._final) from error
+                raise cannot(error, self._final) from error
             kept = self._keep(descriptor)
             os.close(descriptor)
 
@@ -254,49 +248,6 @@ class Folder(Stage):
             shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def _components(path: str, most: int | None = None) -> list[str]:
-    """The parts of a planned path, which comes from names in a file: nothing leads elsewhere."""
-    parts = path.split("/")
-    if any(p in ("", ".", "..") or "\0" in p for p in parts) or (most and len(parts) > most):
-        raise CannotWrite("not a path inside the output", where=printable(path))
-    return parts
-
-
-def _not_ours(folder: str) -> str | None:
-    """A file in `folder` that no sidecar of ours lists; None if there is none."""
-    listed = set(SIDECARS)
-    for name in SIDECARS:
-        listed |= set(_files(os.path.join(folder, name)))
-    inner = set(_files(os.path.join(folder, *_PARAMETERS.split("/"))))
-    if inner:  # what `extract --properties` wrote
-        listed |= {"model.properties", _PARAMETERS, *(f"parameters/{name}" for name in inner)}
-    for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        for name in (*files, *links):
-            path = os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
-            if path not in listed:
-                return path
-    return None
-
-
-def _files(sidecar: str) -> list[str]:
-    """The files that a sidecar lists; none if it is not there or is no JSON."""
-    try:
-        with open(sidecar, "rb") as file:
-            return list(_listed([json.loads(file.read(INDEX_BYTES))]))
-    except (OSError, ValueError, RecursionError):
-        return []
-
-
-def _listed(value: dict[str, Any] | list[Any]) -> Iterator[str]:
-    """Every string that stands under the key "file" in a sidecar."""
-    if isinstance(value, dict) and isinstance(value.get("file"), str):
-        yield value["file"]
-    for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, dict | list):
-            yield from _listed(inner)
-
-
 def reclaim(folder: str, name: str) -> list[str]:
     """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
     start = re.escape(_temporary_name(name).rsplit(".", 2)[0])
@@ -304,16 +255,6 @@ def reclaim(folder: str, name: str) -> list[str]:
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if pattern.fullmatch(entry.name)]
     return [entry.path for entry in found if _remove_unlocked(entry)]
-
-
-def check_space(folder: str, nbytes: int) -> None:
-    """Raise CannotWrite now if the file system has no room for `nbytes`, not hours from now."""
-    if not hasattr(os, "statvfs"):
-        return
-    status = os.statvfs(folder or ".")
-    free = status.f_bavail * status.f_frsize
-    if status.f_blocks and free < nbytes:
-        raise CannotWrite(f"{nbytes:,} bytes are needed and {free:,} are free", where=folder or ".")
 
 
 def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
@@ -365,30 +306,9 @@ def _publishing(do: Callable[[str, str], object], old: str, new: str, final: str
     try:
         do(old, new)
     except OSError as error:
-        raise _cannot(error, final) from error
-
-
-def _lies(path: str) -> bool:
-    """Is there anything of that name? CannotWrite if there cannot be: the name is too long."""
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise _cannot(error, path) from error
-    return True
+        raise cannot(error, final) from error
 
 
 def _unlink(path: str) -> None:
     with contextlib.suppress(OSError):  # it may never have been; and why we stopped matters more
         os.unlink(path)
-
-
-def _exists(path: str) -> CannotWrite:
-    return CannotWrite("exists already", where=path, hint="--overwrite replaces it")
-
-
-def _cannot(error: OSError, path: str) -> CannotWrite:
-    if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
-        return _exists(path)
-    return CannotWrite(os.strerror(error.errno or 0), where=path)

@@ -1,0 +1,123 @@
+"""What a mapping.json says of tensors -> views of the files of a folder, each file one storage."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from cgpt_convert import names
+from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.dtypes import BY_NAME
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.inert import printable
+from cgpt_convert.source import LocalFile
+from cgpt_convert.tensor import Storage, Tensor, view
+
+_FIELDS = {
+    "file",
+    "dtype",
+    "shape",
+    "strides",
+    "start",
+    "byteorder",
+    "sha256",
+    "crc32",
+    "tied_to",
+    "conj",
+    "neg",
+    "quantizer",
+}
+_REQUIRED = {"file", "dtype", "shape", "strides", "start"}
+# components that do not begin with a dot, joined by slashes
+_INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")
+_CRC = re.compile("[0-9a-f]{8}")
+
+
+def parts(exotic: dict[str, Any]) -> Iterator[object]:
+    """The rows of what tensors that are not dense are made of."""
+    for row in exotic.values():
+        parts = row.get("parts") if isinstance(row, dict) else None
+        if isinstance(parts, dict):
+            yield from parts.values()
+
+
+def check_files(folder: str, rows: Iterable[object]) -> None:
+    """Raise Malformed listing every file that `rows` name and that is not there."""
+    files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
+    inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
+    lost = [f for f in dict.fromkeys(inside) if not os.path.isfile(os.path.join(folder, f))]
+    if lost:
+        listed = ", ".join(map(printable, lost))
+        raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
+
+
+class Reader:
+    """Rows of a mapping -> tensors over the files of a folder, each file one storage."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.storages: dict[str, Storage] = {}
+
+    def tensor(self, name: str, row: object) -> Tensor:
+        where = f"{self.folder}[{name}]"
+        if not isinstance(row, dict) or row.keys() - _FIELDS or not row.keys() >= _REQUIRED:
+            needed = ", ".join(sorted(_REQUIRED))
+            raise Malformed(f"a row that has not {needed}, or more than is known", where=where)
+        dtype = BY_NAME.get(row["dtype"]) if isinstance(row["dtype"], str) else None
+        if dtype is None:
+            raise Unsupported(f"unknown dtype {row['dtype']!r}", where=where)
+        shape, strides = (_naturals(row[key], where) for key in ("shape", "strides"))
+        if type(row["start"]) is not int:
+            raise Malformed("a start that is no integer", where=where)
+        storage = self.storage(row, where)
+        try:
+            tensor = view(dtype, shape, strides, row["start"], storage)
+        except CgptError as error:
+            error.where = where  # the tensor, not its file: others may lie in that
+            raise
+        return replace(
+            tensor,
+            name=name,
+            conj=row.get("conj") is True,
+            neg=row.get("neg") is True,
+            quantizer=str(row.get("quantizer", "")),
+        )
+
+    def storage(self, row: dict[str, Any], where: str) -> Storage:
+        file, order, crc = row["file"], row.get("byteorder", "little"), row.get("crc32")
+        if not isinstance(file, str) or not _INSIDE.fullmatch(file):
+            raise Malformed(f"a file outside the folder: {file!r}", where=where)
+        if order not in ("little", "big"):
+            raise Malformed(f"byte order {order!r}", where=where)
+        if crc is not None and not (isinstance(crc, str) and _CRC.fullmatch(crc)):
+            raise Malformed(f"a checksum that is none: {crc!r}", where=where)
+        if file not in self.storages:
+            source = LocalFile(os.path.join(self.folder, *file.split("/")))
+            value = int(crc, 16) if crc is not None else None
+            key = names.tensor_name(file)  # as it was before it became a file's name
+            key = file if key is None else key
+            self.storages[file] = Storage(source, 0, source.nbytes, key, order, value)
+        return self.storages[file]
+
+    def exotic(self, name: str, row: object) -> Exotic:
+        match row:
+            case {
+                "kind": str(kind),
+                "dtype": str(dtype),
+                "shape": list(shape),
+                "detail": str(detail),
+                "parts": dict(parts),
+            }:
+                dims = _naturals(shape, name)
+                found = tuple(self.tensor(key, part) for key, part in parts.items())
+                return Exotic(name, kind, dtype, dims, detail, found)
+        raise Malformed("a mapping of a tensor that is not dense lacks its parts", where=name)
+
+
+def _naturals(value: object, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise Malformed(f"not a list of natural numbers: {value!r}", where=where)
+    return tuple(value)
