@@ -44,8 +44,15 @@ def write(folder: Path, layout="cs", shape=SHAPE, **config):
     return path
 
 
-def transformers_logits(path: Path):
-    """What transformers computes for IDS of the weights at `path`, with the tanh GELU."""
+class TableGelu(torch.nn.Module):
+    """llama.cpp's: looked up by the float16 next to the input, the result float16 (ggml vec.h)."""
+
+    def forward(self, x):
+        return torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+
+
+def transformers_logits(path: Path, act=None):
+    """What transformers computes for IDS of the weights at `path`, with the tanh GELU or `act`."""
     state = torch.load(path, weights_only=True)
     kept = {
         "transformer." * (not name.startswith(("transformer.", "lm_head."))) + name: tensor
@@ -58,5 +65,7 @@ def transformers_logits(path: Path):
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
     model.tie_weights()
+    for block in model.transformer.h if act else ():
+        block.mlp.act = act
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0].numpy()
