@@ -69,6 +69,14 @@ def test_exact_parameter_counts(name: str) -> None:
     assert model.float32_nbytes == 4 * counted
 
 
+def test_bytes_of_files_are_those_of_the_vendors_storages() -> None:
+    state = vendor.state_dict(vendor.SIZES["111M"])
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()
+    }
+    assert find_model("cerebras-gpt-111m").file_nbytes == sum(storages.values())
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("headless", [False, True])
 def test_model_is_recognised_from_shapes(name: str, headless: bool) -> None:

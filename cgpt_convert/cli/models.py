@@ -23,6 +23,7 @@ _HEADER = (
     "FLOPs",
     "Pile loss",
     "float32",
+    "files",
     "mapping",
 )
 _NUMBERS = _HEADER[1:-1]
@@ -30,7 +31,8 @@ _NOTE = """
 parameters: the exact number, tied weights counted once; published: as the authors round it.
 tokens, FLOPs: of training. Pile loss: on the test set, nats a token. These are the model card's;
   - stands where none was published. The paper's losses, some of which differ, are in --json.
-float32: bytes of the parameters, computed; a file adds masks and a header to that.
+float32: bytes of the parameters. files: of .bin files in the vendor's layout, less some 300 bytes a storage
+  for the archive: the masks are in it. Both are computed, not looked up.
 mapping: a folder of bare numbered files of this model can be read with --mapping NAME."""
 
 
@@ -66,6 +68,7 @@ def as_data(model: Model) -> dict[str, Any]:
         "pile_loss_paper": model.pile_loss_paper,
         "training": dict(model.training),
         "float32_nbytes": model.float32_nbytes,
+        "file_nbytes": model.file_nbytes,
         "mapping": model.storages is not None,
     }
 
@@ -86,6 +89,7 @@ def _cells(model: Model) -> list[str]:
         _power(flops, 1),
         f"{loss:.3f}" if loss is not None else "-",
         size(model.float32_nbytes),
+        size(model.file_nbytes) if model.file_nbytes else "-",
         "yes" if model.storages is not None else "-",
     ]
 

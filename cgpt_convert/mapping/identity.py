@@ -80,6 +80,25 @@ class Model(NamedTuple):
         """The bytes of the parameters as float32, computed; a file adds masks and its header."""
         return self.parameters * FLOAT32.nbytes
 
+    @property
+    def file_nbytes(self) -> int | None:
+        """The bytes of all storages of files in the vendor's layout, computed: with the masks.
+
+        None where the order of storages is not known. The archives add some 300 bytes for each.
+        """
+        if self.storages is None:
+            return None
+        places = _order(self.storages, self.sizes)
+        return sum(self._storage_nbytes(name) for name, _layer in places)
+
+    def _storage_nbytes(self, name: str) -> int:
+        rules = architectures()[self.architecture].rules
+        if name in rules:
+            return math.prod(rules[name].shape(self.sizes) or ()) * FLOAT32.nbytes
+        if name.endswith(".masked_bias"):
+            return FLOAT32.nbytes
+        return self.sizes["n_positions"] ** 2  # a causal mask, a byte an element
+
 
 @functools.cache
 def models() -> tuple[Model, ...]:
