@@ -31,8 +31,8 @@ _NOTE = """
 parameters: the exact number, tied weights counted once; published: as the authors round it.
 tokens, FLOPs: of training. Pile loss: on the test set, nats a token. These are the model card's;
   - stands where none was published. The paper's losses, some of which differ, are in --json.
-float32: bytes of the parameters. files: of .bin files in the vendor's layout, less some 300 bytes a storage
-  for the archive: the masks are in it. Both are computed, not looked up.
+float32: bytes of the parameters. files: of .bin files in the vendor's layout, masks included, less
+  some 300 bytes a storage for the archive. Both are computed, not looked up.
 mapping: a folder of bare numbered files of this model can be read with --mapping NAME."""
 
 
