@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """A kind of finding. `level`: "note" is for information, "warning" wants a look."""
+    """A kind of finding. `level`: "note" informs, "warning" wants a look, "error" fails a scan."""
 
     id: str
     level: str
@@ -30,6 +30,13 @@ CUT_OFF = Rule("CGPT011", "warning", "an incomplete file; what is lost is left o
 CYCLE = Rule("CGPT012", "warning", "a value that contains itself")
 LONE_SHARD = Rule("CGPT013", "warning", "one shard of several")
 INDEX_SIZE = Rule("CGPT014", "note", "the index's total_size differs from the tensors' bytes")
+DANGEROUS = Rule("CGPT015", "error", "loading it would run code")
+NOT_JUDGED = Rule("CGPT016", "error", "damaged, or made so that readers disagree")
+CLOSED = Rule("CGPT017", "error", "what is inside cannot be looked into")
+SCRIPT = Rule("CGPT018", "note", "TorchScript code")
+AFTER_PICKLE = Rule("CGPT019", "note", "bytes after the last pickle")
+
+RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 
 
 class Finding(NamedTuple):

@@ -163,6 +163,8 @@ class _Line:
         self.write(call.func, depth + 1)
         args = call.args if isinstance(call.args, tuple) else (call.args,)
         self.each(args, "(", ")", depth)
+        if isinstance(call.kwargs, Dict) and call.kwargs.items:
+            self.pairs(call.kwargs.items, depth)
         if call.items:
             self.pairs(call.items, depth)
         if call.elements:

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "Show what is in a weight file, and whether it is safe.",
     "extract": "Write the raw tensors to a folder, with the mapping.",
     "convert": "Write safetensors, NumPy or other formats.",
+    "scan": "Say what loading files would run, and whether they are weights only.",
     "models": "Show the models that are known by name.",
     "demo": "Run everything on a small model that comes along.",
 }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checks import Check, exit_code
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.reports import FORMATS, render
 from cgpt_convert.source import LocalFile
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,6 +38,14 @@ jobs = click.option(
     metavar="N",
     help="Threads to use.  [default: one a core]",
 )
+report_format = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="How to report the checks.",
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 mapping = click.option(
     "--mapping",
@@ -47,6 +57,14 @@ mapping = click.option(
 def print_json(value: object) -> None:
     """Print `value` as indented JSON."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_checks(checks: Sequence[Check], form: str) -> int:
+    """Print the report of `--format`; the exit code that the checks make."""
+    report = render(checks, form)
+    if report:
+        click.echo(report)
+    return exit_code(checks)
 
 
 def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:

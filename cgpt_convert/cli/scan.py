@@ -1,0 +1,88 @@
+"""`cgpt-convert scan`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from cgpt_convert.checks import ERROR, NOTE, Check, exit_code
+from cgpt_convert.cli import options
+from cgpt_convert.errors import CgptError
+from cgpt_convert.scanning import names, paths
+from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.result import Scanned, Verdict
+
+
+@click.command("scan")
+@click.argument("path", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="MODULE.NAME",
+    help="Take this very class for one that weight files need (repeatable).",
+)
+@options.report_format
+@options.jobs
+@options.as_json
+def command(
+    path: tuple[str, ...], allow: tuple[str, ...], form: str, jobs: int, as_json: bool
+) -> int:
+    """Say what loading the files at PATH would run: nothing, or what and with which arguments.
+
+    PATH is a file, a folder with all that is in it, or a pattern. Nothing is loaded or run. Exit
+    code 1 if anything but weights is found, 3 if something is malformed.
+    """
+    rule = names.Rule(allow)
+    scanned, unlisted = [], []
+    for found in _scan(paths.files(path), rule, jobs):
+        (scanned if isinstance(found, Scanned) else unlisted).append(found)
+    checks = [check for file in scanned for check in file.checks()]
+    checks += [Check("scan", ERROR, error.message, error.where) for error in unlisted]
+    skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
+    if skipped:
+        checks.append(Check("scan", NOTE, _skipped(skipped)))
+    if not as_json:
+        return options.print_checks(checks, form)
+    options.print_json(_result(scanned, checks))
+    return exit_code(checks)
+
+
+def _scan(
+    files: Iterable[str | CgptError], rule: names.Rule, jobs: int
+) -> Iterator[Scanned | CgptError]:
+    """The results in the order of the files."""
+    for file in files:
+        yield scan_file(file, rule) if isinstance(file, str) else file
+
+
+def _skipped(files: list[Scanned]) -> str:
+    kinds = Counter(file.kind for file in files).most_common()
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    noun = "file holds" if len(files) == 1 else "files hold"
+    return f"{len(files):,} {noun} no weights and no pickle ({shown})"
+
+
+def _result(scanned: list[Scanned], checks: list[Check]) -> dict[str, Any]:
+    verdicts = Counter(file.verdict for file in scanned)
+    return {
+        "ok": exit_code(checks) == 0,
+        "verdicts": {verdict.value: verdicts[verdict] for verdict in Verdict},
+        "files": [_file(file) for file in scanned],
+    }
+
+
+def _file(file: Scanned) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "kind": file.kind,
+        "verdict": file.verdict.value,
+        "pickles": file.pickles,
+        "sightings": [
+            sighting._asdict() | {"rule": sighting.rule.id} for sighting in file.sightings
+        ],
+        "problems": [{"id": found.rule.id, "detail": found.detail} for found in file.problems],
+        "notes": [{"id": found.rule.id, "detail": found.detail} for found in file.notes],
+    }

@@ -1,0 +1,193 @@
+"""Sources that lie inside other sources: a part of one, or what a part unpacks to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.limits import GiB
+from cgpt_convert.source import CHUNK, Source, read
+
+_POINTS = 256  # places to go on from, at most; each takes some 50 KiB
+_RATIO = 64  # weights do not compress to a 64th; text might, but not by the gigabyte
+_FLOOR = 1 * GiB
+_AGAIN = 16  # how often over the whole may be unpacked, for those who read it out of order
+
+
+class Window:
+    """The `nbytes` bytes from `offset` of another source."""
+
+    def __init__(self, source: Source, offset: int, nbytes: int, name: str) -> None:
+        self.source, self.offset, self.nbytes, self.name = source, offset, nbytes, name
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+        self.source.readinto(self.offset + offset, buffer)
+
+    def check_unchanged(self) -> None:
+        """As what it lies in."""
+        self.source.check_unchanged()
+
+
+class Unpacked:
+    """A compressed part, unpacked as it is read.
+
+    Reading backwards goes on from the last point that was kept, if the method can be copied.
+    `nbytes` is taken as it is given, or measured by unpacking the whole; of what is damaged it is
+    how far unpacking goes, and `damage` says so: who reads it as it comes reads that much.
+    """
+
+    def __init__(self, packed: Window, start: Callable[[], Any], nbytes: int | None = None) -> None:
+        self.name = packed.name
+        self.damage: Malformed | None = None
+        self._packed, self._start = packed, start
+        self._several = nbytes is None  # streams, one after another
+        self._most = max(_FLOOR, _RATIO * packed.nbytes)
+        self._work = 0  # bytes unpacked so far, again and again
+        self._points: list[tuple[int, int, bytes, Any]] = []
+        self._spacing = CHUNK
+        self._rewind()
+        self.nbytes = self._measure() if nbytes is None else nbytes
+
+    def _rewind(self) -> None:
+        self._state = self._start()
+        self._feed = b""
+        self._taken = 0  # packed bytes read
+        self._position = 0  # unpacked bytes delivered
+
+    def _measure(self) -> int:
+        try:
+            while self._next(CHUNK):
+                pass
+        except Malformed as error:
+            self.damage = error
+        if not self._state.eof and not self.damage:
+            self.damage = Malformed("the compressed data ends early", where=self.name)
+        return self._position
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the unpacked bytes."""
+        if offset < self._position:
+            self._back_to(offset)
+        done = 0
+        while done < len(buffer):
+            behind = max(offset - self._position, 0)
+            piece = self._next(min(CHUNK, behind or len(buffer) - done))
+            if not piece:
+                raise Malformed("the compressed data ends early", where=self.name)
+            if not behind:
+                buffer[done : done + len(piece)] = piece
+                done += len(piece)
+
+    def _back_to(self, offset: int) -> None:
+        kept = [point for point in self._points if point[0] <= offset]
+        self._rewind()
+        if kept:
+            self._position, self._taken, self._feed, state = kept[-1]
+            self._state = state.copy()
+
+    def _next(self, most: int) -> bytes:
+        """The next unpacked bytes, at most `most`; none at the end."""
+        while True:
+            if self._state.eof and not self._another():
+                return b""
+            wanting = getattr(self._state, "needs_input", True)  # zlib does not say
+            fed = self._feed or (self._more() if wanting else b"")
+            piece = self._unpack(fed, most)
+            if piece:
+                self._advance(len(piece))
+                return piece
+            if wanting and not fed and not self._state.eof:
+                return b""
+
+    def _more(self) -> bytes:
+        """Packed bytes that were not read yet."""
+        size = min(CHUNK, self._packed.nbytes - self._taken)
+        self._taken += size
+        return read(self._packed, self._taken - size, size)
+
+    def _another(self) -> bool:
+        """Does another stream follow the one that ended, as gzip, bzip2 and xz allow?"""
+        self._feed = self._state.unused_data or self._more()
+        if not self._several or not self._feed.strip(b"\0"):
+            return False
+        self._state = self._start()
+        return True
+
+    def _unpack(self, fed: bytes, most: int) -> bytes:
+        import lzma
+
+        try:
+            piece: bytes = self._state.decompress(fed, most)
+        except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+            message = f"the compressed data is damaged ({error})"
+            raise Malformed(message, where=self.name) from error
+        self._feed = getattr(self._state, "unconsumed_tail", b"")
+        return piece
+
+    def _advance(self, nbytes: int) -> None:
+        self._position += nbytes
+        self._work += nbytes
+        if self._position > self._most or self._work > _AGAIN * self._most:
+            raise Unsupported(
+                f"it unpacks to more than {self._most:,} bytes, or only out of order",
+                where=self.name,
+                hint="unpack it and scan the result",
+            )
+        self._keep_point()
+
+    def _keep_point(self) -> None:
+        last = self._points[-1][0] if self._points else 0
+        if self._position < last + self._spacing or not hasattr(self._state, "copy"):
+            return
+        if len(self._points) == _POINTS:  # thin them out: the file is larger than thought
+            del self._points[::2]
+            self._spacing *= 2
+        self._points.append((self._position, self._taken, self._feed, self._state.copy()))
+
+    def check_unchanged(self) -> None:
+        """As what it lies in."""
+        self._packed.check_unchanged()
+
+
+def _bzip2() -> Any:
+    import bz2
+
+    return bz2.BZ2Decompressor()
+
+
+def _xz() -> Any:
+    import lzma
+
+    return lzma.LZMADecompressor()
+
+
+_METHODS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
+    (b"\x1f\x8b", lambda: zlib.decompressobj(zlib.MAX_WBITS | 16)),
+    (b"BZh", _bzip2),
+    (b"\xfd7zXZ\0", _xz),
+    (b"\x5d\0\0", _xz),
+    *((bytes((0x78, level)), zlib.decompressobj) for level in (0x01, 0x5E, 0x9C, 0xDA)),
+)
+
+
+def inflated(source: Source, offset: int, packed: int, nbytes: int, name: str) -> Unpacked:
+    """A deflated record of a zip."""
+    window = Window(source, offset, packed, name)
+    return Unpacked(window, lambda: zlib.decompressobj(-zlib.MAX_WBITS), nbytes)
+
+
+def unpacked(source: Source, head: bytes) -> Unpacked | None:
+    """What the gzip, bzip2, xz, lzma or zlib file `source` unpacks to; None if it is none.
+
+    `head` is how it begins. Raises Unsupported past the limits.
+    """
+    for magic, start in _METHODS:
+        if head.startswith(magic):
+            whole = Unpacked(Window(source, 0, source.nbytes, source.name), start)
+            return whole if whole.nbytes or not whole.damage else None
+    return None

@@ -1,0 +1,242 @@
+"""Pickle bytes -> opcodes with their arguments, front to back, however large the pickle is.
+
+For looking at pickles that nobody trusts: what is too long to be kept is passed over and stands
+as the place where it lies. Layouts are those of the standard library's `pickletools`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable, Iterator
+
+from cgpt_convert.errors import Malformed
+from cgpt_convert.inert import Value
+from cgpt_convert.source import CHUNK, Source, read
+
+KEPT = 4096  # bytes of a text that are kept: no name that can be imported is longer
+_NAME_BYTES = 64 << 10  # nor can a line of that length be looked for as a module
+_HEAD = 200  # bytes kept of what is longer, to be shown
+_FIRST = 4 << 10  # most things that are looked at turn out not to be pickles at once
+
+
+class Span:
+    """Bytes or text of the pickle, left where they are. `form` is how they are written there.
+
+    "bytes" as they are; "utf-8" for text; "quoted" for a text of protocol 0 with its quotes.
+    """
+
+    __slots__ = ("form", "head", "nbytes", "offset")
+
+    def __init__(self, offset: int, nbytes: int, head: bytes, form: str) -> None:
+        self.offset = offset  # in the source
+        self.nbytes = nbytes
+        self.head = head
+        self.form = form
+
+    def __repr__(self) -> str:
+        shown = self.head[:_HEAD]
+        more = "..." if self.nbytes > len(shown) else ""
+        if self.form == "bytes":
+            return f"{shown!r}{more}"
+        text = shown.decode("utf-8", "backslashreplace")
+        return f"{text}{more}" if self.form == "quoted" else f"{text!r}{more}"
+
+
+class Fault(Malformed):
+    """Bytes that end, or that no unpickler would go on with."""
+
+
+class Opcodes:
+    """A position in the bytes of a source from `at` to `end`, moving forward only."""
+
+    def __init__(self, source: Source, at: int = 0, end: int | None = None) -> None:
+        self.source = source
+        self.end = source.nbytes if end is None else end
+        self._read_to = at
+        self._buffer = b""
+        self._index = 0
+        self._size = _FIRST
+
+    @property
+    def at(self) -> int:
+        """The offset in the source of the next byte."""
+        return self._read_to - len(self._buffer) + self._index
+
+    def __iter__(self) -> Iterator[tuple[str, Value]]:
+        """The name and the argument of each opcode, the STOP too. Raises Fault."""
+        while True:
+            entry = _TABLE[self.take(1)[0]]
+            if entry is None:
+                raise Fault("no such opcode")
+            name, argument = entry
+            yield name, argument(self) if argument else None
+
+    def take(self, nbytes: int) -> bytes:
+        """The next few bytes."""
+        stop = self._index + nbytes
+        if stop > len(self._buffer):
+            self._fill(nbytes)
+            stop = nbytes
+        data = self._buffer[stop - nbytes : stop]
+        self._index = stop
+        return data
+
+    def skip(self, nbytes: int) -> None:
+        """Move on without reading."""
+        if nbytes > self.end - self.at:
+            raise Fault("it ends inside an argument")
+        if self._index + nbytes <= len(self._buffer):
+            self._index += nbytes
+            return
+        self._read_to = self.at + nbytes
+        self._buffer, self._index = b"", 0
+
+    def _fill(self, nbytes: int) -> None:
+        """Have at least that many bytes in the buffer, from the present position on."""
+        rest = self._buffer[self._index :]
+        size = min(max(self._size, nbytes - len(rest)), self.end - self._read_to)
+        if len(rest) + size < nbytes:
+            raise Fault("it ends before its STOP opcode")
+        self._buffer = rest + read(self.source, self._read_to, size)
+        self._read_to += size
+        self._index = 0
+        self._size = CHUNK
+
+    def line(self, most: int | None = None, legal: frozenset[int] | None = None) -> Span:
+        """A line, less its end. Faults past `most` bytes, or on a byte that is not `legal`."""
+        offset, head, nbytes = self.at, b"", 0
+        while True:
+            if self._index == len(self._buffer):
+                self._fill(1)
+            found = self._buffer.find(b"\n", self._index)
+            piece = self._buffer[self._index : found if found >= 0 else len(self._buffer)]
+            if legal is not None and not legal.issuperset(piece):
+                raise Fault("a text argument with bytes that do not belong there")
+            head += piece[: KEPT - len(head)]
+            nbytes += len(piece)
+            self._index += len(piece)
+            if most is not None and nbytes > most:
+                raise Fault("a name longer than any that can be imported")
+            if found >= 0:
+                self._index += 1
+                return Span(offset, nbytes, head, "utf-8")
+
+    def sized(self, nbytes: int, form: str) -> Span:
+        """An argument of that many bytes."""
+        offset = self.at
+        kept = min(nbytes, KEPT)
+        if nbytes > self.end - offset:
+            raise Fault("it ends inside an argument")
+        head = self.take(kept)
+        self.skip(nbytes - kept)
+        return Span(offset, nbytes, head, form)
+
+
+def text(span: Span) -> Value:
+    """The text as a string if it is short, else as it is."""
+    if span.nbytes > KEPT:
+        return span
+    return span.head.decode("utf-8", "surrogateescape")
+
+
+def _fixed(layout: str) -> Callable[[Opcodes], Value]:
+    packed = struct.Struct(layout)
+    return lambda opcodes: packed.unpack(opcodes.take(packed.size))[0]
+
+
+def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
+    count = _fixed(layout)
+
+    def argument(opcodes: Opcodes) -> Value:
+        nbytes = count(opcodes)
+        if nbytes < 0:
+            raise Fault("a negative length")
+        span = opcodes.sized(nbytes, form)
+        return text(span) if form == "utf-8" else span
+
+    return argument
+
+
+def _byte_string(layout: str) -> Callable[[Opcodes], Value]:
+    """A Python 2 `str`: text where it is ASCII, so that it may be a name."""
+    read_bytes = _sized(layout, "bytes")
+
+    def argument(opcodes: Opcodes) -> Value:
+        span: Span = read_bytes(opcodes)
+        return span.head.decode() if span.nbytes <= KEPT and span.head.isascii() else span
+
+    return argument
+
+
+def _integer(layout: str) -> Callable[[Opcodes], Value]:
+    read_bytes = _sized(layout, "bytes")
+
+    def argument(opcodes: Opcodes) -> Value:
+        span: Span = read_bytes(opcodes)
+        small = span.nbytes <= _INTEGER_NBYTES
+        return int.from_bytes(span.head, "little", signed=True) if small else span
+
+    return argument
+
+
+_INTEGER_NBYTES = 128
+_NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
+_DIGITS = 64
+
+
+def _number(opcodes: Opcodes) -> Value:
+    """An integer where it is a plain one; any other number as its text."""
+    span = opcodes.line(legal=_NUMBER)
+    digits = span.head.removesuffix(b"L")
+    if span.nbytes <= _DIGITS and digits.removeprefix(b"-").isdigit():
+        return int(digits)
+    return span
+
+
+def _quoted(opcodes: Opcodes) -> Value:
+    quote = opcodes.take(1)
+    if quote not in (b"'", b'"'):
+        raise Fault("a string argument without quotes")
+    line = opcodes.line()
+    inner = line.head[:-1]
+    if line.nbytes <= KEPT and inner.isascii() and b"\\" not in inner:
+        return inner.decode()
+    return Span(line.offset - 1, line.nbytes + 1, quote + line.head, "quoted")
+
+
+def _names(opcodes: Opcodes) -> tuple[Value, Value]:
+    return text(opcodes.line(_NAME_BYTES)), text(opcodes.line(_NAME_BYTES))
+
+
+_ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
+    "uint1": _fixed("<B"),
+    "uint2": _fixed("<H"),
+    "int4": _fixed("<i"),
+    "uint4": _fixed("<I"),
+    "uint8": _fixed("<Q"),
+    "float8": _fixed(">d"),
+    "string1": _byte_string("<B"),
+    "string4": _byte_string("<i"),
+    "bytes1": _sized("<B", "bytes"),
+    "bytes4": _sized("<I", "bytes"),
+    "bytes8": _sized("<Q", "bytes"),
+    "bytearray8": _sized("<Q", "bytes"),
+    "unicodestring1": _sized("<B", "utf-8"),
+    "unicodestring4": _sized("<I", "utf-8"),
+    "unicodestring8": _sized("<Q", "utf-8"),
+    "long1": _integer("<B"),
+    "long4": _integer("<i"),
+    "stringnl": _quoted,
+    "stringnl_noescape": lambda opcodes: text(opcodes.line(legal=frozenset(range(128)))),
+    "stringnl_noescape_pair": _names,
+    "unicodestringnl": lambda opcodes: text(opcodes.line()),
+    "decimalnl_short": _number,
+    "decimalnl_long": _number,
+    "floatnl": _number,
+}
+
+_Entry = tuple[str, Callable[[Opcodes], Value] | None]
+_TABLE: list[_Entry | None] = [None] * 256
+for _info in pickletools.opcodes:
+    _TABLE[ord(_info.code)] = _info.name, _ARGUMENTS[_info.arg.name] if _info.arg else None

@@ -1,0 +1,479 @@
+"""What loading a pickle would name and call, in the order in which it would, up to where it ends.
+
+Unlike `unpickle`, this goes on where a pickle is wrong only for us, keeps what was seen before an
+error (an unpickler would have done all of that), and holds little however large the pickle is.
+What it does not keep can only make a call look more suspicious, never less: a function that is not
+known by name counts as computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cgpt_convert.errors import CgptError
+from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
+from cgpt_convert.limits import PICKLE
+from cgpt_convert.pickles.opcodes import KEPT, Fault, Opcodes, Span
+from cgpt_convert.source import Source
+
+Allowed = Callable[[Value, Value], bool]
+
+_SHOWN = 16  # items kept of one container: enough to show
+_CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
+_TUPLES = 1_000_000
+_TEXT_CHARS = 64 << 20
+_NAMES = 10_000  # different foreign names
+_NESTED = 10_000  # byte strings that look like files
+_SPARSE = 1 << 16  # memo entries out of order
+_MEMO = 1 << 20  # an index that a pickle of fewer opcodes has no use for
+EXTENSION = "extension code"  # the module of names that only the loading program knows
+
+
+class _Unknown:
+    """A value that is not kept: the result of an allowed call, or one of too many."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+UNKNOWN = _Unknown()
+
+
+class Use:
+    """What a pickle does with a name that is not allowed. `count` is how often it is called."""
+
+    __slots__ = ("call", "changed", "count", "module", "name", "position")
+
+    def __init__(self, module: str, name: str, position: int) -> None:
+        self.module = module
+        self.name = name
+        self.position = position  # of the first mention, and then of the first call
+        self.call: Call | None = None
+        self.count = 0
+        self.changed = False
+
+    @property
+    def dotted(self) -> str:
+        """The whole name."""
+        return f"{self.module}.{self.name}" if self.module else self.name
+
+
+class Trace(NamedTuple):
+    """What was seen. `fault` is why loading stops before the STOP; "" if it does not."""
+
+    value: Value
+    end: int
+    uses: list[Use]
+    nested: list[Span]
+    fault: str
+    fault_at: int
+    exhausted: bool  # a limit of ours was reached: there may be more
+    marked: bool  # it begins as a pickle of protocol 2 or later does
+    odd: str  # what no writer of pickles does, though loading goes on
+
+
+def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> Trace:
+    """What loading the pickle at byte `at` would do. Positions are bytes of the source.
+
+    Raises nothing but Unreadable.
+    """
+    machine = _Machine(Opcodes(source, at, end), allowed)
+    fault, exhausted = "", False
+    try:
+        machine.run()
+    except Exhausted as error:
+        fault, exhausted = error.message, True
+    except CgptError as error:
+        if error.kind == "unreadable":
+            raise
+        fault = error.message
+    return Trace(
+        machine.value,
+        machine.opcodes.at,
+        [*machine.uses.values(), *machine.computed],
+        machine.nested,
+        fault,
+        machine.position,
+        exhausted,
+        machine.marked,
+        machine.odd,
+    )
+
+
+class Exhausted(Fault):
+    """A limit of this program: an unpickler would go on."""
+
+
+class _Machine:
+    """The pickle machine; each method is named after the opcode whose work it does."""
+
+    def __init__(self, opcodes: Opcodes, allowed: Allowed) -> None:
+        self.opcodes = opcodes
+        self.allowed = allowed
+        self.position = opcodes.at
+        self.stack: list[Value] = []
+        self.marks: list[int] = []
+        self.memo: list[Value] = []
+        self.sparse: dict[int, Value] = {}
+        self.uses: dict[tuple[str, str], Use] = {}
+        self.computed: list[Use] = []
+        self.nested: list[Span] = []
+        self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
+        self.marked = False
+        self.odd = ""
+        self.value: Value = UNKNOWN
+
+    def run(self) -> None:
+        methods, stack = _METHODS, self.stack
+        for number, (name, argument) in enumerate(self.opcodes):
+            if name == "STOP":
+                self.value = self.pop()
+                return
+            method = methods[name]
+            if method is None:
+                stack.append(argument)
+            elif argument is None:
+                method(self)
+            else:
+                method(self, argument)
+            if number == 0 and name == "PROTO" and argument <= _NEWEST_PROTOCOL:
+                self.marked = True
+            if number >= PICKLE.opcodes:
+                raise Exhausted(f"more than {PICKLE.opcodes:,} opcodes")
+            self.position = self.opcodes.at
+
+    # -- the stack
+
+    def pop(self) -> Value:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise Fault("an opcode needs a value and the stack has none")
+        return self.stack.pop()
+
+    def top(self) -> Value:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise Fault("an opcode needs a value and the stack has none")
+        return self.stack[-1]
+
+    def pop_to_mark(self) -> list[Value]:
+        if not self.marks:
+            raise Fault("an opcode needs a MARK and the stack has none")
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def keep(self, value: Value, kind: int = 0) -> None:
+        """Push a value if there is room for its kind, else one that is not known."""
+        self.room[kind] -= 1
+        self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
+
+    def POP(self) -> None:
+        if self.marks and len(self.stack) == self.marks[-1]:
+            self.marks.pop()
+        else:
+            self.pop()
+
+    def MARK(self) -> None:
+        self.marks.append(len(self.stack))
+
+    def DUP(self) -> None:
+        self.stack.append(self.top())
+
+    def PROTO(self, version: int) -> None:
+        if version > _NEWEST_PROTOCOL:
+            raise Fault(f"pickle protocol {version}")
+
+    def FRAME(self, _nbytes: int) -> None:
+        pass
+
+    # -- values
+
+    def text(self, value: Value) -> None:
+        if isinstance(value, str):
+            self.room[2] -= len(value)
+            if self.room[2] < 0:
+                value = UNKNOWN
+        self.span(value)
+
+    def span(self, value: Value) -> None:
+        """Push bytes or text; remember those that look like a file of their own."""
+        if isinstance(value, Span) and _is_file(value):
+            self.nest(value)
+        elif isinstance(value, str) and value[:1] == "\x80":
+            self.nest(_written(value))
+        self.stack.append(value)
+
+    def nest(self, span: Span) -> None:
+        if len(self.nested) == _NESTED:
+            raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
+        self.nested.append(span)
+
+    def TUPLE(self) -> None:
+        self.keep(tuple(self.pop_to_mark()[:_SHOWN]), 1)
+
+    def EMPTY_TUPLE(self) -> None:
+        self.stack.append(())
+
+    def TUPLE1(self) -> None:
+        self.keep((self.pop(),), 1)
+
+    def TUPLE2(self) -> None:
+        second, first = self.pop(), self.pop()
+        self.keep((first, second), 1)
+
+    def TUPLE3(self) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self.keep((first, second, third), 1)
+
+    def EMPTY_LIST(self) -> None:
+        self.keep([])
+
+    def EMPTY_DICT(self) -> None:
+        self.keep(Dict())
+
+    def EMPTY_SET(self) -> None:
+        self.keep(Set([]))
+
+    def LIST(self) -> None:
+        self.keep(self.pop_to_mark()[:_SHOWN])
+
+    def FROZENSET(self) -> None:
+        self.keep(Set(self.pop_to_mark()[:_SHOWN], frozen=True))
+
+    def DICT(self) -> None:
+        self.keep(Dict(_pairs(self.pop_to_mark())))
+
+    def OUT_OF_BAND(self) -> None:
+        self.stack.append(UNKNOWN)
+
+    # -- additions to what is on the stack
+
+    def add(self, values: list[Value]) -> None:
+        target = self.top()
+        if isinstance(target, Global):
+            self.change(target)
+        elements = {list: target, Set: getattr(target, "members", None)}.get(type(target))
+        if isinstance(target, Call):
+            elements = target.elements
+        if elements is not None:
+            elements.extend(values[: _SHOWN - len(elements)])
+
+    def add_items(self, values: list[Value]) -> None:
+        target = self.top()
+        if isinstance(target, Global):
+            self.change(target)
+        if isinstance(target, Dict | Call):
+            target.items.extend(_pairs(values)[: _SHOWN - len(target.items)])
+
+    def APPEND(self) -> None:
+        self.add([self.pop()])
+
+    def APPENDS(self) -> None:
+        self.add(self.pop_to_mark())
+
+    def SETITEM(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.add_items([key, value])
+
+    def SETITEMS(self) -> None:
+        self.add_items(self.pop_to_mark())
+
+    def BUILD(self) -> None:
+        state, target = self.pop(), self.top()
+        if isinstance(target, Call):
+            target.state = state
+            self.into_call((state,))
+        elif isinstance(target, Global):
+            self.change(target)
+
+    # -- the memo
+
+    def GET(self, index: Value) -> None:
+        if not isinstance(index, int):
+            raise Fault("a memo index that is no number")
+        if 0 <= index < len(self.memo):
+            self.stack.append(self.memo[index])
+        elif index in self.sparse:
+            self.stack.append(self.sparse[index])
+        else:
+            raise Fault(f"memo {index} is read before it is written")
+
+    def PUT(self, index: Value) -> None:
+        value = self.top()
+        if not isinstance(index, int) or index < 0:
+            raise Fault("a memo index that is no number, or a negative one")
+        if index > _MEMO + self.position:
+            self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
+        if index < len(self.memo):
+            self.memo[index] = value
+        elif index == len(self.memo):
+            self.memo.append(value)
+            while len(self.memo) in self.sparse:
+                self.memo.append(self.sparse.pop(len(self.memo)))
+        elif len(self.sparse) < _SPARSE:
+            self.sparse[index] = value
+        else:
+            raise Exhausted(f"more than {_SPARSE:,} memo entries out of order")
+
+    def MEMOIZE(self) -> None:
+        self.PUT(len(self.memo) + len(self.sparse))
+
+    # -- names and calls
+
+    def GLOBAL(self, names: tuple[Value, Value]) -> None:
+        self.name(*names)
+
+    def STACK_GLOBAL(self) -> None:
+        name, module = self.pop(), self.pop()
+        self.name(module, name)
+
+    def name(self, module: Value, name: Value) -> None:
+        """Push a class or function."""
+        module, name = _spelled(module), _spelled(name)
+        if not self.allowed(module, name):
+            self.use(module, name)
+        self.stack.append(Global(module, name))
+
+    def use(self, module: str, name: str) -> Use:
+        key = (module, name)
+        if key not in self.uses:
+            if len(self.uses) == _NAMES:
+                raise Exhausted(f"more than {_NAMES:,} foreign names")
+            self.uses[key] = Use(module, name, self.position)
+        return self.uses[key]
+
+    def EXT(self, code: int) -> None:
+        self.name(EXTENSION, str(code))
+
+    def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
+        """Push what a call gives, and remember the call unless it is an allowed one."""
+        func = _class_of(func)
+        if isinstance(func, Global) and self.allowed(func.module, func.name):
+            self.stack.append(_content(func, args))
+            return
+        made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
+        if isinstance(func, Global):
+            use = self.use(func.module, func.name)
+        else:
+            use = Use("", "what another call returns", self.position)
+            if len(self.computed) < _SHOWN:
+                self.computed.append(use)
+        use.count += 1
+        if use.call is None:
+            use.call, use.position = made, self.position
+        self.into_call(made.args)
+        self.keep(made)
+
+    def into_call(self, args: tuple[Value, ...]) -> None:
+        """Whoever is called with a byte string may load it: look into those that it gets."""
+        for value in args[:_SHOWN]:
+            if isinstance(value, Span):
+                self.nest(value)
+            elif isinstance(value, str) and len(value) > 1:
+                self.nest(_written(value))
+
+    def change(self, target: Global) -> None:
+        """Attributes or items are set on a class or module itself."""
+        self.use(target.module, target.name).changed = True
+
+    def REDUCE(self) -> None:
+        args, func = self.pop(), self.pop()
+        self.call(func, args, "REDUCE")
+
+    def NEWOBJ(self) -> None:
+        args, func = self.pop(), self.pop()
+        self.call(func, args, "NEWOBJ")
+
+    def NEWOBJ_EX(self) -> None:
+        kwargs, args, func = self.pop(), self.pop(), self.pop()
+        self.call(func, args, "NEWOBJ_EX", kwargs)
+
+    def INST(self, names: tuple[Value, Value]) -> None:
+        args = tuple(self.pop_to_mark()[:_SHOWN])
+        self.name(*names)
+        self.call(self.pop(), args, "INST")
+
+    def OBJ(self) -> None:
+        values = self.pop_to_mark()
+        if not values:
+            raise Fault("OBJ without a class")
+        self.call(values[0], tuple(values[1 : _SHOWN + 1]), "OBJ")
+
+    def PERSID(self, reference: Value) -> None:
+        self.keep(PersistentId(reference), 1)
+
+    def BINPERSID(self) -> None:
+        self.keep(PersistentId(self.pop()), 1)
+
+
+_NEWEST_PROTOCOL = 5  # PEP 574
+_FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+
+
+def _is_file(span: Span) -> bool:
+    """Do the bytes begin as a pickle or a container of some does?"""
+    if span.form == "bytes":
+        pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
+        return span.nbytes > 2 and (pickled or span.head.startswith(_FILES))
+    return span.head.startswith((b"\xc2\x80", b"'\\x80", b'"\\x80'))
+
+
+def _written(value: str) -> Span:
+    """A short text as a span that holds all of it."""
+    data = value.encode("utf-8", "surrogateescape")
+    return Span(-1, len(data), data, "utf-8")
+
+
+def _spelled(name: Value) -> str:
+    """A module or name; where it is no text or too long to be one, a word for that."""
+    return name if isinstance(name, str) and len(name) <= KEPT else "(not a name)"
+
+
+def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
+    return list(zip(values[::2], values[1::2], strict=False))[:_SHOWN]
+
+
+def _class_of(func: Value) -> Value:
+    """The class that a persistent id of older torch stands for: one saved with its source."""
+    if isinstance(func, PersistentId) and isinstance(func.value, tuple):
+        return next((part for part in func.value if isinstance(part, Global)), func)
+    return func
+
+
+_PLAIN_BYTES = {("_codecs", "encode"), ("builtins", "bytearray"), ("builtins", "bytes")}
+
+
+def _content(func: Global, args: Value) -> Value:
+    """What an allowed call gives: for the calls that make byte strings those, else unknown."""
+    if (func.module, func.name) in _PLAIN_BYTES and isinstance(args, tuple) and args:
+        return args[0] if isinstance(args[0], Span | str) else UNKNOWN
+    return UNKNOWN
+
+
+# opcode -> what it does, where the name of the method is not the opcode's own
+_OTHER = {
+    "text": "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING",
+    "span": "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8",
+    "GET": "GET BINGET LONG_BINGET",
+    "PUT": "PUT BINPUT LONG_BINPUT",
+    "EXT": "EXT1 EXT2 EXT4",
+    "pop_to_mark": "POP_MARK",
+    "APPENDS": "APPENDS ADDITEMS",
+    "OUT_OF_BAND": "NEXT_BUFFER",
+}
+_PUSHED = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+def _constant(value: Value) -> Callable[[_Machine], None]:
+    return lambda machine: machine.stack.append(value)
+
+
+_METHODS: dict[str, Callable[..., object] | None] = {
+    **{name: getattr(_Machine, name) for name in vars(_Machine) if name.isupper()},
+    **{op: getattr(_Machine, name) for name, ops in _OTHER.items() for op in ops.split()},
+    **dict.fromkeys(_PUSHED.split()),
+    **{name: _constant(value) for name, value in _CONSTANTS.items()},
+    "READONLY_BUFFER": _Machine.top,
+}

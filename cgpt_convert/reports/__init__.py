@@ -1,0 +1,18 @@
+"""Checks -> a report, as text. Pure functions: what is printed, and where, others decide."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from cgpt_convert.checks import Check
+
+FORMATS = ("text", "json", "junit", "sarif", "github")
+_MODULES = {"text": "lines", "json": "data"}  # where the name of a format is that of a library
+
+
+def render(checks: Sequence[Check], form: str) -> str:
+    """The report of one of `FORMATS`, without a final newline."""
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(form, form)}")
+    report: str = module.report(checks)
+    return report

@@ -1,0 +1,15 @@
+"""JSON: every check with all its fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from cgpt_convert.checks import Check, exit_code
+
+
+def report(checks: Sequence[Check]) -> str:
+    """An object with `ok`, `exit_code` and `checks`; docs/json.md has the keys."""
+    code = exit_code(checks)
+    rows = [check._asdict() for check in checks]
+    return json.dumps({"ok": code == 0, "exit_code": code, "checks": rows}, indent=2)

@@ -1,0 +1,93 @@
+"""SARIF 2.1.0 (OASIS), for code scanning services.
+
+What passed is left out. A weight file has no lines: GitHub wants a line all the same, so it is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from cgpt_convert import __version__
+from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.findings import RULES, Rule
+from cgpt_convert.inert import printable
+
+_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_BY_ID = {rule.id: rule for rule in RULES}
+_LEVELS = {FAILED: "error", ERROR: "error", NOTE: "note"}
+
+
+def report(checks: Sequence[Check]) -> str:
+    """A log of one run, its rules those that the results name."""
+    results = [check for check in checks if check.outcome != PASSED]
+    ids = sorted({_rule_id(check) for check in results})
+    driver = {
+        "name": "cgpt-convert",
+        "version": __version__,
+        "rules": [_rule(name) for name in ids],
+    }
+    failed = any(check.outcome == ERROR for check in checks)
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [{"executionSuccessful": not failed}],
+        "results": [_result(check, ids.index(_rule_id(check))) for check in results],
+    }
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+
+
+def _rule_id(check: Check) -> str:
+    """The finding's id, or the name of the check where no finding applies."""
+    return check.finding or check.name
+
+
+def _rule(name: str) -> dict[str, Any]:
+    found = _BY_ID.get(name)
+    if found is None:
+        return {"id": name, "shortDescription": {"text": f"the check of {name}"}}
+    page = f"docs/findings.md#{_anchor(found)}"
+    return {
+        "id": found.id,
+        "shortDescription": {"text": found.title},
+        "help": {
+            "text": f"{found.title}. What it means and what to do: {page}",
+            "markdown": f"{found.title}. [What it means and what to do]({page})",
+        },
+        "defaultConfiguration": {"level": found.level},
+    }
+
+
+def _anchor(rule: Rule) -> str:
+    """The heading's anchor, as GitHub makes it."""
+    text = f"{rule.id} {rule.title}".lower()
+    return "".join(c for c in text if c.isalnum() or c in " -").replace(" ", "-")
+
+
+def _result(check: Check, rule_index: int) -> dict[str, Any]:
+    rule = _BY_ID.get(check.finding)
+    level = rule.level if rule and check.outcome == NOTE else _LEVELS[check.outcome]
+    tensor = f"{check.tensor}: " if check.tensor else ""
+    result: dict[str, Any] = {
+        "ruleId": _rule_id(check),
+        "ruleIndex": rule_index,
+        "level": level,
+        "message": {"text": printable(tensor + check.detail) or check.name},
+    }
+    if check.file:
+        place = {"artifactLocation": {"uri": _uri(check.file)}, "region": {"startLine": 1}}
+        result["locations"] = [{"physicalLocation": place}]
+    if check.tensor:
+        logical = {"fullyQualifiedName": check.tensor, "kind": "member"}
+        result.setdefault("locations", [{}])[0]["logicalLocations"] = [logical]
+    return result
+
+
+def _uri(path: str) -> str:
+    """The path as a URI reference, relative to where the command ran if it lies below."""
+    relative = os.path.relpath(path) if os.path.isabs(path) else os.path.normpath(path)
+    if relative.startswith(".."):
+        return "file://" + quote(os.path.abspath(path).replace(os.sep, "/"), errors="replace")
+    return quote(relative.replace(os.sep, "/"), errors="replace")

@@ -1,0 +1,1 @@
+"""What loading files would run: every pickle in them is looked at, nothing is loaded."""

@@ -1,0 +1,340 @@
+"""One file -> what loading it would run, by whatever reader, in every part of it.
+
+Content decides what a part is. Besides what its kind says, the beginning of every part is read as
+a pickle: a file can be two things at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cgpt_convert import findings
+from cgpt_convert.containers import archive as zips
+from cgpt_convert.containers.archive import STORED, Archive
+from cgpt_convert.containers.inside import Unpacked, Window, inflated, unpacked
+from cgpt_convert.containers.sniff import HEAD, Kind, sniff
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.findings import Finding, Rule
+from cgpt_convert.inert import printable, text
+from cgpt_convert.pickles.opcodes import Span
+from cgpt_convert.pickles.trace import EXTENSION, Allowed, Trace, Use, trace
+from cgpt_convert.scanning import names
+from cgpt_convert.scanning.result import Scanned, Sighting
+from cgpt_convert.source import LocalFile, MemoryBytes, Source, read
+
+_DEPTH = 8  # of files inside files
+_PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
+_SIGHTINGS = 10_000
+_SPAN_NBYTES = 64 << 20  # of bytes that a pickle holds as text
+
+_ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
+_TARS = (Kind.TORCH_TAR, Kind.TAR)
+_WEIGHTS = (
+    *(Kind.TORCH_ZIP, Kind.NPZ, Kind.TORCH_TAR, Kind.LEGACY, Kind.PICKLE, Kind.NPY),
+    *(Kind.SAFETENSORS, Kind.GGUF),
+)
+_CLOSED = {
+    Kind.PREVIEW: "a PyTorch preview file, which no torch since 1.0 reads",
+    Kind.LFS_POINTER: "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    Kind.ZSTD: "a zstd file: unpack it and scan the result",
+    Kind.SEVEN_ZIP: "a 7z archive: unpack it and scan the result",
+    Kind.RAR: "a rar archive: unpack it and scan the result",
+}
+
+
+def scan_file(path: str, rule: names.Rule) -> Scanned:
+    """What the file at `path` would run. Errors are among what is found; none is raised."""
+    look = Look(rule)
+    kind = Kind.UNKNOWN
+    try:
+        source = LocalFile(path)
+        try:
+            kind = sniff(source)
+            look.part(source, "", 0, kind=kind)
+            source.check_unchanged()
+        finally:
+            source.close()
+    except CgptError as error:
+        look.problem(error, "")
+    label = Kind.PICKLE if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON) else kind
+    return Scanned(
+        path, label.value, look.weights, look.pickles, look.sightings, look.problems, look.notes
+    )
+
+
+class Look:
+    """What was found so far in one file."""
+
+    def __init__(self, rule: names.Rule) -> None:
+        self.rule = rule
+        self.allowed: Allowed = rule.allows
+        self.weights = False
+        self.pickles = 0
+        self.parts = 0
+        self.sightings: list[Sighting] = []
+        self.problems: list[Finding] = []
+        self.notes: list[Finding] = []
+
+    # -- what a part is
+
+    def part(
+        self, source: Source, place: str, depth: int, *, kind: Kind | None = None, must: bool = False
+    ) -> int:
+        """Look at the file `source`, and into it; `must` it be a pickle? Returns how many it was.
+
+        `place` names the part in messages; it is "" for the file itself.
+        """
+        self.parts += 1
+        if self.parts > _PARTS or depth > _DEPTH:
+            what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
+            self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
+            return 0
+        kind = sniff(source) if kind is None else kind
+        self.weights |= kind in _WEIGHTS
+        if kind in _CLOSED:
+            self.problem(Unsupported(_CLOSED[kind]), place)
+        if kind in _ZIPS or kind is Kind.CUT_ZIP:
+            self.guarded(self.zip, source, place, depth)
+            return 0
+        must = must or (not depth and kind in (Kind.PICKLE, Kind.LEGACY))
+        at_most = _LEGACY_PICKLES if kind is Kind.LEGACY else 0
+        count = self.pickled(source, place, depth, must=must, at_most=at_most)
+        if kind in _TARS:
+            self.guarded(self.tar, source, place, depth)
+        elif kind is Kind.NPY:
+            self.guarded(self.npy, source, place, depth)
+        elif kind in (Kind.SAFETENSORS, Kind.GGUF) and not depth:
+            self.guarded(self.header, source, place, kind)
+        else:
+            self.guarded(self.compressed, source, place, depth)
+        if kind not in (*_TARS, *_CLOSED) and (not depth or count):
+            self.guarded(self.zip_behind, source, place)
+        return count
+
+    def guarded(
+        self, look: Callable[..., None], source: Source, place: str, *more: object
+    ) -> None:
+        """Look, and take what goes wrong as found."""
+        try:
+            look(source, place, *more)
+        except CgptError as error:
+            self.problem(error, place)
+
+    def problem(self, error: CgptError, place: str) -> None:
+        """Take in why something cannot be judged."""
+        rule = findings.CLOSED if isinstance(error, Unsupported) else findings.NOT_JUDGED
+        where = f"{printable(place)}: " if place else ""
+        hint = f"; {error.hint}" if error.hint else ""
+        self.found(self.problems, rule, f"{where}{printable(error.message)}{hint}")
+
+    def found(self, where: list[Finding], rule: Rule, detail: str) -> None:
+        finding = Finding(rule, detail)
+        if finding not in where[-1:] and len(where) < _SIGHTINGS:
+            where.append(finding)
+
+    # -- pickles
+
+    def pickled(
+        self, source: Source, place: str, depth: int, *, must: bool, at_most: int = 0, at: int = 0
+    ) -> int:
+        """Look at the pickles from byte `at` on, one after another; how many there are."""
+        count = 0
+        while at < source.nbytes and not (at_most and count == at_most):
+            traced = trace(source, at, self.allowed)
+            if not (_is_pickle(traced) or (must and (at_most or not count))):
+                break
+            count += 1
+            self.take(traced, source, place, depth)
+            at = traced.end
+            if traced.fault:
+                return count
+        if count and not at_most and at < source.nbytes:
+            detail = f"{source.nbytes - at:,} bytes" + f" of {printable(place)}" * bool(place)
+            self.found(self.notes, findings.AFTER_PICKLE, detail)
+        return count
+
+    def take(self, traced: Trace, source: Source, place: str, depth: int) -> None:
+        """Take in one pickle, and look into the byte strings that it holds."""
+        self.pickles += 1
+        self.weights = True
+        for use in traced.uses:
+            if len(self.sightings) < _SIGHTINGS:
+                self.sightings.append(_sighting(use, place))
+        if traced.fault:
+            message = f"{traced.fault} (at byte {traced.fault_at:,})"
+            error = Unsupported if traced.exhausted else Malformed
+            self.problem(error(f"the pickle breaks off: {message}"), place)
+        if traced.odd:
+            self.problem(Malformed(traced.odd), place)
+        for span in traced.nested:
+            label = f"{place} > " * bool(place) + f"bytes at {max(span.offset, 0):,}"
+            try:
+                inner = _source_of(span, source, label)
+            except CgptError as error:
+                self.problem(error, label)
+                continue
+            if inner is not None:
+                self.part(inner, label, depth + 1)
+
+    # -- containers
+
+    def zip(self, source: Source, place: str, depth: int) -> None:
+        """Look at every record, then whether the pickles' bytes are those of their checksums."""
+        archive = zips.open_archive(source)
+        roots = {name.partition("/")[0] for name in archive.members}
+        loaded = [root for root in roots if f"{root}/data.pkl" in archive.members]
+        if loaded and len(roots) > 1:
+            raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
+        script = bool(loaded) and f"{loaded[0]}/constants.pkl" in archive.members
+        outer, self.allowed = self.allowed, self.rule.allows_script if script else self.rule.allows
+        try:
+            for name in archive.members:
+                self.record(archive, name, place, depth, must=name in _loaded(loaded, script=script))
+        finally:
+            self.allowed = outer
+        code = [name for name in archive.members if name.startswith(f"{loaded[0]}/code/")] * script
+        if code:
+            detail = f"{len(code):,} records that torch.jit.load compiles and may run"
+            self.found(self.notes, findings.SCRIPT, detail)
+
+    def record(self, archive: Archive, name: str, place: str, depth: int, *, must: bool) -> None:
+        """Look at one record of a zip."""
+        member, label = archive.members[name], _inside(place, name)
+        source: Source
+        if member.method == STORED:
+            source = Window(archive.source, member.offset, member.nbytes, label)
+        else:
+            source = inflated(
+                archive.source, member.offset, member.compressed, member.nbytes, label
+            )
+        try:
+            count = self.part(source, label, depth + 1, must=must)
+            if count and archive.crc32(name) not in (None, _crc32(source)):
+                raise Malformed("the bytes do not match their checksum; torch does not look")
+        except CgptError as error:
+            if error.kind == "unreadable":
+                raise
+            self.problem(error, label)
+
+    def tar(self, source: Source, place: str, depth: int) -> None:
+        """Look at every file of a tar; of torch's own also at the pickles between storages."""
+        from cgpt_convert.containers import tarwalk
+        from cgpt_convert.scanning import torchtar
+
+        for member in tarwalk.files(source):
+            label = _inside(place, member.name)
+            inner = Window(source, member.offset, member.nbytes, label)
+            self.part(inner, label, depth + 1)
+            if member.name in torchtar.WALKED:
+                for traced in torchtar.pickles(inner, member.name, self.allowed):
+                    self.take(traced, inner, label, depth + 1)
+
+    def npy(self, source: Source, place: str, depth: int) -> None:
+        """Look at what follows the header, unless it says that the elements are plain."""
+        from cgpt_convert.formats import _npy
+        from cgpt_convert.tensor import Storage
+
+        refused: CgptError | None = None
+        try:
+            _npy.array(Storage(source, 0, source.nbytes, "array"))
+        except CgptError as error:
+            refused = error
+        if refused is not None:
+            head = read(source, 0, min(12, source.nbytes))
+            width = 2 if head[6:7] == b"\1" else 4
+            start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+            objects = self.pickled(source, place, depth, must=False, at=start)
+            if not objects and isinstance(refused, Malformed):
+                raise refused
+
+    def header(self, source: Source, place: str, kind: Kind) -> None:
+        """Check the header of a file that can hold nothing but weights."""
+        from cgpt_convert.formats import _gguf, _safetensors
+
+        reader = _gguf if kind is Kind.GGUF else _safetensors
+        try:
+            reader.from_source(source, source.name)
+        except Unsupported as error:
+            self.found(self.notes, findings.CLOSED, error.message)
+
+    def compressed(self, source: Source, place: str, depth: int) -> None:
+        """Look into a compressed file."""
+        inner = unpacked(source, read(source, 0, min(HEAD, source.nbytes)))
+        if inner is None:
+            return
+        before = self.weights, len(self.problems)
+        self.part(inner, _inside(place, "unpacked"), depth + 1)
+        if inner.damage and (self.weights, len(self.problems)) != before:
+            raise inner.damage
+
+    def zip_behind(self, source: Source, place: str) -> None:
+        """Refuse a zip that follows other bytes: some readers open the one, some the other."""
+        size = min(source.nbytes, 22 + 0xFFFF)
+        tail = read(source, source.nbytes - size, size)
+        at = tail.rfind(b"PK\5\6")
+        if at < 0 or at + 22 > len(tail):
+            return
+        nbytes = int.from_bytes(tail[at + 12 : at + 16], "little")
+        start = source.nbytes - size + at - nbytes
+        if start >= 0 and nbytes and read(source, start, 4) == b"PK\1\2":
+            raise Malformed("a zip archive behind other data: readers disagree what the file is")
+
+
+def _is_pickle(traced: Trace) -> bool:
+    """Would an unpickler make something of it, or do something before it fails?
+
+    Of bytes that do not begin as pickles do since protocol 2, chance may make a few opcodes.
+    """
+    uses = traced.uses
+    if traced.exhausted or any(use.count for use in uses):
+        return True
+    if traced.fault:
+        return traced.marked and bool(uses)
+    return traced.marked or any(use.module != EXTENSION for use in uses)
+
+
+def _sighting(use: Use, place: str) -> Sighting:
+    dangerous = use.changed or not use.module or names.is_dangerous(use.module, use.name)
+    how = "calls" if use.call else "changes" if use.changed else "names"
+    shown = text(use.call) if use.call else printable(use.dotted)
+    rule = findings.DANGEROUS if dangerous else findings.FOREIGN
+    return Sighting(rule, place, use.position, use.dotted, how, use.count, shown)
+
+
+def _loaded(roots: list[str], *, script: bool) -> set[str]:
+    """The records of a torch archive that its reader unpickles."""
+    pickles = ("data.pkl", "constants.pkl") if script else ("data.pkl",)
+    return {f"{root}/{name}" for root in roots for name in pickles}
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place} > {name}" if place else name
+
+
+def _source_of(span: Span, source: Source, label: str) -> Source | None:
+    """The bytes that a pickle holds, in whatever way; None if it is a text that is none."""
+    if span.form == "bytes":
+        return Window(source, span.offset, span.nbytes, label)
+    if span.nbytes > _SPAN_NBYTES:
+        raise Unsupported(f"{span.nbytes:,} bytes written as text")
+    data = span.head if span.nbytes <= len(span.head) else read(source, span.offset, span.nbytes)
+    try:
+        if span.form == "quoted":
+            import codecs
+
+            return MemoryBytes(label, codecs.escape_decode(data[1:-1])[0])
+        return MemoryBytes(label, data.decode("utf-8", "surrogateescape").encode("latin-1"))
+    except ValueError:
+        return None
+
+
+def _crc32(source: Source) -> int:
+    import zlib
+
+    crc, at = 0, 0
+    while at < source.nbytes:
+        size = min(1 << 18, source.nbytes - at)
+        crc = zlib.crc32(read(source, at, size), crc)
+        at += size
+    return crc

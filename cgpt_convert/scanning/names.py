@@ -1,0 +1,138 @@
+"""Which names weight files need, and how to word the others.
+
+The verdict rule is the first function: an exact list of what is allowed, and nothing else is. The
+rest of the module only tells a stranger's class from what runs commands, so that a person knows
+how to react; a name that it does not know of is no less foreign.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.inert import Value
+from cgpt_convert.pickles.rebuild import KNOWN
+from cgpt_convert.pickles.tree import is_script_class
+
+# torch's weights_only loader allows these too; no reader of ours makes tensors of them
+_TORCH = frozenset(
+    {
+        f"torch.{place}{kind}Tensor"
+        for place in ("cuda.", "sparse.", "cuda.sparse.")
+        for kind in "BFloat16 Bool Byte Char Double Float Half Int Long Short".split()
+    }
+    | {f"torch.{sign}{bits}" for sign in ("int", "uint") for bits in range(1, 8)}
+)
+ALLOWED = KNOWN | _TORCH
+
+
+class Rule:
+    """What is allowed in one file: the exact list, and what the user adds to it."""
+
+    def __init__(self, extra: tuple[str, ...] = ()) -> None:
+        self.extra = frozenset(extra)
+        for name in extra:
+            module, _, attribute = name.replace(":", ".").rpartition(".")
+            if not module:
+                raise BadRequest(f"not a full name: {name}", hint="write it as module.name")
+            if is_dangerous(module, attribute):
+                raise BadRequest(
+                    f"{name} is no class to be allowed: what it does is up to the file"
+                )
+
+    def allows(self, module: Value, name: Value) -> bool:
+        """Is it one of the names? A name with dots leads from one object to another: it is not."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            return False
+        if "." in name:
+            return f"{module}:{name}" in self.extra
+        return f"{module}.{name}" in ALLOWED or not self.extra.isdisjoint(
+            (f"{module}.{name}", f"{module}:{name}")
+        )
+
+    def allows_script(self, module: Value, name: Value) -> bool:
+        """The same inside a TorchScript archive, whose classes are its own."""
+        script = isinstance(module, str) and isinstance(name, str) and "." not in name
+        return self.allows(module, name) or (script and is_script_class(f"{module}.{name}"))
+
+
+def is_dangerous(module: str, name: str) -> bool:
+    """Does the name stand for what can run a file's own choice of code, or reach it?
+
+    Of Python's standard library that is everything but known data types.
+    """
+    module, name = module.strip(), name.strip()
+    if any(part.startswith("__") for part in name.split(".")):
+        return True
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in _PYTHON_2:
+        return not _is_data(module, name)
+    return any(
+        name == listed if attribute else (module == listed or module.startswith(listed + "."))
+        for where, attribute, listed in _LISTED
+        if where in ("", module)
+    )
+
+
+def _is_data(module: str, name: str) -> bool:
+    if module in ("builtins", "__builtin__", "exceptions"):
+        return name.endswith(("Error", "Exception", "Warning")) or name in _BUILTIN_DATA
+    return f"{module}.{name}" in ALLOWED or name in _DATA.get(module, "").split()
+
+
+_BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIteration", "SystemExit")
+
+_PYTHON_2 = frozenset(
+    "__builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO commands copy_reg "
+    "dircache dummy_thread execfile exceptions httplib imp new os2emxpath popen2 posixfile "
+    "thread urllib2 urlparse user xmlrpclib".split()
+)
+
+# of the standard library: types that only hold data, and calls that only make them
+_DATA = {
+    "_codecs": "encode",
+    "_collections": "deque",
+    "argparse": "Namespace",
+    "array": "array _array_reconstructor",
+    "collections": "ChainMap UserDict UserList UserString deque",
+    "copy_reg": "_reconstructor __newobj__",
+    "copyreg": "_reconstructor __newobj__",
+    "datetime": "date datetime time timedelta timezone tzinfo",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "functools": "partial",  # to call what it holds takes another call, which is shown
+    "ipaddress": "IPv4Address IPv4Network IPv6Address IPv6Network",
+    "logging": "Logger getLogger",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "random": "Random",
+    "re": "_compile",
+    "time": "struct_time",
+    "types": "SimpleNamespace",
+    "typing": "Any Callable Dict FrozenSet List Literal Optional Set Tuple Type Union",
+    "uuid": "UUID SafeUUID",
+    "zoneinfo": "ZoneInfo",
+}
+
+# other packages' modules and functions that run, fetch or load what they are told to.
+# (in this module only, is it the name's last part?, what)
+_LISTED = (
+    *(
+        ("", False, module)
+        for module in (
+            "IPython aiohttp cloudpickle dill httpx joblib.externals nose numpy.distutils "
+            "numpy.f2py numpy.testing paramiko pip pkg_resources psutil py pydoc pytest requests "
+            "setuptools sh tensorflow.io torch._dynamo torch._inductor torch.distributed.rpc "
+            "torch.hub torch.testing torch.utils.bottleneck torch.utils.collect_env "
+            "torch.utils.cpp_extension torch.fx.experimental urllib3 werkzeug"
+        ).split()
+    ),
+    *(
+        (name.rpartition(".")[0], True, name.rpartition(".")[2])
+        for name in (
+            "joblib.load joblib.numpy_pickle.load numpy.load numpy.ctypeslib.load_library "
+            "pandas.eval pandas.read_pickle sympy.sympify torch.load torch.jit.load "
+            "torch.serialization.load torch.package.PackageImporter yaml.load yaml.unsafe_load"
+        ).split()
+    ),
+)

@@ -1,0 +1,93 @@
+"""What a scan finds in one file, and its verdict. Values only."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.findings import FOREIGN, Finding, Rule
+from cgpt_convert.inert import printable
+
+_SHOWN = 20  # sightings of one file that become checks of their own
+
+
+class Verdict(Enum):
+    """What a file is. The worst that was found is what counts."""
+
+    WEIGHTS = "weights only"
+    FOREIGN = "foreign objects"
+    DANGEROUS = "dangerous"
+    MALFORMED = "malformed"
+    NOTHING = "no weight file"
+
+
+class Sighting(NamedTuple):
+    """A name that a pickle uses and weight files do not need."""
+
+    rule: Rule  # DANGEROUS or FOREIGN
+    place: str  # the record, and the file inside it ...: "archive/data.pkl"; "" for the file itself
+    position: int  # byte of that place
+    name: str
+    how: str  # "calls", "names" or "changes"
+    count: int  # how often it is called
+    text: str  # what would happen: the first call with its arguments, cut
+
+    def __str__(self) -> str:
+        where = f"{printable(self.place)}, byte {self.position:,}" if self.place else (
+            f"byte {self.position:,}"
+        )
+        more = f" (and {self.count - 1:,} times more)" if self.count > 1 else ""
+        return f"{where}: {_WORDS[self.how]} {self.text}{more}"
+
+
+_WORDS = {"calls": "would call", "names": "names", "changes": "would change"}
+
+
+class Scanned(NamedTuple):
+    """One file. `pickles` is how many were read in it, in whatever depth."""
+
+    path: str
+    kind: str
+    weights: bool  # does it hold any, or any pickle?
+    pickles: int
+    sightings: list[Sighting]
+    problems: list[Finding]
+    notes: list[Finding]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Dangerous before malformed: what runs does so before the damage is met."""
+        if any(sighting.rule is not FOREIGN for sighting in self.sightings):
+            return Verdict.DANGEROUS
+        if self.problems:
+            return Verdict.MALFORMED
+        if self.sightings:
+            return Verdict.FOREIGN
+        return Verdict.WEIGHTS if self.weights else Verdict.NOTHING
+
+    def checks(self) -> list[Check]:
+        """The file as checks; none if it is no weight file."""
+        verdict = self.verdict
+        if verdict is Verdict.NOTHING:
+            return []
+        checks = []
+        if verdict is Verdict.WEIGHTS:
+            count = f"{self.pickles:,} pickle" + "s" * (self.pickles != 1)
+            detail = f"{verdict.value}: {self.kind}" + f", {count}" * bool(self.pickles)
+            checks.append(Check("scan", PASSED, detail, self.path))
+        broken = FAILED if verdict is Verdict.DANGEROUS else ERROR
+        for sighting in self.sightings[:_SHOWN]:
+            detail = f"{_MEANS[sighting.rule.id]}: {sighting}"
+            checks.append(Check("scan", FAILED, detail, self.path, finding=sighting.rule.id))
+        if len(self.sightings) > _SHOWN:
+            detail = f"and {len(self.sightings) - _SHOWN:,} more names (--json has all)"
+            checks.append(Check("scan", FAILED, detail, self.path, finding=FOREIGN.id))
+        for outcome, found in ((broken, self.problems), (NOTE, self.notes)):
+            for finding in found:
+                detail = finding.detail if outcome == NOTE else f"malformed: {finding.detail}"
+                checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
+        return checks
+
+
+_MEANS = {FOREIGN.id: Verdict.FOREIGN.value, "CGPT015": Verdict.DANGEROUS.value}

@@ -1,0 +1,59 @@
+"""The pickles of a torch tar: its loader reads many from one member, with raw data between them.
+
+torch/serialization.py `legacy_load`; `containers/torchtar.py` reads what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cgpt_convert.containers.stream import Stream
+from cgpt_convert.containers.torchzip import storage_dtype
+from cgpt_convert.errors import Malformed
+from cgpt_convert.inert import Global
+from cgpt_convert.limits import RANK
+from cgpt_convert.pickles.trace import Allowed, Trace, trace
+from cgpt_convert.source import Source
+
+WALKED = ("storages", "tensors")
+
+
+def pickles(source: Source, name: str, allowed: Allowed) -> Iterator[Trace]:
+    """Every pickle of the member `storages` or `tensors` behind the first, which is a number.
+
+    Raises Malformed where it cannot be told where the next one begins.
+    """
+    first = trace(source, 0, allowed)
+    stream = Stream(source, first.end)
+    if first.fault or not isinstance(first.value, int):
+        return  # the loader fails there as well
+    for _ in range(first.value):
+        traced = trace(source, stream.at, allowed)
+        yield traced
+        stream.at = traced.end
+        if traced.fault:
+            return
+        (_skip_storage if name == "storages" else _skip_tensor)(stream, traced)
+    if name == "storages" and stream.at < stream.end:
+        yield trace(source, stream.at, allowed)
+
+
+def _skip_storage(stream: Stream, traced: Trace) -> None:
+    match traced.value:
+        case (_, _, Global() as cls):
+            dtype = storage_dtype(cls)
+            numel = stream.integer()
+            if dtype is None or numel < 0:
+                raise Malformed("a storage without a type or size")
+            stream.skip(numel * dtype.nbytes)
+        case _:
+            raise Malformed("not a storage")
+
+
+def _skip_tensor(stream: Stream, traced: Trace) -> None:
+    if not isinstance(traced.value, tuple):
+        raise Malformed("not a tensor")
+    rank = stream.integer(4)
+    if not 0 <= rank <= RANK:
+        raise Malformed(f"a tensor of {rank} dimensions")
+    stream.skip(4 + 8 * (2 * rank + 1))
