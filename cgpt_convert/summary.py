@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checks import FAILED, NOTE, PASSED, Check
 from cgpt_convert.exports import configuration, undone
 from cgpt_convert.inert import text
 from cgpt_convert.mapping.config import check_config
@@ -55,6 +56,22 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
             for f in checkpoint.findings
         ],
     }
+
+
+def checks_of(summary: dict[str, Any]) -> list[Check]:
+    """What `inspect --check` found: the checksums, and what is odd about the file as notes."""
+    file, check = summary["source"], summary["check"]
+    checks = [
+        Check("checksums", FAILED, f"storage {key} is not as it was written", file)
+        for key in check["damaged"]
+    ]
+    if not checks:
+        storages = f"{check['recorded']:,} of {check['storages']:,} storages"
+        checks.append(Check("checksums", PASSED, f"{storages} have one, and it is right", file))
+    for found in summary["findings"]:
+        detail = f"{found['title']}: {found['detail']}"
+        checks.append(Check("findings", NOTE, detail, file, finding=found["id"]))
+    return checks
 
 
 def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:

@@ -9,9 +9,10 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options, report
 from cgpt_convert.cli.progress import progress
+from cgpt_convert.errors import BadRequest
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.select import wanted
-from cgpt_convert.summary import summarise
+from cgpt_convert.summary import checks_of, summarise
 
 
 @click.command("inspect")
@@ -29,6 +30,7 @@ from cgpt_convert.summary import summarise
     "--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf."
 )
 @click.option("--check", is_flag=True, help="Verify all checksums; exit 1 if one is wrong.")
+@options.report_format
 @options.mapping
 @options.as_json
 def command(
@@ -38,6 +40,7 @@ def command(
     tree: bool,
     stats: bool,
     check: bool,
+    form: str,
     mapping: str | None,
     as_json: bool,
 ) -> int:
@@ -45,6 +48,8 @@ def command(
 
     Nothing in the file is run, and without --stats or --check no tensor is read.
     """
+    if form != "text" and not check:
+        raise BadRequest("--format is for reporting what --check finds", hint="add --check")
     checkpoint = open_checkpoint(source, mapping)
     summary = summarise(checkpoint)
     rows = [row for row in summary["tensors"] if wanted(row["name"], match)]
@@ -53,6 +58,8 @@ def command(
         _add_stats(checkpoint, summary["tensors"])
     if check:
         summary["check"] = _check(checkpoint)
+    if form != "text":
+        return options.print_checks(checks_of(summary), form)
     if as_json:
         options.print_json(summary)
     else:

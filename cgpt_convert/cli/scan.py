@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -36,9 +37,9 @@ def command(
     code 1 if anything but weights is found, 3 if something is malformed.
     """
     rule = names.Rule(allow)
-    scanned, unlisted = [], []
-    for found in _scan(paths.files(path), rule, jobs):
-        (scanned if isinstance(found, Scanned) else unlisted).append(found)
+    found = list(_scan(paths.files(path), rule, jobs))
+    scanned = [file for file in found if isinstance(file, Scanned)]
+    unlisted = [error for error in found if isinstance(error, CgptError)]
     checks = [check for file in scanned for check in file.checks()]
     checks += [Check("scan", ERROR, error.message, error.where) for error in unlisted]
     skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
@@ -53,9 +54,26 @@ def command(
 def _scan(
     files: Iterable[str | CgptError], rule: names.Rule, jobs: int
 ) -> Iterator[Scanned | CgptError]:
-    """The results in the order of the files."""
-    for file in files:
-        yield scan_file(file, rule) if isinstance(file, str) else file
+    """The results in the order of the files, which are read ahead by `jobs` threads."""
+
+    def one(file: str | CgptError) -> Scanned | CgptError:
+        return scan_file(file, rule) if isinstance(file, str) else file
+
+    every = list(files)
+    threads = min(jobs or os.cpu_count() or 1, len(every))
+    if threads < _WORTHWHILE:
+        yield from map(one, every)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(one, every)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_WORTHWHILE = 2
 
 
 def _skipped(files: list[Scanned]) -> str:

@@ -17,8 +17,8 @@ from cgpt_convert.source import Source, read
 
 _NAME, _SIZE, _TYPE = slice(0, 100), slice(124, 136), slice(156, 157)
 _EMPTY = b"123456"  # links, devices and folders have no bytes of their own
-_EXTENDED, _GLOBAL, _LONG = b"xX", b"g", b"LK"
-_SPARSE = b"S"
+_GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"g", b"L", b"K", b"S"
+_ABOUT = b"xXgLK"  # headers about the file that follows
 _HEADER_NBYTES = 1 * MiB
 _WIDE = 8 << 30  # from here on the header has no room for a size
 
@@ -29,7 +29,8 @@ def files(source: Source) -> Iterator[Member]:
     Raises Malformed for damage and where readers would find different files, Unsupported for
     sparse files.
     """
-    at, keywords, long_name, count = 0, {}, "", 0
+    at, count = 0, 0
+    names = _Names()
     while at + BLOCK <= source.nbytes:
         block, where = read(source, at, BLOCK), f"{source.name}[byte {at:,}]"
         if not any(block):
@@ -42,27 +43,46 @@ def files(source: Source) -> Iterator[Member]:
         count += 1
         if count > MEMBERS:
             raise Unsupported(f"a tar of more than {MEMBERS:,} members", where=source.name)
-        if kind in _EXTENDED or kind in _LONG or kind in _GLOBAL:
-            text = _small(source, at, nbytes, where)
-            if kind in _LONG:
-                long_name = text.split(b"\0")[0].decode("utf-8", "replace") if kind == b"L" else ""
-            else:
-                found = _keywords(text, where)
-                _check_global(found, kind, where)
-                keywords = found if kind in _EXTENDED else keywords
+        if kind in _ABOUT:
+            names.note(kind, _small(source, at, nbytes, where), where)
         else:
-            nbytes = _size(keywords, nbytes, where)
-            if kind in _SPARSE or any(key.startswith("GNU.sparse") for key in keywords):
-                raise Unsupported("a sparse file in a tar", where=where)
-            if kind in _EMPTY and nbytes:
-                raise Malformed("a link, device or folder with bytes", where=where)
+            name, nbytes = names.take(block, nbytes, where)
             if kind not in _EMPTY:
-                name = keywords.get("path") or long_name or _text(block[_NAME])
-                yield Member(printable(name), at, min(nbytes, source.nbytes - at))
-            keywords, long_name = {}, ""
+                yield Member(name, at, min(nbytes, source.nbytes - at))
         if nbytes > source.nbytes - at:
             raise Malformed("the tar is cut off", where=where)
         at += -(-nbytes // BLOCK) * BLOCK
+
+
+class _Names:
+    """What the headers before a file say of it."""
+
+    def __init__(self) -> None:
+        self.keywords: dict[str, str] = {}
+        self.long_name = ""
+
+    def note(self, kind: bytes, text: bytes, where: str) -> None:
+        """Take in the text of one such header."""
+        if kind == _LONG_NAME:
+            self.long_name = text.split(b"\0")[0].decode("utf-8", "replace")
+        elif kind != _LONG_LINK:
+            found = _keywords(text, where)
+            if kind != _GLOBAL:
+                self.keywords = found
+            elif found.keys() & {"size", "path"}:
+                raise Malformed("a size or name for all files of a tar", where=where)
+
+    def take(self, block: bytes, nbytes: int, where: str) -> tuple[str, int]:
+        """The name and the size of the file of which `block` is the header."""
+        kind, keywords = block[_TYPE], self.keywords
+        nbytes = _size(keywords, nbytes, where)
+        if kind == _SPARSE or any(key.startswith("GNU.sparse") for key in keywords):
+            raise Unsupported("a sparse file in a tar", where=where)
+        if kind in _EMPTY and nbytes:
+            raise Malformed("a link, device or folder with bytes", where=where)
+        name = keywords.get("path") or self.long_name or _text(block[_NAME])
+        self.keywords, self.long_name = {}, ""
+        return printable(name), nbytes
 
 
 def _check_end(source: Source, at: int, where: str) -> None:
@@ -101,11 +121,6 @@ def _keywords(data: bytes, where: str) -> dict[str, str]:
         found[key.decode("latin-1")] = value.decode("utf-8", "replace")
         at = end
     return found
-
-
-def _check_global(found: dict[str, str], kind: bytes, where: str) -> None:
-    if kind in _GLOBAL and found.keys() & {"size", "path"}:
-        raise Malformed("a size or name for all files of a tar", where=where)
 
 
 def _size(keywords: dict[str, str], nbytes: int, where: str) -> int:

@@ -92,7 +92,7 @@ def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> 
         machine.value,
         machine.opcodes.at,
         [*machine.uses.values(), *machine.computed],
-        machine.nested,
+        [*machine.nested.values()],
         fault,
         machine.position,
         exhausted,
@@ -118,7 +118,7 @@ class _Machine:
         self.sparse: dict[int, Value] = {}
         self.uses: dict[tuple[str, str], Use] = {}
         self.computed: list[Use] = []
-        self.nested: list[Span] = []
+        self.nested: dict[tuple[int, bytes], Span] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
         self.marked = False
         self.odd = ""
@@ -207,7 +207,7 @@ class _Machine:
     def nest(self, span: Span) -> None:
         if len(self.nested) == _NESTED:
             raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
-        self.nested.append(span)
+        self.nested[span.offset, span.head] = span
 
     def TUPLE(self) -> None:
         self.keep(tuple(self.pop_to_mark()[:_SHOWN]), 1)
@@ -408,6 +408,7 @@ class _Machine:
 
 
 _NEWEST_PROTOCOL = 5  # PEP 574
+_SHORTEST = 3  # bytes of a pickle that says its protocol
 _FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
@@ -415,7 +416,7 @@ def _is_file(span: Span) -> bool:
     """Do the bytes begin as a pickle or a container of some does?"""
     if span.form == "bytes":
         pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
-        return span.nbytes > 2 and (pickled or span.head.startswith(_FILES))
+        return span.nbytes >= _SHORTEST and (pickled or span.head.startswith(_FILES))
     return span.head.startswith((b"\xc2\x80", b"'\\x80", b'"\\x80'))
 
 

@@ -16,7 +16,9 @@ from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.findings import RULES, Rule
 from cgpt_convert.inert import printable
 
-_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 _BY_ID = {rule.id: rule for rule in RULES}
 _LEVELS = {FAILED: "error", ERROR: "error", NOTE: "note"}
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
 from cgpt_convert.containers.archive import STORED, Archive
-from cgpt_convert.containers.inside import Unpacked, Window, inflated, unpacked
+from cgpt_convert.containers.inside import Window, inflated, unpacked
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding, Rule
@@ -79,7 +79,13 @@ class Look:
     # -- what a part is
 
     def part(
-        self, source: Source, place: str, depth: int, *, kind: Kind | None = None, must: bool = False
+        self,
+        source: Source,
+        place: str,
+        depth: int,
+        *,
+        kind: Kind | None = None,
+        must: bool = False,
     ) -> int:
         """Look at the file `source`, and into it; `must` it be a pickle? Returns how many it was.
 
@@ -112,9 +118,7 @@ class Look:
             self.guarded(self.zip_behind, source, place)
         return count
 
-    def guarded(
-        self, look: Callable[..., None], source: Source, place: str, *more: object
-    ) -> None:
+    def guarded(self, look: Callable[..., None], source: Source, place: str, *more: object) -> None:
         """Look, and take what goes wrong as found."""
         try:
             look(source, place, *more)
@@ -129,6 +133,7 @@ class Look:
         self.found(self.problems, rule, f"{where}{printable(error.message)}{hint}")
 
     def found(self, where: list[Finding], rule: Rule, detail: str) -> None:
+        """Add a finding, unless it is the last one again."""
         finding = Finding(rule, detail)
         if finding not in where[-1:] and len(where) < _SIGHTINGS:
             where.append(finding)
@@ -183,17 +188,18 @@ class Look:
         """Look at every record, then whether the pickles' bytes are those of their checksums."""
         archive = zips.open_archive(source)
         roots = {name.partition("/")[0] for name in archive.members}
-        loaded = [root for root in roots if f"{root}/data.pkl" in archive.members]
-        if loaded and len(roots) > 1:
+        torchs = [root for root in roots if f"{root}/data.pkl" in archive.members]
+        if torchs and len(roots) > 1:
             raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
-        script = bool(loaded) and f"{loaded[0]}/constants.pkl" in archive.members
+        script = bool(torchs) and f"{torchs[0]}/constants.pkl" in archive.members
+        loaded = [f"{root}/{name}.pkl" for root in torchs for name in ("data", "constants")]
         outer, self.allowed = self.allowed, self.rule.allows_script if script else self.rule.allows
         try:
             for name in archive.members:
-                self.record(archive, name, place, depth, must=name in _loaded(loaded, script=script))
+                self.record(archive, name, place, depth, must=name in loaded)
         finally:
             self.allowed = outer
-        code = [name for name in archive.members if name.startswith(f"{loaded[0]}/code/")] * script
+        code = [name for name in archive.members if script and name.split("/")[1:2] == ["code"]]
         if code:
             detail = f"{len(code):,} records that torch.jit.load compiles and may run"
             self.found(self.notes, findings.SCRIPT, detail)
@@ -248,7 +254,7 @@ class Look:
             if not objects and isinstance(refused, Malformed):
                 raise refused
 
-    def header(self, source: Source, place: str, kind: Kind) -> None:
+    def header(self, source: Source, _place: str, kind: Kind) -> None:
         """Check the header of a file that can hold nothing but weights."""
         from cgpt_convert.formats import _gguf, _safetensors
 
@@ -268,7 +274,7 @@ class Look:
         if inner.damage and (self.weights, len(self.problems)) != before:
             raise inner.damage
 
-    def zip_behind(self, source: Source, place: str) -> None:
+    def zip_behind(self, source: Source, _place: str) -> None:
         """Refuse a zip that follows other bytes: some readers open the one, some the other."""
         size = min(source.nbytes, 22 + 0xFFFF)
         tail = read(source, source.nbytes - size, size)
@@ -300,12 +306,6 @@ def _sighting(use: Use, place: str) -> Sighting:
     shown = text(use.call) if use.call else printable(use.dotted)
     rule = findings.DANGEROUS if dangerous else findings.FOREIGN
     return Sighting(rule, place, use.position, use.dotted, how, use.count, shown)
-
-
-def _loaded(roots: list[str], *, script: bool) -> set[str]:
-    """The records of a torch archive that its reader unpickles."""
-    pickles = ("data.pkl", "constants.pkl") if script else ("data.pkl",)
-    return {f"{root}/{name}" for root in roots for name in pickles}
 
 
 def _inside(place: str, name: str) -> str:

@@ -15,11 +15,12 @@ from cgpt_convert.pickles.rebuild import KNOWN
 from cgpt_convert.pickles.tree import is_script_class
 
 # torch's weights_only loader allows these too; no reader of ours makes tensors of them
+_KINDS = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
 _TORCH = frozenset(
     {
         f"torch.{place}{kind}Tensor"
         for place in ("cuda.", "sparse.", "cuda.sparse.")
-        for kind in "BFloat16 Bool Byte Char Double Float Half Int Long Short".split()
+        for kind in _KINDS.split()
     }
     | {f"torch.{sign}{bits}" for sign in ("int", "uint") for bits in range(1, 8)}
 )
@@ -65,13 +66,11 @@ def is_dangerous(module: str, name: str) -> bool:
     if any(part.startswith("__") for part in name.split(".")):
         return True
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in _PYTHON_2:
+    if top in sys.stdlib_module_names or top in _PYTHON_2.split():
         return not _is_data(module, name)
-    return any(
-        name == listed if attribute else (module == listed or module.startswith(listed + "."))
-        for where, attribute, listed in _LISTED
-        if where in ("", module)
-    )
+    if f"{module}.{name}" in _FUNCTIONS.split():
+        return True
+    return any(module == each or module.startswith(f"{each}.") for each in _MODULES.split())
 
 
 def _is_data(module: str, name: str) -> bool:
@@ -82,10 +81,10 @@ def _is_data(module: str, name: str) -> bool:
 
 _BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIteration", "SystemExit")
 
-_PYTHON_2 = frozenset(
+_PYTHON_2 = (
     "__builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO commands copy_reg "
     "dircache dummy_thread execfile exceptions httplib imp new os2emxpath popen2 posixfile "
-    "thread urllib2 urlparse user xmlrpclib".split()
+    "thread urllib2 urlparse user xmlrpclib"
 )
 
 # of the standard library: types that only hold data, and calls that only make them
@@ -114,25 +113,16 @@ _DATA = {
     "zoneinfo": "ZoneInfo",
 }
 
-# other packages' modules and functions that run, fetch or load what they are told to.
-# (in this module only, is it the name's last part?, what)
-_LISTED = (
-    *(
-        ("", False, module)
-        for module in (
-            "IPython aiohttp cloudpickle dill httpx joblib.externals nose numpy.distutils "
-            "numpy.f2py numpy.testing paramiko pip pkg_resources psutil py pydoc pytest requests "
-            "setuptools sh tensorflow.io torch._dynamo torch._inductor torch.distributed.rpc "
-            "torch.hub torch.testing torch.utils.bottleneck torch.utils.collect_env "
-            "torch.utils.cpp_extension torch.fx.experimental urllib3 werkzeug"
-        ).split()
-    ),
-    *(
-        (name.rpartition(".")[0], True, name.rpartition(".")[2])
-        for name in (
-            "joblib.load joblib.numpy_pickle.load numpy.load numpy.ctypeslib.load_library "
-            "pandas.eval pandas.read_pickle sympy.sympify torch.load torch.jit.load "
-            "torch.serialization.load torch.package.PackageImporter yaml.load yaml.unsafe_load"
-        ).split()
-    ),
+# other packages' modules and functions that run, fetch or load what they are told to
+_MODULES = (
+    "IPython aiohttp cloudpickle dill httpx joblib.externals nose numpy.distutils numpy.f2py "
+    "numpy.testing paramiko pip pkg_resources psutil py pydoc pytest requests setuptools sh "
+    "tensorflow.io torch._dynamo torch._inductor torch.distributed.rpc torch.fx.experimental "
+    "torch.hub torch.testing torch.utils.bottleneck torch.utils.collect_env "
+    "torch.utils.cpp_extension urllib3 werkzeug"
+)
+_FUNCTIONS = (
+    "joblib.load joblib.numpy_pickle.load numpy.load numpy.ctypeslib.load_library pandas.eval "
+    "pandas.read_pickle sympy.sympify torch.load torch.jit.load torch.package.PackageImporter "
+    "torch.serialization.load yaml.load yaml.unsafe_load"
 )

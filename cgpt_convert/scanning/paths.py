@@ -20,7 +20,8 @@ def files(paths: Iterable[str]) -> Iterator[str | CgptError]:
     and for a pattern that fits nothing.
     """
     seen: set[tuple[int, int]] = set()
-    for path in [found for path in paths for found in _expanded(path)]:
+    named = [found for path in paths for found in _expanded(path)]
+    for path in named:
         if os.path.isdir(path):
             yield from _below(path, seen)
         else:

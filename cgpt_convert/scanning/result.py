@@ -6,7 +6,16 @@ from enum import Enum
 from typing import NamedTuple
 
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.findings import FOREIGN, Finding, Rule
+from cgpt_convert.findings import (
+    AFTER_PICKLE,
+    CLOSED,
+    DANGEROUS,
+    FOREIGN,
+    NOT_JUDGED,
+    SCRIPT,
+    Finding,
+    Rule,
+)
 from cgpt_convert.inert import printable
 
 _SHOWN = 20  # sightings of one file that become checks of their own
@@ -30,14 +39,12 @@ class Sighting(NamedTuple):
     position: int  # byte of that place
     name: str
     how: str  # "calls", "names" or "changes"
-    count: int  # how often it is called
+    calls: int  # how often it is called
     text: str  # what would happen: the first call with its arguments, cut
 
     def __str__(self) -> str:
-        where = f"{printable(self.place)}, byte {self.position:,}" if self.place else (
-            f"byte {self.position:,}"
-        )
-        more = f" (and {self.count - 1:,} times more)" if self.count > 1 else ""
+        where = f"{printable(self.place)}, " * bool(self.place) + f"byte {self.position:,}"
+        more = f" ({self.calls:,} times)" if self.calls > 1 else ""
         return f"{where}: {_WORDS[self.how]} {self.text}{more}"
 
 
@@ -85,9 +92,16 @@ class Scanned(NamedTuple):
             checks.append(Check("scan", FAILED, detail, self.path, finding=FOREIGN.id))
         for outcome, found in ((broken, self.problems), (NOTE, self.notes)):
             for finding in found:
-                detail = finding.detail if outcome == NOTE else f"malformed: {finding.detail}"
+                detail = f"{_MEANS[finding.rule.id]}: {finding.detail}"
                 checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
         return checks
 
 
-_MEANS = {FOREIGN.id: Verdict.FOREIGN.value, "CGPT015": Verdict.DANGEROUS.value}
+_MEANS = {
+    FOREIGN.id: Verdict.FOREIGN.value,
+    DANGEROUS.id: Verdict.DANGEROUS.value,
+    NOT_JUDGED.id: Verdict.MALFORMED.value,
+    CLOSED.id: "not looked into",
+    SCRIPT.id: SCRIPT.title,
+    AFTER_PICKLE.id: AFTER_PICKLE.title,
+}
