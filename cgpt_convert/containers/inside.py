@@ -58,6 +58,7 @@ class Unpacked:
         self._feed = b""
         self._taken = 0  # packed bytes read
         self._position = 0  # unpacked bytes delivered
+        self._broken: Malformed | None = None
 
     def _measure(self) -> int:
         try:
@@ -121,11 +122,17 @@ class Unpacked:
     def _unpack(self, fed: bytes, most: int) -> bytes:
         import lzma
 
+        if self._broken:
+            raise self._broken
+        before = self._state.copy() if hasattr(self._state, "copy") else None
         try:
             piece: bytes = self._state.decompress(fed, most)
         except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
             message = f"the compressed data is damaged ({error})"
-            raise Malformed(message, where=self.name) from error
+            self._broken = Malformed(message, where=self.name)
+            piece = _until_error(before, fed) if before else b""
+            if not piece:
+                raise self._broken from error
         self._feed = getattr(self._state, "unconsumed_tail", b"")
         return piece
 
@@ -152,6 +159,17 @@ class Unpacked:
     def check_unchanged(self) -> None:
         """As what it lies in."""
         self._packed.check_unchanged()
+
+
+def _until_error(state: Any, fed: bytes) -> bytes:
+    """What the bytes unpack to before zlib objects: a reader of less at a time gets that."""
+    pieces = []
+    try:
+        for index in range(len(fed)):
+            pieces.append(state.decompress(fed[index : index + 1]))
+    except zlib.error:
+        pass
+    return b"".join(pieces)
 
 
 def _bzip2() -> Any:

@@ -104,15 +104,24 @@ class Opcodes:
         self._size = CHUNK
 
     def line(self, most: int | None = None, legal: frozenset[int] | None = None) -> Span:
-        """A line, less its end. Faults past `most` bytes, or on a byte that is not `legal`."""
+        """A line, less its end. Faults past `most` bytes, or on a byte that is not `legal`.
+
+        Where the data end first, the last byte goes instead: Python's own unpickler does that.
+        """
         offset, head, nbytes = self.at, b"", 0
         while True:
             if self._index == len(self._buffer):
+                if self.at == self.end:
+                    kept = max(nbytes - 1, 0)
+                    return Span(offset, kept, head[:kept], "utf-8")
                 self._fill(1)
             found = self._buffer.find(b"\n", self._index)
             piece = self._buffer[self._index : found if found >= 0 else len(self._buffer)]
-            if legal is not None and not legal.issuperset(piece):
-                raise Fault("a text argument with bytes that do not belong there")
+            if legal is not None:
+                number, zero, _ = piece.partition(b"\0")
+                if not legal.issuperset(number):
+                    raise Fault("a text argument with bytes that do not belong there")
+                legal = None if zero else legal  # C takes a number up to there
             head += piece[: KEPT - len(head)]
             nbytes += len(piece)
             self._index += len(piece)
@@ -186,12 +195,13 @@ _DIGITS = 64
 
 
 def _number(opcodes: Opcodes) -> Value:
-    """An integer where it is a plain one; any other number as its text."""
+    """An integer where it is a short one; any other number as its text."""
     span = opcodes.line(legal=_NUMBER)
-    digits = span.head.removesuffix(b"L")
-    if span.nbytes <= _DIGITS and digits.removeprefix(b"-").isdigit():
-        return int(digits)
-    return span
+    digits = span.head.partition(b"\0")[0].removesuffix(b"L")
+    try:
+        return int(digits) if len(digits) <= _DIGITS else span
+    except ValueError:
+        return span
 
 
 def _quoted(opcodes: Opcodes) -> Value:

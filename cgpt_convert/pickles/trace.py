@@ -123,6 +123,7 @@ class _Machine:
         self.marked = False
         self.odd = ""
         self.value: Value = UNKNOWN
+        self.frame_end = 0
 
     def run(self) -> None:
         methods, stack = _METHODS, self.stack
@@ -141,7 +142,10 @@ class _Machine:
                 self.marked = True
             if number >= PICKLE.opcodes:
                 raise Exhausted(f"more than {PICKLE.opcodes:,} opcodes")
-            self.position = self.opcodes.at
+            at = self.opcodes.at
+            if self.position < self.frame_end < at:
+                self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
+            self.position = at
 
     # -- the stack
 
@@ -184,8 +188,8 @@ class _Machine:
         if version > _NEWEST_PROTOCOL:
             raise Fault(f"pickle protocol {version}")
 
-    def FRAME(self, _nbytes: int) -> None:
-        pass
+    def FRAME(self, nbytes: int) -> None:
+        self.frame_end = self.opcodes.at + nbytes
 
     # -- values
 
@@ -317,7 +321,10 @@ class _Machine:
             raise Exhausted(f"more than {_SPARSE:,} memo entries out of order")
 
     def MEMOIZE(self) -> None:
-        self.PUT(len(self.memo) + len(self.sparse))
+        if self.sparse:
+            self.PUT(len(self.memo) + len(self.sparse))
+        else:
+            self.memo.append(self.top())
 
     # -- names and calls
 
@@ -352,6 +359,8 @@ class _Machine:
         if isinstance(func, Global) and self.allowed(func.module, func.name):
             self.stack.append(_content(func, args))
             return
+        if not isinstance(func, Global | Call | PersistentId | _Unknown):
+            raise Fault("a plain value is called")
         made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
         if isinstance(func, Global):
             use = self.use(func.module, func.name)
@@ -390,9 +399,9 @@ class _Machine:
         self.call(func, args, "NEWOBJ_EX", kwargs)
 
     def INST(self, names: tuple[Value, Value]) -> None:
-        args = tuple(self.pop_to_mark()[:_SHOWN])
-        self.name(*names)
-        self.call(self.pop(), args, "INST")
+        self.name(*names)  # first: Python's own unpickler imports it before it misses a MARK
+        func = self.pop()
+        self.call(func, tuple(self.pop_to_mark()[:_SHOWN]), "INST")
 
     def OBJ(self) -> None:
         values = self.pop_to_mark()

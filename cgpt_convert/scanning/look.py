@@ -292,12 +292,11 @@ def _is_pickle(traced: Trace) -> bool:
 
     Of bytes that do not begin as pickles do since protocol 2, chance may make a few opcodes.
     """
-    uses = traced.uses
+    uses = [use for use in traced.uses if use.dotted.isprintable()]  # or nothing can import it
     if traced.exhausted or any(use.count for use in uses):
         return True
-    if traced.fault:
-        return traced.marked and bool(uses)
-    return traced.marked or any(use.module != EXTENSION for use in uses)
+    named = any(use.module not in ("", EXTENSION) for use in uses)
+    return traced.marked and not traced.fault or named and (traced.marked or not traced.fault)
 
 
 def _sighting(use: Use, place: str) -> Sighting:
