@@ -31,6 +31,9 @@ from safetensors import safe_open
 from cgpt_convert import formats, open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import main
+from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.names import Rule
+from cgpt_convert.scanning.result import Verdict
 from tests.render import tensor_bytes
 
 pytestmark = pytest.mark.corpus
@@ -399,6 +402,13 @@ def test_a_file_without_tensors_is_refused_and_nothing_written(
     out = tmp_path / "out.safetensors"
     assert run(monkeypatch, command, file, "-o", out) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scan_raises_no_false_alarm(cache: Path) -> None:
+    for each in FILES:
+        found = scan_file(str(unpacked(each, cache)), Rule())
+        expected = Verdict.FOREIGN if each.strange else Verdict.WEIGHTS
+        assert (each.path, found.verdict) == (each.path, expected), found.sightings
 
 
 def test_the_corpus_exercises_what_it_is_here_for(cache: Path) -> None:

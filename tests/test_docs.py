@@ -10,8 +10,10 @@ import click
 import pytest
 
 from cgpt_convert import findings, formats
+from cgpt_convert.checks import Check
 from cgpt_convert.cli import COMMANDS, group
 from cgpt_convert.findings import Rule
+from cgpt_convert.scanning.result import Sighting
 
 TOP = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")]}
@@ -78,11 +80,17 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         "inspect": run("inspect", model, "--stats", "--check"),
         "extract": run("extract", model, "-o", str(out / "json-parameters")),
         "convert": run("convert", model, "-o", str(out / "json.safetensors")),
+        "scan": run("scan", str(demo)),
     }
     for name, result in results.items():
         text = section("json.md", name)
         for key in result:
             assert f"`{key}`" in text, f"{name}: {key}"
+    assert isinstance(results["scan"]["files"], list)
+    for key in (*results["scan"]["files"][0], *Sighting._fields):
+        assert f"`{key}`" in section("json.md", "scan"), key
+    for key in ("ok", "exit_code", "checks", *Check._fields):
+        assert f"`{key}`" in section("json.md", "Reports"), key
     tensors = results["inspect"]["tensors"]
     assert isinstance(tensors, list)
     for key in {key for row in tensors for key in (*row, *row["stats"])}:

@@ -53,6 +53,10 @@ def test_inspect_imports_nothing_heavy(contiguous: Path) -> None:
     assert not HEAVY & imported("inspect", contiguous)
 
 
+def test_scan_imports_nothing_heavy(contiguous: Path) -> None:
+    assert not HEAVY & imported("scan", contiguous)
+
+
 def test_contiguous_convert_imports_nothing_heavy(contiguous: Path, tmp_path: Path) -> None:
     assert not HEAVY & imported("convert", contiguous, "-o", tmp_path / "out.safetensors")
 

@@ -65,7 +65,7 @@ def _rule(name: str) -> dict[str, Any]:
 def _anchor(rule: Rule) -> str:
     """The heading's anchor, as GitHub makes it."""
     text = f"{rule.id} {rule.title}".lower()
-    return "".join(c for c in text if c.isalnum() or c in " -").replace(" ", "-")
+    return "".join(c for c in text if c.isalnum() or c in " -_").replace(" ", "-")
 
 
 def _result(check: Check, rule_index: int) -> dict[str, Any]:

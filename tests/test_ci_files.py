@@ -1,0 +1,225 @@
+"""The GitHub action, the hooks of pre-commit and GitLab's example: run as far as they go here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from junitparser import JUnitXml
+
+from tests import zips
+from tests.hostile import FOREIGN, payload
+from tests.running import environ
+
+TOP = Path(__file__).parents[1]
+ACTION = yaml.safe_load((TOP / "action.yml").read_text())
+HOOKS = yaml.safe_load((TOP / ".pre-commit-hooks.yaml").read_text())
+STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}
+
+
+def schema(name: str) -> Any:
+    vendored = files("check_jsonschema.builtin_schemas.vendor").joinpath(name)
+    return json.loads(vendored.read_text("utf-8"))
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A folder with this program in it under its own name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "cgpt-convert"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cgpt_convert "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with weights and with classes of a team."""
+    folder = tmp_path / "work" / "models"
+    folder.mkdir(parents=True)
+    (folder / "good one.bin").write_bytes(zips.saved({"a": 1}))
+    (folder / "config.bin").write_bytes(FOREIGN["a class"][0])
+    return folder
+
+
+# -- GitHub
+
+
+def test_the_action_fits_githubs_schema() -> None:
+    jsonschema.validate(ACTION, schema("github-actions.json"))
+
+
+def step(name: str, work: Path, program: Path, **given: str) -> tuple[int, str, str]:
+    """A step as the runner runs it: its inputs in the environment. Exit code, output, outputs."""
+    runner = work.parent / "runner"
+    if not runner.exists():
+        (runner / "cgpt-convert").mkdir(parents=True)
+        (runner / "cgpt-convert" / "bin").symlink_to(program)
+    inputs = {name: row.get("default", "") for name, row in ACTION["inputs"].items()} | given
+    variables = {
+        key: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: inputs[m[1]], value)
+        for key, value in STEPS[name].get("env", {}).items()
+    }
+    assert "${{" not in STEPS[name]["run"]  # an input there would be code
+    outputs = work.parent / "outputs"
+    outputs.write_text("")
+    variables |= {"RUNNER_TEMP": str(runner), "GITHUB_OUTPUT": str(outputs)}
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]],
+        cwd=work,
+        env=environ(**variables),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    return done.returncode, done.stdout, outputs.read_text()
+
+
+def test_the_actions_scan(models: Path, program: Path) -> None:
+    work = models.parent
+    code, out, outputs = step("Scan", work, program, paths="models\n")
+    assert (code, outputs) == (1, "exit-code=1\n")
+    assert out.startswith("::error file=models/config.bin,title=CGPT008 ")
+    allowed = {"paths": "models\nmodels/good one.bin\n", "allow": "team.models.Config\n"}
+    code, out, outputs = step("Scan", work, program, **allowed, sarif="weights.sarif")
+    assert (code, outputs) == (0, "exit-code=0\n")
+    assert json.loads((work / "weights.sarif").read_text())["runs"][0]["results"] == []
+    (models / "cut.bin").write_bytes(zips.saved({"a": 1})[:-9])
+    assert step("Scan", work, program, paths="models")[0] == 3
+    assert step("Scan", work, program, paths="$(touch owned); --help")[0] == 2
+    assert not (work / "owned").exists()
+
+
+def test_the_actions_verify_says_what_to_compare_with_what(tmp_path: Path) -> None:
+    echo = tmp_path / "bin" / "cgpt-convert"
+    echo.parent.mkdir()
+    echo.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
+    echo.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    given = {"target": "my model.bin", "lock": "w.lock.json"}
+    code, out, _ = step("Verify", tmp_path / "work", echo.parent, **given)
+    assert (code, out) == (0, "[verify][--format][github][--lock][w.lock.json][--][my model.bin]")
+
+
+def test_the_example_gives_the_action_what_it_takes() -> None:
+    (example,) = [each for each in examples() if "jobs" in each]
+    uses = next(s for s in example["jobs"]["weights"]["steps"] if "cgpt-convert" in s["uses"])
+    assert uses["with"].keys() <= ACTION["inputs"].keys()
+    jsonschema.validate({"on": "push", **example}, schema("github-workflows.json"))
+
+
+def examples() -> list[dict[str, Any]]:
+    text = (TOP / "docs" / "ci.md").read_text()
+    return [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+# -- GitLab
+
+
+def test_gitlabs_example_runs(models: Path, program: Path) -> None:
+    (example,) = [each for each in examples() if "weights" in each]
+    jsonschema.validate(example, schema("gitlab-ci.json"))
+    job = example["weights"]
+    install, *lines = job["script"]
+    assert install == 'pip install "$CGPT_CONVERT"'
+    path = f"{program}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", "\n".join(lines)],
+        cwd=models.parent,
+        env=environ(PATH=path),
+        check=False,
+    )
+    assert done.returncode == 1
+    report = JUnitXml.fromfile(str(models.parent / job["artifacts"]["reports"]["junit"]))
+    assert (report.tests, report.failures) == (2, 1)
+
+
+# -- pre-commit
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    line = ["git", "-C", str(folder), *who, *words]
+    return subprocess.run(line, capture_output=True, check=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Path:
+    """This project as a git repository, as pre-commit clones it."""
+    folder = tmp_path / "tool"
+    folder.mkdir()
+    for name in ("cgpt_convert", "mappings"):
+        shutil.copytree(TOP / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".pre-commit-hooks.yaml"):
+        shutil.copy(TOP / name, folder / name)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "x")
+    return folder
+
+
+def committed(tool: Path, work: Path, hook: dict[str, Any], **environment: str) -> Any:
+    """What pre-commit says when all of `work` is committed."""
+    hooks = [{"repo": str(tool), "rev": git(tool, "rev-parse", "HEAD"), "hooks": [hook]}]
+    (work / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": hooks}))
+    if not (work / ".git").exists():
+        git(work, "init", "--quiet")
+    git(work, "add", "--all")
+    cache = str(tool.parent / "cache")
+    return subprocess.run(
+        [sys.executable, "-m", "pre_commit", "run", "--verbose"],
+        cwd=work,
+        env=environ(PRE_COMMIT_HOME=cache, **environment),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+def test_pre_commit_takes_the_hooks() -> None:
+    line = [sys.executable, "-m", "pre_commit", "validate-manifest", ".pre-commit-hooks.yaml"]
+    subprocess.run(line, cwd=TOP, check=True)
+    assert [hook["id"] for hook in HOOKS] == ["cgpt-scan", "cgpt-verify-lock"]
+
+
+def test_pre_commit_scans_what_is_committed(tool: Path, models: Path, program: Path) -> None:
+    """With the program that is here: how pre-commit installs it, the corpus tests see."""
+    path = {"PATH": f"{program}{os.pathsep}{os.environ['PATH']}"}
+    hook = {"id": "cgpt-scan", "language": "system", "args": ["--allow", "team.models.Config"]}
+    done = committed(tool, models.parent, hook, **path)
+    assert done.returncode == 0, done.stdout
+    assert "weights only" in done.stdout
+    (models / "notes.txt").write_bytes(payload(0))
+    done = committed(tool, models.parent, hook, **path)
+    assert done.returncode == 1
+    assert "models/notes.txt: dangerous" in done.stdout
+
+
+def test_pre_commit_verifies_the_lock(tool: Path, models: Path, tmp_path: Path) -> None:
+    echo = tmp_path / "echo" / "cgpt-convert"
+    echo.parent.mkdir()
+    echo.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
+    echo.chmod(0o755)
+    (example,) = [each for each in examples() if "repos" in each]
+    hook = next(h for h in example["repos"][0]["hooks"] if h["id"] == "cgpt-verify-lock")
+    path = f"{echo.parent}{os.pathsep}{os.environ['PATH']}"
+    done = committed(tool, models.parent, {**hook, "language": "system"}, PATH=path)
+    assert "[verify][models/model.safetensors][--lock][weights.lock.json]" in done.stdout
+
+
+@pytest.mark.corpus  # it needs the network, as pip installs what the program depends on
+def test_pre_commit_installs_the_program(tool: Path, models: Path) -> None:
+    done = committed(tool, models.parent, {"id": "cgpt-scan"})
+    assert done.returncode == 1, done.stdout
+    assert "models/config.bin: foreign objects" in done.stdout

