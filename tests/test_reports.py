@@ -84,7 +84,9 @@ def test_sarif_rules_lead_to_their_pages() -> None:
     }
     every = tuple(Check("x", NOTE, "y", finding=rule.id) for rule in findings.RULES)
     for rule in sarif(every)["tool"]["driver"]["rules"]:
-        assert re.search(r"docs/findings\.md#(\S+)\)", rule["help"]["markdown"])[1] in anchors
+        anchor = re.search(r"docs/findings\.md#(\S+)\)", rule["help"]["markdown"])
+        assert anchor is not None
+        assert anchor[1] in anchors
 
 
 def test_sarif_paths_are_relative_where_they_can_be(

@@ -64,7 +64,7 @@ def oracle(base: type, data: bytes) -> Log:
 
 def ours(data: bytes) -> tuple[set[tuple[str, ...]], str]:
     traced = trace(MemoryBytes("fuzzed", data), 0, lambda _module, _name: False)
-    seen = {("name", use.module, use.name) for use in traced.uses}
+    seen: set[tuple[str, ...]] = {("name", use.module, use.name) for use in traced.uses}
     seen |= {("call", use.module, use.name) for use in traced.uses if use.count}
     return seen, traced.odd
 
@@ -74,7 +74,7 @@ def missed(data: bytes) -> list[tuple[str, ...]]:
     seen, odd = ours(data)
     if odd:
         return []
-    logs = [oracle(base, data) for base in (pickle.Unpickler, pickle._Unpickler)]  # type: ignore[attr-defined]
+    logs = [oracle(base, data) for base in (pickle.Unpickler, pickle._Unpickler)]
     return [each for log in logs for each in log if each not in seen]
 
 

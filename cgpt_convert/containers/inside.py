@@ -163,13 +163,13 @@ class Unpacked:
 
 def _until_error(state: Any, fed: bytes) -> bytes:
     """What the bytes unpack to before zlib objects: a reader of less at a time gets that."""
-    pieces = []
+    unpacked_bytes = bytearray()
     try:
-        for index in range(len(fed)):
-            pieces.append(state.decompress(fed[index : index + 1]))
+        for byte in fed:
+            unpacked_bytes += state.decompress(bytes((byte,)))
     except zlib.error:
         pass
-    return b"".join(pieces)
+    return bytes(unpacked_bytes)
 
 
 def _bzip2() -> Any:

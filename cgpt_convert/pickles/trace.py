@@ -15,29 +15,22 @@ from cgpt_convert.errors import CgptError
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
 from cgpt_convert.pickles.opcodes import KEPT, Fault, Opcodes, Span
+from cgpt_convert.pickles.stack import (
+    NEWEST_PROTOCOL,
+    SHOWN,
+    UNKNOWN,
+    Exhausted,
+    Stack,
+    Unknown,
+    pairs,
+)
 from cgpt_convert.source import Source
 
 Allowed = Callable[[Value, Value], bool]
 
-_SHOWN = 16  # items kept of one container: enough to show
-_CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
-_TUPLES = 1_000_000
-_TEXT_CHARS = 64 << 20
 _NAMES = 10_000  # different foreign names
 _NESTED = 10_000  # byte strings that look like files
-_SPARSE = 1 << 16  # memo entries out of order
-_MEMO = 1 << 20  # an index that a pickle of fewer opcodes has no use for
 EXTENSION = "extension code"  # the module of names that only the loading program knows
-
-
-class _Unknown:
-    """A value that is not kept: the result of an allowed call, or one of too many."""
-
-    def __repr__(self) -> str:
-        return "..."
-
-
-UNKNOWN = _Unknown()
 
 
 class Use:
@@ -101,29 +94,17 @@ def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> 
     )
 
 
-class Exhausted(Fault):
-    """A limit of this program: an unpickler would go on."""
-
-
-class _Machine:
-    """The pickle machine; each method is named after the opcode whose work it does."""
+class _Machine(Stack):
+    """The opcodes for text, names and calls; each method is named after the opcode."""
 
     def __init__(self, opcodes: Opcodes, allowed: Allowed) -> None:
-        self.opcodes = opcodes
+        super().__init__(opcodes)
         self.allowed = allowed
-        self.position = opcodes.at
-        self.stack: list[Value] = []
-        self.marks: list[int] = []
-        self.memo: list[Value] = []
-        self.sparse: dict[int, Value] = {}
         self.uses: dict[tuple[str, str], Use] = {}
         self.computed: list[Use] = []
         self.nested: dict[tuple[int, bytes], Span] = {}
-        self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
         self.marked = False
-        self.odd = ""
         self.value: Value = UNKNOWN
-        self.frame_end = 0
 
     def run(self) -> None:
         methods, stack = _METHODS, self.stack
@@ -138,7 +119,7 @@ class _Machine:
                 method(self)
             else:
                 method(self, argument)
-            if number == 0 and name == "PROTO" and argument <= _NEWEST_PROTOCOL:
+            if number == 0 and name == "PROTO" and argument <= NEWEST_PROTOCOL:
                 self.marked = True
             if number >= PICKLE.opcodes:
                 raise Exhausted(f"more than {PICKLE.opcodes:,} opcodes")
@@ -147,51 +128,7 @@ class _Machine:
                 self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
             self.position = at
 
-    # -- the stack
-
-    def pop(self) -> Value:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Fault("an opcode needs a value and the stack has none")
-        return self.stack.pop()
-
-    def top(self) -> Value:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Fault("an opcode needs a value and the stack has none")
-        return self.stack[-1]
-
-    def pop_to_mark(self) -> list[Value]:
-        if not self.marks:
-            raise Fault("an opcode needs a MARK and the stack has none")
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
-
-    def keep(self, value: Value, kind: int = 0) -> None:
-        """Push a value if there is room for its kind, else one that is not known."""
-        self.room[kind] -= 1
-        self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
-
-    def POP(self) -> None:
-        if self.marks and len(self.stack) == self.marks[-1]:
-            self.marks.pop()
-        else:
-            self.pop()
-
-    def MARK(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def DUP(self) -> None:
-        self.stack.append(self.top())
-
-    def PROTO(self, version: int) -> None:
-        if version > _NEWEST_PROTOCOL:
-            raise Fault(f"pickle protocol {version}")
-
-    def FRAME(self, nbytes: int) -> None:
-        self.frame_end = self.opcodes.at + nbytes
-
-    # -- values
+    # -- text
 
     def text(self, value: Value) -> None:
         if isinstance(value, str):
@@ -213,44 +150,6 @@ class _Machine:
             raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
         self.nested[span.offset, span.head] = span
 
-    def TUPLE(self) -> None:
-        self.keep(tuple(self.pop_to_mark()[:_SHOWN]), 1)
-
-    def EMPTY_TUPLE(self) -> None:
-        self.stack.append(())
-
-    def TUPLE1(self) -> None:
-        self.keep((self.pop(),), 1)
-
-    def TUPLE2(self) -> None:
-        second, first = self.pop(), self.pop()
-        self.keep((first, second), 1)
-
-    def TUPLE3(self) -> None:
-        third, second, first = self.pop(), self.pop(), self.pop()
-        self.keep((first, second, third), 1)
-
-    def EMPTY_LIST(self) -> None:
-        self.keep([])
-
-    def EMPTY_DICT(self) -> None:
-        self.keep(Dict())
-
-    def EMPTY_SET(self) -> None:
-        self.keep(Set([]))
-
-    def LIST(self) -> None:
-        self.keep(self.pop_to_mark()[:_SHOWN])
-
-    def FROZENSET(self) -> None:
-        self.keep(Set(self.pop_to_mark()[:_SHOWN], frozen=True))
-
-    def DICT(self) -> None:
-        self.keep(Dict(_pairs(self.pop_to_mark())))
-
-    def OUT_OF_BAND(self) -> None:
-        self.stack.append(UNKNOWN)
-
     # -- additions to what is on the stack
 
     def add(self, values: list[Value]) -> None:
@@ -261,14 +160,14 @@ class _Machine:
         if isinstance(target, Call):
             elements = target.elements
         if elements is not None:
-            elements.extend(values[: _SHOWN - len(elements)])
+            elements.extend(values[: SHOWN - len(elements)])
 
     def add_items(self, values: list[Value]) -> None:
         target = self.top()
         if isinstance(target, Global):
             self.change(target)
         if isinstance(target, Dict | Call):
-            target.items.extend(_pairs(values)[: _SHOWN - len(target.items)])
+            target.items.extend(pairs(values)[: SHOWN - len(target.items)])
 
     def APPEND(self) -> None:
         self.add([self.pop()])
@@ -290,41 +189,6 @@ class _Machine:
             self.into_call((state,))
         elif isinstance(target, Global):
             self.change(target)
-
-    # -- the memo
-
-    def GET(self, index: Value) -> None:
-        if not isinstance(index, int):
-            raise Fault("a memo index that is no number")
-        if 0 <= index < len(self.memo):
-            self.stack.append(self.memo[index])
-        elif index in self.sparse:
-            self.stack.append(self.sparse[index])
-        else:
-            raise Fault(f"memo {index} is read before it is written")
-
-    def PUT(self, index: Value) -> None:
-        value = self.top()
-        if not isinstance(index, int) or index < 0:
-            raise Fault("a memo index that is no number, or a negative one")
-        if index > _MEMO + self.position:
-            self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
-        if index < len(self.memo):
-            self.memo[index] = value
-        elif index == len(self.memo):
-            self.memo.append(value)
-            while len(self.memo) in self.sparse:
-                self.memo.append(self.sparse.pop(len(self.memo)))
-        elif len(self.sparse) < _SPARSE:
-            self.sparse[index] = value
-        else:
-            raise Exhausted(f"more than {_SPARSE:,} memo entries out of order")
-
-    def MEMOIZE(self) -> None:
-        if self.sparse:
-            self.PUT(len(self.memo) + len(self.sparse))
-        else:
-            self.memo.append(self.top())
 
     # -- names and calls
 
@@ -359,14 +223,14 @@ class _Machine:
         if isinstance(func, Global) and self.allowed(func.module, func.name):
             self.stack.append(_content(func, args))
             return
-        if not isinstance(func, Global | Call | PersistentId | _Unknown):
+        if not isinstance(func, Global | Call | PersistentId | Unknown):
             raise Fault("a plain value is called")
         made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
         if isinstance(func, Global):
             use = self.use(func.module, func.name)
         else:
             use = Use("", "what another call returns", self.position)
-            if len(self.computed) < _SHOWN:
+            if len(self.computed) < SHOWN:
                 self.computed.append(use)
         use.count += 1
         if use.call is None:
@@ -376,7 +240,7 @@ class _Machine:
 
     def into_call(self, args: tuple[Value, ...]) -> None:
         """Whoever is called with a byte string may load it: look into those that it gets."""
-        for value in args[:_SHOWN]:
+        for value in args[:SHOWN]:
             if isinstance(value, Span):
                 self.nest(value)
             elif isinstance(value, str) and len(value) > 1:
@@ -401,13 +265,13 @@ class _Machine:
     def INST(self, names: tuple[Value, Value]) -> None:
         self.name(*names)  # first: Python's own unpickler imports it before it misses a MARK
         func = self.pop()
-        self.call(func, tuple(self.pop_to_mark()[:_SHOWN]), "INST")
+        self.call(func, tuple(self.pop_to_mark()[:SHOWN]), "INST")
 
     def OBJ(self) -> None:
         values = self.pop_to_mark()
         if not values:
             raise Fault("OBJ without a class")
-        self.call(values[0], tuple(values[1 : _SHOWN + 1]), "OBJ")
+        self.call(values[0], tuple(values[1 : SHOWN + 1]), "OBJ")
 
     def PERSID(self, reference: Value) -> None:
         self.keep(PersistentId(reference), 1)
@@ -416,7 +280,6 @@ class _Machine:
         self.keep(PersistentId(self.pop()), 1)
 
 
-_NEWEST_PROTOCOL = 5  # PEP 574
 _SHORTEST = 3  # bytes of a pickle that says its protocol
 _FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
@@ -438,10 +301,6 @@ def _written(value: str) -> Span:
 def _spelled(name: Value) -> str:
     """A module or name; where it is no text or too long to be one, a word for that."""
     return name if isinstance(name, str) and len(name) <= KEPT else "(not a name)"
-
-
-def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
-    return list(zip(values[::2], values[1::2], strict=False))[:_SHOWN]
 
 
 def _class_of(func: Value) -> Value:
@@ -481,7 +340,7 @@ def _constant(value: Value) -> Callable[[_Machine], None]:
 
 
 _METHODS: dict[str, Callable[..., object] | None] = {
-    **{name: getattr(_Machine, name) for name in vars(_Machine) if name.isupper()},
+    **{name: getattr(_Machine, name) for name in dir(_Machine) if name.isupper()},
     **{op: getattr(_Machine, name) for name, ops in _OTHER.items() for op in ops.split()},
     **dict.fromkeys(_PUSHED.split()),
     **{name: _constant(value) for name, value in _CONSTANTS.items()},

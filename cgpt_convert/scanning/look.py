@@ -12,21 +12,22 @@ from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
 from cgpt_convert.containers.archive import STORED, Archive
 from cgpt_convert.containers.inside import Window, inflated, unpacked
+from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding, Rule
-from cgpt_convert.inert import printable, text
-from cgpt_convert.pickles.opcodes import Span
-from cgpt_convert.pickles.trace import EXTENSION, Allowed, Trace, Use, trace
+from cgpt_convert.inert import printable
+from cgpt_convert.pickles.trace import Allowed, Trace, trace
 from cgpt_convert.scanning import names
+from cgpt_convert.scanning.judge import is_pickle, sighting
 from cgpt_convert.scanning.result import Scanned, Sighting
-from cgpt_convert.source import LocalFile, MemoryBytes, Source, read
+from cgpt_convert.scanning.spans import source_of
+from cgpt_convert.source import LocalFile, Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 _SIGHTINGS = 10_000
-_SPAN_NBYTES = 64 << 20  # of bytes that a pickle holds as text
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
 _TARS = (Kind.TORCH_TAR, Kind.TAR)
@@ -115,7 +116,7 @@ class Look:
         else:
             self.guarded(self.compressed, source, place, depth)
         if kind not in (*_TARS, *_CLOSED) and (not depth or count):
-            self.guarded(self.zip_behind, source, place)
+            self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 
     def guarded(self, look: Callable[..., None], source: Source, place: str, *more: object) -> None:
@@ -147,7 +148,7 @@ class Look:
         count = 0
         while at < source.nbytes and not (at_most and count == at_most):
             traced = trace(source, at, self.allowed)
-            if not (_is_pickle(traced) or (must and (at_most or not count))):
+            if not (is_pickle(traced) or (must and (at_most or not count))):
                 break
             count += 1
             self.take(traced, source, place, depth)
@@ -165,7 +166,7 @@ class Look:
         self.weights = True
         for use in traced.uses:
             if len(self.sightings) < _SIGHTINGS:
-                self.sightings.append(_sighting(use, place))
+                self.sightings.append(sighting(use, place))
         if traced.fault:
             message = f"{traced.fault} (at byte {traced.fault_at:,})"
             error = Unsupported if traced.exhausted else Malformed
@@ -175,7 +176,7 @@ class Look:
         for span in traced.nested:
             label = f"{place} > " * bool(place) + f"bytes at {max(span.offset, 0):,}"
             try:
-                inner = _source_of(span, source, label)
+                inner = source_of(span, source, label)
             except CgptError as error:
                 self.problem(error, label)
                 continue
@@ -274,58 +275,9 @@ class Look:
         if inner.damage and (self.weights, len(self.problems)) != before:
             raise inner.damage
 
-    def zip_behind(self, source: Source, _place: str) -> None:
-        """Refuse a zip that follows other bytes: some readers open the one, some the other."""
-        size = min(source.nbytes, 22 + 0xFFFF)
-        tail = read(source, source.nbytes - size, size)
-        at = tail.rfind(b"PK\5\6")
-        if at < 0 or at + 22 > len(tail):
-            return
-        nbytes = int.from_bytes(tail[at + 12 : at + 16], "little")
-        start = source.nbytes - size + at - nbytes
-        if start >= 0 and nbytes and read(source, start, 4) == b"PK\1\2":
-            raise Malformed("a zip archive behind other data: readers disagree what the file is")
-
-
-def _is_pickle(traced: Trace) -> bool:
-    """Would an unpickler make something of it, or do something before it fails?
-
-    Of bytes that do not begin as pickles do since protocol 2, chance may make a few opcodes.
-    """
-    uses = [use for use in traced.uses if use.dotted.isprintable()]  # or nothing can import it
-    if traced.exhausted or any(use.count for use in uses):
-        return True
-    named = any(use.module not in ("", EXTENSION) for use in uses)
-    return traced.marked and not traced.fault or named and (traced.marked or not traced.fault)
-
-
-def _sighting(use: Use, place: str) -> Sighting:
-    dangerous = use.changed or not use.module or names.is_dangerous(use.module, use.name)
-    how = "calls" if use.call else "changes" if use.changed else "names"
-    shown = text(use.call) if use.call else printable(use.dotted)
-    rule = findings.DANGEROUS if dangerous else findings.FOREIGN
-    return Sighting(rule, place, use.position, use.dotted, how, use.count, shown)
-
 
 def _inside(place: str, name: str) -> str:
     return f"{place} > {name}" if place else name
-
-
-def _source_of(span: Span, source: Source, label: str) -> Source | None:
-    """The bytes that a pickle holds, in whatever way; None if it is a text that is none."""
-    if span.form == "bytes":
-        return Window(source, span.offset, span.nbytes, label)
-    if span.nbytes > _SPAN_NBYTES:
-        raise Unsupported(f"{span.nbytes:,} bytes written as text")
-    data = span.head if span.nbytes <= len(span.head) else read(source, span.offset, span.nbytes)
-    try:
-        if span.form == "quoted":
-            import codecs
-
-            return MemoryBytes(label, codecs.escape_decode(data[1:-1])[0])
-        return MemoryBytes(label, data.decode("utf-8", "surrogateescape").encode("latin-1"))
-    except ValueError:
-        return None
 
 
 def _crc32(source: Source) -> int:

@@ -1,0 +1,166 @@
+"""The stack and the memo of a pickle machine that keeps little, however large the pickle is.
+
+What it does not keep stands as UNKNOWN. `trace` says what becomes of names and calls.
+"""
+
+from __future__ import annotations
+
+from cgpt_convert.inert import Dict, Set, Value
+from cgpt_convert.pickles.opcodes import Fault, Opcodes
+
+SHOWN = 16  # items kept of one container: enough to show
+_CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
+_TUPLES = 1_000_000
+_TEXT_CHARS = 64 << 20
+_SPARSE = 1 << 16  # memo entries out of order
+_MEMO = 1 << 20  # an index that a pickle of fewer bytes has no use for
+NEWEST_PROTOCOL = 5  # PEP 574
+
+
+class Unknown:
+    """A value that is not kept: the result of an allowed call, or one of too many."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+UNKNOWN = Unknown()
+
+
+class Exhausted(Fault):
+    """A limit of this program: an unpickler would go on."""
+
+
+class Stack:
+    """What the opcodes for plain values do; each method is named after the opcode."""
+
+    def __init__(self, opcodes: Opcodes) -> None:
+        self.opcodes = opcodes
+        self.position = opcodes.at  # of the opcode at work
+        self.stack: list[Value] = []
+        self.marks: list[int] = []  # how high the stack was
+        self.memo: list[Value] = []
+        self.sparse: dict[int, Value] = {}
+        self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
+        self.odd = ""
+        self.frame_end = 0
+
+    def pop(self) -> Value:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise Fault("an opcode needs a value and the stack has none")
+        return self.stack.pop()
+
+    def top(self) -> Value:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise Fault("an opcode needs a value and the stack has none")
+        return self.stack[-1]
+
+    def pop_to_mark(self) -> list[Value]:
+        if not self.marks:
+            raise Fault("an opcode needs a MARK and the stack has none")
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def keep(self, value: Value, kind: int = 0) -> None:
+        """Push a value if there is room for its kind, else one that is not known."""
+        self.room[kind] -= 1
+        self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
+
+    def POP(self) -> None:
+        if self.marks and len(self.stack) == self.marks[-1]:
+            self.marks.pop()
+        else:
+            self.pop()
+
+    def MARK(self) -> None:
+        self.marks.append(len(self.stack))
+
+    def DUP(self) -> None:
+        self.stack.append(self.top())
+
+    def PROTO(self, version: int) -> None:
+        if version > NEWEST_PROTOCOL:
+            raise Fault(f"pickle protocol {version}")
+
+    def FRAME(self, nbytes: int) -> None:
+        self.frame_end = self.opcodes.at + nbytes
+
+    def TUPLE(self) -> None:
+        self.keep(tuple(self.pop_to_mark()[:SHOWN]), 1)
+
+    def EMPTY_TUPLE(self) -> None:
+        self.stack.append(())
+
+    def TUPLE1(self) -> None:
+        self.keep((self.pop(),), 1)
+
+    def TUPLE2(self) -> None:
+        second, first = self.pop(), self.pop()
+        self.keep((first, second), 1)
+
+    def TUPLE3(self) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self.keep((first, second, third), 1)
+
+    def EMPTY_LIST(self) -> None:
+        self.keep([])
+
+    def EMPTY_DICT(self) -> None:
+        self.keep(Dict())
+
+    def EMPTY_SET(self) -> None:
+        self.keep(Set([]))
+
+    def LIST(self) -> None:
+        self.keep(self.pop_to_mark()[:SHOWN])
+
+    def FROZENSET(self) -> None:
+        self.keep(Set(self.pop_to_mark()[:SHOWN], frozen=True))
+
+    def DICT(self) -> None:
+        self.keep(Dict(pairs(self.pop_to_mark())))
+
+    def OUT_OF_BAND(self) -> None:
+        self.stack.append(UNKNOWN)
+
+    # -- the memo
+
+    def GET(self, index: Value) -> None:
+        if not isinstance(index, int):
+            raise Fault("a memo index that is no number")
+        if 0 <= index < len(self.memo):
+            self.stack.append(self.memo[index])
+        elif index in self.sparse:
+            self.stack.append(self.sparse[index])
+        else:
+            raise Fault(f"memo {index} is read before it is written")
+
+    def PUT(self, index: Value) -> None:
+        value = self.top()
+        if not isinstance(index, int) or index < 0:
+            raise Fault("a memo index that is no number, or a negative one")
+        if index > _MEMO + self.position:
+            self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
+        if index < len(self.memo):
+            self.memo[index] = value
+        elif index == len(self.memo):
+            self.memo.append(value)
+            while len(self.memo) in self.sparse:
+                self.memo.append(self.sparse.pop(len(self.memo)))
+        elif len(self.sparse) < _SPARSE:
+            self.sparse[index] = value
+        else:
+            raise Exhausted(f"more than {_SPARSE:,} memo entries out of order")
+
+    def MEMOIZE(self) -> None:
+        if self.sparse:
+            self.PUT(len(self.memo) + len(self.sparse))
+        else:
+            self.memo.append(self.top())
+
+
+def pairs(values: list[Value]) -> list[tuple[Value, Value]]:
+    """Keys and values, as many as are kept."""
+    return list(zip(values[::2], values[1::2], strict=False))[:SHOWN]
