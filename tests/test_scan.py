@@ -438,6 +438,21 @@ def test_links_are_followed_as_model_caches_have_them(tmp_path: Path) -> None:
     assert run("scan", tmp_path / "snapshot").code == 3
 
 
+def test_what_cannot_be_read_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "broken").symlink_to(tmp_path / "gone")
+    result = run("scan", tmp_path, "/dev/null", "--json")
+    assert result.code == 3
+    assert [error["path"] for error in result.json["errors"]] == [str(tmp_path / "broken")]
+    (file,) = result.json["files"]
+    assert file["problems"] == [{"id": "CGPT017", "detail": "not a regular file"}]
+
+
+def test_bytes_between_records_are_noted(tmp_path: Path) -> None:
+    found = scanned(zips.build([member()], before_directory=bytes(40)), tmp_path)
+    assert [note.rule.id for note in found.notes] == ["CGPT004"]
+    assert "bytes between records" in run("scan", tmp_path / "file").out
+
+
 def test_a_teams_own_classes_can_be_allowed_by_their_exact_name(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(FOREIGN["a class"][0])

@@ -47,7 +47,8 @@ def command(
         checks.append(Check("scan", NOTE, _skipped(skipped)))
     if not as_json:
         return options.print_checks(checks, form)
-    options.print_json(_result(scanned, checks))
+    errors = [{"path": error.where, "message": error.message} for error in unlisted]
+    options.print_json(_result(scanned, checks) | {"errors": errors})
     return exit_code(checks)
 
 

@@ -128,7 +128,7 @@ class Look:
 
     def problem(self, error: CgptError, place: str) -> None:
         """Take in why something cannot be judged."""
-        rule = findings.CLOSED if isinstance(error, Unsupported) else findings.NOT_JUDGED
+        rule = findings.NOT_JUDGED if isinstance(error, Malformed) else findings.CLOSED
         where = f"{printable(place)}: " if place else ""
         hint = f"; {error.hint}" if error.hint else ""
         self.found(self.problems, rule, f"{where}{printable(error.message)}{hint}")
@@ -188,6 +188,9 @@ class Look:
     def zip(self, source: Source, place: str, depth: int) -> None:
         """Look at every record, then whether the pickles' bytes are those of their checksums."""
         archive = zips.open_archive(source)
+        for found in archive.findings:
+            if found.rule.level == "warning":
+                self.found(self.notes, found.rule, found.detail)
         roots = {name.partition("/")[0] for name in archive.members}
         torchs = [root for root in roots if f"{root}/data.pkl" in archive.members]
         if torchs and len(roots) > 1:

@@ -7,12 +7,10 @@ from typing import NamedTuple
 
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.findings import (
-    AFTER_PICKLE,
     CLOSED,
     DANGEROUS,
     FOREIGN,
     NOT_JUDGED,
-    SCRIPT,
     Finding,
     Rule,
 )
@@ -92,7 +90,8 @@ class Scanned(NamedTuple):
             checks.append(Check("scan", FAILED, detail, self.path, finding=FOREIGN.id))
         for outcome, found in ((broken, self.problems), (NOTE, self.notes)):
             for finding in found:
-                detail = f"{_MEANS[finding.rule.id]}: {finding.detail}"
+                means = _MEANS.get(finding.rule.id, finding.rule.title)
+                detail = f"{means}: {finding.detail}"
                 checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
         return checks
 
@@ -102,6 +101,4 @@ _MEANS = {
     DANGEROUS.id: Verdict.DANGEROUS.value,
     NOT_JUDGED.id: Verdict.MALFORMED.value,
     CLOSED.id: "not looked into",
-    SCRIPT.id: SCRIPT.title,
-    AFTER_PICKLE.id: AFTER_PICKLE.title,
 }
