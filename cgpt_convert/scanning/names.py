@@ -66,7 +66,7 @@ def is_dangerous(module: str, name: str) -> bool:
     if any(part.startswith("__") for part in name.split(".")):
         return True
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in _PYTHON_2.split():
+    if top in sys.stdlib_module_names or top in _FORMER.split():
         return not _is_data(module, name)
     if f"{module}.{name}" in _FUNCTIONS.split():
         return True
@@ -81,8 +81,10 @@ def _is_data(module: str, name: str) -> bool:
 
 _BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIteration", "SystemExit")
 
-_PYTHON_2 = (
-    "__builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO commands copy_reg "
+# what earlier Pythons had: a file may be loaded with one, or have been written for one
+_FORMER = (
+    "asynchat asyncore cgi cgitb crypt distutils imghdr lib2to3 mailcap nntplib pipes smtpd sndhdr "
+    "telnetlib uu xdrlib __builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO commands copy_reg "
     "dircache dummy_thread execfile exceptions httplib imp new os2emxpath popen2 posixfile "
     "thread urllib2 urlparse user xmlrpclib"
 )
