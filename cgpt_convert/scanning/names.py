@@ -84,9 +84,9 @@ _BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIterati
 # what earlier Pythons had: a file may be loaded with one, or have been written for one
 _FORMER = (
     "asynchat asyncore cgi cgitb crypt distutils imghdr lib2to3 mailcap nntplib pipes smtpd sndhdr "
-    "telnetlib uu xdrlib __builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO commands copy_reg "
-    "dircache dummy_thread execfile exceptions httplib imp new os2emxpath popen2 posixfile "
-    "thread urllib2 urlparse user xmlrpclib"
+    "telnetlib uu xdrlib __builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO "
+    "commands copy_reg dircache dummy_thread execfile exceptions httplib imp os2emxpath popen2 "
+    "posixfile thread urllib2 urlparse xmlrpclib"
 )
 
 # of the standard library: types that only hold data, and calls that only make them
