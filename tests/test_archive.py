@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgpt_convert import findings
-from cgpt_convert.containers.archive import Archive, NoDirectory, open_archive
+from cgpt_convert.containers.archive import Archive, open_archive
+from cgpt_convert.containers.directory import NoDirectory
 from cgpt_convert.containers.torchzip import read as read_checkpoint
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.source import LocalFile, MemoryBytes, read

@@ -145,7 +145,7 @@ def _at_once(module: str) -> set[str]:
 def test_formats_know_neither_readers_nor_writers(module: str) -> None:
     above = floor_of("opening")
     forbidden = {name for name in MODULES if unit(name) in ("pickles", "containers")}
-    forbidden -= {"containers.archive", "containers"}
+    forbidden -= {"containers.archive", "containers.directory", "containers"}
     if module == "formats.torch":  # the reader of what it writes
         forbidden -= {"containers.torchzip"}
     assert not own(module) & (forbidden | {name for name in MODULES if floor_of(name) >= above})

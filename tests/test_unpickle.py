@@ -27,8 +27,9 @@ from cgpt_convert.containers.torchzip import ZipStorages
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value, text
 from cgpt_convert.pickles import unpickle
+from cgpt_convert.pickles.arguments import Incomplete
 from cgpt_convert.pickles.tree import fill
-from cgpt_convert.pickles.unpickle import Incomplete, decode
+from cgpt_convert.pickles.unpickle import decode
 from cgpt_convert.source import MemoryBytes
 from tests.mutations import mutated
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from cgpt_convert.containers import archive
+from cgpt_convert.containers import directory
 from cgpt_convert.errors import CgptError
 from cgpt_convert.limits import HEADER_BYTES
 from cgpt_convert.source import Source, read
@@ -121,8 +121,8 @@ def _is_safetensors(head: bytes) -> bool:
 def _zip(source: Source) -> Kind:
     """Which zip, by the names in its directory."""
     try:
-        members = archive.directory(source, archive.find_end(source))
-    except archive.NoDirectory:
+        members = directory.entries(source, directory.find_end(source))
+    except directory.NoDirectory:
         return Kind.CUT_ZIP
     except CgptError:
         return Kind.TORCH_ZIP  # damaged or crafted: its reader says how

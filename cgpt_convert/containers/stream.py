@@ -7,7 +7,8 @@ from collections.abc import Callable
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import PersistentId, Value
 from cgpt_convert.limits import PICKLE
-from cgpt_convert.pickles.unpickle import Decoded, Incomplete, decode
+from cgpt_convert.pickles.arguments import Incomplete
+from cgpt_convert.pickles.unpickle import Decoded, decode
 from cgpt_convert.source import Source, read
 
 _FIRST = 4 << 10  # bytes tried first; most pickles of these containers are shorter

@@ -10,7 +10,8 @@ import zlib
 
 from cgpt_convert import dtypes, findings, limits
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.archive import STORED, Archive, Member, open_archive
+from cgpt_convert.containers.archive import Archive, open_archive
+from cgpt_convert.containers.directory import STORED, Member
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding

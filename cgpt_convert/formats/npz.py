@@ -16,7 +16,8 @@ from dataclasses import replace
 
 from cgpt_convert import strict_json
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.archive import STORED, Archive, open_archive
+from cgpt_convert.containers.archive import Archive, open_archive
+from cgpt_convert.containers.directory import STORED
 from cgpt_convert.dtypes import UINT8
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import UNREFERENCED, Finding

@@ -12,7 +12,9 @@ from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
 from cgpt_convert.limits import EXPANSION, EXPANSION_FLOOR, NESTING, NODES, REPEATED
 from cgpt_convert.pickles import ndarray
-from cgpt_convert.pickles.rebuild import KNOWN, StorageTable, rebuild, unwrap
+from cgpt_convert.pickles.dense import StorageTable
+from cgpt_convert.pickles.rebuild import KNOWN, rebuild
+from cgpt_convert.pickles.wrappers import unwrap
 from cgpt_convert.tensor import Tensor
 
 Pairs = list[tuple[Value, Value]]

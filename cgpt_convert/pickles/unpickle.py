@@ -1,21 +1,19 @@
 """Pickle bytes -> inert tree, protocols 0 to 5. Knows nothing of torch and calls nothing.
 
-The opcodes and the layout of their arguments come from the standard library's `pickletools`,
-which is the pickle format's specification; what each opcode does to the stack is here.
+The opcodes come from the standard library's `pickletools`, which is the pickle format's
+specification; what each does to the stack is here, how its argument is read in `arguments`.
 """
 
 from __future__ import annotations
 
-import codecs
 import pickletools
-import re
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE, Limits
+from cgpt_convert.pickles.arguments import READERS, Cursor, Incomplete, Reader
 
 
 class Decoded(NamedTuple):
@@ -24,10 +22,6 @@ class Decoded(NamedTuple):
     value: Value
     end: int
     globals: dict[tuple[str, str], int]
-
-
-class Incomplete(Malformed):
-    """The bytes end before the pickle does; with more bytes it may decode."""
 
 
 def decode(
@@ -58,16 +52,14 @@ def decode(
 _MARK = object()
 
 
-class _Machine:
+class _Machine(Cursor):
     """The pickle machine: a stack, a memo, and a method for each opcode, named after it."""
 
     def __init__(
         self, data: bytes, limits: Limits, start: int, persistent: Callable[[Value], Value]
     ) -> None:
-        self.data = data
+        super().__init__(data, limits, start)
         self.persistent = persistent
-        self.limits = limits
-        self.at = start
         self.opcode_at = start
         self.stack: list[Value] = []
         self.marks = 0
@@ -96,23 +88,6 @@ class _Machine:
                     raise Malformed(f"{len(stack)} values are left at the end instead of one")
                 return self.pop()
         raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
-
-    # -- arguments
-
-    def take(self, nbytes: int) -> bytes:
-        start, self.at = self.at, self.at + nbytes
-        if self.at > len(self.data):
-            raise Incomplete("the pickle ends inside an argument")
-        return self.data[start : self.at]
-
-    def line(self) -> bytes:
-        end = self.data.find(b"\n", self.at, self.at + self.limits.line_bytes)
-        if end < 0:
-            if self.at + self.limits.line_bytes >= len(self.data):
-                raise Incomplete("the pickle ends inside a line")
-            raise Unsupported(f"a text argument of more than {self.limits.line_bytes} bytes")
-        line, self.at = self.data[self.at : end], end + 1
-        return line
 
     # -- the stack
 
@@ -350,132 +325,6 @@ def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _fixed(layout: str) -> Callable[[_Machine], Value]:
-    packed = struct.Struct(layout)
-    size, unpack = packed.size, packed.unpack_from
-
-    def read(machine: _Machine) -> Value:
-        start, machine.at = machine.at, machine.at + size
-        if machine.at > len(machine.data):
-            raise Incomplete("the pickle ends inside an argument")
-        return unpack(machine.data, start)[0]
-
-    return read
-
-
-def _sized(count: str, convert: Callable[[bytes], Value]) -> Callable[[_Machine], Value]:
-    size = _fixed(count)
-
-    def read(machine: _Machine) -> Value:
-        nbytes = size(machine)
-        if nbytes < 0:
-            raise Malformed("a negative length")
-        return convert(machine.take(nbytes))
-
-    return read
-
-
-def _line(convert: Callable[[bytes], Value]) -> Callable[[_Machine], Value]:
-    return lambda machine: convert(machine.line())
-
-
-def _utf8(data: bytes) -> str:
-    # pickle writes lone surrogates as they are (PEP 383), so they are legal here
-    try:
-        return data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise Malformed("text that is not UTF-8") from error
-
-
-def _byte_string(data: bytes) -> str | bytes:
-    """A Python 2 `str`: text if it is ASCII, as torch's own readers assume of keys; else bytes."""
-    return data.decode("ascii") if data.isascii() else data
-
-
-_ESCAPED = re.compile(rb"""(?:[^\\]|\\(?:[\\'"nrt]|x[0-9a-fA-F]{2}))*""", re.DOTALL)
-
-
-def _quoted(data: bytes) -> str | bytes:
-    if len(data) < len("''") or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
-        raise Malformed("a string argument without quotes")
-    if not _ESCAPED.fullmatch(data, 1, len(data) - 1):
-        raise Malformed("a string argument with an escape that repr() does not write")
-    return _byte_string(codecs.escape_decode(data[1:-1])[0])
-
-
-def _raw_unicode(data: bytes) -> str:
-    try:
-        return data.decode("raw-unicode-escape")
-    except UnicodeDecodeError as error:
-        raise Malformed("text with a bad escape") from error
-
-
-def _short_decimal(data: bytes) -> int | bool:
-    """An INT argument: `01` and `00` are the protocol-0 spellings of True and False."""
-    if data in (b"00", b"01"):
-        return data == b"01"
-    return _decimal(data)
-
-
-def _long_decimal(data: bytes) -> int:
-    return _decimal(data.removesuffix(b"L"))
-
-
-# what repr() writes; of `010`, `0x10` and `1_0` unpicklers disagree
-_DECIMAL = re.compile(rb"-?(?:0|[1-9][0-9]*)")
-_FLOAT = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)")
-
-
-def _decimal(data: bytes) -> int:
-    if not _DECIMAL.fullmatch(data):
-        raise Malformed("an integer argument that is not one")
-    return int(data)
-
-
-def _float(data: bytes) -> float:
-    if not _FLOAT.fullmatch(data):
-        raise Malformed("a float argument that is not one")
-    return float(data)
-
-
-def _long(data: bytes) -> int:
-    if len(data) > PICKLE.integer_bytes:
-        raise Unsupported(f"an integer of {len(data):,} bytes")
-    return int.from_bytes(data, "little", signed=True)
-
-
-def _names(machine: _Machine) -> tuple[str, str]:
-    return _utf8(machine.line()), _utf8(machine.line())
-
-
-# pickletools' names of the argument layouts -> how to read one
-_READERS: dict[str, Callable[[_Machine], Value]] = {
-    "uint1": _fixed("<B"),
-    "uint2": _fixed("<H"),
-    "int4": _fixed("<i"),
-    "uint4": _fixed("<I"),
-    "uint8": _fixed("<Q"),
-    "float8": _fixed(">d"),
-    "string1": _sized("<B", _byte_string),
-    "string4": _sized("<i", _byte_string),
-    "bytes1": _sized("<B", bytes),
-    "bytes4": _sized("<I", bytes),
-    "bytes8": _sized("<Q", bytes),
-    "bytearray8": _sized("<Q", bytearray),
-    "unicodestring1": _sized("<B", _utf8),
-    "unicodestring4": _sized("<I", _utf8),
-    "unicodestring8": _sized("<Q", _utf8),
-    "long1": _sized("<B", _long),
-    "long4": _sized("<i", _long),
-    "stringnl": _line(_quoted),
-    "stringnl_noescape": _line(_utf8),
-    "stringnl_noescape_pair": _names,
-    "unicodestringnl": _line(_raw_unicode),
-    "decimalnl_short": _line(_short_decimal),
-    "decimalnl_long": _line(_long_decimal),
-    "floatnl": _line(_float),
-}
-
 # what an opcode does, where it only pushes its argument or is one operation in several encodings
 _SAME = {
     "push": [
@@ -505,10 +354,10 @@ _SAME = {
 }
 _METHOD = {opcode: method for method, opcodes in _SAME.items() for opcode in opcodes}
 
-_Entry = tuple[Callable[..., None], Callable[[_Machine], Value] | None]
+_Entry = tuple[Callable[..., None], Reader | None]
 _DISPATCH: list[_Entry | None] = [None] * 256
 for _info in pickletools.opcodes:
     _DISPATCH[ord(_info.code)] = (
         getattr(_Machine, _METHOD.get(_info.name, _info.name)),
-        _READERS[_info.arg.name] if _info.arg else None,
+        READERS[_info.arg.name] if _info.arg else None,
     )

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch.utils.serialization import config
 
 from cgpt_convert import opening
-from cgpt_convert.containers.archive import find_end, open_archive
+from cgpt_convert.containers.archive import open_archive
+from cgpt_convert.containers.directory import find_end
 from cgpt_convert.dtypes import BY_NAME, TABLE
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import _torch_zip

@@ -1,0 +1,70 @@
+"""What the arguments of a recognised call must be; whatever does not fit is Malformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cgpt_convert import dtypes
+from cgpt_convert.dtypes import DType
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.inert import Call, Global, Value, text
+from cgpt_convert.limits import RANK
+
+
+def name_of(call: Call) -> tuple[str, str]:
+    """Module and name of the global that is called; two empty texts if it is no global."""
+    func = call.func
+    return (func.module, func.name) if isinstance(func, Global) else ("", "")
+
+
+def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tuple[Value, ...]:
+    """The call's arguments, if `recognise` takes as many after those `given`, and nothing is added.
+
+    torch's unpicklers let a file change a tensor that they have made (BUILD, SETITEM). No torch
+    writes that, and readers would disagree about the values.
+    """
+    code = recognise.__code__
+    most = code.co_argcount - given
+    least = most - len(recognise.__defaults__ or ())
+    if not (isinstance(call.args, tuple) and least <= len(call.args) <= most):
+        raise Malformed(f"{call.func} with the arguments {text(call.args)}")
+    if call.how != "REDUCE" or call.state is not None or call.items or call.elements:
+        raise Malformed(f"a tensor that is changed after it is made: {text(call)}")
+    return call.args
+
+
+def integers(value: Value) -> tuple[int, ...]:
+    """The integers of a tuple, a list or a torch.Size; at most as many as a tensor has sizes."""
+    if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
+        value = value.args[0] if len(value.args) == 1 else value.args
+    if isinstance(value, tuple | list) and len(value) > RANK:
+        raise Unsupported(f"{len(value)} dimensions")
+    if not isinstance(value, tuple | list) or not all(type(item) is int for item in value):
+        raise Malformed(f"not a tuple of integers: {text(value)}")
+    return tuple(value)
+
+
+def shape_of(value: Value) -> tuple[int, ...]:
+    """The sizes of a tensor that is no view, so that no storage bounds them."""
+    sizes = integers(value)
+    if len(sizes) > RANK or not all(0 <= size < _INT64 for size in sizes):
+        raise Malformed(f"a tensor of shape {text(sizes)}")
+    return sizes
+
+
+_INT64 = 1 << 63
+
+
+def integer(value: Value) -> int:
+    """The value, which must be an integer and no bool."""
+    if type(value) is not int:
+        raise Malformed(f"not an integer: {text(value)}")
+    return value
+
+
+def dtype_of(value: Value) -> DType:
+    """The element type that a pickled `torch.dtype` names."""
+    match value:
+        case Global(module="torch", name=name) if name in dtypes.BY_TORCH:
+            return dtypes.BY_TORCH[name]
+    raise Unsupported(f"unknown dtype {text(value)}")
