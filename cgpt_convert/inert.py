@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # plain classes, for two reasons: dataclasses cost start-up time, and equality or hashing of
@@ -70,13 +71,29 @@ class Call:
         self.how = how
         self.kwargs = kwargs
         self.state: Value = None
-        self.items: Pairs = []
-        self.elements: list[Value] = []
+        self.items: Sequence[tuple[Value, Value]] = ()
+        self.elements: Sequence[Value] = ()
+
+    def add_items(self, pairs: Pairs) -> None:
+        """Add pairs to `items`; a list that is the call's own from now on."""
+        self.items = _extended(self.items, pairs)
+
+    def add_elements(self, values: list[Value]) -> None:
+        """Add values to `elements`; a list that is the call's own from now on."""
+        self.elements = _extended(self.elements, values)
 
     def calls(self, module: str, *names: str) -> bool:
         """Does this call `module.name` for one of `names`, spelled exactly so?"""
         func = self.func
         return isinstance(func, Global) and func.module == module and func.name in names
+
+
+def _extended(there: Sequence[Value], added: list[Value]) -> Sequence[Value]:
+    # most calls never have any: two empty lists each would be half of what they cost
+    if not isinstance(there, list):
+        return added
+    there.extend(added)
+    return there
 
 
 def printable(text: str) -> str:
@@ -88,6 +105,8 @@ def printable(text: str) -> str:
 
 def text(value: Value, most: int = 200) -> str:
     """The value as one line of at most `most` characters; what is cut is shown as `...`."""
+    if value is None or type(value) in (bool, float):
+        return repr(value)
     line = _Line(most)
     line.write(value, 0)
     written = "".join(line.pieces)
@@ -135,9 +154,7 @@ class _Line:
             return hex(value)
         return printable(str(value)) if isinstance(value, Global) else repr(value)
 
-    def each(
-        self, values: list[Value] | tuple[Value, ...], start: str, end: str, depth: int
-    ) -> None:
+    def each(self, values: Sequence[Value], start: str, end: str, depth: int) -> None:
         self.add(start)
         for index, item in enumerate(values):
             if self.length > self.most:
@@ -147,7 +164,7 @@ class _Line:
             self.write(item, depth + 1)
         self.add(end)
 
-    def pairs(self, pairs: Pairs, depth: int) -> None:
+    def pairs(self, pairs: Sequence[tuple[Value, Value]], depth: int) -> None:
         self.add("{")
         for index, (key, item) in enumerate(pairs):
             if self.length > self.most:

@@ -12,12 +12,26 @@ MiB = 1 << 20
 GiB = 1 << 30
 
 
+class Share(NamedTuple):
+    """A number that a file may use by its size: some always, then one for every `per` bytes."""
+
+    always: int
+    per: int
+    most: int
+
+    def of(self, nbytes: int) -> int:
+        """What a file or a pickle of that many bytes may use."""
+        return min(self.always + nbytes // self.per, self.most)
+
+
 class Limits(NamedTuple):
     """The bounds on decoding one pickle."""
 
     nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
     opcodes: int = 10_000_000  # a tensor takes about 40
-    kept: int = 4_000_000  # lists, dicts and calls; memo entries as well; 100 bytes each
+    # lists, dicts, sets, calls and references, of 100 bytes each; real pickles: one in 28 bytes
+    kept: Share = Share(100_000, 8, 4_000_000)
+    memo: Share = Share(100_000, 3, 8_000_000)  # 100 bytes each; real ones have one in 13 bytes
     depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
     integer_bytes: int = 1024  # LONG1 and LONG4; torch writes at most 16
     line_bytes: int = 4096  # text opcodes of protocol 0; names and numbers only
@@ -25,13 +39,21 @@ class Limits(NamedTuple):
 
 PICKLE = Limits()
 
+# A pickle that is deflated inside an archive may have 1 MiB and this many times its bytes there;
+# those of torch shrink to a quarter.
+INFLATION = 8
+
 MEMBERS = 2_000_000  # records of one archive
 DIRECTORY_BYTES = 512 * MiB  # its central directory
 NAME_BYTES = 4096  # one record's name
 DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes)
 
-NODES = 4_000_000  # values visited in a decoded tree; a shared value counts each time it appears
-REPEATED = 1_000_000  # of those, values met again because a container is shared
+# Of a decoded tree. The measures are those of real files; Adam's state is 1 tensor in 92 bytes.
+NODES = Share(30_000, 10, 8_000_000)  # values visited, each time they appear; one in 19 bytes
+REPEATED = Share(50_000, 16, 1_000_000)  # of those, met again because a container is shared
+TENSORS = Share(10_000, 48, 4_000_000)
+NAMES = Share(16 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
+NAME = 4096  # characters of one name: every key on the way down to it, and dots
 NESTING = 100  # of values, where names are made from them
 RANK = 64  # torch's own limit is 64 dimensions
 
@@ -40,10 +62,11 @@ RANK = 64  # torch's own limit is 64 dimensions
 EXPANSION = 64
 EXPANSION_FLOOR = 1 * GiB
 
+JSON_VALUES = 4_000_000  # of one document; a vocabulary has 256,000
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
 CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB
 TOKENIZER_BYTES = 64 * MiB  # each of its files; 256,000 tokens take 35 MiB
 INDEX_BYTES = 256 * MiB  # a *.index.json or mapping.json
-NPY_HEADER_BYTES = 1 * MiB  # numpy writes under 200 bytes for a plain dtype
+NPY_HEADER_BYTES = 64 << 10  # numpy writes under 200 bytes for a plain dtype
 GGUF_HEADER_BYTES = 256 * MiB  # a vocabulary of 256,000 tokens and its merges take 15 MiB
 GGUF_ITEMS = 8_000_000  # strings in all arrays of its header

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.limits import NODES
+from cgpt_convert.limits import JSON_VALUES
 
 _DIGITS = 20  # of an unsigned 64-bit integer
 _AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
@@ -16,11 +16,11 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
 
     Raises Malformed for anything else, among it duplicate keys (4: readers differ), numbers other
     than natural ones, lone surrogates and nesting too deep to read; Unsupported for more values
-    than `limits.NODES`.
+    than `limits.JSON_VALUES`.
     """
     # values are counted before they exist: a bracket costs a byte in the file, 64 in memory
-    if sum(map(data.count, (b"[", b"{", b","))) > NODES:
-        raise Unsupported(f"JSON of more than {NODES:,} values", where=where)
+    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
+        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where)
     import json
 
     try:
@@ -52,8 +52,8 @@ def is_text_map(value: object) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        left = iter(value)  # in the order of the file, so the first that is not next comes twice
+        twice = next(key for key, _ in pairs if key != next(left, None))
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return value
 

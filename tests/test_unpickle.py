@@ -87,7 +87,7 @@ def same(one: Any, other: Any) -> bool:
 def tree(data: bytes) -> Checkpoint:
     """What the walk over names makes of a pickle without storages."""
     checkpoint = Checkpoint("x.bin", "test", (MemoryBytes("x.bin", b""),), {})
-    fill(checkpoint, decode(data).value, _NoStorages())
+    fill(checkpoint, decode(data), _NoStorages())
     return checkpoint
 
 
@@ -490,7 +490,8 @@ def test_20_memo_read_before_it_is_written_is_refused() -> None:
 
 
 def test_20_number_of_opcodes_and_of_values_is_bounded() -> None:
-    small = limits.PICKLE._replace(opcodes=100, kept=10, depth=5, nbytes=300)
+    ten = limits.Share(10, 1000, 10)
+    small = limits.PICKLE._replace(opcodes=100, kept=ten, memo=ten, depth=5, nbytes=300)
     for data, what in (
         (b"N0" * 60 + b"N.", "opcodes"),
         (b"](" + b"}" * 20 + b"e.", "lists, dicts and calls"),

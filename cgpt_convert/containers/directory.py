@@ -24,6 +24,7 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
 STORED, DEFLATED = 0, 8
 _ENCRYPTED, DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
 _DEFLATE_LEVEL = 1 << 1 | 1 << 2
+_SHOWN = 200  # characters of a name, in errors
 _SYMLINK, _TYPE_BITS = 0o120000, 0o170000  # the high half of the external attributes, from Unix
 
 
@@ -151,7 +152,7 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Mem
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Malformed(f"a record name that is not UTF-8: {raw[:80]!r}", where=where) from error
-    place = f"{where}[{name}]"
+    place = f"{where}[{name[:_SHOWN]}]"
     nbytes, compressed, header = widen(place, extra, [nbytes, compressed, header])
     second = _extras(extra).get(_UNICODE_PATH)
     if second is not None and second[5:] != raw:  # after a version and a checksum

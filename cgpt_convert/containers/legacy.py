@@ -89,7 +89,7 @@ def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
     check_system(system, checkpoint)
     record_globals(checkpoint, decoded.globals)
     extent = table.locate(stream, _keys(keys, source.name))
-    fill(checkpoint, decoded.value, table)
+    fill(checkpoint, decoded, table)
     table.account(checkpoint)
     return checkpoint, extent
 

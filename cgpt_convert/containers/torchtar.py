@@ -61,7 +61,7 @@ def read(source: Source) -> Checkpoint:
         raise error.at(source.name) from None
     check_system(system, checkpoint)
     record_globals(checkpoint, decoded.globals)
-    fill(checkpoint, decoded.value, table)
+    fill(checkpoint, decoded, table)
     table.account(checkpoint)
     _account(checkpoint, members, end, parts)
     return checkpoint

@@ -48,9 +48,9 @@ def of_archive(archive: Archive) -> Checkpoint:
     tables = []
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
-        decoded = decode(_record(archive, f"{root}/{pickle}.pkl", limits.PICKLE.nbytes))
+        decoded = decode(_pickle(archive, f"{root}/{pickle}.pkl"))
         names |= decoded.globals
-        fill(checkpoint, decoded.value, table, prefix="constants" if pickle != "data" else "")
+        fill(checkpoint, decoded, table, prefix="constants" if pickle != "data" else "")
         tables.append(table)
     record_globals(checkpoint, names)
     checkpoint.code = [n for n in archive.members if n.startswith(f"{root}/code/")]
@@ -76,6 +76,12 @@ def _check_root(archive: Archive, root: str) -> None:
             version = _record(archive, name, limits.NAME_BYTES).strip()
             if not version.isdigit() or int(version) not in _VERSIONS:
                 raise Unsupported(f"archive format version {version[:20]!r}", where=where)
+
+
+def _pickle(archive: Archive, name: str) -> bytes:
+    """A pickle's bytes, of which a few deflated ones must not make hundreds of millions."""
+    most = limits.MiB + limits.INFLATION * archive.members[name].compressed
+    return _record(archive, name, min(most, limits.PICKLE.nbytes))
 
 
 def _record(archive: Archive, name: str, most: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.limits import NODES, TOKENIZER_BYTES
+from cgpt_convert.limits import JSON_VALUES, TOKENIZER_BYTES
 from cgpt_convert.source import LocalFile, read
 from cgpt_convert.strict_json import loads
 
@@ -198,8 +198,8 @@ def _ids(value: object, where: str) -> dict[str, int]:
 
 def _loose(data: bytes, where: str) -> dict[str, Any]:
     """The object in JSON of other people: any numbers, but each key once."""
-    if sum(map(data.count, (b"[", b"{", b","))) > NODES:
-        raise Unsupported(f"JSON of more than {NODES:,} values", where=where, hint=_HINT)
+    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
+        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where, hint=_HINT)
     try:
         content = json.loads(data, object_pairs_hook=_unique)
         json.dumps(content, ensure_ascii=False).encode()  # finds lone surrogates

@@ -79,10 +79,11 @@ def from_source(source: Source, path: str) -> Checkpoint:
     found = _fields(cursor, n_fields)
     alignment = _alignment(cursor, found)
     infos = [_info(cursor) for _ in range(n_tensors)]
-    names = [info.name for info in infos]
-    for name in names if len(set(names)) < len(names) else ():
-        if names.count(name) > 1:
-            raise cursor.malformed(f"two tensors are called {name}")
+    names: set[str] = set()
+    for info in infos:
+        if info.name in names:
+            raise cursor.malformed(f"two tensors are called {info.name}")
+        names.add(info.name)
     start = cursor.at + -cursor.at % alignment
     metadata = {key: stored.text() for key, stored in found.items()}
     checkpoint = Checkpoint(path, "GGUF", (source,), {}, metadata=metadata)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cgpt_convert import findings
@@ -10,28 +10,42 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
-from cgpt_convert.limits import EXPANSION, EXPANSION_FLOOR, NESTING, NODES, REPEATED
+from cgpt_convert.limits import (
+    EXPANSION,
+    EXPANSION_FLOOR,
+    NAME,
+    NAMES,
+    NESTING,
+    NODES,
+    REPEATED,
+    TENSORS,
+)
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.dense import StorageTable
 from cgpt_convert.pickles.rebuild import KNOWN, rebuild
+from cgpt_convert.pickles.unpickle import Decoded
 from cgpt_convert.pickles.wrappers import unwrap
 from cgpt_convert.tensor import Tensor
 
-Pairs = list[tuple[Value, Value]]
+Pairs = Sequence[tuple[Value, Value]]
 
 # torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
 _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
 
 
-def fill(checkpoint: Checkpoint, value: Value, storages: StorageTable, prefix: str = "") -> None:
-    """Add to `checkpoint` what the tree `value` holds, under names that begin with `prefix`.
+def fill(
+    checkpoint: Checkpoint, decoded: Decoded, storages: StorageTable, prefix: str = ""
+) -> None:
+    """Add to `checkpoint` what a pickle holds, under names that begin with `prefix`.
 
-    Raises one error that lists every tensor that cannot be understood.
+    Raises one error that lists every tensor that cannot be understood, Unsupported where the
+    pickle unfolds to far more than its bytes.
     """
-    walk = _Walk(checkpoint, storages)
-    walk.visit(prefix, value, 0)
+    walk = _Walk(checkpoint, storages, _Budget(checkpoint.path, decoded.end))
+    walk.visit(prefix, decoded.value, 0)
     if walk.errors:
         raise _together(checkpoint.path, walk.errors)
+    walk.report()
     _check_expansion(checkpoint)
 
 
@@ -86,29 +100,67 @@ _SCRIPT_HELPERS = frozenset(
 )
 
 
+class _Budget:
+    """What the walk through one pickle may cost, by the pickle's size."""
+
+    def __init__(self, path: str, nbytes: int) -> None:
+        self.path = path
+        self.nodes = NODES.of(nbytes)
+        self.repeated = REPEATED.of(nbytes)
+        self.tensors = TENSORS.of(nbytes)
+        self.names = NAMES.of(nbytes)
+
+    def visit(self, name: str, cost: int = 1) -> None:
+        """Take off one value under `name`, or what costs as much as several."""
+        self.nodes -= cost
+        self.names -= len(name)
+        if len(name) > NAME:
+            raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
+        if self.nodes < 0 or self.names < 0:
+            raise self.exceeded("values")
+
+    def again(self, cost: int) -> None:
+        """Take off a value that was met before: five bytes of pickle can double the tree."""
+        self.repeated -= cost
+        if self.repeated < 0:
+            raise self.exceeded("shared values")
+
+    def tensor(self, parts: int) -> None:
+        """Take off a tensor made of so many others."""
+        self.tensors -= 1 + parts
+        if self.tensors < 0:
+            raise self.exceeded("tensors")
+
+    def exceeded(self, what: str) -> Unsupported:
+        return Unsupported(f"too many {what} for a pickle of its size", where=self.path)
+
+
 @dataclass(slots=True)
 class _Walk:
     checkpoint: Checkpoint
     storages: StorageTable
+    budget: _Budget
     errors: list[tuple[str, CgptError]] = field(default_factory=list)
-    nodes: int = 0
-    repeated: int = 0
+    cycles: list[str] = field(default_factory=list)
+    collisions: dict[str, None] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)  # ids of all values that hold others
     path: set[int] = field(default_factory=set)  # ids of those that we are inside of
     dicts: list[str] = field(default_factory=lambda: [""])  # paths of the dicts among them
 
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Take in `value` under `name`; of a foreign object's inside only the tensors."""
-        self.nodes += 1
-        if self.nodes > NODES:
-            raise Unsupported(f"more than {NODES:,} values", where=self.checkpoint.path)
+        self.budget.visit(name)
+        if type(value) in _PLAIN:
+            if not tensors_only:
+                self.checkpoint.others.append(Leaf(name, value))
+            return
         self.count_again(value)
         pairs = _children(value)
         if pairs is None:
             self.take(name, value, depth, tensors_only=tensors_only)
             return
         if id(value) in self.path:
-            self.checkpoint.findings.append(Finding(findings.CYCLE, printable(name)))
+            self.cycles.append(name)
             return
         if _is_dict(value):
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
@@ -120,13 +172,11 @@ class _Walk:
             self.state_of_container(name, value.state)
 
     def count_again(self, value: Value) -> None:
-        """Bound the work that sharing makes: five bytes of pickle can double the tree."""
-        if not isinstance(value, list | tuple | Dict | Set | Call):
+        """Bound the work that sharing makes, which looking at the elements is part of."""
+        if type(value) not in _HOLDING:
             return
         if id(value) in self.seen:
-            self.repeated += 1 + (len(value) if isinstance(value, list | tuple) else 0)
-            if self.repeated > REPEATED:
-                raise Unsupported("too many shared values", where=self.checkpoint.path)
+            self.budget.again(1 + (len(value) if isinstance(value, list | tuple) else 0))
         self.seen.add(id(value))
 
     def inside(
@@ -146,7 +196,9 @@ class _Walk:
         """What a dict carries beside its items: torch's `_metadata`, module versions."""
         pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
         for key, value in pairs:
-            self.checkpoint.others.append(Leaf(_join(name, key), value))
+            path = _join(name, key)
+            self.budget.visit(path, _text_cost(value))
+            self.checkpoint.others.append(Leaf(path, value))
 
     def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
         """Take in one value that is no container."""
@@ -167,6 +219,7 @@ class _Walk:
             if number is not None:
                 value = number
         if not tensors_only:
+            self.budget.visit("", _text_cost(value) - 1)
             self.checkpoint.others.append(Leaf(name, value))
         if isinstance(value, Call):  # the tensors in an object of an unknown class
             self.inside(name, value, list(_held(value)), depth, tensors_only=True)
@@ -174,37 +227,61 @@ class _Walk:
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
+        self.budget.tensor(0 if isinstance(tensor, Tensor) else len(tensor.parts))
         if name in checkpoint.tensors or name in checkpoint.exotic:
-            if name not in checkpoint.collisions:
-                checkpoint.findings.append(Finding(findings.COLLISION, printable(name)))
-            checkpoint.collisions.add(name)
+            self.collisions.setdefault(name)
         elif isinstance(tensor, Tensor):
             checkpoint.tensors[name] = tensor.renamed(name)
         else:
             parts = tuple(part.renamed(f"{name}.{part.name}") for part in tensor.parts)
             checkpoint.exotic[name] = tensor._replace(name=name, parts=parts)
 
+    def report(self) -> None:
+        """Enter what was odd about the values, one finding a kind."""
+        self.checkpoint.collisions.update(self.collisions)
+        for rule, names in (
+            (findings.COLLISION, list(self.collisions)),
+            (findings.CYCLE, self.cycles),
+        ):
+            if names:
+                more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+                detail = ", ".join(map(printable, names[:_SHOWN])) + more
+                self.checkpoint.findings.append(Finding(rule, detail))
+
 
 def _children(value: Value) -> Pairs | None:
     """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
-    match value:
-        case Dict():
-            return value.items
-        case list() | tuple():
-            return _elements(value)
-        case Set():
-            return _elements(value.members)
-        case Call(func=Global() as func):
-            return _call_children(str(func), value)
+    if isinstance(value, tuple | list):
+        return _elements(value)
+    if isinstance(value, Dict):
+        return value.items
+    if isinstance(value, Set):
+        return _elements(value.members)
+    if isinstance(value, Call) and isinstance(value.func, Global):
+        return _call_children(str(value.func), value)
     return None
 
 
 _PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
+_HOLDING = frozenset({list, tuple, Dict, Set, Call})
+
+
+def _text_cost(value: Value) -> int:
+    """What showing a value that is no container costs, in plain values: its line is long or not."""
+    if type(value) in _PLAIN:
+        return 1
+    if type(value) in (list, tuple):
+        return 1 + min(len(value), _LINE) // _PER_VISIT
+    return 1 + _LINE // _PER_VISIT
+
+
+_LINE = 64  # values that a line has room for
+_PER_VISIT = 8  # values written in the time of one visit
 
 
 def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
     """The values by their numbers; None if they are plain, which is one leaf: shuffled indices."""
-    plain = values and all(type(value) in _PLAIN for value in values)
+    plain = values and _PLAIN.issuperset(map(type, values))
     return None if plain else list(enumerate(values))
 
 
@@ -223,7 +300,7 @@ def _is_dict(value: Value) -> bool:
 def _call_children(name: str, call: Call) -> Pairs | None:
     args = call.args if isinstance(call.args, tuple) else ()
     if name in _DICTS:
-        return _given(args) + call.items
+        return [*_given(args), *call.items]
     if name in _SETS or name in _SCRIPT_HELPERS:
         return [("", value) for value in args[:1]] + list(enumerate(call.elements))
     return list(_held(call)) if is_script_class(name) else None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE, Limits
-from cgpt_convert.pickles.arguments import READERS, Cursor, Incomplete, Reader
+from cgpt_convert.pickles.arguments import READERS, Cursor, Incomplete
 
 
 class Decoded(NamedTuple):
@@ -64,28 +64,27 @@ class _Machine(Cursor):
         self.stack: list[Value] = []
         self.marks = 0
         self.kept = 0
+        self.most_kept = limits.kept.of(len(data) - start)
+        self.most_memo = limits.memo.of(len(data) - start)
         self.memo: dict[int, Value] = {}
         self.globals: dict[tuple[str, str], int] = {}
         self.named: dict[tuple[str, str], Global] = {}
 
     def run(self) -> Value:
-        data, dispatch, stack = self.data, _DISPATCH, self.stack
+        data, dispatch, push = self.data, _DISPATCH, self.stack.append
         for _ in range(self.limits.opcodes):
-            self.opcode_at = self.at
-            if self.at >= len(data):
+            at = self.opcode_at = self.at
+            if at >= len(data):
                 raise Incomplete("the pickle ends before its STOP opcode")
-            entry = dispatch[data[self.at]]
-            if entry is None:
-                raise Malformed(f"no such opcode: 0x{data[self.at]:02x}")
-            self.at += 1
-            operate, reader = entry
-            if reader is None:
+            operate, reader = dispatch[data[at]]
+            self.at = at + 1
+            if operate is None:
+                push(reader(self))
+            elif reader is None:
                 operate(self)
             else:
                 operate(self, reader(self))
-            if operate is _Machine.STOP:
-                if len(stack) != 1:
-                    raise Malformed(f"{len(stack)} values are left at the end instead of one")
+            if data[at] == _STOP:
                 return self.pop()
         raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
 
@@ -101,14 +100,11 @@ class _Machine(Cursor):
             raise Malformed("an opcode needs a value and the stack has none")
         return self.stack[-1]
 
-    def push(self, value: Value) -> None:
-        self.stack.append(value)
-
     def keep(self, value: Value) -> None:
         """Push a value that takes more memory than the opcode that makes it."""
         self.kept += 1
-        if self.kept > self.limits.kept:
-            raise Unsupported(f"more than {self.limits.kept:,} lists, dicts and calls")
+        if self.kept > self.most_kept:
+            raise Unsupported(f"more than {self.most_kept:,} lists, dicts and calls")
         self.stack.append(value)
 
     def pop_to_mark(self) -> list[Value]:
@@ -137,10 +133,15 @@ class _Machine(Cursor):
         self.pop_to_mark()
 
     def DUP(self) -> None:
-        self.push(self.top())
+        self.stack.append(self.top())
 
     def STOP(self) -> None:
-        pass  # run() looks at the stack
+        if len(self.stack) != 1:
+            raise Malformed(f"{len(self.stack)} values are left at the end instead of one")
+
+    def unknown(self) -> None:
+        """Raise Malformed for a byte that is no opcode."""
+        raise Malformed(f"no such opcode: 0x{self.data[self.opcode_at]:02x}")
 
     def PROTO(self, version: int) -> None:
         if version > _NEWEST_PROTOCOL:
@@ -153,7 +154,7 @@ class _Machine(Cursor):
     # -- plain values
 
     def NONE(self) -> None:
-        self.push(None)
+        self.stack.append(None)
 
     def NEWTRUE(self) -> None:
         self.stack.append(True)
@@ -165,7 +166,7 @@ class _Machine(Cursor):
         self.keep([])
 
     def EMPTY_TUPLE(self) -> None:
-        self.push(())
+        self.stack.append(())
 
     def EMPTY_DICT(self) -> None:
         self.keep(Dict())
@@ -177,18 +178,18 @@ class _Machine(Cursor):
         self.keep(self.pop_to_mark())
 
     def TUPLE(self) -> None:
-        self.push(tuple(self.pop_to_mark()))
+        self.stack.append(tuple(self.pop_to_mark()))
 
     def TUPLE1(self) -> None:
-        self.push((self.pop(),))
+        self.stack.append((self.pop(),))
 
     def TUPLE2(self) -> None:
         second, first = self.pop(), self.pop()
-        self.push((first, second))
+        self.stack.append((first, second))
 
     def TUPLE3(self) -> None:
         third, second, first = self.pop(), self.pop(), self.pop()
-        self.push((first, second, third))
+        self.stack.append((first, second, third))
 
     def DICT(self) -> None:
         self.keep(Dict(_pairs(self.pop_to_mark())))
@@ -200,16 +201,19 @@ class _Machine(Cursor):
 
     def add_items(self, pairs: list[tuple[Value, Value]]) -> None:
         target = self.top()
-        if not isinstance(target, Dict | Call):
+        if isinstance(target, Dict):
+            target.items.extend(pairs)
+        elif isinstance(target, Call):
+            target.add_items(pairs)
+        else:
             raise Malformed(f"items are set on a {type(target).__name__}")
-        target.items.extend(pairs)
 
     def add_elements(self, values: list[Value]) -> None:
         target = self.top()
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Call):
-            target.elements.extend(values)
+            target.add_elements(values)
         else:
             raise Malformed(f"elements are appended to a {type(target).__name__}")
 
@@ -231,7 +235,7 @@ class _Machine(Cursor):
         if isinstance(target, Set) and not target.frozen:
             target.members.extend(values)
         elif isinstance(target, Call):
-            target.elements.extend(values)
+            target.add_elements(values)
         else:
             raise Malformed(f"members are added to a {type(target).__name__}")
 
@@ -240,13 +244,13 @@ class _Machine(Cursor):
     def recall(self, index: int) -> None:
         if index not in self.memo:
             raise Malformed(f"memo {index} is read before it is written")
-        self.push(self.memo[index])
+        self.stack.append(self.memo[index])
 
     def memoize(self, index: int) -> None:
         if index < 0:
             raise Malformed("a negative memo index")
-        if len(self.memo) > self.limits.kept:
-            raise Unsupported(f"more than {self.limits.kept:,} memo entries")
+        if len(self.memo) > self.most_memo:
+            raise Unsupported(f"more than {self.most_memo:,} memo entries")
         self.memo[index] = self.top()
 
     def MEMOIZE(self) -> None:
@@ -264,11 +268,11 @@ class _Machine(Cursor):
         return self.named[key]
 
     def GLOBAL(self, names: tuple[str, str]) -> None:
-        self.push(self.name_global(*names))
+        self.stack.append(self.name_global(*names))
 
     def STACK_GLOBAL(self) -> None:
         name, module = self.pop(), self.pop()
-        self.push(self.name_global(module, name))
+        self.stack.append(self.name_global(module, name))
 
     def REDUCE(self) -> None:
         args, func = self.pop(), self.pop()
@@ -317,6 +321,7 @@ class _Machine(Cursor):
 
 
 _NEWEST_PROTOCOL = 5  # PEP 574
+_STOP = ord(".")
 
 
 def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
@@ -325,39 +330,31 @@ def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-# what an opcode does, where it only pushes its argument or is one operation in several encodings
-_SAME = {
-    "push": [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-        "UNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "BINUNICODE8",
-        "FLOAT",
-        "BINFLOAT",
-    ],
-    "recall": ["GET", "BINGET", "LONG_BINGET"],
-    "memoize": ["PUT", "BINPUT", "LONG_BINPUT"],
+# opcodes that only push their argument, as most of a pickle's do: the loop does it, a call less
+_PUSHED = (
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
+    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT "
+    "BINFLOAT"
+)
+_SAME = {  # one operation in several encodings
+    "GET": "recall",
+    "BINGET": "recall",
+    "LONG_BINGET": "recall",
+    "PUT": "memoize",
+    "BINPUT": "memoize",
+    "LONG_BINPUT": "memoize",
 }
-_METHOD = {opcode: method for method, opcodes in _SAME.items() for opcode in opcodes}
 
-_Entry = tuple[Callable[..., None], Reader | None]
-_DISPATCH: list[_Entry | None] = [None] * 256
+
+def _operation(opcode: str) -> Callable[..., None] | None:
+    """What the opcode does; None if it pushes its argument."""
+    if opcode in _PUSHED.split():
+        return None
+    operate: Callable[..., None] = getattr(_Machine, _SAME.get(opcode, opcode))
+    return operate
+
+
+_DISPATCH: list[tuple[Any, Any]] = [(_Machine.unknown, None)] * 256  # operation, reader
 for _info in pickletools.opcodes:
-    _DISPATCH[ord(_info.code)] = (
-        getattr(_Machine, _METHOD.get(_info.name, _info.name)),
-        READERS[_info.arg.name] if _info.arg else None,
-    )
+    _reader = READERS[_info.arg.name] if _info.arg else None
+    _DISPATCH[ord(_info.code)] = (_operation(_info.name), _reader)
