@@ -158,16 +158,18 @@ class _Machine(Stack):
             self.change(target)
         elements = {list: target, Set: getattr(target, "members", None)}.get(type(target))
         if isinstance(target, Call):
-            elements = target.elements
-        if elements is not None:
+            target.add_elements(values[: SHOWN - len(target.elements)])
+        elif elements is not None:
             elements.extend(values[: SHOWN - len(elements)])
 
     def add_items(self, values: list[Value]) -> None:
         target = self.top()
         if isinstance(target, Global):
             self.change(target)
-        if isinstance(target, Dict | Call):
+        if isinstance(target, Dict):
             target.items.extend(pairs(values)[: SHOWN - len(target.items)])
+        elif isinstance(target, Call):
+            target.add_items(pairs(values)[: SHOWN - len(target.items)])
 
     def APPEND(self) -> None:
         self.add([self.pop()])

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
-from cgpt_convert.containers.archive import STORED, Archive
+from cgpt_convert.containers.archive import Archive
+from cgpt_convert.containers.directory import STORED
 from cgpt_convert.containers.inside import Window, inflated, unpacked
 from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
