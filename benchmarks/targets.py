@@ -22,6 +22,7 @@ class Verdict(NamedTuple):
 def verdicts(results: Results) -> Iterator[Verdict]:
     """Of each promise about a size that was measured."""
     yield from _copying(results)
+    yield from _proof(results)
     yield from _memory(results)
     yield from _start_up(results)
     yield from _torch(results)
@@ -42,6 +43,17 @@ def _copying(results: Results) -> Iterator[Verdict]:
         if views:
             promise = f"{gigabytes} GB, transposed: at most 3 x `cp`"
             yield Verdict(promise, f"{views.ratio:.2f} x", views.ratio <= 3)
+
+
+def _proof(results: Results) -> Iterator[Verdict]:
+    for size, gigabytes in (("111M", "0.5"), ("1.3B", "5.4")):
+        for layout, text in (("hf", "contiguous"), ("cs", "transposed")):
+            plain = results.get(size, layout, tasks.SAFETENSORS)
+            proven = results.get(size, layout, tasks.PROOF)
+            if plain and proven:
+                times = ratio(proven.walls, plain.walls)
+                promise = f"{gigabytes} GB, {text}: proof takes at most 1.3 x the time without"
+                yield Verdict(promise, f"{times:.2f} x", times <= 1.3)
 
 
 def _memory(results: Results) -> Iterator[Verdict]:

@@ -39,7 +39,8 @@ def _python(name: str, code: str, *arguments: str) -> Task:
 
 
 COPY = Task("cp", ("cp", "SOURCE", "OUTPUT"))
-SAFETENSORS = _convert("convert to safetensors", "--to", "safetensors")
+SAFETENSORS = _convert("convert --no-proof", "--to", "safetensors", "--no-proof")
+PROOF = _convert("convert to safetensors", "--to", "safetensors")  # it digests all, too
 INSPECT = Task("inspect", ("python", "-m", "cgpt_convert", "inspect", "SOURCE"))
 HELP = Task("--help", ("python", "-m", "cgpt_convert", "--help"))
 TORCH = _python("torch.load, save_file", _TORCH.format(mmap=False), "SOURCE", "OUTPUT")
@@ -48,9 +49,11 @@ _UNZIP = Task("unzip", ("unzip", "-q", "SOURCE", "-d", "OUTPUT"))
 
 CONVERSIONS = (
     SAFETENSORS,
+    PROOF,
     _convert("convert to npz", "--to", "npz"),
     _convert("convert --dtype float16", "--to", "safetensors", "--dtype", "float16"),
     _convert("convert --dtype bfloat16", "--to", "safetensors", "--dtype", "bfloat16"),
+    Task("digest", ("python", "-m", "cgpt_convert", "digest", "SOURCE")),
     Task("extract", ("python", "-m", "cgpt_convert", "extract", "SOURCE", "-o", "OUTPUT")),
     *((_UNZIP,) if shutil.which("unzip") else ()),
     TORCH,

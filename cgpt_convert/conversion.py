@@ -6,6 +6,7 @@ its names, configuration and tokenizer too.
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BLOCK_CASTS, CASTS
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import undone
-from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import Selection, Wish, select
 
 HF, GGUF = "hf", "gguf"
@@ -30,6 +31,7 @@ class Target:
     max_shard_nbytes: int | None = None
     tokenizer: str | None = None  # a folder that goes before the source's own
     vocabulary: bool = True
+    proof: bool = True  # the output's metadata claim where the tensors come from
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
             wish.dtype,
             target.tokenizer,
             no_vocab=not target.vocabulary,
+            sign=_sign(chosen, target),
         )
         return Conversion(made.plans, chosen, made.request, made.lines)
     checkpoint = undone(checkpoint)
@@ -94,6 +97,7 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
             target.tokenizer,
             target.max_shard_nbytes,
             inside=llama_undo.inside(checkpoint),
+            sign=_sign(chosen, target),
         )
         return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
     form = formats.by_name(target.to)
@@ -101,7 +105,16 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     request = Request(
         name, tuple(chosen.tensors), chosen.aliases, max_shard_nbytes=target.max_shard_nbytes
     )
+    request = _sign(chosen, target)(request)
     return Conversion(form.plan(request), chosen, request, folder=form.FOLDER)
+
+
+def _sign(chosen: Selection, target: Target) -> Sign:
+    if not target.proof:
+        return unsigned
+    from cgpt_convert.proof import claim
+
+    return functools.partial(claim.signed, chosen)
 
 
 def _check(wish: Wish, target: Target) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import DType
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Content, Tensor
 
 
 class Crc32(NamedTuple):
@@ -28,11 +28,26 @@ class FileDigest(NamedTuple):
     crc32: int
 
 
+class Digests(NamedTuple):
+    """What the sink knows when it comes to a Late part."""
+
+    files: Mapping[str, FileDigest]  # of `hashed` files planned before, by path
+    tensors: Mapping[Content, str]  # of the tensors that Late parts ask for, as `tensor_digest`
+
+
+NO_DIGESTS = Digests({}, {})  # what a Late part is planned with, to know its size
+
+
 class Late(NamedTuple):
-    """`nbytes` bytes made from the digests of `hashed` files planned before this one, by path."""
+    """`nbytes` bytes made from digests, wherever they stand in the file.
+
+    Of `tensors` the sink tells the digests, whether they are written or not: hashed while they
+    stream, if they or what is cast to them is a part of the plans.
+    """
 
     nbytes: int
-    make: Callable[[Mapping[str, FileDigest]], bytes]
+    make: Callable[[Digests], bytes]
+    tensors: tuple[Tensor, ...] = ()
 
 
 Part = bytes | Tensor | Crc32 | Late
@@ -70,6 +85,13 @@ class Field(NamedTuple):
     value: Scalar | tuple[Scalar, ...]  # a tuple is an array
 
 
+class Claim(NamedTuple):
+    """Text pairs that tell digests of `tensors`, of the same lengths whatever these are."""
+
+    tensors: tuple[Tensor, ...]
+    metadata: Callable[[Mapping[Content, str]], dict[str, str]]  # given none, it gives the lengths
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to write: tensors in order, names unique, and what to say of names left out."""
@@ -80,6 +102,15 @@ class Request:
     metadata: dict[str, str] = field(default_factory=dict)
     max_shard_nbytes: int | None = None
     fields: tuple[Field, ...] = ()  # keys unique; for formats that have typed fields
+    claim: Claim | None = None  # further metadata
+
+
+Sign = Callable[[Request], Request]
+
+
+def unsigned(request: Request) -> Request:
+    """The request as it is, without a claim."""
+    return request
 
 
 class Format(Protocol):

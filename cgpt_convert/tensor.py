@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cgpt_convert.dtypes import UINT8, DType
+from cgpt_convert.dtypes import FLOAT32, UINT8, DType
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.limits import RANK
 from cgpt_convert.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -45,6 +45,9 @@ class Storage:
     def whole(self) -> Tensor:
         """All the bytes, as a 1-D uint8 tensor named by the key."""
         return Tensor(self.key, UINT8, (self.nbytes,), (1,), 0, self)
+
+
+Content = tuple[object, ...]  # what `Tensor.content` gives
 
 
 class Range(NamedTuple):
@@ -120,6 +123,16 @@ class Tensor:
             self.neg,
         )
 
+    @property
+    def content(self) -> Content:
+        """What `blocks()` yields, by where it comes from: equal content has equal digests."""
+        return (*self.view, self.dtype, self.quantizer)
+
+    @property
+    def uncast(self) -> Tensor:
+        """The same view as it is stored; of a type that is stored in blocks, as float32."""
+        return replace(self, target=FLOAT32 if self.stored.block > 1 else None)
+
     def renamed(self, name: str) -> Tensor:
         """The same view under another name."""
         return Tensor(  # replace() takes three times as long, and every tensor is named
@@ -160,15 +173,19 @@ class Tensor:
         return Range(self.storage, self.stored.size(self.start), self.nbytes)
 
     def blocks(
-        self, max_bytes: int = 16 << 20, counts: CastCounts | None = None
+        self,
+        max_bytes: int = 16 << 20,
+        counts: CastCounts | None = None,
+        tap: Callable[[memoryview], object] | None = None,
     ) -> Iterator[memoryview]:
         """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
 
-        A block is valid until the next is asked for. `counts` gathers what a cast lost.
+        A block is valid until the next is asked for. `counts` gathers what a cast lost; `tap` is
+        told the elements before they are cast, in order.
         """
         from cgpt_convert.values import blocks
 
-        return blocks.of(self, max_bytes, counts)
+        return blocks.of(self, max_bytes, counts, tap)
 
     def numpy(self) -> np.ndarray:
         """The values as a new C-order array; bfloat16 and float8 come widened to float32.

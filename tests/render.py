@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Part, Request
+from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Part, Request
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, c_strides
 
@@ -38,9 +38,16 @@ def content(part: Part, digests: dict[str, FileDigest]) -> bytes:
         return tensor_bytes(part)
     if isinstance(part, Crc32):
         return bytes(4)
-    made = part.make(digests)
+    sums = {tensor.content: tensor_sum(tensor) for tensor in part.tensors}
+    made = part.make(Digests(digests, sums))
     assert len(made) == part.nbytes
     return made
+
+
+def tensor_sum(tensor: Tensor) -> str:
+    """The digest that docs/digest.md defines for a tensor."""
+    line = f"{tensor.dtype.name} {'x'.join(map(str, tensor.shape))}\n"
+    return hashlib.sha256(line.encode() + tensor_bytes(tensor)).hexdigest()
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

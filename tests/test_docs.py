@@ -80,6 +80,10 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         "inspect": run("inspect", model, "--stats", "--check"),
         "extract": run("extract", model, "-o", str(out / "json-parameters")),
         "convert": run("convert", model, "-o", str(out / "json.safetensors")),
+        "digest": run("digest", model),
+        "lock": run("lock", model, "-o", str(out / "weights.lock.json")),
+        "verify": run("verify", model, str(out / "json.safetensors")),
+        "diff": run("diff", model, str(out / "json.safetensors")),
         "scan": run("scan", str(demo)),
     }
     for name, result in results.items():
@@ -95,6 +99,15 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
     assert isinstance(tensors, list)
     for key in {key for row in tensors for key in (*row, *row["stats"])}:
         assert f"`{key}`" in section("json.md", "inspect"), key
+    for name, key in (("digest", "tensors"), ("verify", "checks"), ("diff", "tensors")):
+        listed = results[name][key]
+        assert isinstance(listed, list)
+        for inner in {inner for row in listed for inner in row}:
+            assert f"`{inner}`" in section("json.md", name), inner
+    lock = json.loads((out / "weights.lock.json").read_text())
+    rows = [key for row in lock["tensors"].values() for key in row]
+    for key in {*lock, *lock["model"], *lock["files"][0], *rows}:
+        assert f"`{key}`" in section("json.md", "weights.lock.json"), key
     mapping = json.loads((out / "json-parameters" / "mapping.json").read_text())
     rows = [key for row in mapping["tensors"].values() for key in row]
     for key in {*mapping, *rows}:

@@ -5,7 +5,7 @@ import random
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from cgpt_convert.errors import CannotWrite, Malformed, Unreadable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output import checksums, sink
 from cgpt_convert.output.sink import Options
-from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part
+from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
 from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor
 from tests import vendor
@@ -63,8 +63,9 @@ def plan(*parts: Part, path: str = "out") -> FilePlan:
 def late(nbytes: int, *paths: str) -> Late:
     """The SHA-256 and CRC-32 of some files, cut to `nbytes`."""
 
-    def make(digests: Mapping[str, FileDigest]) -> bytes:
-        texts = (f"{digests[path].sha256} {digests[path].crc32:08x}" for path in paths)
+    def make(digests: Digests) -> bytes:
+        files = digests.files
+        texts = (f"{files[path].sha256} {files[path].crc32:08x}" for path in paths)
         return "".join(texts).encode()[:nbytes].ljust(nbytes)
 
     return Late(nbytes, make)
@@ -136,6 +137,29 @@ def test_late_parts_know_the_digests_of_the_files_before(tmp_path: Path) -> None
     written = sink.write_folder(plans, str(tmp_path / "out"), Options())
     assert contents(tmp_path / "out") == render(plans)
     assert written == [str(tmp_path / "out" / each.path) for each in plans]
+
+
+def told(*tensors: Tensor) -> Late:
+    """The digests of tensors."""
+
+    def make(digests: Digests) -> bytes:
+        return "".join(digests.tensors.get(t.content, "0" * 64) for t in tensors).encode()
+
+    return Late(64 * len(tensors), make, tensors)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_digests_of_what_is_written_cast_from_and_not_written(tmp_path: Path, jobs: int) -> None:
+    whole, turned = dense("w", "float32", (BIG // 4,), noise(BIG // 4 * 4)), strided("s", 1)
+    half, other = strided("h", 2).cast(BY_NAME["float16"]), strided("o", 3)
+    late = told(whole, turned, half, half.uncast, other, other.transposed(), whole.renamed("again"))
+    plans = [
+        FilePlan("hashed", (whole,), hashed=True),
+        FilePlan("a", (late, Crc32(2, 5), turned, half, late)),
+        FilePlan("last", (b"{", told(turned, other), b"}")),
+    ]
+    sink.write_folder(plans, str(tmp_path / "out"), Options(jobs=jobs))
+    assert contents(tmp_path / "out") == render(plans)
 
 
 def test_a_late_part_of_the_wrong_size_is_never_published(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import Any
@@ -65,6 +66,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 )
 @click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is, for hf and gguf.")
 @click.option("--no-vocab", is_flag=True, help="Write a GGUF without a vocabulary.")
+@click.option("--no-proof", is_flag=True, help="Write no claim about the source.")
+@click.option("--verify", is_flag=True, help="Read it again and compare, before it gets its name.")
 @options.mapping
 @options.jobs
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
@@ -82,6 +85,8 @@ def command(
     tied: str,
     tokenizer: str | None,
     no_vocab: bool,
+    no_proof: bool,
+    verify: bool,
     mapping: str | None,
     jobs: int,
     dry_run: bool,
@@ -94,17 +99,27 @@ def command(
     same input always gives the same bytes.
     """
     target = Target(
-        to or target_for(output), output, max_shard_size, tokenizer, vocabulary=not no_vocab
+        to or target_for(output),
+        output,
+        max_shard_size,
+        tokenizer,
+        vocabulary=not no_vocab,
+        proof=not no_proof,
     )
     checkpoint = open_checkpoint(source, mapping)
     wish = Wish(root, match, exclude, dtype, tied)
     conversion = convert(checkpoint, wish, target)
     settings = Options(overwrite=overwrite, jobs=jobs)
+    if verify:
+        from cgpt_convert.reread import reread
+
+        settings.check = functools.partial(reread, conversion, target.to, jobs)
     if not dry_run:
         options.check_apart(checkpoint, *conversion.paths(output))
         _write(conversion, output, settings)
     result = _result(checkpoint, conversion, settings, output)
     result["written"] = not dry_run
+    result["verified"] = verify and not dry_run
     if as_json:
         options.print_json(result)
     else:
@@ -155,7 +170,8 @@ def _print(result: dict[str, Any]) -> None:
     files = result["files"]
     count = f" in {len(files)} files" if len(files) > 1 else ""
     line = f"{verb} {printable(result['output'])}{count}: "
-    _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}")
+    verified = ", read again and compared" if result["verified"] else ""
+    _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}{verified}")
     if result["root"]:
         _say(f"  taken from under {printable(result['root'])}")
     if result["left_out"]:

@@ -10,6 +10,7 @@ from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrap
 from cgpt_convert.findings import FOREIGN
 from cgpt_convert.inert import printable
 
+_LONG = 200  # characters of a text pair's value; --json has all
 _SHOWN = 12  # other values and foreign names; --json has all
 _NUMBERS = ("offset", "bytes", "min", "max", "mean", "std", "zeros", "nan", "inf")
 
@@ -134,7 +135,7 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
 
 def _others(summary: dict[str, Any]) -> None:
     pairs = [(row["path"], row["text"]) for row in summary["others"]]
-    pairs += [(f"metadata {key}", value) for key, value in summary["metadata"].items()]
+    pairs += [(f"metadata {key}", cut(value, _LONG)) for key, value in summary["metadata"].items()]
     if not pairs:
         return
     click.echo(style("\nother values:", bold=True))

@@ -33,7 +33,7 @@ def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
 
     Raises Malformed listing every shard and every tensor that is missing or not in the index.
     """
-    weight_map, total_size = _parse(path)
+    weight_map, metadata = _parse(path)
     folder = os.path.dirname(path)
     files = sorted(set(weight_map.values()))
     missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
@@ -50,11 +50,13 @@ def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
     _check_names(path, weight_map, shards)
     for name, shard in shards.items():
         _merge(merged, shard, name)
-    _compare_size(merged, total_size)
+    _compare_size(merged, metadata.get("total_size"))
+    merged.metadata |= {k: value for k, value in metadata.items() if isinstance(value, str)}
     return merged
 
 
-def _parse(path: str) -> tuple[dict[str, str], int | None]:
+def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
+    """The index's `weight_map` and `metadata`."""
     source = LocalFile(path)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
@@ -69,8 +71,7 @@ def _parse(path: str) -> tuple[dict[str, str], int | None]:
     if bad:
         raise Malformed(f"shards outside the index's own folder: {bad[:3]}", where=path)
     metadata = index.get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return weight_map, total if isinstance(total, int) else None
+    return weight_map, metadata if isinstance(metadata, dict) else {}
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -123,10 +124,10 @@ def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
     merged.root = merged.root or shard.root
 
 
-def _compare_size(merged: Checkpoint, total_size: int | None) -> None:
+def _compare_size(merged: Checkpoint, total_size: object) -> None:
     """Note a total_size that counts tied tensors neither once nor each time."""
     each = sum(tensor.nbytes for tensor in merged.values())
     once = each - sum(merged[name].nbytes for name in merged.ties)
-    if total_size is not None and total_size not in (each, once):
+    if isinstance(total_size, int) and total_size not in (each, once):
         detail = f"{total_size:,} in the index, {each:,} in the shards"
         merged.findings.append(Finding(findings.INDEX_SIZE, detail))

@@ -20,7 +20,7 @@ from cgpt_convert.formats import safetensors
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG, read_config
 from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import fold_ties
 from cgpt_convert.tensor import Tensor
 from cgpt_convert.values.digest import tensor_digest
@@ -54,13 +54,15 @@ def plan(
     max_shard_nbytes: int | None = None,
     *,
     inside: Inside | None = None,
+    sign: Sign = unsigned,
 ) -> HfFolder:
     """The files of the folder, for the weights that lie at `path`.
 
     `tensors` are all that were chosen there, tied ones under each of their names, cast already.
     The configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that goes
-    before. What is `inside` of a GGUF file stands for what lies beside others. Raises BadRequest
-    where transformers could not load the result, with what to do.
+    before. What is `inside` of a GGUF file stands for what lies beside others. `sign` may add
+    metadata to the request. Raises BadRequest where transformers could not load the result, with
+    what to do.
     """
     said = inside.config if inside else None
     config = read_config(folder_of(path)) if said is None else said
@@ -72,6 +74,7 @@ def plan(
     request = Request(
         _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=max_shard_nbytes
     )
+    request = sign(request)
     files = [FilePlan(name, (content,)) for name, content in sorted(parts.files.items())]
     plans = [*safetensors.plan(request), *files]
     return HfFolder([*plans, _manifest(plans, parts.lines)], tuple(parts.lines), found, request)
@@ -95,7 +98,7 @@ def _known(
         inside.tokenizer if inside and given is None else None,
     )
     renamed, aliases, lines = _renamed(found, {t.name: t for t in tensors})
-    tied = not _tied_names(found).keys() & {tensor.name for tensor in renamed}
+    tied = not found.architecture.ties.keys() & {tensor.name for tensor in renamed}
     if config is None:
         made, line = hf_config.make(found, n_head, tokenizer)
         made |= (inside and inside.config) or {}
@@ -142,7 +145,7 @@ def _renamed(
 ) -> tuple[list[Tensor], dict[str, str], list[str]]:
     """The tensors under canonical names; those left out for their equal; what to say of it."""
     names = found.names("hf")
-    ties = _tied_names(found)
+    ties = found.architecture.ties
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     lines: list[str] = []
@@ -160,17 +163,6 @@ def _renamed(
         masks = printable(", ".join(found.skipped[:2]))
         lines.append(f"{len(found.skipped)} buffers are left out ({masks} ...): they are computed")
     return list(kept.values()), aliases, lines
-
-
-def _tied_names(found: Recognised) -> dict[str, str]:
-    """Canonical name of what may be left out -> of the tensor it equals then: the head's."""
-    prefix = found.architecture.canonical
-    rules = found.architecture.rules
-    return {
-        (prefix if rule.prefixed else "") + rule.name: prefix + rule.tied_to
-        for rule in rules.values()
-        if rule.tied_to
-    }
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

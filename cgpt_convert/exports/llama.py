@@ -21,7 +21,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import architectures
 from cgpt_convert.mapping.config import check_config, read_config
 from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.tensor import Tensor, in_blocks
 from cgpt_convert.values.digest import tensor_digest
 
@@ -48,7 +48,7 @@ class Source(NamedTuple):
     tokenizer: Tokenizer | None
 
 
-def plan(
+def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
     checkpoint: Checkpoint,
     tensors: Sequence[Tensor],
     name: str,
@@ -56,12 +56,14 @@ def plan(
     given: str | None = None,
     *,
     no_vocab: bool = False,
+    sign: Sign = unsigned,
 ) -> LlamaFile:
     """The file called `name` that holds the model whose chosen, uncast `tensors` are given.
 
     Configuration and tokenizer lie beside the checkpoint, or in it if it is a GGUF file; `given`
-    is a folder with a tokenizer that goes before, and `no_vocab` leaves it out. Raises BadRequest
-    where llama.cpp could not run the result, with what to do.
+    is a folder with a tokenizer that goes before, and `no_vocab` leaves it out. `sign` may add
+    metadata to the request. Raises BadRequest where llama.cpp could not run the result, with what
+    to do.
     """
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = llama_undo.is_gguf(checkpoint)
@@ -79,6 +81,7 @@ def plan(
                 "--no-vocab",
             )
     made, lines = request(name, found, tensors, dtype, Source(path, config, tokenizer))
+    made = sign(made)
     return LlamaFile(gguf.plan(made), lines, found, made)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.formats import parameters
 from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.plan import FileDigest, FilePlan, Late, Part
+from cgpt_convert.plan import Digests, FilePlan, Late, Part
 from cgpt_convert.tensor import Tensor
 
 _MERGED = "query.key.value"
@@ -89,7 +89,8 @@ def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
 def _inside(late: Late, folder: str) -> Late:
     """The part, which knows its files by the paths they had before."""
 
-    def make(digests: Mapping[str, FileDigest]) -> bytes:
-        return late.make({path.removeprefix(folder): each for path, each in digests.items()})
+    def make(digests: Digests) -> bytes:
+        files = {path.removeprefix(folder): each for path, each in digests.files.items()}
+        return late.make(digests._replace(files=files))
 
-    return Late(late.nbytes, make)
+    return late._replace(make=make)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import printable
-from cgpt_convert.plan import Request
+from cgpt_convert.plan import NO_DIGESTS, Digests, Late, Request
 from cgpt_convert.tensor import Tensor
 
 
@@ -36,6 +36,24 @@ def check(
     )
     if request.max_shard_nbytes is not None:
         _check_splitting(request, kind, splits=splits)
+
+
+def late(request: Request, make: Callable[[Digests, Mapping[str, str]], bytes]) -> Late:
+    """What `make` makes of digests and of all metadata of the request, when these are known."""
+    claim = request.claim
+
+    def made(digests: Digests) -> bytes:
+        more = claim.metadata(digests.tensors) if claim else {}
+        return make(digests, request.metadata | more)
+
+    return Late(len(made(NO_DIGESTS)), made, claim.tensors if claim else ())
+
+
+def with_metadata(request: Request, make: Callable[[Mapping[str, str]], bytes]) -> bytes | Late:
+    """What `make` makes of the request's metadata; late if there is a claim among it."""
+    if request.claim is None:
+        return make(request.metadata)
+    return late(request, lambda _digests, metadata: make(metadata))
 
 
 def refuse(request: Request, what: str, culprits: Iterable[str], hint: str = "") -> None:

@@ -17,7 +17,7 @@ from cgpt_convert.tensor import Storage, Tensor, c_strides
 METADATA = "__metadata__"
 FRAMEWORK = "format"  # the metadata key that says "pt", "tf", "np"...: never an alias
 F4 = "F4"
-_N_LEN = 8  # tensor.rs `N_LEN`: the header's length, little-endian
+N_LEN = 8  # tensor.rs `N_LEN`: the header's length, little-endian
 _FLOAT4 = BY_NAME["float4_e2m1fn_x2"]
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
@@ -60,19 +60,19 @@ def from_source(source: Source, path: str) -> Checkpoint:
 
 def _header(source: Source) -> tuple[dict[str, Any], int]:
     """The header's object, and the offset of the first byte after it."""
-    if source.nbytes < _N_LEN:
+    if source.nbytes < N_LEN:
         raise Malformed("too short for the length of a header", where=source.name)
-    nbytes = int.from_bytes(read(source, 0, _N_LEN), "little")
+    nbytes = int.from_bytes(read(source, 0, N_LEN), "little")
     if nbytes > HEADER_BYTES:
         raise Malformed(
             f"a header of {nbytes:,} bytes; at most {HEADER_BYTES:,}", where=source.name
         )
-    if _N_LEN + nbytes > source.nbytes:
+    if N_LEN + nbytes > source.nbytes:
         raise Malformed(f"cut off inside its header of {nbytes:,} bytes", where=source.name)
-    data = read(source, _N_LEN, nbytes)
+    data = read(source, N_LEN, nbytes)
     if not data.startswith(b"{"):
         raise Malformed("the header does not begin with {", where=source.name)
-    return strict_json.loads(data, source.name), _N_LEN + nbytes
+    return strict_json.loads(data, source.name), N_LEN + nbytes
 
 
 def _checked_entry(entry: object, where: str) -> dict[str, Any]:

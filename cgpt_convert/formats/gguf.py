@@ -10,7 +10,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_GGUF
@@ -18,7 +18,7 @@ from cgpt_convert.formats import _gguf, _planning
 from cgpt_convert.formats._gguf_fields import KEY_BYTES, encode, string
 from cgpt_convert.plan import Field, FilePlan, Part, Request
 from cgpt_convert.source import LocalFile
-from cgpt_convert.tensor import Tensor, in_blocks
+from cgpt_convert.tensor import in_blocks
 
 NAME = "gguf"
 SUFFIX = ".gguf"
@@ -40,10 +40,8 @@ def plan(request: Request) -> list[FilePlan]:
     _planning.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
     aliases = request.aliases
     _planning.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
-    fields = [*request.fields, *(Field(k, "string", v) for k, v in request.metadata.items())]
-    _planning.refuse(request, "keys that GGUF cannot hold", _bad_keys(fields))
-    header = _header(fields, request.tensors)
-    parts: list[Part] = [header + _padding(len(header))]
+    _planning.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
+    parts: list[Part] = [_planning.with_metadata(request, lambda more: _header(request, more))]
     for tensor in request.tensors:
         parts.append(tensor)
         parts += [padding] if (padding := _padding(tensor.nbytes)) else []
@@ -81,8 +79,8 @@ def _misfits(request: Request) -> Iterator[str]:
             yield f"{tensor.name} (shape {shape}; blocks have {tensor.dtype.block})"
 
 
-def _bad_keys(fields: list[Field]) -> Iterator[str]:
-    counts = Counter(field.key for field in fields)
+def _bad_keys(request: Request) -> Iterator[str]:
+    counts = Counter([*(field.key for field in request.fields), *request.metadata])
     for key, count in counts.items():
         if count > 1:
             yield f"{key} (given twice)"
@@ -92,8 +90,10 @@ def _bad_keys(fields: list[Field]) -> Iterator[str]:
             yield f"{key} (which is {_gguf.ALIGNMENT} by default)"
 
 
-def _header(fields: list[Field], tensors: tuple[Tensor, ...]) -> bytes:
-    """Everything before the tensors' bytes, unpadded."""
+def _header(request: Request, metadata: Mapping[str, str]) -> bytes:
+    """Everything before the tensors' bytes."""
+    tensors = request.tensors
+    fields = [*request.fields, *(Field(key, "string", v) for key, v in metadata.items())]
     header = [_gguf.MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]
     header += map(encode, fields)
     offset = 0
@@ -103,7 +103,8 @@ def _header(fields: list[Field], tensors: tuple[Tensor, ...]) -> bytes:
         header.append(struct.pack(f"<I{rank}Q", rank, *tensor.shape[::-1]))
         header.append(struct.pack("<IQ", tensor.dtype.gguf, offset))
         offset += tensor.nbytes + len(_padding(tensor.nbytes))
-    return b"".join(header)
+    text = b"".join(header)
+    return text + _padding(len(text))
 
 
 def _padding(nbytes: int) -> bytes:

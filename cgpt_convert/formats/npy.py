@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from cgpt_convert import strict_json
@@ -45,8 +46,12 @@ def plan(request: Request) -> list[FilePlan]:
         t.name: {"file": files[t.name], "dtype": t.dtype.name, "shape": t.shape}
         for t in request.tensors
     }
-    sidecar = {"files": listing, "aliases": request.aliases, "metadata": request.metadata}
-    return [*plans, FilePlan(SIDECAR, (json.dumps(sidecar, indent=2).encode() + b"\n",))]
+
+    def sidecar(metadata: Mapping[str, str]) -> bytes:
+        told = {"files": listing, "aliases": request.aliases, "metadata": dict(metadata)}
+        return json.dumps(told, indent=2).encode() + b"\n"
+
+    return [*plans, FilePlan(SIDECAR, (_planning.with_metadata(request, sidecar),))]
 
 
 def read(path: str) -> Checkpoint:

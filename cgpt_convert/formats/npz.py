@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from cgpt_convert import strict_json
@@ -23,7 +24,7 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading, _zip
 from cgpt_convert.limits import INDEX_BYTES, NAME_BYTES
-from cgpt_convert.plan import FilePlan, Part, Request
+from cgpt_convert.plan import FilePlan, Late, Part, Request, part_nbytes
 from cgpt_convert.source import LocalFile, MemoryBytes, Source
 from cgpt_convert.tensor import Storage, Tensor
 
@@ -53,7 +54,8 @@ def plan(request: Request) -> list[FilePlan]:
     ]
     notes = _notes(request)
     if notes:
-        members.append((_METADATA + _npy.SUFFIX, (_npy.header_bytes(notes), notes)))
+        head = _npy.header_bytes(_octets(part_nbytes(notes)))
+        members.append((_METADATA + _npy.SUFFIX, (head, notes)))
     return [FilePlan(os.path.basename(request.name), _zip.stored(members))]
 
 
@@ -135,11 +137,19 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
-def _notes(request: Request) -> Tensor | None:
-    """The `__metadata__` array, or None if there is nothing to note."""
+def _notes(request: Request) -> bytes | Late:
+    """The elements of the `__metadata__` array, none if there is nothing to note."""
     dtypes = {t.name: t.dtype.name for t in request.tensors if t.dtype in _npy.DISGUISED}
-    notes = {"aliases": request.aliases, "dtypes": dtypes, "metadata": request.metadata}
-    if not any(notes.values()):
-        return None
-    text = json.dumps(notes, sort_keys=True, separators=(",", ":")).encode()
-    return Storage(MemoryBytes(_METADATA, text), 0, len(text), _METADATA).whole()
+
+    def make(metadata: Mapping[str, str]) -> bytes:
+        notes = {"aliases": request.aliases, "dtypes": dtypes, "metadata": dict(metadata)}
+        if not any(notes.values()):
+            return b""
+        return json.dumps(notes, sort_keys=True, separators=(",", ":")).encode()
+
+    return _planning.with_metadata(request, make)
+
+
+def _octets(nbytes: int) -> Tensor:
+    """An array of so many bytes, as far as its header tells."""
+    return Storage(MemoryBytes(_METADATA, b""), 0, nbytes, _METADATA).whole()

@@ -21,7 +21,7 @@ from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.formats import _planning
 from cgpt_convert.formats._parameters import Reader, check_files, parts
 from cgpt_convert.limits import INDEX_BYTES
-from cgpt_convert.plan import FileDigest, FilePlan, Late, Request
+from cgpt_convert.plan import Digests, FileDigest, FilePlan, Request
 from cgpt_convert.source import LocalFile, MemoryBytes
 from cgpt_convert.source import read as read_bytes
 from cgpt_convert.strict_json import is_text_map, loads
@@ -49,7 +49,7 @@ def plan(request: Request) -> list[FilePlan]:
     for alias, kept in request.aliases.items():
         rows[alias] = {**rows[kept], "tied_to": kept}
     data = [FilePlan(files[t.name], (t,), hashed=True) for t in request.tensors]
-    return [*data, _mapping_plan(rows, {}, request.metadata)]
+    return [*data, _mapping_plan(rows, {}, request)]
 
 
 def plan_storages(
@@ -95,7 +95,7 @@ def plan_storages(
     ]
     more = [FilePlan(file, (tensor,), hashed=True) for file, tensor in copies.items()]
     listed = [_row(tensor, file, raw=False) for file, tensor in copies.items()]
-    return [*data, *more, _mapping_plan(rows, apart, {}, listed)]
+    return [*data, *more, _mapping_plan(rows, apart, request, listed)]
 
 
 def read(path: str) -> Checkpoint:
@@ -226,14 +226,14 @@ def _row(tensor: Tensor, file: str, *, raw: bool) -> dict[str, Any]:
 def _mapping_plan(
     tensors: dict[str, Any],
     exotic: dict[str, Any],
-    metadata: dict[str, str],
+    request: Request,
     copies: Sequence[dict[str, Any]] = (),
 ) -> FilePlan:
     """`mapping.json`, made when the digests of the files it names are known."""
 
-    def make(digests: Mapping[str, FileDigest]) -> bytes:
+    def make(digests: Digests, metadata: Mapping[str, str]) -> bytes:
         def signed(row: dict[str, Any]) -> dict[str, Any]:
-            digest = digests.get(row["file"], _NO_DIGEST)
+            digest = digests.files.get(row["file"], _NO_DIGEST)
             return {**row, "sha256": digest.sha256, "crc32": f"{digest.crc32:08x}"}
 
         mapping: dict[str, Any] = {
@@ -243,10 +243,10 @@ def _mapping_plan(
                 name: {**row, "parts": {key: signed(part) for key, part in row["parts"].items()}}
                 for name, row in exotic.items()
             },
-            "metadata": metadata,
+            "metadata": dict(metadata),
         }
         if copies:  # for other programs; reading the folder does not need them
             mapping["copies"] = [signed(row) for row in copies]
         return (json.dumps(mapping, indent=1) + "\n").encode()
 
-    return FilePlan(MAPPING, (Late(len(make({})), make),))
+    return FilePlan(MAPPING, (_planning.late(request, make),))

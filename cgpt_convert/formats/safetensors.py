@@ -7,14 +7,14 @@ Aliases stand in `__metadata__`, dropped name -> kept name, as the library's `sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import _planning, _safetensors, _shards
 from cgpt_convert.limits import HEADER_BYTES
-from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.plan import FilePlan, Request, part_nbytes
 from cgpt_convert.source import LocalFile
 from cgpt_convert.tensor import Tensor
 
@@ -43,7 +43,7 @@ def plan(request: Request) -> list[FilePlan]:
     """
     _planning.check(request, NAME, _holds, splits=True)
     _check_metadata(request)
-    return _shards.plan(request, SUFFIX, lambda name, tensors: _file(name, tensors, request))
+    return _shards.plan(request, SUFFIX, _file)
 
 
 def read(path: str) -> Checkpoint:
@@ -82,21 +82,22 @@ def _check_metadata(request: Request) -> None:
 
 def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     ordered = sorted(tensors, key=lambda tensor: (-_RANK_OF[_code(tensor)], tensor.name))
-    header = _header(ordered, request)
-    if len(header) > HEADER_BYTES:
+    header = _planning.with_metadata(request, lambda more: _header(ordered, request, more))
+    nbytes = part_nbytes(header) - _safetensors.N_LEN
+    if nbytes > HEADER_BYTES:
         raise BadRequest(
-            f"a header of {len(header):,} bytes; readers take {HEADER_BYTES:,}",
+            f"a header of {nbytes:,} bytes; readers take {HEADER_BYTES:,}",
             where=name,
             hint="split the output with --max-shard-size",
         )
-    return FilePlan(name, (len(header).to_bytes(8, "little") + header, *ordered))
+    return FilePlan(name, (header, *ordered))
 
 
-def _header(tensors: list[Tensor], request: Request) -> bytes:
-    """The JSON, compact and not escaped beyond need as serde_json's, padded to 8 bytes."""
+def _header(tensors: list[Tensor], request: Request, pairs: Mapping[str, str]) -> bytes:
+    """Its length, and the JSON: compact, escaped as serde_json does, padded to 8 bytes."""
     here = {tensor.name for tensor in tensors}
     aliases = {name: kept for name, kept in request.aliases.items() if kept in here}
-    metadata = {_safetensors.FRAMEWORK: "pt", **aliases, **request.metadata}
+    metadata = {_safetensors.FRAMEWORK: "pt", **aliases, **pairs}
     fields: dict[str, object] = {_safetensors.METADATA: dict(sorted(metadata.items()))}
     offset = 0
     for tensor in tensors:
@@ -108,4 +109,5 @@ def _header(tensors: list[Tensor], request: Request) -> bytes:
         fields[tensor.name] = entry
         offset = end
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(_safetensors.N_LEN, "little") + text

@@ -8,7 +8,7 @@ same storage. Metadata is an attribute `metadata` of the dict, as `_metadata` is
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cgpt_convert.checkpoint import Checkpoint, Leaf
 from cgpt_convert.containers import torchzip
@@ -41,7 +41,7 @@ def plan(request: Request) -> list[FilePlan]:
     return _shards.plan(
         request,
         suffix if suffix.lower() in (SUFFIX, *ALSO) else SUFFIX,
-        lambda name, tensors: _file(name, tensors, request),
+        _file,
         request.aliases,
     )
 
@@ -52,9 +52,16 @@ def read(path: str) -> Checkpoint:
     Raises Malformed or Unsupported as `torchzip.read` does.
     """
     checkpoint = torchzip.read(LocalFile(path))
-    for leaf in checkpoint.others:
-        checkpoint.metadata |= _metadata(leaf)
+    checkpoint.metadata |= metadata(checkpoint)
     return checkpoint
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The text pairs that `plan` gave the state dict, of whatever container; often none."""
+    pairs: dict[str, str] = {}
+    for leaf in checkpoint.others:
+        pairs |= _metadata(leaf)
+    return pairs
 
 
 def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
@@ -69,9 +76,13 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
         for alias, kept in request.aliases.items()
         if kept in entries
     ]
-    attributes = {_METADATA: request.metadata} if request.metadata else {}
+
+    def pickled(pairs: Mapping[str, str]) -> bytes:
+        attributes = {_METADATA: dict(pairs)} if pairs else {}
+        return _torch_pickle.state_dict([*entries.values(), *tied], attributes)
+
     records: list[tuple[str, Part]] = [
-        ("data.pkl", _torch_pickle.state_dict([*entries.values(), *tied], attributes)),
+        ("data.pkl", _planning.with_metadata(request, pickled)),
         (".format_version", b"1"),  # data records in the pickle's order
         (".storage_alignment", str(_torch_zip.ALIGNMENT).encode()),
         ("byteorder", b"little"),

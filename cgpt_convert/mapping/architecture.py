@@ -115,6 +115,15 @@ class Architecture(NamedTuple):
         }
 
     @property
+    def ties(self) -> dict[str, str]:
+        """Canonical name of what may be left out -> of the tensor it equals then: the head's."""
+        return {
+            (self.canonical if rule.prefixed else "") + rule.name: self.canonical + rule.tied_to
+            for rule in self.rules.values()
+            if rule.tied_to
+        }
+
+    @property
     def symbols(self) -> frozenset[str]:
         """The names of all sizes that the tensors tell."""
         return frozenset(dim.symbol for rule in self.rules.values() for dim in rule.dims) | {LAYERS}

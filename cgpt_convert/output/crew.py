@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
 Job = Callable[[], None]
+
+_MOST = 64  # threads; more make the blocks too small
+
+
+def crew_size(jobs: int) -> int:
+    """How many threads `--jobs` means: 0 is as many as the process may use cores."""
+    if jobs == 0:
+        known = hasattr(os, "sched_getaffinity")
+        jobs = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(jobs, _MOST)
 
 
 class Stopped(Exception):  # no error: another thread has that

@@ -1,9 +1,10 @@
-"""The bytes of tensors as they are written, compared with the checksums that sources record."""
+"""The bytes of tensors, compared with the checksums of their source and hashed as they go by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from isal.isal_zlib import crc32
 
@@ -11,23 +12,67 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.output.checksums import Summed
 from cgpt_convert.output.crew import Crew
 from cgpt_convert.source import CHUNK
-from cgpt_convert.tensor import Range, Tensor
+from cgpt_convert.tensor import Content, Range, Tensor
 from cgpt_convert.values.blocks import CastCounts
+from cgpt_convert.values.digest import begun
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 _BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
 
 
 class Pieces:
-    """The bytes of tensors in pieces, compared with the checksum that the source records."""
+    """The bytes of tensors in pieces, compared with the checksum that the source records.
 
-    def __init__(self, lost: dict[str, CastCounts], crew: Crew) -> None:
-        self.lost = lost  # what casts cost, by tensor name
+    `lost` gathers what casts cost, by tensor name; `digests`, the digests of the contents that are
+    `wanted`, whether they are what is written or what is cast to it.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        lost: dict[str, CastCounts] | None = None,
+        wanted: Iterable[Content] = (),
+    ) -> None:
         self.crew = crew
-        self.block = _BLOCK // crew.size
-        self.checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
+        self.digests: dict[Content, str] = {}
+        self._lost = {} if lost is None else lost
+        self._wanted = frozenset(wanted)
+        self._block = _BLOCK // crew.size
+        self._checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
 
     def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
         """The tensor's bytes; each piece is valid until the next. `position` is in the output."""
+        written = self._hash(tensor)
+        is_cast = tensor.uncast.content != tensor.content
+        source = self._hash(tensor.uncast) if is_cast else None
+        pieces = self._checked_pieces(tensor, position, source.update if source else None)
+        if written is None:
+            yield from pieces
+        else:
+            for piece in pieces:
+                written.update(piece)
+                yield piece
+        for content, digest in ((tensor.content, written), (tensor.uncast.content, source)):
+            if digest is not None:
+                with self.crew.lock:
+                    self.digests[content] = digest.hexdigest()
+
+    def hashes(self, parts: Iterable[object]) -> bool:
+        """Is any of these a tensor whose digest is wanted?"""
+        tensors = (part for part in parts if isinstance(part, Tensor))
+        return any({t.content, t.uncast.content} & self._wanted for t in tensors)
+
+    def _hash(self, tensor: Tensor) -> Hash | None:
+        if tensor.content not in self._wanted:
+            return None
+        self.crew.wait_prepared()
+        return begun(tensor)
+
+    def _checked_pieces(
+        self, tensor: Tensor, position: int, tap: Callable[[memoryview], object] | None
+    ) -> Iterator[memoryview]:
         storage, extent = tensor.storage, tensor.extent()
         if extent is not None and extent.nbytes == storage.nbytes:
             yield from self._whole(tensor, extent, position)
@@ -35,15 +80,13 @@ class Pieces:
         if self.crew.size > 1 and extent is None:
             self.crew.wait_prepared()
         summed = None
-        if storage.crc32 is not None and id(storage) not in self.checked:
-            self.checked.add(id(storage))
+        if storage.crc32 is not None and id(storage) not in self._checked:
+            self._checked.add(id(storage))
             summed = Summed(storage)
             tensor = replace(tensor, storage=replace(storage, source=summed, offset=0))
-        counts = None
-        if tensor.target:
-            counts = self.lost.setdefault(tensor.name, CastCounts())
+        counts = self._lost.setdefault(tensor.name, CastCounts()) if tensor.target else None
         try:
-            for block in tensor.blocks(self.block, counts):
+            for block in tensor.blocks(self._block, counts, tap):
                 self.crew.go_on()
                 yield block
         except Unsupported:  # values that are no numbers, say: damage may have made them
@@ -68,7 +111,7 @@ class Pieces:
             yield piece
         if storage.crc32 not in (None, value):
             raise _damaged(tensor)
-        self.checked.add(id(storage))
+        self._checked.add(id(storage))
 
 
 def _damaged(tensor: Tensor) -> Malformed:

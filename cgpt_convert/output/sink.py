@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -21,26 +21,33 @@ from isal.isal_zlib import crc32, crc32_combine
 from cgpt_convert.errors import CannotWrite
 from cgpt_convert.output import staging
 from cgpt_convert.output.checksums import Advance, untold
-from cgpt_convert.output.crew import Crew, Job
+from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.place import check_space
-from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Late, Part, part_nbytes
+from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part, part_nbytes
 from cgpt_convert.source import CHUNK, Source
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Content, Tensor
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
 
-_MOST_JOBS = 64  # more make the blocks too small
+
+def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
+    """It is as it was written."""
 
 
 @dataclass(slots=True)
 class Options:
-    """How to write, by how many threads. `lost` gathers what casts cost, by tensor name."""
+    """How to write, by how many threads. `lost` gathers what casts cost, by tensor name.
+
+    `check` is told where the files lie, the folder and the path of each by its planned one, when
+    they are written and have no name yet; an error that it raises keeps them from getting one.
+    """
 
     overwrite: bool = False
     advance: Advance = untold
     jobs: int = 0  # 0: as many as the process may use cores
     lost: dict[str, CastCounts] = field(default_factory=dict)
+    check: Callable[[str, Mapping[str, str]], object] = _unchecked
 
 
 def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
@@ -50,6 +57,7 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
     """
     with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
         _Work(stage, options).write(plans)
+        options.check(stage.place, stage.written())
         return stage.publish()
 
 
@@ -57,12 +65,13 @@ def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> li
     """The paths written: a new folder with each plan's file, whole or not at all."""
     with staging.Folder(folder, overwrite=options.overwrite) as stage:
         _Work(stage, options).write(plans)
+        options.check(stage.place, stage.written())
         return stage.publish()
 
 
 def write_blocks(tensor: Tensor, descriptor: int) -> None:
     """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
-    for piece in Pieces({}, Crew(1)).of(tensor):
+    for piece in Pieces(Crew(1)).of(tensor):
         while piece:
             piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  what is left of it
     tensor.storage.source.check_unchanged()
@@ -74,9 +83,10 @@ class _Work:
     def __init__(self, stage: staging.Stage, options: Options) -> None:
         self.stage = stage
         self.options = options
-        self.crew = Crew(min(options.jobs or _cores(), _MOST_JOBS))
-        self.pieces = Pieces(options.lost, self.crew)
-        self.digests: dict[str, FileDigest] = {}
+        self.crew = Crew(crew_size(options.jobs))
+        self.pieces = Pieces(self.crew)
+        self.files: dict[str, FileDigest] = {}
+        self.streamed: set[Content] = set()  # what the parts are, and what they are cast from
 
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write them all, under their temporary names."""
@@ -84,10 +94,13 @@ class _Work:
         for tensor in _tensors(plans):  # in their order, whatever thread is done first
             if tensor.target:
                 self.options.lost.setdefault(tensor.name, CastCounts())
-        for in_order, group in groupby(plans, key=_is_hashed_in_order):
-            if in_order:  # a digest needs the bytes in order, so a thread takes a whole file
+        wanted = [t.content for plan in plans for late in _late(plan) for t in late.tensors]
+        self.pieces = Pieces(self.crew, self.options.lost, wanted)
+        self.streamed = {content for plan in plans for content in _contents(plan)}
+        for apart, group in groupby(plans, key=self._is_one_job):
+            if apart:
                 files = list(group)
-                jobs = [functools.partial(self._hashed_file, plan) for plan in files]
+                jobs = [functools.partial(self._whole_file, plan) for plan in files]
                 self.crew.run(jobs, prepare=functools.partial(_import_for, files))
             else:
                 for plan in group:
@@ -95,8 +108,33 @@ class _Work:
         for source in _sources(plans):
             source.check_unchanged()
 
-    def _hashed_file(self, plan: FilePlan) -> None:
+    def _is_one_job(self, plan: FilePlan) -> bool:
+        """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.
+
+        What is only copied is left to one thread: that is the disk's work.
+        """
+        if _is_hashed_in_order(plan):
+            return True
+        tensors = [part for part in plan.parts if isinstance(part, Tensor)]
+        if len(tensors) != 1 or any(late.tensors for late in _late(plan)):
+            return False
+        return tensors[0].extent() is None or self.pieces.hashes(tensors)
+
+    def _whole_file(self, plan: FilePlan) -> None:
         self.crew.wait_prepared()
+        if _is_hashed_in_order(plan):
+            self._hashed_file(plan)
+            return
+        out = _Output(self, plan)
+        with out:
+            for at, index, part in out.placed():
+                if not isinstance(part, Crc32 | Late):
+                    self._part(out, at, index, part)
+            self._finish(out)
+            if plan.hashed:
+                self.files[plan.path] = out.digest()
+
+    def _hashed_file(self, plan: FilePlan) -> None:
         import hashlib
 
         out = _Output(self, plan)
@@ -109,30 +147,49 @@ class _Work:
                     out.write(piece, at)
                     at += len(piece)  # noqa: PLW2901  the place of the next piece
         with self.crew.lock:
-            self.digests[plan.path] = FileDigest(digest.hexdigest(), value)
+            self.files[plan.path] = FileDigest(digest.hexdigest(), value)
 
     def _file(self, plan: FilePlan) -> None:
         out = _Output(self, plan)
         with out:
-            jobs: list[Job] = []
-            rearranged = 0
+            jobs = self._unwritten(plan)
+            rearranged = len(jobs)
             for at, index, part in out.placed():
                 job: Job = functools.partial(self._part, out, at, index, part)
                 if isinstance(part, Tensor) and part.extent() is None:
                     jobs.insert(rearranged, job)  # at the front, where the calling thread begins
                     rearranged += 1
-                elif not isinstance(part, Crc32):
+                elif not isinstance(part, Crc32 | Late):
                     jobs.append(job)
-            if rearranged:
+            if rearranged or self.pieces.hashes(plan.parts):
                 self.crew.run(jobs, prepare=functools.partial(_import_for, [plan]))
             else:  # copying is the disk's work: a second thread gains nothing
                 for job in jobs:
                     job()
-            for at, _, part in out.placed():
-                if isinstance(part, Crc32):
-                    out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
+            self._finish(out)
             if plan.hashed:
-                self.digests[plan.path] = out.digest()
+                self.files[plan.path] = out.digest()
+
+    def _unwritten(self, plan: FilePlan) -> list[Job]:
+        """The hashing of tensors that the file tells digests of and that are not written."""
+        tensors = {t.content: t for late in _late(plan) for t in late.tensors}
+        missing = tensors.keys() - self.streamed - self.pieces.digests.keys()
+        return [
+            functools.partial(self._drain, tensors[each]) for each in tensors if each in missing
+        ]
+
+    def _drain(self, tensor: Tensor) -> None:
+        for _ in self.pieces.of(tensor):
+            pass
+
+    def _finish(self, out: _Output) -> None:
+        """Write what could not be known before the rest: what tells digests, then checksums."""
+        for at, index, part in out.placed():
+            if isinstance(part, Late):
+                self._part(out, at, index, part)
+        for at, _, part in out.placed():
+            if isinstance(part, Crc32):
+                out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
 
     def _part(self, out: _Output, at: int, index: int, part: Part) -> None:
         value = 0
@@ -147,7 +204,7 @@ class _Work:
         if isinstance(part, Tensor):
             return self.pieces.of(part, at)
         if isinstance(part, Late):
-            part = part.make(self.digests)
+            part = part.make(Digests(self.files, self.pieces.digests))
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
@@ -223,9 +280,21 @@ class _Output:
 def _import_for(plans: Sequence[FilePlan]) -> None:
     """Import what hashing, rearranging and casting import when they are first used."""
     importlib.import_module("hashlib")
-    parts = (part for plan in plans for part in plan.parts)
+    parts = [part for plan in plans for part in plan.parts]
+    parts += [tensor for plan in plans for late in _late(plan) for tensor in late.tensors]
     if any(isinstance(part, Tensor) and part.extent() is None for part in parts):
         blocks.import_all()
+
+
+def _late(plan: FilePlan) -> Iterator[Late]:
+    return (part for part in plan.parts if isinstance(part, Late))
+
+
+def _contents(plan: FilePlan) -> Iterator[Content]:
+    for part in plan.parts:
+        if isinstance(part, Tensor):
+            yield part.content
+            yield part.uncast.content
 
 
 def _is_hashed_in_order(plan: FilePlan) -> bool:
@@ -238,10 +307,3 @@ def _sources(plans: Sequence[FilePlan]) -> list[Source]:
 
 def _tensors(plans: Sequence[FilePlan]) -> Iterator[Tensor]:
     return (part for plan in plans for part in plan.parts if isinstance(part, Tensor))
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -65,6 +65,15 @@ class Stage:
         """The temporary path for the output `path`, and its open descriptor; the caller closes."""
         raise NotImplementedError
 
+    @property
+    def place(self) -> str:
+        """The folder that the temporaries lie in."""
+        return self.folder
+
+    def written(self) -> dict[str, str]:
+        """The temporary path of each output path so far."""
+        raise NotImplementedError
+
     def publish(self) -> list[str]:
         """Give every file its name; the paths."""
         raise NotImplementedError
@@ -124,6 +133,10 @@ class Files(Stage):
                 return temporary, descriptor
             os.close(descriptor)
             del self._staged[temporary]
+
+    def written(self) -> dict[str, str]:
+        """By name: these outputs have no folders."""
+        return {os.path.basename(final): temporary for temporary, final in self._staged.items()}
 
     def publish(self) -> list[str]:
         """Give each its name, in order: an index that was planned last is there last."""
@@ -227,6 +240,15 @@ class Folder(Stage):
                 raise cannot(error, self._final) from error
             kept = self._keep(descriptor)
             os.close(descriptor)
+
+    @property
+    def place(self) -> str:
+        """Where the folder lies until it has its name."""
+        return self._temporary
+
+    def written(self) -> dict[str, str]:
+        """Inside the temporary folder."""
+        return {name: os.path.join(self._temporary, *components(name)) for name in self._names}
 
     def publish(self) -> list[str]:
         """Give the folder its name; the old one waits beside it meanwhile."""

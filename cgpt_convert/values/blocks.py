@@ -14,11 +14,13 @@ from cgpt_convert.errors import Unsupported
 from cgpt_convert.source import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
     from cgpt_convert.tensor import Range, Tensor
+
+    Tap = Callable[[memoryview], object] | None
 
 
 @dataclass(slots=True)
@@ -29,13 +31,16 @@ class CastCounts:
     zeroed: int = 0
 
 
-def of(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[memoryview]:
+def of(
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap = None
+) -> Iterator[memoryview]:
     """The elements in C order, little-endian, as `tensor.dtype`: whole elements in each block.
 
     A block has at most `max_bytes` bytes (but at least one element), often far fewer, and is valid
-    until the next is asked for. `counts` gathers what a cast loses; None skips the counting. Some
-    three times `max_bytes` of memory are in use. Raises Unsupported for a cast or a lazy negation
-    that is not known here, Malformed or Unreadable where the bytes cannot be read.
+    until the next is asked for. `counts` gathers what a cast loses; None skips the counting. `tap`
+    is told the elements before a cast, and nothing where there is none. Some three times
+    `max_bytes` of memory are in use. Raises Unsupported for a cast or a lazy negation that is not
+    known here, Malformed or Unreadable where the bytes cannot be read.
     """
     extent = tensor.extent()
     if extent is None and tensor.stored.block > 1:
@@ -46,8 +51,8 @@ def of(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[me
     if extent is not None:
         return _stream(extent, tensor.dtype.nbytes, max_bytes)
     if tensor.dtype.block > 1:
-        return _quantize(tensor, max_bytes, counts)
-    return _arrange(tensor, max_bytes, counts)
+        return _quantize(tensor, max_bytes, counts, tap)
+    return _arrange(tensor, max_bytes, counts, tap)
 
 
 def import_all() -> None:
@@ -98,7 +103,9 @@ def _stream(extent: Range, itemsize: int, max_bytes: int) -> Iterator[memoryview
         yield block
 
 
-def _arrange(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[memoryview]:
+def _arrange(
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap
+) -> Iterator[memoryview]:
     """The elements of a view that is to be reordered, swapped, negated or cast."""
     import numpy as np
 
@@ -114,11 +121,15 @@ def _arrange(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Itera
         if convert is None:
             yield words.view(np.uint8).data
         else:
+            if tap:
+                tap(words.data)
             for done in range(0, len(words), most):
                 yield convert(words[done : done + most]).view(np.uint8).data
 
 
-def _quantize(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iterator[memoryview]:
+def _quantize(
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap
+) -> Iterator[memoryview]:
     """The blocks of a tensor that is cast to a type stored in blocks; at least one at a time."""
     from cgpt_convert.values import bits, gather, quantize
 
@@ -129,5 +140,7 @@ def _quantize(tensor: Tensor, max_bytes: int, counts: CastCounts | None) -> Iter
     for words in gather.elements(tensor, max(max_bytes // whole, 1) * whole):
         for step in fix:
             step(words)
+        if tap:
+            tap(words.data)
         for done in range(0, len(words), most):
             yield blocks(words[done : done + most]).data

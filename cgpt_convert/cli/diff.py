@@ -1,0 +1,90 @@
+"""`cgpt-convert diff`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import click
+
+from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import counted, table, wrapped
+from cgpt_convert.inert import printable
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.proof.canonical import weights
+from cgpt_convert.proof.diff import CHANGED, EQUAL, LEFT_OUT, Row, diff
+from cgpt_convert.select import Wish
+
+_COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
+
+
+@click.command("diff")
+@click.argument("before", type=click.Path())
+@click.argument("after", type=click.Path())
+@options.match
+@options.exclude
+@options.root
+@options.jobs
+@options.as_json
+def command(
+    before: str,
+    after: str,
+    match: tuple[str, ...],
+    exclude: tuple[str, ...],
+    root: str | None,
+    jobs: int,
+    as_json: bool,
+) -> int:
+    """Show which tensors of BEFORE and AFTER differ, and by how much. Exit 1 if any does.
+
+    Tensors of a known architecture are compared under whatever names they have; buffers that are
+    computed, and tied weights that only one of the files repeats, make no difference.
+    """
+    wish = Wish(root, match, exclude)
+    one, other = (weights(open_checkpoint(path), wish) for path in (before, after))
+    with progress("diff", sum(t.nbytes for t in one.tensors.values())) as advance:
+        rows = diff(one, other, jobs, advance)
+    different = any(row.differs for row in rows)
+    if as_json:
+        result = {"before": before, "after": after, "equal": not different}
+        options.print_json({**result, "tensors": [_told(row) for row in rows]})
+    else:
+        _print(rows)
+    return 1 if different else 0
+
+
+def _told(row: Row) -> dict[str, Any]:
+    """A tensor as `--json` prints it: what is not finite has no number there."""
+    told = row._asdict()
+    most = row.most
+    told["most"] = most if most is not None and math.isfinite(most) else None
+    return told
+
+
+def _print(rows: list[Row]) -> None:
+    shown = [row for row in rows if row.state not in (EQUAL, LEFT_OUT)]
+    if shown:
+        for line in table(_COLUMNS, [_cells(row) for row in shown], right=_COLUMNS[2:]):
+            click.echo(line)
+    counts = Counter(row.state for row in rows)
+    told = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    click.echo(wrapped(f"{counted(len(rows), 'tensor')}: {told}", 4))
+
+
+def _cells(row: Row) -> list[str]:
+    name = printable(row.before or row.after)
+    if row.before and row.after and row.before != row.after:
+        name += f" => {printable(row.after)}"
+    change = row.state
+    if row.state == CHANGED and len(set(row.shapes)) > 1:
+        change = " => ".join("x".join(map(str, shape)) or "scalar" for shape in row.shapes)
+    elif row.state == CHANGED and len(set(row.dtypes)) > 1:
+        change = " => ".join(row.dtypes)
+    numbers = [f"{n:,}" if n is not None else "" for n in (row.numel, row.differing)]
+    if row.state != CHANGED:
+        return [name, change, "", "", "", ""]
+    most = f"{row.most:.3g}" if row.most is not None else ""
+    cosine = f"{row.cosine:.9f}" if row.cosine is not None else ""
+    return [name, change, *numbers, most, cosine]

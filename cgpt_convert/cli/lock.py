@@ -1,0 +1,65 @@
+"""`cgpt-convert lock`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import counted, wrapped
+from cgpt_convert.inert import printable
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output.sink import Options, write_files
+from cgpt_convert.plan import FilePlan
+from cgpt_convert.proof import lock as locks
+from cgpt_convert.proof.canonical import weights
+from cgpt_convert.proof.digests import ALGORITHM, digested
+from cgpt_convert.select import Wish
+
+
+@click.command("lock")
+@options.source
+@click.option("-o", "--output", required=True, type=click.Path(), help="The file to write.")
+@click.option("--in-toto", is_flag=True, help="Write an in-toto statement that holds the lock.")
+@options.match
+@options.exclude
+@options.root
+@options.mapping
+@options.jobs
+@options.overwrite
+@options.as_json
+def command(
+    source: str,
+    output: str,
+    in_toto: bool,
+    match: tuple[str, ...],
+    exclude: tuple[str, ...],
+    root: str | None,
+    mapping: str | None,
+    jobs: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write down which weights SOURCE holds, for `verify --lock` to compare with.
+
+    The file has a line for each tensor, in the order of their names, so that a review shows what
+    changed.
+    """
+    checkpoint = open_checkpoint(source, mapping)
+    options.check_apart(checkpoint, output)
+    chosen = weights(checkpoint, Wish(root, match, exclude))
+    with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
+        found = digested(chosen, jobs, advance)
+    made = locks.lock(checkpoint, chosen, found, jobs)
+    content = locks.statement(made) if in_toto else locks.encoded(made)
+    plans = [FilePlan(os.path.basename(output), (content,))]
+    write_files(plans, os.path.dirname(output), Options(overwrite=overwrite))
+    if as_json:
+        model = ALGORITHM + made.model if made.model else None
+        result = {"source": source, "output": output, "digest": ALGORITHM + made.digest}
+        options.print_json({**result, "model": model, "tensors": len(made.tensors)})
+        return
+    click.echo(wrapped(f"{printable(output)}: {counted(len(made.tensors), 'tensor')}", 4))
+    click.echo(ALGORITHM + made.digest)

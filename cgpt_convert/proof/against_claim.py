@@ -1,0 +1,75 @@
+"""A converted file against its own claim, and the claim against the source that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checks import FAILED, PASSED, Check
+from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.claim import MODEL, SOURCE, Claimed
+from cgpt_convert.proof.digests import digested, hashed
+
+
+def against_claim(
+    checkpoint: Checkpoint, claim: Claimed, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """A check for each tensor that the file has or says it has; `detail` names the transforms."""
+    found = hashed(checkpoint.values(), jobs, advance)
+    return list(_checks(checkpoint, claim, found))
+
+
+def _checks(
+    checkpoint: Checkpoint, claim: Claimed, found: Mapping[tuple[object, ...], str]
+) -> Iterator[Check]:
+    path = checkpoint.path
+    for name, row in claim.tensors.items():
+        tensor = checkpoint.get(name)
+        if tensor is None:
+            yield Check("lost", FAILED, "lost: the file claims to hold it", path, name)
+            continue
+        digest = found[tensor.content]
+        if digest != row.sha256:
+            told = f"sha256 {digest}, claimed {row.sha256}"
+            yield Check("digest", FAILED, told, path, name)
+        else:
+            told = ", ".join(row.steps) or f"tied to {row.origin}"
+            yield Check("digest", PASSED, told, path, name)
+    for name in (*checkpoint, *checkpoint.exotic):
+        if name not in claim.tensors:
+            yield Check("added", FAILED, "added: the file does not claim it", path, name)
+
+
+def source_of(
+    claim: Claimed, weights: Weights, file: str, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """Whether these weights are the source that the claim of `file` names."""
+    found = digested(weights, jobs, advance)
+    checks = []
+    for key, said, is_so in (
+        (SOURCE, claim.source, found.whole),
+        (MODEL, claim.model, found.model),
+    ):
+        if said and is_so:
+            told = f"{key} is sha256:{said}"
+            if said != is_so:
+                told += f"; that of {weights.path} is sha256:{is_so}"
+            checks.append(Check("claim", PASSED if said == is_so else FAILED, told, file))
+    return checks
+
+
+def declared(checks: list[Check], claim: Claimed) -> list[Check]:
+    """The checks against a source, failed where what was done is not what the file claims."""
+
+    def compared(check: Check) -> Check:
+        row = claim.tensors.get(check.tensor)
+        if row is None or check.name != "bytes" or check.outcome != PASSED or not row.steps:
+            return check
+        done = check.detail.partition(", max |error|")[0]
+        if done == ", ".join(row.steps):
+            return check
+        told = f"{done}; the file claims {', '.join(row.steps)}"
+        return check._replace(name="transform", outcome=FAILED, detail=told)
+
+    return [compared(check) for check in checks]

@@ -1,0 +1,175 @@
+"""Converted weights against their source: complete both ways, and what was done to each tensor.
+
+What was cast or quantized is not compared within some tolerance: the source is cast or quantized
+again, and every bit must be the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from cgpt_convert.checks import FAILED, PASSED, Check
+from cgpt_convert.dtypes import CASTS
+from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.digests import hashed, prepare_for
+from cgpt_convert.proof.pairs import Pairing, paired, unpaired
+from cgpt_convert.tensor import Tensor, in_blocks
+from cgpt_convert.values.blocks import import_all
+
+
+class Step(NamedTuple):
+    """A tensor as a file holds it, and what it should hold; `steps` lead from the source there."""
+
+    held: Tensor
+    expected: Tensor
+    steps: tuple[str, ...]
+
+
+def against_source(
+    source: Weights, target: Weights, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """A check for each tensor of either; `detail` names what was done to it.
+
+    Identity, rename, transpose, cast, quantize, dequantize, drop (of computed buffers) and tie are
+    the transforms there are. Anything else is a difference.
+    """
+    pairing = paired(source.names, target.names)
+    crew = Crew(crew_size(jobs))
+    found: dict[str, Check] = {}
+
+    def compare(name: str, own: str) -> None:
+        crew.wait_prepared()
+        crew.go_on()
+        one, other = source.tensors[name], target.tensors[own]
+        found[name] = _check(one, other, target)._replace(tensor=target.name_in_file(own))
+        with crew.lock:
+            advance(other.nbytes)
+
+    work = [functools.partial(compare, name, own) for name, own in pairing.both.items()]
+    crew.run(work, prepare=prepare)
+    checks = [found[name] for name in pairing.both]
+    one, other = _digests(source, target, pairing, jobs)
+    _tell_swapped(checks, source, target, pairing, jobs)
+    for tensor in (*source.tensors.values(), *target.tensors.values()):
+        tensor.storage.source.check_unchanged()
+    return checks + unpaired(pairing, one, other, target.path)
+
+
+def transform(source: Tensor, target: Tensor, weights: Weights) -> Step | str:
+    """What leads from a tensor to the one of `weights` that is made of it; or why nothing does.
+
+    Both are in the source's layout.
+    """
+    steps = ("rename",) if source.name != weights.name_in_file(target.name) else ()
+    if source.shape != target.shape:
+        return f"shape {_dims(target.shape)}, expected {_dims(source.shape)}"
+    held = replace(target, target=None)
+    if held.stored == source.stored:
+        source = replace(source, target=None)
+    if weights.kind == "GGUF" and not held.is_c_order:
+        held, source = held.transposed(), source.transposed()
+        steps = (*steps, "transpose")
+    if source.stored.block > 1 and source.target:
+        steps = (*steps, f"dequantize {source.stored.name}")
+    if held.dtype == source.dtype:
+        return Step(held, source, steps or ("identity",))
+    blocks = held.dtype.block > 1
+    if not (source.dtype.casts and (blocks or held.dtype.name in CASTS)):
+        return f"{held.dtype.name}, expected {source.dtype.name}"
+    if not in_blocks(held.dtype, source.shape):
+        return f"{held.dtype.name} in rows that are no whole blocks"
+    word = "quantize" if blocks else "cast"
+    return Step(held, source.cast(held.dtype), (*steps, f"{word} {held.dtype.name}"))
+
+
+def _check(source: Tensor, target: Tensor, weights: Weights) -> Check:
+    from cgpt_convert.values.compare import bits, values
+
+    step = transform(source, target, weights)
+    file, name = weights.path, target.name
+    if isinstance(step, str):
+        return Check("shape" if step.startswith("shape") else "dtype", FAILED, step, file, name)
+    found = bits(step.held, step.expected)
+    told = ", ".join(step.steps)
+    if found.differing:
+        what = "blocks" if step.held.dtype.block > 1 else "elements"
+        told += f": {found.differing:,} of {found.units:,} {what} differ, the first at "
+        told += f"{found.first:,}{_how(source, target, step)}"
+        return Check("bytes", FAILED, told, file, name)
+    if step.held.dtype.block > 1 and step.expected.stored != step.held.stored:
+        apart = values(target, source)
+        if apart is not None:
+            told += f", max |error| {apart.most:.3g}, rms {apart.rms:.3g}"
+    return Check("bytes", PASSED, told, file, name)
+
+
+def _how(source: Tensor, target: Tensor, step: Step) -> str:
+    """In which way values differ, as far as that can be said."""
+    from cgpt_convert.values.compare import bits, values
+
+    expected = step.expected
+    square = len(expected.shape) > 1 and expected.shape == expected.shape[::-1]
+    if square and not bits(step.held, expected.transposed()).differing:
+        return "; it is transposed"
+    apart = values(target, source)
+    if apart is None:
+        return ""
+    if not apart.differing:
+        return "; equal in value (signs of zeros, or bits of NaNs)"
+    return f"; max |difference| {apart.most:.3g}"
+
+
+def _digests(
+    source: Weights, target: Weights, pairing: Pairing, jobs: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By name, of what has no pair in the source, and in the target."""
+    names = (*pairing.lost, *_both_of(pairing.tied))
+    there = (*pairing.added, *_both_of(pairing.tied_there))
+    return _of(source, names, jobs), _of(target, there, jobs)
+
+
+def _both_of(tied: dict[str, str]) -> Iterator[str]:
+    for pair in tied.items():
+        yield from pair
+
+
+def _of(weights: Weights, names: tuple[str, ...], jobs: int) -> dict[str, str]:
+    tensors = {name: weights.tensors[name] for name in names}
+    digests = hashed(tensors.values(), jobs)
+    return {name: digests[tensor.content] for name, tensor in tensors.items()}
+
+
+def _tell_swapped(
+    checks: list[Check], source: Weights, target: Weights, pairing: Pairing, jobs: int
+) -> None:
+    """Add to failed checks whose values a tensor has, if it has those of another that failed."""
+    steps: dict[str, Step] = {}
+    for check, (name, own) in zip(checks, pairing.both.items(), strict=True):
+        step = transform(source.tensors[name], target.tensors[own], target)
+        if check.outcome == FAILED and isinstance(step, Step):
+            steps[name] = step
+    digests = hashed([each for step in steps.values() for each in step[:2]], jobs)
+    owners = {digests[step.expected.content]: name for name, step in steps.items()}
+    for at, name in enumerate(pairing.both):
+        owner = owners.get(digests[steps[name].held.content]) if name in steps else None
+        if owner is not None:
+            checks[at] = checks[at]._replace(
+                detail=f"{checks[at].detail}; it has the values of {owner}"
+            )
+
+
+def prepare() -> None:
+    """Import what a crew needs to compare."""
+    prepare_for()
+    import_all()
+    importlib.import_module("cgpt_convert.values.compare")
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,87 @@
+"""The digests of weights: of each tensor, of all of them, and of the model they are."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.output.pieces import Pieces
+from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.tensor import Content, Tensor
+from cgpt_convert.values import blocks
+from cgpt_convert.values.digest import listed
+
+ALGORITHM = "sha256:"  # before digests that stand for all tensors
+
+
+class Digested(NamedTuple):
+    """Digests in hex: of the tensors by name, of all of them, and of the model, "" if it is none.
+
+    docs/digest.md defines them.
+    """
+
+    tensors: dict[str, str]
+    whole: str
+    model: str
+
+
+def digested(weights: Weights, jobs: int = 0, advance: Advance = untold) -> Digested:
+    """The digests of all the tensors, read by `jobs` threads; 0 is one a core.
+
+    Raises Malformed where bytes do not match the checksum that the source records.
+    """
+    found = hashed(weights.tensors.values(), jobs, advance)
+    tensors = {name: found[tensor.content] for name, tensor in weights.tensors.items()}
+    return Digested(tensors, listed(tensors), model_digest(weights, tensors))
+
+
+def model_digest(weights: Weights, tensors: Mapping[str, str]) -> str:
+    """The digest of the model, from those of its tensors by name; "" if it is none."""
+    if not weights.is_model:
+        return ""
+    keyed = {
+        weights.keys[name]: digest
+        for name, digest in tensors.items()
+        if name not in weights.buffers
+    }
+    for key, twin in weights.ties.items():
+        if key in keyed and keyed[key] == keyed.get(twin):
+            del keyed[key]
+    return listed(keyed, f"model 1 {weights.architecture}")
+
+
+def hashed(
+    tensors: Iterable[Tensor], jobs: int = 0, advance: Advance = untold
+) -> dict[Content, str]:
+    """Content -> digest. What several names have in common is read once."""
+    each = {tensor.content: tensor for tensor in tensors}
+    crew = Crew(crew_size(jobs))
+    pieces = Pieces(crew, wanted=each)
+
+    def hash_one(tensor: Tensor) -> None:
+        for piece in pieces.of(tensor):
+            with crew.lock:
+                advance(len(piece))
+
+    work = [functools.partial(hash_one, tensor) for tensor in _dealt(each.values())]
+    crew.run(work, prepare=functools.partial(prepare_for, list(each.values())))
+    for source in {id(t.storage.source): t.storage.source for t in each.values()}.values():
+        source.check_unchanged()
+    return pieces.digests
+
+
+def _dealt(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Largest first from either end, where a crew begins: so no thread is left with a large one."""
+    by_size = sorted(tensors, key=lambda tensor: -tensor.nbytes)
+    return by_size[::2] + by_size[1::2][::-1]
+
+
+def prepare_for(tensors: Iterable[Tensor] = ()) -> None:
+    """Import what a crew needs to hash, and to read these tensors."""
+    importlib.import_module("hashlib")
+    if any(tensor.extent() is None for tensor in tensors):
+        blocks.import_all()

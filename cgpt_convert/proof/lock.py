@@ -1,0 +1,220 @@
+"""A lock: which weights were reviewed, as a text file that a pull request can show.
+
+docs/digest.md defines the digests, docs/json.md has the keys.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.dtypes import BY_NAME
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.digests import ALGORITHM, Digested, prepare_for
+from cgpt_convert.source import CHUNK, LocalFile, Source, read
+from cgpt_convert.strict_json import loads
+from cgpt_convert.values.digest import listed
+
+FORMAT = "cgpt-convert lock 1"
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:x-cgpt-convert:lock:1"
+_TENSORS, _MODEL = "cgptConvertTensorsV1", "cgptConvertModelV1"  # algorithms of a DigestSet
+_HEX = re.compile("[0-9a-f]{64}")
+_DIGEST = re.compile(f"{ALGORITHM}[0-9a-f]{{64}}")
+
+
+class Row(NamedTuple):
+    """A tensor that was locked. `key` is what it is compared by in any container."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    key: str
+    tied_to: str = ""  # the first name of the same values
+    buffer: bool = False  # computed, not learned, so that a converted model may lack it
+
+
+class File(NamedTuple):
+    """A file that the weights were read from."""
+
+    name: str  # less its folder
+    nbytes: int
+    sha256: str
+
+
+class Lock(NamedTuple):
+    """The content of a lock: digests in hex, "" where there is none."""
+
+    digest: str
+    model: str
+    architecture: str
+    files: tuple[File, ...]
+    tensors: dict[str, Row]
+
+
+def lock(checkpoint: Checkpoint, weights: Weights, digested: Digested, jobs: int = 0) -> Lock:
+    """The lock of weights whose digests are known; the files of the checkpoint are read again."""
+    first: dict[str, str] = {}
+    rows = {}
+    for name, tensor in weights.tensors.items():
+        digest = digested.tensors[name]
+        kept = first.setdefault(digest, name)
+        rows[name] = Row(
+            tensor.dtype.name,
+            tensor.shape,
+            digest,
+            weights.keys[name],
+            kept if kept != name else "",
+            name in weights.buffers,
+        )
+    known = weights.architecture if digested.model else ""
+    return Lock(digested.whole, digested.model, known, _files(checkpoint, jobs), rows)
+
+
+def encoded(lock: Lock) -> bytes:
+    """The lock as JSON: a tensor a line, sorted by name, so that a change is a changed line."""
+    model = None
+    if lock.model:
+        model = {"architecture": lock.architecture, "digest": ALGORITHM + lock.model}
+    head = {"format": FORMAT, "digest": ALGORITHM + lock.digest, "model": model}
+    files = [json.dumps(file._asdict()) for file in sorted(lock.files)]
+    rows = [f"{json.dumps(name)}: {_row(name, row)}" for name, row in sorted(lock.tensors.items())]
+    parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    parts.append(f'"files": [{_lines(files)}]')
+    parts.append(f'"tensors": {{{_lines(rows)}}}')
+    return ("{\n " + ",\n ".join(parts) + "\n}\n").encode()
+
+
+def _lines(items: list[str]) -> str:
+    return ("\n  " + ",\n  ".join(items) + "\n ") if items else ""
+
+
+def statement(lock: Lock) -> bytes:
+    """An in-toto Statement v1 about the files and the weights in them; the lock is its predicate.
+
+    See https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md. Digests of weights
+    are no SHA-256 of bytes that lie somewhere, so their algorithms have names of their own.
+    """
+    weights = {_TENSORS: lock.digest} | ({_MODEL: lock.model} if lock.model else {})
+    subjects: list[dict[str, Any]] = [
+        {"name": file.name, "digest": {"sha256": file.sha256}} for file in sorted(lock.files)
+    ]
+    told = {
+        "_type": STATEMENT,
+        "subject": [*subjects, {"name": "weights", "digest": weights}],
+        "predicateType": PREDICATE,
+        "predicate": json.loads(encoded(lock)),
+    }
+    return json.dumps(told, indent=1).encode() + b"\n"
+
+
+def _row(name: str, row: Row) -> str:
+    told: dict[str, Any] = {"dtype": row.dtype, "shape": list(row.shape), "sha256": row.sha256}
+    told |= {"key": row.key} if row.key != name else {}
+    told |= {"tied_to": row.tied_to} if row.tied_to else {}
+    told |= {"buffer": "yes"} if row.buffer else {}
+    return json.dumps(told)
+
+
+def read_lock(path: str) -> Lock:
+    """The lock that the file at `path` holds.
+
+    Raises Malformed where it is none or contradicts itself, Unsupported for other versions.
+    """
+    source = LocalFile(path)
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"a lock of {source.nbytes:,} bytes", where=path)
+    told = loads(read(source, 0, source.nbytes), path)
+    if told.get("_type") == STATEMENT and isinstance(told.get("predicate"), dict):
+        told = told["predicate"]
+    match told:
+        case {
+            "format": str(about),
+            "digest": str(digest),
+            "model": None | dict() as model,
+            "files": list(files),
+            "tensors": dict(tensors),
+        } if about == FORMAT and _DIGEST.fullmatch(digest):
+            pass
+        case _:
+            hint = "`cgpt-convert lock SOURCE -o FILE` writes one"
+            raise Malformed(f"not a lock of the form {FORMAT!r}", where=path, hint=hint)
+    architecture, known = _model(model, path)
+    rows = {name: _read_row(name, row, path) for name, row in tensors.items()}
+    if listed({name: row.sha256 for name, row in rows.items()}) != digest.removeprefix(ALGORITHM):
+        hint = "take it from where it was reviewed, or make a new one"
+        raise Malformed(
+            "the digest is not that of the tensors: it was edited", where=path, hint=hint
+        )
+    if len({row.key for row in rows.values()}) < len(rows):
+        raise Malformed("two tensors have one key", where=path)
+    listing = tuple(_read_file(file, path) for file in files)
+    return Lock(digest.removeprefix(ALGORITHM), known, architecture, listing, rows)
+
+
+def _model(told: object, path: str) -> tuple[str, str]:
+    match told:
+        case None:
+            return "", ""
+        case {"architecture": str(name), "digest": str(digest)} if _DIGEST.fullmatch(digest):
+            return name, digest.removeprefix(ALGORITHM)
+    raise Malformed("a model without architecture and digest", where=path)
+
+
+def _read_file(told: object, path: str) -> File:
+    match told:
+        case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if _HEX.fullmatch(
+            digest
+        ):
+            return File(name, nbytes, digest)
+    raise Malformed("a file without name, nbytes and sha256", where=path)
+
+
+def _read_row(name: str, told: Any, path: str) -> Row:
+    match told:
+        case {"dtype": str(dtype), "shape": list(shape), "sha256": str(digest)} if (
+            dtype in BY_NAME and all(type(size) is int for size in shape) and _HEX.fullmatch(digest)
+        ):
+            key, tied = told.get("key", name), told.get("tied_to", "")
+            if isinstance(key, str) and isinstance(tied, str):
+                return Row(dtype, tuple(shape), digest, key, tied, told.get("buffer") == "yes")
+    raise Malformed("a tensor without dtype, shape and sha256", where=f"{path}[{name}]")
+
+
+def _files(checkpoint: Checkpoint, jobs: int) -> tuple[File, ...]:
+    """All the files, hashed by `jobs` threads; in folders of files, under their paths in there."""
+    sources = {source.name: source for source in checkpoint.sources}
+    found: dict[str, File] = {}
+    crew = Crew(crew_size(jobs))
+    folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
+
+    def hash_one(source: Source) -> None:
+        crew.wait_prepared()
+        import hashlib
+
+        digest = hashlib.sha256()
+        for piece in _chunks(source):
+            crew.go_on()
+            digest.update(piece)
+        name = os.path.relpath(source.name, folder or ".").replace(os.sep, "/")
+        found[source.name] = File(name, source.nbytes, digest.hexdigest())
+
+    work = [functools.partial(hash_one, source) for source in sources.values()]
+    crew.run(work, prepare=prepare_for)
+    return tuple(found[name] for name in sources)
+
+
+def _chunks(source: Source) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(CHUNK, source.nbytes)))
+    for start in range(0, source.nbytes, CHUNK):
+        piece = buffer[: min(CHUNK, source.nbytes - start)]
+        source.readinto(start, piece)
+        yield piece
