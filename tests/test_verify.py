@@ -407,3 +407,11 @@ def test_what_is_written_wrong_gets_no_name(source, tmp_path, monkeypatch, form)
     assert f"{name}: 1 of 64 differ" in result.err
     assert list(tmp_path.iterdir()) == []
     assert run("convert", source, *words).code == 0
+
+
+@pytest.mark.parametrize("form", ["json", "junit", "sarif", "github"])
+def test_reports_for_ci_name_the_tensor(before, odd, tmp_path, form):
+    save_file(spoilt(odd, "swapped"), tmp_path / "m.safetensors")
+    result = run("verify", before, tmp_path / "m.safetensors", "--format", form)
+    assert result.code == 1
+    assert SQUARE in result.out

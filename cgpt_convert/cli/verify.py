@@ -28,6 +28,7 @@ from cgpt_convert.tensor import Tensor
 @options.root
 @options.mapping
 @options.jobs
+@options.report_format
 @options.as_json
 def command(
     paths: tuple[str, ...],
@@ -38,6 +39,7 @@ def command(
     root: str | None,
     mapping: str | None,
     jobs: int,
+    form: str,
     as_json: bool,
 ) -> int:
     """Compare TARGET with SOURCE, with a lock, or with its own claim. Exit 1 if one differs.
@@ -56,6 +58,8 @@ def command(
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
         checks = _claiming(paths[0], jobs)
+    if form != "text":
+        return options.print_checks(checks, form)
     if as_json:
         counts = Counter(check.outcome for check in checks)
         rows = [check._asdict() for check in checks]
