@@ -1,0 +1,108 @@
+"""A model to ask: token ids in, hidden states and logits out, whatever file it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.models import gpt2
+from cgpt_convert.models.backend import backend
+from cgpt_convert.models.cache import Cache
+from cgpt_convert.models.source import source
+from cgpt_convert.models.weights import Weights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROWS = 256  # positions whose logits are computed at once
+
+
+class Model:
+    """A model and the backend that computes it. Arrays that come out are NumPy's, float32.
+
+    Streamed, as it is unless `load` was called, each pass reads the weights anew: in memory are
+    the embeddings and one block. Ids are checked: BadRequest for those that are no tokens of its,
+    and for more than it has positions.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        engine: str = "numpy",
+        *,
+        heads: int | None = None,
+        activation: str | None = None,
+        resident: bool = False,
+    ) -> None:
+        self.source = source(checkpoint, heads, activation)
+        self.hyper = self.source.hyper
+        self.xp = backend(engine)
+        self.weights = Weights(self.source, self.xp, resident=resident)
+        self.path = checkpoint.path
+
+    def load(self, jobs: int) -> None:
+        """Read what is kept in memory now, with so many threads."""
+        self.weights.load(jobs)
+
+    def cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
+        """An empty cache of so many sequences, by default for all positions."""
+        return Cache(self.xp, self.hyper, batch, capacity or self.hyper.n_positions)
+
+    def states(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> Iterator[np.ndarray]:
+        """The residual stream (b, t, n_embd): after the embeddings, then after each layer.
+
+        Without a copy where that can be: an array is valid until the next is asked for.
+        """
+        checked = self._checked(ids, cache)
+        for state in gpt2.hidden_states(self.xp, checked, self.weights, cache):
+            yield self.xp.numpy(state)
+
+    def hidden(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> np.ndarray:
+        """The last state (b, t, n_embd), normed: what `logits` takes rows of."""
+        return self.xp.numpy(self._hidden(self._checked(ids, cache), cache))
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
+        return self.xp.numpy(gpt2.logits(self.xp.array(rows), self.weights.final))
+
+    def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+        """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
+        hidden = self.hidden([ids])[0]
+        for start in range(0, len(hidden), ROWS):
+            yield self.logits(hidden[start : start + ROWS])
+
+    def next_logits(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> np.ndarray:
+        """The logits (b, vocab_size) of what follows each sequence; the only ones computed."""
+        hidden = self._hidden(self._checked(ids, cache), cache)
+        return self.xp.numpy(gpt2.logits(hidden[:, -1], self.weights.final))
+
+    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> gpt2.Array:
+        for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
+            last = state
+        return gpt2.final_norm(self.xp, last, self.weights.final, self.hyper)
+
+    def _checked(self, ids: object, cache: Cache | None) -> np.ndarray:
+        import numpy as np
+
+        checked = np.asarray(ids, np.int64)
+        if checked.ndim != 2 or checked.size == 0:  # noqa: PLR2004  sequences of tokens
+            raise BadRequest("there are no tokens to compute", where=self.path)
+        low, high, vocabulary = int(checked.min()), int(checked.max()), self.hyper.vocab_size
+        if low < 0 or high >= vocabulary:
+            bad = low if low < 0 else high
+            raise BadRequest(f"no token {bad}: ids are 0 to {vocabulary - 1}", where=self.path)
+        past, most = (cache.length, cache.capacity) if cache else (0, self.hyper.n_positions)
+        if past + checked.shape[1] > min(most, self.hyper.n_positions):
+            raise BadRequest(
+                f"{past + checked.shape[1]:,} tokens; the model has {most:,} positions",
+                where=self.path,
+            )
+        return checked
