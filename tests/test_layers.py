@@ -21,7 +21,7 @@ FLOORS = (
     "formats",
     "opening select output scanning",
     "exports",
-    "proof",
+    "models proof",
     "conversion",
     "reread",
     "summary",
@@ -33,14 +33,17 @@ DOWNWARD = {("tensor", "values"), ("", "opening")}
 
 # Who may import what is heavy or prints; whatever is left out here may be imported by nobody.
 ALLOWED = {
-    "click": "cli cli.convert cli.demo cli.diff cli.digest cli.extract cli.inspect cli.lock "
-    "cli.models cli.options cli.report cli.scan cli.table cli.verify",
+    "click": "cli cli.continuing cli.convert cli.demo cli.diff cli.digest cli.extract "
+    "cli.generate cli.inspect cli.lock cli.models cli.options cli.report cli.scan "
+    "cli.table cli.verify",
     "tqdm": "cli.progress",
-    "numpy": "cli.demo values.bits values.blocks values.cast values.dequantize values.gather "
-    "values.quantize values.stats values.compare",
+    "numpy": "cli.demo models.beams models.compare models.gelu models.generation models.model "
+    "models.on_numpy models.sampling values.bits values.blocks values.cast "
+    "values.compare values.dequantize values.gather values.quantize values.stats",
     "isal": "formats._npy output.checksums output.pieces output.sink",
     "pickletools": "pickles.opcodes pickles.unpickle",
-    "torch": "",
+    "tokenizers": "models.text",
+    "torch": "models.on_torch",
     "transformers": "",
     "safetensors": "cli.demo",
     "zipfile": "",

@@ -30,7 +30,7 @@ class Cache:
         return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
 
     def select(self, source: Cache, sequences: Sequence[int]) -> None:
-        """Become a copy of these sequences of `source`, in this order; it may be this very cache."""
+        """Become a copy of these sequences of `source`, in this order; of itself, too."""
         end = self.length = source.length
         picked = list(sequences)
         for ours, theirs in ((self._keys, source._keys), (self._values, source._values)):

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 CHUNK = 16 << 10  # elements at once: the three arrays of 64 KiB stay in the L2 cache
 
-# L(x) / x by powers of x^2, for |x| <= 6.25: the polynomial with the least greatest error of the
-# GELU, 4.2e-8, found by Lawson's algorithm (tests/test_gelu.py measures it). Beyond, x^2 stays 6.25^2 in
-# it, where P(x) is 2e-10 from 0 or 1.
+# L(x) / x by powers of x^2, for |x| <= 6.25: fitted by Lawson's algorithm to the least greatest
+# error of the GELU, 4.2e-8. Beyond, x^2 stays 6.25^2 in it, where P(x) is 2e-10 from 0 or 1.
 _ERF = (
     1.5957716709047636,
     0.07266046046390551,

@@ -101,9 +101,7 @@ class Rows(NamedTuple):
     cache: Cache | None
 
 
-def block(
-    xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, rows: Rows
-) -> Array:
+def block(xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
     """The residual stream (b*t, n) after the layer."""
     h = layer_norm(xp, x, w.ln_1, hyper.layer_norm_epsilon)  # (b*t, n)
     qkv = linear(h, w.attn_c_attn)  # (b*t, 3n)
@@ -148,7 +146,7 @@ def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows:
     q = q * hyper.score_scale(layer)
     out = xp.empty((b, t, hyper.n_head, q.shape[-1]))  # (b, t, h, d)
     into = out.swapaxes(1, 2)  # (b, h, t, d)
-    mask = xp.causal_mask(min(t, QUERIES))
+    mask = xp.causal_mask(min(t, QUERIES)) if t > 1 else None
     p = k.shape[2] - t
     for start in range(0, t, QUERIES):
         stop = min(start + QUERIES, t)
@@ -159,11 +157,14 @@ def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows:
     return out.reshape(b * t, -1)
 
 
-def attend(xp: Backend, q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """softmax(q k^T + mask) v: (b, h, m, d), of the last m of s tokens. `q` is scaled already."""
+def attend(xp: Backend, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """softmax(q k^T + mask) v: (b, h, m, d), of the last m of s tokens. `q` is scaled already.
+
+    A lone query needs no mask.
+    """
     m = q.shape[2]
     scores = q @ k.swapaxes(-1, -2)  # (b, h, m, s)
-    if m > 1:
+    if mask is not None:
         scores[..., -m:] += mask[:m, :m]
     scores -= xp.amax(scores)
     scores = xp.exp_(scores)

@@ -80,9 +80,7 @@ def hyperparameters(
     )
 
 
-def _activation(
-    found: Recognised, config: Mapping[str, Any], path: str, given: str | None
-) -> str:
+def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: str | None) -> str:
     """What is asked for, else configured, else known of the model of these shapes."""
     name: object = given or config.get("activation_function")
     if name is None and found.model:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.models import gpt2
-from cgpt_convert.models.backend import backend
+from cgpt_convert.models.backend import Array, backend
 from cgpt_convert.models.cache import Cache
 from cgpt_convert.models.source import source
 from cgpt_convert.models.weights import Weights
@@ -73,7 +73,9 @@ class Model:
 
     def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
-        hidden = self.hidden([ids])[0]
+        import numpy as np
+
+        hidden = self.hidden(np.asarray(ids)[None])[0]
         for start in range(0, len(hidden), ROWS):
             yield self.logits(hidden[start : start + ROWS])
 
@@ -84,7 +86,7 @@ class Model:
         hidden = self._hidden(self._checked(ids, cache), cache)
         return self.xp.numpy(gpt2.logits(hidden[:, -1], self.weights.final))
 
-    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> gpt2.Array:
+    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
         for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
             last = state
         return gpt2.final_norm(self.xp, last, self.weights.final, self.hyper)

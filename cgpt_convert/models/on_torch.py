@@ -17,7 +17,6 @@ class Torch:
     name = "torch"
 
     def __init__(self) -> None:
-        torch.set_grad_enabled(False)  # noqa: FBT003
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def array(self, values: np.ndarray) -> Any:

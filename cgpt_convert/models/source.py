@@ -56,8 +56,7 @@ def source(
     config = _configuration(checkpoint, tensors)
     if heads is not None:
         config["n_head"] = heads
-    found = recognise(tensors, config)
-    _refuse(found, where)
+    found = _computable(recognise(tensors, config), where)
     if heads not in (None, found.n_head):
         width = found.sizes["n_embd"]
         raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
@@ -102,8 +101,8 @@ def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Te
     return found is not None and not check_config(found, said)
 
 
-def _refuse(found: Recognised | None, where: str) -> None:
-    """BadRequest unless logits can be had from tensors that are such a model."""
+def _computable(found: Recognised | None, where: str) -> Recognised:
+    """The model that the tensors are; BadRequest unless logits can be had from it."""
     if found is None or found.architecture.name != _ARCHITECTURE:
         raise BadRequest(
             "the tensors are of no architecture that is computed here",
@@ -115,6 +114,7 @@ def _refuse(found: Recognised | None, where: str) -> None:
     if found.misfits:
         count = f"{len(found.misfits)} differences from {found.architecture.name}"
         raise BadRequest(f"{count}: {'; '.join(found.misfits)}", where=where)
+    return found
 
 
 def _tied(found: Recognised, config: Mapping[str, Any], where: str) -> bool:

@@ -31,7 +31,7 @@ class Weights:
         self.hyper = source.hyper
         self._source, self._xp = source, xp
         self._kept: dict[Key, Array] = {}
-        self._keep = {(_WTE, None), (_WPE, None)}
+        self._keep: set[Key] = {(_WTE, None), (_WPE, None)}
         if resident:
             self._keep |= source.tensors.keys()
 
