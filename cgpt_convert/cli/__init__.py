@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": "Compare weights with their source, a lock or their own claim.",
     "diff": "Show which tensors of two files differ, and by how much.",
     "scan": "Say what loading files would run, and whether they are weights only.",
+    "generate": "Continue a text with the model in a weight file.",
     "models": "Show the models that are known by name.",
     "demo": "Run everything on a small model that comes along.",
 }

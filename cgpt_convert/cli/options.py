@@ -47,6 +47,22 @@ report_format = click.option(
     help="How to report the checks.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
+engine = click.option(
+    "--engine",
+    type=click.Choice(["numpy", "torch"]),
+    default="numpy",
+    show_default=True,
+    help="What computes; torch takes a GPU if there is one.",
+)
+heads = click.option(
+    "--heads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The number of attention heads.  [default: from config.json]",
+)
+activation = click.option(
+    "--activation", metavar="NAME", help="gelu, gelu_new ...  [default: from config.json]"
+)
 mapping = click.option(
     "--mapping",
     metavar="MODEL",

@@ -59,7 +59,7 @@ def _completed(
 ) -> tuple[dict[str, bytes], Tokenizer, list[str]]:
     made = {}
     if WHOLE not in complete and CONFIG not in complete:
-        made[WHOLE] = _whole(found)
+        made[WHOLE] = whole(found)
     if CONFIG not in complete:
         made[CONFIG] = encoded(_config(found, n_positions))
     line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
@@ -91,7 +91,7 @@ def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
     }
 
 
-def _whole(found: Tokenizer) -> bytes:
+def whole(found: Tokenizer) -> bytes:
     """The tokenizer.json that transformers makes of a GPT-2 vocabulary and its merges."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     added = sorted(found.added)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import llama_undo
-from cgpt_convert.exports.whole_model import folder_of
+from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.exports.whole_model import end_id, folder_of
 from cgpt_convert.mapping.config import CONFIG, check_config, read_config
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
@@ -29,6 +30,7 @@ class Source(NamedTuple):
     checkpoint: Checkpoint
     tensors: Mapping[Key, Tensor]
     hyper: Hyperparameters
+    config: Mapping[str, Any]  # config.json and the like
     recognised: Recognised
     tied: bool  # the head is the token embedding
     lines: tuple[str, ...]  # in what the configuration contradicts the tensors
@@ -63,7 +65,17 @@ def source(
     places = {(place.rule.name, place.layer): tensors[n] for n, place in found.places.items()}
     hyper = hyperparameters(found, config, where, activation)
     lines = check_config(found, config) if config else []
-    return Source(checkpoint, places, hyper, found, _tied(found, config, where), tuple(lines))
+    tied = _tied(found, config, where)
+    return Source(checkpoint, places, hyper, config, found, tied, tuple(lines))
+
+
+def ends(model: Source, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The tokens that end a text: configured, else the tokenizer's, else GPT-2's, else none."""
+    said = model.config.get("eos_token_id")
+    if isinstance(said, list):
+        return frozenset(token for token in said if type(token) is int)
+    end = end_id(model.config, tokenizer, "eos", model.hyper.vocab_size)
+    return frozenset() if end is None else frozenset([end])
 
 
 def beside(path: str) -> Iterator[str]:

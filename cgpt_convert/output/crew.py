@@ -7,17 +7,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-Job = Callable[[], None]
+Job = Callable[[], object]
+
 
 _MOST = 64  # threads; more make the blocks too small
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def crew_size(jobs: int) -> int:
     """How many threads `--jobs` means: 0 is as many as the process may use cores."""
-    if jobs == 0:
-        known = hasattr(os, "sched_getaffinity")
-        jobs = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return min(jobs, _MOST)
+    return min(jobs or cores(), _MOST)
 
 
 class Stopped(Exception):  # no error: another thread has that
