@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -165,14 +164,14 @@ class _Run:
         self.prepare([self.encoded(text) for text in request.prompts], request.settings)
         answers = []
         for text, prompt in zip(request.prompts, self._prompts, strict=True):
-            found = self._continued(prompt, ())
+            found = continued(self._model, prompt, self._settings, self._tokenizer)
             answers.append(text * request.full_text + (found.text or ""))
         return answers
 
     def result(self, prompt: str | None, stops: tuple[str, ...]) -> dict[str, Any]:
         """What `--json` prints; docs/json.md has the keys."""
         (ids,) = self._prompts
-        found = self._continued(ids, stops)
+        found = continued(self._model, ids, self._settings, self._tokenizer, stops)
         return {
             "source": self._model.path,
             "prompt": prompt,
@@ -188,15 +187,9 @@ class _Run:
         """Print the prompt and then its continuation, as it comes; without text, the ids."""
         (ids,) = self._prompts
         _show(",".join(map(str, ids)) if prompt is None else prompt)
-        self._continued(ids, stops, _show)
+        found = continued(self._model, ids, self._settings, self._tokenizer, stops, show=_show)
         click.echo()
-
-    def _continued(
-        self, prompt: list[int], stops: tuple[str, ...], show: Callable[[str], object] = str
-    ) -> Continuation:
-        found = continued(self._model, prompt, self._settings, self._tokenizer, stops, show=show)
-        _tell(len(prompt), found, self._load)
-        return found
+        _tell(len(ids), found, self._load)
 
 
 def _show(text: str) -> None:
@@ -207,10 +200,11 @@ def _show(text: str) -> None:
 
 
 def _tell(prompt: int, found: Continuation, load: float) -> None:
-    rate = found.tokens_per_second
-    speed = f", then {rate:.1f} tokens/s" if rate else ""
+    """Say on standard error how long it took."""
+    rate, count = found.tokens_per_second, len(found.new_ids)
+    speed = f", {rate:.1f} tokens/s" if rate else ""
     click.echo(
-        f"\nread in {load:.2f} s; {counted(prompt, 'token')} of prompt and the first new one in "
-        f"{found.first:.2f} s{speed}; {counted(len(found.new_ids), 'new token')}",
+        f"{counted(count, 'new token')} after {counted(prompt, 'token')}{speed}; weights read in "
+        f"{load:.2f} s, the first token {found.first:.2f} s later",
         err=True,
     )

@@ -20,14 +20,9 @@ class Continuation(NamedTuple):
     new_ids: list[int]
     text: str | None  # up to what stopped it; None without a tokenizer
     ended: str  # by LENGTH, an END token or a STOP string
-    first: float  # until the first token
+    first: float  # until the first token, from beams until all of them
     rest: float  # for the others
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Of the tokens after the first; None if there are none."""
-        count = len(self.new_ids) - 1
-        return count / self.rest if count > 0 and self.rest > 0 else None
+    tokens_per_second: float | None  # after the first; None if there are none
 
 
 def continued(
@@ -65,10 +60,14 @@ def continued(
         give(stop.feed(decoder.end()))
         give(stop.end())
     ended = LENGTH if ids[-1] not in settings.ends else END
+    count, seconds = len(ids) - 1, end - first
+    if settings.beams > 1:
+        count, seconds = len(ids), end - start
     return Continuation(
         ids,
         "".join(pieces) if decoder else None,
         STOP if stop.stopped else ended,
         first - start,
         end - first,
+        count / seconds if count and seconds else None,
     )

@@ -59,8 +59,8 @@ def check(model: Model, prompt: Sequence[int], settings: Settings) -> None:
         room = most - len(prompt)
         hint = f"say --max-new-tokens {room} or fewer" if room > 0 else "shorten the prompt"
         raise BadRequest(
-            f"{len(prompt):,} tokens of prompt and {settings.max_new_tokens:,} new ones are more "
-            f"than the {most:,} positions of the model",
+            f"a prompt of {len(prompt):,} and {settings.max_new_tokens:,} new tokens: more than "
+            f"the {most:,} positions of the model",
             where=model.path,
             hint=hint,
         )
