@@ -67,6 +67,7 @@ def as_kind(folder: Path, kind: str, out: Path) -> Path:
         state = torch.load(model, weights_only=True)
         torch.save(state, out / "old.pt", _use_new_zipfile_serialization=False)
         return out / "old.pt"
+    words: tuple[object, ...]
     if kind in ("parameters", "by-name"):
         by = "storage" if kind == "parameters" else "name"
         words = ("extract", model, "-o", out / "parameters", "--by", by)

@@ -132,7 +132,7 @@ def test_repeats_are_those_that_transformers_forbids(ids, n):
 def test_distributions_are_those_of_transformers(seed, temperature, top_k, top_p):
     logits = np.random.default_rng(seed).standard_normal(50).astype("f4") * 3
     expected = torch.from_numpy(logits)[None]
-    warpers = [TemperatureLogitsWarper(temperature)]
+    warpers: list = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     for warper in warpers:

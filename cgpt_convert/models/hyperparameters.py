@@ -13,12 +13,11 @@ from cgpt_convert.mapping.recognised import Recognised
 
 ERF, TANH = "erf", "tanh"
 # transformers/activations.py `ACT2CLS`: what it calls the two; names on a line are one function
-_ACTIVATIONS = {
+ACTIVATIONS = {
     **dict.fromkeys(("gelu", "gelu_python"), ERF),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), TANH),
     "gelu_python_tanh": TANH,
 }
-ACTIVATIONS = tuple(_ACTIVATIONS)
 _EPSILON = 1e-5  # transformers' GPT2Config
 
 
@@ -46,6 +45,17 @@ class Hyperparameters:
         """What attention scores of that layer are multiplied by."""
         scale = self.d_head**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def as_config(hyper: Hyperparameters) -> dict[str, Any]:
+    """What a config.json says for what tensors do not tell of such a model."""
+    return {
+        "n_head": hyper.n_head,
+        "activation_function": "gelu" if hyper.activation == ERF else "gelu_new",
+        "layer_norm_epsilon": hyper.layer_norm_epsilon,
+        "scale_attn_weights": hyper.scale_attn_weights,
+        "scale_attn_by_inverse_layer_idx": hyper.scale_attn_by_inverse_layer_idx,
+    }
 
 
 def hyperparameters(
@@ -91,13 +101,13 @@ def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: 
             where=path,
             hint=f"put the model's {CONFIG} beside the weights, or say --activation NAME",
         )
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise Unsupported(
             f"the activation function {printable(repr(name))}",
             where=path,
             hint=f"computed here are {', '.join(ACTIVATIONS)}",
         )
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
 
 
 class _Settings:

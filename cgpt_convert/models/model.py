@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
@@ -22,9 +22,9 @@ ROWS = 256  # positions whose logits are computed at once
 class Model:
     """A model and the backend that computes it. Arrays that come out are NumPy's, float32.
 
-    Streamed, as it is unless `load` was called, each pass reads the weights anew: in memory are
-    the embeddings and one block. Ids are checked: BadRequest for those that are no tokens of its,
-    and for more than it has positions.
+    Unless `resident`, each pass reads the weights anew: in memory are the embeddings, the head and
+    one block. Ids are checked: BadRequest for those that are no tokens of the model's, and for
+    more than it has positions.
     """
 
     def __init__(
@@ -34,9 +34,10 @@ class Model:
         *,
         heads: int | None = None,
         activation: str | None = None,
+        assumed: Mapping[str, Any] | None = None,
         resident: bool = False,
     ) -> None:
-        self.source = source(checkpoint, heads, activation)
+        self.source = source(checkpoint, heads, activation, assumed)
         self.hyper = self.source.hyper
         self.xp = backend(engine)
         self.weights = Weights(self.source, self.xp, resident=resident)
@@ -66,6 +67,11 @@ class Model:
     ) -> np.ndarray:
         """The last state (b, t, n_embd), normed: what `logits` takes rows of."""
         return self.xp.numpy(self._hidden(self._checked(ids, cache), cache))
+
+    def normed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (m, n_embd) of the last of `states`, normed."""
+        final = self.weights.final
+        return self.xp.numpy(gpt2.final_norm(self.xp, self.xp.array(rows), final, self.hyper))
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""

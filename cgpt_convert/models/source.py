@@ -43,11 +43,15 @@ class _Named(dict[str, Tensor]):
 
 
 def source(
-    checkpoint: Checkpoint, heads: int | None = None, activation: str | None = None
+    checkpoint: Checkpoint,
+    heads: int | None = None,
+    activation: str | None = None,
+    assumed: Mapping[str, Any] | None = None,
 ) -> Source:
     """The model in a checkpoint of any kind; only config.json is read.
 
-    `heads` and `activation` go before what is configured. Raises BadRequest, naming every misfit,
+    `heads` and `activation` go before what is configured; `assumed` has keys of config.json for
+    what is not. Raises BadRequest, naming every misfit,
     unless the tensors are a model of an architecture that is computed here.
     """
     where = checkpoint.path
@@ -55,7 +59,7 @@ def source(
     named = llama_undo.undo(checkpoint) if inside else checkpoint
     tensors = _Named((t.name, t) for t in select(named, Wish(tied="copy")).tensors)
     tensors.path = where
-    config = _configuration(checkpoint, tensors)
+    config = {**(assumed or {}), **_configuration(checkpoint, tensors)}
     if heads is not None:
         config["n_head"] = heads
     found = _computable(recognise(tensors, config), where)

@@ -23,8 +23,8 @@ _HEAD, _WTE, _WPE, _LN_F = "lm_head.weight", "wte.weight", "wpe.weight", "ln_f"
 class Weights:
     """A model's parameters, read when they are asked for; see `gpt2.Parameters`.
 
-    The embeddings, once read, are kept. `resident` keeps everything: that is for generating, where
-    each token needs all of it. Else a block is in memory as long as the caller holds it.
+    The embeddings and the head, once read, are kept. `resident` keeps everything, for generating,
+    where each token needs all of it. Else a block is in memory as long as the caller holds it.
     """
 
     def __init__(self, source: Source, xp: Backend, *, resident: bool = False) -> None:
@@ -32,6 +32,8 @@ class Weights:
         self._source, self._xp = source, xp
         self._kept: dict[Key, Array] = {}
         self._keep: set[Key] = {(_WTE, None), (_WPE, None)}
+        if not source.tied:
+            self._keep.add((_HEAD, None))
         if resident:
             self._keep |= source.tensors.keys()
 

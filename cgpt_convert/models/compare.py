@@ -1,0 +1,148 @@
+"""Two files of one model, given the same tokens: where they first differ, and how much.
+
+Both run side by side, a block at a time, so that neither model has to fit into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.models.hyperparameters import as_config
+from cgpt_convert.models.model import ROWS, Model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+# By the type of the target's weights: the NMSE up to which states and logits are as near as that
+# type allows. docs/models.md has what was measured; these are about three times the most of it.
+TOLERANCES = {
+    "float64": 1e-10,
+    "float32": 1e-10,
+    "float16": 2e-6,
+    "bfloat16": 1e-4,
+    "q8_0": 1e-3,
+    "q5_1": 5e-2,
+    "q5_0": 6e-2,
+    "q4_1": 0.2,
+    "q4_0": 0.3,
+}
+
+
+class Difference(NamedTuple):
+    """How far a state of the target, or its logits, are from the source's."""
+
+    name: str  # "embeddings", "h.0" ..., "ln_f", "logits"
+    greatest: float  # of |target - source|
+    nmse: float  # sum of (target - source)^2 by sum of source^2
+
+
+class Comparison(NamedTuple):
+    """What came out. `differences` are in the order in which the model computes."""
+
+    tokens: int
+    dtype: str  # the coarsest type of the target's weights, which the tolerance is of
+    tolerance: float
+    differences: tuple[Difference, ...]
+    agreement: float  # the part of the positions at which both have the same likeliest token
+
+    @property
+    def first(self) -> Difference | None:
+        """The first that is past the tolerance, or no number; None if all is well."""
+        return next((d for d in self.differences if not d.nmse <= self.tolerance), None)
+
+    @property
+    def ok(self) -> bool:
+        """Is nothing past the tolerance?"""
+        return self.first is None
+
+
+def compare(
+    source: Checkpoint,
+    target: Checkpoint,
+    ids: Sequence[int],
+    *,
+    tolerance: float | None = None,
+    engine: str = "numpy",
+) -> Comparison:
+    """How far what `target` computes of these tokens is from what `source` does.
+
+    Each is computed as its own configuration says; what the target's files do not tell, such as
+    the activation function in a GGUF, is taken to be as in the source. `tolerance` goes before
+    that of the target's type. Raises BadRequest for models of different sizes, and as `Model`.
+    """
+    ours = Model(source, engine)
+    theirs = Model(target, engine, assumed=as_config(ours.hyper))
+    _check_sizes(ours, theirs)
+    totals: list[_Total] = []
+    for one, other in zip(ours.states([ids]), theirs.states([ids]), strict=True):
+        name = f"h.{len(totals) - 1}" if totals else "embeddings"
+        totals.append(_Total(name))
+        totals[-1].add(one, other)
+        last = one.copy(), other.copy()
+    normed, logits, same = _Total("ln_f"), _Total("logits"), 0
+    for one, other in _rows(ours, theirs, last):
+        normed.add(one, other)
+        found, expected = ours.logits(one), theirs.logits(other)
+        logits.add(found, expected)
+        same += int((found.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
+    dtype = coarsest(theirs)
+    return Comparison(
+        len(ids),
+        dtype,
+        TOLERANCES[dtype] if tolerance is None else tolerance,
+        tuple(total.difference() for total in (*totals, normed, logits)),
+        same / len(ids),
+    )
+
+
+def coarsest(model: Model) -> str:
+    """The type of its tensors that loses most: the one with the greatest tolerance."""
+    names = {tensor.stored.name for tensor in model.source.tensors.values()}
+    unknown = sorted(names - TOLERANCES.keys())
+    if unknown:
+        raise BadRequest(f"there is no tolerance for weights of {unknown[0]}", where=model.path)
+    return max(names, key=lambda name: TOLERANCES[name])
+
+
+def _rows(ours: Model, theirs: Model, last: tuple[Floats, Floats]) -> Iterator[tuple[Floats, ...]]:
+    """Both models' last states, normed, some positions at a time."""
+    for start in range(0, last[0].shape[1], ROWS):
+        states = (state[0, start : start + ROWS] for state in last)
+        yield tuple(m.normed(state) for m, state in zip((ours, theirs), states, strict=True))
+
+
+class _Total:
+    """Sums over pieces of what is compared, in double precision."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._greatest = self._error = self._power = 0.0
+
+    def add(self, source: Floats, target: Floats) -> None:
+        difference = target.astype(np.float64) - source
+        # not max(): it would lose a NaN
+        self._greatest = float(np.maximum(self._greatest, np.abs(difference).max()))
+        self._error += float(np.vdot(difference, difference))
+        self._power += float(np.vdot(source.astype(np.float64), source.astype(np.float64)))
+
+    def difference(self) -> Difference:
+        nmse = self._error / self._power if self._power else float(self._error > 0)
+        return Difference(self._name, self._greatest, nmse)
+
+
+def _check_sizes(ours: Model, theirs: Model) -> None:
+    """BadRequest for models that cannot be compared layer by layer."""
+    for size in ("n_layer", "n_embd", "vocab_size"):
+        one, other = getattr(ours.hyper, size), getattr(theirs.hyper, size)
+        if one != other:
+            raise BadRequest(
+                f"{size} is {other}, but {one} in {ours.path}: not the same model",
+                where=theirs.path,
+            )
