@@ -23,9 +23,10 @@ from transformers.generation.logits_process import (
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import hf_tokenizer, tokenizer
 from cgpt_convert.models import sampling
-from cgpt_convert.models.generation import Settings, generate
+from cgpt_convert.models.generation import generate
 from cgpt_convert.models.model import Model
 from cgpt_convert.models.sampling import Warp
+from cgpt_convert.models.settings import Settings
 from cgpt_convert.models.text import Decoder, Encoder, Stops
 from cgpt_convert.opening import open_checkpoint
 from tests import bpe, vendor

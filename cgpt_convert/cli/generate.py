@@ -13,10 +13,10 @@ from cgpt_convert.cli.table import counted
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.inert import printable
 from cgpt_convert.models.continuation import Continuation, continued
-from cgpt_convert.models.generation import Settings, check
 from cgpt_convert.models.model import Model
 from cgpt_convert.models.request import read_request
 from cgpt_convert.models.sampling import Warp
+from cgpt_convert.models.settings import Settings, check
 from cgpt_convert.models.source import ends
 from cgpt_convert.models.text import Encoder, find
 from cgpt_convert.opening import open_checkpoint

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cgpt_convert.models import sampling
-from cgpt_convert.models.generation import Settings, next_logits
 from cgpt_convert.models.model import Model
+from cgpt_convert.models.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]
     width = settings.beams
     caches = model.cache(width, len(prompt) + settings.max_new_tokens)
     alone = model.cache(1, len(prompt))
-    logits = next_logits(model, [list(prompt)], alone)  # (1, vocab_size): the first has one parent
+    logits = model.next_logits([list(prompt)], alone)  # (1, vocab_size): the first has one parent
     caches.select(alone, [0] * width)
     del alone
     running = [_Beam(np.float32(0), (), 0)]
@@ -51,7 +51,7 @@ def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]
         if len(finished) == width and (settings.early_stopping or _hopeless(running, finished)):
             return list(finished[0].ids)
         caches.select(caches, [beam.parent for beam in running])
-        logits = next_logits(model, [[beam.ids[-1]] for beam in running], caches)
+        logits = model.next_logits([[beam.ids[-1]] for beam in running], caches)
 
 
 def _candidates(

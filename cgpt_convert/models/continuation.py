@@ -7,8 +7,9 @@ from time import perf_counter
 from typing import NamedTuple
 
 from cgpt_convert.exports.tokenizer import Tokenizer
-from cgpt_convert.models.generation import Settings, generate
+from cgpt_convert.models.generation import generate
 from cgpt_convert.models.model import Model
+from cgpt_convert.models.settings import Settings
 from cgpt_convert.models.text import Decoder, Stops
 
 LENGTH, END, STOP = "length", "end", "stop"

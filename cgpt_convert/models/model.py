@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.models import gpt2
 from cgpt_convert.models.backend import Array, backend
 from cgpt_convert.models.cache import Cache
@@ -88,9 +88,21 @@ class Model:
     def next_logits(
         self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
     ) -> np.ndarray:
-        """The logits (b, vocab_size) of what follows each sequence; the only ones computed."""
+        """The logits (b, vocab_size) of what follows each sequence, new; others are not computed.
+
+        Raises Unsupported if there is no greatest among them.
+        """
+        import numpy as np
+
         hidden = self._hidden(self._checked(ids, cache), cache)
-        return self.xp.numpy(gpt2.logits(hidden[:, -1], self.weights.final))
+        logits = self.xp.numpy(gpt2.logits(hidden[:, -1], self.weights.final))
+        if not np.isfinite(logits.max(axis=-1)).all():
+            raise Unsupported(
+                "the logits are not numbers",
+                where=self.path,
+                hint="inspect --stats shows which tensors hold NaN or Inf",
+            )
+        return logits
 
     def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
         for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.inert import printable
-from cgpt_convert.models.generation import Settings
 from cgpt_convert.models.sampling import Warp
+from cgpt_convert.models.settings import Settings
 from cgpt_convert.source import LocalFile, read
 
 _MOST = 1 << 20  # bytes of a request: a thousand prompts of a full context fit
