@@ -85,6 +85,7 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         "verify": run("verify", model, str(out / "json.safetensors")),
         "diff": run("diff", model, str(out / "json.safetensors")),
         "scan": run("scan", str(demo)),
+        "generate": run("generate", model, "--ids", "1,2", "--max-new-tokens", "2"),
     }
     for name, result in results.items():
         text = section("json.md", name)
