@@ -12,7 +12,8 @@ import torch
 from transformers.activations import ACT2FN
 
 from cgpt_convert.errors import BadRequest, CgptError, Unsupported
-from cgpt_convert.models import gelu, gpt2, weights
+from cgpt_convert.models import gelu, gpt2, on_numpy, weights
+from cgpt_convert.models.backend import backend
 from cgpt_convert.models.hyperparameters import ACTIVATIONS, ERF
 from cgpt_convert.models.model import Model
 from cgpt_convert.opening import open_checkpoint
@@ -141,6 +142,21 @@ def test_with_the_cache_as_without(small, engine):
     pieces += [model.hidden(IDS[:, at : at + 1], cache) for at in range(140, 150)]
     assert relative(np.concatenate(pieces, axis=1), whole) < LIMIT
     assert cache.length == 150
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_the_work_and_change_nothing(small, threads, monkeypatch):
+    expected, cache = opened(small).hidden(IDS), opened(small).cache(2, 151)
+    monkeypatch.setattr(on_numpy, "_LARGE", 1)
+    model = Model(open_checkpoint(small), backend("numpy", threads), resident=True)
+    assert relative(model.hidden(IDS, cache), expected) < LIMIT
+    one = opened(small).next_logits(np.hstack([IDS, IDS[:, :1]]))
+    assert relative(model.next_logits(IDS[:, :1], cache), one) < LIMIT
+
+
+def test_what_fails_in_a_thread_fails_here():
+    with pytest.raises(ZeroDivisionError):
+        backend("numpy", 2).share(2, 1 << 30, lambda part: 1 // (1 - part.start))
 
 
 def test_a_cache_of_chosen_sequences(small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cgpt_convert.errors import BadRequest
@@ -21,6 +22,15 @@ class Backend(Protocol):
     """
 
     name: str
+
+    def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:
+        """Do `work` for all of `count` things, in parts at once if its `size` is worth it.
+
+        `size` is the number of multiplications in all.
+        """
+
+    def matmul(self, x: Array, w: Array) -> Array:
+        """(m, k) by (k, n), which may be a transposed view."""
 
     def array(self, values: np.ndarray) -> Array:
         """The values on the backend's device, without a copy where they lie there already."""
@@ -59,8 +69,11 @@ class Backend(Protocol):
         """`values`, replaced by x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
 
 
-def backend(engine: str) -> Backend:
-    """The backend of that name, one of `ENGINES`. BadRequest where torch is not installed."""
+def backend(engine: str, threads: int = 1) -> Backend:
+    """The backend of that name, one of `ENGINES`. BadRequest where torch is not installed.
+
+    `threads` are ours, for NumPy; those of BLAS and torch are set as those libraries tell.
+    """
     if engine == "torch":
         try:
             from cgpt_convert.models.on_torch import Torch
@@ -73,4 +86,4 @@ def backend(engine: str) -> Backend:
         return Torch()
     from cgpt_convert.models.on_numpy import Numpy
 
-    return Numpy()
+    return Numpy(threads)

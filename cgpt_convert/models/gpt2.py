@@ -104,9 +104,9 @@ class Rows(NamedTuple):
 def block(xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
     """The residual stream (b*t, n) after the layer."""
     h = layer_norm(xp, x, w.ln_1, hyper.layer_norm_epsilon)  # (b*t, n)
-    qkv = linear(h, w.attn_c_attn)  # (b*t, 3n)
+    qkv = linear(xp, h, w.attn_c_attn)  # (b*t, 3n)
     h = attention(xp, qkv, hyper, layer, rows)  # (b*t, n)
-    x = x + linear(h, w.attn_c_proj)  # (b*t, n)
+    x = x + linear(xp, h, w.attn_c_proj)  # (b*t, n)
     h = layer_norm(xp, x, w.ln_2, hyper.layer_norm_epsilon)  # (b*t, n)
     x += mlp(xp, h, w, hyper.activation)  # (b*t, n)
     return x
@@ -123,18 +123,18 @@ def layer_norm(xp: Backend, x: Array, w: Affine, epsilon: float) -> Array:
     return x
 
 
-def linear(x: Array, w: Affine) -> Array:
+def linear(xp: Backend, x: Array, w: Affine) -> Array:
     """(rows, in) to (rows, out)."""
-    y = x @ w.weight
+    y = xp.matmul(x, w.weight)
     y += w.bias
     return y
 
 
 def mlp(xp: Backend, x: Array, w: Block, activation: str) -> Array:
     """The feed-forward layer: (b*t, n), n_inner wide inside, (b*t, n)."""
-    x = linear(x, w.mlp_c_fc)  # (b*t, n_inner)
+    x = linear(xp, x, w.mlp_c_fc)  # (b*t, n_inner)
     x = xp.gelu_erf_(x) if activation == ERF else xp.gelu_tanh_(x)
-    return linear(x, w.mlp_c_proj)
+    return linear(xp, x, w.mlp_c_proj)
 
 
 def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
@@ -148,12 +148,16 @@ def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows:
     into = out.swapaxes(1, 2)  # (b, h, t, d)
     mask = xp.causal_mask(min(t, QUERIES)) if t > 1 else None
     p = k.shape[2] - t
-    for start in range(0, t, QUERIES):
-        stop = min(start + QUERIES, t)
-        seen = p + stop  # no query of these looks further
-        into[:, :, start:stop] = attend(
-            xp, q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], mask
-        )
+
+    def some(heads: slice) -> None:
+        for start in range(0, t, QUERIES):
+            stop = min(start + QUERIES, t)
+            seen = p + stop  # no query of these looks further
+            into[:, heads, start:stop] = attend(
+                xp, q[:, heads, start:stop], k[:, heads, :seen], v[:, heads, :seen], mask
+            )
+
+    xp.share(hyper.n_head, b * t * (p + t) * hyper.n_embd, some)
     return out.reshape(b * t, -1)
 
 
@@ -185,6 +189,6 @@ def final_norm(xp: Backend, x: Array, final: Final, hyper: Hyperparameters) -> A
     return layer_norm(xp, x, final.ln_f, hyper.layer_norm_epsilon)
 
 
-def logits(x: Array, final: Final) -> Array:
+def logits(xp: Backend, x: Array, final: Final) -> Array:
     """(rows, n), normed, to (rows, vocabulary)."""
-    return x @ final.head.swapaxes(0, 1)
+    return xp.matmul(x, final.head.swapaxes(0, 1))

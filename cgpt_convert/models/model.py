@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.models import gpt2
-from cgpt_convert.models.backend import Array, backend
+from cgpt_convert.models.backend import Array, Backend, backend
 from cgpt_convert.models.cache import Cache
 from cgpt_convert.models.source import source
 from cgpt_convert.models.weights import Weights
@@ -30,7 +30,7 @@ class Model:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        engine: str = "numpy",
+        engine: str | Backend = "numpy",
         *,
         heads: int | None = None,
         activation: str | None = None,
@@ -39,7 +39,7 @@ class Model:
     ) -> None:
         self.source = source(checkpoint, heads, activation, assumed)
         self.hyper = self.source.hyper
-        self.xp = backend(engine)
+        self.xp = backend(engine) if isinstance(engine, str) else engine
         self.weights = Weights(self.source, self.xp, resident=resident)
         self.path = checkpoint.path
 
@@ -75,7 +75,7 @@ class Model:
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
-        return self.xp.numpy(gpt2.logits(self.xp.array(rows), self.weights.final))
+        return self.xp.numpy(gpt2.logits(self.xp, self.xp.array(rows), self.weights.final))
 
     def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
@@ -95,7 +95,7 @@ class Model:
         import numpy as np
 
         hidden = self._hidden(self._checked(ids, cache), cache)
-        logits = self.xp.numpy(gpt2.logits(hidden[:, -1], self.weights.final))
+        logits = self.xp.numpy(gpt2.logits(self.xp, hidden[:, -1], self.weights.final))
         if not np.isfinite(logits.max(axis=-1)).all():
             raise Unsupported(
                 "the logits are not numbers",

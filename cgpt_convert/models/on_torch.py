@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,14 @@ class Torch:
 
     def __init__(self) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:  # noqa: ARG002
+        """Do `work` for all of `count` things; torch shares it among threads itself."""
+        work(slice(0, count))
+
+    def matmul(self, x: Any, w: Any) -> Any:
+        """(m, k) by (k, n)."""
+        return x @ w
 
     def array(self, values: np.ndarray) -> Any:
         """The values on the device; in memory the tensor and the array are one."""

@@ -1,0 +1,103 @@
+"""What `cgpt-convert generate` does; apart, because it imports NumPy."""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import Any
+
+import click
+
+from cgpt_convert.cli.table import counted
+from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.inert import printable
+from cgpt_convert.models.continuation import Continuation, continued
+from cgpt_convert.models.model import Model
+from cgpt_convert.models.request import read_request
+from cgpt_convert.models.settings import Settings, check
+from cgpt_convert.models.source import ends
+from cgpt_convert.models.text import Encoder, find
+
+
+class Run:
+    """A model, its tokenizer, and the prompts that it is to continue."""
+
+    def __init__(self, model: Model, jobs: int, start: float) -> None:
+        self._model, self._jobs, self._start = model, jobs, start
+        self._tokenizer: Tokenizer | None = None
+        self._encoder: Encoder | None = None
+        self._prompts: list[list[int]] = []
+        self._settings = Settings(1)
+        self._load = 0.0
+
+    def read_tokenizer(self, folder: str | None) -> None:
+        """Find it, in `folder` or beside the model."""
+        model = self._model
+        self._tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
+        self._encoder = Encoder(self._tokenizer)
+
+    def encoded(self, text: str) -> list[int]:
+        """The ids of a prompt."""
+        assert self._encoder
+        return self._encoder.encode(text)
+
+    def prepare(self, prompts: list[list[int]], settings: Settings) -> None:
+        """Check all that is asked for, then read the weights."""
+        self._prompts = prompts
+        self._settings = settings._replace(ends=ends(self._model.source, self._tokenizer))
+        for prompt in prompts:
+            check(self._model, prompt, self._settings)
+        self._model.load(self._jobs)
+        self._load = perf_counter() - self._start
+
+    def answers(self, path: str, folder: str | None) -> list[str]:
+        """The texts that a request asks for."""
+        request = read_request(path)
+        self.read_tokenizer(folder)
+        self.prepare([self.encoded(text) for text in request.prompts], request.settings)
+        answers = []
+        for text, prompt in zip(request.prompts, self._prompts, strict=True):
+            found = continued(self._model, prompt, self._settings, self._tokenizer)
+            answers.append(text * request.full_text + (found.text or ""))
+        return answers
+
+    def result(self, prompt: str | None, stops: tuple[str, ...]) -> dict[str, Any]:
+        """What `--json` prints; docs/json.md has the keys."""
+        (ids,) = self._prompts
+        found = continued(self._model, ids, self._settings, self._tokenizer, stops)
+        return {
+            "source": self._model.path,
+            "prompt": prompt,
+            "text": None if prompt is None or found.text is None else prompt + found.text,
+            "ids": [*ids, *found.new_ids],
+            "new_ids": found.new_ids,
+            "ended": found.ended,
+            "seconds": {"load": self._load, "first": found.first, "rest": found.rest},
+            "tokens_per_second": found.tokens_per_second,
+        }
+
+    def stream(self, prompt: str | None, stops: tuple[str, ...]) -> None:
+        """Print the prompt and then its continuation, as it comes; without text, the ids."""
+        (ids,) = self._prompts
+        _show(",".join(map(str, ids)) if prompt is None else prompt)
+        found = continued(self._model, ids, self._settings, self._tokenizer, stops, show=_show)
+        click.echo()
+        _tell(len(ids), found, self._load)
+
+
+def _show(text: str) -> None:
+    """Print it now. A terminal is given nothing that it would obey."""
+    if sys.stdout.isatty():
+        text = "".join(c if c in "\n\t" else printable(c) for c in text)
+    click.echo(text, nl=False)
+
+
+def _tell(prompt: int, found: Continuation, load: float) -> None:
+    """Say on standard error how long it took."""
+    rate, count = found.tokens_per_second, len(found.new_ids)
+    speed = f", {rate:.1f} tokens/s" if rate else ""
+    click.echo(
+        f"{counted(count, 'new token')} after {counted(prompt, 'token')}{speed}; weights read in "
+        f"{load:.2f} s, the first token {found.first:.2f} s later",
+        err=True,
+    )
