@@ -49,6 +49,10 @@ def test_help_imports_click_and_no_command() -> None:
     }
 
 
+def test_help_of_generate_imports_nothing_heavy() -> None:
+    assert not HEAVY & imported("generate", "--help")
+
+
 def test_inspect_imports_nothing_heavy(contiguous: Path) -> None:
     assert not HEAVY & imported("inspect", contiguous)
 
