@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from cgpt_convert.cli import options
-from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.crew import cores
 
@@ -108,15 +107,8 @@ def command(
         beams=beams,
         early_stopping=early_stopping,
     )
-    model = Model(
-        open_checkpoint(source, mapping),
-        backend(engine, jobs),
-        heads=heads,
-        activation=activation,
-        resident=True,
-    )
-    for line in model.source.lines:
-        click.echo(f"warning: {printable(line)}", err=True)
+    checkpoint, computing = open_checkpoint(source, mapping), backend(engine, jobs)
+    model = Model(checkpoint, computing, heads=heads, activation=activation, resident=True)
     run = Run(model, jobs, start)
     if request is not None:
         options.print_json(run.answers(request, tokenizer))
