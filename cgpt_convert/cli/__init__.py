@@ -30,6 +30,7 @@ COMMANDS = {
     "scan": "Say what loading files would run, and whether they are weights only.",
     "generate": "Continue a text with the model in a weight file.",
     "models": "Show the models that are known by name.",
+    "eval": "Measure how well a model predicts a text, and another against it.",
     "demo": "Run everything on a small model that comes along.",
 }
 

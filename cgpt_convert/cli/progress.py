@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(label: str, nbytes: int) -> Iterator[Callable[[int], object]]:
-    """A function to tell of further bytes done, out of `nbytes`."""
+def progress(label: str, total: int, unit: str = "B") -> Iterator[Callable[[int], object]]:
+    """A function to tell of further units done, out of `total`."""
     if not sys.stderr.isatty():
-        yield lambda _nbytes: None
+        yield lambda _done: None
         return
     from tqdm import tqdm
 
     with tqdm(
-        total=nbytes, desc=label, unit="B", unit_scale=True, leave=False, delay=0.5, mininterval=0.1
+        total=total, desc=label, unit=unit, unit_scale=True, leave=False, delay=0.5, mininterval=0.1
     ) as bar:
         yield bar.update

@@ -1,0 +1,208 @@
+"""`cgpt-convert eval`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import counted, wrapped
+from cgpt_convert.errors import BadRequest, Malformed, Unreadable
+from cgpt_convert.inert import printable
+from cgpt_convert.opening import open_checkpoint
+
+if TYPE_CHECKING:
+    from cgpt_convert.models.divergence import Divergence
+    from cgpt_convert.models.evaluation import Loss
+    from cgpt_convert.models.model import Model
+    from cgpt_convert.models.passage import Passage
+    from cgpt_convert.models.windows import Window
+
+
+@click.command("eval")
+@options.source
+@click.option(
+    "--text", "path", required=True, metavar="FILE", type=click.Path(), help="The text, UTF-8."
+)
+@click.option("--against", metavar="OTHER", help="Compare OTHER's predictions with SOURCE's.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens that the model sees at once.  [default: all its positions]",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="New tokens a window; the rest of it is context.  [default: all of it]",
+)
+@click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is.")
+@options.engine
+@options.heads
+@options.activation
+@options.mapping
+@options.as_json
+def command(
+    source: str,
+    path: str,
+    against: str | None,
+    context: int | None,
+    stride: int | None,
+    tokenizer: str | None,
+    engine: str,
+    heads: int | None,
+    activation: str | None,
+    mapping: str | None,
+    as_json: bool,
+) -> None:
+    """Measure how well SOURCE predicts a text; with --against, how far OTHER is from it.
+
+    The text is cut into windows as lm-eval's rolling loglikelihood does: each token is predicted
+    once, the first from the end-of-text token.
+    """
+    from cgpt_convert.models.model import Model
+    from cgpt_convert.models.passage import check_alike, read_passage
+
+    def opened(name: str) -> Model:
+        known = {"heads": heads, "activation": activation}
+        found = Model(open_checkpoint(name, mapping), engine, **known)
+        for line in found.source.lines:
+            click.echo(f"warning: {printable(line)}", err=True)
+        return found
+
+    model = opened(source)
+    other = opened(against) if against else None
+    if other:
+        check_alike(model, other)
+    text = _read(path)
+    passage = read_passage(model, text, tokenizer, context, stride)
+    result = {"source": source, "text": path, **_told(model, text, passage)}
+    if other is None:
+        result |= _alone(model, passage, result["nbytes"])
+    else:
+        result |= _both(model, other, passage, result["nbytes"])
+    if as_json:
+        options.print_json(result)
+    else:
+        _print(result)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            text = file.read()
+    except OSError as error:
+        raise Unreadable(os.strerror(error.errno or 0), where=path) from error
+    except UnicodeDecodeError as error:
+        raise Malformed(f"not UTF-8: {error}", where=path) from error
+    if not text:
+        raise BadRequest("there is no text to predict", where=path)
+    return text
+
+
+def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
+    known = model.source.recognised.model
+    return {
+        "nbytes": len(text.encode()),
+        "tokens": passage.tokens,
+        "context": passage.context,
+        "stride": passage.stride,
+        "windows": passage.count,
+        "model": known.name if known else None,
+        "pile_loss": known.pile_loss if known else None,
+    }
+
+
+def _alone(model: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
+    from cgpt_convert.models.evaluation import evaluate
+
+    with progress("eval", passage.tokens, unit=" tokens") as advance:
+        windows = _telling(passage.windows(), advance)
+        loss = evaluate(model, passage.sequence, windows, model.hyper.vocab_size)
+    return {**_loss(loss, nbytes), "against": None}
+
+
+def _both(model: Model, other: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
+    from cgpt_convert.models.divergence import diverge
+
+    with progress("eval", passage.tokens, unit=" tokens") as advance:
+        windows = _telling(passage.windows(), advance)
+        found = diverge(model, other, passage.sequence, windows, model.hyper.vocab_size)
+    against = {"source": other.path, **_loss(found.other, nbytes), **_divergence(found)}
+    return {**_loss(found.base, nbytes), "against": against}
+
+
+def _telling(windows: Iterable[Window], advance: Callable[[int], object]) -> Iterator[Window]:
+    for window in windows:
+        yield window
+        advance(window.scored)
+
+
+def _loss(loss: Loss, nbytes: int) -> dict[str, Any]:
+    return {
+        "cross_entropy": _finite(loss.cross_entropy),
+        "perplexity": _finite(loss.perplexity),
+        "bits_per_byte": _finite(loss.bits_per_byte(nbytes)),
+        "top_right": loss.top / loss.tokens,
+    }
+
+
+def _divergence(found: Divergence) -> dict[str, Any]:
+    return {
+        "perplexity_ratio": _finite(found.perplexity_ratio),
+        "kl_mean": _finite(found.kl_mean),
+        "kl_error": _finite(found.kl_error),
+        "kl_p99": _finite(found.kl_percentile(99)),
+        "kl_max": _finite(found.kl_max),
+        "top_agreement": found.top_agreement,
+        "p_change_rms": _finite(found.p_change_rms),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def _print(result: dict[str, Any]) -> None:
+    windows = counted(result["windows"], "window")
+    _say(
+        f"{printable(result['source'])} on {printable(result['text'])}: "
+        f"{counted(result['tokens'], 'token')}, {result['nbytes']:,} bytes, "
+        f"in {windows} of {result['context']:,}"
+    )
+    _row("cross-entropy", f"{_shown(result['cross_entropy'], '.4f')} nats a token")
+    if result["pile_loss"] is not None:
+        _row("", f"(on the Pile's test set: {result['pile_loss']}, {result['model']}'s model card)")
+    _row("perplexity", _shown(result["perplexity"], ".3f"))
+    _row("bits per byte", _shown(result["bits_per_byte"], ".4f"))
+    _row("likeliest token right", f"{result['top_right']:.2%}")
+    other = result["against"]
+    if other is not None:
+        _say(f"\n{printable(other['source'])} against it:")
+        ratio = _shown(other["perplexity_ratio"], ".5f")
+        _row("perplexity", f"{_shown(other['perplexity'], '.3f')}, {ratio} times as much")
+        mean, error = _shown(other["kl_mean"], ".3g"), _shown(other["kl_error"], ".1g")
+        _row("KL divergence, mean", f"{mean} +- {error} nats a token")
+        _row("  99th percentile", _shown(other["kl_p99"], ".3g"))
+        _row("  maximum", _shown(other["kl_max"], ".3g"))
+        _row("same likeliest token", f"{other['top_agreement']:.2%}")
+        _row("right token's change", f"{_shown(other['p_change_rms'], '.3%')} RMS, in probability")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
+
+
+def _row(name: str, value: str) -> None:
+    _say(f"  {name:<22} {value}")
+
+
+def _say(line: str) -> None:
+    click.echo(wrapped(line, 4))
