@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -19,8 +19,36 @@ from cgpt_convert.output.sink import Options, write_folder
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.values.digest import tensor_digest
 
+if TYPE_CHECKING:
+    from cgpt_convert.models.model import Model
+
 _MODEL = "pytorch_model.bin"
-_OUTPUTS = ("model.safetensors", "model.npz", "npy", "parameters")
+_FILES = (_MODEL, "config.json", "vocab.json", "merges.txt", "held-out.txt")
+
+
+class _Output(NamedTuple):
+    """What is made of the model, and how."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    command: str = "convert"
+    as_it_was: bool = True  # every tensor, under its own name
+    lossless: bool = True
+
+
+_OUTPUTS = (
+    _Output("model.safetensors"),
+    _Output("model.npz"),
+    _Output("npy", ("--to", "npy")),
+    _Output("parameters", command="extract"),
+    _Output("model.bin", ("--to", "torch")),
+    _Output("hf", ("--to", "hf"), as_it_was=False),
+    _Output("model.gguf", as_it_was=False),
+    _Output("model-q8_0.gguf", ("--dtype", "q8_0"), as_it_was=False, lossless=False),
+)
+_PROMPT = ("You", "Ġare")
+_SENTENCE_ENDS = (".", "!", "?")
+_MOST = 40  # tokens
 
 
 @click.command("demo")
@@ -28,25 +56,23 @@ _OUTPUTS = ("model.safetensors", "model.npz", "npy", "parameters")
 def command(folder: str) -> None:
     """Run everything on a small model that comes along, into DIR (cgpt-demo).
 
-    The model has the shape and the storage layout of Cerebras-GPT, with random weights. Each file
-    written is read again and compared with the source, bit for bit.
+    The model has the shape and the storage layout of Cerebras-GPT, and learnt to write from Jane
+    Austen. Each file written is read again and compared with the source, bit for bit where it has
+    the same tensors; and from each the model continues a sentence, computed without torch.
     """
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise CannotWrite("exists already", where=folder, hint="name another folder")
-    model = os.path.join(folder, _MODEL)
     inside = resources.files("cgpt_convert") / "demo"
-    files = [FilePlan(name, ((inside / name).read_bytes(),)) for name in (_MODEL, "config.json")]
+    files = [FilePlan(name, ((inside / name).read_bytes(),)) for name in _FILES]
     write_folder(files, folder, Options())
+    model = os.path.join(folder, _MODEL)
     _run("inspect", model, "--tree")
-    for name in _OUTPUTS:
-        output = os.path.join(folder, name)
-        if name == "parameters":
-            _run("extract", model, "-o", output)
-        elif name == "npy":
-            _run("convert", model, "-o", output, "--to", "npy")
-        else:
-            _run("convert", model, "-o", output)
-        _compare(open_checkpoint(model), open_checkpoint(output))
+    for output in _OUTPUTS:
+        path = os.path.join(folder, output.name)
+        _run(output.command, model, "-o", path, *output.options)
+        if output.as_it_was:
+            _compare(open_checkpoint(model), open_checkpoint(path))
+    _speak(folder)
     click.echo(f"\nThe files are in {folder}/.")
 
 
@@ -84,3 +110,47 @@ def _independent(path: str) -> Callable[[str], Mapping[str, Any]] | None:
 
         return load_file
     return None
+
+
+def _speak(folder: str) -> None:
+    """Let the model continue a sentence from each file; CheckFailed if a lossless one's differs."""
+    from cgpt_convert.models.model import Model
+
+    start = "".join(_PROMPT).replace("Ġ", " ")
+    click.echo(style(f"\n{start} ... how the model goes on, computed from each file:", bold=True))
+    base = Model(open_checkpoint(os.path.join(folder, _MODEL)), resident=True)
+    expected, ids = _sentence(base)
+    click.echo(f"  {_MODEL:<17}  {expected}")
+    for output in _OUTPUTS:
+        model = Model(open_checkpoint(os.path.join(folder, output.name)), resident=True)
+        text, _ = _sentence(model)
+        if output.lossless and text != expected:
+            raise CheckFailed(f"the model goes on otherwise: {text}", where=model.path)
+        click.echo(f"  {output.name:<17}  {text}")
+        if not output.lossless:
+            kl = _divergence(base, model, ids)
+            click.echo(f"  {'':<17}  KL divergence from float32: {kl:.1e} nats a token")
+
+
+def _sentence(model: Model) -> tuple[str, list[int]]:
+    """The prompt and what the model holds for likeliest, as text and as ids."""
+    from cgpt_convert.models.continuation import continued
+    from cgpt_convert.models.settings import Settings
+    from cgpt_convert.models.text import Decoder, find
+
+    tokenizer = find(model.source.checkpoint, None, model.hyper.vocab_size)
+    ends = frozenset(tokenizer.tokens.index(end) for end in _SENTENCE_ENDS)
+    prompt = [tokenizer.tokens.index(token) for token in _PROMPT]
+    ids = prompt + continued(model, prompt, Settings(_MOST, ends), None).new_ids
+    return Decoder(tokenizer).decode(ids), ids
+
+
+def _divergence(base: Model, other: Model, ids: list[int]) -> float:
+    """The mean KL divergence over the tokens of a sentence, in nats a token."""
+    import numpy as np
+
+    from cgpt_convert.models.divergence import diverge
+    from cgpt_convert.models.windows import Window
+
+    window = Window(0, len(ids) - 1, len(ids) - 1)
+    return diverge(base, other, np.array(ids), [window], base.hyper.vocab_size).kl_mean

@@ -1,0 +1,166 @@
+"""eval, as typed: against transformers, and llama.cpp's own dequantization."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from lm_eval.utils import get_rolling_token_windows
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import cgpt_convert
+from tests.running import run
+
+DEMO = Path(cgpt_convert.__file__).parent / "demo"
+MODEL, TEXT = str(DEMO / "pytorch_model.bin"), str(DEMO / "held-out.txt")
+
+
+def measured(*words: str) -> dict:
+    done = run("eval", *words, "--json")
+    assert done.code == 0, done.err
+    return dict(done.json)
+
+
+def model(state: dict[str, torch.Tensor]) -> GPT2LMHeadModel:
+    config = GPT2Config.from_json_file(str(DEMO / "config.json"))
+    made = GPT2LMHeadModel(config)
+    made.load_state_dict(state, strict=False)
+    return made.double().eval()
+
+
+@pytest.fixture(scope="module")
+def original() -> GPT2LMHeadModel:
+    return model(torch.load(MODEL, weights_only=True))
+
+
+@torch.no_grad()
+def log_probabilities(
+    oracle: GPT2LMHeadModel, context: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens, vocabulary) of the held-out text, and the tokens, cut as lm-eval does."""
+    files = (str(DEMO / "vocab.json"), str(DEMO / "merges.txt"))
+    ids = ByteLevelBPETokenizer(*files).encode(Path(TEXT).read_text()).ids
+    end = oracle.config.eos_token_id
+    rows = []
+    for inputs, predicted in get_rolling_token_windows(ids, end, context, context - stride + 1):
+        logits = oracle(torch.tensor([inputs])).logits[0, -len(predicted) :]
+        rows.append(torch.log_softmax(logits, -1))
+    return torch.cat(rows), torch.tensor(ids)
+
+
+@pytest.mark.parametrize("cut", [(), (256, 64), (100, 100)])
+def test_the_figures_are_transformers(original, cut):
+    logs, ids = log_probabilities(original, *(cut or (256, 256)))
+    nats = -logs[torch.arange(len(ids)), ids].sum().item()
+    options = [f"--context={cut[0]}", f"--stride={cut[1]}"] if cut else []
+    found = measured(MODEL, "--text", TEXT, *options)
+    assert found["tokens"] == len(ids)
+    assert found["cross_entropy"] == pytest.approx(nats / len(ids), abs=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / len(ids)), rel=1e-6)
+    nbytes = Path(TEXT).stat().st_size
+    assert found["nbytes"] == nbytes
+    assert found["bits_per_byte"] == pytest.approx(nats / nbytes / math.log(2), rel=1e-6)
+    right = (logs.argmax(-1) == ids).double().mean().item()
+    assert found["top_right"] == pytest.approx(right, abs=1e-3)  # equal logits may swap
+    assert (found["against"], found["model"], found["pile_loss"]) == (None, None, None)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    done = run("convert", MODEL, "-o", str(path), "--dtype", "q4_0")
+    assert done.code == 0, done.err
+    (path.parent / "config.json").write_text((DEMO / "config.json").read_text())
+    return path
+
+
+PARTS = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+def dequantized(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a GGUF file under transformers' names, by llama.cpp's library."""
+    state = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        *layer, part, kind = tensor.name.replace("blk.", "").split(".")
+        name = ".".join([*("transformer.h." + n for n in layer), PARTS[part], kind])
+        values = torch.from_numpy(
+            gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        )
+        linear = values.dim() == 2 and "embd" not in part
+        state[name] = values.t() if linear else values
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    return state
+
+
+def test_the_divergence_of_a_quantization_is_torchs(original, quantized):
+    p, ids = log_probabilities(original, 256, 256)
+    q, _ = log_probabilities(model(dequantized(quantized)), 256, 256)
+    kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).numpy()
+    rows = torch.arange(len(ids))
+    found = measured(MODEL, "--text", TEXT, "--against", str(quantized))["against"]
+    assert found["source"] == str(quantized)
+    assert found["kl_mean"] == pytest.approx(kl.mean(), rel=1e-4)
+    assert found["kl_error"] == pytest.approx(kl.std(ddof=1) / len(ids) ** 0.5, rel=1e-3)
+    assert found["kl_p99"] == pytest.approx(np.percentile(kl, 99), rel=1e-3)
+    assert found["kl_max"] == pytest.approx(kl.max(), rel=1e-3)
+    same = (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+    assert found["top_agreement"] == pytest.approx(same, abs=1e-3)
+    nats = [-logs[rows, ids].mean().item() for logs in (p, q)]
+    assert found["cross_entropy"] == pytest.approx(nats[1], abs=1e-5)
+    assert found["perplexity_ratio"] == pytest.approx(math.exp(nats[1] - nats[0]), rel=1e-5)
+    change = (q.exp() - p.exp())[rows, ids]
+    assert found["p_change_rms"] == pytest.approx(change.square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_what_is_printed(quantized):
+    done = run("eval", MODEL, "--text", TEXT, "--against", str(quantized))
+    assert done.code == 0
+    found = measured(MODEL, "--text", TEXT, "--against", str(quantized))
+    assert f"cross-entropy          {found['cross_entropy']:.4f} nats a token" in done.out
+    assert f"{found['against']['perplexity_ratio']:.5f} times as much" in done.out
+    assert f"same likeliest token   {found['against']['top_agreement']:.2%}" in done.out
+    assert "Pile" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--context", "257"), 2, "a context of 257 tokens; the model has 256 positions"),
+        (("--context", "9", "--stride", "10"), 2, "a stride of 10 tokens does not fit"),
+        (("--tokenizer", "nowhere"), 2, "no such folder"),
+        (("--against", "nowhere"), 2, "nowhere: "),
+    ],
+)
+def test_what_cannot_be_is_refused(words, code, told):
+    done = run("eval", MODEL, "--text", TEXT, *words)
+    assert (done.code, done.out) == (code, "")
+    assert told in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "told"),
+    [(b"", 2, "no text to predict"), (b"\xff", 3, "not UTF-8"), (None, 3, "No such file")],
+)
+def test_what_is_no_text_is_refused(tmp_path, content, code, told):
+    path = tmp_path / "text"
+    if content is not None:
+        path.write_bytes(content)
+    done = run("eval", MODEL, "--text", str(path))
+    assert (done.code, done.out) == (code, "")
+    assert f"{path}: " in done.err
+    assert told in done.err

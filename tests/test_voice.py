@@ -1,0 +1,224 @@
+"""The embedded model speaks, and its loss on a text it has not seen tells right weights from wrong.
+
+The loss is that of transformers in float64. What is computed here in float32 from the same file is
+within 1e-6 of it; every single mistake below moves it by three times that or more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.utils import get_rolling_token_windows
+from safetensors.numpy import save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+import cgpt_convert
+from cgpt_convert.models.evaluation import evaluate
+from cgpt_convert.models.model import Model
+from cgpt_convert.models.windows import rolling_windows
+from cgpt_convert.opening import open_checkpoint
+from tests import train_demo, vendor
+from tests.running import ROOT, environ, run
+
+DEMO = Path(cgpt_convert.__file__).parent / "demo"
+CONFIG = json.loads((DEMO / "config.json").read_text())
+LOSS = 3.9706878507122627  # nats a token on held-out.txt; docs/demo.md has it, too
+SAME, OTHER = 1e-6, 3e-6
+
+State = dict[str, np.ndarray]
+Change = Callable[[State], None]
+
+
+@pytest.fixture(scope="module")
+def sequence() -> np.ndarray:
+    """The held-out chapter after the end-of-text token, by the library's own tokenizer."""
+    files = (str(DEMO / "vocab.json"), str(DEMO / "merges.txt"))
+    ids = ByteLevelBPETokenizer(*files).encode((DEMO / "held-out.txt").read_text()).ids
+    return np.array([CONFIG["eos_token_id"], *ids])
+
+
+@pytest.fixture(scope="module")
+def oracle() -> GPT2LMHeadModel:
+    """transformers with torch's own reading of the archive, in float64."""
+    model = GPT2LMHeadModel(GPT2Config(**CONFIG, attn_implementation="eager"))
+    state = torch.load(DEMO / "pytorch_model.bin", weights_only=True)
+    masks = {name for name in state if name.endswith((".attn.bias", ".attn.masked_bias"))}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, set(unexpected)) == ([], masks)
+    return model.double().eval()
+
+
+def loss(model: Model, sequence: np.ndarray) -> float:
+    most = model.hyper.n_positions
+    windows = rolling_windows(len(sequence) - 1, most, most)
+    return evaluate(model, sequence, windows, model.hyper.vocab_size).cross_entropy
+
+
+@torch.no_grad()
+def test_the_recorded_loss_is_transformers_in_float64(oracle, sequence):
+    nats, (prefix, *ids) = 0.0, sequence.tolist()
+    for inputs, predicted in get_rolling_token_windows(ids, prefix, CONFIG["n_positions"], 1):
+        logits = oracle(torch.tensor([inputs])).logits[0, -len(predicted) :]
+        targets = torch.tensor(predicted)
+        nats += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+    assert nats / len(ids) == pytest.approx(LOSS, abs=1e-9)
+
+
+def test_the_models_loss_is_the_recorded_one(sequence):
+    model = Model(open_checkpoint(str(DEMO / "pytorch_model.bin")))
+    assert loss(model, sequence) == pytest.approx(LOSS, abs=SAME)
+
+
+def rewritten(folder: Path, change: Change = lambda _state: None, **config: object) -> Model:
+    """The model as safetensors, after a change of its tensors or its configuration."""
+    source = open_checkpoint(str(DEMO / "pytorch_model.bin"))
+    state = {name: tensor.numpy() for name, tensor in source.items() if name not in source.ties}
+    change(state)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    save_file(contiguous, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    return Model(open_checkpoint(str(folder / "model.safetensors")))
+
+
+def test_unchanged_it_has_the_recorded_loss(sequence, tmp_path):
+    assert loss(rewritten(tmp_path), sequence) == pytest.approx(LOSS, abs=SAME)
+
+
+def misread(state: State, name: str) -> None:
+    """The elements as they lie in the vendor's storage, taken for C order: strides ignored."""
+    state[name] = state[name].T.reshape(state[name].shape)
+
+
+def swap(state: State, first: str, second: str) -> None:
+    state[first], state[second] = state[second], state[first]
+
+
+BIASES = ("attn.c_attn", "attn.c_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+LAYERS = ("transformer.h.0", "transformer.h.4")
+WRONG_TENSORS: dict[str, Change] = {
+    **{
+        f"{layer}.{name}.bias dropped": lambda state, at=f"{layer}.{name}.bias": state[at].fill(0)
+        for layer in LAYERS
+        for name in BIASES
+    },
+    "transformer.ln_f.bias dropped": lambda state: state["transformer.ln_f.bias"].fill(0),
+    **{
+        f"{name} misread": lambda state, at=f"transformer.h.2.{name}.weight": misread(state, at)
+        for name in MATRICES
+    },
+    "c_proj transposed": lambda state: swap_axes(state, "transformer.h.2.attn.c_proj.weight"),
+    "norms swapped": lambda state: swap(
+        state, "transformer.h.3.ln_1.weight", "transformer.h.3.ln_2.weight"
+    ),
+    "one element of 16,384 negated": lambda state: negate_largest(
+        state["transformer.h.2.attn.c_proj.weight"]
+    ),
+}
+
+
+def swap_axes(state: State, name: str) -> None:
+    state[name] = state[name].T
+
+
+def negate_largest(matrix: np.ndarray) -> None:
+    matrix.flat[np.abs(matrix).argmax()] *= -1
+
+
+@pytest.mark.parametrize("mistake", WRONG_TENSORS)
+def test_the_loss_tells_wrong_tensors(mistake, sequence, tmp_path):
+    model = rewritten(tmp_path, WRONG_TENSORS[mistake])
+    assert abs(loss(model, sequence) - LOSS) > OTHER
+
+
+WRONG_CONFIGURATIONS: dict[str, dict[str, object]] = {
+    "tanh GELU": {"activation_function": "gelu_new"},
+    "heads": {"n_head": 8},
+    "epsilon": {"layer_norm_epsilon": 1e-3},
+    "scores not scaled": {"scale_attn_weights": False},
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_CONFIGURATIONS)
+def test_the_loss_tells_a_wrong_configuration(mistake, sequence, tmp_path):
+    model = rewritten(tmp_path, **WRONG_CONFIGURATIONS[mistake])
+    assert abs(loss(model, sequence) - LOSS) > OTHER
+
+
+def test_the_archive_is_laid_out_as_the_vendors():
+    found = torch.load(DEMO / "pytorch_model.bin", weights_only=True)
+    vendors = vendor.state_dict(train_demo.SHAPE)
+    assert list(found) == list(vendors)
+    for name, tensor in vendors.items():
+        assert (found[name].shape, found[name].stride()) == (tensor.shape, tensor.stride()), name
+        assert found[name].dtype == tensor.dtype
+    assert found["lm_head.weight"].data_ptr() == found["transformer.wte.weight"].data_ptr()
+    assert torch.equal(found["transformer.h.0.attn.bias"], vendors["transformer.h.0.attn.bias"])
+
+
+def test_all_that_comes_along_is_small():
+    sizes = {path.name: path.stat().st_size for path in DEMO.iterdir()}
+    assert sizes["pytorch_model.bin"] < 6_000_000
+    assert sum(sizes.values()) < 7_000_000
+
+
+SENTENCE = "You are not to be a very happy man."
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What demo left, and what it printed."""
+    folder = tmp_path_factory.mktemp("voice") / "demo"
+    done = run("demo", folder)
+    assert done.code == 0, done.err
+    return folder, done.out
+
+
+def test_demo_ends_with_the_same_sentence_from_every_format(made):
+    lines = made[1][made[1].index("You are ...") :].splitlines()[1:]
+    said = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if SENTENCE in line}
+    assert set(said.values()) == {SENTENCE}
+    assert set(said) == {
+        "pytorch_model.bin",
+        "model.safetensors",
+        "model.npz",
+        "npy",
+        "parameters",
+        "model.bin",
+        "hf",
+        "model.gguf",
+        "model-q8_0.gguf",
+    }
+    assert re.search(r"KL divergence from float32: \d\.\de-0\d nats a token", made[1])
+
+
+def test_transformers_says_that_sentence(made):
+    model = GPT2LMHeadModel.from_pretrained(made[0] / "hf")
+    tokenizer = GPT2TokenizerFast.from_pretrained(made[0] / "hf")
+    prompt = tokenizer("You are", return_tensors="pt")
+    ids = model.generate(**prompt, do_sample=False, max_new_tokens=8, pad_token_id=2047)
+    assert tokenizer.decode(ids[0]) == SENTENCE
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model-q8_0.gguf"])
+def test_llama_cpp_says_that_sentence(made, name):
+    ids = GPT2TokenizerFast.from_pretrained(made[0] / "hf").encode(SENTENCE)
+    out = made[0] / "logits.npy"
+    words = [made[0] / name, ",".join(map(str, ids)), out]
+    line = [sys.executable, "-m", "tests.llama_logits", *map(str, words)]
+    subprocess.run(line, check=True, cwd=ROOT, env=environ())
+    assert np.load(out).argmax(-1)[1:-1].tolist() == ids[2:]
+
+
+def test_paragraphs_without_headings_and_asides():
+    lines = ["EMMA", "CHAPTER I", "Said", "he.", "", "[Note.]", "", "_So_ said she.", "", "FINIS"]
+    assert list(train_demo.chapters(lines)) == ["Said he.\nSo said she.\n"]
