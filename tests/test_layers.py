@@ -26,26 +26,28 @@ FLOORS = (
     "reread",
     "summary",
     "cli",
-    "__main__",
+    "__main__ harness",
 )
 # Named, because they point down: a method that is sugar, and the package's one public function.
 DOWNWARD = {("tensor", "values"), ("", "opening")}
 
 # Who may import what is heavy or prints; whatever is left out here may be imported by nobody.
 ALLOWED = {
-    "click": "cli cli.continuing cli.convert cli.demo cli.diff cli.digest cli.extract "
+    "click": "cli cli.continuing cli.convert cli.demo cli.diff cli.digest cli.eval cli.extract "
     "cli.generate cli.inspect cli.lock cli.models cli.options cli.report cli.scan "
     "cli.table cli.verify",
     "tqdm": "cli.progress",
-    "numpy": "cli.demo models.beams models.compare models.gelu models.generation models.model "
-    "models.on_numpy models.sampling values.bits values.blocks values.cast "
-    "values.compare values.dequantize values.gather values.quantize values.stats",
+    "numpy": "cli.demo harness models.beams models.compare models.divergence models.evaluation "
+    "models.gelu models.generation models.model models.on_numpy models.passage "
+    "models.sampling values.bits values.blocks values.cast values.compare "
+    "values.dequantize values.gather values.quantize values.stats",
     "isal": "formats._npy output.checksums output.pieces output.sink",
     "pickletools": "pickles.opcodes pickles.unpickle",
     "tokenizers": "models.text",
     "torch": "models.on_torch",
     "transformers": "",
     "safetensors": "cli.demo",
+    "lm_eval": "harness",
     "zipfile": "",
     "pickle": "",
 }
