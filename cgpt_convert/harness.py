@@ -34,7 +34,8 @@ from cgpt_convert.opening import open_checkpoint
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-R, A = TypeVar("R"), TypeVar("A")
+R = TypeVar("R")  # a request
+A = TypeVar("A")  # the answer to it
 _NEW_TOKENS = 256  # that a task gets if it does not say how many, as with `hf`
 
 

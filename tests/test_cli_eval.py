@@ -26,7 +26,8 @@ def measured(*words: str) -> dict:
     return dict(done.json)
 
 
-def model(state: dict[str, torch.Tensor]) -> GPT2LMHeadModel:
+def model(state):
+    """transformers', in float64."""
     config = GPT2Config.from_json_file(str(DEMO / "config.json"))
     made = GPT2LMHeadModel(config)
     made.load_state_dict(state, strict=False)
@@ -34,7 +35,7 @@ def model(state: dict[str, torch.Tensor]) -> GPT2LMHeadModel:
 
 
 @pytest.fixture(scope="module")
-def original() -> GPT2LMHeadModel:
+def original():
     return model(torch.load(MODEL, weights_only=True))
 
 

@@ -85,6 +85,7 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         "verify": run("verify", model, str(out / "json.safetensors")),
         "diff": run("diff", model, str(out / "json.safetensors")),
         "scan": run("scan", str(demo)),
+        "eval": run("eval", model, "--text", str(demo / "held-out.txt"), "--against", model),
         "generate": run("generate", model, "--ids", "1,2", "--max-new-tokens", "2"),
     }
     for name, result in results.items():
@@ -96,6 +97,10 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         assert f"`{key}`" in section("json.md", "scan"), key
     for key in ("ok", "exit_code", "checks", *Check._fields):
         assert f"`{key}`" in section("json.md", "Reports"), key
+    against = results["eval"]["against"]
+    assert isinstance(against, dict)
+    for key in against:
+        assert f"`{key}`" in section("json.md", "eval"), key
     tensors = results["inspect"]["tensors"]
     assert isinstance(tensors, list)
     for key in {key for row in tensors for key in (*row, *row["stats"])}:

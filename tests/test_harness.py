@@ -21,6 +21,17 @@ MODEL = DEMO / "pytorch_model.bin"
 TASKS = "tests/data/lm_eval"
 NAMES = ("austen_choice", "austen_perplexity", "austen_generate")
 
+WITHOUT_TORCH = """
+import runpy, sys
+from importlib.machinery import PathFinder
+
+found = PathFinder.find_spec
+hidden = ("torch", "transformers")
+PathFinder.find_spec = lambda name, *rest: None if name in hidden else found(name, *rest)
+runpy.run_module("cgpt_convert.harness", run_name="__main__", alter_sys=True)
+assert not {*hidden} & sys.modules.keys()
+"""
+
 Answers = dict[str, list[Any]]
 Metrics = dict[str, dict[str, Any]]
 
@@ -55,14 +66,10 @@ def written(out: Path) -> tuple[Answers, Metrics]:
 @pytest.fixture(scope="module")
 def ours(folder: Path) -> tuple[Answers, Metrics]:
     """In a process that has no torch and no transformers: the extra `eval` installs neither."""
-    code = (
-        "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "runpy.run_module('cgpt_convert.harness', run_name='__main__', alter_sys=True)"
-    )
     arguments = words("cgpt", f"path={MODEL}", folder / "ours")
     more = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
         cwd=ROOT,
         env=environ(**more),
         capture_output=True,

@@ -139,8 +139,9 @@ def train(model: GPT2LMHeadModel, ids: torch.Tensor, held_out: torch.Tensor) -> 
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        for each in (*optimizers, *schedules):
-            each.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         losses.append(loss.item())
         if step % EVERY == 0:
             mean = sum(losses) / len(losses)

@@ -70,8 +70,8 @@ def command(
     from cgpt_convert.models.passage import check_alike, read_passage
 
     def opened(name: str) -> Model:
-        known = {"heads": heads, "activation": activation}
-        found = Model(open_checkpoint(name, mapping), engine, **known)
+        checkpoint = open_checkpoint(name, mapping)
+        found = Model(checkpoint, engine, heads=heads, activation=activation)
         for line in found.source.lines:
             click.echo(f"warning: {printable(line)}", err=True)
         return found
@@ -113,7 +113,7 @@ def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
         "tokens": passage.tokens,
         "context": passage.context,
         "stride": passage.stride,
-        "windows": passage.count,
+        "windows": passage.window_count,
         "model": known.name if known else None,
         "pile_loss": known.pile_loss if known else None,
     }

@@ -30,7 +30,7 @@ class Passage(NamedTuple):
         return len(self.sequence) - 1
 
     @property
-    def count(self) -> int:
+    def window_count(self) -> int:
         """How many windows there are."""
         return count(self.tokens, self.context, self.stride)
 
