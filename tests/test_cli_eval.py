@@ -14,6 +14,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import cgpt_convert
+from cgpt_convert.cli.eval import _print
 from tests.running import run
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
@@ -136,6 +137,14 @@ def test_what_is_printed(quantized):
     assert f"{found['against']['perplexity_ratio']:.5f} times as much" in done.out
     assert f"same likeliest token   {found['against']['top_agreement']:.2%}" in done.out
     assert "Pile" not in done.out
+
+
+def test_a_known_models_published_loss_stands_beside(capsys):
+    known = measured(MODEL, "--text", TEXT) | {"model": "cerebras-gpt-111m", "pile_loss": 2.566}
+    _print(known)
+    assert (
+        "(on the Pile's test set: 2.566, cerebras-gpt-111m's model card)" in capsys.readouterr()[0]
+    )
 
 
 @pytest.mark.parametrize(
