@@ -72,6 +72,7 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
 )
 _NEWEST_PICKLE = 5
 _TORCH = ("data.pkl", ".data/extern_modules")  # in the root folder
+_FIRST = rb"(?s)PK\x03\x04.{26}[^/]+/data\.pkl"  # a local header, APPNOTE.TXT 4.3.7
 # patterns, compiled when they are needed
 _ONNX = rb"(?s)\x08[\x01-\x20]\x12.[ -~]{2}"  # ir_version, producer_name
 _HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
@@ -84,7 +85,7 @@ def sniff(source: Source) -> Kind:
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return _zip(source)  # the commonest; the readers of the other kinds stay unimported
+        return _zip(source, head)  # the commonest; the other kinds' readers stay unimported
     from cgpt_convert.containers import tarball, torchtar
     from cgpt_convert.containers.partial import content_end
 
@@ -118,10 +119,13 @@ def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER_BYTES
 
 
-def _zip(source: Source) -> Kind:
-    """Which zip, by the names in its directory."""
+def _zip(source: Source, head: bytes) -> Kind:
+    """Which zip, by its first record's name, which torch writes first, or by its directory's."""
     try:
-        members = directory.entries(source, directory.find_end(source))
+        end = directory.find_end(source)
+        if re.match(_FIRST, head):
+            return Kind.TORCH_ZIP
+        members = directory.entries(source, end)
     except directory.NoDirectory:
         return Kind.CUT_ZIP
     except CgptError:

@@ -66,14 +66,15 @@ def _dense(
 
 def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
     """The tensor with torch's lazy conjugate and negative bits, which its bytes do not have."""
+    if metadata is None:
+        return tensor
     bits = {}
-    if metadata is not None:
-        if not isinstance(metadata, Dict):
-            raise Malformed(f"tensor metadata that is no dict: {text(metadata)}")
-        for key, value in metadata.items:
-            if key not in ("conj", "neg") or type(value) is not bool:
-                raise Unsupported(f"tensor metadata {text(metadata)}")
-            bits[key] = value
+    if not isinstance(metadata, Dict):
+        raise Malformed(f"tensor metadata that is no dict: {text(metadata)}")
+    for key, value in metadata.items:
+        if key not in ("conj", "neg") or type(value) is not bool:
+            raise Unsupported(f"tensor metadata {text(metadata)}")
+        bits[key] = value
     if bits.get("conj") and tensor.stored.kind != "c":
         raise Malformed(f"a conjugate bit on {tensor.stored.name}")
     return replace(tensor, conj=bits.get("conj", False), neg=bits.get("neg", False))

@@ -74,9 +74,10 @@ class _Machine(Cursor):
         data, dispatch, push = self.data, _DISPATCH, self.stack.append
         for _ in range(self.limits.opcodes):
             at = self.opcode_at = self.at
-            if at >= len(data):
-                raise Incomplete("the pickle ends before its STOP opcode")
-            operate, reader = dispatch[data[at]]
+            try:
+                operate, reader = dispatch[data[at]]
+            except IndexError:
+                raise Incomplete("the pickle ends before its STOP opcode") from None
             self.at = at + 1
             if operate is None:
                 push(reader(self))
