@@ -84,6 +84,8 @@ def group() -> None:
 def main() -> int:
     """The exit code of the command that `sys.argv` asks for."""
     gc.disable()  # a tenth of an inspect's time; a command ends before cycles add up
+    # the threads are ours: BLAS, which reads this when NumPy is imported, is to start no others
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in ("SIGTERM", "SIGHUP"):
         # one that is ignored stays so: that is what nohup does
         if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) != signal.SIG_IGN:

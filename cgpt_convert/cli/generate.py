@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from time import perf_counter
 from typing import Any
 
@@ -89,8 +88,6 @@ def command(
         raise click.UsageError("--early-stopping is of --beams")
     start = perf_counter()
     jobs = jobs or cores()
-    # the threads are ours: BLAS, which reads this when NumPy is imported, is to have no others
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from cgpt_convert.cli.continuing import Run
     from cgpt_convert.models.backend import backend
     from cgpt_convert.models.model import Model

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from collections.abc import Callable
 from types import TracebackType
 
@@ -263,11 +262,11 @@ class Folder(Stage):
         """Remove what is left of the new folder; of the old one only if the new one is there."""
         if self._old and os.path.lexists(self._old):
             if os.path.lexists(self._final):
-                shutil.rmtree(self._old, ignore_errors=True)
+                _remove_folder(self._old, ignore_errors=True)
             else:
                 os.rename(self._old, self._final)
         if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            _remove_folder(self._temporary, ignore_errors=True)
 
 
 def reclaim(folder: str, name: str) -> list[str]:
@@ -290,7 +289,7 @@ def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if entry.is_dir():
-            shutil.rmtree(entry.path)
+            _remove_folder(entry.path)
         else:
             os.unlink(entry.path)
     except OSError:
@@ -334,3 +333,9 @@ def _publishing(do: Callable[[str, str], object], old: str, new: str, final: str
 def _unlink(path: str) -> None:
     with contextlib.suppress(OSError):  # it may never have been; and why we stopped matters more
         os.unlink(path)
+
+
+def _remove_folder(path: str, *, ignore_errors: bool = False) -> None:
+    import shutil  # seldom needed, and it takes 4 ms
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
