@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
-from cgpt_convert.inert import Call, Dict, Global, Set, Value, printable, text
+from cgpt_convert.inert import Call, Dict, Set, Value, printable, text
 from cgpt_convert.limits import (
     EXPANSION,
     EXPANSION_FLOOR,
@@ -21,16 +21,20 @@ from cgpt_convert.limits import (
     TENSORS,
 )
 from cgpt_convert.pickles import ndarray
+from cgpt_convert.pickles.children import (
+    PLAIN,
+    Pairs,
+    children,
+    held,
+    is_dict,
+    is_script_class,
+    of_state,
+)
 from cgpt_convert.pickles.dense import StorageTable
 from cgpt_convert.pickles.rebuild import KNOWN, rebuild
 from cgpt_convert.pickles.unpickle import Decoded
 from cgpt_convert.pickles.wrappers import unwrap
 from cgpt_convert.tensor import Tensor
-
-Pairs = Sequence[tuple[Value, Value]]
-
-# torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
-_MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
 
 
 def fill(
@@ -80,24 +84,6 @@ def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> 
 def foreign(names: list[str]) -> list[str]:
     """The names that are neither torch's data forms nor classes of a TorchScript archive."""
     return [name for name in names if name not in KNOWN and not is_script_class(name)]
-
-
-def is_script_class(name: str) -> bool:
-    """Is it a class whose code lies in a TorchScript archive, or a helper of its pickler?"""
-    return name.startswith("__torch__.") or name in _SCRIPT_HELPERS
-
-
-# torch/csrc/jit/serialization/pickler.cpp: lists and tagged values wrap what they hold
-_SCRIPT_HELPERS = frozenset(
-    f"torch.jit._pickle.{name}"
-    for name in (
-        "build_boollist",
-        "build_doublelist",
-        "build_intlist",
-        "build_tensorlist",
-        "restore_type_tag",
-    )
-)
 
 
 class _Budget:
@@ -150,23 +136,23 @@ class _Walk:
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Take in `value` under `name`; of a foreign object's inside only the tensors."""
         self.budget.visit(name)
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             if not tensors_only:
                 self.checkpoint.others.append(Leaf(name, value))
             return
         self.count_again(value)
-        pairs = _children(value)
+        pairs = children(value)
         if pairs is None:
             self.take(name, value, depth, tensors_only=tensors_only)
             return
         if id(value) in self.path:
             self.cycles.append(name)
             return
-        if _is_dict(value):
+        if is_dict(value):
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
             self.dicts.append(name)
         self.inside(name, value, pairs, depth, tensors_only=tensors_only)
-        if _is_dict(value):
+        if is_dict(value):
             self.dicts.pop()
         if isinstance(value, Call) and value.state is not None and not tensors_only:
             self.state_of_container(name, value.state)
@@ -212,7 +198,7 @@ class _Walk:
                 return
             if tensor is not None:
                 self.add(name, tensor)
-                attached = [pair for state in unwrap(value)[1] for pair in _of_state(state)]
+                attached = [pair for state in unwrap(value)[1] for pair in of_state(state)]
                 self.inside(name, value, attached, depth, tensors_only=tensors_only)
                 return
             number = ndarray.scalar(value)
@@ -222,7 +208,7 @@ class _Walk:
             self.budget.visit("", _text_cost(value) - 1)
             self.checkpoint.others.append(Leaf(name, value))
         if isinstance(value, Call):  # the tensors in an object of an unknown class
-            self.inside(name, value, list(_held(value)), depth, tensors_only=True)
+            self.inside(name, value, list(held(value)), depth, tensors_only=True)
 
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""
@@ -249,26 +235,12 @@ class _Walk:
                 self.checkpoint.findings.append(Finding(rule, detail))
 
 
-def _children(value: Value) -> Pairs | None:
-    """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
-    if isinstance(value, tuple | list):
-        return _elements(value)
-    if isinstance(value, Dict):
-        return value.items
-    if isinstance(value, Set):
-        return _elements(value.members)
-    if isinstance(value, Call) and isinstance(value.func, Global):
-        return _call_children(str(value.func), value)
-    return None
-
-
-_PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
 _HOLDING = frozenset({list, tuple, Dict, Set, Call})
 
 
 def _text_cost(value: Value) -> int:
     """What showing a value that is no container costs, in plain values: its line is long or not."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return 1
     if type(value) in (list, tuple):
         return 1 + min(len(value), _LINE) // _PER_VISIT
@@ -277,70 +249,6 @@ def _text_cost(value: Value) -> int:
 
 _LINE = 64  # values that a line has room for
 _PER_VISIT = 8  # values written in the time of one visit
-
-
-def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
-    """The values by their numbers; None if they are plain, which is one leaf: shuffled indices."""
-    plain = values and _PLAIN.issuperset(map(type, values))
-    return None if plain else list(enumerate(values))
-
-
-_SETS = ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")
-_DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
-
-
-def _is_dict(value: Value) -> bool:
-    """Is it a container whose children have names: a dict or a TorchScript object?"""
-    if not isinstance(value, Call):
-        return isinstance(value, Dict)
-    name = str(value.func)
-    return name in _DICTS or name.startswith("__torch__.")
-
-
-def _call_children(name: str, call: Call) -> Pairs | None:
-    args = call.args if isinstance(call.args, tuple) else ()
-    if name in _DICTS:
-        return [*_given(args), *call.items]
-    if name in _SETS or name in _SCRIPT_HELPERS:
-        return [("", value) for value in args[:1]] + list(enumerate(call.elements))
-    return list(_held(call)) if is_script_class(name) else None
-
-
-def _given(args: tuple[Value, ...]) -> Pairs:
-    """The items that a dict is made of; of a defaultdict, the function before them is none."""
-    match args[-1:]:
-        case (Dict() as given,):
-            return given.items
-        case (list() as given,) if all(map(_is_pair, given)):  # protocols 0 and 1
-            return [(pair[0], pair[1]) for pair in given]
-    return [("", value) for value in args if not isinstance(value, Global)]
-
-
-def _is_pair(value: Value) -> bool:
-    return isinstance(value, list | tuple) and len(value) == len(("key", "value"))
-
-
-def _held(call: Call) -> Iterator[tuple[Value, Value]]:
-    """What an object holds: its arguments, its attributes, its items and its elements."""
-    if isinstance(call.args, tuple):
-        for index, value in enumerate(call.args):
-            yield f"args.{index}", value
-    if isinstance(call.kwargs, Dict):
-        yield from call.kwargs.items
-    yield from _of_state(call.state)
-    yield from call.items
-    yield from enumerate(call.elements)
-
-
-def _of_state(state: Value) -> Iterator[tuple[Value, Value]]:
-    """An object's attributes, from the state that it was saved with."""
-    states = state if isinstance(state, tuple) else (state,)
-    for part in states:  # a pair where the class has __slots__
-        if isinstance(part, Dict):
-            for key, value in part.items:
-                yield ("" if key in _MODULE_SLOTS else key), value
-        elif part is not None:
-            yield "", part
 
 
 def _join(name: str, key: Value) -> str:

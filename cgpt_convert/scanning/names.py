@@ -11,8 +11,8 @@ import sys
 
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import Value
+from cgpt_convert.pickles.children import is_script_class
 from cgpt_convert.pickles.rebuild import KNOWN
-from cgpt_convert.pickles.tree import is_script_class
 
 # torch's weights_only loader allows these too; no reader of ours makes tensors of them
 _KINDS = "BFloat16 Bool Byte Char Double Float Half Int Long Short"

@@ -1,0 +1,109 @@
+"""What a value of an inert tree holds, and under which names: containers, objects, attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cgpt_convert.inert import Call, Dict, Global, Set, Value
+
+Pairs = Sequence[tuple[Value, Value]]
+
+PLAIN = frozenset({bool, int, float, str, bytes, type(None)})  # types of values that hold none
+
+# torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
+_MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
+
+
+def children(value: Value) -> Pairs | None:
+    """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
+    if isinstance(value, tuple | list):
+        return _elements(value)
+    if isinstance(value, Dict):
+        return value.items
+    if isinstance(value, Set):
+        return _elements(value.members)
+    if isinstance(value, Call) and isinstance(value.func, Global):
+        return _call_children(str(value.func), value)
+    return None
+
+
+def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
+    """The values by their numbers; None if they are plain, which is one leaf: shuffled indices."""
+    plain = values and PLAIN.issuperset(map(type, values))
+    return None if plain else list(enumerate(values))
+
+
+_SETS = ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")
+_DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
+
+
+def is_dict(value: Value) -> bool:
+    """Is it a container whose children have names: a dict or a TorchScript object?"""
+    if not isinstance(value, Call):
+        return isinstance(value, Dict)
+    name = str(value.func)
+    return name in _DICTS or name.startswith("__torch__.")
+
+
+def _call_children(name: str, call: Call) -> Pairs | None:
+    args = call.args if isinstance(call.args, tuple) else ()
+    if name in _DICTS:
+        return [*_given(args), *call.items]
+    if name in _SETS or name in _SCRIPT_HELPERS:
+        return [("", value) for value in args[:1]] + list(enumerate(call.elements))
+    return list(held(call)) if is_script_class(name) else None
+
+
+def _given(args: tuple[Value, ...]) -> Pairs:
+    """The items that a dict is made of; of a defaultdict, the function before them is none."""
+    match args[-1:]:
+        case (Dict() as given,):
+            return given.items
+        case (list() as given,) if all(map(_is_pair, given)):  # protocols 0 and 1
+            return [(pair[0], pair[1]) for pair in given]
+    return [("", value) for value in args if not isinstance(value, Global)]
+
+
+def _is_pair(value: Value) -> bool:
+    return isinstance(value, list | tuple) and len(value) == len(("key", "value"))
+
+
+def held(call: Call) -> Iterator[tuple[Value, Value]]:
+    """What an object holds: its arguments, its attributes, its items and its elements."""
+    if isinstance(call.args, tuple):
+        for index, value in enumerate(call.args):
+            yield f"args.{index}", value
+    if isinstance(call.kwargs, Dict):
+        yield from call.kwargs.items
+    yield from of_state(call.state)
+    yield from call.items
+    yield from enumerate(call.elements)
+
+
+def of_state(state: Value) -> Iterator[tuple[Value, Value]]:
+    """An object's attributes, from the state that it was saved with."""
+    states = state if isinstance(state, tuple) else (state,)
+    for part in states:  # a pair where the class has __slots__
+        if isinstance(part, Dict):
+            for key, value in part.items:
+                yield ("" if key in _MODULE_SLOTS else key), value
+        elif part is not None:
+            yield "", part
+
+
+def is_script_class(name: str) -> bool:
+    """Is it a class whose code lies in a TorchScript archive, or a helper of its pickler?"""
+    return name.startswith("__torch__.") or name in _SCRIPT_HELPERS
+
+
+# torch/csrc/jit/serialization/pickler.cpp: lists and tagged values wrap what they hold
+_SCRIPT_HELPERS = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        "build_boollist",
+        "build_doublelist",
+        "build_intlist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
+)
