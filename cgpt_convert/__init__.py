@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's takes 4 ms to import, in which a Ctrl-C would show a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from cgpt_convert.opening import open_checkpoint
 
 __version__ = "0.1.0"

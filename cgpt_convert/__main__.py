@@ -1,8 +1,17 @@
-"""`python -m cgpt_convert`."""
+"""`python -m cgpt_convert`, and what the installed command calls."""
 
 import sys
 
-from cgpt_convert.cli import main
+
+def main() -> int:
+    """The exit code of the command that `sys.argv` asks for."""
+    try:
+        from cgpt_convert.cli import main as run
+    except KeyboardInterrupt:  # while it is imported, most of a short command's time
+        sys.stderr.write("cgpt-convert: interrupted\n")
+        return 130
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -158,6 +158,13 @@ def test_readme_shows_what_the_demo_prints(demo_output: str) -> None:
         assert passage in demo_output, passage
 
 
+def test_the_digests_that_are_shown_are_the_demos(demo: Path) -> None:
+    line = [sys.executable, "-m", "cgpt_convert", "digest", str(demo / "pytorch_model.bin")]
+    done = subprocess.run(line, capture_output=True, check=True, text=True)
+    shown = f"$ cgpt-convert digest cgpt-demo/pytorch_model.bin\n{done.stdout}```"
+    assert shown in DOCS["digest.md"]
+
+
 def test_ci_runs_the_readme_test_command() -> None:
     commands = re.findall(r"```sh\n(python3 -m venv .*)\n```", DOCS["README.md"])
     assert len(commands) == 2

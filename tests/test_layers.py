@@ -174,7 +174,7 @@ def test_only_the_sink_and_its_staging_write() -> None:
 
 
 def test_nothing_is_printed_but_by_click() -> None:
-    for module in MODULES:
+    for module in MODULES.keys() - {"__main__"}:  # which tells of a Ctrl-C before click is there
         assert not {"print", "sys.stdout.write", "sys.stderr.write"} & set(_calls(module)), module
 
 

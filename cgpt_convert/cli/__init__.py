@@ -68,8 +68,8 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cgpt-convert")
-def group() -> None:
-    r"""Look into PyTorch weight files and convert them, without torch and without running them.
+def group() -> None:  # noqa: D301  \b is click's: it must be the character, not raw
+    """Look into PyTorch weight files and convert them, without torch and without running them.
 
     SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz), a model folder,
     an *.index.json, or an extracted parameters/ folder.
