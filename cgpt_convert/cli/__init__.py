@@ -68,7 +68,7 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cgpt-convert")
-def group() -> None:  # noqa: D301  \b is click's: it must be the character, not raw
+def group() -> None:
     """Look into PyTorch weight files and convert them, without torch and without running them.
 
     SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz), a model folder,
@@ -78,7 +78,7 @@ def group() -> None:  # noqa: D301  \b is click's: it must be the character, not
     Exit codes: 0 done and right; 1 a check found a difference or a danger; 2 bad usage;
     3 the input is malformed, unsupported or unreadable; 4 the output could not be written;
     130 interrupted.
-    """
+    """  # noqa: D301  \b is click's, and must be the character
 
 
 def main() -> int:
