@@ -35,6 +35,7 @@ NOT_JUDGED = Rule("CGPT016", "error", "damaged, or made so that readers disagree
 CLOSED = Rule("CGPT017", "error", "what is inside cannot be looked into")
 SCRIPT = Rule("CGPT018", "note", "TorchScript code")
 AFTER_PICKLE = Rule("CGPT019", "note", "bytes after the last pickle")
+LATE_HEADERS = Rule("CGPT030", "note", "local headers not read")
 
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 

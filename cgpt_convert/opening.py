@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Collection
 
 from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
@@ -10,7 +12,8 @@ from cgpt_convert.containers import shards
 from cgpt_convert.containers.sniff import Kind, sniff
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.findings import Finding
-from cgpt_convert.source import LocalFile, unreadable
+from cgpt_convert.places import is_file, is_url, named, open_source
+from cgpt_convert.source import unreadable
 
 _INDEX = ".index.json"
 # what a model folder holds its weights as, Hugging Face's names first
@@ -29,10 +32,14 @@ def open_checkpoint(path: str | os.PathLike[str], mapping: str | None = None) ->
     `mapping` names a model whose ready name -> file mapping tells what a folder of bare numbered
     files is. Raises a CgptError that says what is wrong and what to do next.
     """
-    path = os.fspath(path)
+    path = named(os.fspath(path))
     if mapping is not None:
         return _with_mapping(path, mapping)
-    if os.path.isdir(path):
+    if is_url(path):
+        path, inside = _look(path)
+        if inside is not None:
+            return _open_url_folder(path, inside)
+    elif os.path.isdir(path):
         return _open_folder(path)
     if path.endswith(_INDEX):
         return shards.read_index(path, _open_file)
@@ -46,7 +53,7 @@ def open_checkpoint(path: str | os.PathLike[str], mapping: str | None = None) ->
 
 def _open_file(path: str) -> Checkpoint:
     """What one file holds, by the reader of its kind; the readers are imported when needed."""
-    source = LocalFile(path)
+    source = open_source(path)
     kind = sniff(source)
     if kind is Kind.TORCH_ZIP:
         from cgpt_convert.containers import torchzip
@@ -61,11 +68,17 @@ def _open_file(path: str) -> Checkpoint:
 
         return torchtar.read(source)
     if kind is Kind.SAFETENSORS:
-        return formats.by_name("safetensors").read(path)
+        from cgpt_convert.formats import _safetensors
+
+        return _safetensors.from_source(source, path)
     if kind is Kind.NPZ:
-        return formats.by_name("npz").read(path)
+        from cgpt_convert.formats import npz
+
+        return npz.from_source(source, path)
     if kind is Kind.GGUF:
-        return formats.by_name("gguf").read(path)
+        from cgpt_convert.formats import _gguf
+
+        return _gguf.from_source(source, path)
     from cgpt_convert.containers.refuse import refuse
 
     raise refuse(kind, source)
@@ -79,23 +92,50 @@ def _open_folder(path: str) -> Checkpoint:
         raise unreadable(error, path) from error
     if "mapping.json" in inside:
         return formats.by_name("parameters").read(path)
-    found = [name for name in _IN_FOLDERS if name in inside]
-    found = found or sorted(name for name in inside if name.endswith(_INDEX))
-    found = found or sorted(
-        name for name in inside if name.endswith(_SUFFIXES) and name != "training_args.bin"
-    )
+    found = _weights(inside)
     arrays = not found and any(name.endswith(".npy") for name in inside)
     if arrays or "tensors.json" in inside:
         return formats.by_name("npy").read(path)
+    return open_checkpoint(_the_one(path, found))
+
+
+def _weights(inside: Collection[str]) -> list[str]:
+    """The files among the names of a folder that may be meant by it."""
+    found = [name for name in _IN_FOLDERS if name in inside]
+    found = found or sorted(name for name in inside if name.endswith(_INDEX))
+    return found or sorted(
+        name for name in inside if name.endswith(_SUFFIXES) and name != "training_args.bin"
+    )
+
+
+def _the_one(folder: str, found: list[str]) -> str:
     if not found:
-        raise BadRequest("the folder holds no weights", where=path)
+        raise BadRequest("the folder holds no weights", where=folder)
     if len(found) > 1:
         raise BadRequest(
             f"the folder holds several weight files: {', '.join(found)}",
-            where=path,
+            where=folder,
             hint="name the one that is meant",
         )
-    return open_checkpoint(os.path.join(path, found[0]))
+    return os.path.join(folder, found[0])
+
+
+def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
+    """The name of what is at the URL; and what is in it, if it is a folder."""
+    from cgpt_convert.remote.opening import look
+
+    found = look(path)
+    if not found.is_folder:
+        return found.name, None
+    if found.inside is not None:
+        return found.name, found.inside
+    there = (name for name in _IN_FOLDERS if is_file(os.path.join(path, name)))
+    return found.name, tuple(itertools.islice(there, 1))
+
+
+def _open_url_folder(path: str, inside: tuple[str, ...]) -> Checkpoint:
+    found = _the_one(path, _weights(inside))
+    return shards.read_index(found, _open_file) if found.endswith(_INDEX) else _open_file(found)
 
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:

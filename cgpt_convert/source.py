@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 import zlib
+from collections.abc import Iterable
 from typing import Protocol
 
 from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unreadable
@@ -29,6 +30,32 @@ class Source(Protocol):
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if the bytes are no longer those that were opened."""
+
+
+class File(Source, Protocol):
+    """A source that holds something open."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def is_distant(source: Source) -> bool:
+    """Does each read of it take a journey, so that a few long ones are better?"""
+    return getattr(source, "distant", False)
+
+
+def expect(reads: Iterable[tuple[Source, int, int]]) -> None:
+    """Tell distant sources what will be read of them, and in which order: offset and size.
+
+    They may then fetch it ahead. Nothing else may be inferred from it.
+    """
+    by_source: dict[int, tuple[Source, list[tuple[int, int]]]] = {}
+    for source, offset, nbytes in reads:
+        if is_distant(source):
+            by_source.setdefault(id(source), (source, []))[1].append((offset, nbytes))
+    for source, ranges in by_source.values():
+        if hasattr(source, "expect"):
+            source.expect(ranges)
 
 
 class LocalFile:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from cgpt_convert.dtypes import FLOAT32, UINT8, DType
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.limits import RANK
-from cgpt_convert.source import Source
+from cgpt_convert.source import Source, expect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
 
@@ -195,6 +195,16 @@ class Tensor:
         from cgpt_convert.values import blocks
 
         return blocks.array(self)
+
+
+def announce(tensors: Iterable[Tensor]) -> None:
+    """Tell distant sources that the bytes of these tensors will be read, in this order."""
+    reads = []
+    for tensor in tensors:
+        storage, extent = tensor.storage, tensor.extent()
+        start, nbytes = (0, storage.nbytes) if extent is None else extent[1:]
+        reads.append((storage.source, storage.offset + start, nbytes))
+    expect(reads)
 
 
 def in_blocks(dtype: DType, shape: tuple[int, ...]) -> bool:

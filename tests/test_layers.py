@@ -13,6 +13,8 @@ import cgpt_convert
 FLOORS = (
     "errors inert dtypes limits findings names checks",
     "source strict_json reports",
+    "remote",
+    "places",
     "tensor",
     "values",
     "checkpoint",
@@ -41,6 +43,9 @@ ALLOWED = {
     "models.gelu models.generation models.model models.on_numpy models.passage "
     "models.sampling values.bits values.blocks values.cast values.compare "
     "values.dequantize values.gather values.quantize values.stats",
+    "urllib3": "remote.http remote.opening",
+    "fsspec": "remote.stores",
+    "huggingface_hub": "remote.hub",
     "isal": "formats._npy output.checksums output.pieces output.sink",
     "pickletools": "pickles.opcodes pickles.unpickle",
     "tokenizers": "models.text",

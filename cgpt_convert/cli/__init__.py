@@ -59,6 +59,8 @@ class _Lazy(click.Group):
             return None
         module = importlib.import_module(f"cgpt_convert.cli.{cmd_name}")
         command: click.Command = module.command
+        # what sets how to reach a URL comes after what a command is about
+        command.params.sort(key=lambda param: not param.expose_value)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -72,7 +74,7 @@ def group() -> None:
     """Look into PyTorch weight files and convert them, without torch and without running them.
 
     SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz), a model folder,
-    an *.index.json, or an extracted parameters/ folder.
+    an *.index.json, an extracted parameters/ folder, or a URL (https, s3, hf and others).
 
     \b
     Exit codes: 0 done and right; 1 a check found a difference or a danger; 2 bad usage;
@@ -114,7 +116,10 @@ def _drop_stdout() -> None:
 
 def _run() -> int:
     try:
-        code = group.main(prog_name="cgpt-convert", standalone_mode=False)
+        try:
+            code = group.main(prog_name="cgpt-convert", standalone_mode=False)
+        finally:
+            _tell_traffic()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -126,6 +131,18 @@ def _run() -> int:
         _complain(str(error))
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _tell_traffic() -> None:
+    """Say on standard error what was asked for over a network, if anything was."""
+    if "cgpt_convert.remote.traffic" in sys.modules:
+        from cgpt_convert.cli.table import counted, size
+        from cgpt_convert.remote.traffic import traffic
+
+        requests, nbytes, total = traffic.take()
+        if requests:
+            told = f"{counted(requests, 'request')}, {size(nbytes)} of {size(total)}"
+            click.echo(told, err=True)
 
 
 def _complain(message: str) -> None:

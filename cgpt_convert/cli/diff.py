@@ -23,6 +23,7 @@ _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 @click.command("diff")
 @click.argument("before", type=click.Path())
 @click.argument("after", type=click.Path())
+@options.remote
 @options.match
 @options.exclude
 @options.root

@@ -11,6 +11,7 @@ from cgpt_convert.cli import options, report
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.places import is_url
 from cgpt_convert.select import wanted
 from cgpt_convert.summary import checks_of, summarise
 
@@ -61,10 +62,20 @@ def command(
     if form != "text":
         return options.print_checks(checks_of(summary), form)
     if as_json:
+        summary["transfer"] = _transfer(checkpoint)
         options.print_json(summary)
     else:
         report.show(summary, tree=tree)
     return 1 if check and not summary["check"]["ok"] else 0
+
+
+def _transfer(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """What was asked for so far over a network; None for local files."""
+    if not is_url(checkpoint.path):
+        return None
+    from cgpt_convert.remote.traffic import traffic
+
+    return {"requests": traffic.requests, "nbytes": traffic.nbytes, "total": traffic.total}
 
 
 def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:

@@ -12,12 +12,62 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import Check, exit_code
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.places import is_url, named
 from cgpt_convert.reports import FORMATS, render
 from cgpt_convert.source import LocalFile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-source = click.argument("source", type=click.Path())
+
+def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Sets one of `remote.traffic.settings`, which holds for the process, if it is given."""
+
+    def set_it(_context: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value is not None:
+            from cgpt_convert.remote.traffic import settings
+
+            setattr(settings, name, value)
+
+    return set_it
+
+
+def remote(command: F) -> F:
+    """The options on how to reach what is behind a URL."""
+    for option in (
+        click.option(
+            "--download",
+            is_flag=True,
+            default=None,
+            expose_value=False,
+            callback=_setting("download"),
+            help="Read remote files whole, once, into temporary files.",
+        ),
+        click.option(
+            "--retries",
+            type=click.IntRange(min=0),
+            metavar="N",
+            expose_value=False,
+            callback=_setting("retries"),
+            help="Attempts after a failed one, of a remote file.  [default: 5]",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            expose_value=False,
+            callback=_setting("timeout"),
+            help="How long a remote server may say nothing.  [default: 30]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def source(command: F) -> F:
+    """The argument SOURCE, which may be a URL."""
+    return click.argument("source", type=click.Path())(remote(command))
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 match = click.option(
     "--match", multiple=True, metavar="GLOB", help="Only tensors of such a name (repeatable)."
@@ -86,13 +136,18 @@ def print_checks(checks: Sequence[Check], form: str) -> int:
 def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
     """Raise BadRequest if writing `outputs` would replace what `checkpoint` is read from.
 
-    A folder replaces all that lies in it.
+    A folder replaces all that lies in it. Also if an output is a URL: those are only read.
     """
     for output in outputs:
+        if is_url(output):
+            hint = "write it here, and copy it there"
+            raise BadRequest("output is written to a local disk", where=named(output), hint=hint)
         try:
             status = os.stat(output)
         except OSError:
             continue
+        if is_url(checkpoint.path):
+            break
         real = os.path.realpath(output)
         if real == os.path.realpath(checkpoint.path):  # an index, which no tensor is read from
             raise BadRequest("the output is the input", where=output, hint="name another file")

@@ -26,6 +26,7 @@ from cgpt_convert.scanning.result import Scanned, Verdict
     help="Take this very class for one that weight files need (repeatable).",
 )
 @options.report_format
+@options.remote
 @options.jobs
 @options.as_json
 def command(

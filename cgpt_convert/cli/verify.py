@@ -21,6 +21,7 @@ from cgpt_convert.tensor import Tensor
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] TARGET")
+@options.remote
 @click.option("--lock", metavar="FILE", help="Compare TARGET with what `lock` wrote.")
 @click.option("--verbose", "-v", is_flag=True, help="Show every tensor, not only differences.")
 @options.match

@@ -7,19 +7,17 @@ disagree, the file is refused here. Section numbers are those of PKWARE's APPNOT
 
 from __future__ import annotations
 
-import struct
 import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from cgpt_convert import findings
-from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member, entries, find_end, widen
+from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member, entries, find_end
+from cgpt_convert.containers.local_headers import DESCRIPTOR_SIZES, with_data_offset
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.limits import NAME_BYTES
-from cgpt_convert.source import Deflated, Source, read
-
-LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
+from cgpt_convert.source import Deflated, Source, is_distant, read
 
 
 @dataclass
@@ -64,8 +62,16 @@ def open_archive(source: Source) -> Archive:
     Unsupported for encryption, other compression methods and split archives.
     """
     end = find_end(source)
-    members = [_with_data_offset(source, m, end.offset) for m in entries(source, end)]
-    archive = Archive(source, {member.name: member for member in members})
+    members = entries(source, end)
+    found: list[Finding] = []
+    if is_distant(source):
+        from cgpt_convert.containers.late_headers import LateHeaders
+
+        source = late = LateHeaders(source, members, end.offset)
+        members, found = late.members, late.findings()
+    else:
+        members = [with_data_offset(source, member, end.offset) for member in members]
+    archive = Archive(source, {member.name: member for member in members}, found)
     _check_names(source.name, members)
     if end.tail:
         archive.findings.append(Finding(findings.TRAILING, f"{end.tail:,} bytes"))
@@ -74,36 +80,6 @@ def open_archive(source: Source) -> Archive:
     if squeezed:
         archive.findings.append(Finding(findings.COMPRESSED, f"{squeezed} of {len(members)}"))
     return archive
-
-
-def _with_data_offset(source: Source, member: Member, limit: int) -> Member:
-    """The member with the offset of its data, once its local header agrees with the directory.
-
-    The central entry cannot tell where the data starts: torch pads the local header alone.
-    """
-    place = f"{source.name}[{member.name}]"
-    raw = member.name.encode()
-    head = LOCAL.size + len(raw)
-    if member.header_offset + head > limit:
-        raise Malformed("a record outside the archive", where=place)
-    header = read(source, member.header_offset, head)
-    magic, _, flags, method, _, _, crc, compressed, nbytes, n_name, n_extra = LOCAL.unpack_from(
-        header
-    )
-    if magic != b"PK\3\4" or header[LOCAL.size :] != raw or n_name != len(raw):
-        raise Malformed("the local header names another record", where=place)
-    if flags != member.flags or method != member.method:
-        raise Malformed("the local header has other flags than the directory", where=place)
-    offset = member.header_offset + head + n_extra
-    if offset + member.compressed > limit:
-        raise Malformed("a record outside the archive", where=place)
-    deferred = flags & DESCRIPTOR and not (crc or compressed or nbytes)  # 4.4.4, bit 3
-    if not deferred:
-        extra = read(source, member.header_offset + head, n_extra)
-        nbytes, compressed = widen(place, extra, [nbytes, compressed])
-        if (crc, compressed, nbytes) != (member.crc32, member.compressed, member.nbytes):
-            raise Malformed("the local header has other sizes than the directory", where=place)
-    return member._replace(offset=offset)
 
 
 def _check_names(where: str, members: list[Member]) -> None:
@@ -120,9 +96,6 @@ def _check_names(where: str, members: list[Member]) -> None:
         if folded in seen:
             raise Malformed(f"two records are named {seen[folded]!r} and {name!r}", where=where)
         seen[folded] = name
-
-
-_DESCRIPTOR_SIZES = (0, 12, 16, 20, 24)  # 4.3.9: with or without signature, 32 or 64 bits
 
 
 def _check_layout(archive: Archive, directory_offset: int) -> None:
@@ -143,4 +116,4 @@ def _check_layout(archive: Archive, directory_offset: int) -> None:
 
 
 def _gap(at: int, following: int, *, described: bool) -> int:
-    return 0 if described and following - at in _DESCRIPTOR_SIZES else following - at
+    return 0 if described and following - at in DESCRIPTOR_SIZES else following - at

@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from cgpt_convert.containers.archive import LOCAL, Archive
+from cgpt_convert.containers.archive import Archive
 from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member
+from cgpt_convert.containers.local_headers import LOCAL
 from cgpt_convert.containers.partial import AGAIN, Partial, content_end, sift
 from cgpt_convert.containers.stream import CutOff, Stream
 from cgpt_convert.containers.torchzip import of_archive, storage_reference

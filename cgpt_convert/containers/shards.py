@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
-from cgpt_convert.source import LocalFile, read
+from cgpt_convert.places import is_url, open_source
+from cgpt_convert.source import read
 
 _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
 
@@ -36,15 +37,8 @@ def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
     weight_map, metadata = _parse(path)
     folder = os.path.dirname(path)
     files = sorted(set(weight_map.values()))
-    missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
-    if missing:
-        listed = ", ".join(map(printable, missing))
-        raise Malformed(
-            f"{len(missing)} of {len(files)} shards are missing: {listed}",
-            where=path,
-            hint="download them beside the index",
-        )
-    shards = {name: open_file(os.path.join(folder, name)) for name in files}
+    opened = _open_all if is_url(path) else _open_each
+    shards = opened(path, {name: os.path.join(folder, name) for name in files}, open_file)
     kind = next(iter(shards.values())).kind
     merged = Checkpoint(path, f"{kind}, {len(files)} shards", (), {})
     _check_names(path, weight_map, shards)
@@ -55,9 +49,43 @@ def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
     return merged
 
 
+def _open_each(
+    index: str, paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]
+) -> dict[str, Checkpoint]:
+    _check_missing(index, paths, [name for name, path in paths.items() if not os.path.isfile(path)])
+    return {name: open_file(path) for name, path in paths.items()}
+
+
+def _open_all(
+    index: str, paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]
+) -> dict[str, Checkpoint]:
+    """The same of remote shards, several at a time."""
+    from cgpt_convert.remote.fetching import in_parallel
+    from cgpt_convert.remote.objects import Absent
+
+    opened = dict(zip(paths, in_parallel(open_file, paths.values()), strict=True))
+    _check_missing(index, paths, [n for n, each in opened.items() if isinstance(each, Absent)])
+    shards = {}
+    for name, shard in opened.items():
+        if isinstance(shard, CgptError):
+            raise shard
+        shards[name] = shard
+    return shards
+
+
+def _check_missing(index: str, paths: Mapping[str, str], missing: list[str]) -> None:
+    if missing:
+        listed = ", ".join(map(printable, missing))
+        raise Malformed(
+            f"{len(missing)} of {len(paths)} shards are missing: {listed}",
+            where=index,
+            hint="download them beside the index",
+        )
+
+
 def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
     """The index's `weight_map` and `metadata`."""
-    source = LocalFile(path)
+    source = open_source(path)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
     try:

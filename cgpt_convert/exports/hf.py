@@ -20,6 +20,7 @@ from cgpt_convert.formats import safetensors
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG, read_config
 from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.places import is_file
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import fold_ties
 from cgpt_convert.tensor import Tensor
@@ -180,7 +181,7 @@ def _dtype(tensors: Sequence[Tensor]) -> str:
 
 def _generation(folder: str) -> dict[str, bytes]:
     path = os.path.join(folder, GENERATION)
-    return {GENERATION: read_file(path)} if os.path.isfile(path) else {}
+    return {GENERATION: read_file(path)} if is_file(path) else {}
 
 
 def _manifest(plans: Sequence[FilePlan], lines: Sequence[str]) -> FilePlan:

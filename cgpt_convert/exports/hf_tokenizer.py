@@ -19,6 +19,7 @@ from cgpt_convert.exports.tokenizer_files import (
     WHOLE,
     read_file,
 )
+from cgpt_convert.places import is_file
 
 # what the tokenizers of transformers are made of, whatever their kind
 _NAMES = (
@@ -75,7 +76,7 @@ _NONE = (
 def as_they_are(folder: str) -> dict[str, bytes]:
     """Name -> content of every tokenizer file in the folder."""
     paths = {name: os.path.join(folder, name) for name in _NAMES}
-    return {name: read_file(path) for name, path in paths.items() if os.path.isfile(path)}
+    return {name: read_file(path) for name, path in paths.items() if is_file(path)}
 
 
 def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:

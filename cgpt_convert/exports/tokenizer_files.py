@@ -15,7 +15,8 @@ from typing import Any
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import JSON_VALUES, TOKENIZER_BYTES
-from cgpt_convert.source import LocalFile, read
+from cgpt_convert.places import find, open_source
+from cgpt_convert.source import Source, read
 from cgpt_convert.strict_json import loads
 
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
@@ -83,20 +84,22 @@ def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
     """Name, as transformers calls it, and content of each tokenizer file that is there."""
     for name in (VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED):
         names = [name, *(theirs for theirs, ours in _OPENAI.items() if ours == name)]
-        path = next((p for n in names if os.path.lexists(p := os.path.join(folder, n))), None)
-        if path is not None:
-            yield name, read_file(path)
+        paths = (os.path.join(folder, each) for each in names)
+        source = next((found for found in map(find, paths) if found is not None), None)
+        if source is not None:
+            yield name, _content(source)
 
 
 def read_file(path: str) -> bytes:
     """The content of one file beside the weights. Raises Unsupported for one that is too large."""
-    source = LocalFile(path)
+    return _content(open_source(path))
+
+
+def _content(source: Source) -> bytes:
     if source.nbytes > TOKENIZER_BYTES:
-        raise Unsupported(f"{source.nbytes:,} bytes are no tokenizer's", where=path, hint=_HINT)
-    try:
-        return read(source, 0, source.nbytes)
-    finally:
-        source.close()
+        hint, told = _HINT, f"{source.nbytes:,} bytes are no tokenizer's"
+        raise Unsupported(told, where=source.name, hint=hint)
+    return read(source, 0, source.nbytes)
 
 
 def _merge_lines(data: bytes, where: str) -> list[str]:

@@ -16,8 +16,8 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_GGUF
 from cgpt_convert.formats import _gguf, _planning
 from cgpt_convert.formats._gguf_fields import KEY_BYTES, encode, string
+from cgpt_convert.places import open_source
 from cgpt_convert.plan import Field, FilePlan, Part, Request
-from cgpt_convert.source import LocalFile
 from cgpt_convert.tensor import in_blocks
 
 NAME = "gguf"
@@ -57,7 +57,7 @@ def read(path: str) -> Checkpoint:
     Raises Malformed wherever ggml's own reader refuses the file, Unsupported for version 1 and
     big-endian files.
     """
-    return _gguf.from_source(LocalFile(path), path)
+    return _gguf.from_source(open_source(path), path)
 
 
 def fields(checkpoint: Checkpoint) -> tuple[Field, ...]:

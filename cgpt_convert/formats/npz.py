@@ -24,8 +24,9 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading, _zip
 from cgpt_convert.limits import INDEX_BYTES, NAME_BYTES
+from cgpt_convert.places import open_source
 from cgpt_convert.plan import FilePlan, Late, Part, Request, part_nbytes
-from cgpt_convert.source import LocalFile, MemoryBytes, Source
+from cgpt_convert.source import MemoryBytes, Source
 from cgpt_convert.tensor import Storage, Tensor
 
 NAME = "npz"
@@ -65,7 +66,7 @@ def read(path: str) -> Checkpoint:
     Raises Malformed or Unsupported, as `archive.open_archive` does of the zip; Unsupported, too,
     for arrays of objects (pickles), strings, dates and records.
     """
-    return from_source(LocalFile(path), path)
+    return from_source(open_source(path), path)
 
 
 def from_source(source: Source, path: str) -> Checkpoint:

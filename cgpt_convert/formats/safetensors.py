@@ -14,8 +14,8 @@ from cgpt_convert.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.formats import _planning, _safetensors, _shards
 from cgpt_convert.limits import HEADER_BYTES
+from cgpt_convert.places import open_source
 from cgpt_convert.plan import FilePlan, Request, part_nbytes
-from cgpt_convert.source import LocalFile
 from cgpt_convert.tensor import Tensor
 
 NAME = "safetensors"
@@ -52,7 +52,7 @@ def read(path: str) -> Checkpoint:
     Raises Malformed wherever the library would refuse the file, or readers could disagree about
     it; Unsupported for element types and fields this version does not know.
     """
-    return _safetensors.from_source(LocalFile(path), path)
+    return _safetensors.from_source(open_source(path), path)
 
 
 def _code(tensor: Tensor) -> str:

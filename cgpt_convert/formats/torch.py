@@ -16,8 +16,8 @@ from cgpt_convert.dtypes import TABLE
 from cgpt_convert.formats import _planning, _shards, _torch_pickle, _torch_zip
 from cgpt_convert.formats._torch_pickle import Entry
 from cgpt_convert.inert import Dict
+from cgpt_convert.places import open_source
 from cgpt_convert.plan import FilePlan, Part, Request
-from cgpt_convert.source import LocalFile
 from cgpt_convert.tensor import Tensor
 
 NAME = "torch"
@@ -51,7 +51,7 @@ def read(path: str) -> Checkpoint:
 
     Raises Malformed or Unsupported as `torchzip.read` does.
     """
-    checkpoint = torchzip.read(LocalFile(path))
+    checkpoint = torchzip.read(open_source(path))
     checkpoint.metadata |= metadata(checkpoint)
     return checkpoint
 

@@ -13,7 +13,8 @@ from cgpt_convert.limits import CONFIG_BYTES
 from cgpt_convert.mapping.architecture import Architecture
 from cgpt_convert.mapping.identity import models
 from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.source import LocalFile, read
+from cgpt_convert.places import find
+from cgpt_convert.source import read
 
 CONFIG = "config.json"
 # Cerebras/modelzoo calls its configurations 111m_mup and so on, the hub CerebrasGPT-111_muP
@@ -27,9 +28,9 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     `limits.CONFIG_BYTES`, Unreadable where the system refuses it.
     """
     path = os.path.join(os.fspath(folder), CONFIG)
-    if not os.path.lexists(path):
+    source = find(path)
+    if source is None:
         return None
-    source = LocalFile(path)
     if source.nbytes > CONFIG_BYTES:
         raise Unsupported(f"a configuration of {source.nbytes:,} bytes", where=path, hint=_HINT)
     import json

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from isal.isal_zlib import crc32
 
 from cgpt_convert.errors import Malformed
-from cgpt_convert.source import CHUNK
+from cgpt_convert.source import CHUNK, is_distant
 from cgpt_convert.tensor import Storage
 
 Advance = Callable[[int], object]  # told how many further bytes are done
@@ -30,6 +30,7 @@ class Summed:
 
     def __init__(self, storage: Storage) -> None:
         self.name, self.nbytes = storage.source.name, storage.nbytes
+        self.distant = is_distant(storage.source)
         self._storage = storage
         self._summed = self._value = 0  # how many bytes from the start, and their checksum
 

@@ -26,7 +26,7 @@ from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.place import check_space
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part, part_nbytes
 from cgpt_convert.source import CHUNK, Source
-from cgpt_convert.tensor import Content, Tensor
+from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
 
@@ -101,6 +101,7 @@ class _Work:
             if apart:
                 files = list(group)
                 jobs = [functools.partial(self._whole_file, plan) for plan in files]
+                announce(_tensors(files))
                 self.crew.run(jobs, prepare=functools.partial(_import_for, files))
             else:
                 for plan in group:
@@ -154,9 +155,10 @@ class _Work:
         with out:
             jobs = self._unwritten(plan)
             rearranged = len(jobs)
+            announce(sorted(_tensors([plan]), key=lambda part: not _is_rearranged(part)))
             for at, index, part in out.placed():
                 job: Job = functools.partial(self._part, out, at, index, part)
-                if isinstance(part, Tensor) and part.extent() is None:
+                if _is_rearranged(part):
                     jobs.insert(rearranged, job)  # at the front, where the calling thread begins
                     rearranged += 1
                 elif not isinstance(part, Crc32 | Late):
@@ -282,7 +284,7 @@ def _import_for(plans: Sequence[FilePlan]) -> None:
     importlib.import_module("hashlib")
     parts = [part for plan in plans for part in plan.parts]
     parts += [tensor for plan in plans for late in _late(plan) for tensor in late.tensors]
-    if any(isinstance(part, Tensor) and part.extent() is None for part in parts):
+    if any(map(_is_rearranged, parts)):
         blocks.import_all()
 
 
@@ -299,6 +301,10 @@ def _contents(plan: FilePlan) -> Iterator[Content]:
 
 def _is_hashed_in_order(plan: FilePlan) -> bool:
     return plan.hashed and not any(isinstance(part, Crc32) for part in plan.parts)
+
+
+def _is_rearranged(part: Part) -> bool:
+    return isinstance(part, Tensor) and part.extent() is None
 
 
 def _sources(plans: Sequence[FilePlan]) -> list[Source]:

@@ -11,7 +11,7 @@ from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.proof.canonical import Weights
-from cgpt_convert.tensor import Content, Tensor
+from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.digest import listed
 
@@ -67,16 +67,17 @@ def hashed(
             with crew.lock:
                 advance(len(piece))
 
-    work = [functools.partial(hash_one, tensor) for tensor in _dealt(each.values())]
+    by_size = sorted(each.values(), key=lambda tensor: -tensor.nbytes)
+    announce(by_size)
+    work = [functools.partial(hash_one, tensor) for tensor in _dealt(by_size)]
     crew.run(work, prepare=functools.partial(prepare_for, list(each.values())))
     for source in {id(t.storage.source): t.storage.source for t in each.values()}.values():
         source.check_unchanged()
     return pieces.digests
 
 
-def _dealt(tensors: Iterable[Tensor]) -> list[Tensor]:
+def _dealt(by_size: list[Tensor]) -> list[Tensor]:
     """Largest first from either end, where a crew begins: so no thread is left with a large one."""
-    by_size = sorted(tensors, key=lambda tensor: -tensor.nbytes)
     return by_size[::2] + by_size[1::2][::-1]
 
 

@@ -19,11 +19,12 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding, Rule
 from cgpt_convert.inert import printable
 from cgpt_convert.pickles.trace import Allowed, Trace, trace
+from cgpt_convert.places import named, open_source
 from cgpt_convert.scanning import names
 from cgpt_convert.scanning.judge import is_pickle, sighting
 from cgpt_convert.scanning.result import Scanned, Sighting
 from cgpt_convert.scanning.spans import source_of
-from cgpt_convert.source import LocalFile, Source, read
+from cgpt_convert.source import Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
@@ -49,8 +50,9 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
     """What the file at `path` would run. Errors are among what is found; none is raised."""
     look = Look(rule)
     kind = Kind.UNKNOWN
+    path = named(path)
     try:
-        source = LocalFile(path)
+        source = open_source(path)
         try:
             kind = sniff(source)
             look.part(source, "", 0, kind=kind)

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from cgpt_convert.errors import BadRequest, CgptError
+from cgpt_convert.places import is_url
 from cgpt_convert.source import unreadable
 
 _MAGIC = frozenset("*?[")
@@ -29,7 +30,7 @@ def files(paths: Iterable[str]) -> Iterator[str | CgptError]:
 
 
 def _expanded(path: str) -> list[str]:
-    if os.path.lexists(path):
+    if is_url(path) or os.path.lexists(path):
         return [path]
     if not _MAGIC.isdisjoint(path):
         import glob

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cgpt_convert.source import CHUNK
+from cgpt_convert.source import CHUNK, is_distant
 from cgpt_convert.tensor import c_strides, is_c_order
 from cgpt_convert.values.views import boxes, merge, span, transpose
 
@@ -43,8 +43,13 @@ def elements(tensor: Tensor, max_bytes: int) -> Iterator[Words]:
     if tensor.numel == 0:
         return
     shape, strides = merge(tensor.shape, tensor.strides)
-    reader = _Reader(tensor.storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes)
     descends = list(strides) == sorted(strides, reverse=True)
+    storage, length = tensor.storage, tensor.stored.size(span(shape, strides))
+    if is_distant(storage.source) and not descends and length > max_bytes * 5 // 2:
+        from cgpt_convert.values.held import held  # panels would be fetched one by one, and again
+
+        storage = held(storage, tensor.stored.size(tensor.start), length)
+    reader = _Reader(storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes)
     read = reader.in_order if descends else reader.permuted
     yield from read(shape, strides, tensor.start)
 

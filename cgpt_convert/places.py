@@ -1,0 +1,45 @@
+"""What a path names: a file here, or a URL. What reads remote files is imported for URLs only."""
+
+from __future__ import annotations
+
+import os
+
+from cgpt_convert.source import File, LocalFile, Source
+
+
+def is_url(path: str) -> bool:
+    """Does `path` begin with a scheme and `://`?"""
+    scheme, found, _ = path.partition("://")
+    return bool(found) and scheme[:1].isalpha() and scheme.replace("+", "").isalnum()
+
+
+def open_source(path: str) -> File:
+    """The bytes of the file at `path`; BadRequest if there is none."""
+    if is_url(path):
+        from cgpt_convert.remote.opening import open_remote
+
+        return open_remote(path)
+    return LocalFile(path)
+
+
+def find(path: str) -> Source | None:
+    """The bytes of a file that may lie beside weights; None if nothing is there."""
+    if is_url(path):
+        from cgpt_convert.remote.opening import find_remote
+
+        return find_remote(path)
+    return LocalFile(path) if os.path.lexists(path) else None
+
+
+def is_file(path: str) -> bool:
+    """Is there a file?"""
+    return find(path) is not None if is_url(path) else os.path.isfile(path)
+
+
+def named(path: str) -> str:
+    """What to call `path` from now on: of a URL, what has no secrets in it."""
+    if not is_url(path):
+        return path
+    from cgpt_convert.remote.locations import name_of
+
+    return name_of(path)

@@ -1,0 +1,1 @@
+"""Bytes that lie elsewhere: byte ranges of objects that URLs name. Imported only for a URL."""

@@ -1,0 +1,120 @@
+"""A URL's name -> the Source of its bytes, or the names in its folder."""
+
+from __future__ import annotations
+
+import netrc
+import posixpath
+from typing import NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.remote.files import Downloaded
+from cgpt_convert.remote.locations import url_of
+from cgpt_convert.remote.objects import Absent, Object
+from cgpt_convert.remote.ranges import RemoteFile
+from cgpt_convert.remote.traffic import settings
+from cgpt_convert.source import File, Source
+
+_HTTP = ("http", "https")
+
+
+def open_remote(name: str) -> File:
+    """The object called `name`; raises Absent, a BadRequest, if there is none."""
+    thing = _object(name)
+    return Downloaded(thing) if settings.download else RemoteFile(thing)
+
+
+def find_remote(name: str) -> Source | None:
+    """What lies beside the weights, if it is there; None where it may not be seen, either.
+
+    Stores answer 403 for what is not there if listing is not allowed, and some sites answer with
+    a web page.
+    """
+    thing = _object(name)
+    from cgpt_convert.remote.http import HttpObject, Refused
+
+    try:
+        source = RemoteFile(thing)
+    except (Absent, Refused):
+        return None
+    return None if isinstance(thing, HttpObject) and thing.is_page else source
+
+
+class Found(NamedTuple):
+    """What a name stands for: a file, or a folder with what is known to be in it."""
+
+    name: str  # that of one version for ever, where there is such a name
+    is_folder: bool = False
+    inside: tuple[str, ...] | None = None  # None where it cannot be listed, as by HTTP
+
+
+def look(name: str) -> Found:
+    """Is `name` a file or a folder? Asks as little as the kind of store allows."""
+    _check_installed(name)
+    scheme = _scheme(name)
+    if scheme in _HTTP:
+        return Found(name, is_folder=name.endswith("/") or not urlsplit(name).path)
+    if scheme == "hf":
+        from cgpt_convert.remote import hub
+
+        fixed, files = hub.pinned(name)
+        path = hub.parsed(name).path
+        prefix = f"{path}/" if path else ""
+        below = [f.removeprefix(prefix) for f in files if f.startswith(prefix)]
+        is_folder = not path or bool(below)
+        return Found(fixed, is_folder, tuple(f for f in below if "/" not in f))
+    from cgpt_convert.remote import stores
+
+    url = url_of(name)
+    if "." in posixpath.basename(name) or not stores.is_folder(name, url):
+        return Found(name)
+    return Found(name, is_folder=True, inside=tuple(stores.listed(name, url)))
+
+
+def _scheme(name: str) -> str:
+    return name.partition("://")[0].lower()
+
+
+def _check_installed(name: str) -> None:
+    """Raise BadRequest, telling what to install, unless HTTP can be spoken, which most needs."""
+    import importlib.util
+
+    if importlib.util.find_spec("urllib3") is None:
+        raise BadRequest("URLs need urllib3", where=name, hint="pip install 'cgpt-convert[remote]'")
+
+
+def _object(name: str) -> Object:
+    _check_installed(name)
+    scheme = _scheme(name)
+    if scheme == "hf":
+        from cgpt_convert.remote.hub import hub_object
+
+        return hub_object(name)
+    if scheme in _HTTP:
+        return _http_object(name)
+    from cgpt_convert.remote.stores import store_object
+
+    return store_object(name, url_of(name))
+
+
+def _http_object(name: str) -> Object:
+    import urllib3
+
+    from cgpt_convert.remote.http import HttpObject, Request
+
+    scheme, netloc, path, query, _ = urlsplit(url_of(name))
+    user, _, host = netloc.rpartition("@")
+    bare = urlunsplit((scheme, host, quote(path, safe="/%:@!$&'()*+,;=~"), query, ""))
+    user = unquote(user) or _from_netrc(urlsplit(bare).hostname or "")
+    headers = urllib3.make_headers(basic_auth=user) if user else {}
+    request = Request(bare, dict(headers))
+    return HttpObject(name, lambda: request)
+
+
+def _from_netrc(host: str) -> str:
+    """user:password that ~/.netrc has for the host; empty if it has none."""
+    try:
+        found = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return ""
+    return f"{found[0]}:{found[2]}" if found else ""
