@@ -30,6 +30,7 @@ def test_every_job_is_done_once_by_any_number_of_threads() -> None:
 def test_the_first_error_is_raised_and_stops_the_others() -> None:
     crew = Crew(2)
     started = threading.Event()
+    others = threading.active_count()  # of this test, and of libraries that others imported
 
     def fails() -> None:
         started.wait(5)
@@ -44,9 +45,9 @@ def test_the_first_error_is_raised_and_stops_the_others() -> None:
     with pytest.raises(ValueError, match="first"):
         crew.run([fails, long], prepare=lambda: None)
     end = time.monotonic() + 5
-    while threading.active_count() > 1 and time.monotonic() < end:
+    while threading.active_count() > others and time.monotonic() < end:
         time.sleep(0.001)  # a thread that said it is done still has to end
-    assert threading.active_count() == 1
+    assert threading.active_count() <= others
 
 
 @pytest.mark.parametrize("where", ["prepare", "job"])
