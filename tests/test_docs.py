@@ -13,6 +13,7 @@ from cgpt_convert import findings, formats
 from cgpt_convert.checks import Check
 from cgpt_convert.cli import COMMANDS, group
 from cgpt_convert.findings import Rule
+from cgpt_convert.mapping.identity import models
 from cgpt_convert.scanning.result import Sighting
 
 TOP = Path(__file__).parents[1]
@@ -86,6 +87,7 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         "diff": run("diff", model, str(out / "json.safetensors")),
         "scan": run("scan", str(demo)),
         "eval": run("eval", model, "--text", str(demo / "held-out.txt"), "--against", model),
+        "models": run("models"),
         "generate": run("generate", model, "--ids", "1,2", "--max-new-tokens", "2"),
     }
     for name, result in results.items():
@@ -101,6 +103,9 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
     assert isinstance(against, dict)
     for key in against:
         assert f"`{key}`" in section("json.md", "eval"), key
+    assert isinstance(results["models"]["models"], list)
+    for key in results["models"]["models"][0]:
+        assert f"`{key}`" in section("json.md", "models"), key
     tensors = results["inspect"]["tensors"]
     assert isinstance(tensors, list)
     for key in {key for row in tensors for key in (*row, *row["stats"])}:
@@ -133,6 +138,17 @@ def test_the_keys_of_a_lock_are_documented(demo: Path, tmp_path: Path) -> None:
     rows = [key for row in lock["tensors"].values() for key in row]
     for key in {*lock, *lock["model"], *lock["files"][0], *rows}:
         assert f"`{key}`" in section("json.md", "weights.lock.json"), key
+
+
+def test_published_accuracies_are_those_of_the_mappings() -> None:
+    tables = re.findall(
+        r"\| (\S+B|\S+M) \|((?: 0\.\d{3} \|){7})", section("evaluation.md", "Published figures")
+    )
+    assert len(tables) == 14
+    shown = [(size, [float(cell) for cell in cells.split("|")[:-1]]) for size, cells in tables]
+    rows = [model for model in models() if model.zero_shot]
+    for shots, part in (("zero_shot", shown[:7]), ("five_shot", shown[7:])):
+        assert part == [(row.published, list(getattr(row, shots).values())) for row in rows]
 
 
 def test_readme_shows_what_the_demo_prints(demo_output: str) -> None:

@@ -110,6 +110,13 @@ def test_tokens_are_what_steps_and_batches_make() -> None:
         assert 6 * model.parameters * tokens < (model.training_flops or 0) * 1.05
 
 
+def test_accuracies_have_the_means_that_the_model_card_gives() -> None:
+    rows = [model for model in models() if model.zero_shot]
+    means = [sum(model.zero_shot.values()) / len(model.zero_shot) for model in rows]
+    assert means == pytest.approx([0.315, 0.347, 0.370, 0.410, 0.462, 0.512, 0.570], abs=1e-3)
+    assert all(model.five_shot.keys() == model.zero_shot.keys() for model in rows)
+
+
 def test_gguf_names_are_those_of_the_gguf_library() -> None:
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 10)

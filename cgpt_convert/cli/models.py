@@ -66,6 +66,8 @@ def as_data(model: Model) -> dict[str, Any]:
         "training_flops": model.training_flops,
         "pile_loss": model.pile_loss,
         "pile_loss_paper": model.pile_loss_paper,
+        "zero_shot": dict(model.zero_shot),
+        "five_shot": dict(model.five_shot),
         "training": dict(model.training),
         "float32_nbytes": model.float32_nbytes,
         "file_nbytes": model.file_nbytes,

@@ -54,6 +54,8 @@ class Model(NamedTuple):
     pile_loss: float | None = None  # nats a token, on the Pile's test set; from the model card
     pile_loss_paper: float | None = None  # from the paper, where it may differ
     training: Mapping[str, Any] = MappingProxyType({})
+    zero_shot: Mapping[str, float] = MappingProxyType({})  # task of lm-eval -> published accuracy
+    five_shot: Mapping[str, float] = MappingProxyType({})  # the same, with five examples
     storages: Storages | None = None
     shard_storages: tuple[int, ...] = ()  # how many each shard has; empty for a single file
 
@@ -182,6 +184,8 @@ def _parse(content: dict[str, Any]) -> Iterator[Model]:
         if shards and (storages is None or sum(shards) != storages.count(sizes[LAYERS])):
             raise ValueError(f"{row['title']}: shards of {shards} storages")
         made = {"sizes": sizes, "storages": storages, "shard_storages": shards}
+        for shots in {"zero_shot", "five_shot"} & row.keys():
+            made[shots] = dict(zip(content["tasks"], row[shots], strict=True))
         yield Model(**(common | row | made))
 
 
