@@ -326,7 +326,8 @@ Arrays = tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]
 def safetensors_arrays(path: Path) -> Arrays:
     with safe_open(path, "np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no Mapping
-        return arrays, {k: v for k, v in file.metadata().items() if k != "format"}
+        ties = {k: v for k, v in file.metadata().items() if not k.startswith("cgpt_convert.")}
+        return arrays, {k: v for k, v in ties.items() if k != "format"}
 
 
 def npz_arrays(path: Path) -> Arrays:
