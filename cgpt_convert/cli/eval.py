@@ -15,6 +15,7 @@ from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.errors import BadRequest, Malformed, Unreadable
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output.crew import crew_size
 
 if TYPE_CHECKING:
     from cgpt_convert.models.divergence import Divergence
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @options.heads
 @options.activation
 @options.mapping
+@options.jobs
 @options.as_json
 def command(
     source: str,
@@ -59,6 +61,7 @@ def command(
     heads: int | None,
     activation: str | None,
     mapping: str | None,
+    jobs: int,
     as_json: bool,
 ) -> None:
     """Measure how well SOURCE predicts a text; with --against, how far OTHER is from it.
@@ -66,12 +69,15 @@ def command(
     The text is cut into windows as lm-eval's rolling loglikelihood does: each token is predicted
     once, the first from the end-of-text token.
     """
+    from cgpt_convert.models.backend import backend
     from cgpt_convert.models.model import Model
     from cgpt_convert.models.passage import check_alike, read_passage
 
+    computing = backend(engine, crew_size(jobs))
+
     def opened(name: str) -> Model:
         checkpoint = open_checkpoint(name, mapping)
-        found = Model(checkpoint, engine, heads=heads, activation=activation)
+        found = Model(checkpoint, computing, heads=heads, activation=activation)
         for line in found.source.lines:
             click.echo(f"warning: {printable(line)}", err=True)
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
 
 import click
 
@@ -12,27 +11,13 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.crew import cores
 
 
-class _Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """Token ids such as 464,2068,7586."""
-
-    name = "ids"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        words = str(value).replace(",", " ").split()
-        if not words or not all(word.isascii() and word.isdigit() for word in words):
-            self.fail(f"{value!r} are no token ids such as 464,2068", param, ctx)
-        return [int(word) for word in words]
-
-
 _POSITIVE = click.IntRange(min=1)
 
 
 @click.command("generate")
 @options.source
 @click.argument("prompt", required=False)
-@click.option("--ids", type=_Ids(), help="The prompt as token ids; ids come out, too.")
+@click.option("--ids", type=options.Ids(), help="The prompt as token ids; ids come out, too.")
 @click.option("--request", metavar="FILE", help="Prompts and parameters as hosted endpoints take.")
 @click.option("--max-new-tokens", type=_POSITIVE, default=50, show_default=True, metavar="N")
 @click.option(

@@ -19,6 +19,20 @@ from cgpt_convert.source import LocalFile
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """Token ids such as 464,2068,7586."""
+
+    name = "ids"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        words = str(value).replace(",", " ").split()
+        if not words or not all(word.isascii() and word.isdigit() for word in words):
+            self.fail(f"{value!r} are no token ids such as 464,2068", param, ctx)
+        return [int(word) for word in words]
+
+
 def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     """Sets one of `remote.traffic.settings`, which holds for the process, if it is given."""
 
