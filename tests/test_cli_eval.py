@@ -72,6 +72,12 @@ def test_the_figures_are_transformers(original, cut):
     assert (found["against"], found["model"], found["pile_loss"]) == (None, None, None)
 
 
+def test_threads_change_nothing():
+    one, two = (measured(MODEL, "--text", TEXT, f"--jobs={n}") for n in (1, 2))
+    assert one["cross_entropy"] == pytest.approx(two["cross_entropy"], abs=1e-9)
+    assert one.keys() == two.keys()
+
+
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
@@ -164,7 +170,7 @@ def test_what_cannot_be_is_refused(words, code, told):
 
 @pytest.mark.parametrize(
     ("content", "code", "told"),
-    [(b"", 2, "no text to predict"), (b"\xff", 3, "not UTF-8"), (None, 3, "No such file")],
+    [(b"", 2, "there is no text in it"), (b"\xff", 3, "not UTF-8"), (None, 3, "No such file")],
 )
 def test_what_is_no_text_is_refused(tmp_path, content, code, told):
     path = tmp_path / "text"

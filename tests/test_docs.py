@@ -83,7 +83,7 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         "convert": run("convert", model, "-o", str(out / "json.safetensors")),
         "digest": run("digest", model),
         "lock": run("lock", model, "-o", str(out / "weights.lock.json")),
-        "verify": run("verify", model, str(out / "json.safetensors")),
+        "verify": run("verify", model, str(out / "json.safetensors"), "--logits"),
         "diff": run("diff", model, str(out / "json.safetensors")),
         "scan": run("scan", str(demo)),
         "eval": run("eval", model, "--text", str(demo / "held-out.txt"), "--against", model),
@@ -106,6 +106,10 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
     assert isinstance(results["models"]["models"], list)
     for key in results["models"]["models"][0]:
         assert f"`{key}`" in section("json.md", "models"), key
+    compared = results["verify"]["logits"]
+    assert isinstance(compared, dict)
+    for key in (*compared, *compared["states"][0]):
+        assert f"`{key}`" in section("json.md", "verify"), key
     tensors = results["inspect"]["tensors"]
     assert isinstance(tensors, list)
     for key in {key for row in tensors for key in (*row, *row["stats"])}:

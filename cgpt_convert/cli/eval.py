@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import click
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.errors import BadRequest, Malformed, Unreadable
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.crew import crew_size
@@ -86,7 +84,7 @@ def command(
     other = opened(against) if against else None
     if other:
         check_alike(model, other)
-    text = _read(path)
+    text = options.read_text(path)
     passage = read_passage(model, text, tokenizer, context, stride)
     result = {"source": source, "text": path, **_told(model, text, passage)}
     if other is None:
@@ -97,19 +95,6 @@ def command(
         options.print_json(result)
     else:
         _print(result)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise Unreadable(os.strerror(error.errno or 0), where=path) from error
-    except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8: {error}", where=path) from error
-    if not text:
-        raise BadRequest("there is no text to predict", where=path)
-    return text
 
 
 def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:

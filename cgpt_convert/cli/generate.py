@@ -10,7 +10,6 @@ from cgpt_convert.cli import options
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.crew import cores
 
-
 _POSITIVE = click.IntRange(min=1)
 
 

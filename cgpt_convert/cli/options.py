@@ -11,7 +11,7 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import Check, exit_code
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Malformed, Unreadable
 from cgpt_convert.places import is_url, named
 from cgpt_convert.reports import FORMATS, render
 from cgpt_convert.source import LocalFile
@@ -27,6 +27,7 @@ class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
+        """The ids; a usage error where they are none."""
         words = str(value).replace(",", " ").split()
         if not words or not all(word.isascii() and word.isdigit() for word in words):
             self.fail(f"{value!r} are no token ids such as 464,2068", param, ctx)
@@ -132,6 +133,20 @@ mapping = click.option(
     metavar="MODEL",
     help="Read a folder of bare numbered files with the ready mapping of MODEL (see models).",
 )
+
+
+def read_text(path: str) -> str:
+    """The text in a file of UTF-8, line ends as they are; an error where there is none."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            text = file.read()
+    except OSError as error:
+        raise Unreadable(os.strerror(error.errno or 0), where=path) from error
+    except UnicodeDecodeError as error:
+        raise Malformed(f"not UTF-8: {error}", where=path) from error
+    if not text:
+        raise BadRequest("there is no text in it", where=path)
+    return text
 
 
 def print_json(value: object) -> None:

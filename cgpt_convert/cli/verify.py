@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cgpt_convert.checks import FAILED, PASSED, Check, exit_code
+from cgpt_convert.checks import FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
@@ -18,12 +19,28 @@ from cgpt_convert.proof.canonical import Weights, weights
 from cgpt_convert.select import Wish
 from cgpt_convert.tensor import Tensor
 
+if TYPE_CHECKING:
+    from cgpt_convert.cli.logits import Logits
+
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] TARGET")
 @options.remote
 @click.option("--lock", metavar="FILE", help="Compare TARGET with what `lock` wrote.")
 @click.option("--verbose", "-v", is_flag=True, help="Show every tensor, not only differences.")
+@click.option("--logits", is_flag=True, help="Then give both the same tokens, and compare.")
+@click.option("--tokens", type=options.Ids(), help="Of --logits: these.  [default: 64, spread]")
+@click.option("--text", metavar="FILE", help="Of --logits: the beginning of a text, UTF-8.")
+@click.option("--tokenizer", metavar="DIR", help="Of --text: where the tokenizer is.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    metavar="NMSE",
+    help="Of --logits.  [default: by TARGET's coarsest type]",
+)
+@options.engine
+@options.heads
+@options.activation
 @options.match
 @options.exclude
 @options.root
@@ -35,6 +52,7 @@ def command(
     paths: tuple[str, ...],
     lock: str | None,
     verbose: bool,
+    logits: bool,
     match: tuple[str, ...],
     exclude: tuple[str, ...],
     root: str | None,
@@ -42,15 +60,19 @@ def command(
     jobs: int,
     form: str,
     as_json: bool,
+    **how: Any,
 ) -> int:
     """Compare TARGET with SOURCE, with a lock, or with its own claim. Exit 1 if one differs.
 
     Complete both ways, bit for bit. What was cast or quantized is made again from SOURCE. The
     globs, --root and --mapping are about SOURCE; with --lock, which has none, about TARGET.
+    With --logits the models are then run, layer by layer.
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
     wish = Wish(root, match, exclude)
+    _check_use(logits, how, pair=len(paths) > 1, chosen=wish != Wish())
+    forward = _logits(paths[0], mapping, how, jobs) if logits else None
     if lock is not None:
         checks = _locked(weights(open_checkpoint(paths[0], mapping), wish), lock, jobs)
     elif len(paths) > 1:
@@ -59,15 +81,56 @@ def command(
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
         checks = _claiming(paths[0], jobs)
+    compared = forward.compare(paths[1], differs=bool(exit_code(checks))) if forward else []
+    _report(paths[-1], checks, compared, forward, form, as_json=as_json, verbose=verbose)
+    return exit_code(checks + compared)
+
+
+def _report(
+    target: str,
+    checks: list[Check],
+    compared: list[Check],
+    forward: Logits | None,
+    form: str,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    every = checks + compared
     if form != "text":
-        return options.print_checks(checks, form)
-    if as_json:
-        counts = Counter(check.outcome for check in checks)
-        rows = [check._asdict() for check in checks]
-        options.print_json({"ok": not exit_code(checks), "outcomes": counts, "checks": rows})
+        options.print_checks(every, form)
+    elif as_json:
+        counts = Counter(check.outcome for check in every)
+        rows = [check._asdict() for check in every]
+        result = {"ok": not exit_code(every), "outcomes": counts, "checks": rows}
+        options.print_json({**result, "logits": forward and forward.as_json()})
     else:
-        _print(paths[-1], checks, verbose=verbose)
-    return exit_code(checks)
+        notes = [check for check in compared if check.outcome == NOTE]
+        _print(target, checks + notes, verbose=verbose)
+        if forward:
+            forward.print()
+
+
+def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool) -> None:
+    """A usage error for options that do not go together."""
+    given = [f"--{name}" for name, value in how.items() if value not in (None, "numpy")]
+    if given and not logits:
+        raise click.UsageError(f"{given[0]} is of --logits")
+    if logits and not pair:
+        raise click.UsageError("--logits compares TARGET with SOURCE: give both")
+    if logits and chosen:
+        raise click.UsageError("--logits takes the whole model: give no choice")
+    if how["tokens"] is not None and how["text"] is not None:
+        raise click.UsageError("give --tokens or --text")
+    if how["tokenizer"] is not None and how["text"] is None:
+        raise click.UsageError("--tokenizer is of --text")
+
+
+def _logits(path: str, mapping: str | None, how: Mapping[str, Any], jobs: int) -> Logits:
+    from cgpt_convert.cli.logits import How, Logits
+    from cgpt_convert.output.crew import crew_size
+
+    return Logits(open_checkpoint(path, mapping), How(**how), crew_size(jobs))
 
 
 def _locked(target: Weights, path: str, jobs: int) -> list[Check]:

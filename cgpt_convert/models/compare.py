@@ -5,12 +5,13 @@ Both run side by side, a block at a time, so that neither model has to fit into 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.models.hyperparameters import as_config
 from cgpt_convert.models.model import ROWS, Model
@@ -62,6 +63,27 @@ class Comparison(NamedTuple):
         """Is nothing past the tolerance?"""
         return self.first is None
 
+    @property
+    def agreeing(self) -> str:
+        """The agreement in words."""
+        same = round(self.agreement * self.tokens)
+        return f"the same likeliest token at {same:,} of {self.tokens:,} positions"
+
+    def checks(self, path: str) -> list[Check]:
+        """A check for each state, `tensor` being its name, and for the logits; of the target."""
+        return [self._check(each, path) for each in self.differences]
+
+    def _check(self, found: Difference, path: str) -> Check:
+        name = "logits" if found is self.differences[-1] else "state"
+        detail = f"max difference {found.greatest:.2g}, NMSE {found.nmse:.2g}"
+        if name == "logits":
+            detail += f", {self.agreeing}"
+        if found.nmse <= self.tolerance:
+            return Check(name, PASSED, detail, path, found.name)
+        first = ", the first that differs" if found is self.first else ""
+        past = f"{detail}; the tolerance is {self.tolerance:g}{first}"
+        return Check(name, FAILED, past, path, found.name)
+
 
 def compare(
     source: Checkpoint,
@@ -73,26 +95,48 @@ def compare(
 ) -> Comparison:
     """How far what `target` computes of these tokens is from what `source` does.
 
-    Each is computed as its own configuration says; what the target's files do not tell, such as
-    the activation function in a GGUF, is taken to be as in the source. `tolerance` goes before
+    Each is computed as its own configuration says, see `counterpart`. `tolerance` goes before
     that of the target's type. Raises BadRequest for models of different sizes, and as `Model`.
     """
     ours = Model(source, engine)
-    theirs = Model(target, engine, assumed=as_config(ours.hyper))
+    return compare_models(ours, counterpart(ours, target), ids, tolerance)
+
+
+def counterpart(ours: Model, target: Checkpoint) -> Model:
+    """The model in `target`, which is to be compared with `ours`.
+
+    What its files do not tell, such as the activation function in a GGUF, is taken to be as in
+    `ours`. Raises BadRequest for a model of other sizes.
+    """
+    theirs = Model(target, ours.xp, assumed=as_config(ours.hyper))
     _check_sizes(ours, theirs)
+    return theirs
+
+
+def compare_models(
+    ours: Model,
+    theirs: Model,
+    ids: Sequence[int],
+    tolerance: float | None = None,
+    advance: Callable[[int], object] = lambda _states: None,
+) -> Comparison:
+    """As `compare`. `advance` is told of each of the n_layer + 1 states that was compared."""
+    dtype = coarsest(theirs)
     totals: list[_Total] = []
     for one, other in zip(ours.states([ids]), theirs.states([ids]), strict=True):
         name = f"h.{len(totals) - 1}" if totals else "embeddings"
         totals.append(_Total(name))
         totals[-1].add(one, other)
         last = one.copy(), other.copy()
+        advance(1)
     normed, logits, same = _Total("ln_f"), _Total("logits"), 0
     for one, other in _rows(ours, theirs, last):
         normed.add(one, other)
         found, expected = ours.logits(one), theirs.logits(other)
         logits.add(found, expected)
         same += int((found.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
-    dtype = coarsest(theirs)
+    for model in (ours, theirs):
+        model.source.checkpoint.check_unchanged()
     return Comparison(
         len(ids),
         dtype,

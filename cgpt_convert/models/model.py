@@ -58,7 +58,7 @@ class Model:
 
         Without a copy where that can be: an array is valid until the next is asked for.
         """
-        checked = self._checked(ids, cache)
+        checked = self.checked(ids, cache)
         for state in gpt2.hidden_states(self.xp, checked, self.weights, cache):
             yield self.xp.numpy(state)
 
@@ -66,7 +66,7 @@ class Model:
         self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
     ) -> np.ndarray:
         """The last state (b, t, n_embd), normed: what `logits` takes rows of."""
-        return self.xp.numpy(self._hidden(self._checked(ids, cache), cache))
+        return self.xp.numpy(self._hidden(self.checked(ids, cache), cache))
 
     def normed(self, rows: np.ndarray) -> np.ndarray:
         """Rows (m, n_embd) of the last of `states`, normed."""
@@ -94,7 +94,7 @@ class Model:
         """
         import numpy as np
 
-        hidden = self._hidden(self._checked(ids, cache), cache)
+        hidden = self._hidden(self.checked(ids, cache), cache)
         logits = self.xp.numpy(gpt2.logits(self.xp, hidden[:, -1], self.weights.final))
         if not np.isfinite(logits.max(axis=-1)).all():
             raise Unsupported(
@@ -104,12 +104,10 @@ class Model:
             )
         return logits
 
-    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
-        for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
-            last = state
-        return gpt2.final_norm(self.xp, last, self.weights.final, self.hyper)
-
-    def _checked(self, ids: object, cache: Cache | None) -> np.ndarray:
+    def checked(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> np.ndarray:
+        """The ids (b, t) as int64, if they can be computed; see the class."""
         import numpy as np
 
         checked = np.asarray(ids, np.int64)
@@ -126,3 +124,8 @@ class Model:
                 where=self.path,
             )
         return checked
+
+    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
+        for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
+            last = state
+        return gpt2.final_norm(self.xp, last, self.weights.final, self.hyper)

@@ -1,0 +1,114 @@
+"""What `cgpt-convert verify --logits` does; apart, because it imports NumPy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import click
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checks import NOTE, Check
+from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import counted, table, wrapped
+from cgpt_convert.errors import CgptError
+from cgpt_convert.inert import printable
+from cgpt_convert.models import probe
+from cgpt_convert.models.backend import backend
+from cgpt_convert.models.compare import Comparison, compare_models, counterpart
+from cgpt_convert.models.model import Model
+from cgpt_convert.opening import open_checkpoint
+
+
+class How(NamedTuple):
+    """The options of `--logits`, as given."""
+
+    tokens: list[int] | None
+    text: str | None
+    tokenizer: str | None
+    tolerance: float | None
+    engine: str
+    heads: int | None
+    activation: str | None
+
+
+class Logits:
+    """The source's model and the tokens for it, checked; nothing is computed yet."""
+
+    def __init__(self, source: Checkpoint, how: How, jobs: int) -> None:
+        computing = backend(how.engine, jobs)
+        self._how = how
+        self._model = Model(source, computing, heads=how.heads, activation=how.activation)
+        self._ids = self._tokens()
+        self._model.checked([self._ids])
+        self.found: Comparison | None = None
+        _warn(self._model)
+
+    def compare(self, path: str, *, differs: bool) -> list[Check]:
+        """The checks of the target at `path`; what came out is `found`.
+
+        If it `differs` from the source in a way that leaves nothing to compute, a note says so:
+        what differs was told.
+        """
+        model = self._model
+        try:
+            other = counterpart(model, open_checkpoint(path))
+        except CgptError as error:
+            if not differs:
+                raise
+            return [Check("logits", NOTE, f"not compared: {error.message}", path)]
+        _warn(other)
+        with progress("logits", model.hyper.n_layer + 1, unit=" states") as advance:
+            found = compare_models(model, other, self._ids, self._how.tolerance, advance)
+        self.found = found
+        return found.checks(path)
+
+    def as_json(self) -> dict[str, Any] | None:
+        """What `--json` prints of `found`; docs/json.md has the keys."""
+        found = self.found
+        return found and {
+            "ids": self._ids,
+            "dtype": found.dtype,
+            "tolerance": found.tolerance,
+            "first": found.first.name if found.first else None,
+            "states": [
+                {"name": name, "max_difference": _finite(most), "nmse": _finite(nmse)}
+                for name, most, nmse in found.differences
+            ],
+            "top_agreement": found.agreement,
+        }
+
+    def print(self) -> None:
+        """Print `found` as a table."""
+        found = self.found
+        if found is None:
+            return
+        tolerated = f"{found.dtype}, so an NMSE of {found.tolerance:g} is tolerated"
+        if self._how.tolerance is not None:
+            tolerated = f"an NMSE of {found.tolerance:g} is tolerated"
+        click.echo(wrapped(f"{counted(found.tokens, 'token')} through both; {tolerated}:", 4))
+        rows = [(d.name, f"{d.greatest:.3g}", f"{d.nmse:.3g}") for d in found.differences]
+        header = ("state", "max difference", "NMSE")
+        for line in table(header, rows, right=header[1:]):
+            click.echo(f"  {line}")
+        first = f"failed: {found.first.name} is the first that differs; " if found.first else ""
+        click.echo(wrapped(first + found.agreeing, 4))
+
+    def _tokens(self) -> list[int]:
+        how = self._how
+        if how.tokens is not None:
+            return how.tokens
+        if how.text is None:
+            return probe.spread(self._model)
+        return probe.beginning(self._model, options.read_text(how.text), how.tokenizer)
+
+
+def _warn(model: Model) -> None:
+    for line in model.source.lines:
+        click.echo(f"warning: {printable(line)}", err=True)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
