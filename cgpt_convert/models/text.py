@@ -8,7 +8,7 @@ from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest
-from cgpt_convert.exports import hf_tokenizer, llama_undo
+from cgpt_convert.exports import llama_undo
 from cgpt_convert.exports import tokenizer as tokenizers
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.tokenizer_files import WHOLE
@@ -51,8 +51,10 @@ class Encoder:
         except ModuleNotFoundError as error:
             hint = f"{EXTRA}, or give the prompt as --ids"
             raise BadRequest("reading text needs the tokenizers library", hint=hint) from error
-        whole = found.files.get(WHOLE) or hf_tokenizer.whole(found)
-        self._tokenizer: Any = library.Tokenizer.from_str(whole.decode())
+        whole = found.files.get(WHOLE)
+        self._tokenizer: Any = (
+            library.Tokenizer.from_str(whole.decode()) if whole else _built(library, found)
+        )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -60,6 +62,25 @@ class Encoder:
         """The ids of the text."""
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
+
+
+def _built(library: Any, found: Tokenizer) -> Any:
+    """What the library would make of `hf_tokenizer.whole`, without writing and parsing that."""
+    vocab = {token: number for number, token in enumerate(found.tokens)}
+    merges = [tuple(merge.split(" ", 1)) for merge in found.merges]
+    made = library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges))
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_tokens(
+        [
+            library.AddedToken(
+                found.tokens[number],
+                normalized=number not in found.special,
+                special=number in found.special,
+            )
+            for number in sorted(found.added)
+        ]
+    )
+    return made
 
 
 class Decoder:
