@@ -100,7 +100,8 @@ def machine(folder: Path) -> str:
     return textwrap.fill(
         f"Measured on {_processor()}, {len(os.sched_getaffinity(0))} cores, "
         f"{memory / 2**30:.0f} GiB of memory, {_file_system(folder)}, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}, "
         f"cgpt-convert {__version__}, {known}.",
         width=100,
     )

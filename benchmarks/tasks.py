@@ -50,9 +50,11 @@ _UNZIP = Task("unzip", ("unzip", "-q", "SOURCE", "-d", "OUTPUT"))
 CONVERSIONS = (
     SAFETENSORS,
     PROOF,
-    _convert("convert to npz", "--to", "npz"),
-    _convert("convert --dtype float16", "--to", "safetensors", "--dtype", "float16"),
-    _convert("convert --dtype bfloat16", "--to", "safetensors", "--dtype", "bfloat16"),
+    _convert("npz, --no-proof", "--to", "npz", "--no-proof"),
+    *(
+        _convert(f"{dtype}, --no-proof", "--to", "safetensors", "--dtype", dtype, "--no-proof")
+        for dtype in ("float16", "bfloat16")
+    ),
     Task("digest", ("python", "-m", "cgpt_convert", "digest", "SOURCE")),
     Task("extract", ("python", "-m", "cgpt_convert", "extract", "SOURCE", "-o", "OUTPUT")),
     *((_UNZIP,) if shutil.which("unzip") else ()),
@@ -62,9 +64,8 @@ CONVERSIONS = (
 )
 # by dtype: ours, and llama.cpp's converter
 GGUF = {
-    "float32": _convert("gguf, float32", "--to", "gguf", "--dtype", "float32"),
-    "float16": _convert("gguf, float16", "--to", "gguf", "--dtype", "float16"),
-    "q8_0": _convert("gguf, q8_0", "--to", "gguf", "--dtype", "q8_0"),
+    dtype: _convert(f"gguf, {dtype}, --no-proof", "--to", "gguf", "--dtype", dtype, "--no-proof")
+    for dtype in ("float32", "float16", "q8_0")
 }
 LLAMA_CPP = {
     dtype: Task(
