@@ -105,6 +105,8 @@ def test_a_dry_run_says_the_same_and_writes_nothing(model: Path, tmp_path: Path)
     assert (dry.pop("written"), real.pop("written")) == (False, True)
     assert dry == real
     assert run(*words[:-1], "--dry-run").out.startswith("would write")
+    onto_itself = run("convert", model, "-o", model, "--to", "torch", "--overwrite", "--dry-run")
+    assert onto_itself.code == 2
 
 
 def test_matching_and_excluding_choose_tensors(model: Path, tmp_path: Path) -> None:

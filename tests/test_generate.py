@@ -376,3 +376,9 @@ def test_requests_that_are_none_are_refused(model, tmp_path, content, said):
 )
 def test_bad_usage_is_2(model, words):
     assert run("generate", model, *words).code == 2
+
+
+@pytest.mark.parametrize("words", [("--ids", "1,99999"), ("a\udcff",)])
+def test_what_cannot_be_given_is_told_before_anything_is_shown(model, words):
+    done = run("generate", model, *words)
+    assert (done.code, done.out) == (2, "")

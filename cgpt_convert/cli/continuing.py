@@ -68,7 +68,6 @@ class Run:
         (ids,) = self._prompts
         found = continued(self._model, ids, self._settings, self._tokenizer, stops)
         return {
-            "source": self._model.path,
             "prompt": prompt,
             "text": None if prompt is None or found.text is None else prompt + found.text,
             "ids": [*ids, *found.new_ids],

@@ -114,8 +114,8 @@ def command(
         from cgpt_convert.reread import reread
 
         settings.check = functools.partial(reread, conversion, target.to, jobs)
+    options.check_apart(checkpoint, *conversion.paths(output))
     if not dry_run:
-        options.check_apart(checkpoint, *conversion.paths(output))
         _write(conversion, output, settings)
     result = _result(checkpoint, conversion, settings, output)
     result["written"] = not dry_run

@@ -78,7 +78,7 @@ def command(
     from cgpt_convert.models.sampling import Warp
     from cgpt_convert.models.settings import Settings
 
-    samples = any(given is not None for given in (temperature, top_k, top_p, seed))
+    samples = {temperature, top_k, top_p, seed} != {None}
     warp = Warp(temperature or 1.0, top_k or 0, top_p or 1.0) if samples else None
     settings = Settings(
         max_new_tokens,
@@ -98,6 +98,6 @@ def command(
         run.read_tokenizer(tokenizer)
     run.prepare([run.encoded(prompt) if prompt is not None else ids or []], settings)
     if as_json:
-        options.print_json(run.result(prompt, stop))
+        options.print_json({"source": source, **run.result(prompt, stop)})
     else:
         run.stream(prompt, stop)

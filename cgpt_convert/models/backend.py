@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 Array = Any  # a float32 numpy.ndarray or torch.Tensor
 
-ENGINES = ("numpy", "torch")
-
 
 class Backend(Protocol):
     """An array library. Arrays have `@`, `+=`, slices, `reshape`, `swapaxes` and so on.
@@ -70,7 +68,7 @@ class Backend(Protocol):
 
 
 def backend(engine: str, threads: int = 1) -> Backend:
-    """The backend of that name, one of `ENGINES`. BadRequest where torch is not installed.
+    """The backend of that name, numpy or torch. BadRequest where torch is not installed.
 
     `threads` are ours, for NumPy; those of BLAS and torch are set as those libraries tell.
     """

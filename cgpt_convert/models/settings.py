@@ -57,3 +57,4 @@ def check(model: Model, prompt: Sequence[int], settings: Settings) -> None:
             where=model.path,
             hint=hint,
         )
+    model.checked([prompt])

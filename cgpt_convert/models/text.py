@@ -59,7 +59,11 @@ class Encoder:
         self._tokenizer.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text."""
+        """The ids of the text. BadRequest for one that has no UTF-8, of lone surrogates."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest("the text is not UTF-8", hint="check the locale") from error
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
