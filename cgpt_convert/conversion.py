@@ -50,6 +50,13 @@ class Conversion:
             return [output]
         return [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
 
+    def opened_by(self, output: str) -> str:
+        """What to name to open what was written to `output`: the index, where it is in shards."""
+        last = self.plans[-1].path
+        if self.folder or not last.endswith(".index.json"):
+            return output
+        return os.path.join(os.path.dirname(output), last)
+
 
 def targets() -> list[str]:
     """What `Target.to` may be."""

@@ -9,33 +9,154 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """A kind of finding. `level`: "note" informs, "warning" wants a look, "error" fails a scan."""
+    """A kind of finding. `level`: "note" informs, "warning" wants a look, "error" fails a scan.
+
+    `text` says what it means and what to do; docs/findings.md says more.
+    """
 
     id: str
     level: str
     title: str
+    text: str
 
 
-UNREFERENCED = Rule("CGPT001", "note", "bytes that no tensor references")
-NO_CRC = Rule("CGPT002", "note", "the archive records no checksums")
-TRAILING = Rule("CGPT003", "warning", "bytes after the end of the archive")
-GAP = Rule("CGPT004", "warning", "bytes between records that belong to none")
-LONGER_STORAGE = Rule("CGPT005", "warning", "a storage is longer than the pickle says")
-COMPRESSED = Rule("CGPT006", "note", "compressed records")
-VALUES_NOT_SAVED = Rule("CGPT007", "warning", "records were reserved but their values not saved")
-FOREIGN = Rule("CGPT008", "note", "classes that are not torch's; shown, never loaded")
-COLLISION = Rule("CGPT009", "warning", "two values have the same name")
-BIG_ENDIAN = Rule("CGPT010", "note", "big-endian data")
-CUT_OFF = Rule("CGPT011", "warning", "an incomplete file; what is lost is left out")
-CYCLE = Rule("CGPT012", "warning", "a value that contains itself")
-LONE_SHARD = Rule("CGPT013", "warning", "one shard of several")
-INDEX_SIZE = Rule("CGPT014", "note", "the index's total_size differs from the tensors' bytes")
-DANGEROUS = Rule("CGPT015", "error", "loading it would run code")
-NOT_JUDGED = Rule("CGPT016", "error", "damaged, or made so that readers disagree")
-CLOSED = Rule("CGPT017", "error", "what is inside cannot be looked into")
-SCRIPT = Rule("CGPT018", "note", "TorchScript code")
-AFTER_PICKLE = Rule("CGPT019", "note", "bytes after the last pickle")
-LATE_HEADERS = Rule("CGPT030", "note", "local headers not read")
+UNREFERENCED = Rule(
+    "CGPT001",
+    "note",
+    "bytes that no tensor references",
+    "Records of the archive that the pickle does not mention. Usually leftovers of a program "
+    "that saved a view of something larger; possibly a hidden payload.",
+)
+NO_CRC = Rule(
+    "CGPT002",
+    "note",
+    "the archive records no checksums",
+    "All CRC-32 fields are zero: torch was told not to compute them. Damage would go "
+    "unnoticed, so compare a checksum of the whole file with its publisher's.",
+)
+TRAILING = Rule(
+    "CGPT003",
+    "warning",
+    "bytes after the end of the archive",
+    "Readers ignore them, but nothing that writes weight files adds any. Download the file "
+    "again, or ask where it comes from.",
+)
+GAP = Rule(
+    "CGPT004",
+    "warning",
+    "bytes between records that belong to none",
+    "No writer of weight files leaves such gaps, and scanners do not look there.",
+)
+LONGER_STORAGE = Rule(
+    "CGPT005",
+    "warning",
+    "a storage is longer than the pickle says",
+    "The record has more bytes than its storage declares. torch refuses such files; the "
+    "tensors are read from the declared part.",
+)
+COMPRESSED = Rule(
+    "CGPT006",
+    "note",
+    "compressed records",
+    "Deflated records are inflated while they are read. torch with `mmap=True` reads them "
+    "wrongly and says nothing.",
+)
+VALUES_NOT_SAVED = Rule(
+    "CGPT007",
+    "warning",
+    "records were reserved but their values not saved",
+    "Written under `torch.serialization.skip_data()`: the tensors have shapes but no values.",
+)
+FOREIGN = Rule(
+    "CGPT008",
+    "note",
+    "classes that are not torch's; shown, never loaded",
+    "The pickle names code of other packages. Nothing of it runs here. Loading the file with "
+    "`torch.load(weights_only=False)` would import and call it: read the names first.",
+)
+COLLISION = Rule(
+    "CGPT009",
+    "warning",
+    "two values have the same name",
+    "A name is given twice, or two nested names read the same once joined with dots. The "
+    "first is shown.",
+)
+BIG_ENDIAN = Rule(
+    "CGPT010",
+    "note",
+    "big-endian data",
+    "Bytes are swapped as they are read; `convert` writes little-endian.",
+)
+CUT_OFF = Rule(
+    "CGPT011",
+    "warning",
+    "an incomplete file; what is lost is left out",
+    "The tensors that are not whole are not there.",
+)
+CYCLE = Rule(
+    "CGPT012",
+    "warning",
+    "a value that contains itself",
+    "Weight files have no reason to hold one.",
+)
+LONE_SHARD = Rule(
+    "CGPT013",
+    "warning",
+    "one shard of several",
+    "The file's name says that it is one of several. It is read alone; to have the whole "
+    "model, name the index or the folder.",
+)
+INDEX_SIZE = Rule(
+    "CGPT014",
+    "note",
+    "the index's total_size differs from the tensors' bytes",
+    "`metadata.total_size` in the index counts tied tensors neither once nor each time. "
+    "Harmless; some tools show it as the model's size.",
+)
+DANGEROUS = Rule(
+    "CGPT015",
+    "error",
+    "loading it would run code",
+    "A pickle calls or names something that runs what the file chooses. Unpickling does that "
+    "before anything can be checked, so never load the file, not even to look. Delete it, and "
+    "tell who published it.",
+)
+NOT_JUDGED = Rule(
+    "CGPT016",
+    "error",
+    "damaged, or made so that readers disagree",
+    "Either bytes are missing or wrong, and a download is to be repeated; or the file is "
+    "built so that one program sees another content than the next, which is how scanners are "
+    "evaded. Nobody can say what such a file is: do not load it.",
+)
+CLOSED = Rule(
+    "CGPT017",
+    "error",
+    "what is inside cannot be looked into",
+    "Something may be inside, and the scan cannot tell. Unpack or fetch it, and scan that.",
+)
+SCRIPT = Rule(
+    "CGPT018",
+    "note",
+    "TorchScript code",
+    "The archive holds functions in TorchScript, which `torch.jit.load` compiles and the "
+    "model runs. It is no Python and cannot call any, but it is code, and torch's own "
+    "operations can read and write files.",
+)
+AFTER_PICKLE = Rule(
+    "CGPT019",
+    "note",
+    "bytes after the last pickle",
+    "What follows a pickle's end is read by no unpickler. Some programs write raw arrays there.",
+)
+LATE_HEADERS = Rule(
+    "CGPT030",
+    "note",
+    "local headers not read",
+    "Only of archives that are read from a URL. Each record has a header before its data, "
+    "hundreds in all; to look, they are not fetched. A program that goes by local headers could "
+    "see other records than the directory lists: before you trust a file, `scan` it.",
+)
 
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 

@@ -62,6 +62,16 @@ RANK = 64  # torch's own limit is 64 dimensions
 EXPANSION = 64
 EXPANSION_FLOOR = 1 * GiB
 
+# Of what is compressed, when it is looked into: weights do not shrink to a 64th; text might, but
+# not by the gigabyte. Those who read it out of order have parts of it unpacked again.
+UNPACKED = 64  # times the compressed bytes
+UNPACKED_FLOOR = 1 * GiB
+UNPACKED_AGAIN = 16  # times the most that may be unpacked, in all
+
+# Of the memo, when a pickle is scanned: no writer of pickles comes near either.
+MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory
+MEMO_SPARSE = 1 << 16  # entries out of order
+
 JSON_VALUES = 4_000_000  # of one document; a vocabulary has 256,000
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
 CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers import shards
-from cgpt_convert.containers.sniff import Kind, sniff
+from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind, sniff
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.findings import Finding
 from cgpt_convert.places import is_file, is_url, named, open_source
@@ -23,7 +23,6 @@ _IN_FOLDERS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
 
 
 def open_checkpoint(path: str | os.PathLike[str], mapping: str | None = None) -> Checkpoint:
@@ -104,7 +103,7 @@ def _weights(inside: Collection[str]) -> list[str]:
     found = [name for name in _IN_FOLDERS if name in inside]
     found = found or sorted(name for name in inside if name.endswith(_INDEX))
     return found or sorted(
-        name for name in inside if name.endswith(_SUFFIXES) and name != "training_args.bin"
+        name for name in inside if name.endswith(WEIGHT_SUFFIXES) and name != "training_args.bin"
     )
 
 

@@ -69,10 +69,7 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     if not everything:
         raise BadRequest("the file holds no tensors", where=where)
     if not chosen:
-        some = ", ".join(printable(_relative(name, root)) for name in inside[:3])
-        raise BadRequest(
-            "no tensor matches", where=where, hint=f"names look like {some}" if some else ""
-        )
+        raise no_match(where, [_relative(name, root) for name in inside])
     _refuse(where, chosen, checkpoint.collisions, "stand for two values each")
     _refuse(where, chosen, checkpoint.unsaved, "have no values: they were not saved")
     _refuse(where, chosen, checkpoint.exotic, "are not dense tensors (see inspect)")
@@ -98,7 +95,7 @@ def choose_root(checkpoint: Checkpoint) -> str:
         here = [
             path
             for path, parent in checkpoint.containers.items()
-            if parent == root and path and _key(path, parent) in WELL_KNOWN_ROOTS
+            if parent == root and path and _relative(path, parent) in WELL_KNOWN_ROOTS
         ]
         here = [path for path in here if any(_is_under(name, path) for name in everything)]
         if not here:
@@ -143,16 +140,22 @@ def _given_root(checkpoint: Checkpoint, root: str) -> str:
     )
 
 
+def no_match(where: str, names: Sequence[str]) -> BadRequest:
+    """The error for globs that fit none of `names`, some of which it shows."""
+    some = ", ".join(map(printable, names[:_SHOWN]))
+    hint = f"names look like {some}" if some else ""
+    return BadRequest("no tensor matches", where=where, hint=hint)
+
+
+_SHOWN = 3
+
+
 def _is_under(name: str, root: str) -> bool:
     return not root or name.startswith(root + ".")
 
 
 def _relative(name: str, root: str) -> str:
     return name[len(root) + 1 :] if root else name
-
-
-def _key(path: str, parent: str) -> str:
-    return path[len(parent) + 1 :] if parent else path
 
 
 def wanted(name: str, match: Sequence[str], exclude: Sequence[str] = ()) -> bool:

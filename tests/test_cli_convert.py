@@ -318,6 +318,14 @@ def test_shards_are_as_large_as_allowed_and_read_as_one(
     count = len(files) - 1
     assert files[:-1] == [f"m-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     assert files[-1] == "m.safetensors.index.json"
+    assert result["output"] == str(tmp_path / files[-1])
+    assert not (tmp_path / "m.safetensors").exists()
+    words = ("-o", tmp_path / "m.safetensors", "--max-shard-size", "100KB", "--dry-run")
+    assert (
+        f"would write {result['output']} and {count} shards: " in run("convert", model, *words).out
+    )
+    whole = run("convert", model, "-o", tmp_path / "one.safetensors", "--dry-run").out
+    assert whole.startswith(f"would write {tmp_path / 'one.safetensors'}: ")
     for name in files[:-1]:
         tensors = safetensors.torch.load_file(tmp_path / name)
         assert sum(t.numel() * t.element_size() for t in tensors.values()) <= 100_000

@@ -1,6 +1,9 @@
 """`inspect`: everything about a file, as text for people and JSON for programs."""
 
+import argparse
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,19 @@ def test_matching_shows_some_rows_and_still_sums_all(summary: Any, model: Path) 
     assert len(shown) == 5
     assert all(".ln_1." in name or name == "lm_head.weight" for name in shown)
     assert some["nbytes"] == summary["nbytes"]
+    out = run("inspect", model, *words).out
+    total = len(summary["tensors"])
+    assert f" in {total} tensors (1 tied, counted once)\n" in out
+    assert f"\n5 of {total} tensors shown\n" in out
+    assert "shown" not in run("inspect", model).out
+
+
+def test_matching_nothing_is_bad_usage_as_of_convert(model: Path, tmp_path: Path) -> None:
+    result = run("inspect", model, "--match", "zzz")
+    other = run("convert", model, "-o", tmp_path / "x.npz", "--match", "zzz")
+    assert (result.code, result.out) == (2, "")
+    assert result == other
+    assert "names look like transformer.wte.weight" in result.err
 
 
 def test_the_tree_folds_layers_that_look_alike(model: Path) -> None:
@@ -229,6 +245,54 @@ def test_other_values_and_foreign_classes_are_shown_not_run(tmp_path: Path) -> N
     assert any(name.endswith("system") for name in result.json["foreign"])
     assert not Path("ran").exists()
     assert "names foreign code" in spawn("inspect", path).out
+
+
+def saved_with(folder: Path, function: Any, *, new: bool = True) -> Path:
+    class Calling:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return function, ()
+
+    path = folder / "model.pt"
+    state = {"w": torch.ones(2), "x": Calling()}
+    torch.save(state, path, _use_new_zipfile_serialization=new)
+    return path
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_what_scan_calls_dangerous_is_a_warning(new: bool, tmp_path: Path) -> None:
+    path = saved_with(tmp_path, os.system, new=new)
+    scan = run("scan", path)
+    assert (scan.code, "dangerous" in scan.out, "[CGPT015]" in scan.out) == (1, True, True)
+    result = run("inspect", path)
+    assert result.code == 0
+    assert (
+        f"  warning      dangerous: names {os.system.__module__}.system [CGPT015]; "
+        "`cgpt-convert scan` shows what it would do\n"
+    ) in result.out
+    (found,) = run("inspect", path, "--json").json["findings"]
+    assert (found["id"], found["level"]) == ("CGPT015", "error")
+    assert "CGPT015" in run("convert", path, "-o", tmp_path / "out.npz").err
+
+
+def test_what_scan_calls_foreign_leads_to_scan(tmp_path: Path) -> None:
+    path = saved_with(tmp_path, argparse.Namespace)
+    assert "foreign objects" in run("scan", path).out
+    result = run("inspect", path)
+    assert "`cgpt-convert scan` shows what it would do" in result.out
+    assert "warning" not in result.out
+    (found,) = run("inspect", path, "--json").json["findings"]
+    assert (found["id"], found["level"]) == ("CGPT008", "note")
+
+
+def test_names_of_dangerous_code_are_judged_without_importing_the_scanner(model: Path) -> None:
+    program = (
+        "import sys; from cgpt_convert.summary import summarise; "
+        "from cgpt_convert import open_checkpoint; "
+        "summarise(open_checkpoint(sys.argv[1])); "
+        "print([n for n in sys.modules if 'dangerous' in n or 'scanning' in n or n == 'numpy'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, model], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "text", "empty"])

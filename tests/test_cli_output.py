@@ -131,6 +131,18 @@ def test_a_narrow_terminal_keeps_both_ends_of_a_name(model: Path) -> None:
     assert re.search(r"^tran\S*…\S*sked_bias", shown, re.MULTILINE)
 
 
+def test_columns_that_do_not_fit_are_named_on_a_terminal_only(model: Path) -> None:
+    shown = in_terminal(80, "inspect", model, NO_COLOR="1")
+    header = re.search(r"^name .*$", shown, re.MULTILINE)
+    told = re.search(r"columns left out: (.*); a wider terminal or --json shows them", shown)
+    assert header is not None
+    assert told is not None
+    every = ["name", "dtype", "shape", "strides", "storage", "offset", "bytes", "tied to"]
+    assert [*re.split("  +", header[0].strip()), *told[1].split(", ")] == every
+    for whole in (in_terminal(200, "inspect", model), spawn("inspect", model).out):
+        assert "left out" not in whole
+
+
 def test_a_pipe_gets_whole_names_and_no_colour(model: Path) -> None:
     result = spawn("inspect", model)
     assert "\x1b" not in result.out

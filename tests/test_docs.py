@@ -62,6 +62,7 @@ def test_every_finding_has_a_section_with_its_title_and_level() -> None:
     for rule in rules:
         text = section("findings.md", f"{rule.id} {rule.title}")
         assert text.strip().startswith(f"{rule.level}."), rule.id
+        assert rule.text in " ".join(text.split()), rule.id
 
 
 def test_every_format_is_in_the_table() -> None:

@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 import torch
 
+from cgpt_convert.pickles.dangerous import is_dangerous
 from cgpt_convert.scanning.look import scan_file
-from cgpt_convert.scanning.names import ALLOWED, Rule, is_dangerous
+from cgpt_convert.scanning.names import ALLOWED, Rule
 from cgpt_convert.scanning.result import Scanned, Verdict
 from tests import zips
 from tests.hostile import DANGEROUS, FOREIGN, HARMLESS, Payload, payload
@@ -229,6 +230,7 @@ def test_torchscript_is_weights_with_a_note(tmp_path: Path) -> None:
     found = scan_file(str(path), Rule())
     assert found.verdict is Verdict.WEIGHTS
     assert [note.rule.id for note in found.notes] == ["CGPT018"]
+    assert found.kind == run("inspect", path, "--json").json["kind"] == "TorchScript archive"
 
 
 def test_object_arrays_of_plain_values_are_weights_only(tmp_path: Path) -> None:
@@ -347,6 +349,66 @@ def test_other_files_are_passed_over_and_counted(text: bytes, tmp_path: Path) ->
     result = run("scan", tmp_path)
     assert result.code == 0
     assert "1 file holds no weights and no pickle" in result.out
+    assert result.out.splitlines()[-1] == "1 file: 1 without weights"
+
+
+def test_the_last_line_counts_the_files_also_if_there_are_none(tmp_path: Path) -> None:
+    assert run("scan", tmp_path).out == "0 files\n"
+    (tmp_path / "bad.bin").write_bytes(BAD)
+    (tmp_path / "own.bin").write_bytes(FOREIGN["a class"][0])
+    (tmp_path / "good.bin").write_bytes(saved(WEIGHTS))
+    (tmp_path / "text").write_text("text")
+    (tmp_path / "broken").symlink_to(tmp_path / "gone")
+    assert run("scan", tmp_path).out.splitlines()[-1] == (
+        "4 files: 1 weights only, 1 with foreign objects, 1 dangerous, 1 without weights, "
+        "1 not to be followed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("html.bin", b"<html><body>Not found</body></html>", "a web page"),
+        ("zero.PT", bytes(5000), "a file of zeros"),
+        ("x.safetensors", b"", "an empty file"),
+        ("x.gguf", b"<?xml version='1.0'?><Error/>", "an XML document"),
+    ],
+)
+def test_what_is_called_like_weights_and_holds_none_is_named(
+    name: str, data: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "README.md").write_bytes(data)
+    result = run("scan", tmp_path)
+    assert result.code == 0
+    assert f"note    {tmp_path / name}: {words}, not weights\n" in result.out
+    assert "README.md" not in result.out
+    assert "2 files hold no weights" in result.out
+
+
+def test_weights_can_be_required(tmp_path: Path) -> None:
+    result = run("scan", tmp_path, "--require-weights")
+    assert (result.code, "FAILED  no weight file in 0 files\n" in result.out) == (1, True)
+    (tmp_path / "page.bin").write_bytes(b"<html></html>")
+    result = run("scan", tmp_path, "--require-weights", "--json")
+    assert (result.code, result.json["ok"]) == (1, False)
+    (tmp_path / "good.bin").write_bytes(saved(WEIGHTS))
+    assert run("scan", tmp_path, "--require-weights").code == 0
+
+
+def test_raw_tensors_are_called_so_where_a_mapping_names_them(tmp_path: Path) -> None:
+    (tmp_path / "good.bin").write_bytes(saved({**WEIGHTS, "zeros": torch.zeros(5000)}))
+    assert run("extract", tmp_path / "good.bin", "-o", tmp_path / "out").code == 0
+    (tmp_path / "out" / "7").write_bytes(bytes(100))  # nothing names it
+    told = run("scan", tmp_path / "out", "--require-weights")
+    assert (told.code, "3 files of raw tensors, 1 JSON document, 1 file of zeros" in told.out) == (
+        0,
+        True,
+    ), told.out
+    (tmp_path / "out" / "mapping.json").write_text("{}")
+    assert "raw tensors" not in run("scan", tmp_path / "out").out
+    kinds = {file["kind"] for file in run("scan", tmp_path / "out", "--json").json["files"]}
+    assert kinds.isdisjoint({"file of raw tensors"})
 
 
 def test_this_project_is_weights_only() -> None:
@@ -457,7 +519,12 @@ def test_a_teams_own_classes_can_be_allowed_by_their_exact_name(tmp_path: Path) 
     path = tmp_path / "m.pt"
     path.write_bytes(FOREIGN["a class"][0])
     assert run("scan", path).code == 1
-    assert run("scan", path, "--allow", "team.models.Config").code == 0
+    result = run("scan", path, "--allow", "team.models.Config", "--allow", "team.Other")
+    assert result.code == 0
+    assert "ok      " in result.out
+    assert "weights and allowed: team.models.Config (bare pickle, 1 pickle)" in result.out
+    result = run("scan", path, "--allow", "team.models.Config", "--json")
+    assert result.json["files"][0]["allowed"] == ["team.models.Config"]
     for other in ("team.models.Confi", "team.models", "team.models.Config.x", "team.*"):
         assert run("scan", path, "--allow", other).code == 1
     assert run("scan", path, "--allow", "Config").code == 2

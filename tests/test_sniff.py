@@ -145,6 +145,7 @@ def test_what_is_refused_says_so_in_one_line_and_what_to_do(kind, data):
         (KINDS[Kind.GZIP][0], ["a gzip file", "gunzip"]),
         (TORCH[:900], ["cut off at byte 900 of at least"]),
         (bytes(5000), ["5,000 bytes, all zero"]),
+        (KINDS[Kind.PICKLE][0], ["cgpt-convert scan", "what loading it would do"]),
         (b"<html><title>\x1b[31m\nred</title>", ["\\x1b[31m red"]),
     ],
 )

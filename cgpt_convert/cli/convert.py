@@ -147,7 +147,7 @@ def _result(
     }
     return {
         "source": checkpoint.path,
-        "output": output,
+        "output": conversion.opened_by(output),
         "files": [{"name": plan.path, "nbytes": plan.nbytes} for plan in plans],
         "nbytes": sum(plan.nbytes for plan in plans),
         "tensors": len(request.tensors),
@@ -158,7 +158,7 @@ def _result(
         "cast": [t.name for t in request.tensors if t.target],
         "lossy": lost,
         "model": list(conversion.lines),
-        "warnings": [str(f) for f in checkpoint.findings if f.rule.level == "warning"],
+        "warnings": [str(f) for f in checkpoint.findings if f.rule.level != "note"],
     }
 
 
@@ -169,6 +169,8 @@ def _print(result: dict[str, Any]) -> None:
     verb = "wrote" if result["written"] else "would write"
     files = result["files"]
     count = f" in {len(files)} files" if len(files) > 1 else ""
+    if result["output"].endswith(".index.json"):
+        count = f" and {counted(len(files) - 1, 'shard')}"
     line = f"{verb} {printable(result['output'])}{count}: "
     verified = ", read again and compared" if result["verified"] else ""
     _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}{verified}")

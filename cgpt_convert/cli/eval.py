@@ -165,7 +165,7 @@ def _print(result: dict[str, Any]) -> None:
     windows = counted(result["windows"], "window")
     _say(
         f"{printable(result['source'])} on {printable(result['text'])}: "
-        f"{counted(result['tokens'], 'token')}, {result['nbytes']:,} bytes, "
+        f"{counted(result['tokens'], 'token')}, {counted(result['nbytes'], 'byte')}, "
         f"in {windows} of {result['context']:,}"
     )
     _row("cross-entropy", f"{_shown(result['cross_entropy'], '.4f')} nats a token")

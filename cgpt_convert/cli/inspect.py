@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.places import is_url
-from cgpt_convert.select import wanted
+from cgpt_convert.select import no_match, wanted
 from cgpt_convert.summary import checks_of, summarise
 
 
@@ -53,19 +54,18 @@ def command(
         raise BadRequest("--format is for reporting what --check finds", hint="add --check")
     checkpoint = open_checkpoint(source, mapping)
     summary = summarise(checkpoint)
-    rows = [row for row in summary["tensors"] if wanted(row["name"], match)]
-    summary["tensors"] = _sorted(rows, sort)
+    rows = _sorted(_matching(checkpoint, summary["tensors"], match), sort)
     if stats:
-        _add_stats(checkpoint, summary["tensors"])
+        _add_stats(checkpoint, rows)
     if check:
         summary["check"] = _check(checkpoint)
     if form != "text":
         return options.print_checks(checks_of(summary), form)
     if as_json:
         summary["transfer"] = _transfer(checkpoint)
-        options.print_json(summary)
+        options.print_json(summary | {"tensors": rows})
     else:
-        report.show(summary, tree=tree)
+        report.show(summary, rows, tree=tree)
     return 1 if check and not summary["check"]["ok"] else 0
 
 
@@ -76,6 +76,16 @@ def _transfer(checkpoint: Checkpoint) -> dict[str, int] | None:
     from cgpt_convert.remote.traffic import traffic
 
     return {"requests": traffic.requests, "nbytes": traffic.nbytes, "total": traffic.total}
+
+
+def _matching(
+    checkpoint: Checkpoint, rows: list[dict[str, Any]], match: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of the tensors that a glob fits; BadRequest, as of `convert`, if it fits none."""
+    every = (*checkpoint, *checkpoint.exotic)
+    if match and not any(wanted(name, match) for name in every):
+        raise no_match(checkpoint.path, every)
+    return [row for row in rows if wanted(row["name"], match)]
 
 
 def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:

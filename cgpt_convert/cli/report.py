@@ -7,23 +7,26 @@ from typing import Any
 import click
 
 from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrapped
-from cgpt_convert.findings import FOREIGN
+from cgpt_convert.findings import DANGEROUS, FOREIGN
 from cgpt_convert.inert import printable
 
 _LONG = 200  # characters of a text pair's value; --json has all
 _SHOWN = 12  # other values and foreign names; --json has all
+_SCAN = "`cgpt-convert scan` shows what it would do"
 _NUMBERS = ("offset", "bytes", "min", "max", "mean", "std", "zeros", "nan", "inf")
 
 
-def show(summary: dict[str, Any], *, tree: bool) -> None:
-    """Print the summary that `summarise` made."""
+def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> None:
+    """Print the summary that `summarise` made, and of its tensors those of `rows`."""
     _head(summary)
     click.echo()
     if tree:
         from cgpt_convert.cli.tree_view import tree_lines as lines
     else:
         lines = _tensor_lines
-    click.echo("\n".join(lines(summary["tensors"])))
+    click.echo("\n".join(lines(rows)))
+    if len(rows) < len(summary["tensors"]):
+        click.echo(wrapped(f"{len(rows):,} of {counted(len(summary['tensors']), 'tensor')} shown"))
     _exotic(summary["exotic"])
     _others(summary)
     _check(summary.get("check"))
@@ -48,8 +51,10 @@ def _head(summary: dict[str, Any]) -> None:
     for found in summary["findings"]:
         if found["id"] == FOREIGN.id:
             continue  # the line above names them
-        mark = "warning" if found["level"] == "warning" else "note"
-        _field(mark, f"{found['id']} {found['title']}: {found['detail']}")
+        text = f"{found['id']} {found['title']}: {found['detail']}"
+        if found["id"] == DANGEROUS.id:
+            text = f"dangerous: {found['detail']} [{found['id']}]; {_SCAN}"
+        _field("note" if found["level"] == "note" else "warning", text)
 
 
 def _model(model: dict[str, Any] | None) -> None:
@@ -73,7 +78,9 @@ def _safety(summary: dict[str, Any]) -> str:
         return "weights only: it names nothing but torch's own data types"
     names = [printable(name) for name in summary["foreign"]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"names foreign code, not loaded here: {', '.join(names[:_SHOWN])}{more}"
+    told = any(found["id"] == DANGEROUS.id for found in summary["findings"])
+    hint = "" if told else f"; {_SCAN}"
+    return f"names foreign code, not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
 
 
 def _field(label: str, text: str) -> None:

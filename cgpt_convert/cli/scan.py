@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 
-from cgpt_convert.checks import ERROR, NOTE, Check, exit_code
+from cgpt_convert.checks import ERROR, FAILED, NOTE, Check, exit_code
 from cgpt_convert.cli import options
+from cgpt_convert.cli.table import counted
 from cgpt_convert.errors import CgptError
 from cgpt_convert.scanning import names, paths
+from cgpt_convert.scanning.extracted import RAW
 from cgpt_convert.scanning.look import scan_file
 from cgpt_convert.scanning.result import Scanned, Verdict
 
@@ -25,12 +27,18 @@ from cgpt_convert.scanning.result import Scanned, Verdict
     metavar="MODULE.NAME",
     help="Take this very class for one that weight files need (repeatable).",
 )
+@click.option("--require-weights", is_flag=True, help="Fail if there is no weight file.")
 @options.report_format
 @options.remote
 @options.jobs
 @options.as_json
 def command(
-    path: tuple[str, ...], allow: tuple[str, ...], form: str, jobs: int, as_json: bool
+    path: tuple[str, ...],
+    allow: tuple[str, ...],
+    require_weights: bool,
+    form: str,
+    jobs: int,
+    as_json: bool,
 ) -> int:
     """Say what loading the files at PATH would run: nothing, or what and with which arguments.
 
@@ -46,8 +54,13 @@ def command(
     skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
     if skipped:
         checks.append(Check("scan", NOTE, _skipped(skipped)))
+    if require_weights and not any(file.weights or file.kind == RAW for file in scanned):
+        checks.append(Check("weights", FAILED, f"no weight file in {counted(len(found), 'file')}"))
     if not as_json:
-        return options.print_checks(checks, form)
+        code = options.print_checks(checks, form)
+        if form == "text":
+            click.echo(_counts(scanned, len(unlisted)))
+        return code
     errors = [{"path": error.where, "message": error.message} for error in unlisted]
     options.print_json(_result(scanned, checks) | {"errors": errors})
     return exit_code(checks)
@@ -80,9 +93,24 @@ _WORTHWHILE = 2
 
 def _skipped(files: list[Scanned]) -> str:
     kinds = Counter(file.kind for file in files).most_common()
-    shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
-    noun = "file holds" if len(files) == 1 else "files hold"
-    return f"{len(files):,} {noun} no weights and no pickle ({shown})"
+    shown = ", ".join(counted(count, kind) for kind, count in kinds)
+    verb = "holds" if len(files) == 1 else "hold"
+    return f"{counted(len(files), 'file')} {verb} no weights and no pickle ({shown})"
+
+
+def _counts(scanned: list[Scanned], unlisted: int) -> str:
+    """The last line: how many files there were, and how many of each verdict."""
+    verdicts = Counter(file.verdict for file in scanned)
+    parts = [
+        f"{verdicts[verdict]:,} {_COUNTED.get(verdict, verdict.value)}"
+        for verdict in Verdict
+        if verdicts[verdict]
+    ]
+    parts += [f"{unlisted:,} not to be followed"] * bool(unlisted)
+    return ": ".join([counted(len(scanned), "file"), *([", ".join(parts)] if parts else [])])
+
+
+_COUNTED = {Verdict.FOREIGN: "with foreign objects", Verdict.NOTHING: "without weights"}
 
 
 def _result(scanned: list[Scanned], checks: list[Check]) -> dict[str, Any]:
@@ -100,6 +128,7 @@ def _file(file: Scanned) -> dict[str, Any]:
         "kind": file.kind,
         "verdict": file.verdict.value,
         "pickles": file.pickles,
+        "allowed": file.added,
         "sightings": [
             sighting._asdict() | {"rule": sighting.rule.id} for sighting in file.sightings
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +32,11 @@ def style(text: str, **how: bool | str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """The number and the noun, in the plural unless there is one."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    if number == 1:
+        return f"1 {noun}"
+    found = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)  # "files of zeros"
+    head, rest = found.groups() if found else (noun, "")
+    return f"{number:,} {head}{'es' if head.endswith('x') else 's'}{rest}"
 
 
 def size(nbytes: int) -> str:
@@ -50,20 +55,25 @@ def table(
 ) -> list[str]:
     """The lines of the table. Columns named in `right` are numbers; empty columns are left out.
 
-    On a terminal too narrow the first column is cut in the middle, then columns go from the end.
+    On a terminal too narrow the first column is cut in the middle, then columns go from the end,
+    and a last line names them.
     """
     keep = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
     widths = {i: max(columns(row[i]) for row in (header, *rows)) for i in keep}
     room = width()
+    dropped: list[str] = []
     if room is not None:
         while len(keep) > 1 and _shortened(widths, keep, room) < _SHORTEST:
-            keep.pop()
+            dropped.insert(0, header[keep.pop()])
         widths[0] = min(widths[0], max(_shortened(widths, keep, room), _SHORTEST))
     lines = []
     for number, row in enumerate((header, *rows)):
         cells = [_filled(row[i], widths[i], header[i] in right) for i in keep]
         line = "  ".join(cells).rstrip()
         lines.append(style(line, bold=True) if number == 0 else line)
+    if dropped:
+        told = f"columns left out: {', '.join(dropped)}; a wider terminal or --json shows them"
+        lines += wrapped(told).split("\n")
     return lines
 
 

@@ -19,6 +19,8 @@ from cgpt_convert.findings import Finding
 from cgpt_convert.limits import NAME_BYTES
 from cgpt_convert.source import Deflated, Source, is_distant, read
 
+SCRIPT = "TorchScript archive"  # what to call a torch zip that holds code
+
 
 @dataclass
 class Archive:

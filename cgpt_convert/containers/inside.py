@@ -7,13 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.limits import GiB
+from cgpt_convert.limits import UNPACKED, UNPACKED_AGAIN, UNPACKED_FLOOR
 from cgpt_convert.source import CHUNK, Source, read
 
 _POINTS = 256  # places to go on from, at most; each takes some 50 KiB
-_RATIO = 64  # weights do not compress to a 64th; text might, but not by the gigabyte
-_FLOOR = 1 * GiB
-_AGAIN = 16  # how often over the whole may be unpacked, for those who read it out of order
 
 
 class Window:
@@ -46,7 +43,7 @@ class Unpacked:
         self.damage: Malformed | None = None
         self._packed, self._start = packed, start
         self._several = nbytes is None  # streams, one after another
-        self._most = max(_FLOOR, _RATIO * packed.nbytes)
+        self._most = max(UNPACKED_FLOOR, UNPACKED * packed.nbytes)
         self._work = 0  # bytes unpacked so far, again and again
         self._points: list[tuple[int, int, bytes, Any]] = []
         self._spacing = CHUNK
@@ -139,7 +136,7 @@ class Unpacked:
     def _advance(self, nbytes: int) -> None:
         self._position += nbytes
         self._work += nbytes
-        if self._position > self._most or self._work > _AGAIN * self._most:
+        if self._position > self._most or self._work > UNPACKED_AGAIN * self._most:
             raise Unsupported(
                 f"it unpacks to more than {self._most:,} bytes, or only out of order",
                 where=self.name,

@@ -27,7 +27,7 @@ _HINTS = {
     Kind.ZSTD: "run unzstd on it first",
     Kind.SEVEN_ZIP: "unpack it and name the weight file inside",
     Kind.RAR: "unpack it and name the weight file inside",
-    Kind.PICKLE: "not written by torch.save; if it is trusted, load it and torch.save the tensors",
+    Kind.PICKLE: "no torch.save file; `cgpt-convert scan FILE` shows what loading it would do",
     Kind.PREVIEW: "torch 1.0 or later cannot read it either; ask its author for a newer one",
     Kind.HDF5: "weights of Keras or h5py are not read; look for the PyTorch ones beside them",
     Kind.ONNX: "look for the PyTorch weights that it was exported from",

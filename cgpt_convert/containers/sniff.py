@@ -51,6 +51,9 @@ class Kind(Enum):
     UNKNOWN = "file of an unknown kind"
 
 
+# what weight files are called: to tell what was meant to be one, never what a file is
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
+
 _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"GGUF", Kind.GGUF),
     (0, b"\x93NUMPY", Kind.NPY),

@@ -10,7 +10,7 @@ import zlib
 
 from cgpt_convert import dtypes, findings, limits
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.archive import Archive, open_archive
+from cgpt_convert.containers.archive import SCRIPT, Archive, open_archive
 from cgpt_convert.containers.directory import STORED, Member
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
@@ -39,7 +39,7 @@ def of_archive(archive: Archive) -> Checkpoint:
     root = next(iter(archive.members)).split("/")[0] if archive.members else ""
     _check_root(archive, root)
     script = f"{root}/constants.pkl" in archive.members
-    kind = "TorchScript archive" if script else "PyTorch zip archive"
+    kind = SCRIPT if script else "PyTorch zip archive"
     checkpoint = Checkpoint(source.name, kind, (source,), {}, root=root)
     checkpoint.findings += archive.findings
     if not archive.has_crcs:

@@ -103,21 +103,8 @@ def read(path: str) -> Checkpoint:
 
     Raises Malformed for a mapping that does not fit the files, naming the tensor.
     """
-    where = os.path.join(path, MAPPING)
-    source = LocalFile(where)
-    if source.nbytes > INDEX_BYTES:
-        raise Unsupported(f"a mapping of {source.nbytes:,} bytes", where=where)
-    mapping = loads(read_bytes(source, 0, source.nbytes), where)
-    match mapping:
-        case {
-            "format": str(about),
-            "tensors": dict(tensors),
-            "exotic": dict(exotic),
-            "metadata": dict(metadata),
-        } if about == _ABOUT and is_text_map(metadata):
-            pass
-        case _:
-            raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=where)
+    source = LocalFile(os.path.join(path, MAPPING))
+    tensors, exotic, metadata = _parsed(source)
     check_files(path, [*tensors.values(), *parts(exotic)])
     reader = Reader(path)
     checkpoint = Checkpoint(path, "extracted parameters", (), {})
@@ -129,6 +116,33 @@ def read(path: str) -> Checkpoint:
     checkpoint.sources = (source, *(storage.source for storage in checkpoint.storages))
     checkpoint.metadata = metadata
     return checkpoint
+
+
+def files(path: str) -> frozenset[str]:
+    """The files that the folder's `mapping.json` names, as it names them; raises as `read` does."""
+    source = LocalFile(os.path.join(path, MAPPING))
+    try:
+        tensors, exotic, _ = _parsed(source)
+    finally:
+        source.close()
+    rows = [row for row in (*tensors.values(), *parts(exotic)) if isinstance(row, dict)]
+    return frozenset(row["file"] for row in rows if isinstance(row.get("file"), str))
+
+
+def _parsed(source: LocalFile) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """The rows of the dense tensors and of the others, and the text pairs."""
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"a mapping of {source.nbytes:,} bytes", where=source.name)
+    mapping = loads(read_bytes(source, 0, source.nbytes), source.name)
+    match mapping:
+        case {
+            "format": str(about),
+            "tensors": dict(tensors),
+            "exotic": dict(exotic),
+            "metadata": dict(metadata),
+        } if about == _ABOUT and is_text_map(metadata):
+            return tensors, exotic, metadata
+    raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=source.name)
 
 
 def read_mapped(

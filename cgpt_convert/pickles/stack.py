@@ -6,14 +6,13 @@ What it does not keep stands as UNKNOWN. `trace` says what becomes of names and 
 from __future__ import annotations
 
 from cgpt_convert.inert import Dict, Set, Value
+from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE
 from cgpt_convert.pickles.opcodes import Fault, Opcodes
 
 SHOWN = 16  # items kept of one container: enough to show
 _CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
 _TUPLES = 1_000_000
 _TEXT_CHARS = 64 << 20
-_SPARSE = 1 << 16  # memo entries out of order
-_MEMO = 1 << 20  # an index that a pickle of fewer bytes has no use for
 NEWEST_PROTOCOL = 5  # PEP 574
 
 
@@ -141,7 +140,7 @@ class Stack:
         value = self.top()
         if not isinstance(index, int) or index < 0:
             raise Fault("a memo index that is no number, or a negative one")
-        if index > _MEMO + self.position:
+        if index > MEMO_GAP + self.position:
             self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
         if index < len(self.memo):
             self.memo[index] = value
@@ -149,10 +148,10 @@ class Stack:
             self.memo.append(value)
             while len(self.memo) in self.sparse:
                 self.memo.append(self.sparse.pop(len(self.memo)))
-        elif len(self.sparse) < _SPARSE:
+        elif len(self.sparse) < MEMO_SPARSE:
             self.sparse[index] = value
         else:
-            raise Exhausted(f"more than {_SPARSE:,} memo entries out of order")
+            raise Exhausted(f"more than {MEMO_SPARSE:,} memo entries out of order")
 
     def MEMOIZE(self) -> None:
         if self.sparse:

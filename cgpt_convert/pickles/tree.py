@@ -73,11 +73,21 @@ _WORST = 3
 
 
 def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> None:
-    """Add the names that a pickle mentions to `checkpoint`, and a finding for foreign ones."""
-    seen = dict.fromkeys(checkpoint.globals) | dict.fromkeys(".".join(name) for name in names)
-    checkpoint.globals = list(seen)
-    if foreign(checkpoint.globals):
-        found = ", ".join(printable(name) for name in foreign(checkpoint.globals))
+    """Add the names that a pickle mentions to `checkpoint`, and findings for foreign ones."""
+    pairs = {".".join(pair): pair for pair in names}
+    checkpoint.globals = list(dict.fromkeys([*checkpoint.globals, *pairs]))
+    strange = foreign(list(pairs))
+    if not strange:
+        return
+    from cgpt_convert.pickles.dangerous import is_dangerous
+
+    dangerous = [name for name in strange if is_dangerous(*pairs[name])]
+    if dangerous:
+        detail = f"names {_listed(dangerous)}"
+        checkpoint.findings.append(Finding(findings.DANGEROUS, detail))
+    others = [name for name in strange if not is_dangerous(*pairs[name])]
+    if others:
+        found = ", ".join(map(printable, others))
         checkpoint.findings.append(Finding(findings.FOREIGN, found))
 
 
@@ -230,9 +240,7 @@ class _Walk:
             (findings.CYCLE, self.cycles),
         ):
             if names:
-                more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-                detail = ", ".join(map(printable, names[:_SHOWN])) + more
-                self.checkpoint.findings.append(Finding(rule, detail))
+                self.checkpoint.findings.append(Finding(rule, _listed(names)))
 
 
 _HOLDING = frozenset({list, tuple, Dict, Set, Call})
@@ -249,6 +257,11 @@ def _text_cost(value: Value) -> int:
 
 _LINE = 64  # values that a line has room for
 _PER_VISIT = 8  # values written in the time of one visit
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(printable, names[:_SHOWN])) + more
 
 
 def _join(name: str, key: Value) -> str:

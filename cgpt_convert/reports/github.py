@@ -23,7 +23,7 @@ def report(checks: Sequence[Check]) -> str:
 
 def _command(check: Check) -> str:
     rule = _RULES.get(check.finding)
-    warning = rule is not None and rule.level == "warning"
+    warning = rule is not None and rule.level != "note"
     level = "error" if check.outcome in (FAILED, ERROR) else "warning" if warning else "notice"
     title = f"{rule.id} {rule.title}" if rule else check.name
     properties = [f"file={_property(check.file)}"] if check.file else []

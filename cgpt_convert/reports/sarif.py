@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from cgpt_convert import __version__
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.findings import RULES, Rule
+from cgpt_convert.findings import RULES
 from cgpt_convert.inert import printable
 
 _SCHEMA = (
@@ -50,22 +50,13 @@ def _rule(name: str) -> dict[str, Any]:
     found = _BY_ID.get(name)
     if found is None:
         return {"id": name, "shortDescription": {"text": f"the check of {name}"}}
-    page = f"docs/findings.md#{_anchor(found)}"
     return {
         "id": found.id,
         "shortDescription": {"text": found.title},
-        "help": {
-            "text": f"{found.title}. What it means and what to do: {page}",
-            "markdown": f"{found.title}. [What it means and what to do]({page})",
-        },
+        "fullDescription": {"text": found.text},
+        "help": {"text": f"{found.title}. {found.text}"},
         "defaultConfiguration": {"level": found.level},
     }
-
-
-def _anchor(rule: Rule) -> str:
-    """The heading's anchor, as GitHub makes it."""
-    text = f"{rule.id} {rule.title}".lower()
-    return "".join(c for c in text if c.isalnum() or c in " -_").replace(" ", "-")
 
 
 def _result(check: Check, rule_index: int) -> dict[str, Any]:
@@ -89,7 +80,18 @@ def _result(check: Check, rule_index: int) -> dict[str, Any]:
 
 def _uri(path: str) -> str:
     """The path as a URI reference, relative to where the command ran if it lies below."""
+    if "://" in path:
+        return quote(path, safe=":/?&=%")
     relative = os.path.relpath(path) if os.path.isabs(path) else os.path.normpath(path)
     if relative.startswith(".."):
-        return "file://" + quote(os.path.abspath(path).replace(os.sep, "/"), errors="replace")
-    return quote(relative.replace(os.sep, "/"), errors="replace")
+        return "file://" + _quoted(os.path.abspath(path))
+    return _quoted(relative)
+
+
+def _quoted(path: str) -> str:
+    """The bytes that the file system has, which need not be text, percent-encoded."""
+    path = path.replace(os.sep, "/")
+    try:
+        return quote(os.fsencode(path))
+    except UnicodeEncodeError:  # a name that no file has
+        return quote(path, errors="replace")

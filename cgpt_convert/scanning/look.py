@@ -17,10 +17,10 @@ from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding, Rule
-from cgpt_convert.inert import printable
+from cgpt_convert.inert import Value, printable
 from cgpt_convert.pickles.trace import Allowed, Trace, trace
 from cgpt_convert.places import named, open_source
-from cgpt_convert.scanning import names
+from cgpt_convert.scanning import extracted, names
 from cgpt_convert.scanning.judge import is_pickle, sighting
 from cgpt_convert.scanning.result import Scanned, Sighting
 from cgpt_convert.scanning.spans import source_of
@@ -61,10 +61,27 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
             source.close()
     except CgptError as error:
         look.problem(error, "")
-    label = Kind.PICKLE if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON) else kind
     return Scanned(
-        path, label.value, look.weights, look.pickles, look.sightings, look.problems, look.notes
+        path,
+        _label(path, kind, look),
+        look.weights,
+        look.pickles,
+        sorted(look.added),
+        look.sightings,
+        look.problems,
+        look.notes,
     )
+
+
+def _label(path: str, kind: Kind, look: Look) -> str:
+    """What to call the file, now that its parts are known: as `inspect` calls it."""
+    if look.script:
+        return zips.SCRIPT
+    if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):
+        return Kind.PICKLE.value
+    if not (look.weights or look.problems) and extracted.is_raw(path):
+        return extracted.RAW
+    return kind.value
 
 
 class Look:
@@ -72,7 +89,10 @@ class Look:
 
     def __init__(self, rule: names.Rule) -> None:
         self.rule = rule
-        self.allowed: Allowed = rule.allows
+        self.allowed = self.noted(rule.allows)
+        self.passed: set[str] = set()  # names that the user added, of the pickle being traced
+        self.added: set[str] = set()  # the same of all that are pickles
+        self.script = False  # is the file itself a TorchScript archive?
         self.weights = False
         self.pickles = 0
         self.parts = 0
@@ -122,6 +142,20 @@ class Look:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 
+    def noted(self, allows: Allowed) -> Allowed:
+        """The same answer; the names that only the user allows are remembered."""
+        if not self.rule.extra:
+            return allows
+
+        def allowed(module: Value, name: Value) -> bool:
+            if not allows(module, name):
+                return False
+            if self.rule.adds(module, name):
+                self.passed.add(f"{module}.{name}")
+            return True
+
+        return allowed
+
     def guarded(self, look: Callable[..., None], source: Source, place: str, *more: object) -> None:
         """Look, and take what goes wrong as found."""
         try:
@@ -150,6 +184,7 @@ class Look:
         """Look at the pickles from byte `at` on, one after another; how many there are."""
         count = 0
         while at < source.nbytes and not (at_most and count == at_most):
+            self.passed.clear()
             traced = trace(source, at, self.allowed)
             if not (is_pickle(traced) or (must and (at_most or not count))):
                 break
@@ -167,6 +202,7 @@ class Look:
         """Take in one pickle, and look into the byte strings that it holds."""
         self.pickles += 1
         self.weights = True
+        self.added |= self.passed
         for use in traced.uses:
             if len(self.sightings) < _SIGHTINGS:
                 self.sightings.append(sighting(use, place))
@@ -200,7 +236,9 @@ class Look:
             raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
         script = bool(torchs) and f"{torchs[0]}/constants.pkl" in archive.members
         loaded = [f"{root}/{name}.pkl" for root in torchs for name in ("data", "constants")]
-        outer, self.allowed = self.allowed, self.rule.allows_script if script else self.rule.allows
+        self.script |= script and not depth
+        allows = self.rule.allows_script if script else self.rule.allows
+        outer, self.allowed = self.allowed, self.noted(allows)
         try:
             for name in archive.members:
                 self.record(archive, name, place, depth, must=name in loaded)

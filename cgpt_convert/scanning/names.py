@@ -1,17 +1,11 @@
-"""Which names weight files need, and how to word the others.
-
-The verdict rule is the first function: an exact list of what is allowed, and nothing else is. The
-rest of the module only tells a stranger's class from what runs commands, so that a person knows
-how to react; a name that it does not know of is no less foreign.
-"""
+"""Which names weight files need: an exact list of what is allowed, and nothing else is."""
 
 from __future__ import annotations
-
-import sys
 
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.children import is_script_class
+from cgpt_convert.pickles.dangerous import is_dangerous
 from cgpt_convert.pickles.rebuild import KNOWN
 
 # torch's weights_only loader allows these too; no reader of ours makes tensors of them
@@ -45,86 +39,15 @@ class Rule:
         """Is it one of the names? A name with dots leads from one object to another: it is not."""
         if not isinstance(module, str) or not isinstance(name, str):
             return False
+        return ("." not in name and f"{module}.{name}" in ALLOWED) or self.adds(module, name)
+
+    def adds(self, module: str, name: str) -> bool:
+        """Is it one of the names that the user added?"""
         if "." in name:
             return f"{module}:{name}" in self.extra
-        return f"{module}.{name}" in ALLOWED or not self.extra.isdisjoint(
-            (f"{module}.{name}", f"{module}:{name}")
-        )
+        return not self.extra.isdisjoint((f"{module}.{name}", f"{module}:{name}"))
 
     def allows_script(self, module: Value, name: Value) -> bool:
         """The same inside a TorchScript archive, whose classes are its own."""
         script = isinstance(module, str) and isinstance(name, str) and "." not in name
         return self.allows(module, name) or (script and is_script_class(f"{module}.{name}"))
-
-
-def is_dangerous(module: str, name: str) -> bool:
-    """Does the name stand for what can run a file's own choice of code, or reach it?
-
-    Of Python's standard library that is everything but known data types.
-    """
-    module, name = module.strip(), name.strip()
-    if any(part.startswith("__") for part in name.split(".")):
-        return True
-    top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in _FORMER.split():
-        return not _is_data(module, name)
-    if f"{module}.{name}" in _FUNCTIONS.split():
-        return True
-    return any(module == each or module.startswith(f"{each}.") for each in _MODULES.split())
-
-
-def _is_data(module: str, name: str) -> bool:
-    if module in ("builtins", "__builtin__", "exceptions"):
-        return name.endswith(("Error", "Exception", "Warning")) or name in _BUILTIN_DATA
-    return f"{module}.{name}" in ALLOWED or name in _DATA.get(module, "").split()
-
-
-_BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIteration", "SystemExit")
-
-# what earlier Pythons had: a file may be loaded with one, or have been written for one
-_FORMER = (
-    "asynchat asyncore cgi cgitb crypt distutils imghdr lib2to3 mailcap nntplib pipes smtpd sndhdr "
-    "telnetlib uu xdrlib __builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO "
-    "commands copy_reg dircache dummy_thread execfile exceptions httplib imp os2emxpath popen2 "
-    "posixfile thread urllib2 urlparse xmlrpclib"
-)
-
-# of the standard library: types that only hold data, and calls that only make them
-_DATA = {
-    "_codecs": "encode",
-    "_collections": "deque",
-    "argparse": "Namespace",
-    "array": "array _array_reconstructor",
-    "collections": "ChainMap UserDict UserList UserString deque",
-    "copy_reg": "_reconstructor __newobj__",
-    "copyreg": "_reconstructor __newobj__",
-    "datetime": "date datetime time timedelta timezone tzinfo",
-    "decimal": "Decimal",
-    "fractions": "Fraction",
-    "functools": "partial",  # to call what it holds takes another call, which is shown
-    "ipaddress": "IPv4Address IPv4Network IPv6Address IPv6Network",
-    "logging": "Logger getLogger",
-    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-    "random": "Random",
-    "re": "_compile",
-    "time": "struct_time",
-    "types": "SimpleNamespace",
-    "typing": "Any Callable Dict FrozenSet List Literal Optional Set Tuple Type Union",
-    "uuid": "UUID SafeUUID",
-    "zoneinfo": "ZoneInfo",
-}
-
-# other packages' modules and functions that run, fetch or load what they are told to
-_MODULES = (
-    "IPython aiohttp cloudpickle dill httpx joblib.externals nose numpy.distutils numpy.f2py "
-    "numpy.testing paramiko pip pkg_resources psutil py pydoc pytest requests setuptools sh "
-    "tensorflow.io torch._dynamo torch._inductor torch.distributed.rpc torch.fx.experimental "
-    "torch.hub torch.testing torch.utils.bottleneck torch.utils.collect_env "
-    "torch.utils.cpp_extension urllib3 werkzeug"
-)
-_FUNCTIONS = (
-    "joblib.load joblib.numpy_pickle.load numpy.load numpy.ctypeslib.load_library pandas.eval "
-    "pandas.read_pickle sympy.sympify torch.load torch.jit.load torch.package.PackageImporter "
-    "torch.serialization.load yaml.load yaml.unsafe_load"
-)

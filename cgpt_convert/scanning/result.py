@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES
 from cgpt_convert.findings import (
     CLOSED,
     DANGEROUS,
@@ -15,6 +16,7 @@ from cgpt_convert.findings import (
     Rule,
 )
 from cgpt_convert.inert import printable
+from cgpt_convert.scanning.extracted import RAW
 
 _SHOWN = 20  # sightings of one file that become checks of their own
 
@@ -56,6 +58,7 @@ class Scanned(NamedTuple):
     kind: str
     weights: bool  # does it hold any, or any pickle?
     pickles: int
+    added: list[str]  # names in them that the user allows
     sightings: list[Sighting]
     problems: list[Finding]
     notes: list[Finding]
@@ -72,15 +75,16 @@ class Scanned(NamedTuple):
         return Verdict.WEIGHTS if self.weights else Verdict.NOTHING
 
     def checks(self) -> list[Check]:
-        """The file as checks; none if it is no weight file."""
+        """The file as checks; none if it is no weight file, and not called like one."""
         verdict = self.verdict
         if verdict is Verdict.NOTHING:
-            return []
+            if not self.path.lower().endswith(WEIGHT_SUFFIXES) or self.kind == RAW:
+                return []
+            detail = f"{_article(self.kind)} {self.kind}, not weights"
+            return [Check("scan", NOTE, detail, self.path)]
         checks = []
         if verdict is Verdict.WEIGHTS:
-            count = f"{self.pickles:,} pickle" + "s" * (self.pickles != 1)
-            detail = f"{verdict.value}: {self.kind}" + f", {count}" * bool(self.pickles)
-            checks.append(Check("scan", PASSED, detail, self.path))
+            checks.append(Check("scan", PASSED, self._passed(), self.path))
         broken = FAILED if verdict is Verdict.DANGEROUS else ERROR
         for sighting in self.sightings[:_SHOWN]:
             detail = f"{_MEANS[sighting.rule.id]}: {sighting}"
@@ -94,6 +98,17 @@ class Scanned(NamedTuple):
                 detail = f"{means}: {finding.detail}"
                 checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
         return checks
+
+    def _passed(self) -> str:
+        count = f", {self.pickles:,} pickle" + "s" * (self.pickles != 1)
+        what = self.kind + count * bool(self.pickles)
+        if not self.added:
+            return f"{Verdict.WEIGHTS.value}: {what}"
+        return f"weights and allowed: {', '.join(map(printable, self.added))} ({what})"
+
+
+def _article(kind: str) -> str:
+    return "an" if kind[0] in "aeioxHOX" else "a"  # HDF5, ONNX, XML: as they are spoken
 
 
 _MEANS = {

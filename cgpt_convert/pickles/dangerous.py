@@ -1,0 +1,84 @@
+"""How to word a name that weight files do not need: a stranger's class, or what runs commands.
+
+It is for a person to know how to react, and decides nothing: what is allowed is an exact list, and
+a name that this module does not know of is no less foreign.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cgpt_convert.pickles.rebuild import KNOWN
+
+
+def is_dangerous(module: str, name: str) -> bool:
+    """Does the name stand for what can run a file's own choice of code, or reach it?
+
+    Of Python's standard library that is everything but known data types.
+    """
+    module, name = module.strip(), name.strip()
+    if any(part.startswith("__") for part in name.split(".")):
+        return True
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in _FORMER.split():
+        return not _is_data(module, name)
+    if f"{module}.{name}" in _FUNCTIONS.split():
+        return True
+    return any(module == each or module.startswith(f"{each}.") for each in _MODULES.split())
+
+
+def _is_data(module: str, name: str) -> bool:
+    if module in ("builtins", "__builtin__", "exceptions"):
+        return name.endswith(("Error", "Exception", "Warning")) or name in _BUILTIN_DATA
+    return f"{module}.{name}" in KNOWN or name in _DATA.get(module, "").split()
+
+
+_BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIteration", "SystemExit")
+
+# what earlier Pythons had: a file may be loaded with one, or have been written for one
+_FORMER = (
+    "asynchat asyncore cgi cgitb crypt distutils imghdr lib2to3 mailcap nntplib pipes smtpd sndhdr "
+    "telnetlib uu xdrlib __builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO "
+    "commands copy_reg dircache dummy_thread execfile exceptions httplib imp os2emxpath popen2 "
+    "posixfile thread urllib2 urlparse xmlrpclib"
+)
+
+# of the standard library: types that only hold data, and calls that only make them
+_DATA = {
+    "_codecs": "encode",
+    "_collections": "deque",
+    "argparse": "Namespace",
+    "array": "array _array_reconstructor",
+    "collections": "ChainMap UserDict UserList UserString deque",
+    "copy_reg": "_reconstructor __newobj__",
+    "copyreg": "_reconstructor __newobj__",
+    "datetime": "date datetime time timedelta timezone tzinfo",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "functools": "partial",  # to call what it holds takes another call, which is shown
+    "ipaddress": "IPv4Address IPv4Network IPv6Address IPv6Network",
+    "logging": "Logger getLogger",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "random": "Random",
+    "re": "_compile",
+    "time": "struct_time",
+    "types": "SimpleNamespace",
+    "typing": "Any Callable Dict FrozenSet List Literal Optional Set Tuple Type Union",
+    "uuid": "UUID SafeUUID",
+    "zoneinfo": "ZoneInfo",
+}
+
+# other packages' modules and functions that run, fetch or load what they are told to
+_MODULES = (
+    "IPython aiohttp cloudpickle dill httpx joblib.externals nose numpy.distutils numpy.f2py "
+    "numpy.testing paramiko pip pkg_resources psutil py pydoc pytest requests setuptools sh "
+    "tensorflow.io torch._dynamo torch._inductor torch.distributed.rpc torch.fx.experimental "
+    "torch.hub torch.testing torch.utils.bottleneck torch.utils.collect_env "
+    "torch.utils.cpp_extension urllib3 werkzeug"
+)
+_FUNCTIONS = (
+    "joblib.load joblib.numpy_pickle.load numpy.load numpy.ctypeslib.load_library pandas.eval "
+    "pandas.read_pickle sympy.sympify torch.load torch.jit.load torch.package.PackageImporter "
+    "torch.serialization.load yaml.load yaml.unsafe_load"
+)
