@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 from cgpt_convert import formats
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.dtypes import BLOCK_CASTS, CASTS
+from cgpt_convert.dtypes import BLOCK_CASTS
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import undone
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import Selection, Wish, select
 
 HF, GGUF = "hf", "gguf"
-DTYPES = ("keep", *CASTS, *BLOCK_CASTS)
 
 
 @dataclass(frozen=True)

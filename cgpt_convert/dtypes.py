@@ -103,3 +103,4 @@ UINT8 = BY_NAME["uint8"]
 FLOAT32 = BY_NAME["float32"]
 CASTS = ("float32", "float16", "bfloat16")  # what `--dtype` may ask for
 BLOCK_CASTS = tuple(row.name for row in TABLE if row.block > 1)  # and for GGUF these, too
+WISHES = ("keep", *CASTS, *BLOCK_CASTS)

@@ -55,6 +55,7 @@ TENSORS = Share(10_000, 48, 4_000_000)
 NAMES = Share(16 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
 NAME = 4096  # characters of one name: every key on the way down to it, and dots
 NESTING = 100  # of values, where names are made from them
+INT64 = 1 << 63  # torch, NumPy and file systems count in int64, so every number is below
 RANK = 64  # torch's own limit is 64 dimensions
 
 # Strides of 0 let 24 bytes stand for terabytes. A file may claim this many times the bytes it

@@ -26,7 +26,7 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
             parse_int=_natural if _may_be_odd(data) else None,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
@@ -49,7 +49,8 @@ def is_text_map(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a key that is there twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         left = iter(value)  # in the order of the file, so the first that is not next comes twice

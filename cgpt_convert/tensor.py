@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cgpt_convert.dtypes import FLOAT32, UINT8, DType
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.limits import RANK
+from cgpt_convert.limits import INT64, RANK
 from cgpt_convert.source import Source, expect
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def view(
         raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
     if len(shape) > RANK:
         raise Unsupported(f"{len(shape)} dimensions", where=storage.label)
-    if not 0 <= min((*shape, *strides, start)) <= max((*shape, *strides, start)) < _INT64:
+    if not 0 <= min((*shape, *strides, start)) <= max((*shape, *strides, start)) < INT64:
         numbers = f"{shape}, {strides}, {start}"
         raise Malformed(f"a negative or too large number in {numbers}", where=storage.label)
     tensor = Tensor("", dtype, shape, strides, start, storage)
@@ -259,6 +259,3 @@ def view(
                 where=storage.label,
             )
     return tensor
-
-
-_INT64 = 1 << 63

@@ -401,10 +401,8 @@ def test_raw_tensors_are_called_so_where_a_mapping_names_them(tmp_path: Path) ->
     assert run("extract", tmp_path / "good.bin", "-o", tmp_path / "out").code == 0
     (tmp_path / "out" / "7").write_bytes(bytes(100))  # nothing names it
     told = run("scan", tmp_path / "out", "--require-weights")
-    assert (told.code, "3 files of raw tensors, 1 JSON document, 1 file of zeros" in told.out) == (
-        0,
-        True,
-    ), told.out
+    assert told.code == 0
+    assert "3 files of raw tensors, 1 file of zeros, 1 JSON document" in told.out
     (tmp_path / "out" / "mapping.json").write_text("{}")
     assert "raw tensors" not in run("scan", tmp_path / "out").out
     kinds = {file["kind"] for file in run("scan", tmp_path / "out", "--json").json["files"]}

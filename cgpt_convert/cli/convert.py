@@ -13,7 +13,8 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
-from cgpt_convert.conversion import DTYPES, Conversion, Target, convert, target_for, targets
+from cgpt_convert.conversion import Conversion, Target, convert, target_for, targets
+from cgpt_convert.dtypes import WISHES
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.sink import Options, write_files, write_folder
@@ -48,7 +49,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 )
 @click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
+    type=click.Choice(WISHES),
     default="keep",
     show_default=True,
     help="Cast the floating tensors; q8_0 and the like are for gguf.",

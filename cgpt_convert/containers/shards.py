@@ -18,6 +18,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.places import is_url, open_source
 from cgpt_convert.source import read
+from cgpt_convert.strict_json import unique
 
 _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
 
@@ -89,7 +90,7 @@ def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
     try:
-        index = json.loads(read(source, 0, source.nbytes), object_pairs_hook=_unique)
+        index = json.loads(read(source, 0, source.nbytes), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"not an index: {error}", where=path) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -100,13 +101,6 @@ def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
         raise Malformed(f"shards outside the index's own folder: {bad[:3]}", where=path)
     metadata = index.get("metadata")
     return weight_map, metadata if isinstance(metadata, dict) else {}
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name comes twice")
-    return result
 
 
 def _is_plain(name: object) -> bool:

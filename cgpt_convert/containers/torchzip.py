@@ -21,7 +21,6 @@ from cgpt_convert.pickles.unpickle import decode
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
 
-_MAX_NUMEL = 1 << 63  # an int64 in torch
 _VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileFormatVersion
 
 
@@ -152,7 +151,7 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
                 for value in (kind, key, location)
             )
             if kind == "storage" and isinstance(key, str) and isinstance(location, str):
-                if not 0 <= numel < _MAX_NUMEL or type(numel) is bool:
+                if not 0 <= numel < limits.INT64 or type(numel) is bool:
                     raise Malformed(f"a storage of {numel} elements")
                 return key, storage_dtype(cls), numel, location
     raise Malformed(f"not a storage reference: {text(reference)}")

@@ -24,7 +24,7 @@ from cgpt_convert.places import is_file
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import fold_ties
 from cgpt_convert.tensor import Tensor
-from cgpt_convert.values.digest import tensor_digest
+from cgpt_convert.values.digest import same_values
 
 NAME = "hf"
 GENERATION = "generation_config.json"
@@ -153,7 +153,7 @@ def _renamed(
     canonical = {names[name]: tensor for name, tensor in tensors.items() if name in names}
     for name, tensor in canonical.items():
         twin = canonical[ties[name]] if name in ties else None
-        if twin is None or not _equal(tensor, twin):
+        if twin is None or not same_values(tensor, twin):
             kept[name] = tensor.renamed(name)
         else:
             aliases[name] = twin_name = ties[name]
@@ -164,11 +164,6 @@ def _renamed(
         masks = printable(", ".join(found.skipped[:2]))
         lines.append(f"{len(found.skipped)} buffers are left out ({masks} ...): they are computed")
     return list(kept.values()), aliases, lines
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """The same view, or the same values, which have to be read to be compared."""
-    return one.view == other.view or tensor_digest(one) == tensor_digest(other)
 
 
 def _dtype(tensors: Sequence[Tensor]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, CASTS, FLOAT32, DType
+from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import llama_fields, llama_undo
 from cgpt_convert.exports.tokenizer import Tokenizer, find
@@ -23,9 +23,7 @@ from cgpt_convert.mapping.config import check_config, read_config
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.tensor import Tensor, in_blocks
-from cgpt_convert.values.digest import tensor_digest
-
-DTYPES = ("keep", *CASTS, *BLOCK_CASTS)
+from cgpt_convert.values.digest import same_values
 
 _EMBEDDING, _HEAD, _POSITIONS = "token_embd.weight", "output.weight", "position_embd.weight"
 _KEPT = ("float32", "float16", "bfloat16")  # what `keep` leaves as it is
@@ -105,8 +103,8 @@ def request(
 ) -> tuple[Request, tuple[str, ...]]:
     """What the file called `name` is to hold, and a line for each thing worth knowing of it.
 
-    `dtype` is one of `DTYPES`. Without a tokenizer, llama.cpp can only be given token ids. Raises
-    BadRequest, as `plan` does, for settings that llama.cpp has not.
+    `dtype` is one of `dtypes.WISHES`. Without a tokenizer, llama.cpp can only be given token ids.
+    Raises BadRequest, as `plan` does, for settings that llama.cpp has not.
     """
     config = source.config or {}
     lines = check_config(found, config)
@@ -159,14 +157,9 @@ def _renamed(found: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor]
         if tensor.name not in names:
             continue  # a buffer
         rule = found.places[tensor.name].rule
-        if rule.tied_to and _equal(tensor, by_rule[rule.tied_to]):
+        if rule.tied_to and same_values(tensor, by_rule[rule.tied_to]):
             left_out.append(tensor.name)
             continue
         turned = tensor.transposed() if rule.conv1d else tensor
         renamed.append(turned.renamed(names[tensor.name]))
     return renamed, left_out
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """The same view, or the same values, which have to be read to be compared."""
-    return one.view == other.view or tensor_digest(one) == tensor_digest(other)

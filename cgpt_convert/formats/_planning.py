@@ -22,7 +22,7 @@ def check(
     counts = Counter(tensor.name for tensor in request.tensors)
     refuse(request, "names given to more than one tensor", (n for n in counts if counts[n] > 1))
     everything = (*counts, *request.aliases)
-    refuse(request, "names that are not Unicode text", filter(_has_surrogates, everything))
+    refuse(request, "names that are not Unicode text", filter(has_surrogates, everything))
     refuse(request, "aliases that are tensors, too", (n for n in request.aliases if n in counts))
     lost = (f"{name} -> {kept}" for name, kept in request.aliases.items() if kept not in counts)
     refuse(request, "aliases of tensors that are not written", lost)
@@ -72,5 +72,6 @@ def _check_splitting(request: Request, kind: str, *, splits: bool) -> None:
         raise BadRequest("a shard has at least one byte", where=request.name)
 
 
-def _has_surrogates(name: str) -> bool:
+def has_surrogates(name: str) -> bool:
+    """Is the name no Unicode text? A pickle may hold such."""
     return any("\ud800" <= char <= "\udfff" for char in name)

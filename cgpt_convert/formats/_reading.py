@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.limits import RANK
+from cgpt_convert.limits import INT64, RANK
 from cgpt_convert.tensor import Tensor
-
-_MOST = (1 << 63) - 1  # what torch, NumPy and file systems count in
 
 
 def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
@@ -23,7 +21,7 @@ def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
     for size in shape:
         total *= size
         widest *= max(size, 1)
-        if widest > _MOST:
+        if widest >= INT64:
             raise Malformed("a shape of more bytes than can be counted", where=where)
     if total % 8:
         raise Malformed("elements that do not fill whole bytes", where=where)

@@ -66,7 +66,9 @@ def plan_storages(
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
     found = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
-    _planning.refuse(request, "names that are not Unicode text", filter(_is_no_text, found))
+    _planning.refuse(
+        request, "names that are not Unicode text", filter(_planning.has_surrogates, found)
+    )
     files = _storage_files(checkpoint, [tensor.storage for tensor in every])
     rows: dict[str, Any] = {}
     first: dict[tuple[object, ...], str] = {}
@@ -163,10 +165,6 @@ def read_mapped(
     checkpoint.storages = list(reader.storages.values())
     checkpoint.sources = tuple(storage.source for storage in checkpoint.storages)
     return checkpoint
-
-
-def _is_no_text(name: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[int, str]:

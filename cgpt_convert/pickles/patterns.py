@@ -8,7 +8,7 @@ from cgpt_convert import dtypes
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Global, Value, text
-from cgpt_convert.limits import RANK
+from cgpt_convert.limits import INT64, RANK
 
 
 def name_of(call: Call) -> tuple[str, str]:
@@ -47,12 +47,9 @@ def integers(value: Value) -> tuple[int, ...]:
 def shape_of(value: Value) -> tuple[int, ...]:
     """The sizes of a tensor that is no view, so that no storage bounds them."""
     sizes = integers(value)
-    if len(sizes) > RANK or not all(0 <= size < _INT64 for size in sizes):
+    if len(sizes) > RANK or not all(0 <= size < INT64 for size in sizes):
         raise Malformed(f"a tensor of shape {text(sizes)}")
     return sizes
-
-
-_INT64 = 1 << 63
 
 
 def integer(value: Value) -> int:

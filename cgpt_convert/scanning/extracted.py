@@ -20,18 +20,25 @@ def is_raw(path: str) -> bool:
         return False
     folder, name = os.path.split(os.path.abspath(path))
     for _ in range(_DEEPEST):
-        if name in _listed(folder):
+        if name in _named_in(folder):
             return True
         folder, _, last = folder.rpartition(os.sep)
         name = f"{last}/{name}"
     return False
 
 
-@lru_cache(maxsize=64)
-def _listed(folder: str) -> frozenset[str]:
+def _named_in(folder: str) -> frozenset[str]:
     """The files that the folder's mapping names; none if it has no mapping that can be read."""
-    if not os.path.isfile(os.path.join(folder, _MAPPING)):
+    try:
+        status = os.stat(os.path.join(folder, _MAPPING))
+    except OSError:
         return frozenset()
+    return _listed(folder, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=64)
+def _listed(folder: str, _state: tuple[int, ...]) -> frozenset[str]:
+    """The same, read once for all files of a mapping that does not change."""
     from cgpt_convert.formats import parameters
 
     try:
