@@ -33,6 +33,13 @@ class Leaf(NamedTuple):
     value: Value
 
 
+class Lost(NamedTuple):
+    """Why a tensor is left out: not every byte of it is there and right."""
+
+    nbytes: int | None  # of its elements; None where the file does not tell
+    why: str
+
+
 @dataclass(eq=False)
 class Checkpoint(Mapping[str, Tensor]):
     """name -> Tensor, in the file's own order, plus everything else the file holds.
@@ -55,6 +62,7 @@ class Checkpoint(Mapping[str, Tensor]):
     root: str = ""  # the archive's root folder, where there is one
     collisions: set[str] = field(default_factory=set)  # names that more than one value has
     unsaved: set[str] = field(default_factory=set)  # names of tensors without values (skip_data)
+    lost: dict[str, Lost] = field(default_factory=dict)  # tensors left out, when salvaging
     # path of each dict -> path of the dict around it; the outermost's path and parent are ""
     containers: dict[str, str] = field(default_factory=dict)
 
@@ -77,6 +85,12 @@ class Checkpoint(Mapping[str, Tensor]):
             if keeper != name:
                 tied[name] = keeper
         return tied
+
+    def lose(self, name: str, why: str) -> None:
+        """Leave the tensor `name` out, dense or exotic, and note why."""
+        tensor, exotic = self.tensors.pop(name, None), self.exotic.pop(name, None)
+        parts = exotic.parts if exotic else (tensor,) if tensor else ()
+        self.lost[name] = Lost(sum(part.nbytes for part in parts), why)
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if a file it was read from has changed since."""

@@ -80,8 +80,10 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     name = os.path.basename(target.output.rstrip("/"))
     if target.to == GGUF:
         from cgpt_convert.exports import llama
+        from cgpt_convert.exports.whole_model import refuse_incomplete
 
         chosen = select(checkpoint, wish._replace(dtype="keep", tied="copy"))
+        refuse_incomplete(chosen, checkpoint.path)
         made = llama.plan(
             checkpoint,
             chosen.tensors,
@@ -95,8 +97,10 @@ def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     checkpoint = undone(checkpoint)
     if target.to == HF:
         from cgpt_convert.exports import hf, llama_undo
+        from cgpt_convert.exports.whole_model import refuse_incomplete
 
         chosen = select(checkpoint, wish._replace(tied="copy"))
+        refuse_incomplete(chosen, checkpoint.path)
         folder = hf.plan(
             checkpoint.path,
             chosen.tensors,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# the end of the hints for files of which some tensors are not whole
+SALVAGE = "with --salvage, extract and convert write the tensors that are whole"
+
 
 class CgptError(Exception):
     """Base of every error this package raises on purpose.

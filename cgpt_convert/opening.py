@@ -10,7 +10,7 @@ from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers import shards
 from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind, sniff
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.findings import Finding
 from cgpt_convert.places import is_file, is_url, named, open_source
 from cgpt_convert.source import unreadable
@@ -25,24 +25,32 @@ _IN_FOLDERS = (
 )
 
 
-def open_checkpoint(path: str | os.PathLike[str], mapping: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], mapping: str | None = None, *, salvage: bool = False
+) -> Checkpoint:
     """What the file or folder at `path` holds, its tensors unread.
 
     `mapping` names a model whose ready name -> file mapping tells what a folder of bare numbered
-    files is. Raises a CgptError that says what is wrong and what to do next.
+    files is. To `salvage`, what is whole of a cut-off file, or of shards of which some are missing,
+    is returned, and the rest is in `Checkpoint.lost`. Raises a CgptError that says what is wrong
+    and what to do next.
     """
     path = named(os.fspath(path))
     if mapping is not None:
         return _with_mapping(path, mapping)
+    open_file = _salvage_file if salvage else _open_file
     if is_url(path):
         path, inside = _look(path)
         if inside is not None:
-            return _open_url_folder(path, inside)
+            found = _the_one(path, _weights(inside))
+            if not found.endswith(_INDEX):
+                return open_file(found)
+            return shards.read_index(found, open_file, salvage=salvage)
     elif os.path.isdir(path):
-        return _open_folder(path)
+        return _open_folder(path, salvage=salvage)
     if path.endswith(_INDEX):
-        return shards.read_index(path, _open_file)
-    checkpoint = _open_file(path)
+        return shards.read_index(path, open_file, salvage=salvage)
+    checkpoint = open_file(path)
     index = shards.lone_shard(path)
     if index:
         detail = f"{os.path.basename(path)}; {index} or the folder opens all"
@@ -83,7 +91,33 @@ def _open_file(path: str) -> Checkpoint:
     raise refuse(kind, source)
 
 
-def _open_folder(path: str) -> Checkpoint:
+def _salvage_file(path: str) -> Checkpoint:
+    """What one file holds; of one that is cut off, what is whole.
+
+    Files that contradict themselves in another way are refused as ever.
+    """
+    try:
+        return _open_file(path)
+    except Malformed:
+        source = open_source(path)
+        kind = sniff(source)
+        if kind in (Kind.CUT_ZIP, Kind.LEGACY):
+            from cgpt_convert.containers import truncated
+
+            return truncated.whole(source).checkpoint
+        if kind not in (Kind.SAFETENSORS, Kind.GGUF):
+            raise
+        from cgpt_convert.containers.partial import sift
+        from cgpt_convert.formats import _gguf, _safetensors
+
+        reader = _gguf if kind is Kind.GGUF else _safetensors
+        checkpoint, end = reader.described(source, path)
+        if end <= source.nbytes:
+            raise
+        return sift(checkpoint, source.nbytes, end).checkpoint
+
+
+def _open_folder(path: str, *, salvage: bool) -> Checkpoint:
     """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
     try:
         inside = set(os.listdir(path))
@@ -95,7 +129,7 @@ def _open_folder(path: str) -> Checkpoint:
     arrays = not found and any(name.endswith(".npy") for name in inside)
     if arrays or "tensors.json" in inside:
         return formats.by_name("npy").read(path)
-    return open_checkpoint(_the_one(path, found))
+    return open_checkpoint(_the_one(path, found), salvage=salvage)
 
 
 def _weights(inside: Collection[str]) -> list[str]:
@@ -130,11 +164,6 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
         return found.name, found.inside
     there = (name for name in _IN_FOLDERS if is_file(os.path.join(path, name)))
     return found.name, tuple(itertools.islice(there, 1))
-
-
-def _open_url_folder(path: str, inside: tuple[str, ...]) -> Checkpoint:
-    found = _the_one(path, _weights(inside))
-    return shards.read_index(found, _open_file) if found.endswith(_INDEX) else _open_file(found)
 
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:

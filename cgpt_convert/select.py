@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checkpoint import Checkpoint, Lost
 from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.inert import printable
 from cgpt_convert.tensor import Tensor
 
@@ -42,12 +42,16 @@ class Wish(NamedTuple):
 
 @dataclass(slots=True)
 class Selection:
-    """What is to be written. `root` was taken; `left_out` counts tensors outside of it."""
+    """What is to be written. `root` was taken; `left_out` counts tensors outside of it.
+
+    `lost` are those asked for that are not whole: the checkpoint is salvaged.
+    """
 
     root: str
     tensors: list[Tensor]
     aliases: dict[str, str] = field(default_factory=dict)  # a name left out -> its equal
     left_out: list[str] = field(default_factory=list)
+    lost: dict[str, Lost] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -59,29 +63,42 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     """The tensors that `wish` asks for, renamed to what stands behind the root.
 
     Raises BadRequest where nothing matches, where a name stands for two values, and for every
-    tensor chosen that is not dense.
+    tensor chosen that is not dense; Malformed where none of those chosen is whole.
     """
-    root = choose_root(checkpoint) if wish.root is None else _given_root(checkpoint, wish.root)
-    everything = (*checkpoint, *checkpoint.exotic)
-    inside = [name for name in everything if _is_under(name, root)]
-    chosen = [n for n in inside if wanted(_relative(n, root), wish.match, wish.exclude)]
+    root, asked = chosen_names(checkpoint, wish)
     where = checkpoint.path
-    if not everything:
-        raise BadRequest("the file holds no tensors", where=where)
+    lost = {_relative(n, root): checkpoint.lost[n] for n in asked if n in checkpoint.lost}
+    chosen = [name for name in asked if name not in checkpoint.lost]
     if not chosen:
-        raise no_match(where, [_relative(name, root) for name in inside])
+        raise Malformed(f"of {len(lost):,} tensors none is whole", where=where)
     _refuse(where, chosen, checkpoint.collisions, "stand for two values each")
     _refuse(where, chosen, checkpoint.unsaved, "have no values: they were not saved")
     _refuse(where, chosen, checkpoint.exotic, "are not dense tensors (see inspect)")
     tensors = [checkpoint[name].renamed(_relative(name, root)) for name in chosen]
-    left_out = [name for name in everything if not _is_under(name, root)]
+    left_out = [name for name in _everything(checkpoint) if not _is_under(name, root)]
     aliases: dict[str, str] = {}
     if wish.tied == "alias":
         tensors, aliases = fold_ties(tensors)
     if wish.dtype != "keep":
         to = BY_NAME[wish.dtype]
         tensors = [t.cast(to) if t.dtype.is_float else t for t in tensors]
-    return Selection(root, tensors, aliases, left_out)
+    return Selection(root, tensors, aliases, left_out, lost)
+
+
+def chosen_names(checkpoint: Checkpoint, wish: Wish) -> tuple[str, list[str]]:
+    """The root, and the names in the file of the tensors that `wish` asks for, lost ones too.
+
+    Raises BadRequest where nothing matches.
+    """
+    root = choose_root(checkpoint) if wish.root is None else _given_root(checkpoint, wish.root)
+    everything = _everything(checkpoint)
+    inside = [name for name in everything if _is_under(name, root)]
+    chosen = [n for n in inside if wanted(_relative(n, root), wish.match, wish.exclude)]
+    if not everything:
+        raise BadRequest("the file holds no tensors", where=checkpoint.path)
+    if not chosen:
+        raise no_match(checkpoint.path, [_relative(name, root) for name in inside])
+    return root, chosen
 
 
 def choose_root(checkpoint: Checkpoint) -> str:
@@ -89,7 +106,7 @@ def choose_root(checkpoint: Checkpoint) -> str:
 
     Raises BadRequest if there are several: only the user knows which is meant.
     """
-    everything = (*checkpoint, *checkpoint.exotic)
+    everything = _everything(checkpoint)
     root = ""
     while True:
         here = [
@@ -130,7 +147,7 @@ def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
 def _given_root(checkpoint: Checkpoint, root: str) -> str:
     if root == EVERYTHING:
         return ""
-    if any(_is_under(name, root) for name in (*checkpoint, *checkpoint.exotic)):
+    if any(_is_under(name, root) for name in _everything(checkpoint)):
         return root
     known = [path for path in checkpoint.containers if path][:10]
     raise BadRequest(
@@ -148,6 +165,11 @@ def no_match(where: str, names: Sequence[str]) -> BadRequest:
 
 
 _SHOWN = 3
+
+
+def _everything(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The names of all tensors: dense, exotic, and lost ones, which still tell of the layout."""
+    return (*checkpoint, *checkpoint.exotic, *checkpoint.lost)
 
 
 def _is_under(name: str, root: str) -> bool:

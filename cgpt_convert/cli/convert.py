@@ -10,15 +10,14 @@ from typing import Any
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import options
+from cgpt_convert.cli import options, salvaging
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
 from cgpt_convert.conversion import Conversion, Target, convert, target_for, targets
 from cgpt_convert.dtypes import WISHES
 from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.sink import Options, write_files, write_folder
-from cgpt_convert.select import Wish
+from cgpt_convert.select import Wish, chosen_names
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -69,6 +68,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.option("--no-vocab", is_flag=True, help="Write a GGUF without a vocabulary.")
 @click.option("--no-proof", is_flag=True, help="Write no claim about the source.")
 @click.option("--verify", is_flag=True, help="Read it again and compare, before it gets its name.")
+@salvaging.option
 @options.mapping
 @options.jobs
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
@@ -88,12 +88,13 @@ def command(
     no_vocab: bool,
     no_proof: bool,
     verify: bool,
+    salvage: bool,
     mapping: str | None,
     jobs: int,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Write the tensors of SOURCE in another format, streaming.
 
     Strided tensors are written in C order; values are not changed unless --dtype says so. The
@@ -107,8 +108,10 @@ def command(
         vocabulary=not no_vocab,
         proof=not no_proof,
     )
-    checkpoint = open_checkpoint(source, mapping)
     wish = Wish(root, match, exclude, dtype, tied)
+    checkpoint = salvaging.opened(
+        source, mapping, lambda opened: chosen_names(opened, wish)[1], salvage=salvage
+    )
     conversion = convert(checkpoint, wish, target)
     settings = Options(overwrite=overwrite, jobs=jobs)
     if verify:
@@ -125,6 +128,7 @@ def command(
         options.print_json(result)
     else:
         _print(result)
+    return 1 if result["lost"] else 0
 
 
 def _write(conversion: Conversion, output: str, settings: Options) -> None:
@@ -154,6 +158,7 @@ def _result(
         "tensors": len(request.tensors),
         "root": chosen.root or None,
         "left_out": chosen.left_out,
+        "lost": salvaging.rows(chosen.lost),
         "aliases": request.aliases,
         "reordered": [t.name for t in request.tensors if not t.is_c_order],
         "cast": [t.name for t in request.tensors if t.target],
@@ -179,6 +184,7 @@ def _print(result: dict[str, Any]) -> None:
         _say(f"  taken from under {printable(result['root'])}")
     if result["left_out"]:
         _say(f"  left out: {_names(result['left_out'])}")
+    salvaging.show(result["lost"])
     for told in result["model"]:
         _say(f"  {told}")
     if not result["model"]:  # those lines tell of ties, too

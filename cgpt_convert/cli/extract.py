@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
-from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import options
+from cgpt_convert.checkpoint import Checkpoint, Lost
+from cgpt_convert.cli import options, salvaging
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.exports import undone
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.sink import Options, write_blocks, write_folder
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.select import EVERYTHING, Wish, select, wanted
@@ -43,6 +43,7 @@ from cgpt_convert.select import EVERYTHING, Wish, select, wanted
     is_flag=True,
     help="Write OUTPUT/parameters/ and OUTPUT/model.properties, for the raw-parameters program.",
 )
+@salvaging.option
 @options.mapping
 @options.jobs
 @options.overwrite
@@ -55,11 +56,12 @@ def command(
     exclude: tuple[str, ...],
     to_stdout: str | None,
     properties: bool,
+    salvage: bool,
     mapping: str | None,
     jobs: int,
     overwrite: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Write the raw tensors of SOURCE to a folder, with mapping.json.
 
     The mapping tells for each tensor its file, dtype, shape, strides, start, byte order and
@@ -67,33 +69,49 @@ def command(
     """
     if (output is None) == (to_stdout is None):
         raise click.UsageError("give one of --output and --stdout")
-    if to_stdout is not None and (properties or as_json or match or exclude or by == "name"):
+    if to_stdout is not None and (
+        properties or as_json or match or exclude or salvage or by == "name"
+    ):
         raise click.UsageError("--stdout writes one tensor: give no other choice")
-    checkpoint = open_checkpoint(source, mapping)
+    checkpoint = salvaging.opened(
+        source, mapping, lambda opened: _names(opened, match, exclude), salvage=salvage
+    )
     if output is None:
         _to_stdout(checkpoint, str(to_stdout))
-        return
+        return 0
     lines: tuple[str, ...] = ()
+    lost: dict[str, Lost] = {}
     if properties:
         if by == "name" or match or exclude:
             raise click.UsageError("--properties takes all storages: give no other choice")
         plans, lines = _with_properties(checkpoint)
     else:
-        plans = _plans(checkpoint, by, match, exclude)
+        plans, lost = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
     with progress("extract", nbytes) as advance:
         options.check_apart(checkpoint, output)
         settings = Options(overwrite=overwrite, advance=advance, jobs=jobs)
         written = write_folder(plans, output, settings)
-    files = len(written) - (2 if properties else 1)
+    result = {
+        "output": output,
+        "files": len(written) - (2 if properties else 1),
+        "nbytes": nbytes,
+        "lost": salvaging.rows(lost),
+    }
     if as_json:
-        options.print_json({"output": output, "files": files, "nbytes": nbytes})
+        options.print_json(result)
     else:
         what = "storages" if by == "storage" else "tensors"
-        line = f"{printable(output)}: {files:,} {what}, {size(nbytes)}, and mapping.json"
-        click.echo(wrapped(line + (", and model.properties" if properties else ""), 4))
-        for told in lines:
-            click.echo(wrapped(f"  {told}", 4))
+        also = ", and model.properties" if properties else ""
+        _print(result, f"{what}, {size(nbytes)}, and mapping.json{also}", lines)
+    return 1 if lost else 0
+
+
+def _print(result: dict[str, Any], what: str, lines: tuple[str, ...]) -> None:
+    click.echo(wrapped(f"{printable(result['output'])}: {result['files']:,} {what}", 4))
+    salvaging.show(result["lost"])
+    for line in lines:
+        click.echo(wrapped(f"  {line}", 4))
 
 
 def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str, ...]]:
@@ -105,14 +123,18 @@ def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str,
 
 def _plans(
     checkpoint: Checkpoint, by: str, match: tuple[str, ...], exclude: tuple[str, ...]
-) -> list[FilePlan]:
+) -> tuple[list[FilePlan], dict[str, Lost]]:
+    """What is written, and those of the tensors asked for that are not whole."""
     if by == "name":
         chosen = select(undone(checkpoint), Wish(EVERYTHING, match, exclude))
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
-        return parameters.plan(request)
+        return parameters.plan(request), chosen.lost
     tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match, exclude)]
     exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match, exclude)]
+    lost = {name: why for name, why in checkpoint.lost.items() if wanted(name, match, exclude)}
     if not tensors and not exotic:
+        if lost:
+            raise Malformed(f"of {len(lost):,} tensors none is whole", where=checkpoint.path)
         raise BadRequest("no tensor matches", where=checkpoint.path)
     unsaved = [tensor.name for tensor in tensors if tensor.name in checkpoint.unsaved]
     if unsaved:
@@ -121,7 +143,12 @@ def _plans(
             where=checkpoint.path,
             hint="leave them out with --exclude",
         )
-    return parameters.plan_storages(checkpoint, tensors, exotic)
+    return parameters.plan_storages(checkpoint, tensors, exotic), lost
+
+
+def _names(checkpoint: Checkpoint, match: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
+    everything = (*checkpoint, *checkpoint.exotic)
+    return [name for name in everything if wanted(name, match, exclude)]
 
 
 def _to_stdout(checkpoint: Checkpoint, name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from cgpt_convert.checkpoint import Lost
 from cgpt_convert.containers.archive import Archive
 from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member
 from cgpt_convert.containers.local_headers import LOCAL
@@ -57,7 +58,7 @@ def salvage(source: Source) -> Partial:
     partial = sift(of_archive(Archive(source, members)), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
-        partial = partial._replace(lost=(*partial.lost, "constants"))
+        partial.checkpoint.lost["constants"] = Lost(None, "what names them is cut off")
     return partial
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import Malformed
+from cgpt_convert.errors import SALVAGE, Malformed
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import printable
 from cgpt_convert.source import CHUNK, Source, read
@@ -20,10 +20,14 @@ _SHOWN = 3
 class Partial(NamedTuple):
     """A file as far as it goes. `checkpoint` has only tensors of which every byte is there."""
 
-    checkpoint: Checkpoint
-    lost: tuple[str, ...]  # names of the tensors left out
+    checkpoint: Checkpoint  # its `lost` are the tensors left out
     end: int  # bytes that are there; behind it nothing, zeros or damage
     needed: int  # bytes that a whole file has at least
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The names of the tensors left out."""
+        return tuple(self.checkpoint.lost)
 
     def error(self) -> Malformed:
         """How far the file goes and what it costs, as an error to raise."""
@@ -32,8 +36,7 @@ class Partial(NamedTuple):
         whole = len(checkpoint.tensors) + len(checkpoint.exotic)
         where = f"byte {self.end:,} of at least {self.needed:,}"
         percent = 100 * self.end // max(self.needed, 1)
-        cut = self.end == source.nbytes
-        what = f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
+        what = _cause(source, self.end, where)
         lost = ", ".join(printable(name) for name in self.lost[:_SHOWN])
         if len(self.lost) > _SHOWN:
             lost += f" and {len(self.lost) - _SHOWN:,} more"
@@ -42,8 +45,14 @@ class Partial(NamedTuple):
             f"{whole:,} of {whole + len(self.lost):,} tensors are whole"
             + (f" (lost: {lost})" if lost else ""),
             where=source.name,
-            hint=AGAIN,
+            hint=f"{AGAIN}; {SALVAGE}" if whole else AGAIN,
         )
+
+
+def _cause(source: Source, end: int, where: str) -> str:
+    """What is wrong with a file that is whole up to byte `end`, which `where` describes."""
+    cut = end == source.nbytes
+    return f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
 
 
 def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
@@ -64,24 +73,22 @@ def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
             return tensor
         return replace(tensor, storage=short) if _fits(tensor, short.nbytes) else None
 
-    lost = []
+    why = _cause(source, end, f"byte {end:,}")
     for name, tensor in list(checkpoint.tensors.items()):
         kept = left(tensor)
         if kept is None:
-            lost.append(name)
-            del checkpoint.tensors[name]
+            checkpoint.lose(name, why)
         else:
             checkpoint.tensors[name] = kept
     for name, exotic in list(checkpoint.exotic.items()):
         parts = tuple(part for part in map(left, exotic.parts) if part)
         if len(parts) < len(exotic.parts):
-            lost.append(name)
-            del checkpoint.exotic[name]
+            checkpoint.lose(name, why)
         else:
             checkpoint.exotic[name] = exotic._replace(parts=parts)
     shortened = [cut.get(id(storage), storage) for storage in checkpoint.storages]
     checkpoint.storages = [s for s in shortened if s.nbytes or s.offset <= end]
-    partial = Partial(checkpoint, tuple(lost), end, needed)
+    partial = Partial(checkpoint, end, needed)
     checkpoint.findings.append(Finding(findings.CUT_OFF, partial.error().message))
     return partial
 
@@ -101,7 +108,7 @@ def _fits(tensor: Tensor, nbytes: int) -> bool:
         return True
     steps = zip(tensor.shape, tensor.strides, strict=True)
     last = tensor.start + sum((size - 1) * step for size, step in steps)
-    return (last + 1) * tensor.stored.nbytes <= nbytes
+    return tensor.stored.size(last + 1) <= nbytes
 
 
 def content_end(source: Source, at: int = 0) -> int:

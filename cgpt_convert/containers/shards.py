@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from cgpt_convert import findings
-from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.checkpoint import Checkpoint, Lost
+from cgpt_convert.errors import SALVAGE, CgptError, Malformed, Unreadable, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
@@ -30,18 +30,25 @@ def lone_shard(path: str) -> str | None:
     return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
 
 
-def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
+def read_index(
+    path: str, open_file: Callable[[str], Checkpoint], *, salvage: bool = False
+) -> Checkpoint:
     """All the tensors that the index at `path` maps, each from its shard.
 
-    Raises Malformed listing every shard and every tensor that is missing or not in the index.
+    Raises Malformed listing every shard and every tensor that is missing or not in the index. To
+    `salvage`, the tensors of shards that are missing or cannot be read are lost instead.
     """
     weight_map, metadata = _parse(path)
     folder = os.path.dirname(path)
     files = sorted(set(weight_map.values()))
     opened = _open_all if is_url(path) else _open_each
-    shards = opened(path, {name: os.path.join(folder, name) for name in files}, open_file)
+    every = opened({name: os.path.join(folder, name) for name in files}, open_file)
+    shards, unread = _sort(path, every, salvage=salvage)
+    lost = {name: file for name, file in weight_map.items() if file in unread}
+    weight_map = {name: file for name, file in weight_map.items() if file not in unread}
     kind = next(iter(shards.values())).kind
     merged = Checkpoint(path, f"{kind}, {len(files)} shards", (), {})
+    merged.lost = {name: Lost(None, f"{file} {unread[file]}") for name, file in lost.items()}
     _check_names(path, weight_map, shards)
     for name, shard in shards.items():
         _merge(merged, shard, name)
@@ -50,38 +57,52 @@ def read_index(path: str, open_file: Callable[[str], Checkpoint]) -> Checkpoint:
     return merged
 
 
-def _open_each(
-    index: str, paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]
-) -> dict[str, Checkpoint]:
-    _check_missing(index, paths, [name for name, path in paths.items() if not os.path.isfile(path)])
-    return {name: open_file(path) for name, path in paths.items()}
+_Opened = dict[str, Checkpoint | CgptError | None]  # None is a file that is missing
 
 
-def _open_all(
-    index: str, paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]
-) -> dict[str, Checkpoint]:
+def _open_each(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
+    opened: _Opened = {}
+    for name, path in paths.items():
+        try:
+            opened[name] = open_file(path) if os.path.isfile(path) else None
+        except CgptError as error:  # whether it matters is not known here
+            opened[name] = error
+    return opened
+
+
+def _open_all(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
     """The same of remote shards, several at a time."""
     from cgpt_convert.remote.fetching import in_parallel
     from cgpt_convert.remote.objects import Absent
 
-    opened = dict(zip(paths, in_parallel(open_file, paths.values()), strict=True))
-    _check_missing(index, paths, [n for n, each in opened.items() if isinstance(each, Absent)])
-    shards = {}
-    for name, shard in opened.items():
-        if isinstance(shard, CgptError):
-            raise shard
-        shards[name] = shard
-    return shards
+    opened = zip(paths, in_parallel(open_file, paths.values()), strict=True)
+    return {name: None if isinstance(each, Absent) else each for name, each in opened}
 
 
-def _check_missing(index: str, paths: Mapping[str, str], missing: list[str]) -> None:
-    if missing:
+def _sort(
+    index: str, opened: _Opened, *, salvage: bool
+) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+    """The shards, and to `salvage`, why others are not among them; else what is wrong is raised."""
+    missing = [name for name, each in opened.items() if each is None]
+    if missing and (not salvage or len(missing) == len(opened)):
         listed = ", ".join(map(printable, missing))
         raise Malformed(
-            f"{len(missing)} of {len(paths)} shards are missing: {listed}",
+            f"{len(missing)} of {len(opened)} shards are missing: {listed}",
             where=index,
-            hint="download them beside the index",
+            hint=f"download them beside the index; {SALVAGE}",
         )
+    damage = Malformed if is_url(index) else (Malformed, Unreadable)  # a network may come back
+    shards, unread = {}, dict.fromkeys(missing, "is missing")
+    for name, each in opened.items():
+        if isinstance(each, Checkpoint):
+            shards[name] = each
+        elif each is not None:
+            if not salvage or not isinstance(each, damage):
+                raise each
+            unread[name] = f"cannot be read: {each.message}"
+    if not shards:
+        raise Malformed("none of its shards can be read", where=index)
+    return shards, unread
 
 
 def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
@@ -112,7 +133,7 @@ def _is_plain(name: object) -> bool:
 def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> None:
     """Every name of the index in its shard, every tensor of a shard in the index."""
     wrong = []
-    inside = {file: dict.fromkeys((*shard, *shard.exotic)) for file, shard in shards.items()}
+    inside = {f: dict.fromkeys((*s, *s.exotic, *s.lost)) for f, s in shards.items()}
     holders = {name: file for file, names in inside.items() for name in names}
     for name, file in weight_map.items():
         if name not in inside[file]:
@@ -134,6 +155,7 @@ def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
     merged.sources += shard.sources
     merged.tensors.update(shard.tensors)
     merged.exotic.update(shard.exotic)
+    merged.lost.update(shard.lost)
     merged.storages += shard.storages
     merged.others += [leaf._replace(path=f"{file}:{leaf.path}") for leaf in shard.others]
     merged.globals = list(dict.fromkeys(merged.globals + shard.globals))

@@ -45,16 +45,24 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
     """
     architecture = _architecture(checkpoint)
     places = _places(architecture) if architecture else {}
+
+    def place_of(name: str) -> Place | None:
+        pattern, layer = template(name)
+        found = places.get(pattern)
+        return Place(found.rule, layer) if found else None
+
+    def renamed(name: str) -> str:
+        place = place_of(name)
+        return place.name(architecture.canonical) if architecture and place else name
+
     tensors = {}
     for name, tensor in checkpoint.items():
-        pattern, layer = template(name)
-        place = places.get(pattern)
+        place = place_of(name)
         wide = tensor.cast(FLOAT32) if tensor.stored.block > 1 else tensor
-        if architecture and place:
-            turned = wide.transposed() if place.rule.conv1d else wide
-            wide = turned.renamed(Place(place.rule, layer).name(architecture.canonical))
-        tensors[wide.name] = wide
-    return replace(checkpoint, tensors=tensors)
+        turned = wide.transposed() if place and place.rule.conv1d else wide
+        tensors[renamed(name)] = turned.renamed(renamed(name))
+    lost = {renamed(name): why for name, why in checkpoint.lost.items()}
+    return replace(checkpoint, tensors=tensors, lost=lost)
 
 
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -16,7 +16,13 @@ from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import raw_files
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS
-from cgpt_convert.exports.whole_model import end_id, folder_of, heads, whole_model
+from cgpt_convert.exports.whole_model import (
+    end_id,
+    folder_of,
+    heads,
+    refuse_incomplete,
+    whole_model,
+)
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG, read_config
 from cgpt_convert.mapping.recognised import Recognised
@@ -52,7 +58,9 @@ def plan(checkpoint: Checkpoint) -> Exported:
     """
     path = checkpoint.path
     config = read_config(folder_of(path)) or {}
-    tensors = {t.name: t for t in select(checkpoint, Wish(tied="copy")).tensors}
+    chosen = select(checkpoint, Wish(tied="copy"))
+    refuse_incomplete(chosen, path)
+    tensors = {t.name: t for t in chosen.tensors}
     found = whole_model(path, tensors.values(), config)
     if found is None:
         raise _refused(path, "the tensors are of no known architecture")

@@ -8,9 +8,11 @@ from typing import Any
 
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS, Tokenizer
+from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG, mup_refusal
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.select import Selection
 from cgpt_convert.tensor import Tensor
 
 _ONLY_WEIGHTS = "--to safetensors writes the weights alone"
@@ -43,6 +45,17 @@ def whole_model(
     if refusal:
         raise BadRequest(refusal, where=path, hint=_ONLY_WEIGHTS)
     return found._replace(refusal="")
+
+
+def refuse_incomplete(chosen: Selection, path: str) -> None:
+    """Raise BadRequest, naming them, if tensors of what is to be a whole model are lost."""
+    if chosen.lost:
+        raise BadRequest(
+            f"a whole model is wanted, and {len(chosen.lost):,} of its tensors are lost: "
+            f"{', '.join(map(printable, chosen.lost))}",
+            where=path,
+            hint=f"leave them out with --exclude if they are buffers; or {_ONLY_WEIGHTS}",
+        )
 
 
 def heads(found: Recognised, path: str) -> int:

@@ -74,6 +74,20 @@ def fields(source: Source) -> dict[str, Stored]:
 
 def from_source(source: Source, path: str) -> Checkpoint:
     """What `source` holds; see `formats.gguf.read`."""
+    checkpoint, end = described(source, path)
+    if end > source.nbytes:
+        first = next(s for s in checkpoint.storages if s.offset + s.nbytes > source.nbytes)
+        raise Malformed(
+            f"cut off inside its {first.nbytes:,} bytes of data: the file ends at "
+            f"{source.nbytes:,}",
+            where=first.label,
+            hint=_reading.AGAIN,
+        )
+    return checkpoint
+
+
+def described(source: Source, path: str) -> tuple[Checkpoint, int]:
+    """What the header tells, and where the last tensor ends, which may be past the file's end."""
     cursor = Cursor(source)
     n_tensors, n_fields = _counts(cursor)
     found = _fields(cursor, n_fields)
@@ -91,7 +105,7 @@ def from_source(source: Source, path: str) -> Checkpoint:
     if source.nbytes > start + end + -end % alignment:
         rest = source.nbytes - (start + end)
         checkpoint.findings.append(Finding(TRAILING, f"{rest:,} bytes"))
-    return checkpoint
+    return checkpoint, start + end
 
 
 def _counts(cursor: Cursor) -> tuple[int, int]:
@@ -158,13 +172,6 @@ def _add_tensors(checkpoint: Checkpoint, infos: list[_Info], start: int, alignme
         rest = infos[index + 1].offset if index + 1 < len(infos) else source.nbytes - start
         nbytes = _nbytes(info, rest, where)
         end = expected + nbytes
-        if start + end > source.nbytes:
-            size = f"{nbytes:,} bytes of data"
-            raise Malformed(
-                f"cut off inside its {size}: the file ends at {source.nbytes:,}",
-                where=where,
-                hint="download the file again",
-            )
         storage = Storage(source, start + expected, nbytes, info.name)
         checkpoint.storages.append(storage)
         _add(checkpoint, info, storage)

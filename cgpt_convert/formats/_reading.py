@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
 from cgpt_convert.limits import INT64, RANK
 from cgpt_convert.tensor import Tensor
+
+AGAIN = f"download the file again; {SALVAGE}"  # where a file ends too early
 
 
 def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:

@@ -29,6 +29,18 @@ def is_alias(key: str, value: str, tensors: Container[str]) -> bool:
 
 def from_source(source: Source, path: str) -> Checkpoint:
     """What `source` holds; see `formats.safetensors.read`."""
+    checkpoint, end = described(source, path)
+    if end != source.nbytes:
+        raise Malformed(
+            f"{source.nbytes:,} bytes; tensors end at {end:,}",
+            where=source.name,
+            hint=_reading.AGAIN if end > source.nbytes else "",
+        )
+    return checkpoint
+
+
+def described(source: Source, path: str) -> tuple[Checkpoint, int]:
+    """What the header tells, and where the last tensor ends, which may be past the file's end."""
     fields, start = _header(source)
     metadata = fields.pop(METADATA, None) or {}
     if not strict_json.is_text_map(metadata):
@@ -47,15 +59,12 @@ def from_source(source: Source, path: str) -> Checkpoint:
             raise Malformed(f"starts at {first:,} where {end:,} bytes are taken", where=where)
         tensors[name] = _tensor(name, entry, Storage(source, start + first, last - first, name))
         end = last
-    if start + end != source.nbytes:
-        raise Malformed(
-            f"{source.nbytes:,} bytes; tensors end at {start + end:,}", where=source.name
-        )
     storages = [tensor.storage for tensor in tensors.values()]
     aliases = {key: kept for key, kept in metadata.items() if is_alias(key, kept, tensors)}
     _reading.add_aliases(tensors, aliases, source.name)
     rest = {key: value for key, value in metadata.items() if key not in aliases}
-    return Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
+    checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
+    return checkpoint, start + end
 
 
 def _header(source: Source) -> tuple[dict[str, Any], int]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 
 from isal.isal_zlib import crc32
 
+from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import Malformed
+from cgpt_convert.inert import printable
 from cgpt_convert.source import CHUNK, is_distant
-from cgpt_convert.tensor import Storage
+from cgpt_convert.tensor import Storage, Tensor
 
 Advance = Callable[[int], object]  # told how many further bytes are done
 
@@ -20,6 +22,25 @@ def untold(_nbytes: int) -> None:
 def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> list[Storage]:
     """The storages whose bytes do not match their recorded CRC-32; each byte is read once."""
     return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
+
+
+def lose_damaged(checkpoint: Checkpoint, names: Iterable[str], advance: Advance = untold) -> None:
+    """Leave out those of the tensors `names` whose storages do not match their CRC-32."""
+    parts = {name: parts_of(checkpoint, name) for name in names}
+    storages = {id(part.storage): part.storage for each in parts.values() for part in each}
+    damaged = {id(storage) for storage in check_storages(storages.values(), advance)}
+    for name, each in parts.items():
+        bad = {part.storage.key: None for part in each if id(part.storage) in damaged}
+        if bad:
+            why = f"storage {', '.join(map(printable, bad))} does not match its checksum"
+            checkpoint.lose(name, why)
+
+
+def parts_of(checkpoint: Checkpoint, name: str) -> tuple[Tensor, ...]:
+    """The dense tensors that the tensor `name` is made of; none if it is lost."""
+    if name in checkpoint.exotic:
+        return checkpoint.exotic[name].parts
+    return (checkpoint[name],) if name in checkpoint else ()
 
 
 class Summed:

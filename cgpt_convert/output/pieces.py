@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from isal.isal_zlib import crc32
 
-from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
 from cgpt_convert.output.checksums import Summed
 from cgpt_convert.output.crew import Crew
 from cgpt_convert.source import CHUNK
@@ -118,5 +118,5 @@ def _damaged(tensor: Tensor) -> Malformed:
     return Malformed(
         f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
         where=tensor.storage.source.name,
-        hint="download the file again",
+        hint=f"download the file again; {SALVAGE}",
     )
