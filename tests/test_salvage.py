@@ -47,7 +47,7 @@ def written(**how: Any) -> bytes:
     return file.getvalue()
 
 
-def at(path: Path, data: bytes) -> Path:
+def at(path: Path, data: bytes | bytearray) -> Path:
     path.write_bytes(data)
     return path
 
@@ -213,7 +213,8 @@ def test_sparse_tensors_are_lost_with_any_of_their_parts(tmp_path: Path) -> None
 
 def test_deflated_storages_that_cannot_be_inflated(tmp_path: Path) -> None:
     source = tmp_path / "model.npz"
-    np.savez_compressed(source, **{f"w{i}": np.full(5000, i) for i in range(3)})
+    zeros, ones, twos = (np.full(5000, i) for i in range(3))
+    np.savez_compressed(source, w0=zeros, w1=ones, w2=twos)
     data = bytearray(source.read_bytes())
     data[data.index(b"w1.npy") + 60] ^= 0xFF
     result, found = salvaged(at(source, data))
