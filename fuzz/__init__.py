@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of the readers, by Atheris: `python -m fuzz TARGET`."""

@@ -1,0 +1,123 @@
+"""What is fuzzed: each reader of a format, from a file's bytes to the tensors it tells of.
+
+Whatever the bytes, a target returns or raises a CgptError; it never takes long or much memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers import legacy, torchtar, torchzip, truncated
+from cgpt_convert.containers.refuse import refuse
+from cgpt_convert.containers.sniff import sniff
+from cgpt_convert.errors import CgptError
+from cgpt_convert.formats import _gguf, _npy, _safetensors, npz
+from cgpt_convert.pickles.trace import trace
+from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.scanning.look import Look
+from cgpt_convert.scanning.names import Rule
+from cgpt_convert.source import MemoryBytes
+from cgpt_convert.tensor import Storage, Tensor
+
+Target = Callable[[MemoryBytes], object]
+
+MOST_READ = 64 << 10  # bytes of a tensor that are gathered: more are more of the same
+
+
+def archive(source: MemoryBytes) -> None:
+    """A torch zip, whole or cut off."""
+    _use(torchzip.read, source)
+    _use(lambda cut: truncated.whole(cut).checkpoint, source)
+
+
+def unpickler(source: MemoryBytes) -> None:
+    """A bare pickle, by both machines: the one that decodes and the one that scans."""
+    trace(source, 0, Rule().allows)
+    decode(_data(source))
+
+
+def legacy_stream(source: MemoryBytes) -> None:
+    """Torch's stream from before 1.6, whole or cut off."""
+    _use(legacy.read, source)
+    _use(lambda cut: legacy.salvage(cut).checkpoint, source)
+
+
+def tar(source: MemoryBytes) -> None:
+    """Torch's tar of 0.1."""
+    _use(torchtar.read, source)
+
+
+def safetensors(source: MemoryBytes) -> None:
+    """A safetensors file."""
+    _use(lambda whole: _safetensors.from_source(whole, whole.name), source)
+
+
+def gguf(source: MemoryBytes) -> None:
+    """A GGUF file, the items of its fields too."""
+    _use(lambda whole: _gguf.from_source(whole, whole.name), source)
+    for stored in _gguf.fields(source).values():
+        stored.value()
+
+
+def npy(source: MemoryBytes) -> None:
+    """A NumPy array."""
+    _read([_npy.array(Storage(source, 0, source.nbytes, "array"))])
+
+
+def npz_archive(source: MemoryBytes) -> None:
+    """A zip of NumPy arrays."""
+    _use(lambda whole: npz.from_source(whole, whole.name), source)
+
+
+def scan(source: MemoryBytes) -> None:
+    """What a file is, what a scan says of it, and why it is refused."""
+    Look(Rule()).part(source, "", 0)
+    str(refuse(sniff(source), source))
+
+
+TARGETS: dict[str, Target] = {
+    "archive": archive,
+    "unpickler": unpickler,
+    "legacy": legacy_stream,
+    "tar": tar,
+    "safetensors": safetensors,
+    "gguf": gguf,
+    "npy": npy,
+    "npz": npz_archive,
+    "scan": scan,
+}
+
+
+def run(name: str, data: bytes) -> None:
+    """Feed `data` to a target. What comes out of it is a find."""
+    try:
+        TARGETS[name](MemoryBytes("fuzzed", data))
+    except CgptError as error:
+        str(error)
+
+
+def _use(read: Callable[[MemoryBytes], Checkpoint], source: MemoryBytes) -> None:
+    try:
+        checkpoint = read(source)
+    except CgptError as error:  # the file may go on to another reader
+        str(error)
+        return
+    parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
+    _read([*checkpoint.values(), *parts])
+
+
+def _read(tensors: Iterable[Tensor]) -> None:
+    """Read the small tensors, by way of their strides."""
+    left = 1 << 20
+    for tensor in tensors:
+        if tensor.nbytes <= min(MOST_READ, left):
+            left -= tensor.nbytes
+            for block in tensor.blocks(1 << 12):
+                bytes(block)
+
+
+def _data(source: MemoryBytes) -> bytes:
+    data = bytearray(source.nbytes)
+    source.readinto(0, memoryview(data))
+    return bytes(data)

@@ -1,0 +1,46 @@
+"""The targets of fuzz/, on their seeds and on small damage to them; what fuzzing found."""
+
+import random
+
+import pytest
+
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.source import MemoryBytes
+from fuzz.seeds import seeds
+from fuzz.targets import TARGETS, run
+
+ROUNDS = 40
+FOUND = (
+    ("gguf", b"GGUF\3" + bytes(24)),  # no tensors, and no padding before where they would begin
+)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_takes_its_seeds_and_damaged_ones(name):
+    dice = random.Random(name)
+    for seed in seeds(name):
+        assert len(seed) < 16384
+        run(name, seed)
+        for _ in range(ROUNDS):
+            data = bytearray(seed)
+            for _ in range(dice.randint(1, 4)):
+                data[dice.randrange(len(data))] = dice.randrange(256)
+            run(name, bytes(data[: dice.choice([len(data), dice.randrange(len(data))])]))
+
+
+@pytest.mark.parametrize("name", ["archive", "legacy", "tar", "safetensors", "gguf", "npz"])
+def test_the_seeds_are_files_that_are_read(name, tmp_path):
+    for seed in seeds(name):
+        (tmp_path / "seed").write_bytes(seed)
+        assert open_checkpoint(tmp_path / "seed", salvage=True)
+
+
+@pytest.mark.parametrize("name", ["unpickler", "npy"])
+def test_the_seeds_that_are_no_checkpoints_are_read_too(name):
+    for seed in seeds(name):
+        TARGETS[name](MemoryBytes("seed", seed))
+
+
+@pytest.mark.parametrize(("name", "data"), FOUND)
+def test_what_was_found_once(name, data):
+    run(name, data)
