@@ -105,7 +105,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     if source.nbytes > start + end + -end % alignment:
         rest = source.nbytes - (start + end)
         checkpoint.findings.append(Finding(TRAILING, f"{rest:,} bytes"))
-    return checkpoint, start + end
+    return checkpoint, start + end if infos else cursor.at
 
 
 def _counts(cursor: Cursor) -> tuple[int, int]:
