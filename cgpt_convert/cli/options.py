@@ -11,10 +11,10 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import Check, exit_code
-from cgpt_convert.errors import BadRequest, Malformed, Unreadable
+from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.places import is_url, named
 from cgpt_convert.reports import FORMATS, render
-from cgpt_convert.source import LocalFile
+from cgpt_convert.source import LocalFile, read
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -137,11 +137,9 @@ mapping = click.option(
 
 def read_text(path: str) -> str:
     """The text in a file of UTF-8, line ends as they are; an error where there is none."""
+    file = LocalFile(path)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise Unreadable(os.strerror(error.errno or 0), where=path) from error
+        text = read(file, 0, file.nbytes).decode()
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8: {error}", where=path) from error
     if not text:

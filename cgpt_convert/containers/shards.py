@@ -61,13 +61,13 @@ _Opened = dict[str, Checkpoint | CgptError | None]  # None is a file that is mis
 
 
 def _open_each(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
-    opened: _Opened = {}
-    for name, path in paths.items():
+    def opened(path: str) -> Checkpoint | CgptError | None:
         try:
-            opened[name] = open_file(path) if os.path.isfile(path) else None
+            return open_file(path) if os.path.isfile(path) else None
         except CgptError as error:  # whether it matters is not known here
-            opened[name] = error
-    return opened
+            return error
+
+    return {name: opened(path) for name, path in paths.items()}
 
 
 def _open_all(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from cgpt_convert.errors import CannotWrite
+from cgpt_convert.errors import CannotWrite, CgptError
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.source import LocalFile, read
 
 # A folder is replaced only if one of these lists all that it holds: it is then an output of ours
 _PARAMETERS = "parameters/mapping.json"
@@ -45,9 +46,9 @@ def not_ours(folder: str) -> str | None:
 def _files(sidecar: str) -> list[str]:
     """The files that a sidecar lists; none if it is not there or is no JSON."""
     try:
-        with open(sidecar, "rb") as file:
-            return list(_listed([json.loads(file.read(INDEX_BYTES))]))
-    except (OSError, ValueError, RecursionError):
+        file = LocalFile(sidecar)
+        return list(_listed([json.loads(read(file, 0, min(file.nbytes, INDEX_BYTES)))]))
+    except (CgptError, ValueError, RecursionError):
         return []
 
 

@@ -1,0 +1,202 @@
+"""What is no file, disks that fail while they are read, and names as long as they may be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cgpt_convert import source as reading
+from tests import vendor
+from tests.running import contents, partials, run, spawn
+from tests.small_models import write
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("model"), vendor.TINY)
+
+
+@pytest.fixture(autouse=True)
+def _clock() -> Iterator[None]:
+    """Nothing waits: a FIFO that nobody writes to would be waited for without end."""
+
+    def late(_number: int, _frame: object) -> None:
+        raise AssertionError("it waits")  # no OSError, which would be taken for the system's
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def empty(path: Path) -> None:
+    path.mkdir()
+
+
+MAKERS = (fifo, bound, device, empty)
+READERS = (
+    "inspect {}",
+    "convert {} -o never.npz",
+    "convert {} -o never.npz --salvage",
+    "extract {} -o never",
+    "digest {}",
+    "lock {} -o never.json",
+    "verify {} m",
+    "verify m {}",
+    "verify m --lock {}",
+    "diff {} m",
+    "diff m {}",
+    "generate {} --ids 1",
+    "generate m --request {}",
+    "eval m --text {}",
+)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_is_no_file_is_refused_by_every_command_at_once(
+    make: Callable[[Path], None], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    make(Path("odd"))
+    for line in READERS:
+        result = run(*line.format("odd").split())
+        assert result.code in (2, 3), (line, result)
+        assert result.out == ""
+        assert "odd" in result.err
+    assert sorted(os.listdir()) == ["m", "odd"]
+
+
+@pytest.mark.parametrize("make", MAKERS[:3])
+def test_what_is_no_file_is_no_output_to_replace(
+    make: Callable[[Path], None], model: Path, tmp_path: Path
+) -> None:
+    make(tmp_path / "odd")
+    for to in ("npz", "npy"):
+        result = run("convert", model, "-o", tmp_path / "odd", "--to", to)
+        assert result.code == 4
+        assert "exists" in result.err
+    assert os.listdir(tmp_path) == ["odd"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "tokenizer.json", "tensors.json"])
+def test_no_file_where_a_file_belongs_does_not_stop_the_run(
+    name: str, model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "m")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    result = run("convert", folder, "-o", tmp_path / "out", "--to", "hf")
+    assert result.code in (0, 2, 3), result
+    result = run("extract", model, "-o", folder, "--overwrite")
+    assert result.code == 4
+
+
+class Failing:
+    """`_pread` until so many bytes are read; then the disk fails, or the file is cut."""
+
+    def __init__(self, after: int, fail: Callable[[], None]) -> None:
+        self.left, self.fail, self.read = after, fail, reading._pread
+
+    def __call__(self, descriptor: int, buffer: memoryview, offset: int) -> int:
+        self.left -= len(buffer)
+        if self.left < 0:
+            self.fail()
+        return self.read(descriptor, buffer, offset)
+
+
+def broken() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("command", ["convert -o out.npz", "extract -o out", "digest"])
+@pytest.mark.parametrize("part", [0, 0.5, 0.95])
+def test_a_disk_that_fails_while_it_is_read(
+    command: str, part: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *rest = command.split()
+    weights = model / "pytorch_model.bin"
+    failing = Failing(int(part * os.path.getsize(weights)), broken)
+    monkeypatch.setattr(reading, "_pread", failing)
+    result = run(name, weights, *rest)
+    assert result.code == 3
+    assert f"{weights}: Input/output error" in result.err
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("salvage", [(), ("--salvage",)])
+def test_a_file_that_is_cut_while_it_is_read(
+    salvage: tuple[str, ...], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = Path(shutil.copy(model / "pytorch_model.bin", tmp_path / "m.bin"))
+    half = os.path.getsize(weights) // 2
+    failing = Failing(half // 2, lambda: os.truncate(weights, half))
+    monkeypatch.setattr(reading, "_pread", failing)
+    result = run("convert", weights, "-o", tmp_path / "out.npz", *salvage)
+    assert result.code == 3
+    assert "became shorter" in result.err
+    assert os.listdir(tmp_path) == ["m.bin"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ""])
+def test_a_name_of_255_bytes(suffix: str, tmp_path: Path) -> None:
+    value = {"w": torch.arange(6.0)}
+    source = tmp_path / ("é" * 126 + ".pt")
+    assert len(os.fsencode(source.name)) == 255
+    torch.save(value, source)
+    out = tmp_path / ("n" * (255 - len(suffix)) + suffix)
+    words = ("convert", source, "-o", out, "--to", "safetensors" if suffix else "parameters")
+    for more in ((), ("--overwrite", "--verify")):
+        assert run(*words, *more).code == 0
+    assert partials(tmp_path) == []
+    if suffix:
+        assert torch.equal(safetensors.torch.load_file(out)["w"], value["w"])
+    longer = tmp_path / f"n{out.name}"
+    result = run("convert", source, "-o", longer, "--to", words[-1])
+    assert result.code == 4
+    assert "too long" in result.err
+    result = run("inspect", tmp_path / ("n" * 256))
+    assert result.code == 3
+    assert "name too long" in result.err.lower()
+
+
+def test_a_tensor_whose_name_is_longer_than_a_file_name(tmp_path: Path) -> None:
+    value = {"w" * 300: torch.arange(6.0), "w" * 301: torch.ones(2)}
+    torch.save(value, tmp_path / "x.pt")
+    result = run("extract", tmp_path / "x.pt", "-o", tmp_path / "out", "--by", "name")
+    assert result.code == 0, result.err
+    assert all(len(name) <= 255 for name in contents(tmp_path / "out"))
+
+
+def test_an_unreadable_file_and_folder(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (tmp_path / "x").write_bytes(b"PK\3\4")
+    (tmp_path / "x").chmod(0)
+    result = spawn("inspect", tmp_path / "x")
+    assert result.code == 3
+    assert "Permission denied" in result.err
