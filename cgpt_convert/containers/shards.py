@@ -91,8 +91,10 @@ def _sort(
             where=index,
             hint=f"download them beside the index; {SALVAGE}",
         )
-    damage = Malformed if is_url(index) else (Malformed, Unreadable)  # a network may come back
-    shards, unread = {}, dict.fromkeys(missing, "is missing")
+    # a network may come back
+    damage: tuple[type[CgptError], ...] = (Malformed, *(() if is_url(index) else (Unreadable,)))
+    shards: dict[str, Checkpoint] = {}
+    unread = dict.fromkeys(missing, "is missing")
     for name, each in opened.items():
         if isinstance(each, Checkpoint):
             shards[name] = each
