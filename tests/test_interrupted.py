@@ -109,7 +109,8 @@ def test_a_stopped_run_leaves_the_old_output_or_none_and_no_temporary(
         # CPython dies of the signal, which a shell reports as the same code, if it comes while
         # exec() runs (an import did) or while the interpreter ends
         assert result in (0, code, -number), err
-        assert "Traceback" not in err
+        # what a signal handler raises in a callback of importlib's, CPython shows and drops
+        assert "Traceback" not in err or "Exception ignored in" in err
         assert partials(folder) == []
         assert is_one_of_both(folder, case, old)
         codes.append(result)
