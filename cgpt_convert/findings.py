@@ -159,6 +159,7 @@ LATE_HEADERS = Rule(
 )
 
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
+BY_ID = {rule.id: rule for rule in RULES}
 
 
 class Finding(NamedTuple):

@@ -212,6 +212,11 @@ def in_blocks(dtype: DType, shape: tuple[int, ...]) -> bool:
     return dtype.block == 1 or bool(shape and shape[-1] % dtype.block == 0)
 
 
+def dims(shape: Iterable[int], by: str = "x") -> str:
+    """A shape, or strides, as people write it: 768x2304."""
+    return by.join(map(str, shape)) or "scalar"
+
+
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Row-major strides, in elements."""
     strides = []

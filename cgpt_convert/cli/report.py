@@ -9,6 +9,7 @@ import click
 from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrapped
 from cgpt_convert.findings import DANGEROUS, FOREIGN
 from cgpt_convert.inert import printable
+from cgpt_convert.tensor import dims
 
 _LONG = 200  # characters of a text pair's value; --json has all
 _SHOWN = 12  # other values and foreign names; --json has all
@@ -102,8 +103,8 @@ def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
         cells = {
             "name": printable(row["name"]),
             "dtype": row["dtype"],
-            "shape": _dims(row["shape"]),
-            "strides": _dims(row["strides"]) if row["strides"] is not None else "",
+            "shape": dims(row["shape"]),
+            "strides": dims(row["strides"]) if row["strides"] is not None else "",
             "storage": printable(_storage(row, sharded=sharded)),
             "offset": f"{row['offset']}" if row["offset"] is not None else "",
             "bytes": f"{row['nbytes']:,}",
@@ -121,10 +122,6 @@ def _storage(row: dict[str, Any], *, sharded: bool) -> str:
     return "" if row["storage"] == row["name"] else str(row["storage"])
 
 
-def _dims(values: list[int]) -> str:
-    return "x".join(map(str, values)) if values else "scalar"
-
-
 def _number(value: float | None) -> str:
     if value is None:
         return ""
@@ -135,8 +132,8 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
     if rows:
         click.echo(style("\nnot dense:", bold=True))
     for row in rows:
-        dims = _dims(row["shape"])
-        line = f"  {printable(row['name'])}  {row['kind']} {row['dtype']} {dims}: "
+        shape = dims(row["shape"])
+        line = f"  {printable(row['name'])}  {row['kind']} {row['dtype']} {shape}: "
         click.echo(wrapped(line + printable(row["detail"]), 4))
 
 

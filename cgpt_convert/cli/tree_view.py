@@ -7,6 +7,7 @@ from typing import Any
 
 from cgpt_convert.cli.table import size, table
 from cgpt_convert.inert import printable
+from cgpt_convert.tensor import dims
 
 _DEEPEST = 40  # modules inside each other; of names with more dots the rest stays in one piece
 
@@ -40,7 +41,7 @@ def tree_lines(rows: list[dict[str, Any]]) -> list[str]:
             node = node.children.setdefault(part, _Node())
             path.append(node)
         node.dtype, node.tied = row["dtype"], tied
-        node.shape = "x".join(map(str, row["shape"])) or "scalar"
+        node.shape = dims(row["shape"])
         for step in path:
             step.numel += 0 if tied else numel
             step.nbytes += 0 if tied else row["nbytes"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import LAYERS, Architecture, Dim, Place
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Tensor, dims
 
 
 def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
@@ -23,8 +23,8 @@ def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
     known: dict[str, int] = {}
     for rank in sorted(by_rank):
         votes: dict[str, Counter[int]] = defaultdict(Counter)
-        for dims, shape in by_rank[rank]:
-            for symbol, size in _solved(dims, shape, known).items():
+        for wanted, shape in by_rank[rank]:
+            for symbol, size in _solved(wanted, shape, known).items():
                 votes[symbol][size] += 1
         for symbol, counter in votes.items():
             known.setdefault(symbol, counter.most_common(1)[0][0])
@@ -35,7 +35,7 @@ def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Ite
     """A line for each of these tensors, which the architecture does not have."""
     for name, tensor in tensors.items():
         yield (
-            f"{printable(name)}: unexpected ({tensor.stored.name}, {_dims(tensor.shape)}); "
+            f"{printable(name)}: unexpected ({tensor.stored.name}, {_dims(tensor)}); "
             f"{architecture.name} has no tensor of that name there"
         )
 
@@ -47,9 +47,7 @@ def ill_shaped(
     for name, (place, tensor) in found.items():
         shape = place.rule.shape(sizes)
         if tensor.shape != shape:
-            line = (
-                f"{printable(name)}: shape {_dims(tensor.shape)}, expected {_wanted(place, sizes)}"
-            )
+            line = f"{printable(name)}: shape {_dims(tensor)}, expected {_wanted(place, sizes)}"
             if place.rule.conv1d and tensor.shape[::-1] == shape:
                 line += "; it is stored as a Linear layer's weight (out, in), not a Conv1D's"
             elif len(tensor.shape) > 1 and tensor.shape[::-1] == shape:
@@ -123,5 +121,5 @@ def _wanted(place: Place, sizes: Mapping[str, int]) -> str:
     return f"{' x '.join(numbers)} ({' x '.join(map(str, dims))})"
 
 
-def _dims(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
+def _dims(tensor: Tensor) -> str:
+    return dims(tensor.shape, " x ")

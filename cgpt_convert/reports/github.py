@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cgpt_convert.checks import ERROR, FAILED, PASSED, Check
-from cgpt_convert.findings import RULES
+from cgpt_convert.findings import BY_ID
 from cgpt_convert.inert import printable
-
-_RULES = {rule.id: rule for rule in RULES}
 
 
 def report(checks: Sequence[Check]) -> str:
@@ -22,7 +20,7 @@ def report(checks: Sequence[Check]) -> str:
 
 
 def _command(check: Check) -> str:
-    rule = _RULES.get(check.finding)
+    rule = BY_ID.get(check.finding)
     warning = rule is not None and rule.level != "note"
     level = "error" if check.outcome in (FAILED, ERROR) else "warning" if warning else "notice"
     title = f"{rule.id} {rule.title}" if rule else check.name

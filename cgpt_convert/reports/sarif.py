@@ -13,13 +13,12 @@ from urllib.parse import quote
 
 from cgpt_convert import __version__
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.findings import RULES
+from cgpt_convert.findings import BY_ID
 from cgpt_convert.inert import printable
 
 _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
-_BY_ID = {rule.id: rule for rule in RULES}
 _LEVELS = {FAILED: "error", ERROR: "error", NOTE: "note"}
 
 
@@ -47,7 +46,7 @@ def _rule_id(check: Check) -> str:
 
 
 def _rule(name: str) -> dict[str, Any]:
-    found = _BY_ID.get(name)
+    found = BY_ID.get(name)
     if found is None:
         return {"id": name, "shortDescription": {"text": f"the check of {name}"}}
     return {
@@ -60,7 +59,7 @@ def _rule(name: str) -> dict[str, Any]:
 
 
 def _result(check: Check, rule_index: int) -> dict[str, Any]:
-    rule = _BY_ID.get(check.finding)
+    rule = BY_ID.get(check.finding)
     level = rule.level if rule and check.outcome == NOTE else _LEVELS[check.outcome]
     tensor = f"{check.tensor}: " if check.tensor else ""
     result: dict[str, Any] = {
