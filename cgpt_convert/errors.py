@@ -51,7 +51,7 @@ class Unreadable(CgptError):
 
 
 class BadRequest(CgptError):
-    """What the user asked for cannot be done, whatever the input holds."""
+    """What the user asked for cannot be done with this input, or with any; another wish can."""
 
     exit_code = 2
     kind = "bad request"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint, Lost
 from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.tensor import Tensor
 
@@ -62,8 +62,9 @@ class Selection:
 def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     """The tensors that `wish` asks for, renamed to what stands behind the root.
 
-    Raises BadRequest where nothing matches, where a name stands for two values, and for every
-    tensor chosen that is not dense; Malformed where none of those chosen is whole.
+    Raises Unsupported where there are no tensors, BadRequest where none matches, where a name
+    stands for two values, and for every tensor chosen that is not dense; Malformed where none of
+    those chosen is whole.
     """
     root, asked = chosen_names(checkpoint, wish)
     where = checkpoint.path
@@ -88,14 +89,14 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
 def chosen_names(checkpoint: Checkpoint, wish: Wish) -> tuple[str, list[str]]:
     """The root, and the names in the file of the tensors that `wish` asks for, lost ones too.
 
-    Raises BadRequest where nothing matches.
+    Raises Unsupported where there are no tensors, BadRequest where none matches.
     """
     root = choose_root(checkpoint) if wish.root is None else _given_root(checkpoint, wish.root)
     everything = _everything(checkpoint)
     inside = [name for name in everything if _is_under(name, root)]
     chosen = [n for n in inside if wanted(_relative(n, root), wish.match, wish.exclude)]
     if not everything:
-        raise BadRequest("the file holds no tensors", where=checkpoint.path)
+        raise Unsupported("the file holds no tensors", where=checkpoint.path)
     if not chosen:
         raise no_match(checkpoint.path, [_relative(name, root) for name in inside])
     return root, chosen

@@ -137,10 +137,10 @@ def test_what_has_no_logits_is_a_note_where_the_bytes_tell_why(source, tmp_path)
 def test_mup_models_are_refused_with_the_reason(source, tmp_path):
     path = saved(source, tmp_path, state(source), mup_output_alpha=2.0)
     done = run("verify", path, source, "--logits")
-    assert (done.code, done.out) == (2, "")
+    assert (done.code, done.out) == (3, "")
     assert "a muP model scales its embeddings" in done.err
     target = run("verify", source, path, "--logits")
-    assert (target.code, "a muP model" in target.err) == (2, True)
+    assert (target.code, "a muP model" in target.err) == (3, True)
 
 
 def test_a_text_gives_its_first_tokens(tmp_path):

@@ -401,7 +401,7 @@ def test_a_file_without_tensors_is_refused_and_nothing_written(
 ) -> None:
     file = next(unpacked(each, cache) for each in FILES if each.path == WITHOUT_TENSORS)
     out = tmp_path / "out.safetensors"
-    assert run(monkeypatch, command, file, "-o", out) == 2
+    assert run(monkeypatch, command, file, "-o", out) == 3
     assert list(tmp_path.iterdir()) == []
 
 

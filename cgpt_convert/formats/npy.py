@@ -57,15 +57,15 @@ def plan(request: Request) -> list[FilePlan]:
 def read(path: str) -> Checkpoint:
     """What the folder holds, in the order of `tensors.json`; without it, by name.
 
-    Raises Malformed where the two contradict each other, BadRequest if `path` is no folder of
-    arrays, Unsupported for arrays of objects (pickles), strings, dates and records.
+    Raises Malformed where the two contradict each other, BadRequest if `path` is no folder,
+    Unsupported where it has no arrays, or arrays of objects (pickles), strings, dates, records.
     """
     present = _listing(path)
     arrays = sorted(name for name in present if name.endswith(_npy.SUFFIX))
     if SIDECAR in present:
         return _with_sidecar(path, present)
     if not arrays:
-        raise BadRequest("no arrays (*.npy) in this folder", where=path)
+        raise Unsupported("no arrays (*.npy) in this folder", where=path)
     tensors = {name: _array(path, file, name) for name, file in _named(arrays).items()}
     return _checkpoint(path, tensors, {*present} - {*arrays})
 

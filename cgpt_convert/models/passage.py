@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.models.model import Model
 from cgpt_convert.models.text import Encoder, find
@@ -64,11 +64,11 @@ def read_passage(
 def prefix_id(tokenizer: Tokenizer, path: str) -> int:
     """The token before a text's first: the tokenizer's beginning, else its end, as lm-eval has it.
 
-    Raises BadRequest, naming the model's `path`, where there is neither.
+    Raises Unsupported, naming the model's `path`, where there is neither.
     """
     found = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
     if found is None:
-        raise BadRequest("its tokenizer has no token that texts begin or end with", where=path)
+        raise Unsupported("its tokenizer has no token that texts begin or end with", where=path)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.exports import llama_undo
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.whole_model import end_id, folder_of
@@ -51,7 +51,7 @@ def source(
     """The model in a checkpoint of any kind; only config.json is read.
 
     `heads` and `activation` go before what is configured; `assumed` has keys of config.json for
-    what is not. Raises BadRequest, naming every misfit,
+    what is not. Raises Unsupported, naming every misfit,
     unless the tensors are a model of an architecture that is computed here.
     """
     where = checkpoint.path
@@ -118,18 +118,18 @@ def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Te
 
 
 def _computable(found: Recognised | None, where: str) -> Recognised:
-    """The model that the tensors are; BadRequest unless logits can be had from it."""
+    """The model that the tensors are; Unsupported unless logits can be had from it."""
     if found is None or found.architecture.name != _ARCHITECTURE:
-        raise BadRequest(
+        raise Unsupported(
             "the tensors are of no architecture that is computed here",
             where=where,
             hint=f"computed is {_ARCHITECTURE}; inspect shows what the tensors are",
         )
     if found.refusal:
-        raise BadRequest(found.refusal, where=where)
+        raise Unsupported(found.refusal, where=where)
     if found.misfits:
         count = f"{len(found.misfits)} differences from {found.architecture.name}"
-        raise BadRequest(f"{count}: {'; '.join(found.misfits)}", where=where)
+        raise Unsupported(f"{count}: {'; '.join(found.misfits)}", where=where)
     return found
 
 
@@ -139,7 +139,7 @@ def _tied(found: Recognised, config: Mapping[str, Any], where: str) -> bool:
     if tied is None:
         return found.head != "own copy"
     if not tied and found.head == "absent":
-        raise BadRequest(
+        raise Malformed(
             f"{CONFIG} says tie_word_embeddings false, but there is no lm_head.weight", where=where
         )
     return bool(tied)
