@@ -10,7 +10,7 @@ from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers import shards
 from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind, sniff
-from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.places import is_file, is_url, named, open_source
 from cgpt_convert.source import unreadable
@@ -23,6 +23,7 @@ _IN_FOLDERS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
 
 
 def open_checkpoint(
@@ -137,13 +138,13 @@ def _weights(inside: Collection[str]) -> list[str]:
     found = [name for name in _IN_FOLDERS if name in inside]
     found = found or sorted(name for name in inside if name.endswith(_INDEX))
     return found or sorted(
-        name for name in inside if name.endswith(WEIGHT_SUFFIXES) and name != "training_args.bin"
+        name for name in inside if name.endswith(WEIGHT_SUFFIXES) and name != _ARGUMENTS
     )
 
 
 def _the_one(folder: str, found: list[str]) -> str:
     if not found:
-        raise BadRequest("the folder holds no weights", where=folder)
+        raise Unsupported("the folder holds no weights", where=folder)
     if len(found) > 1:
         raise BadRequest(
             f"the folder holds several weight files: {', '.join(found)}",
@@ -173,3 +174,22 @@ def _with_mapping(path: str, mapping: str) -> Checkpoint:
     if not os.path.isdir(path):
         raise BadRequest("--mapping is for a folder of numbered files", where=path)
     return parameters.read_mapped(path, storage_mapping(mapping))
+
+
+def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
+    """The weight files of the folder at `path`, by name, that `checkpoint`, opened there, lacks.
+
+    None if `path` is no folder. Names tell them, as they tell which one of a folder is taken.
+    """
+    if is_url(path):
+        inside = set(_look(named(path))[1] or ())
+        inside -= {os.path.basename(source.name) for source in checkpoint.sources}
+    elif os.path.isdir(path):
+        inside = {*os.listdir(path)}
+        inside -= {os.path.relpath(source.name, path) for source in checkpoint.sources}
+    else:
+        return []
+    found = [
+        name for name in inside if name.lower().endswith(WEIGHT_SUFFIXES) and name != _ARGUMENTS
+    ]
+    return sorted(found)

@@ -11,6 +11,7 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options, salvaging
+from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
 from cgpt_convert.conversion import Conversion, Target, convert, target_for, targets
@@ -112,6 +113,7 @@ def command(
     checkpoint = salvaging.opened(
         source, mapping, lambda opened: chosen_names(opened, wish)[1], salvage=salvage
     )
+    tell_code(checkpoint)
     conversion = convert(checkpoint, wish, target)
     settings = Options(overwrite=overwrite, jobs=jobs)
     if verify:

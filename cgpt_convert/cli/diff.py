@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cgpt_convert.cli import options
+from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.inert import printable
@@ -16,6 +17,7 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.proof.canonical import weights
 from cgpt_convert.proof.diff import CHANGED, EQUAL, LEFT_OUT, Row, diff
 from cgpt_convert.select import Wish
+from cgpt_convert.tensor import dims
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 
@@ -44,7 +46,9 @@ def command(
     computed, and tied weights that only one of the files repeats, make no difference.
     """
     wish = Wish(root, match, exclude)
-    one, other = (weights(open_checkpoint(path), wish) for path in (before, after))
+    opened = [open_checkpoint(path) for path in (before, after)]
+    tell_code(*opened)
+    one, other = (weights(checkpoint, wish) for checkpoint in opened)
     with progress("diff", sum(t.nbytes for t in one.tensors.values())) as advance:
         rows = diff(one, other, jobs, advance)
     different = any(row.differs for row in rows)
@@ -80,7 +84,7 @@ def _cells(row: Row) -> list[str]:
         name += f" => {printable(row.after)}"
     change = row.state
     if row.state == CHANGED and len(set(row.shapes)) > 1:
-        change = " => ".join("x".join(map(str, shape)) or "scalar" for shape in row.shapes)
+        change = " => ".join(dims(shape) for shape in row.shapes)
     elif row.state == CHANGED and len(set(row.dtypes)) > 1:
         change = " => ".join(row.dtypes)
     numbers = [f"{n:,}" if n is not None else "" for n in (row.numel, row.differing)]

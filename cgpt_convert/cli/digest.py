@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cgpt_convert.cli import options
+from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
@@ -40,7 +41,9 @@ def command(
     architecture, is the model's: it is the same under other names of the same tensors, without
     computed buffers, tied or not.
     """
-    chosen = weights(open_checkpoint(source, mapping), Wish(root, match, exclude))
+    checkpoint = open_checkpoint(source, mapping)
+    tell_code(checkpoint)
+    chosen = weights(checkpoint, Wish(root, match, exclude))
     with progress("digest", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)
     if as_json:

@@ -9,9 +9,10 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint, Lost
 from cgpt_convert.cli import options, salvaging
+from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
-from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.exports import undone
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
@@ -76,6 +77,7 @@ def command(
     checkpoint = salvaging.opened(
         source, mapping, lambda opened: _names(opened, match, exclude), salvage=salvage
     )
+    tell_code(checkpoint)
     if output is None:
         _to_stdout(checkpoint, str(to_stdout))
         return 0
@@ -129,6 +131,8 @@ def _plans(
         chosen = select(undone(checkpoint), Wish(EVERYTHING, match, exclude))
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
         return parameters.plan(request), chosen.lost
+    if not (checkpoint or checkpoint.exotic or checkpoint.lost):
+        raise Unsupported("the file holds no tensors", where=checkpoint.path)
     tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match, exclude)]
     exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match, exclude)]
     lost = {name: why for name, why in checkpoint.lost.items() if wanted(name, match, exclude)}

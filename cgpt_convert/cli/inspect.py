@@ -35,6 +35,7 @@ from cgpt_convert.summary import checks_of, summarise
 @options.report_format
 @options.mapping
 @options.as_json
+@options.reported
 def command(
     source: str,
     match: tuple[str, ...],

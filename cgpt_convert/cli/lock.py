@@ -7,10 +7,11 @@ import os
 import click
 
 from cgpt_convert.cli import options
+from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.opening import open_checkpoint, other_weights
 from cgpt_convert.output.sink import Options, write_files
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.proof import lock as locks
@@ -49,6 +50,9 @@ def command(
     """
     checkpoint = open_checkpoint(source, mapping)
     options.check_apart(checkpoint, output)
+    tell_code(checkpoint, level="warning")
+    for name in other_weights(source, checkpoint):
+        click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
     chosen = weights(checkpoint, Wish(root, match, exclude))
     with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)

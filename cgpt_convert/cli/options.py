@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.checks import Check, exit_code
-from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.checks import ERROR, Check, exit_code
+from cgpt_convert.errors import BadRequest, CgptError, Malformed
 from cgpt_convert.places import is_url, named
 from cgpt_convert.reports import FORMATS, render
 from cgpt_convert.source import LocalFile, read
@@ -111,6 +112,12 @@ report_format = click.option(
     show_default=True,
     help="How to report the checks.",
 )
+allow = click.option(
+    "--allow",
+    multiple=True,
+    metavar="MODULE.NAME",
+    help="Take this very class for one that weight files need (repeatable).",
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 engine = click.option(
     "--engine",
@@ -158,6 +165,24 @@ def print_checks(checks: Sequence[Check], form: str) -> int:
     if report:
         click.echo(report)
     return exit_code(checks)
+
+
+def reported(command: F) -> F:
+    """The command, whose report, if it is not `text`, also tells why an input was not checked."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> Any:
+        try:
+            return command(**given)
+        except CgptError as error:
+            if given["form"] == "text" or error.exit_code != CgptError.exit_code:
+                raise
+            hint = f" ({error.hint})" if error.hint else ""
+            return print_checks(
+                [Check("input", ERROR, error.message + hint, error.where)], given["form"]
+            )
+
+    return cast("F", wrapped)
 
 
 def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:

@@ -21,12 +21,7 @@ from cgpt_convert.scanning.result import Scanned, Verdict
 
 @click.command("scan")
 @click.argument("path", nargs=-1, required=True, type=click.Path())
-@click.option(
-    "--allow",
-    multiple=True,
-    metavar="MODULE.NAME",
-    help="Take this very class for one that weight files need (repeatable).",
-)
+@options.allow
 @click.option("--require-weights", is_flag=True, help="Fail if there is no weight file.")
 @options.report_format
 @options.remote

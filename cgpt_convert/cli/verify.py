@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.proof.besides import besides
 from cgpt_convert.proof.canonical import Weights, weights
+from cgpt_convert.scanning.names import Rule
 from cgpt_convert.select import Wish
 from cgpt_convert.tensor import Tensor
 
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
 @options.root
 @options.mapping
 @options.jobs
+@options.allow
 @options.report_format
 @options.as_json
+@options.reported
 def command(
     paths: tuple[str, ...],
     lock: str | None,
@@ -58,6 +63,7 @@ def command(
     root: str | None,
     mapping: str | None,
     jobs: int,
+    allow: tuple[str, ...],
     form: str,
     as_json: bool,
     **how: Any,
@@ -65,23 +71,29 @@ def command(
     """Compare TARGET with SOURCE, with a lock, or with its own claim. Exit 1 if one differs.
 
     Complete both ways, bit for bit. What was cast or quantized is made again from SOURCE. The
-    globs, --root and --mapping are about SOURCE; with --lock, which has none, about TARGET.
-    With --logits the models are then run, layer by layer.
+    globs, --root and --mapping are about SOURCE; with --lock, which has none, about TARGET. Code
+    that TARGET names besides, and weight files beside it in a folder, fail, too. With --logits the
+    models are then run, layer by layer.
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
     wish = Wish(root, match, exclude)
     _check_use(logits, how, pair=len(paths) > 1, chosen=wish != Wish())
+    rule = Rule(allow)
     forward = _logits(paths[0], mapping, how, jobs) if logits else None
     if lock is not None:
-        checks = _locked(weights(open_checkpoint(paths[0], mapping), wish), lock, jobs)
+        target = open_checkpoint(paths[0], mapping)
+        checks = _locked(weights(target, wish), lock, jobs)
     elif len(paths) > 1:
-        checks = _converted(weights(open_checkpoint(paths[0], mapping), wish), paths[1], jobs)
+        source, target = open_checkpoint(paths[0], mapping), open_checkpoint(paths[1])
+        checks = _converted(weights(source, wish), target, jobs)
     elif wish != Wish() or mapping is not None:
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
-        checks = _claiming(paths[0], jobs)
+        target = open_checkpoint(paths[0])
+        checks = _claiming(target, jobs)
     compared = forward.compare(paths[1], differs=bool(exit_code(checks))) if forward else []
+    checks += besides(target, paths[-1], rule)
     _report(paths[-1], checks, compared, forward, form, as_json=as_json, verbose=verbose)
     return exit_code(checks + compared)
 
@@ -142,35 +154,38 @@ def _locked(target: Weights, path: str, jobs: int) -> list[Check]:
         return against_lock(target, lock, jobs, advance)
 
 
-def _converted(source: Weights, path: str, jobs: int) -> list[Check]:
+def _converted(source: Weights, written: Checkpoint, jobs: int) -> list[Check]:
     from cgpt_convert.proof.against_claim import declared, source_of
     from cgpt_convert.proof.against_source import against_source
     from cgpt_convert.proof.claim import claimed
 
-    written = open_checkpoint(path)
     target, claim = weights(written), claimed(written)
     with progress("verify", _nbytes(target.tensors)) as advance:
         checks = against_source(source, target, jobs, advance)
     if claim is None:
         return checks
     with progress("digest", _nbytes(source.tensors)) as advance:
-        return declared(checks, claim) + source_of(claim, source, path, jobs, advance)
+        return declared(checks, claim) + source_of(claim, source, written.path, jobs, advance)
 
 
-def _claiming(path: str, jobs: int) -> list[Check]:
-    from cgpt_convert.proof.against_claim import against_claim
+def _claiming(checkpoint: Checkpoint, jobs: int) -> list[Check]:
+    from cgpt_convert.proof.against_claim import against_claim, against_mapping
     from cgpt_convert.proof.claim import claimed
 
-    checkpoint = open_checkpoint(path)
     claim = claimed(checkpoint)
-    if claim is None:
-        raise BadRequest(
+    nbytes = _nbytes(checkpoint)
+    if claim is not None:
+        with progress("verify", nbytes) as advance:
+            return against_claim(checkpoint, claim, jobs, advance)
+    with progress("verify", nbytes) as advance:
+        checks = against_mapping(checkpoint, jobs, advance)
+    if not checks:
+        raise Unsupported(
             "it claims nothing about itself",
-            where=path,
+            where=checkpoint.path,
             hint="say verify SOURCE TARGET, or --lock FILE; convert writes claims",
         )
-    with progress("verify", _nbytes(checkpoint)) as advance:
-        return against_claim(checkpoint, claim, jobs, advance)
+    return checks
 
 
 def _nbytes(tensors: Mapping[str, Tensor]) -> int:

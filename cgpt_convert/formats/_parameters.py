@@ -6,14 +6,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from cgpt_convert import names
 from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.source import LocalFile
+from cgpt_convert.source import LocalFile, Source
 from cgpt_convert.tensor import Storage, Tensor, view
 
 _FIELDS = {
@@ -34,6 +34,7 @@ _REQUIRED = {"file", "dtype", "shape", "strides", "start"}
 # components that do not begin with a dot, joined by slashes
 _INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")
 _CRC = re.compile("[0-9a-f]{8}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def parts(exotic: dict[str, Any]) -> Iterator[object]:
@@ -52,6 +53,15 @@ def check_files(folder: str, rows: Iterable[object]) -> None:
     if lost:
         listed = ", ".join(map(printable, lost))
         raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
+
+
+class Recorded(NamedTuple):
+    """What a row says of the file that a tensor lies in."""
+
+    tensor: str  # "" if it is for other programs
+    file: str  # its path inside the folder
+    source: Source
+    sha256: str | None  # in hex; None if it does not say
 
 
 class Reader:
@@ -101,6 +111,16 @@ class Reader:
             key = file if key is None else key
             self.storages[file] = Storage(source, 0, source.nbytes, key, order, value)
         return self.storages[file]
+
+    def recorded(self, name: str, row: object) -> Recorded:
+        """What the row records of its file."""
+        where = f"{self.folder}[{name}]"
+        if not isinstance(row, dict) or "file" not in row:
+            raise Malformed("a row without file", where=where)
+        digest = row.get("sha256")
+        if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+            raise Malformed(f"a sha256 that is none: {digest!r:.80}", where=where)
+        return Recorded(name, row["file"], self.storage(row, where).source, digest)
 
     def exotic(self, name: str, row: object) -> Exotic:
         match row:

@@ -19,7 +19,7 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic
 from cgpt_convert.dtypes import TABLE
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.formats import _planning
-from cgpt_convert.formats._parameters import Reader, check_files, parts
+from cgpt_convert.formats._parameters import Reader, Recorded, check_files, parts
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.plan import Digests, FileDigest, FilePlan, Request
 from cgpt_convert.source import LocalFile, MemoryBytes
@@ -28,6 +28,7 @@ from cgpt_convert.strict_json import is_text_map, loads
 from cgpt_convert.tensor import Storage, Tensor, c_strides
 
 NAME = "parameters"
+KIND = "extracted parameters"  # of the checkpoint that `read` returns
 SUFFIX = ""
 FOLDER = True
 DTYPES = TABLE  # raw bytes hold everything
@@ -106,17 +107,18 @@ def read(path: str) -> Checkpoint:
     Raises Malformed for a mapping that does not fit the files, naming the tensor.
     """
     source = LocalFile(os.path.join(path, MAPPING))
-    tensors, exotic, metadata = _parsed(source)
+    mapping = _parsed(source)
+    tensors, exotic = mapping["tensors"], mapping["exotic"]
     check_files(path, [*tensors.values(), *parts(exotic)])
     reader = Reader(path)
-    checkpoint = Checkpoint(path, "extracted parameters", (), {})
+    checkpoint = Checkpoint(path, KIND, (), {})
     for name, row in tensors.items():
         checkpoint.tensors[name] = reader.tensor(name, row)
     for name, row in exotic.items():
         checkpoint.exotic[name] = reader.exotic(name, row)
     checkpoint.storages = list(reader.storages.values())
     checkpoint.sources = (source, *(storage.source for storage in checkpoint.storages))
-    checkpoint.metadata = metadata
+    checkpoint.metadata = mapping["metadata"]
     return checkpoint
 
 
@@ -124,27 +126,48 @@ def files(path: str) -> frozenset[str]:
     """The files that the folder's `mapping.json` names, as it names them; raises as `read` does."""
     source = LocalFile(os.path.join(path, MAPPING))
     try:
-        tensors, exotic, _ = _parsed(source)
+        mapping = _parsed(source)
     finally:
         source.close()
-    rows = [row for row in (*tensors.values(), *parts(exotic)) if isinstance(row, dict)]
+    rows = [
+        row
+        for row in (*mapping["tensors"].values(), *parts(mapping["exotic"]))
+        if isinstance(row, dict)
+    ]
     return frozenset(row["file"] for row in rows if isinstance(row.get("file"), str))
 
 
-def _parsed(source: LocalFile) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """The rows of the dense tensors and of the others, and the text pairs."""
+def _parsed(source: LocalFile) -> dict[str, Any]:
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"a mapping of {source.nbytes:,} bytes", where=source.name)
     mapping = loads(read_bytes(source, 0, source.nbytes), source.name)
     match mapping:
         case {
             "format": str(about),
-            "tensors": dict(tensors),
-            "exotic": dict(exotic),
+            "tensors": dict(),
+            "exotic": dict(),
             "metadata": dict(metadata),
         } if about == _ABOUT and is_text_map(metadata):
-            return tensors, exotic, metadata
+            return mapping
     raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=source.name)
+
+
+def recorded(path: str) -> list[Recorded]:
+    """What the folder's `mapping.json` records of its files, tensor by tensor.
+
+    Copies for other programs, which are no tensors of the folder's, have no name.
+    """
+    mapping = _parsed(LocalFile(os.path.join(path, MAPPING)))
+    copies = mapping.get("copies", [])
+    rows = [*mapping["tensors"].items()]
+    for row in mapping["exotic"].values():
+        rows += row["parts"].items()
+    if not isinstance(copies, list):
+        raise Malformed("copies that are no list", where=path)
+    rows += [("", row) for row in copies]
+    check_files(path, [row for _, row in rows])
+    reader = Reader(path)
+    return [reader.recorded(name, row) for name, row in rows]
 
 
 def read_mapped(

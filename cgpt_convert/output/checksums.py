@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from isal.isal_zlib import crc32
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import Malformed
+from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.source import CHUNK, is_distant
 from cgpt_convert.tensor import Storage, Tensor
@@ -69,6 +71,47 @@ class Summed:
     def check_unchanged(self) -> None:
         """As the file it lies in."""
         self._storage.source.check_unchanged()
+
+
+@contextmanager
+def compared(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[list[Tensor]]:
+    """The tensors, to be read in the context; at its end their storages match their checksums.
+
+    Each storage is compared once: `seen` has the ids of those that were. Raises Malformed, also
+    in place of Unsupported: values that are no numbers, say, may have been made by damage.
+    """
+    watched: list[tuple[Tensor, Summed]] = []
+
+    def watch(tensor: Tensor) -> Tensor:
+        storage = tensor.storage
+        if storage.crc32 is None or id(storage) in seen:
+            return tensor
+        seen.add(id(storage))
+        summed = Summed(storage)
+        watched.append((tensor, summed))
+        return replace(tensor, storage=replace(storage, source=summed, offset=0))
+
+    try:
+        yield [watch(tensor) for tensor in tensors]
+    except Unsupported:
+        _check(watched)
+        raise
+    _check(watched)
+
+
+def _check(watched: Iterable[tuple[Tensor, Summed]]) -> None:
+    for tensor, summed in watched:
+        if summed.crc32() != tensor.storage.crc32:
+            raise damaged(tensor)
+
+
+def damaged(tensor: Tensor) -> Malformed:
+    """The error value for a tensor whose storage does not match its checksum."""
+    return Malformed(
+        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
+        where=tensor.storage.source.name,
+        hint=f"download the file again; {SALVAGE}",
+    )
 
 
 def storage_crc32(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from isal.isal_zlib import crc32
 
-from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
-from cgpt_convert.output.checksums import Summed
+from cgpt_convert.output.checksums import compared, damaged
 from cgpt_convert.output.crew import Crew
 from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Content, Range, Tensor
@@ -79,22 +77,11 @@ class Pieces:
             return
         if self.crew.size > 1 and extent is None:
             self.crew.wait_prepared()
-        summed = None
-        if storage.crc32 is not None and id(storage) not in self._checked:
-            self._checked.add(id(storage))
-            summed = Summed(storage)
-            tensor = replace(tensor, storage=replace(storage, source=summed, offset=0))
         counts = self._lost.setdefault(tensor.name, CastCounts()) if tensor.target else None
-        try:
-            for block in tensor.blocks(self._block, counts, tap):
+        with compared([tensor], self._checked) as (watched,):
+            for block in watched.blocks(self._block, counts, tap):
                 self.crew.go_on()
                 yield block
-        except Unsupported:  # values that are no numbers, say: damage may have made them
-            if summed is not None and summed.crc32() != storage.crc32:
-                raise _damaged(tensor) from None
-            raise
-        if summed is not None and summed.crc32() != storage.crc32:
-            raise _damaged(tensor)
 
     def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
         storage, start, nbytes = extent
@@ -110,13 +97,5 @@ class Pieces:
             done += len(piece)
             yield piece
         if storage.crc32 not in (None, value):
-            raise _damaged(tensor)
+            raise damaged(tensor)
         self._checked.add(id(storage))
-
-
-def _damaged(tensor: Tensor) -> Malformed:
-    return Malformed(
-        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
-        where=tensor.storage.source.name,
-        hint=f"download the file again; {SALVAGE}",
-    )

@@ -11,6 +11,13 @@ import sys
 from cgpt_convert.pickles.rebuild import KNOWN
 
 
+def is_dangerous_path(dotted: str) -> bool:
+    """`is_dangerous` of a name as `Checkpoint.globals` has it: nothing tells the module's end."""
+    module, _, name = dotted.rpartition(".")
+    reaches = any(part.startswith("__") for part in dotted.split(".")[1:])
+    return not module or reaches or is_dangerous(module, name)
+
+
 def is_dangerous(module: str, name: str) -> bool:
     """Does the name stand for what can run a file's own choice of code, or reach it?
 

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import FAILED, PASSED, Check
+from cgpt_convert.formats import parameters
+from cgpt_convert.formats._parameters import Recorded
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.claim import MODEL, SOURCE, Claimed
 from cgpt_convert.proof.digests import digested, hashed
+from cgpt_convert.proof.files import file_digests
 
 
 def against_claim(
@@ -39,6 +42,33 @@ def _checks(
     for name in (*checkpoint, *checkpoint.exotic):
         if name not in claim.tensors:
             yield Check("added", FAILED, "added: the file does not claim it", path, name)
+
+
+def against_mapping(
+    checkpoint: Checkpoint, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """A check for each tensor of a folder whose `mapping.json` records its files' SHA-256.
+
+    None at all for anything else. Files are compared whole, with what no tensor uses of them.
+    """
+    if checkpoint.kind != parameters.KIND:
+        return []
+    rows = parameters.recorded(checkpoint.path)
+    if not any(row.sha256 for row in rows):
+        return []
+    found = file_digests([row.source for row in rows], jobs, advance)
+    return [_recorded(row, found[row.source.name], checkpoint.path) for row in rows]
+
+
+def _recorded(row: Recorded, digest: str, path: str) -> Check:
+    name = row.tensor
+    if row.sha256 is None:
+        told = f"file {row.file}: {parameters.MAPPING} records no sha256"
+        return Check("digest", FAILED, told, path, name)
+    if row.sha256 != digest:
+        told = f"file {row.file}: sha256 {digest}, {parameters.MAPPING} records {row.sha256}"
+        return Check("digest", FAILED, told, path, name)
+    return Check("digest", PASSED, "file as recorded", path, name)
 
 
 def source_of(

@@ -9,7 +9,7 @@ from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.digests import digested
 from cgpt_convert.proof.lock import Lock, Row
 from cgpt_convert.proof.pairs import Names, paired, unpaired
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Tensor, dims
 
 
 def against_lock(
@@ -41,7 +41,7 @@ def _check(row: Row, tensor: Tensor, digest: str, file: str) -> Check:
     if digest == row.sha256:
         return Check("digest", PASSED, "as locked", file, tensor.name)
     if tensor.shape != row.shape:
-        told = f"shape {_dims(tensor.shape)}, locked {_dims(row.shape)}"
+        told = f"shape {dims(tensor.shape)}, locked {dims(row.shape)}"
         return Check("shape", FAILED, told, file, tensor.name)
     if (tensor.dtype.name, tensor.stored.block) != (row.dtype, 1):
         told = f"{tensor.stored.name}, locked {row.dtype}; a lock has no values to cast: "
@@ -49,7 +49,3 @@ def _check(row: Row, tensor: Tensor, digest: str, file: str) -> Check:
         return Check("dtype", FAILED, told, file, tensor.name)
     told = f"sha256 {digest}, locked {row.sha256}"
     return Check("digest", FAILED, told, file, tensor.name)
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

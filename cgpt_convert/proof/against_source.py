@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.dtypes import CASTS
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.output.checksums import Advance, compared, untold
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.proof.canonical import Weights
-from cgpt_convert.proof.digests import hashed, prepare_for
+from cgpt_convert.proof.digests import digests_of, hashed, prepare_for
 from cgpt_convert.proof.pairs import Pairing, paired, unpaired
-from cgpt_convert.tensor import Tensor, in_blocks
+from cgpt_convert.tensor import Tensor, dims, in_blocks
 from cgpt_convert.values.blocks import import_all
 
 
@@ -37,17 +37,20 @@ def against_source(
     """A check for each tensor of either; `detail` names what was done to it.
 
     Identity, rename, transpose, cast, quantize, dequantize, drop (of computed buffers) and tie are
-    the transforms there are. Anything else is a difference.
+    the transforms there are. Anything else is a difference. Raises Malformed where bytes do not
+    match the checksum that a file records.
     """
     pairing = paired(source.names, target.names)
     crew = Crew(crew_size(jobs))
     found: dict[str, Check] = {}
+    seen: set[int] = set()
 
     def compare(name: str, own: str) -> None:
         crew.wait_prepared()
         crew.go_on()
-        one, other = source.tensors[name], target.tensors[own]
-        found[name] = _check(one, other, target)._replace(tensor=target.name_in_file(own))
+        pair = source.tensors[name], target.tensors[own]
+        with compared(pair, seen) as (one, other):
+            found[name] = _check(one, other, target)._replace(tensor=target.name_in_file(own))
         with crew.lock:
             advance(other.nbytes)
 
@@ -68,7 +71,7 @@ def transform(source: Tensor, target: Tensor, weights: Weights) -> Step | str:
     """
     steps = ("rename",) if source.name != weights.name_in_file(target.name) else ()
     if source.shape != target.shape:
-        return f"shape {_dims(target.shape)}, expected {_dims(source.shape)}"
+        return f"shape {dims(target.shape)}, expected {dims(source.shape)}"
     held = replace(target, target=None)
     if held.stored == source.stored:
         source = replace(source, target=None)
@@ -131,18 +134,12 @@ def _digests(
     """By name, of what has no pair in the source, and in the target."""
     names = (*pairing.lost, *_both_of(pairing.tied))
     there = (*pairing.added, *_both_of(pairing.tied_there))
-    return _of(source, names, jobs), _of(target, there, jobs)
+    return digests_of(source, names, jobs), digests_of(target, there, jobs)
 
 
 def _both_of(tied: dict[str, str]) -> Iterator[str]:
     for pair in tied.items():
         yield from pair
-
-
-def _of(weights: Weights, names: tuple[str, ...], jobs: int) -> dict[str, str]:
-    tensors = {name: weights.tensors[name] for name in names}
-    digests = hashed(tensors.values(), jobs)
-    return {name: digests[tensor.content] for name, tensor in tensors.items()}
 
 
 def _tell_swapped(
@@ -169,7 +166,3 @@ def prepare() -> None:
     prepare_for()
     import_all()
     importlib.import_module("cgpt_convert.values.compare")
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

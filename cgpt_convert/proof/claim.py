@@ -7,7 +7,6 @@ who does not trust the file, but accidents show, and with the source at hand the
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import Malformed
 from cgpt_convert.plan import Claim, Request
 from cgpt_convert.proof.canonical import Weights, named
-from cgpt_convert.proof.digests import ALGORITHM, model_digest
+from cgpt_convert.proof.digests import ALGORITHM, is_digest, model_digest
 from cgpt_convert.select import Selection
 from cgpt_convert.strict_json import loads
 from cgpt_convert.tensor import Content, Tensor
@@ -28,7 +27,6 @@ VERSION, SOURCE, MODEL = f"{PREFIX}version", f"{PREFIX}source", f"{PREFIX}source
 TENSORS, DROPPED = f"{PREFIX}tensors", f"{PREFIX}dropped"
 
 _BLANK = "0" * 64  # as long as every digest
-_HEX = re.compile("[0-9a-f]{64}")
 
 
 class Row(NamedTuple):
@@ -146,7 +144,7 @@ def claimed(checkpoint: Checkpoint) -> Claimed | None:
 
 def _read_row(name: str, told: Any, where: str) -> Row:
     match told:
-        case {"sha256": str(digest)} if _HEX.fullmatch(digest):
+        case {"sha256": str(digest)} if is_digest(digest):
             origin, steps = told.get("from", name), told.get("steps", [])
             texts = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
             if isinstance(origin, str) and texts:
@@ -162,7 +160,7 @@ def _digest(pairs: Mapping[str, str], key: str, where: str) -> str:
     if key not in pairs:
         return ""
     digest = pairs[key].rpartition(ALGORITHM)[2]
-    if not _HEX.fullmatch(digest):
+    if not is_digest(digest):
         raise Malformed(f"{key} is no digest: {pairs[key]:.80}", where=where)
     return digest
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.output.checksums import Advance, compared, untold
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.proof.against_source import prepare
 from cgpt_convert.proof.canonical import Weights
-from cgpt_convert.proof.digests import hashed
+from cgpt_convert.proof.digests import digests_of
 from cgpt_convert.proof.pairs import paired
 from cgpt_convert.tensor import Tensor
 
@@ -40,10 +40,11 @@ def diff(one: Weights, other: Weights, jobs: int = 0, advance: Advance = untold)
     """A row for every tensor of either, in the order of the first, added ones last.
 
     Renamed is what is the same tensor of the architecture under another name, or has the very
-    values of one that is gone.
+    values of one that is gone. Raises Malformed where bytes do not match the checksum that a file
+    records.
     """
     pairing = paired(one.names, other.names)
-    digests = _digests(one, pairing.lost, jobs), _digests(other, pairing.added, jobs)
+    digests = digests_of(one, pairing.lost, jobs), digests_of(other, pairing.added, jobs)
     moved: dict[str, str] = {}
     free = {digest: name for name, digest in digests[1].items()}
     for name, digest in digests[0].items():
@@ -51,11 +52,13 @@ def diff(one: Weights, other: Weights, jobs: int = 0, advance: Advance = untold)
             moved[name] = free.pop(digest)
     crew = Crew(crew_size(jobs))
     rows: dict[str, Row] = {}
+    seen: set[int] = set()
 
     def compare(name: str, own: str) -> None:
         crew.wait_prepared()
         crew.go_on()
-        rows[name] = _compared(one.tensors[name], other.tensors[own])
+        with compared((one.tensors[name], other.tensors[own]), seen) as (before, after):
+            rows[name] = _compared(before, after)
         with crew.lock:
             advance(one.tensors[name].nbytes)
 
@@ -95,13 +98,7 @@ def _compared(one: Tensor, other: Tensor) -> Row:
     return row._replace(numel=one.numel, differing=differing, most=apart.most, cosine=apart.cosine)
 
 
-def _digests(weights: Weights, names: list[str], jobs: int) -> dict[str, str]:
-    tensors = {name: weights.tensors[name] for name in names}
-    found = hashed(tensors.values(), jobs)
-    return {name: found[tensor.content] for name, tensor in tensors.items()}
-
-
 def _equal_ties(weights: Weights, tied: dict[str, str], jobs: int) -> set[str]:
     """Those of the tied names whose values are their twin's."""
-    digests = _digests(weights, [*tied, *tied.values()], jobs)
+    digests = digests_of(weights, [*tied, *tied.values()], jobs)
     return {name for name, twin in tied.items() if digests[name] == digests[twin]}

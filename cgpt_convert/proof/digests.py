@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -76,9 +77,21 @@ def hashed(
     return pieces.digests
 
 
+def digests_of(weights: Weights, names: Iterable[str], jobs: int = 0) -> dict[str, str]:
+    """The digests of some of the tensors, by name."""
+    tensors = {name: weights.tensors[name] for name in names}
+    found = hashed(tensors.values(), jobs)
+    return {name: found[tensor.content] for name, tensor in tensors.items()}
+
+
 def _dealt(by_size: list[Tensor]) -> list[Tensor]:
     """Largest first from either end, where a crew begins: so no thread is left with a large one."""
     return by_size[::2] + by_size[1::2][::-1]
+
+
+def is_digest(text: str) -> bool:
+    """Is it a SHA-256 in hex, as all digests here are written?"""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def prepare_for(tensors: Iterable[Tensor] = ()) -> None:

@@ -5,21 +5,18 @@ docs/digest.md defines the digests, docs/json.md has the keys.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.limits import INDEX_BYTES
-from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.proof.canonical import Weights
-from cgpt_convert.proof.digests import ALGORITHM, Digested, prepare_for
-from cgpt_convert.source import CHUNK, LocalFile, Source, read
+from cgpt_convert.proof.digests import ALGORITHM, Digested, is_digest
+from cgpt_convert.proof.files import file_digests
+from cgpt_convert.source import LocalFile, read
 from cgpt_convert.strict_json import loads
 from cgpt_convert.values.digest import listed
 
@@ -27,8 +24,6 @@ FORMAT = "cgpt-convert lock 1"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:x-cgpt-convert:lock:1"
 _TENSORS, _MODEL = "cgptConvertTensorsV1", "cgptConvertModelV1"  # algorithms of a DigestSet
-_HEX = re.compile("[0-9a-f]{64}")
-_DIGEST = re.compile(f"{ALGORITHM}[0-9a-f]{{64}}")
 
 
 class Row(NamedTuple):
@@ -132,21 +127,25 @@ def read_lock(path: str) -> Lock:
     source = LocalFile(path)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"a lock of {source.nbytes:,} bytes", where=path)
-    told = loads(read(source, 0, source.nbytes), path)
+    about = f"not a lock of the form {FORMAT!r}"
+    hint = "`cgpt-convert lock SOURCE -o FILE` writes one"
+    try:
+        told = loads(read(source, 0, source.nbytes), path)
+    except Malformed as error:
+        raise Malformed(f"{about}: {error.message}", where=path, hint=hint) from error
     if told.get("_type") == STATEMENT and isinstance(told.get("predicate"), dict):
         told = told["predicate"]
     match told:
         case {
-            "format": str(about),
+            "format": str(form),
             "digest": str(digest),
             "model": None | dict() as model,
             "files": list(files),
             "tensors": dict(tensors),
-        } if about == FORMAT and _DIGEST.fullmatch(digest):
+        } if form == FORMAT and _is_titled(digest):
             pass
         case _:
-            hint = "`cgpt-convert lock SOURCE -o FILE` writes one"
-            raise Malformed(f"not a lock of the form {FORMAT!r}", where=path, hint=hint)
+            raise Malformed(about, where=path, hint=hint)
     architecture, known = _model(model, path)
     rows = {name: _read_row(name, row, path) for name, row in tensors.items()}
     if listed({name: row.sha256 for name, row in rows.items()}) != digest.removeprefix(ALGORITHM):
@@ -160,20 +159,22 @@ def read_lock(path: str) -> Lock:
     return Lock(digest.removeprefix(ALGORITHM), known, architecture, listing, rows)
 
 
+def _is_titled(digest: str) -> bool:
+    return digest.startswith(ALGORITHM) and is_digest(digest.removeprefix(ALGORITHM))
+
+
 def _model(told: object, path: str) -> tuple[str, str]:
     match told:
         case None:
             return "", ""
-        case {"architecture": str(name), "digest": str(digest)} if _DIGEST.fullmatch(digest):
+        case {"architecture": str(name), "digest": str(digest)} if _is_titled(digest):
             return name, digest.removeprefix(ALGORITHM)
     raise Malformed("a model without architecture and digest", where=path)
 
 
 def _read_file(told: object, path: str) -> File:
     match told:
-        case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if _HEX.fullmatch(
-            digest
-        ):
+        case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if is_digest(digest):
             return File(name, nbytes, digest)
     raise Malformed("a file without name, nbytes and sha256", where=path)
 
@@ -181,7 +182,7 @@ def _read_file(told: object, path: str) -> File:
 def _read_row(name: str, told: Any, path: str) -> Row:
     match told:
         case {"dtype": str(dtype), "shape": list(shape), "sha256": str(digest)} if (
-            dtype in BY_NAME and all(type(size) is int for size in shape) and _HEX.fullmatch(digest)
+            dtype in BY_NAME and all(type(size) is int for size in shape) and is_digest(digest)
         ):
             key, tied = told.get("key", name), told.get("tied_to", "")
             if isinstance(key, str) and isinstance(tied, str):
@@ -192,29 +193,13 @@ def _read_row(name: str, told: Any, path: str) -> Row:
 def _files(checkpoint: Checkpoint, jobs: int) -> tuple[File, ...]:
     """All the files, hashed by `jobs` threads; in folders of files, under their paths in there."""
     sources = {source.name: source for source in checkpoint.sources}
-    found: dict[str, File] = {}
-    crew = Crew(crew_size(jobs))
     folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
-
-    def hash_one(source: Source) -> None:
-        crew.wait_prepared()
-        import hashlib
-
-        digest = hashlib.sha256()
-        for piece in _chunks(source):
-            crew.go_on()
-            digest.update(piece)
-        name = os.path.relpath(source.name, folder or ".").replace(os.sep, "/")
-        found[source.name] = File(name, source.nbytes, digest.hexdigest())
-
-    work = [functools.partial(hash_one, source) for source in sources.values()]
-    crew.run(work, prepare=prepare_for)
-    return tuple(found[name] for name in sources)
-
-
-def _chunks(source: Source) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(CHUNK, source.nbytes)))
-    for start in range(0, source.nbytes, CHUNK):
-        piece = buffer[: min(CHUNK, source.nbytes - start)]
-        source.readinto(start, piece)
-        yield piece
+    found = file_digests(sources.values(), jobs)
+    return tuple(
+        File(
+            os.path.relpath(path, folder or ".").replace(os.sep, "/"),
+            sources[path].nbytes,
+            digest,
+        )
+        for path, digest in found.items()
+    )

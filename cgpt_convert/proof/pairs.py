@@ -29,6 +29,7 @@ class Pairing(NamedTuple):
     tied: dict[str, str]  # only in the one: what may be left out -> the twin that it must equal
     lost: list[str]  # only in the one
     added: list[str]  # only in the other
+    computed: list[str]  # only in the other: buffers
     tied_there: dict[str, str]  # only in the other: as `tied`
 
 
@@ -44,8 +45,9 @@ def paired(one: Names, other: Names) -> Pairing:
     tied_there = _ties(other, new) if same else {}
     dropped = [name for name in gone if same and name in one.buffers]
     lost = [name for name in gone if name not in tied and name not in dropped]
-    added = [name for name in new if name not in tied_there]
-    return Pairing(both, dropped, tied, lost, added, tied_there)
+    computed = [name for name in new if same and name in other.buffers]
+    added = [name for name in new if name not in tied_there and name not in computed]
+    return Pairing(both, dropped, tied, lost, added, computed, tied_there)
 
 
 def _ties(names: Names, chosen: list[str]) -> dict[str, str]:
@@ -66,6 +68,10 @@ def unpaired(
     checks = [
         Check("drop", PASSED, "dropped: computed, not learned", file, name)
         for name in pairing.dropped
+    ]
+    checks += [
+        Check("computed", PASSED, "computed, not learned: its values are not compared", file, name)
+        for name in pairing.computed
     ]
     for kind, digests, tied in (("lost", one, pairing.tied), ("added", other, pairing.tied_there)):
         for name, twin in tied.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.children import is_script_class
@@ -51,3 +53,12 @@ class Rule:
         """The same inside a TorchScript archive, whose classes are its own."""
         script = isinstance(module, str) and isinstance(name, str) and "." not in name
         return self.allows(module, name) or (script and is_script_class(f"{module}.{name}"))
+
+    def others(self, dotted: Iterable[str], *, script: bool = False) -> list[str]:
+        """Those of the names, as `Checkpoint.globals` has them, that are not allowed.
+
+        A module and a name are joined by a dot there, and so they are in what the user allows.
+        """
+        allowed = ALLOWED | {name.replace(":", ".") for name in self.extra}
+        unknown = [name for name in dotted if name not in allowed]
+        return [name for name in unknown if not (script and is_script_class(name))]

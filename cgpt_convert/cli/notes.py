@@ -1,0 +1,28 @@
+"""What commands that load nothing say of code that a file names, on standard error."""
+
+from __future__ import annotations
+
+import click
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.cli.table import counted
+from cgpt_convert.inert import printable
+
+_SHOWN = 5
+
+
+def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
+    """A line for each that names what weight files do not need."""
+    for checkpoint in checkpoints:
+        if not checkpoint.globals:
+            continue
+        from cgpt_convert.proof.besides import foreign
+        from cgpt_convert.scanning.names import Rule
+
+        names = foreign(checkpoint, Rule())
+        if names:
+            shown = ", ".join(map(printable, names[:_SHOWN]))
+            if len(names) > _SHOWN:
+                shown += f" and {counted(len(names) - _SHOWN, 'more name')}"
+            told = f"the pickle names code that is not loaded here: {shown}; scan says what it is"
+            click.echo(f"{level}: {printable(checkpoint.path)}: {told}", err=True)

@@ -1,0 +1,42 @@
+"""What TARGET has besides the tensors that are compared: code it names, other weight files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checks import FAILED, Check
+from cgpt_convert.findings import DANGEROUS, FOREIGN
+from cgpt_convert.inert import printable
+from cgpt_convert.opening import other_weights
+from cgpt_convert.pickles.dangerous import is_dangerous_path
+from cgpt_convert.scanning.names import Rule
+
+
+def besides(checkpoint: Checkpoint, path: str, rule: Rule) -> list[Check]:
+    """A failed check for each, none if there is nothing; `checkpoint` was opened from `path`.
+
+    Equal tensors say nothing of either: whoever loads the file runs the one, and may load the
+    other. The pickles that were read are looked at by name alone; `scan` looks at all there is.
+    """
+    return [*_named(checkpoint, rule), *_unread(checkpoint, path)]
+
+
+def foreign(checkpoint: Checkpoint, rule: Rule) -> list[str]:
+    """The names in its pickles, dotted, that neither weight files need nor the rule allows."""
+    return rule.others(checkpoint.globals, script=bool(checkpoint.code))
+
+
+def _named(checkpoint: Checkpoint, rule: Rule) -> Iterator[Check]:
+    for name in foreign(checkpoint, rule):
+        found, word = (FOREIGN, "foreign objects")
+        if is_dangerous_path(name):
+            found, word = (DANGEROUS, "dangerous")
+        told = f"{word}: the pickle names {printable(name)}; scan says what it would do"
+        yield Check("globals", FAILED, told, checkpoint.path, finding=found.id)
+
+
+def _unread(checkpoint: Checkpoint, path: str) -> Iterator[Check]:
+    for name in other_weights(path, checkpoint):
+        told = f"not verified: {printable(name)}, another weight file of the folder"
+        yield Check("files", FAILED, told, path)

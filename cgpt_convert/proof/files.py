@@ -1,0 +1,44 @@
+"""Files as a whole: their SHA-256, as other programs compute it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+
+from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.proof.digests import prepare_for
+from cgpt_convert.source import CHUNK, Source
+
+
+def file_digests(
+    sources: Iterable[Source], jobs: int = 0, advance: Advance = untold
+) -> dict[str, str]:
+    """The SHA-256 of each file in hex, by the source's name; hashed by `jobs` threads."""
+    each = {source.name: source for source in sources}
+    found: dict[str, str] = {}
+    crew = Crew(crew_size(jobs))
+
+    def hash_one(source: Source) -> None:
+        crew.wait_prepared()
+        import hashlib
+
+        digest = hashlib.sha256()
+        for piece in _chunks(source):
+            crew.go_on()
+            digest.update(piece)
+            with crew.lock:
+                advance(len(piece))
+        source.check_unchanged()
+        found[source.name] = digest.hexdigest()
+
+    crew.run([functools.partial(hash_one, s) for s in each.values()], prepare=prepare_for)
+    return {name: found[name] for name in each}
+
+
+def _chunks(source: Source) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(CHUNK, source.nbytes)))
+    for start in range(0, source.nbytes, CHUNK):
+        piece = buffer[: min(CHUNK, source.nbytes - start)]
+        source.readinto(start, piece)
+        yield piece
