@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
+import tarfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -207,3 +210,17 @@ def test_inspect_has_nothing_to_report_without_a_check(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(zips.saved({}))
     result = run("inspect", "--format", "sarif", tmp_path / "x")
     assert (result.code, "--check" in result.err) == (2, True)
+
+
+@pytest.mark.corpus
+def test_junit_fits_the_schema_that_ci_servers_publish(tmp_path: Path) -> None:
+    etree = pytest.importorskip("lxml.etree")
+    where = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(tmp_path)]
+    line = [sys.executable, "-m", "pip", "download", "--quiet", *where, "behave==1.3.3"]
+    subprocess.run(line, check=True, capture_output=True)  # its sources have Jenkins' schema
+    with tarfile.open(tmp_path / "behave-1.3.3.tar.gz") as sources:
+        member = sources.extractfile("behave-1.3.3/etc/junit.xml/junit-4.xsd")
+        assert member
+        schema = etree.XMLSchema(etree.parse(member))
+    for checks in (CHECKS, ()):
+        schema.assertValid(etree.fromstring(render(checks, "junit").encode()))
