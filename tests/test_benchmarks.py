@@ -71,7 +71,7 @@ def test_start_up_is_measured_without_copies(report: str) -> None:
 
 
 def test_the_report_names_the_commands_but_no_folder_of_this_machine(report: str) -> None:
-    assert "\npython -m cgpt_convert convert SOURCE -o OUTPUT --to npz\n" in report
+    assert "\npython -m cgpt_convert convert SOURCE -o OUTPUT --to npz --no-proof\n" in report
     assert str(ROOT) not in report
     assert sys.executable not in report
 

@@ -254,11 +254,13 @@ def test_files_that_the_sidecar_does_not_list_are_reported(tmp_path: Path) -> No
     assert "b.npy" in finding.detail
 
 
-def test_what_is_no_folder_of_arrays_is_a_bad_request(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_arrays_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path, tmp_path / "file", tmp_path / "none"):
+    for path in (tmp_path / "file", tmp_path / "none"):
         with pytest.raises(BadRequest):
             npy.read(str(path))
+    with pytest.raises(Unsupported, match="no arrays"):
+        npy.read(str(tmp_path))
 
 
 ENTRY = {"file": "a.npy", "dtype": "bfloat16", "shape": [2, 3]}
