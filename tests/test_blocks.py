@@ -85,8 +85,9 @@ def any_views(draw):
     nbytes=st.sampled_from(sorted(ORACLE)),
     max_bytes=st.sampled_from((1, 16, 37, 100, 1000, 8 * MiB)),
     sizes=st.sampled_from(((8 << 10, MiB, 64 << 10), (8, 64, 64), (0, 1, 16), (64, 16, 256))),
+    run=st.sampled_from((1, 2, 64)),
 )
-def test_any_view_is_what_torch_makes_of_it(view, nbytes, max_bytes, sizes):
+def test_any_view_is_what_torch_makes_of_it(view, nbytes, max_bytes, sizes, run):
     shape, strides, start = view
     length = 0 if 0 in shape else views.span(shape, strides)
     data = finite_complex_bytes((start + length) * nbytes)
@@ -96,6 +97,7 @@ def test_any_view_is_what_torch_makes_of_it(view, nbytes, max_bytes, sizes):
         patch.setattr(gather, "SPAN", sizes[1])
         patch.setattr(views, "TILE", sizes[2])
         patch.setattr(views, "LINES", sizes[2] // 16)
+        patch.setattr(views, "RUN", run)
         assert joined(tensor, max_bytes) == strided(data, nbytes, shape, strides, start)
 
 
@@ -323,7 +325,7 @@ def test_a_cast_takes_little_more_memory(peak):
     cast = tensor.cast(BY_NAME["float16"])
     total = sum(len(block) for block in cast.blocks(8 * MiB, blocks.CastCounts()))
     assert total == cast.nbytes
-    assert peak() < 25 * MiB
+    assert peak() < 28 * MiB
 
 
 def in_a_new_process(code, *arguments):

@@ -1,5 +1,6 @@
 """The sink: what it writes is what was planned, and a fault leaves the old output or none."""
 
+import errno
 import os
 import random
 import struct
@@ -15,7 +16,7 @@ from cgpt_convert import formats
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CannotWrite, Malformed, Unreadable
 from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output import checksums, sink
+from cgpt_convert.output import checksums, place, sink
 from cgpt_convert.output.sink import Options
 from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
 from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
@@ -93,9 +94,9 @@ def random_parts(source: random.Random, count: int) -> tuple[Part, ...]:
             parts.append(b"")
     places = [source.randrange(count) for _ in range(4)]
     spans = [sorted(source.sample(range(count + 1), 2)) for _ in places]
-    for place, (first, last) in zip(places, spans, strict=True):
-        if not first <= place < last and parts[place] == b"":
-            parts[place] = Crc32(first, last)
+    for spot, (first, last) in zip(places, spans, strict=True):
+        if not first <= spot < last and parts[spot] == b"":
+            parts[spot] = Crc32(first, last)
     covered = {i for part in parts if isinstance(part, Crc32) for i in range(part.first, part.last)}
     return tuple(
         b"" if isinstance(part, Crc32) and index in covered else part
@@ -382,6 +383,51 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
         write([plan(tensor)], os.path.normpath(small / target), Options())
     assert caught.value.where == str(small / "new/out" if folder else small / "out")
     assert list(small.iterdir()) == []
+
+
+def test_a_large_file_has_its_blocks_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "RESERVED", 1 << 20)
+    seen: list[int] = []
+
+    def look(_nbytes: int) -> None:
+        (temporary,) = tmp_path.iterdir()
+        seen.append(temporary.stat().st_blocks * 512)
+
+    tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
+    sink.write_files([plan(tensor)], str(tmp_path), Options(advance=look))
+    assert seen[0] >= 2 << 20
+    assert (tmp_path / "out").read_bytes() == bytes(2 << 20)
+
+
+def test_a_disk_without_the_blocks_is_refused_before_writing(
+    mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = mounted("size=1m")
+    monkeypatch.setattr(sink, "check_space", lambda *_: None)  # others fill it after the check
+    monkeypatch.setattr(place, "RESERVED", 1 << 20)
+    tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
+    read: list[int] = []
+    with pytest.raises(CannotWrite, match="No space left on device"):
+        sink.write_files([plan(tensor)], str(small), Options(advance=read.append))
+    assert not read
+    assert contents(small) == {}
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_reserve_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(descriptor: int, _start: int, _nbytes: int) -> None:
+        with pytest.raises(OSError, match="Bad file descriptor"):  # so C libraries emulate nothing
+            os.read(descriptor, 1)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(place, "RESERVED", 1)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    sink.write_files([plan(b"data")], str(tmp_path), Options())
+    assert contents(tmp_path) == {"out": b"data"}
 
 
 def test_a_read_only_disk_is_said_to_be_one(mounted: Callable[..., Path]) -> None:

@@ -71,6 +71,29 @@ def check_space(folder: str, nbytes: int) -> None:
         raise CannotWrite(f"{nbytes:,} bytes are needed and {free:,} are free", where=folder or ".")
 
 
+RESERVED = 16 << 20  # bytes: smaller files are not worth a call
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def reserve(temporary: str, nbytes: int, final: str) -> None:
+    """Give the new file `temporary` all its blocks at once; CannotWrite if there are too few.
+
+    The file system then lays them out in one go and not as they are written back, which saves up to
+    a third of the time. Where it cannot, C libraries write a byte to every block instead, but not
+    through a descriptor that cannot be read: posix_fallocate(3), EBADF.
+    """
+    if nbytes < RESERVED or not hasattr(os, "posix_fallocate"):
+        return
+    descriptor = os.open(temporary, os.O_WRONLY)
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise cannot(error, final) from error
+    finally:
+        os.close(descriptor)
+
+
 def lies(path: str) -> bool:
     """Is there anything of that name? CannotWrite if there cannot be: the name is too long."""
     try:

@@ -23,7 +23,7 @@ from cgpt_convert.output import staging
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.pieces import Pieces
-from cgpt_convert.output.place import check_space
+from cgpt_convert.output.place import check_space, reserve
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part, part_nbytes
 from cgpt_convert.source import CHUNK, Source
 from cgpt_convert.tensor import Content, Tensor, announce
@@ -224,7 +224,12 @@ class _Output:
         self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
         self.written = 0
         with self.lock:
-            _, self.descriptor = work.stage.create(plan.path)
+            temporary, self.descriptor = work.stage.create(plan.path)
+        try:
+            reserve(temporary, plan.nbytes, self.where)
+        except CannotWrite:
+            os.close(self.descriptor)
+            raise
 
     def __enter__(self) -> None:
         """Nothing to do: it is open."""

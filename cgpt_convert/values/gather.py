@@ -16,7 +16,8 @@ import numpy as np
 
 from cgpt_convert.source import CHUNK, is_distant
 from cgpt_convert.tensor import c_strides, is_c_order
-from cgpt_convert.values.views import boxes, merge, span, transpose
+from cgpt_convert.values import views
+from cgpt_convert.values.views import boxes, merge, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,12 +76,13 @@ class _Reader:
         The longer the panel, the fewer and longer its reads; boxes only need to fill cache lines.
         """
         most = self._numel(self._max_bytes // 4)
+        scratch = self._buffer("tile", views.scratch_numel(self._dtype.itemsize))
         for at, box in boxes(shape, strides, start, self._numel(self._max_bytes * 5 // 2)):
             panel, steps = self._panel(at, box, strides[len(shape) - len(box) :])
             for where, part in boxes(box, steps, 0, most):
                 out = self._buffer("out", math.prod(part))
                 view = self._view(panel, where, part, steps[len(box) - len(part) :])
-                transpose(out.reshape(part), view)
+                views.transpose(out.reshape(part), view, scratch)
                 yield out
 
     def _panel(self, start: int, shape: Ints, strides: Ints) -> tuple[Words, Ints]:

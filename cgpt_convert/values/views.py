@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     Words = NDArray[Any]
     Ints = tuple[int, ...]
 
-TILE = 64 << 10  # bytes copied at once: source and result together fit the L2 cache
+TILE = 256 << 10  # bytes copied at once: source, copy and result together fit the L2 cache
 LINE = 16  # elements: tiles start at multiples of it, so that few cache lines are read twice
 LINES = 512  # cache lines that stay in a first-level cache of 32 KiB
+RUN = 64  # elements: from such runs on, a tile is copied before it is turned
 
 
 def merge(shape: Ints, strides: Ints) -> tuple[Ints, Ints]:
@@ -56,7 +57,12 @@ def span(shape: Ints, strides: Ints) -> int:
     return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
-def transpose(out: Words, view: Words) -> None:
+def scratch_numel(itemsize: int) -> int:
+    """The elements that `transpose` needs to work in: a tile whose rows lie LINE elements apart."""
+    return TILE // itemsize * (RUN + LINE) // RUN
+
+
+def transpose(out: Words, view: Words, scratch: Words) -> None:
     """Copy `view` to `out`, of the same shape, in tiles if the order of their dimensions differs.
 
     NumPy's own copy goes along the rows of `out`. A cache line of `view` is needed again when the
@@ -67,13 +73,13 @@ def transpose(out: Words, view: Words) -> None:
     if math.prod(view.shape[fastest + 1 :]) <= LINES:
         out[...] = view
     else:
-        _copy_tiles(out, view)
+        _copy_tiles(out, view, scratch)
 
 
-def _copy_tiles(out: Words, view: Words) -> None:
+def _copy_tiles(out: Words, view: Words, scratch: Words) -> None:
     """Halving the longest side ends in nearly square tiles, in any number of dimensions."""
     if out.nbytes <= TILE:
-        out[...] = view
+        _turn(out, view, scratch)
         return
     axis = out.shape.index(max(out.shape))
     half = out.shape[axis] // 2
@@ -81,4 +87,22 @@ def _copy_tiles(out: Words, view: Words) -> None:
         half += -half % LINE
     for part in (slice(None, half), slice(half, None)):
         tile = (slice(None),) * axis + (part,)
-        _copy_tiles(out[tile], view[tile])
+        _copy_tiles(out[tile], view[tile], scratch)
+
+
+def _turn(out: Words, view: Words, scratch: Words) -> None:
+    """Copy a tile, first along its rows in `view`, then, out of the cache, along those of `out`.
+
+    The first copy reads memory in order, which the processor foresees; and its rows are a line
+    longer than they need be, or those of a power of two would share a few sets of the cache.
+    """
+    order = sorted(range(view.ndim), key=lambda axis: -view.strides[axis])
+    rows = view.transpose(order)
+    *outer, run = rows.shape
+    if run < RUN or not view.strides[order[-1]]:
+        out[...] = view
+        return
+    pitch = run + LINE
+    near = scratch[: math.prod(outer) * pitch].reshape(*outer, pitch)[..., :run]
+    near[...] = rows
+    out.transpose(order)[...] = near
