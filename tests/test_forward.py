@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from cgpt_convert.models import gelu, gpt2, on_numpy, weights
 from cgpt_convert.models.backend import backend
 from cgpt_convert.models.hyperparameters import ACTIVATIONS, ERF
 from cgpt_convert.models.model import Model
+from cgpt_convert.models.pool import Pool
 from cgpt_convert.opening import open_checkpoint
 from tests import vendor
 from tests.running import run
@@ -147,16 +150,59 @@ def test_with_the_cache_as_without(small, engine):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_share_the_work_and_change_nothing(small, threads, monkeypatch):
     expected, cache = opened(small).hidden(IDS), opened(small).cache(2, 151)
-    monkeypatch.setattr(on_numpy, "_LARGE", 1)
+    monkeypatch.setattr(on_numpy, "_PART", 1)
     model = Model(open_checkpoint(small), backend("numpy", threads), resident=True)
     assert relative(model.hidden(IDS, cache), expected) < LIMIT
     one = opened(small).next_logits(np.hstack([IDS, IDS[:, :1]]))
     assert relative(model.next_logits(IDS[:, :1], cache), one) < LIMIT
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_products_of_few_rows(order, rows, threads, monkeypatch):
+    monkeypatch.setattr(on_numpy, "_PART", 1)
+    monkeypatch.setattr(on_numpy, "_BLOCK", 1000)
+    random = np.random.default_rng(3)
+    x = random.standard_normal((rows, 70)).astype("f4")
+    w = random.standard_normal((70, 110)).astype("f4", order=order)
+    found = backend("numpy", threads).matmul(x, w)
+    assert found.dtype == np.float32
+    assert relative(found, x.astype("f8") @ w) < LIMIT
+
+
 def test_what_fails_in_a_thread_fails_here():
     with pytest.raises(ZeroDivisionError):
         backend("numpy", 2).share(2, 1 << 30, lambda part: 1 // (1 - part.start))
+
+
+def test_threads_answer_in_order_and_none_is_left_at_work_when_one_fails():
+    pool, ended = Pool(3), []
+
+    def work(part):
+        time.sleep(0.01 * (6 - part))
+        ended.append(part)
+        return 12 // (part - 2) if fails else part
+
+    fails = False
+    assert pool.map(work, range(6)) == [0, 1, 2, 3, 4, 5]
+    fails = True
+    ended.clear()
+    with pytest.raises(ZeroDivisionError):
+        pool.map(work, range(6))
+    assert sorted(ended) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_threads_end_with_their_pool():
+    before = threading.active_count()
+    pool = Pool(2)
+    assert threading.active_count() == before + 2
+    del pool
+    for _ in range(500):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_a_cache_of_chosen_sequences(small):

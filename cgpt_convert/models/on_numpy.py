@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from cgpt_convert.models import gelu
+from cgpt_convert.models.pool import Pool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
+T = TypeVar("T")
 
-_LARGE = 1 << 16  # multiplications: what takes less is not worth waking another thread
+_PART = 1 << 18  # multiplications, and elements to read: less is not worth waking another thread
+_FEW = 8  # rows: a product of so many takes the time of reading the weight, row by row
+_BLOCK = 1 << 18  # elements of a weight that one row after the other finds in the L2 cache
 _ROWS = 32  # a product of so many rows for each thread is shared by rows
+_GELU = 8  # multiplications for an element's GELU
 
 
 class Numpy:
@@ -32,30 +36,64 @@ class Numpy:
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self._pool = Pool(threads - 1)
 
     def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:
         """Do `work` for all of `count` things, in parts at once if its `size` is worth it."""
-        parts = min(self._threads, count)
-        if self._pool is None or parts < 2 or size < _LARGE:  # noqa: PLR2004  two at once
-            work(slice(0, count))
-            return
+        self._shared(count, size, work)
+
+    def _shared(self, count: int, size: int, work: Callable[[slice], T]) -> list[T]:
+        """What `work` gives for each part of `count` things, in their order."""
+        parts = min(self._threads, count, size // _PART)
+        if parts < 2:  # noqa: PLR2004  two at once
+            return [work(slice(0, count))]
         ends = [count * part // parts for part in range(parts + 1)]
-        first, *others = map(slice, ends, ends[1:])
-        waiting = [self._pool.submit(work, part) for part in others]
-        work(first)
-        for each in waiting:
-            each.result()
+        return self._pool.map(work, list(map(slice, ends, ends[1:])))
 
     def matmul(self, x: Floats, w: NDArray[Any]) -> Floats:
         """(m, k) by (k, n)."""
-        out = np.empty((len(x), w.shape[1]), np.float32)
-        if len(x) >= _ROWS * self._threads:
-            self.share(len(x), x.size * w.shape[1], lambda p: np.matmul(x[p], w, out=out[p]))
+        rows, columns = len(x), w.shape[1]
+        if rows <= _FEW and w.T.flags.c_contiguous:
+            return self._few_by_columns(x, w.T)
+        if rows <= _FEW and w.flags.c_contiguous:
+            return self._few_by_rows(x, w)
+        out = np.empty((rows, columns), np.float32)
+        if rows >= _ROWS * self._threads:
+            self.share(rows, x.size * columns, lambda p: np.matmul(x[p], w, out=out[p]))
         else:
-            columns = w.shape[1]
             self.share(columns, x.size * columns, lambda p: np.matmul(x, w[:, p], out=out[:, p]))
         return out
+
+    def _few_by_columns(self, x: Floats, w: NDArray[Any]) -> Floats:
+        """Few rows (m, k) by the transpose of (n, k): each of the n by itself.
+
+        Nothing but reading `w` takes time. `np.dot` lets other threads run however small the
+        result is, `np.matmul` only if it has some hundreds of elements.
+        """
+        out = np.empty((len(x), len(w)), np.float32)
+
+        def some(part: slice) -> None:
+            for block in _blocks(part, x, w):
+                for row, into in zip(x, out, strict=True):
+                    np.dot(w[block], row, out=into[block])
+
+        self._shared(len(w), w.size, some)
+        return out
+
+    def _few_by_rows(self, x: Floats, w: NDArray[Any]) -> Floats:
+        """Few rows (m, k) by (k, n): the sum over parts of k, each of which lies in one piece."""
+
+        def some(part: slice) -> Floats:
+            total = np.zeros((len(x), w.shape[1]), np.float32)
+            for block in _blocks(part, x, w):
+                for number, row in enumerate(x):
+                    total[number] += np.dot(row[block], w[block])
+            return total
+
+        total, *others = self._shared(len(w), w.size, some)
+        for other in others:
+            total += other
+        return total
 
     def array(self, values: NDArray[Any]) -> NDArray[Any]:
         """The same array."""
@@ -103,11 +141,18 @@ class Numpy:
     def gelu_erf_(self, values: Floats) -> Floats:
         """`values`, replaced by their GELU."""
         flat = values.reshape(-1)
-        self.share(len(flat), len(flat), lambda part: gelu.erf_(flat[part]))
+        self.share(len(flat), len(flat) * _GELU, lambda part: gelu.erf_(flat[part]))
         return values
 
     def gelu_tanh_(self, values: Floats) -> Floats:
         """`values`, replaced by the tanh approximation of their GELU."""
         flat = values.reshape(-1)
-        self.share(len(flat), len(flat), lambda part: gelu.tanh_(flat[part]))
+        self.share(len(flat), len(flat) * _GELU, lambda part: gelu.tanh_(flat[part]))
         return values
+
+
+def _blocks(part: slice, x: Floats, w: NDArray[Any]) -> Iterator[slice]:
+    """The part of the rows of `w`, cut so that all rows of `x` can take turns at each piece."""
+    most = max(_BLOCK // w.shape[1], 1) if len(x) > 1 else len(w)
+    for start in range(part.start, part.stop, most):
+        yield slice(start, min(start + most, part.stop))

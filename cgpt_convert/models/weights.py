@@ -34,6 +34,8 @@ class Weights:
         self._keep: set[Key] = {(_WTE, None), (_WPE, None)}
         if not source.tied:
             self._keep.add((_HEAD, None))
+        self._resident = resident
+        self._blocks: dict[int, Block] = {}
         if resident:
             self._keep |= source.tensors.keys()
 
@@ -44,7 +46,12 @@ class Weights:
 
     def block(self, layer: int) -> Block:
         """The parameters of a layer, counted from 0."""
-        return Block(*(self._affine(f"h.{{i}}.{name}", layer) for name in _LAYERS))
+        if layer in self._blocks:
+            return self._blocks[layer]
+        block = Block(*(self._affine(f"h.{{i}}.{name}", layer) for name in _LAYERS))
+        if self._resident:
+            self._blocks[layer] = block
+        return block
 
     @property
     def final(self) -> Final:
