@@ -11,9 +11,13 @@ In Python, `import cgpt_convert.harness` does before `lm_eval.simple_evaluate(mo
 from __future__ import annotations
 
 import operator
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+if "numpy" not in sys.modules:  # as for the commands: BLAS reads this when NumPy is imported
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 try:
@@ -28,6 +32,7 @@ except ModuleNotFoundError as error:
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.models import text
+from cgpt_convert.models.backend import backend
 from cgpt_convert.models.continuation import continued
 from cgpt_convert.models.evaluation import Loss, evaluate
 from cgpt_convert.models.model import Model
@@ -36,6 +41,7 @@ from cgpt_convert.models.sampling import Warp
 from cgpt_convert.models.settings import Settings
 from cgpt_convert.models.windows import Window, rolling_windows
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.output.crew import cores
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -68,7 +74,8 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> None:
         super().__init__()
         checkpoint = open_checkpoint(path)
-        self.model = Model(checkpoint, engine, heads=heads, activation=activation, resident=True)
+        computing = backend(engine, cores() if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else 1)
+        self.model = Model(checkpoint, computing, heads=heads, activation=activation, resident=True)
         self.max_length = max_length or self.model.hyper.n_positions
         self.max_gen_toks = max_gen_toks
         self._vocabulary = self.model.hyper.vocab_size
