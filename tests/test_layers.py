@@ -35,9 +35,9 @@ DOWNWARD = {("tensor", "values"), ("", "opening")}
 
 # Who may import what is heavy or prints; whatever is left out here may be imported by nobody.
 ALLOWED = {
-    "click": "cli cli.continuing cli.convert cli.demo cli.diff cli.digest cli.eval cli.extract "
-    "cli.generate cli.inspect cli.lock cli.logits cli.models cli.notes cli.options cli.report "
-    "cli.salvaging cli.scan cli.table cli.verify",
+    "click": "cli cli.computing cli.continuing cli.convert cli.demo cli.diff cli.digest cli.eval "
+    "cli.extract cli.generate cli.inspect cli.lock cli.logits cli.models cli.notes cli.options "
+    "cli.report cli.salvaging cli.scan cli.table cli.verify",
     "tqdm": "cli.progress",
     "numpy": "cli.demo harness models.beams models.compare models.divergence models.evaluation "
     "models.gelu models.generation models.model models.on_numpy models.passage "

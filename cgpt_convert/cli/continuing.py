@@ -29,8 +29,6 @@ class Run:
         self._prompts: list[list[int]] = []
         self._settings = Settings(1)
         self._load = 0.0
-        for line in model.source.lines:
-            click.echo(f"warning: {printable(line)}", err=True)
 
     def read_tokenizer(self, folder: str | None) -> None:
         """Find it, in `folder` or beside the model."""

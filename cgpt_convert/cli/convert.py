@@ -55,9 +55,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     help="Cast the floating tensors; q8_0 and the like are for gguf.",
 )
 @click.option("--max-shard-size", type=_Size(), help="Split safetensors, torch and hf output.")
-@options.match
-@options.exclude
-@options.root
+@options.wish
 @click.option(
     "--tied",
     type=click.Choice(["alias", "copy"]),
@@ -81,9 +79,7 @@ def command(
     to: str | None,
     dtype: str,
     max_shard_size: int | None,
-    match: tuple[str, ...],
-    exclude: tuple[str, ...],
-    root: str | None,
+    wish: Wish,
     tied: str,
     tokenizer: str | None,
     no_vocab: bool,
@@ -109,7 +105,7 @@ def command(
         vocabulary=not no_vocab,
         proof=not no_proof,
     )
-    wish = Wish(root, match, exclude, dtype, tied)
+    wish = wish._replace(dtype=dtype, tied=tied)
     checkpoint = salvaging.opened(
         source, mapping, lambda opened: chosen_names(opened, wish)[1], salvage=salvage
     )

@@ -26,17 +26,13 @@ _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 @click.argument("before", type=click.Path())
 @click.argument("after", type=click.Path())
 @options.remote
-@options.match
-@options.exclude
-@options.root
+@options.wish
 @options.jobs
 @options.as_json
 def command(
     before: str,
     after: str,
-    match: tuple[str, ...],
-    exclude: tuple[str, ...],
-    root: str | None,
+    wish: Wish,
     jobs: int,
     as_json: bool,
 ) -> int:
@@ -45,7 +41,6 @@ def command(
     Tensors of a known architecture are compared under whatever names they have; buffers that are
     computed, and tied weights that only one of the files repeats, make no difference.
     """
-    wish = Wish(root, match, exclude)
     opened = [open_checkpoint(path) for path in (before, after)]
     tell_code(*opened)
     one, other = (weights(checkpoint, wish) for checkpoint in opened)

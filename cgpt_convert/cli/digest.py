@@ -19,18 +19,14 @@ from cgpt_convert.select import Wish
 @click.command("digest")
 @options.source
 @click.option("--tensors", is_flag=True, help="Show the digest of each tensor, too.")
-@options.match
-@options.exclude
-@options.root
+@options.wish
 @options.mapping
 @options.jobs
 @options.as_json
 def command(
     source: str,
     tensors: bool,
-    match: tuple[str, ...],
-    exclude: tuple[str, ...],
-    root: str | None,
+    wish: Wish,
     mapping: str | None,
     jobs: int,
     as_json: bool,
@@ -43,7 +39,7 @@ def command(
     """
     checkpoint = open_checkpoint(source, mapping)
     tell_code(checkpoint)
-    chosen = weights(checkpoint, Wish(root, match, exclude))
+    chosen = weights(checkpoint, wish)
     with progress("digest", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)
     if as_json:

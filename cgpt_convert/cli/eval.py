@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cgpt_convert.cli import options
+from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.inert import printable
@@ -41,10 +42,8 @@ if TYPE_CHECKING:
     metavar="N",
     help="New tokens a window; the rest of it is context.  [default: all of it]",
 )
-@click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is.")
-@options.engine
-@options.heads
-@options.activation
+@options.tokenizer
+@computing
 @options.mapping
 @options.jobs
 @options.as_json
@@ -55,9 +54,7 @@ def command(
     context: int | None,
     stride: int | None,
     tokenizer: str | None,
-    engine: str,
-    heads: int | None,
-    activation: str | None,
+    computing: Computing,
     mapping: str | None,
     jobs: int,
     as_json: bool,
@@ -67,21 +64,11 @@ def command(
     The text is cut into windows as lm-eval's rolling loglikelihood does: each token is predicted
     once, the first from the end-of-text token.
     """
-    from cgpt_convert.models.backend import backend
-    from cgpt_convert.models.model import Model
     from cgpt_convert.models.passage import check_alike, read_passage
 
-    computing = backend(engine, crew_size(jobs))
-
-    def opened(name: str) -> Model:
-        checkpoint = open_checkpoint(name, mapping)
-        found = Model(checkpoint, computing, heads=heads, activation=activation)
-        for line in found.source.lines:
-            click.echo(f"warning: {printable(line)}", err=True)
-        return found
-
-    model = opened(source)
-    other = opened(against) if against else None
+    xp = computing.backend(crew_size(jobs))
+    model = computing.model(open_checkpoint(source, mapping), xp)
+    other = computing.model(open_checkpoint(against, mapping), xp) if against else None
     if other:
         check_alike(model, other)
     text = options.read_text(path)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cgpt_convert.cli import options
+from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.crew import cores
+
+if TYPE_CHECKING:
+    from cgpt_convert.models.settings import Settings
 
 _POSITIVE = click.IntRange(min=1)
 
@@ -33,10 +38,8 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Sample, and the same each time.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT (repeatable).")
-@click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is.")
-@options.engine
-@options.heads
-@options.activation
+@options.tokenizer
+@computing
 @options.mapping
 @options.jobs
 @options.as_json
@@ -45,22 +48,13 @@ def command(
     prompt: str | None,
     ids: list[int] | None,
     request: str | None,
-    max_new_tokens: int,
-    no_repeat_ngram: int | None,
-    beams: int,
-    early_stopping: bool,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
     stop: tuple[str, ...],
     tokenizer: str | None,
-    engine: str,
-    heads: int | None,
-    activation: str | None,
+    computing: Computing,
     mapping: str | None,
     jobs: int,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Continue PROMPT with the model in SOURCE, as text that appears as it comes.
 
@@ -68,28 +62,13 @@ def command(
     """
     if sum(given is not None for given in (prompt, ids, request)) != 1:
         raise click.UsageError("give one of PROMPT, --ids and --request")
-    if early_stopping and beams == 1:
-        raise click.UsageError("--early-stopping is of --beams")
     start = perf_counter()
+    settings = _settings(**how)
     jobs = jobs or cores()
     from cgpt_convert.cli.continuing import Run
-    from cgpt_convert.models.backend import backend
-    from cgpt_convert.models.model import Model
-    from cgpt_convert.models.sampling import Warp
-    from cgpt_convert.models.settings import Settings
 
-    samples = {temperature, top_k, top_p, seed} != {None}
-    warp = Warp(temperature or 1.0, top_k or 0, top_p or 1.0) if samples else None
-    settings = Settings(
-        max_new_tokens,
-        no_repeat_ngram=no_repeat_ngram or 0,
-        warp=warp,
-        seed=seed,
-        beams=beams,
-        early_stopping=early_stopping,
-    )
-    checkpoint, computing = open_checkpoint(source, mapping), backend(engine, jobs)
-    model = Model(checkpoint, computing, heads=heads, activation=activation, resident=True)
+    xp = computing.backend(jobs)
+    model = computing.model(open_checkpoint(source, mapping), xp, resident=True)
     run = Run(model, jobs, start)
     if request is not None:
         options.print_json(run.answers(request, tokenizer))
@@ -101,3 +80,30 @@ def command(
         options.print_json({"source": source, **run.result(prompt, stop)})
     else:
         run.stream(prompt, stop)
+
+
+def _settings(
+    *,
+    max_new_tokens: int,
+    no_repeat_ngram: int | None,
+    beams: int,
+    early_stopping: bool,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+) -> Settings:
+    if early_stopping and beams == 1:
+        raise click.UsageError("--early-stopping is of --beams")
+    from cgpt_convert.models.sampling import Warp
+    from cgpt_convert.models.settings import Settings
+
+    samples = {temperature, top_k, top_p, seed} != {None}
+    return Settings(
+        max_new_tokens,
+        no_repeat_ngram=no_repeat_ngram or 0,
+        warp=Warp(temperature or 1.0, top_k or 0, top_p or 1.0) if samples else None,
+        seed=seed,
+        beams=beams,
+        early_stopping=early_stopping,
+    )

@@ -24,9 +24,7 @@ from cgpt_convert.select import Wish
 @options.source
 @click.option("-o", "--output", required=True, type=click.Path(), help="The file to write.")
 @click.option("--in-toto", is_flag=True, help="Write an in-toto statement that holds the lock.")
-@options.match
-@options.exclude
-@options.root
+@options.wish
 @options.mapping
 @options.jobs
 @options.overwrite
@@ -35,9 +33,7 @@ def command(
     source: str,
     output: str,
     in_toto: bool,
-    match: tuple[str, ...],
-    exclude: tuple[str, ...],
-    root: str | None,
+    wish: Wish,
     mapping: str | None,
     jobs: int,
     overwrite: bool,
@@ -53,7 +49,7 @@ def command(
     tell_code(checkpoint, level="warning")
     for name in other_weights(source, checkpoint):
         click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
-    chosen = weights(checkpoint, Wish(root, match, exclude))
+    chosen = weights(checkpoint, wish)
     with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)
     made = locks.lock(checkpoint, chosen, found, jobs)

@@ -10,55 +10,47 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import NOTE, Check
 from cgpt_convert.cli import options
+from cgpt_convert.cli.computing import Computing, warn
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.errors import CgptError
-from cgpt_convert.inert import printable
 from cgpt_convert.models import probe
-from cgpt_convert.models.backend import backend
 from cgpt_convert.models.compare import Comparison, compare_models, counterpart
-from cgpt_convert.models.model import Model
-from cgpt_convert.opening import open_checkpoint
 
 
 class How(NamedTuple):
-    """The options of `--logits`, as given."""
+    """The options that are of `--logits` alone, as given."""
 
     tokens: list[int] | None
     text: str | None
     tokenizer: str | None
     tolerance: float | None
-    engine: str
-    heads: int | None
-    activation: str | None
 
 
 class Logits:
     """The source's model and the tokens for it, checked; nothing is computed yet."""
 
-    def __init__(self, source: Checkpoint, how: How, jobs: int) -> None:
-        computing = backend(how.engine, jobs)
+    def __init__(self, source: Checkpoint, how: How, computing: Computing, jobs: int) -> None:
         self._how = how
-        self._model = Model(source, computing, heads=how.heads, activation=how.activation)
+        self._model = computing.model(source, computing.backend(jobs))
         self._ids = self._tokens()
         self._model.checked([self._ids])
         self.found: Comparison | None = None
-        _warn(self._model)
 
-    def compare(self, path: str, *, differs: bool) -> list[Check]:
-        """The checks of the target at `path`; what came out is `found`.
+    def compare(self, target: Checkpoint, path: str, *, differs: bool) -> list[Check]:
+        """The checks of the target, which was opened from `path`; what came out is `found`.
 
         If it `differs` from the source in a way that leaves nothing to compute, a note says so:
         what differs was told.
         """
         model = self._model
         try:
-            other = counterpart(model, open_checkpoint(path))
+            other = counterpart(model, target)
         except CgptError as error:
             if not differs:
                 raise
             return [Check("logits", NOTE, f"not compared: {error.message}", path)]
-        _warn(other)
+        warn(other)
         with progress("logits", model.hyper.n_layer + 1, unit=" states") as advance:
             found = compare_models(model, other, self._ids, self._how.tolerance, advance)
         self.found = found
@@ -102,11 +94,6 @@ class Logits:
         if how.text is None:
             return probe.spread(self._model)
         return probe.beginning(self._model, options.read_text(how.text), how.tokenizer)
-
-
-def _warn(model: Model) -> None:
-    for line in model.source.lines:
-        click.echo(f"warning: {printable(line)}", err=True)
 
 
 def _finite(value: float) -> float | None:

@@ -119,27 +119,29 @@ allow = click.option(
     help="Take this very class for one that weight files need (repeatable).",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
-engine = click.option(
-    "--engine",
-    type=click.Choice(["numpy", "torch"]),
-    default="numpy",
-    show_default=True,
-    help="What computes; torch takes a GPU if there is one.",
-)
-heads = click.option(
-    "--heads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="The number of attention heads.  [default: from config.json]",
-)
-activation = click.option(
-    "--activation", metavar="NAME", help="gelu, gelu_new ...  [default: from config.json]"
-)
+tokenizer = click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is.")
 mapping = click.option(
     "--mapping",
     metavar="MODEL",
     help="Read a folder of bare numbered files with the ready mapping of MODEL (see models).",
 )
+
+
+def wish(command: F) -> F:
+    """--match, --exclude and --root, which the command is given as one `wish`."""
+
+    @match
+    @exclude
+    @root
+    @functools.wraps(command)
+    def wrapped(
+        match: tuple[str, ...], exclude: tuple[str, ...], root: str | None, **given: Any
+    ) -> Any:
+        from cgpt_convert.select import Wish
+
+        return command(wish=Wish(root, match, exclude), **given)
+
+    return cast("F", wrapped)
 
 
 def read_text(path: str) -> str:

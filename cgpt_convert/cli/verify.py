@@ -11,6 +11,7 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.cli import options
+from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.errors import Unsupported
@@ -41,12 +42,8 @@ if TYPE_CHECKING:
     metavar="NMSE",
     help="Of --logits.  [default: by TARGET's coarsest type]",
 )
-@options.engine
-@options.heads
-@options.activation
-@options.match
-@options.exclude
-@options.root
+@computing
+@options.wish
 @options.mapping
 @options.jobs
 @options.allow
@@ -58,12 +55,11 @@ def command(
     lock: str | None,
     verbose: bool,
     logits: bool,
-    match: tuple[str, ...],
-    exclude: tuple[str, ...],
-    root: str | None,
+    wish: Wish,
     mapping: str | None,
     jobs: int,
     allow: tuple[str, ...],
+    computing: Computing,
     form: str,
     as_json: bool,
     **how: Any,
@@ -77,22 +73,26 @@ def command(
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
-    wish = Wish(root, match, exclude)
-    _check_use(logits, how, pair=len(paths) > 1, chosen=wish != Wish())
+    said = {**how, **computing._asdict()}
+    _check_use(logits, said, pair=len(paths) > 1, chosen=wish != Wish())
     rule = Rule(allow)
-    forward = _logits(paths[0], mapping, how, jobs) if logits else None
+    forward: Logits | None = None
     if lock is not None:
         target = open_checkpoint(paths[0], mapping)
         checks = _locked(weights(target, wish), lock, jobs)
     elif len(paths) > 1:
-        source, target = open_checkpoint(paths[0], mapping), open_checkpoint(paths[1])
+        source = open_checkpoint(paths[0], mapping)
+        forward = _logits(source, how, computing, jobs) if logits else None
+        target = open_checkpoint(paths[1])
         checks = _converted(weights(source, wish), target, jobs)
     elif wish != Wish() or mapping is not None:
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
         target = open_checkpoint(paths[0])
         checks = _claiming(target, jobs)
-    compared = forward.compare(paths[1], differs=bool(exit_code(checks))) if forward else []
+    compared: list[Check] = []
+    if forward:
+        compared = forward.compare(target, paths[1], differs=bool(exit_code(checks)))
     checks += besides(target, paths[-1], rule)
     _report(paths[-1], checks, compared, forward, form, as_json=as_json, verbose=verbose)
     return exit_code(checks + compared)
@@ -138,11 +138,11 @@ def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool
         raise click.UsageError("--tokenizer is of --text")
 
 
-def _logits(path: str, mapping: str | None, how: Mapping[str, Any], jobs: int) -> Logits:
+def _logits(source: Checkpoint, how: Mapping[str, Any], computing: Computing, jobs: int) -> Logits:
     from cgpt_convert.cli.logits import How, Logits
     from cgpt_convert.output.crew import crew_size
 
-    return Logits(open_checkpoint(path, mapping), How(**how), crew_size(jobs))
+    return Logits(source, How(**how), computing, crew_size(jobs))
 
 
 def _locked(target: Weights, path: str, jobs: int) -> list[Check]:

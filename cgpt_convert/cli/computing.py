@@ -1,0 +1,74 @@
+"""How a model is computed, for the commands that do: their options, and the model of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import click
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.inert import printable
+
+if TYPE_CHECKING:
+    from cgpt_convert.models.backend import Backend
+    from cgpt_convert.models.model import Model
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Computing(NamedTuple):
+    """What the options say."""
+
+    engine: str
+    heads: int | None
+    activation: str | None
+
+    def backend(self, threads: int) -> Backend:
+        """What computes, with so many threads."""
+        from cgpt_convert.models.backend import backend
+
+        return backend(self.engine, threads)
+
+    def model(self, checkpoint: Checkpoint, xp: Backend, *, resident: bool = False) -> Model:
+        """The model in `checkpoint`; see `Model`. What contradicts its config.json is told."""
+        from cgpt_convert.models.model import Model
+
+        model = Model(
+            checkpoint, xp, heads=self.heads, activation=self.activation, resident=resident
+        )
+        warn(model)
+        return model
+
+
+def warn(model: Model) -> None:
+    """Say in what the model's configuration contradicts its tensors."""
+    for line in model.source.lines:
+        click.echo(f"warning: {printable(line)}", err=True)
+
+
+def computing(command: F) -> F:
+    """--engine, --heads and --activation, which the command is given as one `computing`."""
+
+    @click.option(
+        "--engine",
+        type=click.Choice(["numpy", "torch"]),
+        default="numpy",
+        show_default=True,
+        help="What computes; torch takes a GPU if there is one.",
+    )
+    @click.option(
+        "--heads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="The number of attention heads.  [default: from config.json]",
+    )
+    @click.option(
+        "--activation", metavar="NAME", help="gelu, gelu_new ...  [default: from config.json]"
+    )
+    @functools.wraps(command)
+    def wrapped(engine: str, heads: int | None, activation: str | None, **given: Any) -> Any:
+        return command(computing=Computing(engine, heads, activation), **given)
+
+    return cast("F", wrapped)
