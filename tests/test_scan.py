@@ -349,7 +349,7 @@ def test_other_files_are_passed_over_and_counted(text: bytes, tmp_path: Path) ->
     result = run("scan", tmp_path)
     assert result.code == 0
     assert "1 file holds no weights and no pickle" in result.out
-    assert result.out.splitlines()[-1] == "1 file: 1 without weights"
+    assert result.out.splitlines()[-1] == "1 file, without weights"
 
 
 def test_the_last_line_counts_the_files_also_if_there_are_none(tmp_path: Path) -> None:
@@ -360,9 +360,29 @@ def test_the_last_line_counts_the_files_also_if_there_are_none(tmp_path: Path) -
     (tmp_path / "text").write_text("text")
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     assert run("scan", tmp_path).out.splitlines()[-1] == (
-        "4 files: 1 weights only, 1 with foreign objects, 1 dangerous, 1 without weights, "
-        "1 not to be followed"
+        "4 files: 1 with weights only, 1 with foreign objects, 1 dangerous, 1 without weights; "
+        "1 path that cannot be read"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(1, ""), (2, "both "), (3, "all ")], ids=["one", "two", "three"]
+)
+def test_the_last_line_says_it_once_of_files_that_are_alike(
+    tmp_path: Path, count: int, told: str
+) -> None:
+    alike = {
+        "with weights only": saved(WEIGHTS),
+        "with foreign objects": FOREIGN["a class"][0],
+        "dangerous": BAD,
+        "malformed": saved(WEIGHTS)[:-30],
+    }
+    for verdict, data in alike.items():
+        (tmp_path / verdict).mkdir()
+        for number in range(count):
+            (tmp_path / verdict / f"{number}.bin").write_bytes(data)
+        line = run("scan", tmp_path / verdict).out.splitlines()[-1]
+        assert line == f"{count} file{'s' * (count > 1)}, {told}{verdict}"
 
 
 @pytest.mark.parametrize(

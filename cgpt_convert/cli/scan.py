@@ -96,16 +96,23 @@ def _skipped(files: list[Scanned]) -> str:
 def _counts(scanned: list[Scanned], unlisted: int) -> str:
     """The last line: how many files there were, and how many of each verdict."""
     verdicts = Counter(file.verdict for file in scanned)
-    parts = [
-        f"{verdicts[verdict]:,} {_COUNTED.get(verdict, verdict.value)}"
-        for verdict in Verdict
-        if verdicts[verdict]
-    ]
-    parts += [f"{unlisted:,} not to be followed"] * bool(unlisted)
-    return ": ".join([counted(len(scanned), "file"), *([", ".join(parts)] if parts else [])])
+    line = counted(len(scanned), "file")
+    if len(verdicts) == 1:
+        every = {1: "", 2: "both "}.get(len(scanned), "all ")
+        line += f", {every}{_COUNTED[scanned[0].verdict]}"
+    elif verdicts:
+        counts = ((verdicts[verdict], verdict) for verdict in Verdict)
+        line += ": " + ", ".join(f"{n:,} {_COUNTED[verdict]}" for n, verdict in counts if n)
+    return line + f"; {counted(unlisted, 'path')} that cannot be read" * bool(unlisted)
 
 
-_COUNTED = {Verdict.FOREIGN: "with foreign objects", Verdict.NOTHING: "without weights"}
+_COUNTED = {
+    Verdict.WEIGHTS: "with weights only",
+    Verdict.FOREIGN: "with foreign objects",
+    Verdict.DANGEROUS: "dangerous",
+    Verdict.MALFORMED: "malformed",
+    Verdict.NOTHING: "without weights",
+}
 
 
 def _result(scanned: list[Scanned], checks: list[Check]) -> dict[str, Any]:
