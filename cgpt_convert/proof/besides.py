@@ -37,6 +37,10 @@ def _named(checkpoint: Checkpoint, rule: Rule) -> Iterator[Check]:
 
 
 def _unread(checkpoint: Checkpoint, path: str) -> Iterator[Check]:
+    what = "verify each file by its own name" if checkpoint.path != path else "take it away"
     for name in other_weights(path, checkpoint):
-        told = f"not verified: {printable(name)}, another weight file of the folder"
+        told = (
+            f"not verified: {printable(name)}, another weight file of the folder, which programs "
+            f"may load instead: {what}"
+        )
         yield Check("files", FAILED, told, path)
