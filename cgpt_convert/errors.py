@@ -39,7 +39,10 @@ class Malformed(CgptError):
 
 
 class Unsupported(CgptError):
-    """The input is valid but holds something this version does not read, or a limit forbids."""
+    """The input is valid but holds what this version does not read, or what a limit forbids.
+
+    Or what is asked for wants another: a GGUF, say, a model of an architecture that GGUF has.
+    """
 
     kind = "unsupported"
 

@@ -126,6 +126,7 @@ def test_a_folder_is_verified_if_all_its_weights_are(good, state, tmp_path):
     assert result.code == 1
     failed = [check for check in result.json["checks"] if check["outcome"] == "failed"]
     assert [check["detail"].partition(",")[0] for check in failed] == ["not verified: other.bin"]
+    assert "verify each file by its own name" in failed[0]["detail"]
     assert run("verify", good, folder).code == 1
     assert run("verify", folder / "pytorch_model.bin", "--lock", lock).code == 0
     locked = run("lock", folder, "-o", tmp_path / "lock.json")
@@ -282,6 +283,9 @@ def test_input_without_what_is_asked_for_is_unsupported(tmp_path):
         ("extract", tmp_path / "none.bin", "-o", tmp_path / "out"),
         ("generate", tmp_path / "tiny.pth", "--ids", "1"),
         ("inspect", tmp_path / "empty"),
+        ("convert", tmp_path / "tiny.pth", "-o", tmp_path / "out.gguf", "--no-vocab"),
+        ("convert", tmp_path / "tiny.pth", "-o", tmp_path / "out", "--to", "hf"),
+        ("extract", tmp_path / "tiny.pth", "-o", tmp_path / "out", "--properties"),
     ):
         result = run(*words)
         assert (result.code, result.out) == (3, ""), words

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as WholeTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.errors import BadRequest, Malformed
+from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.exports import hf
 from cgpt_convert.exports.hf import HfFolder
 from cgpt_convert.output.sink import Options, write_folder
@@ -133,7 +133,7 @@ def config_of(folder: HfFolder) -> dict[str, Any]:
 
 def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
     vendor.write(vendor.TINY, tmp_path)
-    with pytest.raises(BadRequest, match="the number of attention heads is not known") as error:
+    with pytest.raises(Unsupported, match="the number of attention heads is not known") as error:
         convert(tmp_path, tmp_path / "out")
     assert "config.json, with n_head" in error.value.hint
 
@@ -296,7 +296,7 @@ def test_misfits_are_named_all(tmp_path: Path) -> None:
     del state["transformer.ln_f.bias"]
     vendor.save(state, tmp_path / "pytorch_model.bin")
     vendor.write_config(vendor.TINY, tmp_path)
-    with pytest.raises(BadRequest, match="2 differences from gpt2") as error:
+    with pytest.raises(Unsupported, match="2 differences from gpt2") as error:
         convert(tmp_path, tmp_path / "out")
     assert "score.weight: unexpected" in error.value.message
     assert "transformer.ln_f.bias: missing" in error.value.message
@@ -305,7 +305,7 @@ def test_misfits_are_named_all(tmp_path: Path) -> None:
 def test_mup_is_refused(tmp_path: Path) -> None:
     vendor.write(vendor.TINY, tmp_path)
     change(vendor.write_config(vendor.TINY, tmp_path), embeddings_scale=10.0)
-    with pytest.raises(BadRequest, match="a muP model scales"):
+    with pytest.raises(Unsupported, match="a muP model scales"):
         convert(tmp_path, tmp_path / "out")
 
 
@@ -343,6 +343,6 @@ def test_an_unknown_architecture_is_copied(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_needs_a_configuration() -> None:
-    with pytest.raises(BadRequest, match=r"no known architecture, and no config.json") as error:
+    with pytest.raises(Unsupported, match=r"no known architecture, and no config.json") as error:
         hf.plan("nowhere/x.bin", list(bare({"a": (1,)}).values()))
     assert "--to safetensors" in error.value.hint

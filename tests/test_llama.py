@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cgpt_convert.dtypes import FLOAT32
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.exports import llama, llama_undo
 from cgpt_convert.exports.llama_fields import size_label
 from cgpt_convert.formats import gguf
@@ -205,8 +205,8 @@ def test_rows_that_are_no_blocks_are_float16(tmp_path):
 # Refusals
 
 
-def refused(match, *arguments, **rest):
-    with pytest.raises(BadRequest, match=match) as caught:
+def refused(match, *arguments, kind: type[CgptError] = Unsupported, **rest):
+    with pytest.raises(kind, match=match) as caught:
         planned(*arguments, **rest)
     return caught.value
 
@@ -218,7 +218,8 @@ def test_without_a_tokenizer_it_says_what_to_do(model):
     lone.mkdir()
     vendor.write(SMALL, lone)
     vendor.write_config(SMALL, lone)
-    error = refused("no tokenizer for its 512 tokens", lone / "pytorch_model.bin")
+    match = "no tokenizer for its 512 tokens"
+    error = refused(match, lone / "pytorch_model.bin", kind=BadRequest)
     assert "--tokenizer DIR" in error.hint
     assert "--no-vocab" in error.hint
     assert fields(planned(lone / "pytorch_model.bin", given=str(model.parent)))
@@ -262,7 +263,7 @@ def test_every_misfit_is_named(tmp_path):
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, config):
     path = llama_model.write(tmp_path, **config)
-    with pytest.raises(BadRequest):
+    with pytest.raises(Unsupported):
         planned(path)
 
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import properties
 from cgpt_convert.exports.properties import Exported
 from cgpt_convert.output.sink import Options, write_folder
@@ -291,7 +291,7 @@ def test_configurations_that_cannot_be_said(
     tmp_path: Path, config: dict[str, Any], why: str
 ) -> None:
     folder = source(tmp_path, vendor.state_dict(vendor.TINY), **config)
-    with pytest.raises(BadRequest, match=why):
+    with pytest.raises(Unsupported, match=why):
         properties.plan(open_checkpoint(folder))
 
 
@@ -324,7 +324,7 @@ def test_tensors_that_cannot_be_said(
     tmp_path: Path, changed: Callable[[vendor.State], vendor.State], why: str
 ) -> None:
     folder = source(tmp_path, changed(vendor.state_dict(vendor.TINY)))
-    with pytest.raises(BadRequest, match=why):
+    with pytest.raises(Unsupported, match=why):
         properties.plan(open_checkpoint(folder))
 
 
@@ -340,5 +340,5 @@ def test_the_grammar(tmp_path: Path) -> None:
     found = parsed(tmp_path / "out/model.properties")
     assert found["end.of.text.token"] == "7"
     assert found["name"] == "gpt2 64 wide"
-    with pytest.raises(BadRequest, match="cannot be said"):
+    with pytest.raises(Unsupported, match="cannot be said"):
         list(properties._lines({"name": "a = b"}))

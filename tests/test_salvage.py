@@ -256,11 +256,11 @@ def test_an_incomplete_model_becomes_no_model(tmp_path: Path) -> None:
     at(path, flipped(path.read_bytes(), tmp_path, name))
     for to in ("gguf", "hf"):
         result = run("convert", folder, "-o", tmp_path / f"x.{to}", "--to", to, "--salvage")
-        assert result.code == 2
+        assert result.code == 3
         assert "a whole model is wanted" in result.err
         assert name in result.err
     result = run("extract", folder, "-o", tmp_path / "raw", "--properties", "--salvage")
-    assert result.code == 2
+    assert result.code == 3
     assert {entry.name for entry in tmp_path.iterdir()} == {"model", "whole.bin"}
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import hf_config, hf_tokenizer
 from cgpt_convert.exports.hf_config import encoded
 from cgpt_convert.exports.llama_undo import Inside
@@ -62,7 +62,7 @@ def plan(
     `tensors` are all that were chosen there, tied ones under each of their names, cast already.
     The configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that goes
     before. What is `inside` of a GGUF file stands for what lies beside others. `sign` may add
-    metadata to the request. Raises BadRequest where transformers could not load the result, with
+    metadata to the request. Raises Unsupported where transformers could not load the result, with
     what to do.
     """
     said = inside.config if inside else None
@@ -121,7 +121,7 @@ def _unknown(
 ) -> _Parts:
     """Weights of an architecture that is not known: everything is copied as it is."""
     if config is None:
-        raise BadRequest(
+        raise Unsupported(
             f"the tensors are of no known architecture, and no {CONFIG} lies beside them",
             where=path,
             hint=f"put the model's {CONFIG} there; --to safetensors writes the weights alone",

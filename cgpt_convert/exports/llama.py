@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.exports import llama_fields, llama_undo
 from cgpt_convert.exports.tokenizer import Tokenizer, find
 from cgpt_convert.exports.whole_model import folder_of, whole_model
@@ -60,8 +60,8 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
 
     Configuration and tokenizer lie beside the checkpoint, or in it if it is a GGUF file; `given`
     is a folder with a tokenizer that goes before, and `no_vocab` leaves it out. `sign` may add
-    metadata to the request. Raises BadRequest where llama.cpp could not run the result, with what
-    to do.
+    metadata to the request. Raises Unsupported where llama.cpp could not run the result, and
+    BadRequest where a tokenizer is missing, with what to do.
     """
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = llama_undo.is_gguf(checkpoint)
@@ -86,11 +86,11 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
 def recognised(
     path: str, tensors: Sequence[Tensor], config: Mapping[str, Any] | None
 ) -> Recognised:
-    """What the tensors are; BadRequest unless llama.cpp knows it and they are all there."""
+    """What the tensors are; Unsupported unless llama.cpp knows it and they are all there."""
     found = whole_model(path, tensors, config)
     if found is None or not found.architecture.gguf_name:
         known = [each.name for each in architectures().values() if each.gguf_name]
-        raise BadRequest(
+        raise Unsupported(
             f"of no architecture that is written as GGUF: {', '.join(known)}",
             where=path,
             hint="--to safetensors writes any tensors",
@@ -104,7 +104,7 @@ def request(
     """What the file called `name` is to hold, and a line for each thing worth knowing of it.
 
     `dtype` is one of `dtypes.WISHES`. Without a tokenizer, llama.cpp can only be given token ids.
-    Raises BadRequest, as `plan` does, for settings that llama.cpp has not.
+    Raises Unsupported, as `plan` does, for settings that llama.cpp has not.
     """
     config = source.config or {}
     lines = check_config(found, config)

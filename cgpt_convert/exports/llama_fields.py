@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.whole_model import heads
 from cgpt_convert.inert import printable
@@ -62,7 +62,7 @@ def general(found: Recognised, config: Mapping[str, Any], tensors: Sequence[Tens
 def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> list[Field]:
     """The sizes, the heads and the epsilon of the layer norms.
 
-    Raises BadRequest for heads that nothing tells, for what is no epsilon, and for settings that
+    Raises Unsupported for heads that nothing tells, for what is no epsilon, and for settings that
     llama.cpp's graph of the architecture has not.
     """
     _check_settings(config, path)
@@ -142,7 +142,7 @@ def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
     known = found.model.layer_norm_epsilon if found.model else _EPSILON
     said = config.get("layer_norm_epsilon", known)
     if type(said) not in (int, float) or not 0 < said < math.inf:
-        raise BadRequest(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
+        raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
     return float(said)
 
 
@@ -154,7 +154,7 @@ def _check_settings(config: Mapping[str, Any], path: str) -> None:
         wrong.append("activation_function")
     if wrong:
         said = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
-        raise BadRequest(
+        raise Unsupported(
             f"{CONFIG} says {printable(said)}, which llama.cpp's GPT-2 does not compute",
             where=path,
             hint="--to safetensors or --to hf writes the weights for other programs",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import FLOAT32
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import raw_files
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS
 from cgpt_convert.exports.whole_model import (
@@ -53,7 +53,7 @@ class Exported(NamedTuple):
 def plan(checkpoint: Checkpoint) -> Exported:
     """The raw storages with `mapping.json`, and the properties that make the program read them.
 
-    The configuration is the one beside the checkpoint, if there is one. Raises BadRequest, with
+    The configuration is the one beside the checkpoint, if there is one. Raises Unsupported, with
     the reason, for every model on which the program would run and be wrong.
     """
     path = checkpoint.path
@@ -82,7 +82,7 @@ def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) ->
     strange = [name for name in found.places if tensors[name].dtype != FLOAT32]
     if strange:
         some = ", ".join(f"{printable(n)} ({tensors[n].dtype.name})" for n in strange[:3])
-        raise BadRequest(
+        raise Unsupported(
             f"the raw-parameters program is right on float32 only; {len(strange)} tensors are of "
             f"other types: {some}{' ...' if strange[3:] else ''}",
             where=path,
@@ -99,7 +99,7 @@ def _check_config(found: Recognised, config: Mapping[str, Any], path: str) -> No
 
 
 def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
-    """Raise BadRequest for a head that is not the embedding; to know, a copy has to be read."""
+    """Raise Unsupported for a head that is not the embedding; to know, a copy has to be read."""
     names = {place.rule.name: name for name, place in found.places.items()}
     for name, place in found.places.items():
         if place.rule.tied_to:
@@ -118,7 +118,7 @@ def _settings(
     end = end_id(config, None, "eos", sizes["vocab_size"])
     if end is None:
         hint = f"put the model's {CONFIG}, with eos_token_id, beside the weights"
-        raise BadRequest("the end-of-text token is not known", where=path, hint=hint)
+        raise Unsupported("the end-of-text token is not known", where=path, hint=hint)
     scaled = config.get("scale_attn_weights", True)
     d_head = Decimal(sizes["n_embd"] // n_head if scaled else 1)
     model = found.model
@@ -167,7 +167,7 @@ def _lines(block: Mapping[str, str]) -> Iterator[str]:
     for key, value in block.items():
         line = f"{key} = {value}\n"
         if not line.isascii() or line.count("=") != 1:
-            raise BadRequest(f"{printable(line)} cannot be said", where=NAME)
+            raise Unsupported(f"{printable(line)} cannot be said", where=NAME)
         yield line
 
 
@@ -201,7 +201,7 @@ def _notes(
         yield f"the program has GPT-2's vocabulary only; this one is of {vocab_size:,} tokens"
 
 
-def _refused(path: str, why: str) -> BadRequest:
-    return BadRequest(
+def _refused(path: str, why: str) -> Unsupported:
+    return Unsupported(
         f"{NAME} cannot say it: {why}", where=path, hint="extract without --properties"
     )

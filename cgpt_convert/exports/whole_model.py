@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS, Tokenizer
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG, mup_refusal
@@ -28,14 +28,14 @@ def whole_model(
 ) -> Recognised | None:
     """What the tensors of the file at `path` are; None if of no known architecture.
 
-    Raises BadRequest, naming every misfit, unless they are a model of it, neither more nor less,
+    Raises Unsupported, naming every misfit, unless they are a model of it, neither more nor less,
     and for those whose logits the architecture does not give (muP).
     """
     found = recognise({tensor.name: tensor for tensor in tensors}, config)
     if found is None:
         return None
     if found.misfits:
-        raise BadRequest(
+        raise Unsupported(
             f"{len(found.misfits)} differences from {found.architecture.name}: "
             f"{'; '.join(found.misfits)}",
             where=path,
@@ -43,14 +43,14 @@ def whole_model(
         )
     refusal = mup_refusal(found.architecture, config or {}, path)
     if refusal:
-        raise BadRequest(refusal, where=path, hint=_ONLY_WEIGHTS)
+        raise Unsupported(refusal, where=path, hint=_ONLY_WEIGHTS)
     return found._replace(refusal="")
 
 
 def refuse_incomplete(chosen: Selection, path: str) -> None:
-    """Raise BadRequest, naming them, if tensors of what is to be a whole model are lost."""
+    """Raise Malformed, naming them, if tensors of what is to be a whole model are lost."""
     if chosen.lost:
-        raise BadRequest(
+        raise Malformed(
             f"a whole model is wanted, and {len(chosen.lost):,} of its tensors are lost: "
             f"{', '.join(map(printable, chosen.lost))}",
             where=path,
@@ -59,9 +59,9 @@ def refuse_incomplete(chosen: Selection, path: str) -> None:
 
 
 def heads(found: Recognised, path: str) -> int:
-    """The number of attention heads; BadRequest, saying what to do, where nothing tells it."""
+    """The number of attention heads; Unsupported, saying what to do, where nothing tells it."""
     if found.n_head is None:
-        raise BadRequest(
+        raise Unsupported(
             "the number of attention heads is not known: tensors do not tell it, and the model is "
             "none that is known by name",
             where=path,
