@@ -14,22 +14,14 @@ from typing import NamedTuple
 from cgpt_convert.errors import CgptError
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
+from cgpt_convert.pickles.nested import Nested
 from cgpt_convert.pickles.opcodes import KEPT, Fault, Opcodes, Span
-from cgpt_convert.pickles.stack import (
-    NEWEST_PROTOCOL,
-    SHOWN,
-    UNKNOWN,
-    Exhausted,
-    Stack,
-    Unknown,
-    pairs,
-)
+from cgpt_convert.pickles.stack import NEWEST_PROTOCOL, SHOWN, UNKNOWN, Exhausted, Unknown, pairs
 from cgpt_convert.source import Source
 
 Allowed = Callable[[Value, Value], bool]
 
 _NAMES = 10_000  # different foreign names
-_NESTED = 10_000  # byte strings that look like files
 EXTENSION = "extension code"  # the module of names that only the loading program knows
 
 
@@ -94,15 +86,14 @@ def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> 
     )
 
 
-class _Machine(Stack):
-    """The opcodes for text, names and calls; each method is named after the opcode."""
+class _Machine(Nested):
+    """The opcodes for names and calls; each method is named after the opcode."""
 
     def __init__(self, opcodes: Opcodes, allowed: Allowed) -> None:
         super().__init__(opcodes)
         self.allowed = allowed
         self.uses: dict[tuple[str, str], Use] = {}
         self.computed: list[Use] = []
-        self.nested: dict[tuple[int, bytes], Span] = {}
         self.marked = False
         self.value: Value = UNKNOWN
 
@@ -127,28 +118,6 @@ class _Machine(Stack):
             if self.position < self.frame_end < at:
                 self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
             self.position = at
-
-    # -- text
-
-    def text(self, value: Value) -> None:
-        if isinstance(value, str):
-            self.room[2] -= len(value)
-            if self.room[2] < 0:
-                value = UNKNOWN
-        self.span(value)
-
-    def span(self, value: Value) -> None:
-        """Push bytes or text; remember those that look like a file of their own."""
-        if isinstance(value, Span) and _is_file(value):
-            self.nest(value)
-        elif isinstance(value, str) and value[:1] == "\x80":
-            self.nest(_written(value))
-        self.stack.append(value)
-
-    def nest(self, span: Span) -> None:
-        if len(self.nested) == _NESTED:
-            raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
-        self.nested[span.offset, span.head] = span
 
     # -- additions to what is on the stack
 
@@ -240,14 +209,6 @@ class _Machine(Stack):
         self.into_call(made.args)
         self.keep(made)
 
-    def into_call(self, args: tuple[Value, ...]) -> None:
-        """Whoever is called with a byte string may load it: look into those that it gets."""
-        for value in args[:SHOWN]:
-            if isinstance(value, Span):
-                self.nest(value)
-            elif isinstance(value, str) and len(value) > 1:
-                self.nest(_written(value))
-
     def change(self, target: Global) -> None:
         """Attributes or items are set on a class or module itself."""
         self.use(target.module, target.name).changed = True
@@ -280,24 +241,6 @@ class _Machine(Stack):
 
     def BINPERSID(self) -> None:
         self.keep(PersistentId(self.pop()), 1)
-
-
-_SHORTEST = 3  # bytes of a pickle that says its protocol
-_FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
-
-
-def _is_file(span: Span) -> bool:
-    """Do the bytes begin as a pickle or a container of some does?"""
-    if span.form == "bytes":
-        pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
-        return span.nbytes >= _SHORTEST and (pickled or span.head.startswith(_FILES))
-    return span.head.startswith((b"\xc2\x80", b"'\\x80", b'"\\x80'))
-
-
-def _written(value: str) -> Span:
-    """A short text as a span that holds all of it."""
-    data = value.encode("utf-8", "surrogateescape")
-    return Span(-1, len(data), data, "utf-8")
 
 
 def _spelled(name: Value) -> str:

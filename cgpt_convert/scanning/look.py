@@ -6,8 +6,6 @@ a pickle: a file can be two things at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
 from cgpt_convert.containers.archive import Archive
@@ -16,20 +14,19 @@ from cgpt_convert.containers.inside import Window, inflated, unpacked
 from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.findings import Finding, Rule
-from cgpt_convert.inert import Value, printable
-from cgpt_convert.pickles.trace import Allowed, Trace, trace
+from cgpt_convert.inert import printable
+from cgpt_convert.pickles.trace import Trace, trace
 from cgpt_convert.places import named, open_source
 from cgpt_convert.scanning import extracted, names
+from cgpt_convert.scanning.found import Found
 from cgpt_convert.scanning.judge import is_pickle, sighting
-from cgpt_convert.scanning.result import Scanned, Sighting
+from cgpt_convert.scanning.result import Scanned
 from cgpt_convert.scanning.spans import source_of
 from cgpt_convert.source import Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
-_SIGHTINGS = 10_000
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
 _TARS = (Kind.TORCH_TAR, Kind.TAR)
@@ -84,23 +81,8 @@ def _label(path: str, kind: Kind, look: Look) -> str:
     return kind.value
 
 
-class Look:
-    """What was found so far in one file."""
-
-    def __init__(self, rule: names.Rule) -> None:
-        self.rule = rule
-        self.allowed = self.noted(rule.allows)
-        self.passed: set[str] = set()  # names that the user added, of the pickle being traced
-        self.added: set[str] = set()  # the same of all that are pickles
-        self.script = False  # is the file itself a TorchScript archive?
-        self.weights = False
-        self.pickles = 0
-        self.parts = 0
-        self.sightings: list[Sighting] = []
-        self.problems: list[Finding] = []
-        self.notes: list[Finding] = []
-
-    # -- what a part is
+class Look(Found):
+    """The looking into one file, part by part."""
 
     def part(
         self,
@@ -142,40 +124,6 @@ class Look:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 
-    def noted(self, allows: Allowed) -> Allowed:
-        """The same answer; the names that only the user allows are remembered."""
-        if not self.rule.extra:
-            return allows
-
-        def allowed(module: Value, name: Value) -> bool:
-            if not allows(module, name):
-                return False
-            if self.rule.adds(module, name):
-                self.passed.add(f"{module}.{name}")
-            return True
-
-        return allowed
-
-    def guarded(self, look: Callable[..., None], source: Source, place: str, *more: object) -> None:
-        """Look, and take what goes wrong as found."""
-        try:
-            look(source, place, *more)
-        except CgptError as error:
-            self.problem(error, place)
-
-    def problem(self, error: CgptError, place: str) -> None:
-        """Take in why something cannot be judged."""
-        rule = findings.NOT_JUDGED if isinstance(error, Malformed) else findings.CLOSED
-        where = f"{printable(place)}: " if place else ""
-        hint = f"; {error.hint}" if error.hint else ""
-        self.found(self.problems, rule, f"{where}{printable(error.message)}{hint}")
-
-    def found(self, where: list[Finding], rule: Rule, detail: str) -> None:
-        """Add a finding, unless it is the last one again."""
-        finding = Finding(rule, detail)
-        if finding not in where[-1:] and len(where) < _SIGHTINGS:
-            where.append(finding)
-
     # -- pickles
 
     def pickled(
@@ -204,8 +152,7 @@ class Look:
         self.weights = True
         self.added |= self.passed
         for use in traced.uses:
-            if len(self.sightings) < _SIGHTINGS:
-                self.sightings.append(sighting(use, place))
+            self.sight(sighting(use, place))
         if traced.fault:
             message = f"{traced.fault} (at byte {traced.fault_at:,})"
             error = Unsupported if traced.exhausted else Malformed
