@@ -1,0 +1,86 @@
+"""Tensors to save, and whether what we read of them is what torch reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cgpt_convert import dtypes
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.containers.torchzip import read
+from cgpt_convert.source import MemoryBytes
+from cgpt_convert.tensor import Tensor
+from tests import zips
+
+ignore_deprecation = pytest.mark.filterwarnings("ignore")  # torch warns of its own old forms
+
+
+def opened(data: bytes) -> Checkpoint:
+    return read(MemoryBytes("x.bin", data))
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in what torch.load gave, under dotted names."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in pairs:
+            yield from flat(item, f"{name}.{key}" if name else str(key))
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """The elements in C order, little-endian, bit by bit."""
+    copy = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    copy.copy_(tensor.detach().resolve_conj().resolve_neg().reshape(-1))
+    return copy.view(torch.uint8).numpy().tobytes() if copy.numel() else b""
+
+
+def bits(tensor: Tensor) -> bytes:
+    return b"".join(tensor.blocks())
+
+
+def agree(checkpoint: Checkpoint, expected: Any) -> None:
+    """Names, order, types, shapes and every bit are torch's."""
+    wanted = dict(flat(expected))
+    assert list(checkpoint) == list(wanted)
+    for name, tensor in wanted.items():
+        ours = checkpoint[name]
+        assert f"torch.{ours.dtype.name}" == str(tensor.dtype), name
+        assert ours.shape == tuple(tensor.shape), name
+        assert bits(ours) == raw(tensor), name
+
+
+def check(value: Any, *, weights_only: bool = True) -> Checkpoint:
+    """Save `value` with torch; read it with torch and with us; what we read."""
+    data = zips.saved(value)
+    checkpoint = opened(data)
+    agree(checkpoint, torch.load(io.BytesIO(data), weights_only=weights_only))
+    return checkpoint
+
+
+def filled(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A tensor of random bits, the same at each run; NaN and infinity among them."""
+    numel = int(np.prod(shape))
+    generator = torch.Generator().manual_seed(numel)
+    width = torch.empty(0, dtype=dtype).element_size()
+    most = 2 if dtype == torch.bool else 256
+    octets = torch.randint(0, most, (numel * width,), generator=generator, dtype=torch.uint8)
+    return octets.view(dtype).reshape(shape)
+
+
+TYPES = [getattr(torch, row.name) for row in dtypes.TABLE if row.kind in "fiubc"]
+
+
+BASE = torch.arange(210.0).view(5, 6, 7)
+
+
+COMPLEX = torch.view_as_complex(torch.arange(12.0).view(2, 3, 2))
+
+
+SPARSE = torch.tensor([[0.0, 1, 0, 2], [3, 0, 0, 0], [0, 0, 0, 4], [0, 5, 6, 0]])
