@@ -1,4 +1,4 @@
-"""hostile.md 6: records reserved under torch.serialization.skip_data() have no values."""
+"""Records reserved under torch.serialization.skip_data() have no values."""
 
 from pathlib import Path
 

@@ -1,0 +1,65 @@
+"""What scanning a file may cost."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cgpt_convert.scanning.result import Verdict
+from tests.running import environ
+from tests.scanning.files import BAD, scanned
+
+
+def test_large_arguments_are_passed_over_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.pkl"
+    with path.open("wb") as file:
+        file.write(b"\x80\5\x96" + struct.pack("<Q", 3 << 30))
+        file.seek(3 << 30, os.SEEK_CUR)
+        file.write(b"0" + BAD[2:])
+    script = (
+        "import sys\nfrom cgpt_convert.scanning.look import scan_file\n"
+        "from cgpt_convert.scanning.names import Rule\n"
+        "print(scan_file(sys.argv[1], Rule()).verdict.value)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    )
+    line = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(line, capture_output=True, check=True, env=environ(), text=True)
+    verdict, peak_kib = done.stdout.split()
+    assert verdict == "dangerous"
+    assert int(peak_kib) < 60_000
+
+
+BOMBS = {
+    "many values": b"\x80\4" + b"]" * 500_000 + b".",
+    "many marks": b"\x80\4" + b"(" * 500_000 + b".",
+    "many memo entries": b"\x80\4N" + b"\x94" * 500_000 + b".",
+    "doubling": b"\x80\4]" + b"2\x86" * 100_000 + b".",
+    "many names": b"".join(b"cteam\nC%d\n" % i for i in range(20_000)) + b".",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_end_soon_and_small(name: str, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    found = scanned(BOMBS[name], tmp_path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - before.ru_utime < 20
+    assert after.ru_maxrss - before.ru_maxrss < 300_000
+    assert found.verdict is not Verdict.DANGEROUS
+    if name == "many names":
+        assert found.problems
+
+
+def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
+    inner = gzip.compress(bytes(64 << 20))
+    data = gzip.compress(inner * 20)
+    found = scanned(data, tmp_path)
+    assert not found.sightings
+    assert found.verdict in (Verdict.MALFORMED, Verdict.NOTHING)

@@ -1,0 +1,192 @@
+"""Pickles in whatever they lie in, and files that cannot be judged."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.names import Rule
+from cgpt_convert.scanning.result import Verdict
+from tests import zips
+from tests.hostile import Payload, payload
+from tests.running import run
+from tests.scanning.files import BAD, WEIGHTS, member, npy, said, saved, scanned, tarred, zipped
+
+
+def legacy(value: Any) -> bytes:
+    return saved(value, _use_new_zipfile_serialization=False)
+
+
+CONTAINERS: dict[str, Callable[[bytes], bytes]] = {
+    "zip": lambda bad: zipped({"a.txt": b"x", "data.pkl": bad}),
+    "zip, deflated": lambda bad: zipped({"m": bad}, zipfile.ZIP_DEFLATED),
+    "zip, under the name of a storage": lambda bad: zipped(
+        {"archive/data.pkl": pickle.dumps({}, 2), "archive/data/0": bad}
+    ),
+    "zip, in a folder of code": lambda bad: zipped({"a/data.pkl": b"\x80\2N.", "a/code/x.py": bad}),
+    "zip in a zip": lambda bad: zipped({"inner.png": zipped({"x": bad})}),
+    "zip in a zip, both deflated": lambda bad: zipped(
+        {"inner": zipped({"x": bad}, zipfile.ZIP_DEFLATED)}, zipfile.ZIP_DEFLATED
+    ),
+    "tar": lambda bad: tarred({"weights/m.bin": bad}),
+    "tar, long names": lambda bad: tarred(
+        {"d" * 90 + "/" + "n" * 90: bad}, form=tarfile.GNU_FORMAT
+    ),
+    "tar, pax names": lambda bad: tarred({"ä" * 90: bad}),
+    "tar in a gzip": lambda bad: tarred({"m": bad}, "w:gz"),
+    "zip in a tar in an xz": lambda bad: tarred({"m": zipped({"x": bad})}, "w:xz"),
+    "gzip": gzip.compress,
+    "gzip, second member": lambda bad: gzip.compress(b"\x80\2N.") + gzip.compress(bad),
+    "gzip with a wrong checksum": lambda bad: gzip.compress(bad)[:-8] + bytes(8),
+    "gzip, cut off": lambda bad: gzip.compress(bad)[:-9],
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "lzma": lambda bad: lzma.compress(bad, lzma.FORMAT_ALONE),
+    "zlib": zlib.compress,
+    "npy": lambda bad: npy(np.zeros(1)).replace(b"'<f8'", b"'|O' ")[:128] + bad,
+    "npy, the type in an escape": lambda bad: (
+        npy(np.zeros(1)).replace(b"'<f8', ", b"'\\x4f8',")[:128] + bad
+    ),
+    "npz": lambda bad: zipped({"a.npy": npy(np.zeros(1)).replace(b"'<f8'", b"'|O' ")[:128] + bad}),
+    "a tar's first header": lambda bad: _checksummed(bad + bytes(512 - len(bad))) + bytes(1024),
+    "a checksum of zeros": lambda bad: zips.build(
+        [zips.Entry("archive/data.pkl", bad), zips.Entry("archive/x", b"y", crc=7)]
+    ),
+}
+
+
+def _checksummed(block: bytes) -> bytes:
+    """The block as a tar header with a right checksum."""
+    plain = block[:124] + b"00000000000\0" + bytes(12) + b" " * 8 + b"0" + block[157:]
+    digits = f"{sum(plain):06o}\0 ".encode()
+    return plain[:148] + digits + plain[156:]
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_pickle_is_found_in_whatever_it_lies(name: str, tmp_path: Path) -> None:
+    found = scanned(CONTAINERS[name](BAD if "tar's" not in name else payload(0)), tmp_path)
+    assert found.verdict is Verdict.DANGEROUS, (found.sightings, found.problems)
+    assert "system('echo hostile')" in said(found)
+
+
+@pytest.mark.parametrize("suffix", ["png", "txt", "safetensors", "gguf", "json", "7z", "py", ""])
+def test_no_suffix_hides_it(suffix: str, tmp_path: Path) -> None:
+    for data in (BAD, payload(0), zipped({"data.pkl": BAD})):
+        assert scanned(data, tmp_path, name=f"x.{suffix}").verdict is Verdict.DANGEROUS
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_torchs_files(new: bool, tmp_path: Path) -> None:
+    options = {"_use_new_zipfile_serialization": new}
+    good, bad = saved(WEIGHTS, **options), saved({**WEIGHTS, "x": Payload()}, **options)
+    assert scanned(good, tmp_path).verdict is Verdict.WEIGHTS
+    found = scanned(bad, tmp_path)
+    assert (found.verdict, found.kind.startswith("PyTorch")) == (Verdict.DANGEROUS, True)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_torchs_files_in_every_protocol(protocol: int, tmp_path: Path) -> None:
+    for new in (True, False):
+        options = {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
+        assert scanned(saved(WEIGHTS, **options), tmp_path).verdict is Verdict.WEIGHTS
+        assert scanned(saved(Payload(), **options), tmp_path).verdict is Verdict.DANGEROUS
+
+
+def test_a_pickled_tensor_is_foreign_and_the_file_in_it_is_looked_into(tmp_path: Path) -> None:
+    found = scanned(pickle.dumps(torch.zeros(3)), tmp_path)
+    assert found.verdict is Verdict.FOREIGN
+    assert (found.pickles, "torch.storage._load_from_bytes" in said(found)) == (6, True)
+
+
+def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_path: Path) -> None:
+    key, cls = pickle.dumps(1, 2), b"ctorch\nFloatStorage\n"
+    storage = b"\x80\2(K\1X\3\0\0\0cpu" + cls + b"t." + struct.pack("<q", 2) + bytes(8)
+    bad = b"\x80\2(K\2" + BAD[2:-1] + b"t."
+    parts = {"sys_info": pickle.dumps({}, 2), "pickle": pickle.dumps({}, 2)}
+    good = {**parts, "tensors": pickle.dumps(0, 2), "storages": key + storage + pickle.dumps([], 2)}
+    assert scanned(tarred(good), tmp_path).verdict is Verdict.WEIGHTS
+    for hidden in (pickle.dumps(2, 2) + storage + bad, key + storage + BAD):
+        found = scanned(tarred({**good, "storages": hidden}), tmp_path)
+        assert found.verdict is Verdict.DANGEROUS
+        assert "storages, byte" in said(found)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_weights_with_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+    found = scan_file(str(path), Rule())
+    assert found.verdict is Verdict.WEIGHTS
+    assert [note.rule.id for note in found.notes] == ["CGPT018"]
+    assert found.kind == run("inspect", path, "--json").json["kind"] == "TorchScript archive"
+
+
+def test_object_arrays_of_plain_values_are_weights_only(tmp_path: Path) -> None:
+    assert scanned(npy(np.array([1, "a"], dtype=object)), tmp_path).verdict is Verdict.WEIGHTS
+    fields = np.zeros(2, dtype=[("a", "f4"), ("b", "i8")])
+    assert scanned(npy(fields), tmp_path).verdict is Verdict.WEIGHTS
+
+
+DISPUTED: dict[str, bytes] = {
+    "two records of one name": zips.build([member(), member(data=BAD)]),
+    "names that differ in case": zips.build([member(), member("archive/DATA.pkl", BAD)]),
+    "a second root": zips.build([member(), member("b/data.pkl", BAD)]),
+    "another local name": zips.build([member().but(local_name="archive/data.pk2")]),
+    "another local flag": zips.build([member().but(local_flags=1)]),
+    "the encryption bit": zips.build([member().but(flags=1)]),
+    "the patch bit": zips.build([member().but(flags=0x20)]),
+    "the masking bit": zips.build([member().but(flags=0x2000)]),
+    "a wrong checksum": zips.build([member().but(crc=1), member("archive/x", b"y")]),
+    "another method": zips.build([member().but(method=93, nbytes=4, crc=0)]),
+    "a zip behind a pickle": b"\x80\2N." + zipped({"data.pkl": BAD}),
+    "a zip behind a safetensors file": struct.pack("<Q", 2) + b"{}" + zipped({"x": BAD}),
+    "a zip that is cut off": saved(WEIGHTS)[:-60],
+    "a pickle that is cut off": pickle.dumps({"a": 1})[:9],
+    "a tar with a second end": tarred({"a": b"x"})[:1024] + bytes(512) + tarred({"b": BAD}),
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+    "a 7z archive": b"7z\xbc\xaf\x27\x1c" + bytes(60),
+    "safetensors past its tensors": struct.pack("<Q", 2) + b"{}" + bytes(9),
+    "GGUF that is cut off": b"GGUF" + struct.pack("<IQQ", 3, 5, 0),
+    "a memo index for gigabytes": b"\x80\2Nr\xff\xff\xff\xff.",
+}
+
+
+@pytest.mark.parametrize("name", DISPUTED)
+def test_what_readers_dispute_is_malformed_and_says_why(name: str, tmp_path: Path) -> None:
+    found = scanned(DISPUTED[name], tmp_path)
+    assert found.verdict is Verdict.MALFORMED, (name, said(found))
+    assert found.problems[0].detail
+    result = run("scan", tmp_path / "file")
+    assert result.code == 3, result.out
+
+
+def test_danger_is_told_before_damage(tmp_path: Path) -> None:
+    """What runs does so before the damage is met."""
+    data = zips.build([member(data=BAD).but(crc=1), member("archive/x", b"y")])
+    found = scanned(data, tmp_path)
+    assert found.verdict is Verdict.DANGEROUS
+    assert "checksum" in found.problems[0].detail
+    assert run("scan", tmp_path / "file").code == 1
+
+
+def test_deeply_nested_files_are_refused_not_skipped(tmp_path: Path) -> None:
+    data = BAD
+    for _ in range(12):
+        data = zipped({"x": data})
+    found = scanned(data, tmp_path)
+    assert found.verdict is Verdict.MALFORMED
+    assert "deep" in found.problems[0].detail

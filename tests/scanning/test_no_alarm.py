@@ -1,0 +1,92 @@
+"""Files that hold no pickle raise no alarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cgpt_convert.scanning.result import Verdict
+from tests.running import run
+from tests.scanning.files import saved, scanned
+
+
+def test_random_bytes_are_no_pickles(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 3, 100, 5000):
+        for _ in range(100):
+            found = scanned(rng.bytes(size), tmp_path)
+            assert not found.sightings, found
+
+
+def test_storages_of_random_bytes_raise_no_alarm(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    beginnings = [
+        b"\x80\2",
+        b"\x80\4\x95",
+        b"\x1f\x8b\x08",
+        b"\x78\x9c",
+        b"(",
+        b"c",
+        b"\x82\1.",
+        b"BZh9",
+    ]
+    tensors = {
+        f"t{i}": torch.frombuffer(bytearray(b + rng.bytes(400)), dtype=torch.uint8)
+        for i, b in enumerate(beginnings * 40)
+    }
+    found = scanned(saved(tensors), tmp_path)
+    assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
+
+
+TEXTS = (
+    b"# A model\n\nIt is a model.\n",
+    b"cerebras\nis a company\n",
+    b"cast\nfrom one type\nto another.\n",
+    b"(c) 2026 Somebody\n.\n",
+    b"import os\nos.system('ls')\n",
+    b'{"model_type": "gpt2"}\n',
+    b"Version 1\n.\n",
+    b"<html><body>Not found</body></html>",
+    b"x\x9c is not zlib",
+    b"",
+    b"\0" * 5000,
+)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_other_files_are_passed_over_and_counted(text: bytes, tmp_path: Path) -> None:
+    assert scanned(text, tmp_path).verdict is Verdict.NOTHING
+    result = run("scan", tmp_path)
+    assert result.code == 0
+    assert "1 file holds no weights and no pickle" in result.out
+    assert result.out.splitlines()[-1] == "1 file, without weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("html.bin", b"<html><body>Not found</body></html>", "a web page"),
+        ("zero.PT", bytes(5000), "a file of zeros"),
+        ("x.safetensors", b"", "an empty file"),
+        ("x.gguf", b"<?xml version='1.0'?><Error/>", "an XML document"),
+    ],
+)
+def test_what_is_called_like_weights_and_holds_none_is_named(
+    name: str, data: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "README.md").write_bytes(data)
+    result = run("scan", tmp_path)
+    assert result.code == 0
+    assert f"note    {tmp_path / name}: {words}, not weights\n" in result.out
+    assert "README.md" not in result.out
+    assert "2 files hold no weights" in result.out
+
+
+def test_this_project_is_weights_only() -> None:
+    top = Path(__file__).parents[2]
+    for folder in ("cgpt_convert", "mappings", "docs", "tests"):
+        assert run("scan", top / folder).code == 0
