@@ -13,7 +13,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.checksums import check_storages
 from cgpt_convert.output.crew import Crew, crew_size
-from cgpt_convert.proof.against_source import prepare
+from cgpt_convert.proof.comparing import prepare
 from cgpt_convert.tensor import Tensor
 
 

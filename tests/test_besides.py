@@ -24,11 +24,6 @@ class Evil:
 
 
 @pytest.fixture(scope="module")
-def state():
-    return vendor.state_dict(vendor.TINY)
-
-
-@pytest.fixture(scope="module")
 def good(state, tmp_path_factory):
     """A model folder, and the lock of it beside."""
     folder = tmp_path_factory.mktemp("good") / "model"

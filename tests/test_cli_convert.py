@@ -21,16 +21,6 @@ from tests.test_cli_inspect import damage
 FORMATS = {name: f"out{formats.by_name(name).SUFFIX}" for name in formats.names() if name != "gguf"}
 
 
-@pytest.fixture(scope="module")
-def state() -> vendor.State:
-    return vendor.state_dict(vendor.TINY)
-
-
-@pytest.fixture(scope="module")
-def model(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vendor.save(state, tmp_path_factory.mktemp("tiny") / "model.bin")
-
-
 @pytest.mark.parametrize("to", FORMATS)
 def test_every_format_holds_the_very_same_tensors(
     state: vendor.State, model: Path, tmp_path: Path, to: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import cgpt_convert
 from cgpt_convert.cli.eval import _print
+from tests.gguf_library import from_gguf
 from tests.running import run
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
@@ -87,37 +87,11 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-PARTS = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
-
-
-def dequantized(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a GGUF file under transformers' names, by llama.cpp's library."""
-    state = {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        *layer, part, kind = tensor.name.replace("blk.", "").split(".")
-        name = ".".join([*("transformer.h." + n for n in layer), PARTS[part], kind])
-        values = torch.from_numpy(
-            gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        )
-        linear = values.dim() == 2 and "embd" not in part
-        state[name] = values.t() if linear else values
-    state["lm_head.weight"] = state["transformer.wte.weight"]
-    return state
-
-
 def test_the_divergence_of_a_quantization_is_torchs(original, quantized):
     p, ids = log_probabilities(original, 256, 256)
-    q, _ = log_probabilities(model(dequantized(quantized)), 256, 256)
+    numbers = from_gguf(quantized)
+    numbers["lm_head.weight"] = numbers["transformer.wte.weight"]
+    q, _ = log_probabilities(model(numbers), 256, 256)
     kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).numpy()
     rows = torch.arange(len(ids))
     found = measured(MODEL, "--text", TEXT, "--against", str(quantized))["against"]

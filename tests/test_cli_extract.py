@@ -16,16 +16,6 @@ from tests.running import contents, partials, run
 from tests.test_cli_inspect import damage
 
 
-@pytest.fixture(scope="module")
-def state() -> vendor.State:
-    return vendor.state_dict(vendor.TINY)
-
-
-@pytest.fixture(scope="module")
-def model(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vendor.save(state, tmp_path_factory.mktemp("tiny") / "model.bin")
-
-
 def bytes_of(value: torch.Tensor) -> bytes:
     """The elements in C order, by torch."""
     return value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -17,16 +17,6 @@ from tests.running import run, spawn
 
 
 @pytest.fixture(scope="module")
-def state() -> vendor.State:
-    return vendor.state_dict(vendor.TINY)
-
-
-@pytest.fixture(scope="module")
-def model(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vendor.save(state, tmp_path_factory.mktemp("tiny") / "model.bin")
-
-
-@pytest.fixture(scope="module")
 def summary(model: Path) -> Any:
     return run("inspect", model, "--json").json
 

@@ -4,23 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests import vendor
 from tests.running import run
 
 HEAD = "lm_head.weight"
 NAME = "transformer.h.0.mlp.c_fc.weight"
-
-
-@pytest.fixture(scope="module")
-def state():
-    return vendor.state_dict(vendor.TINY)
-
-
-@pytest.fixture(scope="module")
-def before(state, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("before")
-    vendor.write_config(vendor.TINY, folder)
-    return vendor.save(state, folder / "m.bin")
 
 
 def saved(path, tensors):
@@ -32,11 +19,11 @@ def rows(result):
     return {row["before"] or row["after"]: row for row in result.json["tensors"]}
 
 
-def test_measures_are_torchs(before, state, tmp_path):
+def test_measures_are_torchs(source, state, tmp_path):
     other = state[NAME] + torch.randn(64, 256, generator=torch.Generator().manual_seed(5)) * 1e-3
     other[3] = state[NAME][3]
     after = saved(tmp_path / "m.safetensors", dict(state) | {NAME: other})
-    result = run("diff", before, after, "--json")
+    result = run("diff", source, after, "--json")
     assert (result.code, result.json["equal"]) == (1, False)
     assert [n for n, row in rows(result).items() if row["state"] != "equal"] == [NAME]
     row = rows(result)[NAME]
@@ -45,32 +32,32 @@ def test_measures_are_torchs(before, state, tmp_path):
     assert row["most"] == (one - two).abs().max().item()
     cosine = torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), 0).item()
     assert row["cosine"] == pytest.approx(cosine, abs=1e-14)
-    shown = run("diff", before, after).out.splitlines()
+    shown = run("diff", source, after).out.splitlines()
     assert NAME in shown[1]
     assert shown[-1].endswith("1 changed") or "1 changed" in shown[-1]
 
 
-def test_equal_whatever_the_container_and_the_names(before, state, tmp_path):
+def test_equal_whatever_the_container_and_the_names(source, state, tmp_path):
     bare = {name.removeprefix("transformer."): t for name, t in state.items() if name != HEAD}
-    result = run("diff", before, saved(tmp_path / "m.safetensors", bare), "--json")
+    result = run("diff", source, saved(tmp_path / "m.safetensors", bare), "--json")
     assert (result.code, result.json["equal"]) == (0, True)
     states = {row["state"] for row in rows(result).values()}
     assert states == {"renamed", "left out"}
     assert rows(result)[HEAD]["state"] == "left out"
-    run("convert", before, "-o", tmp_path / "m.gguf", "--no-vocab")
-    assert run("diff", tmp_path / "m.gguf", before).code == 0
+    run("convert", source, "-o", tmp_path / "m.gguf", "--no-vocab")
+    assert run("diff", tmp_path / "m.gguf", source).code == 0
 
 
-def test_what_came_went_and_moved(before, state, tmp_path):
+def test_what_came_went_and_moved(source, state, tmp_path):
     other = dict(state)
     other["moved"] = other.pop(NAME)
     other["more"] = torch.ones(2)
     del other["transformer.ln_f.bias"]
-    result = run("diff", before, saved(tmp_path / "m.safetensors", other), "--json")
+    result = run("diff", source, saved(tmp_path / "m.safetensors", other), "--json")
     found = {name: row["state"] for name, row in rows(result).items() if row["state"] != "equal"}
     assert found == {NAME: "renamed", "transformer.ln_f.bias": "removed", "more": "added"}
     assert (rows(result)[NAME]["after"], result.code) == ("moved", 1)
-    assert f"{NAME} => moved" in run("diff", before, tmp_path / "m.safetensors").out
+    assert f"{NAME} => moved" in run("diff", source, tmp_path / "m.safetensors").out
 
 
 CASES = {

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
-from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 
 from tests import vendor
+from tests.gguf_library import from_gguf
 from tests.running import run
 
 HEAD, TABLE = "lm_head.weight", "transformer.wte.weight"
@@ -45,44 +44,12 @@ def model(tensors):
     return whole(named, "model 1 gpt2")
 
 
-def from_gguf(path):
-    """The tensors of a GGUF file as numbers, by the library's reader, as transformers has them."""
-    top = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
-    inner = {
-        "attn_norm": "ln_1",
-        "attn_qkv": "attn.c_attn",
-        "attn_output": "attn.c_proj",
-        "ffn_norm": "ln_2",
-        "ffn_up": "mlp.c_fc",
-        "ffn_down": "mlp.c_proj",
-    }
-    found = {}
-    for tensor in GGUFReader(path).tensors:
-        parts = tensor.name.split(".")
-        data = np.array(tensor.data)
-        if tensor.tensor_type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-            data = dequantize(data, tensor.tensor_type)
-        value = torch.from_numpy(data)
-        if parts[0] == "blk":
-            name = f"h.{parts[1]}.{inner[parts[2]]}.{parts[3]}"
-            value = value.t() if ".c_" in name and value.dim() == 2 else value
-        else:
-            name = f"{top[parts[0]]}.{parts[1]}"
-        found["transformer." + name] = value
-    return found
-
-
 def digests(*words):
     """Both digests that the command prints, the second "" if there is none."""
     result = run("digest", *words)
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     return lines[0], lines[1].split()[0] if len(lines) > 1 else ""
-
-
-@pytest.fixture(scope="module")
-def state():
-    return vendor.state_dict(vendor.TINY)
 
 
 @pytest.fixture(scope="module")

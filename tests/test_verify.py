@@ -12,24 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from cgpt_convert import open_checkpoint
 from tests import vendor
+from tests.gguf_library import from_gguf
 from tests.running import run
-from tests.test_digest import from_gguf, model, whole
+from tests.test_digest import model, whole
 
 HEAD, TABLE = "lm_head.weight", "transformer.wte.weight"
 SQUARE = "transformer.h.0.attn.c_proj.weight"
 LAST = "transformer.ln_f.bias"
-
-
-@pytest.fixture(scope="module")
-def state():
-    return vendor.state_dict(vendor.TINY)
-
-
-@pytest.fixture(scope="module")
-def source(state, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
-    vendor.write_config(vendor.TINY, folder)
-    return vendor.save(state, folder / "pytorch_model.bin")
 
 
 def failed(result):

@@ -44,7 +44,7 @@ def command(
     opened = [open_checkpoint(path) for path in (before, after)]
     tell_code(*opened)
     one, other = (weights(checkpoint, wish) for checkpoint in opened)
-    with progress("diff", sum(t.nbytes for t in one.tensors.values())) as advance:
+    with progress("diff", sum(t.nbytes for t in other.tensors.values())) as advance:
         rows = diff(one, other, jobs, advance)
     different = any(row.differs for row in rows)
     if as_json:

@@ -6,21 +6,18 @@ again, and every bit must be the same.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.dtypes import CASTS
-from cgpt_convert.output.checksums import Advance, compared, untold
-from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof.canonical import Weights
-from cgpt_convert.proof.digests import digests_of, hashed, prepare_for
+from cgpt_convert.proof.comparing import in_pairs
+from cgpt_convert.proof.digests import digests_of, hashed
 from cgpt_convert.proof.pairs import Pairing, paired, unpaired
 from cgpt_convert.tensor import Tensor, dims, in_blocks
-from cgpt_convert.values.blocks import import_all
 
 
 class Step(NamedTuple):
@@ -41,22 +38,11 @@ def against_source(
     match the checksum that a file records.
     """
     pairing = paired(source.names, target.names)
-    crew = Crew(crew_size(jobs))
-    found: dict[str, Check] = {}
-    seen: set[int] = set()
 
-    def compare(name: str, own: str) -> None:
-        crew.wait_prepared()
-        crew.go_on()
-        pair = source.tensors[name], target.tensors[own]
-        with compared(pair, seen) as (one, other):
-            found[name] = _check(one, other, target)._replace(tensor=target.name_in_file(own))
-        with crew.lock:
-            advance(other.nbytes)
+    def check(one: Tensor, other: Tensor) -> Check:
+        return _check(one, other, target)._replace(tensor=target.name_in_file(other.name))
 
-    work = [functools.partial(compare, name, own) for name, own in pairing.both.items()]
-    crew.run(work, prepare=prepare)
-    checks = [found[name] for name in pairing.both]
+    checks = [*in_pairs(pairing.both, source, target, check, jobs, advance).values()]
     one, other = _digests(source, target, pairing, jobs)
     _tell_swapped(checks, source, target, pairing, jobs)
     for tensor in (*source.tensors.values(), *target.tensors.values()):
@@ -159,10 +145,3 @@ def _tell_swapped(
             checks[at] = checks[at]._replace(
                 detail=f"{checks[at].detail}; it has the values of {owner}"
             )
-
-
-def prepare() -> None:
-    """Import what a crew needs to compare."""
-    prepare_for()
-    import_all()
-    importlib.import_module("cgpt_convert.values.compare")

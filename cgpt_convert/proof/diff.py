@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
-from cgpt_convert.output.checksums import Advance, compared, untold
-from cgpt_convert.output.crew import Crew, crew_size
-from cgpt_convert.proof.against_source import prepare
+from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of
 from cgpt_convert.proof.pairs import paired
 from cgpt_convert.tensor import Tensor
@@ -50,21 +48,8 @@ def diff(one: Weights, other: Weights, jobs: int = 0, advance: Advance = untold)
     for name, digest in digests[0].items():
         if digest in free:
             moved[name] = free.pop(digest)
-    crew = Crew(crew_size(jobs))
-    rows: dict[str, Row] = {}
-    seen: set[int] = set()
-
-    def compare(name: str, own: str) -> None:
-        crew.wait_prepared()
-        crew.go_on()
-        with compared((one.tensors[name], other.tensors[own]), seen) as (before, after):
-            rows[name] = _compared(before, after)
-        with crew.lock:
-            advance(one.tensors[name].nbytes)
-
     pairs = pairing.both | moved
-    work = [functools.partial(compare, name, own) for name, own in pairs.items()]
-    crew.run(work, prepare=prepare)
+    rows = in_pairs(pairs, one, other, _compared, jobs, advance)
     neutral = {*pairing.dropped, *_equal_ties(one, pairing.tied, jobs)}
     for name in one.tensors:
         if name not in rows:

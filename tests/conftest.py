@@ -1,0 +1,27 @@
+"""The small model that most tests of commands take."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import vendor
+
+
+@pytest.fixture(scope="module")
+def state() -> vendor.State:
+    """Its tensors, as the vendor has them."""
+    return vendor.state_dict(vendor.TINY)
+
+
+@pytest.fixture(scope="module")
+def model(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of them, and nothing beside it."""
+    return vendor.save(state, tmp_path_factory.mktemp("tiny") / "model.bin")
+
+
+@pytest.fixture(scope="module")
+def source(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same beside its config.json."""
+    folder = tmp_path_factory.mktemp("source")
+    vendor.write_config(vendor.TINY, folder)
+    return vendor.save(state, folder / "pytorch_model.bin")
