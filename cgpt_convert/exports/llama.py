@@ -91,9 +91,9 @@ def recognised(
     if found is None or not found.architecture.gguf_name:
         known = [each.name for each in architectures().values() if each.gguf_name]
         raise Unsupported(
-            f"of no architecture that is written as GGUF: {', '.join(known)}",
+            "the tensors are of no architecture that is written as GGUF",
             where=path,
-            hint="--to safetensors writes any tensors",
+            hint=f"written is {', '.join(known)}; --to safetensors writes any tensors",
         )
     return found
 
