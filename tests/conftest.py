@@ -1,10 +1,15 @@
-"""The small model that most tests of commands take."""
+"""How Hypothesis is run, and the small model that most tests of commands take."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import vendor
+
+# milliseconds for one example: seconds are a bomb, the default's 200 only a busy machine
+settings.register_profile("tests", deadline=5000)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="module")

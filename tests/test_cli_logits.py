@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 
 import cgpt_convert
+from cgpt_convert import opening
+from cgpt_convert.source import LocalFile
 from tests import vendor
 from tests.running import run
 from tests.small_models import oracle, write
@@ -67,6 +69,19 @@ def test_what_was_converted_computes_the_same(source, tmp_path, name, dtype, mos
     assert [check["tensor"] for check in told["checks"][-6:]] == names
     assert told["outcomes"]["passed"] > 6  # the bytes, too
     assert told["logits"]["top_agreement"] >= 0.9
+
+
+def test_each_file_is_opened_once(source, tmp_path, monkeypatch):
+    target = saved(source, tmp_path, state(source))
+    opened = []
+
+    def counting(path: str) -> LocalFile:
+        opened.append(path)
+        return LocalFile(path)
+
+    monkeypatch.setattr(opening, "open_source", counting)
+    assert run("verify", source, target, "--logits").code == 0
+    assert opened == [str(source / "pytorch_model.bin"), str(target)]
 
 
 def _drop(tensors):
