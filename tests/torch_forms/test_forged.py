@@ -27,17 +27,17 @@ def test_a_forged_file_that_tells_the_truth_is_read() -> None:
 
 @pytest.mark.parametrize("huge", [-1, -(1 << 40), 1 << 62, 1 << 63, 1 << 70, -(1 << 70)])
 @pytest.mark.parametrize("field", ["offset", "size", "stride"])
-def test_negative_and_huge_numbers_are_refused(field: str, huge: int) -> None:
+def test_24_negative_and_huge_numbers_are_refused(field: str, huge: int) -> None:
     value = {"offset": huge, "size": (huge, 3), "stride": (huge, 1)}[field]
     refused(v2(**{field: value}), Malformed, "negative or too large|need")
 
 
 @pytest.mark.parametrize("numel", [-1, 1 << 63, 1 << 70, True, 6.0, "6", None])
-def test_storages_of_impossible_sizes_are_refused(numel: Any) -> None:
+def test_24_storages_of_impossible_sizes_are_refused(numel: Any) -> None:
     refused(v2(Ref(numel=numel)), Malformed, "elements|not a storage reference")
 
 
-def test_numbers_that_are_none_are_refused() -> None:
+def test_24_numbers_that_are_none_are_refused() -> None:
     for field, value in (
         ("offset", "0"),
         ("offset", 0.0),
@@ -51,7 +51,7 @@ def test_numbers_that_are_none_are_refused() -> None:
         refused(v2(**{field: value}), Malformed, "not an integer|not a tuple")
 
 
-def test_empty_tensor_with_a_huge_dimension_is_refused() -> None:
+def test_24_empty_tensor_with_a_huge_dimension_is_refused() -> None:
     refused(v2(size=(0, 1 << 70)), Malformed, "too large")
 
 
@@ -66,17 +66,17 @@ def test_empty_tensor_with_a_huge_dimension_is_refused() -> None:
         {"size": (2,), "stride": (1 << 61,)},
     ],
 )
-def test_view_past_the_end_of_its_storage_is_refused(fields: dict[str, Any]) -> None:
+def test_25_view_past_the_end_of_its_storage_is_refused(fields: dict[str, Any]) -> None:
     refused(v2(**fields), Malformed, "need")
     with pytest.raises(RuntimeError):
         torch_reads(forged({"w": v2(**fields)}))
 
 
-def test_record_shorter_than_declared_is_refused() -> None:
+def test_25_record_shorter_than_declared_is_refused() -> None:
     refused(v2(), Malformed, "has 20 bytes and 24 are declared", storages={"0": bytes(20)})
 
 
-def test_record_longer_than_declared_is_a_finding() -> None:
+def test_25_record_longer_than_declared_is_a_finding() -> None:
     data = forged({"w": v2()}, {"0": bytes(range(30))})
     checkpoint = opened(data)
     assert [str(finding) for finding in checkpoint.findings] == [
@@ -87,12 +87,12 @@ def test_record_longer_than_declared_is_a_finding() -> None:
         torch_reads(data)
 
 
-def test_missing_record_is_refused() -> None:
+def test_25_missing_record_is_refused() -> None:
     refused(v2(Ref(key="7")), Malformed, "no record archive/data/7")
     refused(v2(Ref(key="../data.pkl", numel=1)), Malformed, "no record")
 
 
-def test_all_misfits_are_told() -> None:
+def test_25_all_misfits_are_told() -> None:
     value = {f"w{n}": v2(offset=n) for n in range(1, 40)}
     with pytest.raises(Malformed, match="39 tensors cannot be read") as error:
         opened(forged(value))
@@ -100,7 +100,7 @@ def test_all_misfits_are_told() -> None:
     assert "and 19 more" in str(error.value)
 
 
-def test_stride_0_bomb_is_refused() -> None:
+def test_26_stride_0_bomb_is_refused() -> None:
     """24 bytes that claim 4 TiB. torch makes the tensor, and falls when somebody copies it."""
     data = forged({"small": v2(), "w": v2(size=(1 << 40,), stride=(0,))})
     assert torch_reads(data).shape == (1 << 40,)
@@ -108,7 +108,7 @@ def test_stride_0_bomb_is_refused() -> None:
         opened(data)
 
 
-def test_bomb_inside_a_sparse_tensor_is_refused() -> None:
+def test_26_bomb_inside_a_sparse_tensor_is_refused() -> None:
     layout = Made(torch.serialization._get_layout, ("torch.sparse_coo",))
     indices = v2(Ref(torch.LongStorage, numel=3), size=(1, 1), stride=(1, 1))
     values = v2(Ref(key="1"), size=(1 << 40,), stride=(0,))
@@ -117,30 +117,30 @@ def test_bomb_inside_a_sparse_tensor_is_refused() -> None:
         opened(forged({"w": bomb}, {"0": bytes(24), "1": bytes(24)}))
 
 
-def test_many_overlapping_views_are_refused() -> None:
+def test_26_many_overlapping_views_are_refused() -> None:
     size = (1 << 20, 1 << 8)
     views = {f"w{n}": v2(offset=n, size=size, stride=(0, 0)) for n in range(6)}
     with pytest.raises(Unsupported, match="6,442,450,944 bytes over storages of 24"):
         opened(forged(views))
 
 
-def test_expanded_masks_as_models_have_them_pass() -> None:
+def test_26_expanded_masks_as_models_have_them_pass() -> None:
     checkpoint = opened(forged({"w": v2(size=(16, 1024, 1024), stride=(0, 0, 0))}))
     assert checkpoint["w"].nbytes == 64 << 20
 
 
-def test_tied_weights_count_once() -> None:
+def test_26_tied_weights_count_once() -> None:
     one = v2(size=(200 << 20,), stride=(0,))
     assert len(opened(forged({f"w{n}": one for n in range(50)}))) == 50
 
 
-def test_ranks_that_differ_are_refused() -> None:
+def test_27_ranks_that_differ_are_refused() -> None:
     refused(v2(size=(6,)), Malformed, "1 dimensions but 2 strides")
     refused(v2(stride=(1,)), Malformed, "2 dimensions but 1 strides")
     refused(v2(size=(1,) * 65, stride=(1,) * 65), Unsupported, "65 dimensions")
 
 
-def test_huge_rank_costs_little() -> None:
+def test_27_huge_rank_costs_little() -> None:
     shared = (1,) * 100_000
     value = {f"w{n}": v2(size=shared, stride=shared) for n in range(300)}
     with pytest.raises(Unsupported, match="100000 dimensions"):
@@ -152,13 +152,13 @@ def test_huge_rank_costs_little() -> None:
     [Ref(torch.IntStorage), Ref(numel=5), Ref(torch.UntypedStorage, numel=24)],
     ids=["type", "size", "untyped"],
 )
-def test_one_storage_with_two_types_is_refused(other: Ref) -> None:
+def test_28_one_storage_with_two_types_is_refused(other: Ref) -> None:
     value = {"first": v2(), "w": v2(other, size=(1,), stride=(1,))}
     with pytest.raises(Malformed, match="w: storage 0 is declared with two types or sizes"):
         opened(forged(value))
 
 
-def test_untyped_storages_count_bytes() -> None:
+def test_29_untyped_storages_count_bytes() -> None:
     data = forged({"w": v3(Ref(torch.UntypedStorage, numel=24), (6,), (1,), torch.float32)})
     agree(opened(data), {"w": torch_reads(data)})
     for numel in (6, 23):
@@ -170,7 +170,7 @@ def test_untyped_storages_count_bytes() -> None:
 INT4: Any = vars(torch)["int4"]
 
 
-def test_unknown_types_are_not_supported() -> None:
+def test_29_unknown_types_are_not_supported() -> None:
     untyped = Ref(torch.UntypedStorage, numel=24)
     refused(v3(untyped, (6,), (1,), INT4), Unsupported, "unknown dtype torch.int4")
     refused(v3(untyped, (6,), (1,), "float32"), Unsupported, "unknown dtype")
@@ -178,12 +178,12 @@ def test_unknown_types_are_not_supported() -> None:
 
 
 @pytest.mark.parametrize("bits_of", [{"conj": True}, {"conj": True, "neg": True}])
-def test_conjugate_bit_on_real_numbers_is_refused(bits_of: dict[str, bool]) -> None:
+def test_30_conjugate_bit_on_real_numbers_is_refused(bits_of: dict[str, bool]) -> None:
     refused(v2(None, 0, (2, 3), (3, 1), bits_of), Malformed, "conjugate bit on float32")
 
 
 @pytest.mark.parametrize("metadata", [{"evil": 1}, {"neg": 1}, {1: True}])
-def test_metadata_that_nobody_knows_is_not_supported(metadata: Any) -> None:
+def test_30_metadata_that_nobody_knows_is_not_supported(metadata: Any) -> None:
     refused(v2(None, 0, (2, 3), (3, 1), metadata), Unsupported, "tensor metadata")
 
 
@@ -233,7 +233,7 @@ def test_attributes_of_attributes_are_not_followed_for_ever() -> None:
         opened(forged({"w": many}))
 
 
-def test_tensor_that_is_its_own_attribute_is_walked_once() -> None:
+def test_22_tensor_that_is_its_own_attribute_is_walked_once() -> None:
     file = io.BytesIO()
     Pickler(file, 2).dump(v2())
     plain = file.getvalue()[2:-1]  # without PROTO and STOP
@@ -244,7 +244,7 @@ def test_tensor_that_is_its_own_attribute_is_walked_once() -> None:
     assert checkpoint.ties == {"w.a": "w"}
 
 
-def test_record_that_nothing_references_is_told() -> None:
+def test_14_record_that_nothing_references_is_told() -> None:
     checkpoint = opened(forged({"w": v2()}, {"0": bytes(24), "99": b"hidden payload"}))
     assert [str(finding) for finding in checkpoint.findings] == [
         "CGPT001 bytes that no tensor references: 14 bytes"

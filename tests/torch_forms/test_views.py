@@ -120,5 +120,5 @@ def test_subclass_that_wraps_two_tensors() -> None:
     ],
     ids=["plain", "conj", "neg", "imag", "conj-t", "neg-real", "neg-conj", "conj-conj"],
 )
-def test_conjugate_and_negative_bits_are_applied(value: torch.Tensor) -> None:
+def test_30_conjugate_and_negative_bits_are_applied(value: torch.Tensor) -> None:
     check({"c": value})

@@ -70,7 +70,7 @@ BIG_TYPES = [dtype for dtype in TYPES if dtypes.BY_NAME[str(dtype)[6:]].storage]
 
 
 @pytest.mark.parametrize("dtype", BIG_TYPES, ids=str)
-def test_big_endian_archives(dtype: torch.dtype) -> None:
+def test_31_big_endian_archives(dtype: torch.dtype) -> None:
     value = filled(dtype, 4, 5).t()
     entries = zips.entries_of(zips.saved({"w": value}))
     width = dtypes.BY_NAME[str(dtype)[6:]].swap_width
@@ -81,7 +81,7 @@ def test_big_endian_archives(dtype: torch.dtype) -> None:
     agree(opened(data), loaded)
 
 
-def test_big_endian_archives_with_untyped_storages_are_read_as_they_were_meant() -> None:
+def test_31_big_endian_archives_with_untyped_storages_are_read_as_they_were_meant() -> None:
     """torch does not swap these, for it does not know their type when it reads them."""
     value = torch.tensor([1, 2, 770], dtype=torch.uint16)
     content = swapped(raw(value), 2)
@@ -90,13 +90,13 @@ def test_big_endian_archives_with_untyped_storages_are_read_as_they_were_meant()
     assert opened(data)["w"].numpy().tolist() == [1, 2, 770]
 
 
-def test_absent_byte_order_is_little() -> None:
+def test_31_absent_byte_order_is_little() -> None:
     data = zips.changed(zips.saved({"w": BASE}), byteorder=None)
     agree(opened(data), torch.load(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize("order", [b"junk", b"", b"BIG", b"little\n", b"b" * 100_000])
-def test_any_other_byte_order_is_refused(order: bytes) -> None:
+def test_31_any_other_byte_order_is_refused(order: bytes) -> None:
     with pytest.raises(CgptError, match=r"byte order|at most"):
         opened(zips.changed(zips.saved({"w": BASE}), byteorder=order))
 

@@ -29,7 +29,7 @@ class _Payload:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_nothing_is_imported_or_called(protocol: int, tmp_path: Path) -> None:
+def test_16_nothing_is_imported_or_called(protocol: int, tmp_path: Path) -> None:
     target = tmp_path / "owned"
     payload = pickle.dumps({"w": _Payload(target)}, protocol)
     codecs.lookup("raw_unicode_escape")  # a module of Python's, of protocol 0's text
@@ -46,7 +46,7 @@ def test_nothing_is_imported_or_called(protocol: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["antigravity", "this", "no_such_module", "torch.evil.sub"])
-def test_modules_are_not_imported(module: str) -> None:
+def test_16_modules_are_not_imported(module: str) -> None:
     for data in (
         f"c{module}\nname\n.".encode(),
         f"(i{module}\nname\n.".encode(),
@@ -56,7 +56,7 @@ def test_modules_are_not_imported(module: str) -> None:
         assert module not in sys.modules
 
 
-def test_names_are_compared_whole() -> None:
+def test_16_names_are_compared_whole() -> None:
     for module, name in (
         ("torch._utils.evil", "_rebuild_tensor_v2"),
         ("torch._utils", "_rebuild_tensor_v2.evil"),
@@ -81,60 +81,60 @@ def test_names_are_compared_whole() -> None:
         (b"(cos\nsystem\nS'a'\no.", "OBJ"),
     ],
 )
-def test_every_way_to_call_is_recorded(data: bytes, how: str) -> None:
+def test_17_every_way_to_call_is_recorded(data: bytes, how: str) -> None:
     call = decode(data).value
     assert isinstance(call, Call)
     assert (str(call.func), call.args, call.how) == ("os.system", ("a",), how)
 
 
-def test_calling_what_is_no_class_is_recorded_too() -> None:
+def test_17_calling_what_is_no_class_is_recorded_too() -> None:
     call = decode(b"N)R.").value
     assert isinstance(call, Call)
     assert call.func is None
     assert tree(b"N)R.").others[0].value.func is None
 
 
-def test_build_is_recorded_and_not_run() -> None:
+def test_17_build_is_recorded_and_not_run() -> None:
     call = decode(b"cos\nenviron\n)R}X\1\0\0\0aNsb.").value
     assert isinstance(call, Call)
     assert call.state.items == [("a", None)]
 
 
 @pytest.mark.parametrize("data", [b"cos\nenviron\n}b.", b"}}b.", b"]}b.", b"K\1}b.", b"N}b."])
-def test_build_on_what_was_not_made_by_a_call_is_refused(data: bytes) -> None:
+def test_17_build_on_what_was_not_made_by_a_call_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed, match="a state is set on"):
         decode(data)
 
 
-def test_build_twice_is_refused() -> None:
+def test_17_build_twice_is_refused() -> None:
     with pytest.raises(Malformed, match="twice"):
         decode(b"ccollections\nOrderedDict\n)R}b}b.")
 
 
 @pytest.mark.parametrize("data", [b"\x82\1.", b"\x83\1\0.", b"\x84\1\0\0\0."])
-def test_extension_codes_are_not_supported(data: bytes) -> None:
+def test_18_extension_codes_are_not_supported(data: bytes) -> None:
     with pytest.raises(Unsupported, match="extension code 1"):
         decode(data)
 
 
 @pytest.mark.parametrize("data", [b"\x97.", b"N\x98."])
-def test_out_of_band_buffers_are_not_supported(data: bytes) -> None:
+def test_18_out_of_band_buffers_are_not_supported(data: bytes) -> None:
     with pytest.raises(Unsupported, match="out-of-band"):
         decode(data)
 
 
-def test_persistent_ids_are_recorded_in_both_forms() -> None:
+def test_18_persistent_ids_are_recorded_in_both_forms() -> None:
     for data, reference in ((b"Pstorage\n.", "storage"), (b"(K\1K\2tQ.", (1, 2))):
         value = decode(data).value
         assert isinstance(value, PersistentId)
         assert value.value == reference
 
 
-def test_persistent_id_where_no_storage_belongs_is_a_leaf() -> None:
+def test_18_persistent_id_where_no_storage_belongs_is_a_leaf() -> None:
     assert [leaf.path for leaf in tree(b"}X\1\0\0\0aPevil\ns.").others] == ["a"]
 
 
-def test_pickle_inside_a_pickle_is_just_bytes() -> None:
+def test_19_pickle_inside_a_pickle_is_just_bytes() -> None:
     inner = pickle.dumps(os.system, 2)
     nbytes = struct.pack("<I", len(inner))
     data = b"ctorch.storage\n_load_from_bytes\n(B" + nbytes + inner + b"tR."

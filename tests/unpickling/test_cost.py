@@ -24,20 +24,20 @@ def doublings(levels: int) -> bytes:
     return b"".join(parts) + b"."
 
 
-def test_memo_doubling_costs_little() -> None:
+def test_20_memo_doubling_costs_little() -> None:
     with bounded(), pytest.raises(Unsupported, match="shared"):
         tree(doublings(90))
     with bounded():
         assert text(decode(doublings(90)).value).endswith("...")
 
 
-def test_wide_sharing_costs_little() -> None:
+def test_20_wide_sharing_costs_little() -> None:
     nulls, ones = b"](" + b"N" * 2000 + b"eq\0", b"](" + b"h\0" * 2000 + b"eq\1"
     with bounded(), pytest.raises(Unsupported, match="shared"):
         tree(nulls + b"0" + ones + b"0](" + b"h\1" * 2000 + b"e.")
 
 
-def test_sharing_as_checkpoints_have_it_is_fine() -> None:
+def test_20_sharing_as_checkpoints_have_it_is_fine() -> None:
     shared = {"betas": [0.9, 0.999]}
     checkpoint = tree(pickle.dumps({str(n): shared for n in range(1000)}, 2))
     assert len(checkpoint.others) == 1000
@@ -64,12 +64,12 @@ DEEP = {
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_deep_nesting_is_refused_and_overflows_no_stack(kind: str) -> None:
+def test_20_deep_nesting_is_refused_and_overflows_no_stack(kind: str) -> None:
     with bounded(), pytest.raises(CgptError):
         tree(DEEP[kind])
 
 
-def test_giant_integers_are_not_converted() -> None:
+def test_20_giant_integers_are_not_converted() -> None:
     size = 4_000_000
     with bounded(5), pytest.raises(Unsupported, match="an integer of 4,000,000 bytes"):
         decode(b"\x8b" + struct.pack("<i", size) + b"\xff" * size + b".")
@@ -79,14 +79,14 @@ def test_giant_integers_are_not_converted() -> None:
         decode(b"L" + b"9" * size + b"L\n.")
 
 
-def test_negative_lengths_are_refused() -> None:
+def test_20_negative_lengths_are_refused() -> None:
     for code in (b"\x8b", b"T"):
         with pytest.raises(Malformed, match="negative length"):
             decode(code + struct.pack("<i", -1) + b".")
 
 
 @pytest.mark.parametrize("code", [b"X", b"B", b"\x8d", b"\x8e", b"\x96", b"\x95"])
-def test_huge_lengths_allocate_nothing(code: bytes) -> None:
+def test_20_huge_lengths_allocate_nothing(code: bytes) -> None:
     wide = code in (b"\x8d", b"\x8e", b"\x96", b"\x95")
     length = struct.pack("<Q", 1 << 62) if wide else struct.pack("<I", 0xFFFFFFFF)
     with bounded(5, 1 << 26), pytest.raises(Incomplete):
@@ -94,28 +94,28 @@ def test_huge_lengths_allocate_nothing(code: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"N", b"\x80\x02", b"(((", b"K"])
-def test_missing_stop_is_incomplete(data: bytes) -> None:
+def test_20_missing_stop_is_incomplete(data: bytes) -> None:
     with pytest.raises(Incomplete):
         decode(data)
 
 
-def test_bytes_after_stop_are_not_read_but_told() -> None:
+def test_20_bytes_after_stop_are_not_read_but_told() -> None:
     assert decode(b"N." + b"cos\nsystem\n").end == 2
 
 
 @pytest.mark.parametrize("data", [b"NN.", b"(.", b".", b"(N."])
-def test_stop_with_anything_but_one_value_is_refused(data: bytes) -> None:
+def test_20_stop_with_anything_but_one_value_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         decode(data)
 
 
-def test_huge_memo_index_allocates_nothing() -> None:
+def test_20_huge_memo_index_allocates_nothing() -> None:
     with bounded(5, 1 << 26):
         assert decode(b"Nr\xff\xff\xff\xff.").value is None
         assert decode(b"Np4294967295\n0g4294967295\n.").value is None
 
 
-def test_memo_read_before_it_is_written_is_refused() -> None:
+def test_20_memo_read_before_it_is_written_is_refused() -> None:
     for data in (b"h\0.", b"j\0\0\0\1.", b"g5\n."):
         with pytest.raises(Malformed, match="before it is written"):
             decode(data)
@@ -123,7 +123,7 @@ def test_memo_read_before_it_is_written_is_refused() -> None:
         decode(b"Np-1\n.")
 
 
-def test_number_of_opcodes_and_of_values_is_bounded() -> None:
+def test_20_number_of_opcodes_and_of_values_is_bounded() -> None:
     ten = limits.Share(10, 1000, 10)
     small = limits.PICKLE._replace(opcodes=100, kept=ten, memo=ten, depth=5, nbytes=300)
     for data, what in (
@@ -144,7 +144,7 @@ def test_number_of_opcodes_and_of_values_is_bounded() -> None:
         *(b"F1_0.0", b"F 1", b"F", b"F0x1p3", b"F1,5"),
     ],
 )
-def test_numbers_that_readers_take_differently_are_refused(line: bytes) -> None:
+def test_20_numbers_that_readers_take_differently_are_refused(line: bytes) -> None:
     with pytest.raises(Malformed):
         decode(line + b"\n.")
 
@@ -152,12 +152,12 @@ def test_numbers_that_readers_take_differently_are_refused(line: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"Sabc", b"S'abc", b"S'abc\"", b"S'", b"S", b"S'\\x4'", b"S'\\q'", b"S 'abc'"]
 )
-def test_strings_that_repr_does_not_write_are_refused(line: bytes) -> None:
+def test_20_strings_that_repr_does_not_write_are_refused(line: bytes) -> None:
     with pytest.raises(Malformed):
         decode(line + b"\n.")
 
 
-def test_protocols_of_the_future_are_not_supported() -> None:
+def test_20_protocols_of_the_future_are_not_supported() -> None:
     with pytest.raises(Unsupported, match="protocol 6"):
         decode(b"\x80\x06N.")
 
@@ -170,18 +170,18 @@ def test_protocols_of_the_future_are_not_supported() -> None:
         *(b"](N\x90.", b"}(N\x90.", b"(N\x91(N\x90."),  # ADDITEMS
     ],
 )
-def test_items_are_set_on_nothing_but_what_takes_them(data: bytes) -> None:
+def test_21_items_are_set_on_nothing_but_what_takes_them(data: bytes) -> None:
     with pytest.raises(Malformed):
         decode(data)
 
 
-def test_odd_number_of_keys_and_values_is_refused() -> None:
+def test_21_odd_number_of_keys_and_values_is_refused() -> None:
     for data in (b"}(NNNu.", b"(Nd."):
         with pytest.raises(Malformed, match="odd number"):
             decode(data)
 
 
-def test_cycles_are_found_and_walked_once() -> None:
+def test_22_cycles_are_found_and_walked_once() -> None:
     for data in (
         b"]q\0h\0a.",
         b"}q\0X\1\0\0\0ah\0s.",
@@ -193,25 +193,25 @@ def test_cycles_are_found_and_walked_once() -> None:
         assert len(text(decode(data).value)) < 300
 
 
-def test_foreign_object_that_knows_its_parent_is_no_finding() -> None:
+def test_22_foreign_object_that_knows_its_parent_is_no_finding() -> None:
     checkpoint = tree(b"cmy\nModule\n)Rq\0}X\6\0\0\0parenth\0sb.")
     assert checkpoint.findings == []
 
 
-def test_keys_of_any_type_are_shown_and_never_hashed() -> None:
+def test_23_keys_of_any_type_are_shown_and_never_hashed() -> None:
     data = b"}(]K\1K\2\x85K\3}K\4NK\5G\x7f\xf8\0\0\0\0\0\0K\6u."
     names = [leaf.path for leaf in tree(data).others]
     assert names == ["[]", "(2,)", "{}", "None", "nan"]
 
 
-def test_key_that_comes_twice_is_listed_twice() -> None:
+def test_23_key_that_comes_twice_is_listed_twice() -> None:
     assert [(leaf.path, leaf.value) for leaf in tree(b"}(K\1K\2K\1K\3u.").others] == [
         ("1", 2),
         ("1", 3),
     ]
 
 
-def test_nested_tuples_as_keys_cost_little() -> None:
+def test_23_nested_tuples_as_keys_cost_little() -> None:
     key = b"N" + b"q\1h\1\x86" * 200
     with bounded(10):
         checkpoint = tree(b"}" + key + b"K\1s.")
