@@ -47,7 +47,7 @@ ALLOWED = {
     "fsspec": "remote.stores",
     "huggingface_hub": "remote.hub",
     "isal": "formats._npy output.checksums output.pieces output.sink",
-    "pickletools": "pickles.opcodes pickles.unpickle",
+    "pickletools": "",
     "tokenizers": "models.text",
     "torch": "models.on_torch",
     "transformers": "",

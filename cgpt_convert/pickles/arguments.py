@@ -1,6 +1,6 @@
 """The arguments of pickle opcodes: from bytes to plain values.
 
-The layouts are those that the standard library's `pickletools` names.
+`encoding` says which opcode has which layout.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _names(cursor: Cursor) -> tuple[str, str]:
     return _utf8(cursor.line()), _utf8(cursor.line())
 
 
-# pickletools' names of the argument layouts -> how to read one
+# layout -> how to read an argument of it
 READERS: dict[str, Reader] = {
     "uint1": _byte,
     "uint2": _fixed("<H"),

@@ -1,17 +1,17 @@
 """Pickle bytes -> opcodes with their arguments, front to back, however large the pickle is.
 
 For looking at pickles that nobody trusts: what is too long to be kept is passed over and stands
-as the place where it lies. Layouts are those of the standard library's `pickletools`.
+as the place where it lies.
 """
 
 from __future__ import annotations
 
-import pickletools
 import struct
 from collections.abc import Callable, Iterator
 
 from cgpt_convert.errors import Malformed
 from cgpt_convert.inert import Value
+from cgpt_convert.pickles.encoding import OPCODES
 from cgpt_convert.source import CHUNK, Source, read
 
 KEPT = 4096  # bytes of a text that are kept: no name that can be imported is longer
@@ -248,5 +248,5 @@ _ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
 
 _Entry = tuple[str, Callable[[Opcodes], Value] | None]
 _TABLE: list[_Entry | None] = [None] * 256
-for _info in pickletools.opcodes:
-    _TABLE[ord(_info.code)] = _info.name, _ARGUMENTS[_info.arg.name] if _info.arg else None
+for _byte, (_name, _layout) in OPCODES.items():
+    _TABLE[_byte] = _name, _ARGUMENTS[_layout] if _layout else None

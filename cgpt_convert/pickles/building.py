@@ -1,0 +1,182 @@
+"""The stack and the memo of a pickle machine that keeps all, and the opcodes for plain values.
+
+What it may keep grows with the pickle. `unpickle` says what becomes of names and calls.
+"""
+
+from __future__ import annotations
+
+from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.inert import Call, Dict, Set, Value
+from cgpt_convert.limits import Limits
+from cgpt_convert.pickles.arguments import Cursor
+
+_MARK = object()
+
+
+class Builder(Cursor):
+    """The position in a pickle, and the values so far. Each method is named after its opcode."""
+
+    def __init__(self, data: bytes, limits: Limits, start: int) -> None:
+        super().__init__(data, limits, start)
+        self.stack: list[Value] = []
+        self.marks = 0
+        self.kept = 0
+        self.most_kept = limits.kept.of(len(data) - start)
+        self.most_memo = limits.memo.of(len(data) - start)
+        self.memo: dict[int, Value] = {}
+
+    def pop(self) -> Value:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise Malformed("an opcode needs a value and the stack has none")
+        return self.stack.pop()
+
+    def top(self) -> Value:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise Malformed("an opcode needs a value and the stack has none")
+        return self.stack[-1]
+
+    def keep(self, value: Value) -> None:
+        """Push a value that takes more memory than the opcode that makes it."""
+        self.kept += 1
+        if self.kept > self.most_kept:
+            raise Unsupported(f"more than {self.most_kept:,} lists, dicts and calls")
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list[Value]:
+        stack = self.stack
+        for index in range(len(stack) - 1, -1, -1):
+            if stack[index] is _MARK:
+                values = stack[index + 1 :]
+                del stack[index:]
+                self.marks -= 1
+                return values
+        raise Malformed("an opcode needs a MARK and the stack has none")
+
+    def MARK(self) -> None:
+        self.marks += 1
+        if self.marks > self.limits.depth:
+            raise Unsupported(f"nested deeper than {self.limits.depth} levels")
+        self.stack.append(_MARK)
+
+    def POP(self) -> None:
+        if self.stack and self.stack[-1] is _MARK:
+            self.pop_to_mark()
+        else:
+            self.pop()
+
+    def POP_MARK(self) -> None:
+        self.pop_to_mark()
+
+    def DUP(self) -> None:
+        self.stack.append(self.top())
+
+    # -- plain values
+
+    def NONE(self) -> None:
+        self.stack.append(None)
+
+    def NEWTRUE(self) -> None:
+        self.stack.append(True)
+
+    def NEWFALSE(self) -> None:
+        self.stack.append(False)
+
+    def EMPTY_LIST(self) -> None:
+        self.keep([])
+
+    def EMPTY_TUPLE(self) -> None:
+        self.stack.append(())
+
+    def EMPTY_DICT(self) -> None:
+        self.keep(Dict())
+
+    def EMPTY_SET(self) -> None:
+        self.keep(Set([]))
+
+    def LIST(self) -> None:
+        self.keep(self.pop_to_mark())
+
+    def TUPLE(self) -> None:
+        self.stack.append(tuple(self.pop_to_mark()))
+
+    def TUPLE1(self) -> None:
+        self.stack.append((self.pop(),))
+
+    def TUPLE2(self) -> None:
+        second, first = self.pop(), self.pop()
+        self.stack.append((first, second))
+
+    def TUPLE3(self) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self.stack.append((first, second, third))
+
+    def DICT(self) -> None:
+        self.keep(Dict(_pairs(self.pop_to_mark())))
+
+    def FROZENSET(self) -> None:
+        self.keep(Set(self.pop_to_mark(), frozen=True))
+
+    # -- additions to what is on the stack
+
+    def add_items(self, pairs: list[tuple[Value, Value]]) -> None:
+        target = self.top()
+        if isinstance(target, Dict):
+            target.items.extend(pairs)
+        elif isinstance(target, Call):
+            target.add_items(pairs)
+        else:
+            raise Malformed(f"items are set on a {type(target).__name__}")
+
+    def add_elements(self, values: list[Value]) -> None:
+        target = self.top()
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, Call):
+            target.add_elements(values)
+        else:
+            raise Malformed(f"elements are appended to a {type(target).__name__}")
+
+    def SETITEM(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.add_items([(key, value)])
+
+    def SETITEMS(self) -> None:
+        self.add_items(_pairs(self.pop_to_mark()))
+
+    def APPEND(self) -> None:
+        self.add_elements([self.pop()])
+
+    def APPENDS(self) -> None:
+        self.add_elements(self.pop_to_mark())
+
+    def ADDITEMS(self) -> None:
+        values, target = self.pop_to_mark(), self.top()
+        if isinstance(target, Set) and not target.frozen:
+            target.members.extend(values)
+        elif isinstance(target, Call):
+            target.add_elements(values)
+        else:
+            raise Malformed(f"members are added to a {type(target).__name__}")
+
+    # -- the memo
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            raise Malformed(f"memo {index} is read before it is written")
+        self.stack.append(self.memo[index])
+
+    def memoize(self, index: int) -> None:
+        if index < 0:
+            raise Malformed("a negative memo index")
+        if len(self.memo) > self.most_memo:
+            raise Unsupported(f"more than {self.most_memo:,} memo entries")
+        self.memo[index] = self.top()
+
+    def MEMOIZE(self) -> None:
+        self.memoize(len(self.memo))
+
+
+def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
+    if len(values) % 2:
+        raise Malformed("an odd number of keys and values")
+    return list(zip(values[::2], values[1::2], strict=True))
