@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from cgpt_convert.findings import Finding
@@ -40,7 +39,6 @@ class Lost(NamedTuple):
     why: str
 
 
-@dataclass(eq=False)
 class Checkpoint(Mapping[str, Tensor]):
     """name -> Tensor, in the file's own order, plus everything else the file holds.
 
@@ -48,23 +46,35 @@ class Checkpoint(Mapping[str, Tensor]):
     their names; equal `Tensor.view` says that they are one. Nothing is read until asked for.
     """
 
-    path: str  # as the user gave it
-    kind: str  # "PyTorch zip", "safetensors" ...
-    sources: tuple[Source, ...]  # the files it is made of
-    tensors: dict[str, Tensor]
-    storages: list[Storage] = field(default_factory=list)  # all, also those nobody references
-    exotic: dict[str, Exotic] = field(default_factory=dict)
-    others: list[Leaf] = field(default_factory=list)
-    globals: list[str] = field(default_factory=list)  # dotted names that the pickle mentions
-    code: list[str] = field(default_factory=list)  # TorchScript records, never read
-    findings: list[Finding] = field(default_factory=list)
-    metadata: dict[str, str] = field(default_factory=dict)  # the container's own text pairs
-    root: str = ""  # the archive's root folder, where there is one
-    collisions: set[str] = field(default_factory=set)  # names that more than one value has
-    unsaved: set[str] = field(default_factory=set)  # names of tensors without values (skip_data)
-    lost: dict[str, Lost] = field(default_factory=dict)  # tensors left out, when salvaging
-    # path of each dict -> path of the dict around it; the outermost's path and parent are ""
-    containers: dict[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        path: str,  # as the user gave it
+        kind: str,  # "PyTorch zip", "safetensors" ...
+        sources: tuple[Source, ...],  # the files it is made of
+        tensors: dict[str, Tensor],
+        storages: Iterable[Storage] = (),
+        *,
+        findings: Iterable[Finding] = (),
+        metadata: Mapping[str, str] | None = None,
+        root: str = "",
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.sources = sources
+        self.tensors = tensors
+        self.storages = list(storages)  # all, also those nobody references
+        self.exotic: dict[str, Exotic] = {}
+        self.others: list[Leaf] = []
+        self.globals: list[str] = []  # dotted names that the pickle mentions
+        self.code: list[str] = []  # TorchScript records, never read
+        self.findings = list(findings)
+        self.metadata = dict(metadata or {})  # the container's own text pairs
+        self.root = root  # the archive's root folder, where there is one
+        self.collisions: set[str] = set()  # names that more than one value has
+        self.unsaved: set[str] = set()  # names of tensors without values (skip_data)
+        self.lost: dict[str, Lost] = {}  # tensors left out, when salvaging
+        # path of each dict -> path of the dict around it; the outermost's path and parent are ""
+        self.containers: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 
 from cgpt_convert import formats
 from cgpt_convert.conversion import HF, Conversion
@@ -14,7 +13,7 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.checksums import check_storages
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.proof.comparing import prepare
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Tensor, replace
 
 
 def reread(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from cgpt_convert.dtypes import FLOAT32, UINT8, DType
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
@@ -19,17 +18,31 @@ if TYPE_CHECKING:
     from cgpt_convert.values.blocks import CastCounts
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# plain classes: a decorator that makes one takes longer than to look into a small file
+
+
 class Storage:
     """A run of bytes in a source that tensors are views of. The same object means shared memory."""
 
-    source: Source
-    offset: int
-    nbytes: int
-    key: str  # as the file names it: "0", "archive/data/0" ...
-    byteorder: str = "little"
-    crc32: int | None = None  # of all its bytes, where the file records one
-    device: str = "cpu"  # where it lay when it was saved
+    __slots__ = ("byteorder", "crc32", "device", "key", "nbytes", "offset", "source")
+
+    def __init__(
+        self,
+        source: Source,
+        offset: int,
+        nbytes: int,
+        key: str,  # as the file names it: "0", "archive/data/0" ...
+        byteorder: str = "little",
+        crc32: int | None = None,  # of all its bytes, where the file records one
+        device: str = "cpu",  # where it lay when it was saved
+    ) -> None:
+        self.source: Final = source
+        self.offset: Final = offset
+        self.nbytes: Final = nbytes
+        self.key: Final = key
+        self.byteorder: Final = byteorder
+        self.crc32: Final = crc32
+        self.device: Final = device
 
     @property
     def label(self) -> str:
@@ -58,7 +71,6 @@ class Range(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
     """A named view of a storage. `strides` and `start` count elements; `nbytes` is of the result.
 
@@ -67,16 +79,43 @@ class Tensor:
     `conj` and `neg` are torch's lazy bits: the bytes are not yet conjugated or negated.
     """
 
-    name: str
-    stored: DType
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    start: int
-    storage: Storage
-    target: DType | None = None
-    conj: bool = False
-    neg: bool = False
-    quantizer: str = ""  # how a quantized tensor's integers map to numbers, as text
+    __slots__ = (
+        "conj",
+        "name",
+        "neg",
+        "quantizer",
+        "shape",
+        "start",
+        "storage",
+        "stored",
+        "strides",
+        "target",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        stored: DType,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        start: int,
+        storage: Storage,
+        target: DType | None = None,
+        *,
+        conj: bool = False,
+        neg: bool = False,
+        quantizer: str = "",  # how a quantized tensor's integers map to numbers, as text
+    ) -> None:
+        self.name: Final = name
+        self.stored: Final = stored
+        self.shape: Final = shape
+        self.strides: Final = strides
+        self.start: Final = start
+        self.storage: Final = storage
+        self.target: Final = target
+        self.conj: Final = conj
+        self.neg: Final = neg
+        self.quantizer: Final = quantizer
 
     @property
     def dtype(self) -> DType:
@@ -135,7 +174,7 @@ class Tensor:
 
     def renamed(self, name: str) -> Tensor:
         """The same view under another name."""
-        return Tensor(  # replace() takes three times as long, and every tensor is named
+        return Tensor(  # as replace() does; every tensor is named, so this is worth it
             name,
             self.stored,
             self.shape,
@@ -143,9 +182,9 @@ class Tensor:
             self.start,
             self.storage,
             self.target,
-            self.conj,
-            self.neg,
-            self.quantizer,
+            conj=self.conj,
+            neg=self.neg,
+            quantizer=self.quantizer,
         )
 
     def transposed(self) -> Tensor:
@@ -195,6 +234,14 @@ class Tensor:
         from cgpt_convert.values import blocks
 
         return blocks.array(self)
+
+
+View = TypeVar("View", Storage, Tensor)
+
+
+def replace(view: View, **changes: Any) -> View:
+    """Another storage or tensor, which differs in these attributes."""
+    return type(view)(**{name: getattr(view, name) for name in view.__slots__} | changes)
 
 
 def announce(tensors: Iterable[Tensor]) -> None:

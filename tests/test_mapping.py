@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cgpt_convert.mapping.config import check_config
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 from tests import vendor
 from tests.known_models import (
     HEAD,

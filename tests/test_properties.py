@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import properties
 from cgpt_convert.exports.properties import Exported
 from cgpt_convert.output.sink import Options, write_folder
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Tensor, replace
 from tests import vendor
 from tests.bpe import change
 from tests.raw_program import Program

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from cgpt_convert.output import checksums, place, sink
 from cgpt_convert.output.sink import Options
 from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
 from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 from tests import vendor
 from tests.render import dense, render, request
 from tests.running import contents

@@ -8,7 +8,7 @@ disagree, the file is refused here. Section numbers are those of PKWARE's APPNOT
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import cached_property
 
 from cgpt_convert import findings
@@ -22,13 +22,15 @@ from cgpt_convert.source import Deflated, Source, is_distant, read
 SCRIPT = "TorchScript archive"  # what to call a torch zip that holds code
 
 
-@dataclass
 class Archive:
     """A zip whose directory and local headers agree. `members` is in directory order."""
 
-    source: Source
-    members: dict[str, Member]
-    findings: list[Finding] = field(default_factory=list)
+    def __init__(
+        self, source: Source, members: dict[str, Member], findings: Iterable[Finding] = ()
+    ) -> None:
+        self.source = source
+        self.members = members
+        self.findings = list(findings)
 
     @cached_property
     def has_crcs(self) -> bool:

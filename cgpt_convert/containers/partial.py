@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from cgpt_convert import findings
@@ -11,7 +10,7 @@ from cgpt_convert.errors import SALVAGE, Malformed
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import printable
 from cgpt_convert.source import CHUNK, Source, read
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 
 AGAIN = "download or copy the file again"
 _SHOWN = 3

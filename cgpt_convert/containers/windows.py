@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import Malformed
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 
 
-@dataclass(slots=True)
-class _Window:
+class _Window(NamedTuple):
     storage: Storage
     root: Storage
     offset: int  # bytes from the root's start

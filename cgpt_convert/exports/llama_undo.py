@@ -5,8 +5,8 @@ The inverse of `llama`: the same table, read the other way.
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
@@ -61,8 +61,10 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
         wide = tensor.cast(FLOAT32) if tensor.stored.block > 1 else tensor
         turned = wide.transposed() if place and place.rule.conv1d else wide
         tensors[renamed(name)] = turned.renamed(renamed(name))
-    lost = {renamed(name): why for name, why in checkpoint.lost.items()}
-    return replace(checkpoint, tensors=tensors, lost=lost)
+    done = copy.copy(checkpoint)
+    done.tensors = tensors
+    done.lost = {renamed(name): why for name, why in checkpoint.lost.items()}
+    return done
 
 
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -7,15 +7,15 @@ query, key and value may be one matrix (`merged.qkv`) only if it is (3*out, in).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.formats import parameters
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.plan import Digests, FilePlan, Late, Part
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.tensor import Tensor, replace
 
 _MERGED = "query.key.value"
 
@@ -82,7 +82,8 @@ def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
         return _inside(each, folder) if isinstance(each, Late) else each
 
     return [
-        replace(each, path=folder + each.path, parts=tuple(map(part, each.parts))) for each in plans
+        dataclasses.replace(each, path=folder + each.path, parts=tuple(map(part, each.parts)))
+        for each in plans
     ]
 
 

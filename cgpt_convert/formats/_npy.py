@@ -7,7 +7,6 @@ stored as unsigned integers of their size, and whoever holds the array notes the
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import NamedTuple
 
 from cgpt_convert.dtypes import BY_NAME, BY_NUMPY, TABLE, DType
@@ -16,7 +15,7 @@ from cgpt_convert.findings import BIG_ENDIAN, Finding
 from cgpt_convert.formats import _reading
 from cgpt_convert.limits import NPY_HEADER_BYTES
 from cgpt_convert.source import read
-from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.tensor import Storage, Tensor, c_strides, replace
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cgpt_convert import names
@@ -14,7 +13,7 @@ from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.source import LocalFile, Source
-from cgpt_convert.tensor import Storage, Tensor, view
+from cgpt_convert.tensor import Storage, Tensor, replace, view
 
 _FIELDS = {
     "file",

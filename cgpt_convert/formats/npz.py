@@ -13,7 +13,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 
 from cgpt_convert import strict_json
 from cgpt_convert.checkpoint import Checkpoint
@@ -27,7 +26,7 @@ from cgpt_convert.limits import INDEX_BYTES, NAME_BYTES
 from cgpt_convert.places import open_source
 from cgpt_convert.plan import FilePlan, Late, Part, Request, part_nbytes
 from cgpt_convert.source import MemoryBytes, Source
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 
 NAME = "npz"
 SUFFIX = ".npz"

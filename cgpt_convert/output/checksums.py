@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from isal.isal_zlib import crc32
 
@@ -12,7 +11,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.source import CHUNK, is_distant
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 
 Advance = Callable[[int], object]  # told how many further bytes are done
 

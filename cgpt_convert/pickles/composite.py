@@ -6,14 +6,13 @@ Each function takes the arguments that the function of the same name in torch/_u
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Global, Value, text
 from cgpt_convert.pickles.dense import StorageTable, inner, storage_of
 from cgpt_convert.pickles.patterns import dtype_of, integer, integers, shape_of
-from cgpt_convert.tensor import Tensor, view
+from cgpt_convert.tensor import Tensor, replace, view
 
 Rebuilt = Tensor | Exotic | None
 

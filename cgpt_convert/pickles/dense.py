@@ -6,7 +6,6 @@ Each function takes the arguments that the function of the same name in torch/_u
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 from cgpt_convert import dtypes
@@ -16,7 +15,7 @@ from cgpt_convert.inert import Call, Dict, PersistentId, Value, text
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.patterns import arguments, dtype_of, integer, integers, name_of
 from cgpt_convert.pickles.wrappers import tensor_call, unwrap
-from cgpt_convert.tensor import Storage, Tensor, view
+from cgpt_convert.tensor import Storage, Tensor, replace, view
 
 
 class StorageTable(Protocol):

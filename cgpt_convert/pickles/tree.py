@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
@@ -131,17 +130,17 @@ class _Budget:
         return Unsupported(f"too many {what} for a pickle of its size", where=self.path)
 
 
-@dataclass(slots=True)
 class _Walk:
-    checkpoint: Checkpoint
-    storages: StorageTable
-    budget: _Budget
-    errors: list[tuple[str, CgptError]] = field(default_factory=list)
-    cycles: list[str] = field(default_factory=list)
-    collisions: dict[str, None] = field(default_factory=dict)
-    seen: set[int] = field(default_factory=set)  # ids of all values that hold others
-    path: set[int] = field(default_factory=set)  # ids of those that we are inside of
-    dicts: list[str] = field(default_factory=lambda: [""])  # paths of the dicts among them
+    def __init__(self, checkpoint: Checkpoint, storages: StorageTable, budget: _Budget) -> None:
+        self.checkpoint = checkpoint
+        self.storages = storages
+        self.budget = budget
+        self.errors: list[tuple[str, CgptError]] = []
+        self.cycles: list[str] = []
+        self.collisions: dict[str, None] = {}
+        self.seen: set[int] = set()  # ids of all values that hold others
+        self.path: set[int] = set()  # ids of those that we are inside of
+        self.dicts = [""]  # paths of the dicts among them
 
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Take in `value` under `name`; of a foreign object's inside only the tensors."""

@@ -7,7 +7,6 @@ again, and every bit must be the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from cgpt_convert.checks import FAILED, PASSED, Check
@@ -17,7 +16,7 @@ from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of, hashed
 from cgpt_convert.proof.pairs import Pairing, paired, unpaired
-from cgpt_convert.tensor import Tensor, dims, in_blocks
+from cgpt_convert.tensor import Tensor, dims, in_blocks, replace
 
 
 class Step(NamedTuple):

@@ -7,14 +7,13 @@ and its like, bit for bit.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cgpt_convert.dtypes import FLOAT32, DType
 from cgpt_convert.errors import Unsupported
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensor import Storage, Tensor, replace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

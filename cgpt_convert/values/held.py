@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
 
 from cgpt_convert.errors import Malformed
 from cgpt_convert.source import CHUNK, unreadable
-from cgpt_convert.tensor import Storage
+from cgpt_convert.tensor import Storage, replace
 
 _IN_MEMORY = 32 << 20  # bytes; more go to a temporary file without a name
 

@@ -6,7 +6,6 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 from cgpt_convert.containers.directory import NoDirectory
 from cgpt_convert.containers.torchzip import read as read_checkpoint
 from cgpt_convert.source import LocalFile, read
+from cgpt_convert.tensor import replace
 from tests import zips
 from tests.zips import Entry
 

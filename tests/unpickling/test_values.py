@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cgpt_convert import limits
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import Call
-from cgpt_convert.pickles.encoding import OPCODES
 from cgpt_convert.pickles.arguments import Incomplete
+from cgpt_convert.pickles.encoding import OPCODES
 from cgpt_convert.pickles.unpickle import decode
 from tests.mutations import mutated
 from tests.unpickling.reading import PROTOCOLS, loaded, same, tree
