@@ -1,5 +1,6 @@
 """`python -m cgpt_convert`, and what the installed command calls."""
 
+import gc
 import sys
 
 
@@ -10,7 +11,9 @@ def main() -> int:
     except KeyboardInterrupt:  # while it is imported, most of a short command's time
         sys.stderr.write("cgpt-convert: interrupted\n")
         return 130
-    return run()
+    code = run()
+    gc.freeze()  # or the interpreter, as it ends, looks through all objects for cycles
+    return code
 
 
 if __name__ == "__main__":

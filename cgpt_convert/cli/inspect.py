@@ -13,7 +13,6 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.places import is_url
-from cgpt_convert.select import no_match, wanted
 from cgpt_convert.summary import checks_of, summarise
 
 
@@ -83,8 +82,12 @@ def _matching(
     checkpoint: Checkpoint, rows: list[dict[str, Any]], match: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The rows of the tensors that a glob fits; BadRequest, as of `convert`, if it fits none."""
+    if not match:
+        return rows
+    from cgpt_convert.select import no_match, wanted
+
     every = (*checkpoint, *checkpoint.exotic)
-    if match and not any(wanted(name, match) for name in every):
+    if not any(wanted(name, match) for name in every):
         raise no_match(checkpoint.path, every)
     return [row for row in rows if wanted(row["name"], match)]
 

@@ -34,8 +34,10 @@ def counted(number: int, noun: str) -> str:
     """The number and the noun, in the plural unless there is one."""
     if number == 1:
         return f"1 {noun}"
-    found = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)  # "files of zeros"
-    head, rest = found.groups() if found else (noun, "")
+    head, rest = noun, ""
+    if " " in noun:  # "files of zeros"
+        found = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)
+        head, rest = found.groups() if found else (noun, "")
     return f"{number:,} {head}{'es' if head.endswith('x') else 's'}{rest}"
 
 
@@ -58,19 +60,18 @@ def table(
     On a terminal too narrow the first column is cut in the middle, then columns go from the end,
     and a last line names them.
     """
-    keep = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
-    widths = {i: max(columns(row[i]) for row in (header, *rows)) for i in keep}
+    every = list(zip(header, *rows, strict=True))
+    keep = [i for i, cells in enumerate(every) if i == 0 or any(cells[1:])]
+    widths = {i: max(map(columns, every[i])) for i in keep}
     room = width()
     dropped: list[str] = []
     if room is not None:
         while len(keep) > 1 and _shortened(widths, keep, room) < _SHORTEST:
             dropped.insert(0, header[keep.pop()])
         widths[0] = min(widths[0], max(_shortened(widths, keep, room), _SHORTEST))
-    lines = []
-    for number, row in enumerate((header, *rows)):
-        cells = [_filled(row[i], widths[i], header[i] in right) for i in keep]
-        line = "  ".join(cells).rstrip()
-        lines.append(style(line, bold=True) if number == 0 else line)
+    filled = [_filled(every[i], widths[i], header[i] in right) for i in keep]
+    lines = ["  ".join(cells).rstrip() for cells in zip(*filled, strict=True)]
+    lines[0] = style(lines[0], bold=True)
     if dropped:
         told = f"columns left out: {', '.join(dropped)}; a wider terminal or --json shows them"
         lines += wrapped(told).split("\n")
@@ -130,11 +131,13 @@ def _beginning(text: str, most: int) -> str:
     return text[:end]
 
 
-def _filled(text: str, most: int, right: bool) -> str:
-    if columns(text) > most:
-        text = cut(text, most)
-    padding = " " * (most - columns(text))
-    return padding + text if right else text + padding
+def _filled(cells: Sequence[str], most: int, right: bool) -> list[str]:
+    """The cells of one column, each as wide as `most`."""
+    texts = [cut(text, most) for text in cells]
+    pad = str.rjust if right else str.ljust
+    if all(map(str.isascii, texts)):
+        return [pad(text, most) for text in texts]
+    return [pad(text, most - columns(text) + len(text)) for text in texts]
 
 
 def _shortened(widths: dict[int, int], keep: list[int], room: int) -> int:

@@ -19,7 +19,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
 _EXTRA64 = 1  # 4.5.3
 _UNICODE_PATH = 0x7075  # 4.6.9; some readers take the name that is here
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
+_FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
 
 STORED, DEFLATED = 0, 8
 _ENCRYPTED, DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
@@ -112,7 +112,7 @@ def _end64(
     magic, size, _, _, disk, first_disk, here, count, nbytes, offset = record
     if magic != b"PK\6\6" or size != _END64.size - 12 or offset + nbytes != at:
         raise Malformed("the zip64 end record does not fit the archive", where=source.name)
-    widths = (_FULL16, _FULL16, _FULL16, _FULL16, _FULL32, _FULL32)
+    widths = (_FULL16, _FULL16, _FULL16, _FULL16, FULL32, FULL32)
     wide = (disk, first_disk, here, count, nbytes, offset)
     for narrow, full, value in zip(classic, widths, wide, strict=True):
         if narrow not in (full, value):
@@ -177,14 +177,14 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Mem
 
 def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
     """The values with each 0xFFFFFFFF replaced by its 64-bit field of the zip64 extra record."""
-    if _FULL32 not in values:
+    if FULL32 not in values:
         return values
     fields = _extras(extra).get(_EXTRA64, b"")
     wide = struct.unpack_from(f"<{len(fields) // 8}Q", fields)
-    if len(wide) < values.count(_FULL32):
+    if len(wide) < values.count(FULL32):
         raise Malformed("a zip64 size is missing", where=place)
     following = iter(wide)
-    return [next(following) if value == _FULL32 else value for value in values]
+    return [next(following) if value == FULL32 else value for value in values]
 
 
 def _extras(extra: bytes) -> dict[int, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from cgpt_convert.containers.directory import DESCRIPTOR, Member, widen
+from cgpt_convert.containers.directory import DESCRIPTOR, FULL32, Member, widen
 from cgpt_convert.errors import Malformed
 from cgpt_convert.source import Source, read
 
@@ -35,8 +35,9 @@ def with_data_offset(source: Source, member: Member, limit: int) -> Member:
         raise Malformed("a record outside the archive", where=place)
     deferred = flags & DESCRIPTOR and not (crc or compressed or nbytes)  # 4.4.4, bit 3
     if not deferred:
-        extra = read(source, member.header_offset + head, n_extra)
-        nbytes, compressed = widen(place, extra, [nbytes, compressed])
+        if FULL32 in (nbytes, compressed):
+            extra = read(source, member.header_offset + head, n_extra)
+            nbytes, compressed = widen(place, extra, [nbytes, compressed])
         if (crc, compressed, nbytes) != (member.crc32, member.compressed, member.nbytes):
             raise Malformed("the local header has other sizes than the directory", where=place)
     return member._replace(offset=offset)

@@ -75,7 +75,7 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
 )
 _NEWEST_PICKLE = 5
 _TORCH = ("data.pkl", ".data/extern_modules")  # in the root folder
-_FIRST = rb"(?s)PK\x03\x04.{26}[^/]+/data\.pkl"  # a local header, APPNOTE.TXT 4.3.7
+_NAME_AT = 30  # in a local header, APPNOTE.TXT 4.3.7
 # patterns, compiled when they are needed
 _ONNX = rb"(?s)\x08[\x01-\x20]\x12.[ -~]{2}"  # ir_version, producer_name
 _HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
@@ -126,7 +126,7 @@ def _zip(source: Source, head: bytes) -> Kind:
     """Which zip, by its first record's name, which torch writes first, or by its directory's."""
     try:
         end = directory.find_end(source)
-        if re.match(_FIRST, head):
+        if _begins_as_torch(head):
             return Kind.TORCH_ZIP
         members = directory.entries(source, end)
     except directory.NoDirectory:
@@ -139,6 +139,12 @@ def _zip(source: Source, head: bytes) -> Kind:
     if names and all(name.endswith(".npy") for name in names):
         return Kind.NPZ
     return Kind.ZIP
+
+
+def _begins_as_torch(head: bytes) -> bool:
+    """Is the first record `data.pkl` in a folder?"""
+    root, _, name = head[_NAME_AT:].partition(b"/")
+    return head.startswith(b"PK\3\4") and root != b"" and name.startswith(b"data.pkl")
 
 
 def _text(head: bytes) -> Kind:
