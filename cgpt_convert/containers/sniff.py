@@ -81,10 +81,11 @@ _ONNX = rb"(?s)\x08[\x01-\x20]\x12.[ -~]{2}"  # ir_version, producer_name
 _HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
 
 
-def sniff(source: Source) -> Kind:
+def sniff(source: Source, *, record: bool = False) -> Kind:
     """The kind of file that `source` is. Damage inside does not matter; its reader tells of that.
 
-    Raises Unreadable where the bytes cannot be read.
+    Of a record of an archive, which may well be a tensor of zeros, nobody asks whether all of it is
+    zero: that would be to read it. Raises Unreadable where the bytes cannot be read.
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
@@ -95,7 +96,7 @@ def sniff(source: Source) -> Kind:
     if tarball.is_tar(head[: tarball.BLOCK]):
         return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
-        return Kind.ZEROS if content_end(source) == 0 else Kind.UNKNOWN
+        return Kind.ZEROS if not record and content_end(source) == 0 else Kind.UNKNOWN
     if not head:
         return Kind.EMPTY
     return _binary(head) or _text(head)

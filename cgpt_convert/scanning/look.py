@@ -102,7 +102,7 @@ class Look(Found):
             what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
             self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
             return 0
-        kind = sniff(source) if kind is None else kind
+        kind = sniff(source, record=True) if kind is None else kind
         self.weights |= kind in _WEIGHTS
         if kind in _CLOSED:
             self.problem(Unsupported(_CLOSED[kind]), place)

@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.names import Rule
 from cgpt_convert.scanning.result import Verdict
+from cgpt_convert.source import LocalFile
 from tests.running import environ
 from tests.scanning.files import BAD, scanned
 
@@ -63,3 +67,19 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
     found = scanned(data, tmp_path)
     assert not found.sightings
     assert found.verdict in (Verdict.MALFORMED, Verdict.NOTHING)
+
+
+def test_a_tensor_of_zeros_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.zeros(4 << 20)}, tmp_path / "zeros.pt")
+    read: list[int] = []
+    plain = LocalFile.readinto
+
+    def counted(self: LocalFile, offset: int, buffer: memoryview) -> None:
+        read.append(len(buffer))
+        plain(self, offset, buffer)
+
+    monkeypatch.setattr(LocalFile, "readinto", counted)
+    assert scan_file(str(tmp_path / "zeros.pt"), Rule()).verdict is Verdict.WEIGHTS
+    assert sum(read) < 1 << 20
