@@ -1,7 +1,7 @@
-"""A whole model's folder around weights that are there: python -m benchmarks.model SIZE BIN OUT.
+"""What belongs to a model beside its weights: python -m benchmarks.model SIZE LAYOUT FOLDER.
 
-Beside a link to the weights lie a config.json with the n_ctx that llama.cpp's converter asks for,
-and a byte-level vocabulary of as many tokens as the model has: bytes, pairs of them, an end.
+A config.json with the n_ctx that llama.cpp's converter asks for, and a byte-level vocabulary of as
+many tokens as the model has: bytes, pairs of them, an end.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from tests.llama_model import END, byte_characters
 _BYTES = 256
 
 
-def write(size: str, weights: Path, folder: Path) -> None:
-    """Make the folder, its weights a link to the file `weights`."""
+def write(size: str, layout: str, folder: Path) -> None:
+    """Write the files into the folder."""
     shape = vendor.SIZES[size]
-    folder.mkdir()
-    (folder / weights.name).symlink_to(weights.resolve())
-    path = vendor.write_config(shape, folder)
+    path = vendor.write_config(shape, folder, layout)
     ends = {"n_ctx": shape.n_positions, "bos_token_id": shape.vocab_size - 1}
     config = json.loads(path.read_text()) | ends | {"eos_token_id": shape.vocab_size - 1}
     path.write_text(json.dumps(config, indent=2) + "\n")
@@ -35,4 +33,4 @@ def write(size: str, weights: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    write(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -74,8 +74,8 @@ def log(level: int, text: bytes, _data: object) -> None:
         sys.stderr.write(text.decode("utf-8", "replace"))
 
 
-def context_params(default: Blob, tokens: int) -> Blob:
-    """One thread, a context and batches for so many tokens, float32 and no flash attention."""
+def context_params(default: Blob, tokens: int, count: int = 1, *, plain: bool = True) -> Blob:
+    """`count` threads, and room for so many tokens; plain is float32 and no flash attention."""
     raw = bytearray(default.raw)
 
     def number(offset: int) -> int:
@@ -94,9 +94,10 @@ def context_params(default: Blob, tokens: int) -> Blob:
     ]
     size = max(tokens, 32)
     struct.pack_into("<iii", raw, 0, size, size, size)
-    struct.pack_into("<ii", raw, threads, 1, 1)
-    struct.pack_into("<i", raw, attention, 0)
-    struct.pack_into("<ii", raw, types[0], 0, 0)
+    struct.pack_into("<ii", raw, threads, count, count)
+    if plain:
+        struct.pack_into("<i", raw, attention, 0)
+        struct.pack_into("<ii", raw, types[0], 0, 0)
     changed = Blob()
     ctypes.memmove(ctypes.addressof(changed), bytes(raw), len(raw))
     return changed
