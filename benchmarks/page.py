@@ -22,9 +22,10 @@ pip install -e '.[test]'
 python -m benchmarks
 ```
 
-It takes hours and 45 GB of disk; `--only`, `--sizes` and `--missing` measure a part, `--scratch
-/dev/shm/benchmarks` writes into memory. What was measured is kept in
-[performance.json](performance.json) until it is measured again, so rows have dates.
+It takes an hour and a half, 25 GB of disk and as much memory; `--only`, `--sizes` and `--missing`
+measure a part, `--list` tells of which there are. With `--scratch /dev/shm --sizes 111M,1.3B` the
+outputs go to memory. What was measured is kept in [performance.json](performance.json) until it is
+measured again, so rows have dates.
 
 {sessions}
 

@@ -63,13 +63,13 @@ _QUANTITIES = {
     "faster": _Quantity(
         "at least {limit} times as fast as {than}",
         lambda row, others: min(1 / row.times(other) for other in others),
-        "{:.1f} times",
+        "{:.2f} times",
         least=True,
     ),
     "leaner": _Quantity(
         "at least {limit} times less memory than {than}",
         lambda row, others: min(other.peak / row.peak for other in others),
-        "{:.1f} times",
+        "{:.2f} times",
         least=True,
     ),
     "s": _Quantity("at most {limit} s", lambda row, _: row.wall, "{:.3f} s"),

@@ -67,9 +67,9 @@ def _slope(values: dict[int, float]) -> float:
     there is hardly more than that.
     """
     (less, before), (more, after) = list(values.items())[-2:]
-    start = next(iter(values.values()))
-    if len(values) == 2 or before <= start:
-        start = 0.0
-    if after < FLAT * next(iter(values.values())):
+    start = min(values.values())
+    if after < FLAT * start:
         return 0.0
+    if before <= start:
+        start = 0.0
     return math.log((after - start) / (before - start)) / math.log(more / less)

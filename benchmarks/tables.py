@@ -83,8 +83,10 @@ def growth(found: Sequence[Growth], noun: str) -> str:
         seconds, nbytes = each.each
         slopes = f"{each.seconds:.2f}, {each.memory:.2f}"
         slopes = slopes if each.linear else f"**{slopes}**"
-        lines.append([each.command, *cells, slopes, f"{seconds * 1e6:.0f} µs, {nbytes:.0f} B"])
-    heads = [f"{number:,} {noun}" for number in columns]
+        lines.append(
+            [each.command, *cells, slopes, f"{seconds * 1e6:,.0f} µs, {nbytes / 1e3:.1f} kB"]
+        )
+    heads = [f"{number:,} {noun if number > 1 else noun[:-1]}" for number in columns]
     return _table(["command", *heads, "slope", "each"], lines)
 
 

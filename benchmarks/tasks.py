@@ -145,7 +145,7 @@ THEIR_PREFILL = {p: _forward(p, at, "first", *_PREFILL) for p, at in PROGRAMS.it
 THEIR_DECODE = {p: _forward(p, at, "rest", *_DECODE) for p, at in PROGRAMS.items()}
 _TEXT = ("generate", "SOURCE", "Generative AI is ", "--max-new-tokens")
 FIRST_TOKEN = _ours("generate, 1 token of a text", *_TEXT, "1")
-GENERATE = _ours("generate, 32 tokens of a text", *_TEXT, "32")
+GENERATE = _ours("generate, 32 tokens of a text", *_TEXT, "32")._replace(up_to=6 * GB)
 LOGITS = _ours("verify --logits", "verify", "SOURCE", "GGUF", "--logits")
 GENERATION = (
     *(PREFILL, *THEIR_PREFILL.values(), DECODE, *THEIR_DECODE.values()),

@@ -75,7 +75,7 @@ def log(level: int, text: bytes, _data: object) -> None:
 
 
 def context_params(default: Blob, tokens: int, count: int = 1, *, plain: bool = True) -> Blob:
-    """`count` threads, and room for so many tokens; plain is float32 and no flash attention."""
+    """`count` threads, room for so many tokens; plain: one batch, float32, no flash attention."""
     raw = bytearray(default.raw)
 
     def number(offset: int) -> int:
@@ -93,7 +93,7 @@ def context_params(default: Blob, tokens: int, count: int = 1, *, plain: bool = 
         if number(at) == number(at + 4) == 1 and raw[at - 16 : at] == bytes(16)
     ]
     size = max(tokens, 32)
-    struct.pack_into("<iii", raw, 0, size, size, size)
+    struct.pack_into("<iii", raw, 0, size, size, size if plain else min(size, 512))
     struct.pack_into("<ii", raw, threads, count, count)
     if plain:
         struct.pack_into("<i", raw, attention, 0)
