@@ -10,7 +10,6 @@ made from all of them. So a part may be measured today, and another tomorrow.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,4 +78,4 @@ def _wish(options: argparse.Namespace, stack: ExitStack) -> Wish:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

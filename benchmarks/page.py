@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import plots, tables, tasks
+from benchmarks.promises import MB
 from benchmarks.results import Results
 from benchmarks.scaling import MOST, growths
 
@@ -109,7 +110,7 @@ def markdown(results: Results, pictures: dict[str, str]) -> str:
     links = {name: f"![{_ALT[name]}]({path})" for name, path in pictures.items()}
     return _TEXT.format(
         sessions=_sessions(results),
-        floor=max((session.floor for session in results.sessions), default=0) / tables.MB,
+        floor=max((session.floor for session in results.sessions), default=0) / MB,
         cached=_cached(results),
         by_size=tables.of_checkpoints(results),
         rest=tables.of_the_rest(results),

@@ -7,14 +7,16 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.promises import MB
 from benchmarks.results import MEMORY, Results
 from benchmarks.scaling import Growth, growths
-from benchmarks.tables import MB, gigabytes
+from benchmarks.tables import gigabytes
 
 _INK = "#010203"  # stands for the reader's own colour of text
 _STYLE = (
@@ -30,7 +32,7 @@ _SHORTER = (  # without comments, indentation, the last of many digits, and the 
     (r"(\d\.\d)\d+", r"\1"),
     (r" font-family: [^;]*;", ""),
 )
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "cgpt-convert",  # else ids are random
     "svg.fonttype": "none",  # text stays text, which is small
     "font.size": 9,
@@ -63,9 +65,9 @@ def ratios(results: Results) -> Figure | None:
             axis.set_title(gigabytes(panels[memory, size]) + ", tmpfs" * memory)
             for number, (kind, (label, colour)) in enumerate(_LAYOUTS.items()):
                 found = {
-                    name: row.ratio
+                    name: each.ratio
                     for name in commands
-                    if (row := results.find(size, kind, name, memory=memory)) and row.copies
+                    if (each := results.find(size, kind, name, memory=memory)) and each.copies
                 }
                 places = [commands.index(name) + 0.4 * number - 0.2 for name in found]
                 excess = [ratio - 1 for ratio in found.values()]
@@ -127,7 +129,9 @@ def write(figure: Figure, path: Path) -> Path:
     """Write the figure as SVG; the path."""
     text = io.StringIO()
     with mpl.rc_context(_SETTINGS):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     drawn = text.getvalue().replace(_INK, "currentColor").replace("<defs>", f"{_STYLE}\n<defs>", 1)
     for pattern, shorter in _SHORTER:
         drawn = re.sub(pattern, shorter, drawn)
