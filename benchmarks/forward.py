@@ -42,7 +42,8 @@ def transformers(folder: str, threads: int) -> Continue:
     from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(threads)
-    model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
 
     def continued(ids: list[int], new: int) -> tuple[list[int], list[float]]:
         times = _Times()
