@@ -6,6 +6,7 @@ CORPUS is a folder that keeps what was found interesting; the first run fills it
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ with atheris.instrument_imports(include=["cgpt_convert"]):
     from fuzz import targets
 
 MIB = 1 << 20
+COLLECTED = 1000  # executions between collections of garbage
 # the time is with every branch counted, on a machine that does other things; the memory is of all
 LIMITS = ("-timeout=5", "-rss_limit_mb=256", f"-max_len={MIB}", "-use_value_profile=1")
 
@@ -30,10 +32,14 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "fuzz.seeds", name, corpus], check=True)
     words = [sys.argv[0], str(corpus), *LIMITS, *sys.argv[3:]]
 
+    executions = itertools.count(1)
+
     def once(data: bytes) -> None:
         targets.run(name, data)
+        if next(executions) % COLLECTED == 0:
+            gc.collect()
 
-    gc.disable()  # as in the program
+    gc.disable()  # as in the program, which ends before cycles add up
     atheris.Setup(words, once)
     atheris.Fuzz()
 

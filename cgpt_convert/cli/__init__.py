@@ -6,17 +6,22 @@ and nothing else. Errors become exit codes here and nowhere else.
 
 from __future__ import annotations
 
+import _thread
 import gc
 import importlib
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from cgpt_convert import __version__
 from cgpt_convert.errors import CgptError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 # name -> the line that `cgpt-convert --help` shows; the module of that name has the rest
 COMMANDS = {
@@ -35,6 +40,7 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+_AGAIN = 0.001  # seconds after which a signal that was dropped is sent again
 _STDOUT_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
 
 
@@ -88,16 +94,17 @@ def main() -> int:
     gc.disable()  # a tenth of an inspect's time; a command ends before cycles add up
     # the threads are ours: BLAS, which reads this when NumPy is imported, is to start no others
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for number in ("SIGTERM", "SIGHUP"):
-        # one that is ignored stays so: that is what nohup does
-        if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) != signal.SIG_IGN:
-            signal.signal(getattr(signal, number), _terminate)
+    sys.unraisablehook = _unraisable
+    for number in _terminating():
+        signal.signal(number, _terminate)
     if sys.stdout is None:  # it was closed before we began
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as we live
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+        for number in _terminating():
+            signal.signal(number, signal.SIG_DFL)
         sys.stdout.flush()
     except (BrokenPipeError, _StdoutClosed):
         code = _STDOUT_CLOSED
@@ -152,6 +159,44 @@ def _complain(message: str) -> None:
     click.echo("cgpt-convert: " + "\n".join(lines), err=True)
 
 
+class _Terminated(SystemExit):
+    """A signal's own exit, by way of every `finally`, so that temporary files go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+def _terminating() -> list[signal.Signals]:
+    """The signals that end a process; one that is ignored stays so: that is what nohup does."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [signal.Signals[name] for name in names]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def _terminate(number: int, _frame: object) -> NoReturn:
-    """Leave by way of every `finally`, so that temporary files go."""
-    raise SystemExit(128 + number)
+    raise _Terminated(number)
+
+
+def _unraisable(dropped: UnraisableHookArgs) -> None:
+    """Send a signal again if the interpreter dropped what its handler raised.
+
+    It does so where nobody could catch it: in `__del__` and in callbacks of weak references, such
+    as those of importlib's locks.
+    """
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    elif isinstance(dropped.exc_value, _Terminated):
+        number = dropped.exc_value.number
+    else:
+        sys.__unraisablehook__(dropped)
+        return
+    _thread.start_new_thread(_send_again, (number, _thread.get_ident()))
+
+
+def _send_again(number: int, main_thread: int) -> None:
+    time.sleep(_AGAIN)
+    if hasattr(signal, "pthread_kill"):  # which ends a wait in that thread, too
+        signal.pthread_kill(main_thread, number)
+    else:
+        _thread.interrupt_main(number)
