@@ -63,11 +63,14 @@ RANK = 64  # torch's own limit is 64 dimensions
 EXPANSION = 64
 EXPANSION_FLOOR = 1 * GiB
 
-# Of what is compressed, when it is looked into: weights do not shrink to a 64th; text might, but
-# not by the gigabyte. Those who read it out of order have parts of it unpacked again.
-UNPACKED = 64  # times the compressed bytes
-UNPACKED_FLOOR = 1 * GiB
-UNPACKED_AGAIN = 16  # times the most that may be unpacked, in all
+# Of what is compressed, when it is looked into, files in files and parts that are unpacked again
+# included: this many times the file's bytes, and always a little. Weights do not shrink to a 64th.
+UNPACKED = 64
+UNPACKED_FLOOR = 128 * MiB
+
+# Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
+# real ones take 3 bytes and more each, and shrink to a quarter.
+SCANNED = Share(1_000_000, 1, 1 << 40)
 
 # Of the memo, when a pickle is scanned: no writer of pickles comes near either.
 MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory

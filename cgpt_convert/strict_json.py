@@ -18,9 +18,7 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
     than natural ones, lone surrogates and nesting too deep to read; Unsupported for more values
     than `limits.JSON_VALUES`.
     """
-    # values are counted before they exist: a bracket costs a byte in the file, 64 in memory
-    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
-        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where)
+    check_count(data, where)
     import json
 
     try:
@@ -42,6 +40,15 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Malformed("JSON that is not an object", where=where)
     return value
+
+
+def check_count(data: bytes, where: str, hint: str = "") -> None:
+    """Raise Unsupported for JSON of more than `limits.JSON_VALUES` values, before they exist.
+
+    A bracket costs a byte in the file and 64 in memory.
+    """
+    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
+        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where, hint=hint)
 
 
 def is_text_map(value: object) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.limits import UNPACKED, UNPACKED_AGAIN, UNPACKED_FLOOR
+from cgpt_convert.limits import UNPACKED, UNPACKED_FLOOR
 from cgpt_convert.source import CHUNK, Source, read
 
 _POINTS = 256  # places to go on from, at most; each takes some 50 KiB
@@ -30,6 +30,23 @@ class Window:
         self.source.check_unchanged()
 
 
+class Room:
+    """How much may yet be unpacked of a file of `nbytes` bytes and of all that is inside it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.most = self.left = UNPACKED_FLOOR + UNPACKED * nbytes
+
+    def take(self, nbytes: int, where: str) -> None:
+        """Count bytes that were unpacked. Raises Unsupported if they are too many."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise Unsupported(
+                f"it takes unpacking more than {self.most:,} bytes to look into the file",
+                where=where,
+                hint="unpack it and scan the result",
+            )
+
+
 class Unpacked:
     """A compressed part, unpacked as it is read.
 
@@ -38,13 +55,14 @@ class Unpacked:
     how far unpacking goes, and `damage` says so: who reads it as it comes reads that much.
     """
 
-    def __init__(self, packed: Window, start: Callable[[], Any], nbytes: int | None = None) -> None:
+    def __init__(
+        self, packed: Window, start: Callable[[], Any], room: Room, nbytes: int | None = None
+    ) -> None:
         self.name = packed.name
         self.damage: Malformed | None = None
         self._packed, self._start = packed, start
         self._several = nbytes is None  # streams, one after another
-        self._most = max(UNPACKED_FLOOR, UNPACKED * packed.nbytes)
-        self._work = 0  # bytes unpacked so far, again and again
+        self._room = room
         self._points: list[tuple[int, int, bytes, Any]] = []
         self._spacing = CHUNK
         self._rewind()
@@ -135,13 +153,7 @@ class Unpacked:
 
     def _advance(self, nbytes: int) -> None:
         self._position += nbytes
-        self._work += nbytes
-        if self._position > self._most or self._work > UNPACKED_AGAIN * self._most:
-            raise Unsupported(
-                f"it unpacks to more than {self._most:,} bytes, or only out of order",
-                where=self.name,
-                hint="unpack it and scan the result",
-            )
+        self._room.take(nbytes, self.name)
         self._keep_point()
 
     def _keep_point(self) -> None:
@@ -190,19 +202,18 @@ _METHODS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
 )
 
 
-def inflated(source: Source, offset: int, packed: int, nbytes: int, name: str) -> Unpacked:
+def inflated(packed: Window, nbytes: int, room: Room) -> Unpacked:
     """A deflated record of a zip."""
-    window = Window(source, offset, packed, name)
-    return Unpacked(window, lambda: zlib.decompressobj(-zlib.MAX_WBITS), nbytes)
+    return Unpacked(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), room, nbytes)
 
 
-def unpacked(source: Source, head: bytes) -> Unpacked | None:
+def unpacked(source: Source, head: bytes, room: Room) -> Unpacked | None:
     """What the gzip, bzip2, xz, lzma or zlib file `source` unpacks to; None if it is none.
 
     `head` is how it begins. Raises Unsupported past the limits.
     """
     for magic, start in _METHODS:
         if head.startswith(magic):
-            whole = Unpacked(Window(source, 0, source.nbytes, source.name), start)
+            whole = Unpacked(Window(source, 0, source.nbytes, source.name), start, room)
             return whole if whole.nbytes or not whole.damage else None
     return None

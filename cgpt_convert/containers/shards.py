@@ -18,7 +18,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.places import is_url, open_source
 from cgpt_convert.source import read
-from cgpt_convert.strict_json import unique
+from cgpt_convert.strict_json import check_count, unique
 
 _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
 
@@ -112,8 +112,10 @@ def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
     source = open_source(path)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
+    data = read(source, 0, source.nbytes)
+    check_count(data, path)
     try:
-        index = json.loads(read(source, 0, source.nbytes), object_pairs_hook=unique)
+        index = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"not an index: {error}", where=path) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None

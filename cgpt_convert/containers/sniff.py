@@ -8,7 +8,7 @@ from enum import Enum
 from cgpt_convert.containers import directory
 from cgpt_convert.errors import CgptError
 from cgpt_convert.limits import HEADER_BYTES
-from cgpt_convert.source import Source, read
+from cgpt_convert.source import CHUNK, Source, read
 
 HEAD = 4096  # bytes from the start that tell every kind but the zips and the tars
 
@@ -91,15 +91,23 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(source, head)  # the commonest; the other kinds' readers stay unimported
     from cgpt_convert.containers import tarball, torchtar
-    from cgpt_convert.containers.partial import content_end
 
     if tarball.is_tar(head[: tarball.BLOCK]):
         return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
-        return Kind.ZEROS if not record and content_end(source) == 0 else Kind.UNKNOWN
+        return Kind.ZEROS if not record and _is_zero(source) else Kind.UNKNOWN
     if not head:
         return Kind.EMPTY
     return _binary(head) or _text(head)
+
+
+def _is_zero(source: Source) -> bool:
+    """Is there nothing but zeros? Looked for forwards: `source` may have to be unpacked."""
+    for at in range(0, source.nbytes, CHUNK):
+        data = read(source, at, min(CHUNK, source.nbytes - at))
+        if data != bytes(len(data)):
+            return False
+    return True
 
 
 def _binary(head: bytes) -> Kind | None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.limits import JSON_VALUES, TOKENIZER_BYTES
+from cgpt_convert.limits import TOKENIZER_BYTES
 from cgpt_convert.places import find, open_source
 from cgpt_convert.source import Source, read
-from cgpt_convert.strict_json import loads
+from cgpt_convert.strict_json import check_count, loads
 
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -201,8 +201,7 @@ def _ids(value: object, where: str) -> dict[str, int]:
 
 def _loose(data: bytes, where: str) -> dict[str, Any]:
     """The object in JSON of other people: any numbers, but each key once."""
-    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
-        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where, hint=_HINT)
+    check_count(data, where, _HINT)
     try:
         content = json.loads(data, object_pairs_hook=_unique)
         json.dumps(content, ensure_ascii=False).encode()  # finds lone surrogates

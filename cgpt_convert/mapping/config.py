@@ -15,6 +15,7 @@ from cgpt_convert.mapping.identity import models
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.places import find
 from cgpt_convert.source import read
+from cgpt_convert.strict_json import check_count
 
 CONFIG = "config.json"
 # Cerebras/modelzoo calls its configurations 111m_mup and so on, the hub CerebrasGPT-111_muP
@@ -35,9 +36,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         raise Unsupported(f"a configuration of {source.nbytes:,} bytes", where=path, hint=_HINT)
     import json
 
+    data = read(source, 0, source.nbytes)
+    check_count(data, path, _HINT)
     try:
         # unlike headers, this is other people's file: fractions, NaN and repeated keys may be there
-        config = json.loads(read(source, 0, source.nbytes))
+        config = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"not JSON: {error}", where=path, hint=_HINT) from error
     if not isinstance(config, dict):

@@ -48,59 +48,64 @@ class Fault(Malformed):
 
 
 class Opcodes:
-    """A position in the bytes of a source from `at` to `end`, moving forward only."""
+    """A position in the bytes of a source from `at` on, moving forward only."""
 
-    def __init__(self, source: Source, at: int = 0, end: int | None = None) -> None:
+    def __init__(self, source: Source, at: int = 0) -> None:
         self.source = source
-        self.end = source.nbytes if end is None else end
-        self._read_to = at
+        self.end = source.nbytes
         self._buffer = b""
-        self._index = 0
+        self.base = at  # the offset in the source of the buffer's first byte
+        self.index = 0  # in the buffer, of the next byte
         self._size = _FIRST
 
     @property
     def at(self) -> int:
         """The offset in the source of the next byte."""
-        return self._read_to - len(self._buffer) + self._index
+        return self.base + self.index
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
         """The name and the argument of each opcode, the STOP too. Raises Fault."""
         while True:
-            entry = _TABLE[self.take(1)[0]]
+            index = self.index
+            if index == len(self._buffer):
+                self._fill(1)
+                index = 0
+            entry = _TABLE[self._buffer[index]]
+            self.index = index + 1
             if entry is None:
                 raise Fault("no such opcode")
             name, argument = entry
-            yield name, argument(self) if argument else None
+            yield entry if argument is None else (name, argument(self))
 
     def take(self, nbytes: int) -> bytes:
         """The next few bytes."""
-        stop = self._index + nbytes
+        stop = self.index + nbytes
         if stop > len(self._buffer):
             self._fill(nbytes)
             stop = nbytes
         data = self._buffer[stop - nbytes : stop]
-        self._index = stop
+        self.index = stop
         return data
 
     def skip(self, nbytes: int) -> None:
         """Move on without reading."""
         if nbytes > self.end - self.at:
             raise Fault("it ends inside an argument")
-        if self._index + nbytes <= len(self._buffer):
-            self._index += nbytes
+        if self.index + nbytes <= len(self._buffer):
+            self.index += nbytes
             return
-        self._read_to = self.at + nbytes
-        self._buffer, self._index = b"", 0
+        self.base += self.index + nbytes
+        self._buffer, self.index = b"", 0
 
     def _fill(self, nbytes: int) -> None:
         """Have at least that many bytes in the buffer, from the present position on."""
-        rest = self._buffer[self._index :]
-        size = min(max(self._size, nbytes - len(rest)), self.end - self._read_to)
+        rest = self._buffer[self.index :]
+        start = self.at + len(rest)
+        size = min(max(self._size, nbytes - len(rest)), self.end - start)
         if len(rest) + size < nbytes:
             raise Fault("it ends before its STOP opcode")
-        self._buffer = rest + read(self.source, self._read_to, size)
-        self._read_to += size
-        self._index = 0
+        self._buffer, self.base = rest + read(self.source, start, size), start - len(rest)
+        self.index = 0
         self._size = CHUNK
 
     def line(self, most: int | None = None, legal: frozenset[int] | None = None) -> Span:
@@ -110,13 +115,13 @@ class Opcodes:
         """
         offset, head, nbytes = self.at, b"", 0
         while True:
-            if self._index == len(self._buffer):
+            if self.index == len(self._buffer):
                 if self.at == self.end:
                     kept = max(nbytes - 1, 0)
                     return Span(offset, kept, head[:kept], "utf-8")
                 self._fill(1)
-            found = self._buffer.find(b"\n", self._index)
-            piece = self._buffer[self._index : found if found >= 0 else len(self._buffer)]
+            found = self._buffer.find(b"\n", self.index)
+            piece = self._buffer[self.index : found if found >= 0 else len(self._buffer)]
             if legal is not None:
                 number, zero, _ = piece.partition(b"\0")
                 if not legal.issuperset(number):
@@ -124,11 +129,11 @@ class Opcodes:
                 legal = None if zero else legal  # C takes a number up to there
             head += piece[: KEPT - len(head)]
             nbytes += len(piece)
-            self._index += len(piece)
+            self.index += len(piece)
             if most is not None and nbytes > most:
                 raise Fault("a name longer than any that can be imported")
             if found >= 0:
-                self._index += 1
+                self.index += 1
                 return Span(offset, nbytes, head, "utf-8")
 
     def sized(self, nbytes: int, form: str) -> Span:

@@ -16,7 +16,7 @@ from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
 from cgpt_convert.pickles.nested import Nested
 from cgpt_convert.pickles.opcodes import KEPT, Fault, Opcodes, Span
-from cgpt_convert.pickles.stack import NEWEST_PROTOCOL, SHOWN, UNKNOWN, Exhausted, Unknown, pairs
+from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Unknown, pairs
 from cgpt_convert.source import Source
 
 Allowed = Callable[[Value, Value], bool]
@@ -55,15 +55,18 @@ class Trace(NamedTuple):
     fault_at: int
     exhausted: bool  # a limit of ours was reached: there may be more
     marked: bool  # it begins as a pickle of protocol 2 or later does
+    opcodes: int
     odd: str  # what no writer of pickles does, though loading goes on
 
 
-def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> Trace:
-    """What loading the pickle at byte `at` would do. Positions are bytes of the source.
+def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes) -> Trace:
+    """What loading the pickle at byte `at` would do, up to so many opcodes at `most`.
+
+    Positions are bytes of the source.
 
     Raises nothing but Unreadable.
     """
-    machine = _Machine(Opcodes(source, at, end), allowed)
+    machine = _Machine(Opcodes(source, at), allowed, most)
     fault, exhausted = "", False
     try:
         machine.run()
@@ -82,6 +85,7 @@ def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> 
         machine.position,
         exhausted,
         machine.marked,
+        machine.count,
         machine.odd,
     )
 
@@ -89,8 +93,10 @@ def trace(source: Source, at: int, allowed: Allowed, end: int | None = None) -> 
 class _Machine(Nested):
     """The opcodes for names and calls; each method is named after the opcode."""
 
-    def __init__(self, opcodes: Opcodes, allowed: Allowed) -> None:
+    def __init__(self, opcodes: Opcodes, allowed: Allowed, most: int) -> None:
         super().__init__(opcodes)
+        self.most = most
+        self.count = 0
         self.allowed = allowed
         self.uses: dict[tuple[str, str], Use] = {}
         self.computed: list[Use] = []
@@ -98,8 +104,8 @@ class _Machine(Nested):
         self.value: Value = UNKNOWN
 
     def run(self) -> None:
-        methods, stack = _METHODS, self.stack
-        for number, (name, argument) in enumerate(self.opcodes):
+        methods, stack, opcodes, most = _METHODS, self.stack, self.opcodes, self.most
+        for self.count, (name, argument) in enumerate(opcodes):
             if name == "STOP":
                 self.value = self.pop()
                 return
@@ -110,14 +116,16 @@ class _Machine(Nested):
                 method(self)
             else:
                 method(self, argument)
-            if number == 0 and name == "PROTO" and argument <= NEWEST_PROTOCOL:
-                self.marked = True
-            if number >= PICKLE.opcodes:
-                raise Exhausted(f"more than {PICKLE.opcodes:,} opcodes")
-            at = self.opcodes.at
+            if self.count >= most:
+                raise Exhausted(f"more than {most:,} opcodes")
+            at = opcodes.base + opcodes.index
             if self.position < self.frame_end < at:
                 self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
             self.position = at
+
+    def PROTO(self, version: int) -> None:
+        super().PROTO(version)
+        self.marked |= not self.count
 
     # -- additions to what is on the stack
 

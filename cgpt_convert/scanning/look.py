@@ -10,11 +10,12 @@ from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
 from cgpt_convert.containers.archive import Archive
 from cgpt_convert.containers.directory import STORED
-from cgpt_convert.containers.inside import Window, inflated, unpacked
+from cgpt_convert.containers.inside import Room, Window, inflated, unpacked
 from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
+from cgpt_convert.limits import PICKLE, SCANNED
 from cgpt_convert.pickles.trace import Trace, trace
 from cgpt_convert.places import named, open_source
 from cgpt_convert.scanning import extracted, names
@@ -84,6 +85,12 @@ def _label(path: str, kind: Kind, look: Look) -> str:
 class Look(Found):
     """The looking into one file, part by part."""
 
+    def __init__(self, rule: names.Rule) -> None:
+        super().__init__(rule)
+        self.room = Room(0)  # of the file itself, once it is known, as are
+        self.opcodes = 0  # that may still be looked at
+
+
     def part(
         self,
         source: Source,
@@ -98,6 +105,8 @@ class Look(Found):
         `place` names the part in messages; it is "" for the file itself.
         """
         self.parts += 1
+        if not depth:
+            self.room, self.opcodes = Room(source.nbytes), SCANNED.of(source.nbytes)
         if self.parts > _PARTS or depth > _DEPTH:
             what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
             self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
@@ -133,7 +142,8 @@ class Look(Found):
         count = 0
         while at < source.nbytes and not (at_most and count == at_most):
             self.passed.clear()
-            traced = trace(source, at, self.allowed)
+            traced = trace(source, at, self.allowed, min(PICKLE.opcodes, self.opcodes))
+            self.opcodes -= traced.opcodes
             if not (is_pickle(traced) or (must and (at_most or not count))):
                 break
             count += 1
@@ -203,9 +213,8 @@ class Look(Found):
         if member.method == STORED:
             source = Window(archive.source, member.offset, member.nbytes, label)
         else:
-            source = inflated(
-                archive.source, member.offset, member.compressed, member.nbytes, label
-            )
+            packed = Window(archive.source, member.offset, member.compressed, label)
+            source = inflated(packed, member.nbytes, self.room)
         try:
             count = self.part(source, label, depth + 1, must=must)
             if count and archive.crc32(name) not in (None, _crc32(source)):
@@ -258,7 +267,7 @@ class Look(Found):
 
     def compressed(self, source: Source, place: str, depth: int) -> None:
         """Look into a compressed file."""
-        inner = unpacked(source, read(source, 0, min(HEAD, source.nbytes)))
+        inner = unpacked(source, read(source, 0, min(HEAD, source.nbytes)), self.room)
         if inner is None:
             return
         before = self.weights, len(self.problems)
