@@ -1,5 +1,7 @@
-"""How Hypothesis is run, and the small model that most tests of commands take."""
+"""How Hypothesis is run, the small model of most tests of commands, and small file systems."""
 
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,24 @@ def source(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("source")
     vendor.write_config(vendor.TINY, folder)
     return vendor.save(state, folder / "pytorch_model.bin")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """A function that mounts a file system of its own; skips where that is not permitted."""
+    points: list[Path] = []
+
+    def mount(options: str) -> Path:
+        point = tmp_path / f"mount{len(points)}"
+        point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(point)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting is not permitted here")
+        points.append(point)
+        return point
+
+    yield mount
+    for point in points:
+        subprocess.run(["umount", str(point)], check=True)

@@ -8,15 +8,18 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import safetensors.torch
 import torch
 
 from cgpt_convert import source as reading
+from cgpt_convert.output import sink
 from tests import vendor
-from tests.running import contents, partials, run, spawn
+from tests.running import contents, partials, run
 from tests.small_models import write
 
 
@@ -61,6 +64,8 @@ READERS = (
     "inspect {}",
     "convert {} -o never.npz",
     "convert {} -o never.npz --salvage",
+    "convert {} -o never --to hf",
+    "convert {} -o never.gguf",
     "extract {} -o never",
     "digest {}",
     "lock {} -o never.json",
@@ -132,7 +137,15 @@ def broken() -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-@pytest.mark.parametrize("command", ["convert -o out.npz", "extract -o out", "digest"])
+WRITERS = (
+    "convert -o out.npz",
+    "extract -o out",
+    "convert -o out --to hf",
+    "convert -o out.gguf --no-vocab",
+)
+
+
+@pytest.mark.parametrize("command", [*WRITERS, "digest"])
 @pytest.mark.parametrize("part", [0, 0.5, 0.95])
 def test_a_disk_that_fails_while_it_is_read(
     command: str, part: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,24 +155,103 @@ def test_a_disk_that_fails_while_it_is_read(
     weights = model / "pytorch_model.bin"
     failing = Failing(int(part * os.path.getsize(weights)), broken)
     monkeypatch.setattr(reading, "_pread", failing)
-    result = run(name, weights, *rest)
+    result = run(name, model, *rest)
     assert result.code == 3
     assert f"{weights}: Input/output error" in result.err
     assert os.listdir() == []
 
 
-@pytest.mark.parametrize("salvage", [(), ("--salvage",)])
+@pytest.mark.parametrize("command", [*WRITERS, "convert -o out.npz --salvage"])
 def test_a_file_that_is_cut_while_it_is_read(
-    salvage: tuple[str, ...], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = Path(shutil.copy(model / "pytorch_model.bin", tmp_path / "m.bin"))
+    monkeypatch.chdir(tmp_path)
+    weights = shutil.copytree(model, tmp_path / "m") / "pytorch_model.bin"
     half = os.path.getsize(weights) // 2
     failing = Failing(half // 2, lambda: os.truncate(weights, half))
     monkeypatch.setattr(reading, "_pread", failing)
-    result = run("convert", weights, "-o", tmp_path / "out.npz", *salvage)
+    name, *rest = command.split()
+    result = run(name, "m", *rest)
     assert result.code == 3
+    assert "pytorch_model.bin: " in result.err
     assert "became shorter" in result.err
-    assert os.listdir(tmp_path) == ["m.bin"]
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_disks_that_are_too_small_fill_up_or_cannot_be_written(
+    command: str,
+    model: Path,
+    mounted: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, *rest = command.split()
+    monkeypatch.chdir(small := mounted("size=100k"))
+    result = run(name, model, *rest)
+    assert result.code == 4
+    assert "bytes are needed and" in result.err
+    assert os.listdir(small) == []
+    monkeypatch.setattr(sink, "check_space", lambda *_: None)  # others fill it after the check
+    result = run(name, model, *rest)
+    assert result.code == 4
+    assert f"{rest[1]}" in result.err
+    assert "No space left on device" in result.err
+    assert os.listdir(small) == []
+    monkeypatch.chdir(mounted("ro,size=1m"))
+    result = run(name, model, *rest)
+    assert result.code == 4
+    assert "Read-only file system" in result.err
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_another_file_system(
+    command: str,
+    model: Path,
+    tmp_path: Path,
+    mounted: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, *rest = command.split()
+    found = []
+    for folder in (mounted("size=8m"), tmp_path / "here"):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        for more in ((), ("--overwrite",)):
+            assert run(name, model, *rest, *more).code == 0
+        found.append(contents(folder))
+    assert found[0] == found[1]
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of root."""
+    before = os.geteuid()
+    os.seteuid(before or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_without_permission(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *rest = command.split()
+    with TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        monkeypatch.chdir(folder)
+        copy = shutil.copytree(model, Path(folder, "m"))
+        Path(folder).chmod(0o755)
+        assert run(name, copy, *rest, "--dry-run").code == 0  # what it imports, it has
+        with nobody():
+            result = run(name, copy, *rest)
+        assert result.code == 4, result.err
+        assert f"{rest[1]}: Permission denied" in result.err
+        (copy / "pytorch_model.bin").chmod(0)
+        with nobody():
+            result = run(name, copy, *rest)
+        assert result.code == 3
+        assert "pytorch_model.bin: Permission denied" in result.err
+        assert os.listdir(folder) == ["m"]
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ""])
@@ -192,11 +284,15 @@ def test_a_tensor_whose_name_is_longer_than_a_file_name(tmp_path: Path) -> None:
     assert all(len(name) <= 255 for name in contents(tmp_path / "out"))
 
 
-def test_an_unreadable_file_and_folder(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    (tmp_path / "x").write_bytes(b"PK\3\4")
-    (tmp_path / "x").chmod(0)
-    result = spawn("inspect", tmp_path / "x")
-    assert result.code == 3
-    assert "Permission denied" in result.err
+@pytest.mark.parametrize(("suffix", "to"), [(".gguf", "gguf"), ("", "hf")])
+def test_a_whole_model_of_a_name_of_255_bytes(
+    suffix: str, to: str, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / ("n" * (255 - len(suffix)) + suffix)
+    words = ("convert", model, "--to", to, *(("--no-vocab",) if suffix else ()))
+    for more in ((), ("--overwrite",)):
+        assert run(*words, "-o", out, *more).code == 0
+    assert os.listdir(tmp_path) == [out.name]
+    result = run(*words, "-o", tmp_path / f"n{out.name}")
+    assert result.code == 4
+    assert "too long" in result.err

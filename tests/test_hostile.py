@@ -6,7 +6,10 @@ The numbers in names are the classes of docs/security.md; every class has a test
 from __future__ import annotations
 
 import ast
+import bz2
+import gzip
 import json
+import lzma
 import os
 import re
 import struct
@@ -20,11 +23,9 @@ import torch
 from safetensors import safe_open as read_safetensors
 
 import cgpt_convert
-from cgpt_convert import limits
-from cgpt_convert.errors import CgptError, Unreadable, Unsupported
-from cgpt_convert.limits import MiB, Share
+from cgpt_convert.errors import CgptError, Unreadable
+from cgpt_convert.limits import MiB
 from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.pickles.unpickle import decode
 from tests import vendor, zips
 from tests.running import ROOT, environ, run
 from tests.zips import Entry
@@ -42,10 +43,10 @@ print("\\ncost:", code, used.ru_utime + used.ru_stime, int(peak.split()[1]) >> 1
 """
 
 
-def cost(path: Path) -> tuple[int, float, int, str]:
-    """Exit code, CPU seconds, peak MiB and standard error of `inspect --json`, by itself."""
+def cost(path: Path, command: str = "inspect") -> tuple[int, float, int, str]:
+    """Exit code, CPU seconds, peak MiB and standard error of a command, by itself."""
     done = subprocess.run(
-        [sys.executable, "-c", COST, "inspect", "--json", path],
+        [sys.executable, "-c", COST, command, "--json", path],
         check=True,
         env=environ(),
         stdout=subprocess.DEVNULL,
@@ -218,62 +219,28 @@ def test_8_a_file_of_1_mib_costs_little(kind: str, tmp_path: Path) -> None:
     assert mib < MOST_MIB
 
 
-# -- limits at their edges
+PACKED: dict[str, Callable[[], bytes]] = {
+    "zeros by bzip2, which cannot be copied": lambda: bz2.compress(bytes(32 * MiB)),
+    "zeros by xz": lambda: lzma.compress(bytes(32 * MiB), preset=0),
+    "gzip in gzip": lambda: gzip.compress(gzip.compress(bytes(200 * MiB), 1), 9),
+    "opcodes": lambda: zips.build(
+        [zips.deflated(Entry("archive/data.pkl", b"\x80\4" + b"N0" * 3_000_000 + b"N."))]
+    ),
+    "opcodes in many records": lambda: zips.build(
+        zips.deflated(Entry("archive/data/0", b"\x80\4" + b"N0" * 300_000)).but(name=f"archive/{n}")
+        for n in range(20)
+    ),
+}
 
 
-def test_20_shares_grow_with_the_pickle_up_to_a_bound() -> None:
-    share = Share(always=10, per=4, most=100)
-    assert [share.of(nbytes) for nbytes in (0, 3, 4, 359, 360, 10_000)] == [
-        10,
-        10,
-        11,
-        99,
-        100,
-        100,
-    ]
-
-
-@pytest.mark.parametrize("unit", [b"]", b"}", b"\x8f", b"NNR", b"NQ"])
-def test_20_values_that_take_memory_are_counted_to_the_last(unit: bytes) -> None:
-    ten = limits.PICKLE._replace(kept=Share(10, MiB, 10))
-    assert decode(b"(" + unit * 10 + b"t.", ten)
-    with pytest.raises(Unsupported, match="more than 10 lists"):
-        decode(b"(" + unit * 11 + b"t.", ten)
-
-
-@pytest.mark.parametrize("limit", ["NODES", "NAMES", "REPEATED", "TENSORS"])
-def test_20_what_the_walk_may_cost_is_counted_to_the_last(
-    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared = torch.zeros(2)
-    value = {"a": shared, "b": [[1], (pair := ["c", [1]]), pair], "d": torch.ones(1)}
-    # the values; the characters of their paths; the pair and what is in it, again; the tensors
-    exact = {"NODES": 11, "NAMES": 32, "REPEATED": 5, "TENSORS": 2}[limit]
-    (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
-    monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact, 1 << 40, exact))
-    assert len(open_checkpoint(path)) == 2
-    monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact - 1, 1 << 40, exact - 1))
-    with pytest.raises(Unsupported, match="for a pickle of its size"):
-        open_checkpoint(path)
-
-
-def test_20_names_have_a_greatest_length(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    torch.save({"k" * limits.NAME: torch.ones(1)}, path)
-    assert len(open_checkpoint(path)) == 1
-    torch.save({"k" * (limits.NAME + 1): torch.ones(1)}, path)
-    assert len(torch.load(path)) == 1
-    with pytest.raises(Unsupported, match="4,096 characters"):
-        open_checkpoint(path)
-
-
-def test_20_optimizer_state_of_many_small_tensors_fits(tmp_path: Path) -> None:
-    def state() -> dict[str, torch.Tensor]:
-        return {name: torch.zeros(1) for name in ("step", "exp_avg", "exp_avg_sq")}
-
-    value = {"state": {number: state() for number in range(4000)}, "param_groups": [{"lr": 0.1}]}
-    torch.save(value, tmp_path / "x.pt")
-    assert len(open_checkpoint(tmp_path / "x.pt")) == 12_000
+@pytest.mark.parametrize("kind", PACKED)
+def test_8_what_is_packed_costs_a_scan_little(kind: str, tmp_path: Path) -> None:
+    (path := tmp_path / "x.bin").write_bytes(PACKED[kind]())
+    code, seconds, mib, err = cost(path, "scan")
+    assert code in (0, 3), err
+    assert "Traceback" not in err
+    assert seconds < MOST_SECONDS
+    assert mib < MOST_MIB
 
 
 # -- classes that no other module has

@@ -195,7 +195,7 @@ def test_a_killed_run_leaves_the_old_output_or_none_and_the_next_cleans_up(
     assert litter
 
 
-@pytest.mark.parametrize("round_", range(3))
+@pytest.mark.parametrize("round_", range(len(COMMANDS)))
 def test_of_two_processes_exactly_one_wins(cases: list[Case], tmp_path: Path, round_: int) -> None:
     case = cases[round_]
     both = [start(*case.words, "-o", tmp_path / case.output) for _ in range(2)]

@@ -4,9 +4,8 @@ import errno
 import os
 import random
 import struct
-import subprocess
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -335,27 +334,6 @@ def test_of_two_writers_at_once_exactly_one_wins(tmp_path: Path, *, folder: bool
     with pytest.raises(CannotWrite, match="exists already"):
         write([plan(b"first")], target, Options(advance=second))
     assert contents(tmp_path) == {"out/out" if folder else "out": b"second"}
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """A function that mounts a file system of its own; skips where that is not permitted."""
-    points: list[Path] = []
-
-    def mount(options: str) -> Path:
-        point = tmp_path / f"mount{len(points)}"
-        point.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(point)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("mounting is not permitted here")
-        points.append(point)
-        return point
-
-    yield mount
-    for point in points:
-        subprocess.run(["umount", str(point)], check=True)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_writing(mounted: Callable[..., Path]) -> None:

@@ -168,7 +168,7 @@ class Builder(Cursor):
     def memoize(self, index: int) -> None:
         if index < 0:
             raise Malformed("a negative memo index")
-        if len(self.memo) > self.most_memo:
+        if len(self.memo) >= self.most_memo:
             raise Unsupported(f"more than {self.most_memo:,} memo entries")
         self.memo[index] = self.top()
 

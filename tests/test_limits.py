@@ -1,0 +1,304 @@
+"""Every limit of limits.py at its edge: what is just allowed, and what is just too much."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from cgpt_convert import limits, strict_json
+from cgpt_convert.containers.archive import open_archive
+from cgpt_convert.containers.inside import Room
+from cgpt_convert.containers.shards import read_index
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.exports.tokenizer_files import read_file
+from cgpt_convert.formats import _gguf, _npy, _safetensors, parameters
+from cgpt_convert.formats import npy as formats_npy
+from cgpt_convert.limits import PICKLE, MiB, Share
+from cgpt_convert.mapping.config import read_config
+from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.pickles.trace import Trace, trace
+from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.proof.lock import read_lock
+from cgpt_convert.scanning.look import Look
+from cgpt_convert.scanning.names import Rule
+from cgpt_convert.source import MemoryBytes
+from cgpt_convert.tensor import Storage
+from tests import zips
+from tests.test_torch_forms import forged, opened, v2
+from tests.test_unpickle import tree
+from tests.zips import Entry
+
+
+def memory(data: bytes) -> MemoryBytes:
+    return MemoryBytes("x", data)
+
+
+def traced(data: bytes) -> Trace:
+    found = trace(memory(data), 0, lambda _module, _name: True)
+    if found.fault or found.odd:
+        raise Unsupported(found.fault or found.odd)
+    return found
+
+
+def scanned(data: bytes) -> None:
+    look = Look(Rule())
+    look.part(memory(data), "", 0)
+    if look.problems:
+        raise Unsupported(str(look.problems))
+
+
+def records(count: int) -> list[Entry]:
+    return [Entry(f"a/{number}", b"") for number in range(count)]
+
+
+def ratio(nbytes: int) -> bytes:
+    return zips.build([Entry("a/x", b"\3\0", method=8, crc=0, nbytes=nbytes)])
+
+
+def nested(levels: int) -> bytes:
+    value: list[object] = []
+    for _ in range(levels):
+        value = [value]
+    return pickle.dumps(value)
+
+
+def inflating(nbytes: int) -> bytes:
+    data = b"\x80\x02X" + struct.pack("<I", nbytes - 8) + bytes(nbytes - 8) + b"."
+    return zips.build([zips.deflated(Entry("archive/data.pkl", data))])
+
+
+def header(nbytes: int) -> bytes:
+    return struct.pack("<Q", nbytes) + b"{}".ljust(nbytes)
+
+
+def npy(nbytes: int) -> bytes:
+    text = "{'descr': '|u1', 'fortran_order': False, 'shape': (0,), }".ljust(nbytes - 12)
+    return b"\x93NUMPY\2\0" + struct.pack("<I", len(text)) + text.encode()
+
+
+def gguf_strings(count: int) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a"
+    return head + struct.pack("<IIQ", 9, 8, count) + bytes(8 * count)
+
+
+def gguf_bytes(nbytes: int) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a"
+    left = nbytes - len(head) - 12
+    return head + struct.pack("<IQ", 8, left) + bytes(left)
+
+
+class Edge(NamedTuple):
+    """Reading `at(most)` is allowed, `at(most + 1)` raises; `patched` is set to `most` before."""
+
+    most: int
+    at: Callable[[int], object]
+    patched: str = ""
+    error: type[CgptError] = Unsupported
+
+
+def bounded(data: bytes, **fields: object) -> None:
+    decode(data, PICKLE._replace(**fields))  # type: ignore[arg-type]
+
+
+def file(read: Callable[[str], object], name: str = "x.json") -> Callable[[int], object]:
+    """Reading a JSON file of so many bytes, which need not say what it should."""
+
+    def at(nbytes: int) -> None:
+        Path(name).write_bytes(b"{}".ljust(nbytes))
+        with suppress(Malformed):
+            read(name)
+
+    return at
+
+
+TEN = Share(10, MiB, 10)
+CLAIMED = limits.EXPANSION * 24 + limits.EXPANSION_FLOOR  # over a storage of 24 bytes
+FIELD = "cgpt_convert.formats._gguf_fields"
+EDGES = {
+    "PICKLE.nbytes": Edge(
+        9, lambda n: bounded(b"\x8c" + bytes((n - 3,)) + b"k" * (n - 3) + b".", nbytes=9)
+    ),
+    "PICKLE.opcodes": Edge(10, lambda n: bounded(b"N" + b"\x85" * (n - 2) + b".", opcodes=10)),
+    "PICKLE.memo": Edge(10, lambda n: bounded(b"N" + b"\x94" * n + b".", memo=TEN)),
+    "PICKLE.kept": Edge(10, lambda n: bounded(b"](" + b"]" * (n - 1) + b"e.", kept=TEN)),
+    "PICKLE.depth": Edge(5, lambda n: bounded(b"(" * n + b"t" * n + b".", depth=5)),
+    "PICKLE.integer_bytes": Edge(
+        PICKLE.integer_bytes, lambda n: decode(b"\x8b" + struct.pack("<i", n) + b"\1" * n + b".")
+    ),
+    "PICKLE.line_bytes": Edge(
+        PICKLE.line_bytes, lambda n: decode(b"V" + b"k" * (n - 1) + b"\n" + b"." * 9)
+    ),
+    "INFLATION": Edge(MiB, lambda n: opened(inflating(n)), "cgpt_convert.limits.INFLATION=0"),
+    "MEMBERS": Edge(
+        3,
+        lambda n: open_archive(memory(zips.build(records(n)))),
+        "cgpt_convert.containers.directory.MEMBERS",
+    ),
+    "DIRECTORY_BYTES": Edge(
+        3 * 49,
+        lambda n: open_archive(memory(zips.build(records(-(-n // 49))))),
+        "cgpt_convert.containers.directory.DIRECTORY_BYTES",
+    ),
+    "NAME_BYTES": Edge(
+        limits.NAME_BYTES,
+        lambda n: open_archive(memory(zips.build([Entry("k" * n, b"")]))),
+        error=Malformed,
+    ),
+    "DEFLATE_RATIO": Edge(
+        2 * limits.DEFLATE_RATIO, lambda n: open_archive(memory(ratio(n))), error=Malformed
+    ),
+    "NESTING": Edge(limits.NESTING, lambda n: tree(nested(n))),
+    "INT64": Edge(
+        limits.INT64 - 1,
+        lambda n: opened(forged({"w": v2(size=(0, n), stride=(1, 1))})),
+        error=Malformed,
+    ),
+    "RANK": Edge(limits.RANK, lambda n: opened(forged({"w": v2(size=(1,) * n, stride=(1,) * n)}))),
+    "EXPANSION, EXPANSION_FLOOR": Edge(
+        CLAIMED // 4, lambda n: opened(forged({"w": v2(size=(n,), stride=(0,))}))
+    ),
+    "UNPACKED, UNPACKED_FLOOR": Edge(
+        limits.UNPACKED_FLOOR + 9 * limits.UNPACKED, lambda n: Room(9).take(n, "x")
+    ),
+    "SCANNED": Edge(
+        10,
+        lambda n: scanned(b"\x80\4" + b"N0" * 4 + b"N" + b"\x85" * (n - 10) + b"."),
+        "cgpt_convert.scanning.look.SCANNED=Share(10, 1 << 40, 10)",
+    ),
+    "MEMO_GAP": Edge(
+        3 + limits.MEMO_GAP, lambda n: traced(b"\x80\4Nr" + struct.pack("<I", n) + b".")
+    ),
+    "MEMO_SPARSE": Edge(
+        3,
+        lambda n: traced(b"N" + b"".join(b"q" + bytes((9 * k,)) for k in range(1, n + 1)) + b"."),
+        "cgpt_convert.pickles.stack.MEMO_SPARSE",
+    ),
+    "JSON_VALUES": Edge(
+        3,
+        lambda n: strict_json.loads(b'{"a":[' + b",".join([b"1"] * (n - 1)) + b"]}", "x"),
+        "cgpt_convert.strict_json.JSON_VALUES",
+    ),
+    "HEADER_BYTES": Edge(
+        100,
+        lambda n: _safetensors.from_source(memory(header(n)), "x"),
+        "cgpt_convert.formats._safetensors.HEADER_BYTES",
+        error=Malformed,
+    ),
+    "CONFIG_BYTES": Edge(
+        40,
+        file(lambda _: read_config("."), "config.json"),
+        "cgpt_convert.mapping.config.CONFIG_BYTES",
+    ),
+    "TOKENIZER_BYTES": Edge(
+        40, file(read_file), "cgpt_convert.exports.tokenizer_files.TOKENIZER_BYTES"
+    ),
+    "INDEX_BYTES": Edge(
+        40,
+        file(lambda path: read_index(path, open_checkpoint)),
+        "cgpt_convert.containers.shards.INDEX_BYTES",
+    ),
+    "INDEX_BYTES of a lock": Edge(40, file(read_lock), "cgpt_convert.proof.lock.INDEX_BYTES"),
+    "INDEX_BYTES of a mapping": Edge(
+        40,
+        file(lambda _: parameters.read("."), "mapping.json"),
+        "cgpt_convert.formats.parameters.INDEX_BYTES",
+    ),
+    "INDEX_BYTES of npy's notes": Edge(
+        40,
+        file(lambda _: formats_npy.read("."), "tensors.json"),
+        "cgpt_convert.formats.npy.INDEX_BYTES",
+    ),
+    "NPY_HEADER_BYTES": Edge(
+        limits.NPY_HEADER_BYTES, lambda n: _npy.array(Storage(memory(npy(n)), 0, n, "w"))
+    ),
+    "GGUF_HEADER_BYTES": Edge(
+        100, lambda n: _gguf.from_source(memory(gguf_bytes(n)), "x"), f"{FIELD}.GGUF_HEADER_BYTES"
+    ),
+    "GGUF_ITEMS": Edge(
+        4, lambda n: _gguf.from_source(memory(gguf_strings(n)), "x"), f"{FIELD}.GGUF_ITEMS"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_a_limit_allows_so_much_and_no_more(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    edge = EDGES[name]
+    if edge.patched:
+        target, _, value = edge.patched.partition("=")
+        monkeypatch.setattr(target, eval(value) if value else edge.most)
+    edge.at(edge.most)
+    with pytest.raises(edge.error) as error:
+        edge.at(edge.most + 1)
+    assert type(error.value) is edge.error
+
+
+def test_20_shares_grow_with_the_pickle_up_to_a_bound() -> None:
+    share = Share(always=10, per=4, most=100)
+    assert [share.of(nbytes) for nbytes in (0, 3, 4, 359, 360, 10_000)] == [
+        10,
+        10,
+        11,
+        99,
+        100,
+        100,
+    ]
+
+
+@pytest.mark.parametrize("unit", [b"]", b"}", b"\x8f", b"NNR", b"NQ"])
+def test_20_values_that_take_memory_are_counted_to_the_last(unit: bytes) -> None:
+    ten = limits.PICKLE._replace(kept=Share(10, MiB, 10))
+    assert decode(b"(" + unit * 10 + b"t.", ten)
+    with pytest.raises(Unsupported, match="more than 10 lists"):
+        decode(b"(" + unit * 11 + b"t.", ten)
+
+
+@pytest.mark.parametrize("limit", ["NODES", "NAMES", "REPEATED", "TENSORS"])
+def test_20_what_the_walk_may_cost_is_counted_to_the_last(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = torch.zeros(2)
+    value = {"a": shared, "b": [[1], (pair := ["c", [1]]), pair], "d": torch.ones(1)}
+    # the values; the characters of their paths; the pair and what is in it, again; the tensors
+    exact = {"NODES": 11, "NAMES": 32, "REPEATED": 5, "TENSORS": 2}[limit]
+    (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
+    monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact, 1 << 40, exact))
+    assert len(open_checkpoint(path)) == 2
+    monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact - 1, 1 << 40, exact - 1))
+    with pytest.raises(Unsupported, match="for a pickle of its size"):
+        open_checkpoint(path)
+
+
+def test_20_names_have_a_greatest_length(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"k" * limits.NAME: torch.ones(1)}, path)
+    assert len(open_checkpoint(path)) == 1
+    torch.save({"k" * (limits.NAME + 1): torch.ones(1)}, path)
+    assert len(torch.load(path)) == 1
+    with pytest.raises(Unsupported, match="4,096 characters"):
+        open_checkpoint(path)
+
+
+def test_20_optimizer_state_of_many_small_tensors_fits(tmp_path: Path) -> None:
+    def state() -> dict[str, torch.Tensor]:
+        return {name: torch.zeros(1) for name in ("step", "exp_avg", "exp_avg_sq")}
+
+    value = {"state": {number: state() for number in range(4000)}, "param_groups": [{"lr": 0.1}]}
+    torch.save(value, tmp_path / "x.pt")
+    assert len(open_checkpoint(tmp_path / "x.pt")) == 12_000
+
+
+def test_every_limit_has_an_edge() -> None:
+    here = {"PICKLE", "NODES", "REPEATED", "TENSORS", "NAMES", "NAME"}  # further down
+    named = {word for name in EDGES for word in name.split(" of ")[0].split(", ")}
+    names = {name for name in vars(limits) if name.isupper()} - here
+    assert named == names | {f"PICKLE.{name}" for name in PICKLE._fields}
