@@ -237,10 +237,13 @@ def nobody() -> Iterator[None]:
 def test_without_permission(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *rest = command.split()
     with TemporaryDirectory() as folder:  # pytest's own folders are closed to others
-        monkeypatch.chdir(folder)
         copy = shutil.copytree(model, Path(folder, "m"))
-        Path(folder).chmod(0o755)
-        assert run(name, copy, *rest, "--dry-run").code == 0  # what it imports, it has
+        for each in (Path(folder), copy):
+            each.chmod(0o755)
+        monkeypatch.chdir(copy)
+        assert run(name, copy, *rest).code == 0  # what it imports, it has
+        (copy / rest[1]).rename(copy.with_name("before"))
+        monkeypatch.chdir(folder)
         with nobody():
             result = run(name, copy, *rest)
         assert result.code == 4, result.err
@@ -250,7 +253,7 @@ def test_without_permission(command: str, model: Path, monkeypatch: pytest.Monke
             result = run(name, copy, *rest)
         assert result.code == 3
         assert "pytorch_model.bin: Permission denied" in result.err
-        assert os.listdir(folder) == ["m"]
+        assert sorted(os.listdir(folder)) == ["before", "m"]
         monkeypatch.undo()
 
 
