@@ -162,7 +162,7 @@ def _complain(message: str) -> None:
 class _Terminated(SystemExit):
     """A signal's own exit, by way of every `finally`, so that temporary files go."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: signal.Signals) -> None:
         super().__init__(128 + number)
         self.number = number
 
@@ -175,7 +175,7 @@ def _terminating() -> list[signal.Signals]:
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
-    raise _Terminated(number)
+    raise _Terminated(signal.Signals(number))
 
 
 def _unraisable(dropped: UnraisableHookArgs) -> None:
@@ -185,7 +185,7 @@ def _unraisable(dropped: UnraisableHookArgs) -> None:
     as those of importlib's locks.
     """
     if issubclass(dropped.exc_type, KeyboardInterrupt):
-        number = int(signal.SIGINT)
+        number = signal.SIGINT
     elif isinstance(dropped.exc_value, _Terminated):
         number = dropped.exc_value.number
     else:
@@ -194,7 +194,7 @@ def _unraisable(dropped: UnraisableHookArgs) -> None:
     _thread.start_new_thread(_send_again, (number, _thread.get_ident()))
 
 
-def _send_again(number: int, main_thread: int) -> None:
+def _send_again(number: signal.Signals, main_thread: int) -> None:
     time.sleep(_AGAIN)
     if hasattr(signal, "pthread_kill"):  # which ends a wait in that thread, too
         signal.pthread_kill(main_thread, number)
