@@ -12,8 +12,7 @@ from cgpt_convert.containers import shards
 from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind, sniff
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.findings import Finding
-from cgpt_convert.places import is_file, is_url, named, open_source
-from cgpt_convert.source import unreadable
+from cgpt_convert.places import is_file, is_url, listing, named, open_source
 
 _INDEX = ".index.json"
 # what a model folder holds its weights as, Hugging Face's names first
@@ -23,6 +22,7 @@ _IN_FOLDERS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_OF_FOLDERS = ("mapping.json", "tensors.json")  # what lists the files of a folder of raw ones
 _ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
 
 
@@ -39,16 +39,23 @@ def open_checkpoint(
     path = named(os.fspath(path))
     if mapping is not None:
         return _with_mapping(path, mapping)
-    open_file = _salvage_file if salvage else _open_file
     if is_url(path):
         path, inside = _look(path)
         if inside is not None:
-            found = _the_one(path, _weights(inside))
-            if not found.endswith(_INDEX):
-                return open_file(found)
-            return shards.read_index(found, open_file, salvage=salvage)
-    elif os.path.isdir(path):
-        return _open_folder(path, salvage=salvage)
+            return _open_folder(path, inside, salvage=salvage)
+        return _open_weights(path, salvage=salvage)
+    return _open_local(path, salvage=salvage)
+
+
+def _open_local(path: str, *, salvage: bool) -> Checkpoint:
+    if os.path.isdir(path):
+        return _open_folder(path, listing(path) or (), salvage=salvage)
+    return _open_weights(path, salvage=salvage)
+
+
+def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
+    """What the file at `path` holds, or the shards of which it is the index."""
+    open_file = _salvage_file if salvage else _open_file
     if path.endswith(_INDEX):
         return shards.read_index(path, open_file, salvage=salvage)
     checkpoint = open_file(path)
@@ -118,19 +125,16 @@ def _salvage_file(path: str) -> Checkpoint:
         return sift(checkpoint, source.nbytes, end).checkpoint
 
 
-def _open_folder(path: str, *, salvage: bool) -> Checkpoint:
+def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
     """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
-    try:
-        inside = set(os.listdir(path))
-    except OSError as error:
-        raise unreadable(error, path) from error
     if "mapping.json" in inside:
         return formats.by_name("parameters").read(path)
     found = _weights(inside)
     arrays = not found and any(name.endswith(".npy") for name in inside)
     if arrays or "tensors.json" in inside:
         return formats.by_name("npy").read(path)
-    return open_checkpoint(_the_one(path, found), salvage=salvage)
+    one = _the_one(path, found)
+    return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
 
 
 def _weights(inside: Collection[str]) -> list[str]:
@@ -163,15 +167,24 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
         return found.name, None
     if found.inside is not None:
         return found.name, found.inside
-    there = (name for name in _IN_FOLDERS if is_file(os.path.join(path, name)))
-    return found.name, tuple(itertools.islice(there, 1))
+    tried = (*_IN_FOLDERS, *_OF_FOLDERS)
+    there = tuple(
+        itertools.islice((name for name in tried if is_file(os.path.join(path, name))), 1)
+    )
+    if not there:
+        raise Unsupported(
+            f"a folder that cannot be listed, and that has none of {', '.join(tried)}",
+            where=path,
+            hint="name the file itself",
+        )
+    return found.name, there
 
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:
     from cgpt_convert.formats import parameters
     from cgpt_convert.mapping.identity import storage_mapping
 
-    if not os.path.isdir(path):
+    if not is_url(path) and not os.path.isdir(path):
         raise BadRequest("--mapping is for a folder of numbered files", where=path)
     return parameters.read_mapped(path, storage_mapping(mapping))
 

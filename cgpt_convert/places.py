@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
-from cgpt_convert.source import File, LocalFile, Source
+from cgpt_convert.errors import BadRequest
+from cgpt_convert.source import File, LocalFile, Source, unreadable
 
 
 def is_url(path: str) -> bool:
@@ -20,6 +22,30 @@ def open_source(path: str) -> File:
 
         return open_remote(path)
     return LocalFile(path)
+
+
+def open_all(paths: Sequence[str]) -> list[File | None]:
+    """The bytes of files that are looked into later, None for each that is not there."""
+    if paths and is_url(paths[0]):
+        from cgpt_convert.remote.opening import open_several
+
+        return open_several(paths)
+    return [LocalFile(path) if os.path.isfile(path) else None for path in paths]
+
+
+def listing(path: str) -> list[str] | None:
+    """The names in the folder at `path`, sorted; None where it cannot be listed, as by HTTP."""
+    if is_url(path):
+        from cgpt_convert.remote.opening import look
+
+        inside = look(path).inside
+        return None if inside is None else sorted(inside)
+    try:
+        return sorted(os.listdir(path))
+    except NotADirectoryError as error:
+        raise BadRequest("not a folder", where=path) from error
+    except OSError as error:
+        raise unreadable(error, path) from error
 
 
 def find(path: str) -> Source | None:

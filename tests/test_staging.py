@@ -12,7 +12,7 @@ from cgpt_convert.output import place, staging
 from tests.running import contents, partials
 
 
-def stage_file(stage: staging.Stage, name: str, data: bytes) -> str:
+def stage_file(stage: staging.Local, name: str, data: bytes) -> str:
     """Write a whole file into the stage; its temporary path."""
     path, descriptor = stage.create(name)
     os.write(descriptor, data)

@@ -146,10 +146,12 @@ def _tell_traffic() -> None:
         from cgpt_convert.cli.table import counted, size
         from cgpt_convert.remote.traffic import traffic
 
-        requests, nbytes, total = traffic.take()
+        requests, nbytes, total, sent = traffic.take()
         if requests:
-            told = f"{counted(requests, 'request')}, {size(nbytes)} of {size(total)}"
-            click.echo(told, err=True)
+            told = [counted(requests, "request")]
+            told += [f"{size(nbytes)} of {size(total)}"] if total else []
+            told += [f"{size(sent)} sent"] if sent else []
+            click.echo(", ".join(told), err=True)
 
 
 def _complain(message: str) -> None:

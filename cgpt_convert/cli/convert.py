@@ -40,7 +40,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.command("convert")
 @options.source
 @click.option(
-    "-o", "--output", required=True, type=click.Path(), help="The file or folder to write."
+    "-o", "--output", required=True, type=options.Output(), help="The file or folder to write."
 )
 @click.option(
     "--to",

@@ -23,7 +23,7 @@ from cgpt_convert.select import EVERYTHING, Wish, select, wanted
 
 @click.command("extract")
 @options.source
-@click.option("-o", "--output", type=click.Path(), help="The folder to write, say parameters/.")
+@click.option("-o", "--output", type=options.Output(), help="The folder to write, say parameters/.")
 @click.option(
     "--by",
     type=click.Choice(["storage", "name"]),

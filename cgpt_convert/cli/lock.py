@@ -22,7 +22,7 @@ from cgpt_convert.select import Wish
 
 @click.command("lock")
 @options.source
-@click.option("-o", "--output", required=True, type=click.Path(), help="The file to write.")
+@click.option("-o", "--output", required=True, type=options.Output(), help="The file to write.")
 @click.option("--in-toto", is_flag=True, help="Write an in-toto statement that holds the lock.")
 @options.wish
 @options.mapping

@@ -35,6 +35,14 @@ class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 
         return [int(word) for word in words]
 
 
+class Output(click.Path):
+    """What is to be written: a path, or a URL under the name that is shown of it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The path, or the name."""
+        return named(os.fspath(super().convert(value, param, ctx)))
+
+
 def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     """Sets one of `remote.traffic.settings`, which holds for the process, if it is given."""
 
@@ -190,18 +198,18 @@ def reported(command: F) -> F:
 def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
     """Raise BadRequest if writing `outputs` would replace what `checkpoint` is read from.
 
-    A folder replaces all that lies in it. Also if an output is a URL: those are only read.
+    A folder replaces all that lies in it. Also if an output is a URL that nothing writes to.
     """
     for output in outputs:
         if is_url(output):
-            hint = "write it here, and copy it there"
-            raise BadRequest("output is written to a local disk", where=named(output), hint=hint)
+            _check_apart_there(checkpoint, output)
+            continue
         try:
             status = os.stat(output)
         except OSError:
             continue
         if is_url(checkpoint.path):
-            break
+            continue
         real = os.path.realpath(output)
         if real == os.path.realpath(checkpoint.path):  # an index, which no tensor is read from
             raise BadRequest("the output is the input", where=output, hint="name another file")
@@ -210,3 +218,12 @@ def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
             same = source.same_file(status) if isinstance(source, LocalFile) else path == real
             if same or os.path.commonpath([real, path]) == real:
                 raise BadRequest("the output is the input", where=output, hint="name another file")
+
+
+def _check_apart_there(checkpoint: Checkpoint, output: str) -> None:
+    from cgpt_convert.remote.writable import check_writable
+
+    check_writable(output)
+    sources = [checkpoint.path, *(source.name for source in checkpoint.sources)]
+    if any(f"{name.rstrip('/')}/".startswith(f"{output.rstrip('/')}/") for name in sources):
+        raise BadRequest("the output is the input", where=output, hint="name another one")

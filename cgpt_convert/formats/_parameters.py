@@ -12,7 +12,8 @@ from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.source import LocalFile, Source
+from cgpt_convert.places import open_all
+from cgpt_convert.source import File, Source
 from cgpt_convert.tensor import Storage, Tensor, replace, view
 
 _FIELDS = {
@@ -30,6 +31,7 @@ _FIELDS = {
     "quantizer",
 }
 _REQUIRED = {"file", "dtype", "shape", "strides", "start"}
+_LISTED = 100  # missing files that are named
 # components that do not begin with a dot, joined by slashes
 _INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")
 _CRC = re.compile("[0-9a-f]{8}")
@@ -44,14 +46,20 @@ def parts(exotic: dict[str, Any]) -> Iterator[object]:
             yield from parts.values()
 
 
-def check_files(folder: str, rows: Iterable[object]) -> None:
-    """Raise Malformed listing every file that `rows` name and that is not there."""
+def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
+    """The files that `rows` name, by their paths in the folder.
+
+    Raises Malformed listing every one that is not there.
+    """
     files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
     inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
-    lost = [f for f in dict.fromkeys(inside) if not os.path.isfile(os.path.join(folder, f))]
+    names = list(dict.fromkeys(inside))
+    found = dict(zip(names, open_all([os.path.join(folder, f) for f in names]), strict=True))
+    lost = [name for name, file in found.items() if file is None]
     if lost:
-        listed = ", ".join(map(printable, lost))
+        listed = ", ".join(map(printable, lost[:_LISTED])) + (" ..." if lost[_LISTED:] else "")
         raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
+    return {name: file for name, file in found.items() if file is not None}
 
 
 class Recorded(NamedTuple):
@@ -64,10 +72,14 @@ class Recorded(NamedTuple):
 
 
 class Reader:
-    """Rows of a mapping -> tensors over the files of a folder, each file one storage."""
+    """Rows of a mapping -> tensors over the files of a folder, each file one storage.
 
-    def __init__(self, folder: str) -> None:
+    `rows` are all that it will be given.
+    """
+
+    def __init__(self, folder: str, rows: Iterable[object]) -> None:
         self.folder = folder
+        self._files = opened(folder, rows)
         self.storages: dict[str, Storage] = {}
 
     def tensor(self, name: str, row: object) -> Tensor:
@@ -104,7 +116,7 @@ class Reader:
         if crc is not None and not (isinstance(crc, str) and _CRC.fullmatch(crc)):
             raise Malformed(f"a checksum that is none: {crc!r}", where=where)
         if file not in self.storages:
-            source = LocalFile(os.path.join(self.folder, *file.split("/")))
+            source = self._files[file]
             value = int(crc, 16) if crc is not None else None
             key = names.tensor_name(file)  # as it was before it became a file's name
             key = file if key is None else key

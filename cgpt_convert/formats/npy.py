@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cgpt_convert import strict_json
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.names import file_names, tensor_name
+from cgpt_convert.places import listing, open_all, open_source
 from cgpt_convert.plan import FilePlan, Request
-from cgpt_convert.source import LocalFile, unreadable
+from cgpt_convert.source import Source
 from cgpt_convert.source import read as read_bytes
 from cgpt_convert.tensor import Storage, Tensor
 
@@ -60,23 +61,21 @@ def read(path: str) -> Checkpoint:
     Raises Malformed where the two contradict each other, BadRequest if `path` is no folder,
     Unsupported where it has no arrays, or arrays of objects (pickles), strings, dates, records.
     """
-    present = _listing(path)
+    present = listing(path)
+    if present is None or SIDECAR in present:  # where nothing can be listed, it lists the arrays
+        return _with_sidecar(path, present or [])
     arrays = sorted(name for name in present if name.endswith(_npy.SUFFIX))
-    if SIDECAR in present:
-        return _with_sidecar(path, present)
     if not arrays:
         raise Unsupported("no arrays (*.npy) in this folder", where=path)
-    tensors = {name: _array(path, file, name) for name, file in _named(arrays).items()}
+    sources = _opened(path, arrays)
+    tensors = {name: _array(sources[file], name) for name, file in _named(arrays).items()}
     return _checkpoint(path, tensors, {*present} - {*arrays})
 
 
-def _listing(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except NotADirectoryError as error:
-        raise BadRequest("not a folder", where=path) from error
-    except OSError as error:
-        raise unreadable(error, path) from error
+def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
+    """The files of the folder by name, less those that are not there."""
+    found = zip(files, open_all([os.path.join(path, file) for file in files]), strict=True)
+    return {name: source for name, source in found if source is not None}
 
 
 def _named(files: list[str]) -> dict[str, str]:
@@ -93,8 +92,12 @@ def _named(files: list[str]) -> dict[str, str]:
 def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
     where = os.path.join(path, SIDECAR)
     sidecar = _sidecar(where)
-    tensors = {name: _listed(path, name, entry) for name, entry in sidecar["files"].items()}
-    used = [entry["file"] for entry in sidecar["files"].values()]
+    used = [_file(where, *entry) for entry in sidecar["files"].items()]
+    sources = _opened(path, used)
+    tensors = {
+        name: _listed(f"{where}[{name}]", name, entry, sources.get(entry["file"]))
+        for name, entry in sidecar["files"].items()
+    }
     if len(set(used)) < len(used):
         raise Malformed("two tensors in one file", where=where)
     checkpoint = _checkpoint(path, tensors, {*present} - {*used, SIDECAR})
@@ -104,7 +107,7 @@ def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
 
 
 def _sidecar(where: str) -> dict[str, Any]:
-    source = LocalFile(where)
+    source = open_source(where)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"{source.nbytes:,} bytes; at most {INDEX_BYTES:,}", where=where)
     sidecar = strict_json.loads(read_bytes(source, 0, source.nbytes), where)
@@ -115,24 +118,28 @@ def _sidecar(where: str) -> dict[str, Any]:
     return sidecar
 
 
-def _listed(path: str, name: str, entry: object) -> Tensor:
-    """The tensor that an entry of the sidecar describes, checked against its file."""
-    where = f"{os.path.join(path, SIDECAR)}[{name}]"
+def _file(where: str, name: str, entry: object) -> str:
+    """The file that an entry of the sidecar names."""
+    where = f"{where}[{name}]"
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise Malformed("not described by file, dtype and shape", where=where)
-    file, dtype = entry["file"], entry["dtype"]
+    file = entry["file"]
     if not isinstance(file, str) or not file.endswith(_npy.SUFFIX) or set(file) & set("/\\\0"):
         raise Malformed(f"not the name of an array in this folder: {file!r}", where=where)
-    if not os.path.exists(os.path.join(path, file)):
-        raise Malformed(f"{file} is missing", where=where)
-    tensor = _array(path, file, name)
+    return file
+
+
+def _listed(where: str, name: str, entry: dict[str, Any], source: Source | None) -> Tensor:
+    """The tensor that an entry of the sidecar describes, checked against its file."""
+    if source is None:
+        raise Malformed(f"{entry['file']} is missing", where=where)
+    tensor, dtype = _array(source, name), entry["dtype"]
     if list(tensor.shape) != entry["shape"]:
         raise Malformed(f"shape {entry['shape']}; the file has {list(tensor.shape)}", where=where)
     return tensor if dtype == tensor.stored.name else _npy.undisguised(tensor, dtype, where)
 
 
-def _array(path: str, file: str, name: str) -> Tensor:
-    source = LocalFile(os.path.join(path, file))
+def _array(source: Source, name: str) -> Tensor:
     return _npy.array(Storage(source, 0, source.nbytes, name))
 
 

@@ -19,10 +19,11 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic
 from cgpt_convert.dtypes import TABLE
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.formats import _planning
-from cgpt_convert.formats._parameters import Reader, Recorded, check_files, parts
+from cgpt_convert.formats._parameters import Reader, Recorded, parts
 from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.places import open_source
 from cgpt_convert.plan import Digests, FileDigest, FilePlan, Request
-from cgpt_convert.source import LocalFile, MemoryBytes
+from cgpt_convert.source import MemoryBytes, Source
 from cgpt_convert.source import read as read_bytes
 from cgpt_convert.strict_json import is_text_map, loads
 from cgpt_convert.tensor import Storage, Tensor, c_strides
@@ -106,11 +107,10 @@ def read(path: str) -> Checkpoint:
 
     Raises Malformed for a mapping that does not fit the files, naming the tensor.
     """
-    source = LocalFile(os.path.join(path, MAPPING))
+    source = open_source(os.path.join(path, MAPPING))
     mapping = _parsed(source)
     tensors, exotic = mapping["tensors"], mapping["exotic"]
-    check_files(path, [*tensors.values(), *parts(exotic)])
-    reader = Reader(path)
+    reader = Reader(path, [*tensors.values(), *parts(exotic)])
     checkpoint = Checkpoint(path, KIND, (), {})
     for name, row in tensors.items():
         checkpoint.tensors[name] = reader.tensor(name, row)
@@ -124,7 +124,7 @@ def read(path: str) -> Checkpoint:
 
 def files(path: str) -> frozenset[str]:
     """The files that the folder's `mapping.json` names, as it names them; raises as `read` does."""
-    source = LocalFile(os.path.join(path, MAPPING))
+    source = open_source(os.path.join(path, MAPPING))
     try:
         mapping = _parsed(source)
     finally:
@@ -137,7 +137,7 @@ def files(path: str) -> frozenset[str]:
     return frozenset(row["file"] for row in rows if isinstance(row.get("file"), str))
 
 
-def _parsed(source: LocalFile) -> dict[str, Any]:
+def _parsed(source: Source) -> dict[str, Any]:
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"a mapping of {source.nbytes:,} bytes", where=source.name)
     mapping = loads(read_bytes(source, 0, source.nbytes), source.name)
@@ -157,7 +157,7 @@ def recorded(path: str) -> list[Recorded]:
 
     Copies for other programs, which are no tensors of the folder's, have no name.
     """
-    mapping = _parsed(LocalFile(os.path.join(path, MAPPING)))
+    mapping = _parsed(open_source(os.path.join(path, MAPPING)))
     copies = mapping.get("copies", [])
     rows = [*mapping["tensors"].items()]
     for row in mapping["exotic"].values():
@@ -165,8 +165,7 @@ def recorded(path: str) -> list[Recorded]:
     if not isinstance(copies, list):
         raise Malformed("copies that are no list", where=path)
     rows += [("", row) for row in copies]
-    check_files(path, [row for _, row in rows])
-    reader = Reader(path)
+    reader = Reader(path, [row for _, row in rows])
     return [reader.recorded(name, row) for name, row in rows]
 
 
@@ -177,10 +176,10 @@ def read_mapped(
 
     Raises BadRequest listing every file that is missing.
     """
-    missing = sorted({f for f, *_ in mapping.values() if not os.path.isfile(os.path.join(path, f))})
-    if missing:
-        raise BadRequest(f"{len(missing)} files are missing: {', '.join(missing[:20])}", where=path)
-    reader = Reader(path)
+    try:
+        reader = Reader(path, [{"file": file} for file, *_ in sorted(mapping.values())])
+    except Malformed as error:  # it is the user who says that they should be there
+        raise BadRequest(error.message, where=path) from None
     checkpoint = Checkpoint(path, "bare parameters", (), {})
     for name, (file, dtype, shape, strides) in mapping.items():
         row = {"file": file, "dtype": dtype, "shape": list(shape), "strides": list(strides)}

@@ -23,9 +23,10 @@ from cgpt_convert.output import staging
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.pieces import Pieces
-from cgpt_convert.output.place import check_space, reserve
+from cgpt_convert.output.stage import Stage
+from cgpt_convert.places import is_url
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part, part_nbytes
-from cgpt_convert.source import CHUNK, Source
+from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
@@ -55,16 +56,24 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
     Raises CannotWrite; Malformed where bytes read do not match the checksum the source records.
     """
+    if is_url(folder):
+        from cgpt_convert.output.sending import send_files
+
+        return send_files(plans, folder, options)
     with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
-        _Work(stage, options).write(plans)
+        Work(stage, options).write(plans)
         options.check(stage.place, stage.written())
         return stage.publish()
 
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: a new folder with each plan's file, whole or not at all."""
+    if is_url(folder):
+        from cgpt_convert.output.sending import send_folder
+
+        return send_folder(plans, folder, options)
     with staging.Folder(folder, overwrite=options.overwrite) as stage:
-        _Work(stage, options).write(plans)
+        Work(stage, options).write(plans)
         options.check(stage.place, stage.written())
         return stage.publish()
 
@@ -77,10 +86,10 @@ def write_blocks(tensor: Tensor, descriptor: int) -> None:
     tensor.storage.source.check_unchanged()
 
 
-class _Work:
+class Work:
     """The files of one output being written."""
 
-    def __init__(self, stage: staging.Stage, options: Options) -> None:
+    def __init__(self, stage: Stage, options: Options) -> None:
         self.stage = stage
         self.options = options
         self.crew = Crew(crew_size(options.jobs))
@@ -90,31 +99,34 @@ class _Work:
 
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write them all, under their temporary names."""
-        check_space(self.stage.folder, sum(plan.nbytes for plan in plans))
-        for tensor in _tensors(plans):  # in their order, whatever thread is done first
+        self.stage.check_space(sum(plan.nbytes for plan in plans))
+        self.expect(plans)
+        for apart, group in groupby(plans, key=self._is_one_job):
+            if apart:
+                files = list(group)
+                jobs = [functools.partial(self._whole_file, plan) for plan in files]
+                announce(tensors_of(files))
+                self.crew.run(jobs, prepare=functools.partial(import_for, files))
+            else:
+                for plan in group:
+                    self._file(plan)
+        check_unchanged(plans)
+
+    def expect(self, plans: Sequence[FilePlan]) -> None:
+        """Find out what is to be hashed, and get ready to count what casts lose."""
+        for tensor in tensors_of(plans):  # in their order, whatever thread is done first
             if tensor.target:
                 self.options.lost.setdefault(tensor.name, CastCounts())
         wanted = [t.content for plan in plans for late in _late(plan) for t in late.tensors]
         self.pieces = Pieces(self.crew, self.options.lost, wanted)
         self.streamed = {content for plan in plans for content in _contents(plan)}
-        for apart, group in groupby(plans, key=self._is_one_job):
-            if apart:
-                files = list(group)
-                jobs = [functools.partial(self._whole_file, plan) for plan in files]
-                announce(_tensors(files))
-                self.crew.run(jobs, prepare=functools.partial(_import_for, files))
-            else:
-                for plan in group:
-                    self._file(plan)
-        for source in _sources(plans):
-            source.check_unchanged()
 
     def _is_one_job(self, plan: FilePlan) -> bool:
         """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.
 
         What is only copied is left to one thread: that is the disk's work.
         """
-        if _is_hashed_in_order(plan):
+        if is_hashed_in_order(plan):
             return True
         tensors = [part for part in plan.parts if isinstance(part, Tensor)]
         if len(tensors) != 1 or any(late.tensors for late in _late(plan)):
@@ -123,22 +135,23 @@ class _Work:
 
     def _whole_file(self, plan: FilePlan) -> None:
         self.crew.wait_prepared()
-        if _is_hashed_in_order(plan):
-            self._hashed_file(plan)
+        if is_hashed_in_order(plan):
+            self.hashed_file(plan)
             return
-        out = _Output(self, plan)
+        out = Output(self, plan)
         with out:
             for at, index, part in out.placed():
                 if not isinstance(part, Crc32 | Late):
-                    self._part(out, at, index, part)
+                    self.part(out, at, index, part)
             self._finish(out)
             if plan.hashed:
                 self.files[plan.path] = out.digest()
 
-    def _hashed_file(self, plan: FilePlan) -> None:
+    def hashed_file(self, plan: FilePlan) -> None:
+        """Write a file whose digest is wanted, from front to back."""
         import hashlib
 
-        out = _Output(self, plan)
+        out = Output(self, plan)
         digest, value = hashlib.sha256(), 0
         with out:
             for at, _, part in out.placed():
@@ -151,20 +164,20 @@ class _Work:
             self.files[plan.path] = FileDigest(digest.hexdigest(), value)
 
     def _file(self, plan: FilePlan) -> None:
-        out = _Output(self, plan)
+        out = Output(self, plan)
         with out:
-            jobs = self._unwritten(plan)
+            jobs = self.unwritten(plan)
             rearranged = len(jobs)
-            announce(sorted(_tensors([plan]), key=lambda part: not _is_rearranged(part)))
+            announce(sorted(tensors_of([plan]), key=lambda part: not _is_rearranged(part)))
             for at, index, part in out.placed():
-                job: Job = functools.partial(self._part, out, at, index, part)
+                job: Job = functools.partial(self.part, out, at, index, part)
                 if _is_rearranged(part):
                     jobs.insert(rearranged, job)  # at the front, where the calling thread begins
                     rearranged += 1
                 elif not isinstance(part, Crc32 | Late):
                     jobs.append(job)
             if rearranged or self.pieces.hashes(plan.parts):
-                self.crew.run(jobs, prepare=functools.partial(_import_for, [plan]))
+                self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
             else:  # copying is the disk's work: a second thread gains nothing
                 for job in jobs:
                     job()
@@ -172,7 +185,7 @@ class _Work:
             if plan.hashed:
                 self.files[plan.path] = out.digest()
 
-    def _unwritten(self, plan: FilePlan) -> list[Job]:
+    def unwritten(self, plan: FilePlan) -> list[Job]:
         """The hashing of tensors that the file tells digests of and that are not written."""
         tensors = {t.content: t for late in _late(plan) for t in late.tensors}
         missing = tensors.keys() - self.streamed - self.pieces.digests.keys()
@@ -184,16 +197,17 @@ class _Work:
         for _ in self.pieces.of(tensor):
             pass
 
-    def _finish(self, out: _Output) -> None:
+    def _finish(self, out: Output) -> None:
         """Write what could not be known before the rest: what tells digests, then checksums."""
         for at, index, part in out.placed():
             if isinstance(part, Late):
-                self._part(out, at, index, part)
+                self.part(out, at, index, part)
         for at, _, part in out.placed():
             if isinstance(part, Crc32):
                 out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
 
-    def _part(self, out: _Output, at: int, index: int, part: Part) -> None:
+    def part(self, out: Output, at: int, index: int, part: Part) -> None:
+        """Write one, at the offset, and note its CRC-32 if that is wanted."""
         value = 0
         for piece in self._pieces(part, at):
             if index in out.covered:
@@ -210,10 +224,10 @@ class _Work:
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
-class _Output:
+class Output:
     """One temporary file, written at any offset."""
 
-    def __init__(self, work: _Work, plan: FilePlan) -> None:
+    def __init__(self, work: Work, plan: FilePlan) -> None:
         self.plan = plan
         self.advance = work.options.advance
         self.lock = work.crew.lock
@@ -224,19 +238,14 @@ class _Output:
         self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
         self.written = 0
         with self.lock:
-            temporary, self.descriptor = work.stage.create(plan.path)
-        try:
-            reserve(temporary, plan.nbytes, self.where)
-        except CannotWrite:
-            os.close(self.descriptor)
-            raise
+            self.file = work.stage.open(plan)
 
     def __enter__(self) -> None:
         """Nothing to do: it is open."""
 
     def __exit__(self, *_error: object) -> None:
         try:
-            os.close(self.descriptor)
+            self.file.close()
         except OSError as error:  # a network file system may tell only now
             raise self._cannot(error) from error
         if _error[0] is None and self.written != self.plan.nbytes:
@@ -255,7 +264,7 @@ class _Output:
         done = 0
         try:
             while done < len(data):
-                done += os.pwrite(self.descriptor, data[done:], at + done)
+                done += self.file.write(data[done:], at + done)
         except OSError as error:
             raise self._cannot(error) from error
         with self.lock:
@@ -275,7 +284,7 @@ class _Output:
 
         digest, value = hashlib.sha256(), 0
         for at in range(0, self.plan.nbytes, CHUNK):
-            data = os.pread(self.descriptor, CHUNK, at)
+            data = self.file.read(CHUNK, at)
             digest.update(data)
             value = crc32(data, value)
         return FileDigest(digest.hexdigest(), value)
@@ -284,7 +293,7 @@ class _Output:
         return CannotWrite(os.strerror(error.errno or 0), where=self.where)
 
 
-def _import_for(plans: Sequence[FilePlan]) -> None:
+def import_for(plans: Sequence[FilePlan]) -> None:
     """Import what hashing, rearranging and casting import when they are first used."""
     importlib.import_module("hashlib")
     parts = [part for plan in plans for part in plan.parts]
@@ -304,7 +313,8 @@ def _contents(plan: FilePlan) -> Iterator[Content]:
             yield part.uncast.content
 
 
-def _is_hashed_in_order(plan: FilePlan) -> bool:
+def is_hashed_in_order(plan: FilePlan) -> bool:
+    """Is the digest of the file that of its bytes as they go by?"""
     return plan.hashed and not any(isinstance(part, Crc32) for part in plan.parts)
 
 
@@ -312,9 +322,13 @@ def _is_rearranged(part: Part) -> bool:
     return isinstance(part, Tensor) and part.extent() is None
 
 
-def _sources(plans: Sequence[FilePlan]) -> list[Source]:
-    return list({id(t.storage.source): t.storage.source for t in _tensors(plans)}.values())
+def check_unchanged(plans: Sequence[FilePlan]) -> None:
+    """Raise Unreadable if a source is no longer what it was when it was opened."""
+    sources = {id(t.storage.source): t.storage.source for t in tensors_of(plans)}
+    for source in sources.values():
+        source.check_unchanged()
 
 
-def _tensors(plans: Sequence[FilePlan]) -> Iterator[Tensor]:
+def tensors_of(plans: Sequence[FilePlan]) -> Iterator[Tensor]:
+    """The tensors that are written, in order."""
     return (part for plan in plans for part in plan.parts if isinstance(part, Tensor))

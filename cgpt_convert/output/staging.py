@@ -13,10 +13,21 @@ import os
 import re
 from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
 from cgpt_convert.errors import CannotWrite
 from cgpt_convert.inert import printable
-from cgpt_convert.output.place import cannot, components, exists, lies, not_ours
+from cgpt_convert.output.place import (
+    cannot,
+    check_space,
+    components,
+    exists,
+    lies,
+    not_ours,
+    reserve,
+)
+from cgpt_convert.output.stage import File, Stage
+from cgpt_convert.plan import FilePlan
 
 try:
     import fcntl
@@ -27,11 +38,23 @@ _SUFFIX = ".partial"
 _LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrfs, apfs, in bytes
 
 
-class Stage:
-    """Where files are written before they are published together. Leaving it removes the rest.
+class _LocalFile(NamedTuple):
+    """A temporary file of the operating system's."""
 
-    `folder` is where the temporaries lie.
-    """
+    descriptor: int
+
+    def write(self, data: memoryview, at: int) -> int:
+        return os.pwrite(self.descriptor, data, at)
+
+    def read(self, nbytes: int, at: int) -> bytes:
+        return os.pread(self.descriptor, nbytes, at)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class Local(Stage):
+    """A stage in `folder`, which exists."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder or "."
@@ -39,47 +62,38 @@ class Stage:
             raise CannotWrite("no such folder", where=self.folder)
         self._locks: list[int] = []
 
-    def __enter__(self) -> Stage:  # noqa: PYI034 typing.Self came with Python 3.11
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self.discard()
-        except BaseException:  # a Ctrl-C does not stop the cleaning
-            self.discard()
-            raise
+        super().__exit__(kind, error, trace)
         for lock in self._locks:
             os.close(lock)
 
-    def final(self, path: str) -> str:
-        """Where the output `path` will be. Raises CannotWrite if that is outside of the output."""
-        raise NotImplementedError
+    def check_space(self, nbytes: int) -> None:
+        """Of the file system."""
+        check_space(self.folder, nbytes)
 
     def create(self, path: str) -> tuple[str, int]:
         """The temporary path for the output `path`, and its open descriptor; the caller closes."""
         raise NotImplementedError
 
+    def open(self, plan: FilePlan) -> File:
+        """A file, locked, with room for what is planned."""
+        temporary, descriptor = self.create(plan.path)
+        try:
+            reserve(temporary, plan.nbytes, self.final(plan.path))
+        except CannotWrite:
+            os.close(descriptor)
+            raise
+        return _LocalFile(descriptor)
+
     @property
     def place(self) -> str:
-        """The folder that the temporaries lie in."""
+        """The folder itself."""
         return self.folder
-
-    def written(self) -> dict[str, str]:
-        """The temporary path of each output path so far."""
-        raise NotImplementedError
-
-    def publish(self) -> list[str]:
-        """Give every file its name; the paths."""
-        raise NotImplementedError
-
-    def discard(self) -> None:
-        """Remove what was not published."""
-        raise NotImplementedError
 
     def _keep(self, descriptor: int) -> bool:
         """Lock what was just created for as long as this process lives.
@@ -94,7 +108,7 @@ class Stage:
         return os.fstat(lock).st_nlink > 0
 
 
-class Files(Stage):
+class Files(Local):
     """Files of an existing folder.
 
     One file replaces another in a single step. Several cannot: the old ones are first set aside,
@@ -122,7 +136,7 @@ class Files(Stage):
         """A locked temporary, beside where it will be."""
         final = self.final(path)
         while True:
-            temporary = os.path.join(self.folder, _temporary_name(path))
+            temporary = os.path.join(self.folder, temporary_name(path))
             self._staged[temporary] = final
             try:
                 descriptor = _create(temporary)
@@ -142,7 +156,7 @@ class Files(Stage):
         finals = list(self._staged.values())
         for final in reversed(finals if self._overwrite and len(finals) > 1 else []):
             if os.path.lexists(final):
-                aside = os.path.join(self.folder, _temporary_name(os.path.basename(final)))
+                aside = os.path.join(self.folder, temporary_name(os.path.basename(final)))
                 self._aside[aside] = final
                 _publishing(os.rename, final, aside, final)
         give = os.replace if self._overwrite else _rename
@@ -173,7 +187,7 @@ class Files(Stage):
         return any(os.path.samestat(found, os.fstat(lock)) for lock in self._locks)
 
 
-class Folder(Stage):
+class Folder(Local):
     """A new folder, which appears with all its files."""
 
     def __init__(self, folder: str, *, overwrite: bool) -> None:
@@ -227,7 +241,7 @@ class Folder(Stage):
     def _make(self) -> None:
         kept = False
         while not kept:
-            self._temporary = os.path.join(self.folder, _temporary_name(self._name))
+            self._temporary = os.path.join(self.folder, temporary_name(self._name))
             try:
                 os.mkdir(self._temporary)
                 descriptor = os.open(self._temporary, os.O_RDONLY)
@@ -253,7 +267,7 @@ class Folder(Stage):
         """Give the folder its name; the old one waits beside it meanwhile."""
         self._check_replaceable()  # again: hours may have passed
         if os.path.isdir(self._final) and os.listdir(self._final):
-            self._old = os.path.join(self.folder, _temporary_name(self._name))
+            self._old = os.path.join(self.folder, temporary_name(self._name))
             _publishing(os.rename, self._final, self._old, self._final)
         _publishing(os.rename, self._temporary, self._final, self._final)
         return [self.final(name) for name in self._names]
@@ -271,7 +285,7 @@ class Folder(Stage):
 
 def reclaim(folder: str, name: str) -> list[str]:
     """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
-    start = re.escape(_temporary_name(name).rsplit(".", 2)[0])
+    start = re.escape(temporary_name(name).rsplit(".", 2)[0])
     pattern = re.compile(rf"{start}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if pattern.fullmatch(entry.name)]
@@ -299,7 +313,8 @@ def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
     return True
 
 
-def _temporary_name(name: str) -> str:
+def temporary_name(name: str) -> str:
+    """What to call `name` for now: a hidden sibling, told from others by a random part."""
     short = os.fsdecode(os.fsencode(name)[:_LONGEST])
     return f".{short}.{os.urandom(4).hex()}{_SUFFIX}"
 

@@ -111,7 +111,7 @@ class Fetch:
         return self.data
 
 
-class _Workers:
+class Workers:
     """Threads that fetch, as many as `settings.connections`, begun when they are needed.
 
     They are daemons: a Ctrl-C does not wait for a server.
@@ -146,7 +146,7 @@ class _Workers:
                 self._open -= 1
 
 
-workers = _Workers()
+workers = Workers()
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | CgptError]:

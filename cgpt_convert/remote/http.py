@@ -69,9 +69,9 @@ class HttpObject:
         self._request = locate()
         self._version: _Version | None = None
 
-    def open(self) -> Opened:
+    def open(self, head: int = HEAD) -> Opened:
         """Size and first bytes, by asking for those."""
-        with self._get(0, HEAD - 1) as answer:
+        with self._get(0, head - 1) as answer:
             if answer.status == 416 and _total(answer) == 0:  # noqa: PLR2004  nothing to range over
                 self._version = _version(answer, 0)
                 return Opened(0, b"")
@@ -80,11 +80,11 @@ class HttpObject:
                 raise no_ranges(self.name)
             if nbytes is None:
                 raise Unsupported("the server does not tell the size", where=self.name)
-            head = b"".join(_body(answer))
-            if len(head) < min(HEAD, nbytes):
+            data = b"".join(_body(answer))
+            if len(data) < min(head, nbytes):
                 raise Broken("the answer ended early")
             self._version = _version(answer, nbytes)
-            return Opened(nbytes, head)
+            return Opened(nbytes, data)
 
     @property
     def is_page(self) -> bool:

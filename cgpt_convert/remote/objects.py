@@ -15,7 +15,7 @@ class Opened(NamedTuple):
     """The answer to the first request."""
 
     nbytes: int  # of the whole object
-    head: bytes  # its first bytes, at least `HEAD` of them or all
+    head: bytes  # its first bytes: as many as were asked for, or all
 
 
 class Object(Protocol):
@@ -26,8 +26,8 @@ class Object(Protocol):
 
     name: str
 
-    def open(self) -> Opened:
-        """Its size and first bytes; which version it is, is noted."""
+    def open(self, head: int = HEAD) -> Opened:
+        """Its size and its first `head` bytes; which version it is, is noted."""
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
         """The bytes from `offset` as they arrive, `nbytes` of them at most, of that version."""

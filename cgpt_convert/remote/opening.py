@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import netrc
 import posixpath
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, CgptError
+from cgpt_convert.remote.fetching import in_parallel
 from cgpt_convert.remote.files import Downloaded
 from cgpt_convert.remote.locations import url_of
 from cgpt_convert.remote.objects import Absent, Object
@@ -16,12 +18,31 @@ from cgpt_convert.remote.traffic import settings
 from cgpt_convert.source import File, Source
 
 _HTTP = ("http", "https")
+_HEAD_OF_RAW = 4 << 10  # bytes: a vector of biases comes whole
 
 
 def open_remote(name: str) -> File:
     """The object called `name`; raises Absent, a BadRequest, if there is none."""
     thing = _object(name)
     return Downloaded(thing) if settings.download else RemoteFile(thing)
+
+
+def open_several(names: Sequence[str]) -> list[File | None]:
+    """The objects, None for each that is not there; of raw data, so that a little is fetched."""
+
+    def opened(name: str) -> File:
+        thing = _object(name)
+        return Downloaded(thing) if settings.download else RemoteFile(thing, _HEAD_OF_RAW)
+
+    return [_or_none(each) for each in in_parallel(opened, names)]
+
+
+def _or_none(opened: File | CgptError) -> File | None:
+    if isinstance(opened, Absent):
+        return None
+    if isinstance(opened, CgptError):
+        raise opened
+    return opened
 
 
 def find_remote(name: str) -> Source | None:

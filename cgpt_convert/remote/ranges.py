@@ -8,6 +8,7 @@ order, ranges are fetched ahead of them.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import os
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from cgpt_convert.errors import Malformed
 from cgpt_convert.remote.fetching import Fetch, patiently, workers
-from cgpt_convert.remote.objects import Object
+from cgpt_convert.remote.objects import HEAD, Object
 from cgpt_convert.remote.traffic import traffic
 
 MEMORY = 64 << 20  # bytes of all ranges that are kept
@@ -39,11 +40,11 @@ class RemoteFile:
 
     distant = True  # see source.is_distant
 
-    def __init__(self, thing: Object) -> None:
+    def __init__(self, thing: Object, head: int = HEAD) -> None:
         self.name = thing.name
         self._thing = thing
         self._epoch = _epoch[0]
-        self.nbytes, head = patiently(thing.name, thing.open)
+        self.nbytes, data = patiently(thing.name, functools.partial(thing.open, head))
         self._starts: list[int] = []
         self._fetches: list[Fetch] = []  # sorted, none overlaps another
         self._plan: list[tuple[int, int]] = []  # ranges to be read, in that order
@@ -51,9 +52,9 @@ class RemoteFile:
         self._begun: set[int] = set()  # the numbers of those that were begun
         self._sizes: OrderedDict[int, int] = OrderedDict()  # end of a range -> its size
         traffic.add(total=self.nbytes)
-        if head:
-            first = Fetch(thing, 0, len(head))
-            first.arrived(head)
+        if data:
+            first = Fetch(thing, 0, len(data))
+            first.arrived(data)
             with _lock:
                 self._insert(first)
                 self._touch(first)

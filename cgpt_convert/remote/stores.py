@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cgpt_convert.errors import BadRequest, CgptError, Unreadable
+from cgpt_convert.remote.fetching import patiently
 from cgpt_convert.remote.http import HttpObject, Request
 from cgpt_convert.remote.objects import HEAD, Broken, Opened, absent, changed
 from cgpt_convert.remote.traffic import settings, traffic
 
-_SIGNED = ("s3", "s3a")
+SIGNED = ("s3", "s3a")
 _SIGNED_FOR = 3600  # seconds; then it is signed again
 # what stores call that by which a version is told; sizes are compared as well
 _TELLING = ("etag", "generation", "lastmodified", "last_modified", "mtime", "updated", "created")
@@ -25,7 +27,7 @@ class StoreObject:
         self._version: dict[str, object] = {}
         self._nbytes = 0
 
-    def open(self) -> Opened:
+    def open(self, head: int = HEAD) -> Opened:
         """Size and first bytes."""
         info = self._asked("info", self._path)
         if info.get("type") == "directory":
@@ -34,7 +36,7 @@ class StoreObject:
             raise Unreadable("the store does not tell the size", where=self.name)
         self._nbytes = int(info["size"])
         self._version = _version(info)
-        return Opened(self._nbytes, b"".join(self.pieces(0, min(HEAD, self._nbytes))))
+        return Opened(self._nbytes, b"".join(self.pieces(0, min(head, self._nbytes))))
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
         """The bytes, in one piece."""
@@ -66,7 +68,7 @@ class StoreObject:
         try:
             return getattr(self._system, method)(*words, **more)
         except Exception as error:  # noqa: BLE001  each store has its own kinds
-            raise _worded(error, self.name) from None
+            raise worded(error, self.name) from None
 
 
 def _version(info: dict[str, Any]) -> dict[str, object]:
@@ -81,38 +83,39 @@ def store(name: str, url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
         from fsspec.registry import known_implementations
     except ImportError:
-        extra = "s3" if scheme in _SIGNED else "remote"
+        extra = "s3" if scheme in SIGNED else "remote"
         raise BadRequest(
             f"{scheme}:// needs fsspec", where=name, hint=f"pip install 'cgpt-convert[{extra}]'"
         ) from None
     known = known_implementations.get(scheme, {})
     options: dict[str, Any] = {}
-    if scheme in _SIGNED:
+    if scheme in SIGNED:
         seconds = {"connect_timeout": settings.timeout, "read_timeout": settings.timeout}
-        options = {"config_kwargs": {**seconds, "signature_version": "s3v4"}}
+        once = {"retries": {"total_max_attempts": 1}}  # who asks again, and how often, is us
+        options = {"config_kwargs": {**seconds, **once, "signature_version": "s3v4"}}
         options["cache_regions"] = True  # a signature is for the bucket's own region
     try:
-        return url_to_fs(url, **options)  # type: ignore[no-any-return]
+        system, path = url_to_fs(url, **options)
     except ImportError:
-        hint = "pip install 'cgpt-convert[s3]'" if scheme in _SIGNED else known.get("err", "")
+        hint = "pip install 'cgpt-convert[s3]'" if scheme in SIGNED else known.get("err", "")
         raise BadRequest(f"{scheme}:// needs another library", where=name, hint=hint) from None
     except Exception as error:  # noqa: BLE001  each store has its own kinds
         if not known:
             raise BadRequest(f"nothing reads {scheme}://", where=name) from None
         raise _final(error, name) from None
+    if scheme in SIGNED:
+        system.retries = 1
+    return system, path
 
 
 def store_object(name: str, url: str) -> StoreObject | HttpObject:
     """The object at `url`. What can be signed is read by HTTP: that tells versions apart best."""
     system, path = store(name, url)
-    if url.partition("://")[0] not in _SIGNED:
+    if url.partition("://")[0] not in SIGNED:
         return StoreObject(name, system, path)
 
     def locate() -> Request:
-        try:
-            return Request(system.sign(path, expiration=_SIGNED_FOR))
-        except Exception as error:  # noqa: BLE001  botocore's are many
-            raise _final(error, name) from None
+        return Request(_asked(name, lambda: system.sign(path, expiration=_SIGNED_FOR), requests=0))
 
     return HttpObject(name, locate)
 
@@ -120,38 +123,57 @@ def store_object(name: str, url: str) -> StoreObject | HttpObject:
 def listed(name: str, url: str) -> list[str]:
     """The names in the folder at `url`; BadRequest if there is none."""
     system, path = store(name, url)
-    traffic.add(requests=1)
-    try:
-        rows = system.ls(path, detail=False)
-    except Exception as error:  # noqa: BLE001  each store has its own kinds
-        worded = _worded(error, name)
-        raise (worded if isinstance(worded, CgptError) else _final(error, name)) from None
+    rows = _asked(name, lambda: system.ls(path, detail=False))
     return [str(row).rstrip("/").rpartition("/")[2] for row in rows]
 
 
 def is_folder(name: str, url: str) -> bool:
     """Is `url` a folder, not a file?"""
     system, path = store(name, url)
-    traffic.add(requests=1)
-    try:
-        return bool(system.isdir(path))
-    except Exception as error:  # noqa: BLE001  each store has its own kinds
-        raise _final(error, name) from None
+    return bool(_asked(name, lambda: system.isdir(path)))
 
 
-def _worded(error: Exception, name: str) -> Broken | CgptError:
+def _asked(name: str, question: Callable[[], Any], requests: int = 1) -> Any:
+    """The answer, asked for again where that may help."""
+
+    def attempt() -> Any:
+        traffic.add(requests=requests)
+        try:
+            return question()
+        except Exception as error:  # noqa: BLE001  each store has its own kinds
+            raise worded(error, name) from None
+
+    return patiently(name, attempt)
+
+
+def worded(error: Exception, name: str) -> Broken | CgptError:
     """What to do about an error. Its own text may have credentials or signed URLs."""
     if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return absent(name)
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return _final(error, name)
-    if isinstance(error, OSError):  # TimeoutError and ConnectionError are, and aiohttp's
-        return Broken(f"the store fails ({type(error).__name__})")
+    if isinstance(error, OSError) and error.errno in _LASTING:
+        return _final(error, name)
+    kinds = {each.__name__ for each in type(error).__mro__}
+    if isinstance(error, OSError) or kinds & _PASSING:
+        return Broken(f"the store fails ({_called(error)})")
     return _final(error, name)
+
+
+# OSErrors of s3fs that tell of a request which no server will take
+_LASTING = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EMSGSIZE)
+_PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError"})  # botocore's
+
+
+def _called(error: Exception) -> str:
+    """The kind of an error: the server's own word for it, if one came."""
+    answer = getattr(error.__cause__, "response", None)  # of botocore's ClientError
+    told = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return str(told or type(error).__name__)
 
 
 def _final(error: Exception, name: str) -> CgptError:
     hint = ""
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         hint = "it wants credentials that have access; docs/remote.md tells where they go"
-    return Unreadable(f"the store refuses it ({type(error).__name__})", where=name, hint=hint)
+    return Unreadable(f"the store refuses it ({_called(error)})", where=name, hint=hint)

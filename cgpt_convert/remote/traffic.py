@@ -23,20 +23,22 @@ class Traffic:
     requests: int = 0  # redirects and attempts that failed are counted, too
     nbytes: int = 0  # of the bodies that were read
     total: int = 0
+    sent: int = 0  # bytes of output that stores have taken
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, requests: int = 0, nbytes: int = 0, total: int = 0) -> None:
+    def add(self, requests: int = 0, nbytes: int = 0, total: int = 0, sent: int = 0) -> None:
         """Count more of each."""
         with self._lock:
             self.requests += requests
             self.nbytes += nbytes
             self.total += total
+            self.sent += sent
 
-    def take(self) -> tuple[int, int, int]:
-        """Requests, bytes and total so far; counting begins anew."""
+    def take(self) -> tuple[int, int, int, int]:
+        """Requests, bytes, total and bytes sent so far; counting begins anew."""
         with self._lock:
-            told = self.requests, self.nbytes, self.total
-            self.requests = self.nbytes = self.total = 0
+            told = self.requests, self.nbytes, self.total, self.sent
+            self.requests = self.nbytes = self.total = self.sent = 0
         return told
 
 
