@@ -127,6 +127,8 @@ def _salvage_file(path: str) -> Checkpoint:
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
     """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
+    if is_url(path):
+        path = path.rstrip("/") + "/"  # by which a folder's URL is told from a file's
     if "mapping.json" in inside:
         return formats.by_name("parameters").read(path)
     found = _weights(inside)

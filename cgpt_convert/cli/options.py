@@ -13,7 +13,7 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import ERROR, Check, exit_code
 from cgpt_convert.errors import BadRequest, CgptError, Malformed
-from cgpt_convert.places import is_url, named
+from cgpt_convert.places import is_url, named, open_source
 from cgpt_convert.reports import FORMATS, render
 from cgpt_convert.source import LocalFile, read
 
@@ -39,8 +39,13 @@ class Output(click.Path):
     """What is to be written: a path, or a URL under the name that is shown of it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The path, or the name."""
-        return named(os.fspath(super().convert(value, param, ctx)))
+        """The path, or the name; BadRequest for a URL that nothing can be written to."""
+        path = named(os.fspath(super().convert(value, param, ctx)))
+        if is_url(path):
+            from cgpt_convert.remote.locations import check_writable
+
+            check_writable(path)
+        return path
 
 
 def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -154,7 +159,8 @@ def wish(command: F) -> F:
 
 def read_text(path: str) -> str:
     """The text in a file of UTF-8, line ends as they are; an error where there is none."""
-    file = LocalFile(path)
+    path = named(path)
+    file = open_source(path)
     try:
         text = read(file, 0, file.nbytes).decode()
     except UnicodeDecodeError as error:
@@ -198,7 +204,7 @@ def reported(command: F) -> F:
 def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
     """Raise BadRequest if writing `outputs` would replace what `checkpoint` is read from.
 
-    A folder replaces all that lies in it. Also if an output is a URL that nothing writes to.
+    A folder replaces all that lies in it.
     """
     for output in outputs:
         if is_url(output):
@@ -221,9 +227,6 @@ def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
 
 
 def _check_apart_there(checkpoint: Checkpoint, output: str) -> None:
-    from cgpt_convert.remote.writable import check_writable
-
-    check_writable(output)
     sources = [checkpoint.path, *(source.name for source in checkpoint.sources)]
     if any(f"{name.rstrip('/')}/".startswith(f"{output.rstrip('/')}/") for name in sources):
         raise BadRequest("the output is the input", where=output, hint="name another one")

@@ -18,6 +18,7 @@ from cgpt_convert.exports.tokenizer_files import (
     read_file,
     read_folder,
 )
+from cgpt_convert.places import is_url, named
 
 GPT2_TOKENS = 50257
 END = "<|endoftext|>"  # transformers' GPT2Tokenizer: what bos, eos and unk are if nothing says so
@@ -58,7 +59,8 @@ def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | 
 
 
 def _given(folder: str) -> Parts:
-    if not os.path.isdir(folder):
+    folder = named(folder)
+    if not is_url(folder) and not os.path.isdir(folder):
         raise BadRequest("no such folder", where=folder, hint="--tokenizer takes a folder")
     parts = read_folder(folder)
     if parts is None:

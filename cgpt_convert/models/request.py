@@ -9,7 +9,8 @@ from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.inert import printable
 from cgpt_convert.models.sampling import Warp
 from cgpt_convert.models.settings import Settings
-from cgpt_convert.source import LocalFile, read
+from cgpt_convert.places import named, open_source
+from cgpt_convert.source import read
 
 _MOST = 1 << 20  # bytes of a request: a thousand prompts of a full context fit
 _HINT = 'it has the form {"input_data": ["a prompt"], "params": {"max_new_tokens": 20}}'
@@ -38,7 +39,8 @@ class Request(NamedTuple):
 
 def read_request(path: str) -> Request:
     """The request in a JSON file. Raises BadRequest, naming the key, for anything else."""
-    source = LocalFile(path)
+    path = named(path)
+    source = open_source(path)
     try:
         if source.nbytes > _MOST:
             raise BadRequest(f"a request of {source.nbytes:,} bytes", where=path, hint=_HINT)

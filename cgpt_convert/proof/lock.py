@@ -13,10 +13,11 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.limits import INDEX_BYTES
+from cgpt_convert.places import named, open_source
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.digests import ALGORITHM, Digested, is_digest
 from cgpt_convert.proof.files import file_digests
-from cgpt_convert.source import LocalFile, read
+from cgpt_convert.source import read
 from cgpt_convert.strict_json import loads
 from cgpt_convert.values.digest import listed
 
@@ -124,7 +125,8 @@ def read_lock(path: str) -> Lock:
 
     Raises Malformed where it is none or contradicts itself, Unsupported for other versions.
     """
-    source = LocalFile(path)
+    path = named(path)
+    source = open_source(path)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"a lock of {source.nbytes:,} bytes", where=path)
     about = f"not a lock of the form {FORMAT!r}"

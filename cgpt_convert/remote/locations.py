@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
+from cgpt_convert.errors import BadRequest
+
+_READ_ONLY = ("http", "https", "hf")
 _given: dict[str, str] = {}  # name -> the URL as it was given
 _users: dict[tuple[str, str], str] = {}  # scheme and host -> "user:password", given for one URL
 
@@ -36,3 +39,24 @@ def url_of(name: str) -> str:
     scheme, netloc, path, query, fragment = urlsplit(name)
     user = _users.get((scheme, netloc))
     return urlunsplit((scheme, f"{user}@{netloc}", path, query, fragment)) if user else name
+
+
+def check_installed(name: str) -> None:
+    """Raise BadRequest, telling what to install, unless HTTP can be spoken, which most needs."""
+    import importlib.util
+
+    if importlib.util.find_spec("urllib3") is None:
+        raise BadRequest("URLs need urllib3", where=name, hint="pip install 'cgpt-convert[remote]'")
+
+
+def check_writable(name: str) -> None:
+    """Raise BadRequest if it is clear that nothing can be written to the URL called `name`."""
+    check_installed(name)
+    scheme, _, path = name.partition("://")
+    if scheme.lower() in _READ_ONLY:
+        hint = "write it to a local disk, or to a store such as s3://, and copy it there"
+        raise BadRequest(f"nothing is written to {scheme}://", where=name, hint=hint)
+    if scheme.lower() in ("file", "local"):
+        raise BadRequest("not written by way of a URL", where=name, hint="give the path itself")
+    if not path.strip("/").partition("/")[2]:
+        raise BadRequest("no path in a bucket or folder", where=name)

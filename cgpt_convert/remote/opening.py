@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from cgpt_convert.errors import BadRequest, CgptError
+from cgpt_convert.errors import CgptError
 from cgpt_convert.remote.fetching import in_parallel
 from cgpt_convert.remote.files import Downloaded
-from cgpt_convert.remote.locations import url_of
+from cgpt_convert.remote.locations import check_installed, url_of
 from cgpt_convert.remote.objects import Absent, Object
 from cgpt_convert.remote.ranges import RemoteFile
 from cgpt_convert.remote.traffic import settings
@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 def look(name: str) -> Found:
     """Is `name` a file or a folder? Asks as little as the kind of store allows."""
-    _check_installed(name)
+    check_installed(name)
     scheme = _scheme(name)
     if scheme in _HTTP:
         return Found(name, is_folder=name.endswith("/") or not urlsplit(name).path)
@@ -96,16 +96,8 @@ def _scheme(name: str) -> str:
     return name.partition("://")[0].lower()
 
 
-def _check_installed(name: str) -> None:
-    """Raise BadRequest, telling what to install, unless HTTP can be spoken, which most needs."""
-    import importlib.util
-
-    if importlib.util.find_spec("urllib3") is None:
-        raise BadRequest("URLs need urllib3", where=name, hint="pip install 'cgpt-convert[remote]'")
-
-
 def _object(name: str) -> Object:
-    _check_installed(name)
+    check_installed(name)
     scheme = _scheme(name)
     if scheme == "hf":
         from cgpt_convert.remote.hub import hub_object

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ class Outbox:
     def __init__(self, *, parallel: bool) -> None:
         self._parallel = parallel
         self._changed = threading.Condition()
-        self._jobs = self._nbytes = 0  # not yet done
+        self._jobs = self.nbytes = 0  # not yet done
         self._error: BaseException | None = None
         self.stopped = False
 
@@ -45,10 +46,10 @@ class Outbox:
             job()
             return
         with self._changed:
-            while self._jobs and self._nbytes + nbytes > MEMORY and not self.stopped:
+            while self._jobs and self.nbytes + nbytes > MEMORY and not self.stopped:
                 self._changed.wait(0.2)
             self._check()
-            self._jobs, self._nbytes = self._jobs + 1, self._nbytes + nbytes
+            self._jobs, self.nbytes = self._jobs + 1, self.nbytes + nbytes
         _workers.submit(functools.partial(self._run, job, nbytes))
 
     def wait(self) -> None:
@@ -78,7 +79,7 @@ class Outbox:
             self._error = self._error or error
             self.stopped = True
         with self._changed:
-            self._jobs, self._nbytes = self._jobs - 1, self._nbytes - nbytes
+            self._jobs, self.nbytes = self._jobs - 1, self.nbytes - nbytes
             self._changed.notify_all()
 
     def _check(self) -> None:
@@ -156,8 +157,9 @@ class _Part:
     """Bytes of an object that are not yet all here."""
 
     def __init__(self, nbytes: int) -> None:
-        self.data = bytearray(nbytes)
-        self.missing = nbytes
+        self.body = io.BytesIO(bytes(nbytes))  # what libraries send without a copy
+        self.data = self.body.getbuffer()
+        self.nbytes = self.missing = nbytes
 
 
 class _InParts:
@@ -169,7 +171,7 @@ class _InParts:
         self._parts: dict[int, _Part] = {}  # those that have holes, by number
         self._multipart = _Multipart(store, path)
         if not nbytes:
-            self._send(0, bytearray())
+            self._send(0, _Part(0))
 
     def write(self, data: memoryview, at: int) -> None:
         while data:
@@ -178,23 +180,23 @@ class _InParts:
                 left = self._nbytes - number * self._size
                 self._parts[number] = _Part(min(self._size, left))
             part = self._parts[number]
-            piece = data[: len(part.data) - start]
+            piece = data[: part.nbytes - start]
             part.data[start : start + len(piece)] = piece
             part.missing -= len(piece)
             if not part.missing:
                 del self._parts[number]
-                self._send(number, part.data)
+                self._send(number, part)
             data, at = data[len(piece) :], at + len(piece)
 
-    def _send(self, number: int, data: bytearray) -> None:
-        self._outbox.submit(functools.partial(self._sent, number, data), len(data))
+    def _send(self, number: int, part: _Part) -> None:
+        self._outbox.submit(functools.partial(self._sent, number, part), part.nbytes)
 
-    def _sent(self, number: int, data: bytearray) -> None:
+    def _sent(self, number: int, part: _Part) -> None:
         if self._nbytes > self._size:
-            self._multipart.send("upload_part", number + 1, Body=data)
+            self._multipart.send("upload_part", number + 1, Body=part.body)
         else:
-            self._store.s3("put_object", self._path, Body=data)
-        traffic.add(sent=len(data))
+            self._store.s3("put_object", self._path, Body=part.body)
+        traffic.add(sent=part.nbytes)
 
     def finish(self) -> None:
         self._multipart.finish()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from cgpt_convert.errors import BadRequest, CannotWrite, CgptError
+from cgpt_convert.errors import CannotWrite, CgptError
 from cgpt_convert.remote.fetching import patiently
 from cgpt_convert.remote.locations import url_of
 from cgpt_convert.remote.objects import Absent, Broken
@@ -14,20 +14,6 @@ from cgpt_convert.remote.stores import SIGNED, store, worded
 from cgpt_convert.remote.traffic import traffic
 
 T = TypeVar("T")
-
-_READ_ONLY = ("http", "https", "hf")
-
-
-def check_writable(name: str) -> None:
-    """Raise BadRequest unless something may write what the URL called `name` stands for."""
-    scheme = name.partition("://")[0].lower()
-    if scheme in _READ_ONLY:
-        hint = "write it to a local disk, or to a store such as s3://, and copy it there"
-        raise BadRequest(f"nothing is written to {scheme}://", where=name, hint=hint)
-    if not name.partition("://")[2].strip("/").partition("/")[2]:
-        raise BadRequest("no path in a bucket or folder", where=name)
-    if scheme in ("file", "local"):
-        raise BadRequest("not written by way of a URL", where=name, hint="give the path itself")
 
 
 class Writable:
@@ -53,6 +39,8 @@ class Writable:
         """The answer of an S3 server to a request about an object, asked again if that may help."""
 
         def attempt() -> Any:
+            if "Body" in words:
+                words["Body"].seek(0)
             try:
                 return self.once(method, path, **words)
             except Exception as error:  # noqa: BLE001  botocore's are many
