@@ -17,7 +17,8 @@ from cgpt_convert.cli.table import counted, size, wrapped
 from cgpt_convert.conversion import Conversion, Target, convert, target_for, targets
 from cgpt_convert.dtypes import WISHES
 from cgpt_convert.inert import printable
-from cgpt_convert.output.sink import Options, write_files, write_folder
+from cgpt_convert.output.sink import Options
+from cgpt_convert.output.writing import write_files, write_folder
 from cgpt_convert.select import Wish, chosen_names
 
 

@@ -16,7 +16,8 @@ from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.exports import undone
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
-from cgpt_convert.output.sink import Options, write_blocks, write_folder
+from cgpt_convert.output.sink import Options, write_blocks
+from cgpt_convert.output.writing import write_folder
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.select import EVERYTHING, Wish, select, wanted
 

@@ -12,7 +12,8 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint, other_weights
-from cgpt_convert.output.sink import Options, write_files
+from cgpt_convert.output.sink import Options
+from cgpt_convert.output.writing import write_files
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.proof import lock as locks
 from cgpt_convert.proof.canonical import weights

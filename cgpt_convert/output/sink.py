@@ -24,7 +24,6 @@ from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.stage import Stage
-from cgpt_convert.places import is_url
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part, part_nbytes
 from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Content, Tensor, announce
@@ -56,10 +55,6 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
     Raises CannotWrite; Malformed where bytes read do not match the checksum the source records.
     """
-    if is_url(folder):
-        from cgpt_convert.output.sending import send_files
-
-        return send_files(plans, folder, options)
     with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
         Work(stage, options).write(plans)
         options.check(stage.place, stage.written())
@@ -68,10 +63,6 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: a new folder with each plan's file, whole or not at all."""
-    if is_url(folder):
-        from cgpt_convert.output.sending import send_folder
-
-        return send_folder(plans, folder, options)
     with staging.Folder(folder, overwrite=options.overwrite) as stage:
         Work(stage, options).write(plans)
         options.check(stage.place, stage.written())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from tests.remote.servers import Nginx, nginx
 from tests.running import Result, environ, run, spawn, start
@@ -353,10 +353,49 @@ def test_every_command_that_reads_weights_takes_a_url(
     assert run("verify", near, server.url("hf/pytorch_model.bin")).code == 1
 
 
-def test_output_is_not_written_to_a_url(models: Path) -> None:
-    done = run("convert", models / CS, "-o", "s3://bucket/out.safetensors")
-    assert done.code == 2
-    assert "local disk" in done.err
+def test_raw_folders_are_read_where_something_lists_their_files(
+    server: Nginx, models: Path
+) -> None:
+    near = run("digest", models / CS).out
+    for name, command in (
+        ("raw", ("extract",)),
+        ("arrays", ("convert", "--to", "npy")),
+        ("named", ("convert", "--to", "parameters")),
+    ):
+        assert run(*command, models / CS, "-o", server.www / name).code == 0
+        server.asked()
+        far = run("digest", server.url(f"{name}/"))
+        assert (far.code, far.out) == (0, near), far.err
+        assert run("verify", models / CS, server.url(f"{name}/")).code == 0
+    assert told(run("inspect", server.url("raw/")))[0] < 60  # a request a file, and those for names
+    (server.www / "raw" / "3").unlink()
+    lost = run("inspect", server.url("raw/"))
+    assert (lost.code, "1 files are missing: 3" in lost.err) == (3, True), lost.err
+    (server.www / "arrays" / "tensors.json").unlink()
+    unlisted = run("inspect", server.url("arrays/"))
+    assert (unlisted.code, "cannot be listed" in unlisted.err) == (3, True), unlisted.err
+
+
+def test_what_is_beside_the_weights_may_be_behind_urls(
+    server: Nginx, models: Path, tmp_path: Path
+) -> None:
+    lock, request = server.www / "m.lock", server.www / "request.json"
+    assert run("lock", models / CS, "-o", lock).code == 0
+    assert run("verify", "--lock", server.url("m.lock"), models / CS).code == 0
+    request.write_text('{"input_data": ["a"], "params": {"max_new_tokens": 2}}')
+    words = ("generate", models / CS, "--request")
+    there, here = run(*words, server.url("request.json")), run(*words, request)
+    assert (there.code, there.out) == (here.code, here.out)
+    nothing = run(*words, server.url("request.json"), "--tokenizer", server.url("sharded"))
+    assert (nothing.code, "the folder holds no tokenizer" in nothing.err) == (2, True), nothing.err
+    cut = (models / CS).read_bytes()[: (models / CS).stat().st_size * 2 // 3]
+    (server.www / "cut.bin").write_bytes(cut)
+    for each in (server.url("cut.bin"), server.www / "cut.bin"):
+        out = tmp_path / f"{len(str(each))}.safetensors"
+        salvaged = run("convert", each, "--salvage", "-o", out)
+        assert salvaged.code == 1, salvaged.err
+    one, other = (path.read_bytes() for path in tmp_path.glob("*.safetensors"))
+    assert load(one).keys() == load(other).keys() != set()
 
 
 def test_local_files_need_none_of_it(models: Path) -> None:
