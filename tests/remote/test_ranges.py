@@ -30,8 +30,8 @@ class Memory:
         self.fails = fails
         self.asked: list[tuple[int, int]] = []
 
-    def open(self) -> Opened:
-        return Opened(len(self.data), self.data[:HEAD])
+    def open(self, head: int = HEAD) -> Opened:
+        return Opened(len(self.data), self.data[:head])
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
         self.asked.append((offset, nbytes))
