@@ -14,7 +14,7 @@ from cgpt_convert import formats
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CannotWrite, Malformed, Unreadable
 from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output import checksums, place, sink
+from cgpt_convert.output import checksums, place, sink, staging
 from cgpt_convert.output.sink import Options
 from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
 from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
@@ -353,7 +353,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, *, folder: bool
 ) -> None:
     small = mounted("size=1m")
-    monkeypatch.setattr(sink, "check_space", lambda *_: None)  # others fill it after the check
+    monkeypatch.setattr(staging, "check_space", lambda *_: None)  # others fill it after the check
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
     write, target = (sink.write_folder, "new") if folder else (sink.write_files, ".")
     with pytest.raises(CannotWrite, match="No space left on device") as caught:
@@ -382,7 +382,7 @@ def test_a_disk_without_the_blocks_is_refused_before_writing(
     mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = mounted("size=1m")
-    monkeypatch.setattr(sink, "check_space", lambda *_: None)  # others fill it after the check
+    monkeypatch.setattr(staging, "check_space", lambda *_: None)  # others fill it after the check
     monkeypatch.setattr(place, "RESERVED", 1 << 20)
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
     read: list[int] = []
