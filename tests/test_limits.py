@@ -31,8 +31,9 @@ from cgpt_convert.scanning.names import Rule
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage
 from tests import zips
-from tests.test_torch_forms import forged, opened, v2
-from tests.test_unpickle import tree
+from tests.torch_forms.agreement import opened
+from tests.torch_forms.forging import forged, v2
+from tests.unpickling.reading import tree
 from tests.zips import Entry
 
 

@@ -261,9 +261,9 @@ def test_a_temporary_taken_for_a_leftover_before_it_was_locked_is_made_again(
     assert stolen
     stolen.clear()
     (tmp_path / "out").unlink()
-    with staging.Folder(str(tmp_path / "folder"), overwrite=False) as stage:
-        stage_file(stage, "inside", b"new")
-        stage.publish()
+    with staging.Folder(str(tmp_path / "folder"), overwrite=False) as made:
+        stage_file(made, "inside", b"new")
+        made.publish()
     assert contents(tmp_path) == {"folder/inside": b"new"}
 
 

@@ -19,8 +19,8 @@ import torch
 
 from tests import zips
 from tests.running import ROOT, run
-from tests.test_torch_forms import Ref, forged, v2, v3
-from tests.test_unpickle import doublings
+from tests.torch_forms.forging import Ref, forged, v2, v3
+from tests.unpickling.test_cost import doublings
 from tests.zips import Entry
 
 W = torch.arange(6.0).view(2, 3)

@@ -40,7 +40,7 @@ class Output(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The path, or the name; BadRequest for a URL that nothing can be written to."""
-        path = named(os.fspath(super().convert(value, param, ctx)))
+        path = named(os.fsdecode(super().convert(value, param, ctx)))
         if is_url(path):
             from cgpt_convert.remote.locations import check_writable
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cgpt_convert.plan import FilePlan
+
+S = TypeVar("S", bound="Stage")
 
 
 class File(Protocol):
@@ -24,7 +26,7 @@ class File(Protocol):
 class Stage:
     """Where files are written before they are published together. Leaving it removes the rest."""
 
-    def __enter__(self) -> Stage:  # noqa: PYI034 typing.Self came with Python 3.11
+    def __enter__(self: S) -> S:  # noqa: PYI019 typing.Self came with Python 3.11
         return self
 
     def __exit__(

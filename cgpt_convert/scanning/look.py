@@ -90,7 +90,6 @@ class Look(Found):
         self.room = Room(0)  # of the file itself, once it is known, as are
         self.opcodes = 0  # that may still be looked at
 
-
     def part(
         self,
         source: Source,
