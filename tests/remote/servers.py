@@ -1,6 +1,7 @@
 """Servers on the loopback interface: nginx for HTTP, SeaweedFS for S3. None outlives its test."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,15 @@ http {{
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port below those that outgoing connections get.
+
+    Who connects to a free port among those may be given the same one, and so meet himself.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def needed(program: str, how: str) -> str:
@@ -156,7 +163,8 @@ def seaweed(folder: Path) -> Iterator[str]:
     words += ["-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=4"]
     for name, port in ports.items():
         words += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc[name]}"]
-    words += ["-master.volumeSizeLimitMB=64"]
+    words += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+    words += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # always the same ports, of one server only
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
     try:
