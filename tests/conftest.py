@@ -1,5 +1,6 @@
 """How Hypothesis is run, the small model of most tests of commands, and small file systems."""
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ from tests import vendor
 # milliseconds for one example: seconds are a bomb, the default's 200 only a busy machine
 settings.register_profile("tests", deadline=5000)
 settings.load_profile("tests")
+
+# whoever runs this in the background may have them ignored, and what is started here inherits it
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
