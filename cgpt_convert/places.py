@@ -15,6 +15,18 @@ def is_url(path: str) -> bool:
     return bool(found) and scheme[:1].isalpha() and scheme.replace("+", "").isalnum()
 
 
+def join(folder: str, path: str) -> str:
+    """What names the file at `path`, a file's own path, inside the folder.
+
+    In a URL for HTTP some characters mean something else; of a file's name they are escaped.
+    """
+    if folder.partition("://")[0].lower() in ("http", "https"):
+        from urllib.parse import quote
+
+        path = quote(path)
+    return os.path.join(folder, path)
+
+
 def open_source(path: str) -> File:
     """The bytes of the file at `path`; BadRequest if there is none."""
     if is_url(path):

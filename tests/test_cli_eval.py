@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,18 @@ def test_the_figures_are_transformers(original, cut):
     right = (logs.argmax(-1) == ids).double().mean().item()
     assert found["top_right"] == pytest.approx(right, abs=1e-3)  # equal logits may swap
     assert (found["against"], found["model"], found["pile_loss"]) == (None, None, None)
+
+
+def test_the_text_may_come_through_a_pipe(tmp_path):
+    os.mkfifo(pipe := tmp_path / "text")
+    text = Path(TEXT).read_bytes()[:500]
+    writer = threading.Thread(target=pipe.write_bytes, args=(text,))
+    writer.start()
+    piped = measured(MODEL, "--text", str(pipe))
+    writer.join()
+    (tmp_path / "file").write_bytes(text)
+    stored = measured(MODEL, "--text", str(tmp_path / "file"))
+    assert piped | {"text": None} == stored | {"text": None}
 
 
 def test_threads_change_nothing():

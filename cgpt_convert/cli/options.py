@@ -15,7 +15,7 @@ from cgpt_convert.checks import ERROR, Check, exit_code
 from cgpt_convert.errors import BadRequest, CgptError, Malformed
 from cgpt_convert.places import is_url, named, open_source
 from cgpt_convert.reports import FORMATS, render
-from cgpt_convert.source import LocalFile, read
+from cgpt_convert.source import LocalFile, read, unreadable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -160,9 +160,15 @@ def wish(command: F) -> F:
 def read_text(path: str) -> str:
     """The text in a file of UTF-8, line ends as they are; an error where there is none."""
     path = named(path)
-    file = open_source(path)
     try:
-        text = read(file, 0, file.nbytes).decode()
+        if is_url(path):
+            far = open_source(path)
+            text = read(far, 0, far.nbytes).decode()
+        else:
+            with open(path, encoding="utf-8", newline="") as file:  # a pipe, too
+                text = file.read()
+    except OSError as error:
+        raise unreadable(error, path) from error
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8: {error}", where=path) from error
     if not text:

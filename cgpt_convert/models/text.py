@@ -49,7 +49,7 @@ class Encoder:
         try:
             import tokenizers as library
         except ModuleNotFoundError as error:
-            hint = f"{EXTRA}, or give the prompt as --ids"
+            hint = f"{EXTRA}; generate takes --ids, too"
             raise BadRequest("reading text needs the tokenizers library", hint=hint) from error
         whole = found.files.get(WHOLE)
         self._tokenizer: Any = (

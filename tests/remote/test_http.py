@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+import cgpt_convert
 from tests.remote.servers import Nginx, nginx
 from tests.running import Result, environ, run, spawn, start
 
 CS = "cs/pytorch_model.bin"
+DEMO = Path(cgpt_convert.__file__).parent / "demo"
 
 
 def told(result: Result) -> tuple[int, str]:
@@ -374,6 +376,36 @@ def test_raw_folders_are_read_where_something_lists_their_files(
     (server.www / "arrays" / "tensors.json").unlink()
     unlisted = run("inspect", server.url("arrays/"))
     assert (unlisted.code, "cannot be listed" in unlisted.err) == (3, True), unlisted.err
+
+
+def test_names_that_mean_something_else_in_a_url(server: Nginx, tmp_path: Path) -> None:
+    state = {name: torch.rand(3) for name in ("a/b", "c?d#e", "f%2Fg", "é h", "%2e%2e/i")}
+    torch.save(state, tmp_path / "odd.pt")
+    for name, to in (("odd-arrays", "npy"), ("odd-raw", "parameters")):
+        assert run("convert", tmp_path / "odd.pt", "--to", to, "-o", server.www / name).code == 0
+        far = run("digest", server.url(f"{name}/"))
+        assert (far.code, far.out) == (0, run("digest", tmp_path / "odd.pt").out), far.err
+
+
+def test_an_index_leads_nowhere_else(server: Nginx) -> None:
+    torch.save({"w": torch.rand(3)}, server.www / "private.bin")
+    (server.www / "index").mkdir()
+    for shard in ("..%2fprivate.bin", "%2e%2e%2Fprivate.bin", "x?/../private.bin"):
+        index = {"weight_map": {"w": shard}}
+        (server.www / "index" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        server.asked()
+        done = run("inspect", server.url("index/"))
+        assert done.code == 3, done.out
+        asked = [line.split()[3] for line in server.asked()]  # as nginx understands it
+        assert all(path.startswith("/index/") for path in asked), asked
+
+
+def test_a_text_behind_a_url(server: Nginx) -> None:
+    (server.www / "text.txt").write_bytes((DEMO / "held-out.txt").read_bytes()[:300])
+    words = ("eval", DEMO / "pytorch_model.bin", "--json", "--text")
+    far, near = run(*words, server.url("text.txt")), run(*words, server.www / "text.txt")
+    assert far.code == 0, far.err
+    assert far.json["cross_entropy"] == near.json["cross_entropy"]
 
 
 def test_what_is_beside_the_weights_may_be_behind_urls(
