@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.errors import CannotWrite
-from cgpt_convert.output import place, staging
+from cgpt_convert.output import leftovers, place, staging
 from tests.running import contents, partials
 
 
@@ -231,7 +231,7 @@ def test_what_belongs_to_others_is_kept(tmp_path: Path) -> None:
 def test_the_temporary_of_a_living_run_is_kept(tmp_path: Path) -> None:
     with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
         temporary = stage_file(stage, "out", b"first")
-        assert staging.reclaim(str(tmp_path), "out") == []
+        assert leftovers.reclaim(str(tmp_path), "out") == []
         with staging.Files(str(tmp_path), ["out"], overwrite=False) as other:
             stage_file(other, "out", b"second")
             other.publish()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from types import TracebackType
 from typing import NamedTuple
 
 from cgpt_convert.errors import CannotWrite, CgptError
 from cgpt_convert.inert import printable
+from cgpt_convert.output.leftovers import temporary_name
 from cgpt_convert.output.place import components, exists
 from cgpt_convert.output.stage import File, Stage
-from cgpt_convert.output.staging import temporary_name
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.remote.upload import Outbox, Transfer, Upload, move, upload
 from cgpt_convert.remote.writable import Writable
@@ -122,7 +121,7 @@ class Objects(Stage):
         self._outbox.stop()
         self._outbox.is_done(_PATIENCE)
         ours = list(self._temporary.values())
-        if not self._complete:
+        if not (self._complete or self._replaces_at_once):
             ours += map(self._last, self._given)
         jobs: list[tuple[str, Callable[[], object]]] = [
             (self._url, each.abort) for each in (*self._uploads, *self._moves)
@@ -131,6 +130,11 @@ class Objects(Stage):
             remove = functools.partial(self._store.remove, self._path(inside))
             jobs.append((f"{self._url}/{inside}", remove))
         self._remove(jobs)
+
+    @property
+    def _replaces_at_once(self) -> bool:
+        """Is there an old or a new object under the name whenever we stop, and whole?"""
+        return self.takes_parts and self._overwrite and len(self._temporary) == 1
 
     def _remove(self, jobs: list[tuple[str, Callable[[], object]]]) -> None:
         """Do what removes, each once; keep in mind what that fails for."""
@@ -145,13 +149,8 @@ class Objects(Stage):
             job()
             self._left.remove(name)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def left(self, error: BaseException | None) -> None:
+        """Tell what could not be removed."""
         if not self._left:
             return
         left = f"left behind: {', '.join(map(printable, sorted(set(self._left))))}"

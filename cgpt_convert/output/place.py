@@ -78,20 +78,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def reserve(temporary: str, nbytes: int, final: str) -> None:
     """Give the new file `temporary` all its blocks at once; CannotWrite if there are too few.
 
-    The file system then lays them out in one go and not as they are written back, which saves up to
-    a third of the time. Where it cannot, C libraries write a byte to every block instead, but not
-    through a descriptor that cannot be read: posix_fallocate(3), EBADF.
+    Nobody else can fill the disk then while the file is written, which may take hours. Where the
+    file system cannot, C libraries write a byte to every block instead, but not through a
+    descriptor that cannot be read: posix_fallocate(3), EBADF.
     """
     if nbytes < RESERVED or not hasattr(os, "posix_fallocate"):
         return
-    descriptor = os.open(temporary, os.O_WRONLY)
     try:
-        os.posix_fallocate(descriptor, 0, nbytes)
-    except OSError as error:
+        descriptor = os.open(temporary, os.O_WRONLY)
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        finally:
+            os.close(descriptor)
+    except OSError as error:  # of any other kind: writing will tell
         if error.errno in _FULL:
             raise cannot(error, final) from error
-    finally:
-        os.close(descriptor)
 
 
 def lies(path: str) -> bool:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cgpt_convert.output.crew import Crew
+from cgpt_convert.output.file import Output
 from cgpt_convert.output.objects import Folder, Objects
 from cgpt_convert.output.sink import (
     Options,
-    Output,
     Work,
     check_unchanged,
     import_for,
@@ -68,7 +68,7 @@ class _InOrder(Work):
         if is_hashed_in_order(plan):
             self.hashed_file(plan)
             return
-        out = Output(self, plan)
+        out = self.output(plan)
         with out:
             waiting: list[tuple[int, int, Part]] = []
             for placed in out.placed():

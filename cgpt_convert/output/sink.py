@@ -16,16 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from isal.isal_zlib import crc32, crc32_combine
+from isal.isal_zlib import crc32
 
-from cgpt_convert.errors import CannotWrite
 from cgpt_convert.output import staging
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
+from cgpt_convert.output.file import Output
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.stage import Stage
-from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part, part_nbytes
-from cgpt_convert.source import CHUNK
+from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
 from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
@@ -112,6 +111,10 @@ class Work:
         self.pieces = Pieces(self.crew, self.options.lost, wanted)
         self.streamed = {content for plan in plans for content in _contents(plan)}
 
+    def output(self, plan: FilePlan) -> Output:
+        """The temporary file for what is planned."""
+        return Output(self.stage, plan, self.options.advance, self.crew.lock)
+
     def _is_one_job(self, plan: FilePlan) -> bool:
         """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.
 
@@ -129,7 +132,7 @@ class Work:
         if is_hashed_in_order(plan):
             self.hashed_file(plan)
             return
-        out = Output(self, plan)
+        out = self.output(plan)
         with out:
             for at, index, part in out.placed():
                 if not isinstance(part, Crc32 | Late):
@@ -142,7 +145,7 @@ class Work:
         """Write a file whose digest is wanted, from front to back."""
         import hashlib
 
-        out = Output(self, plan)
+        out = self.output(plan)
         digest, value = hashlib.sha256(), 0
         with out:
             for at, _, part in out.placed():
@@ -155,7 +158,7 @@ class Work:
             self.files[plan.path] = FileDigest(digest.hexdigest(), value)
 
     def _file(self, plan: FilePlan) -> None:
-        out = Output(self, plan)
+        out = self.output(plan)
         with out:
             jobs = self.unwritten(plan)
             rearranged = len(jobs)
@@ -213,75 +216,6 @@ class Work:
         if isinstance(part, Late):
             part = part.make(Digests(self.files, self.pieces.digests))
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
-
-
-class Output:
-    """One temporary file, written at any offset."""
-
-    def __init__(self, work: Work, plan: FilePlan) -> None:
-        self.plan = plan
-        self.advance = work.options.advance
-        self.lock = work.crew.lock
-        self.where = work.stage.final(plan.path)
-        self.covered = {
-            index for p in plan.parts if isinstance(p, Crc32) for index in range(p.first, p.last)
-        }
-        self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
-        self.written = 0
-        with self.lock:
-            self.file = work.stage.open(plan)
-
-    def __enter__(self) -> None:
-        """Nothing to do: it is open."""
-
-    def __exit__(self, *_error: object) -> None:
-        try:
-            self.file.close()
-        except OSError as error:  # a network file system may tell only now
-            raise self._cannot(error) from error
-        if _error[0] is None and self.written != self.plan.nbytes:
-            why = f"wrote {self.written:,} bytes where {self.plan.nbytes:,} were planned"
-            raise CannotWrite(why, where=self.where)
-
-    def placed(self) -> Iterator[tuple[int, int, Part]]:
-        """Offset, index and part, in order."""
-        at = 0
-        for index, part in enumerate(self.plan.parts):
-            yield at, index, part
-            at += part_nbytes(part)
-
-    def write(self, data: memoryview, at: int) -> None:
-        """Write all of `data` at the offset."""
-        done = 0
-        try:
-            while done < len(data):
-                done += self.file.write(data[done:], at + done)
-        except OSError as error:
-            raise self._cannot(error) from error
-        with self.lock:
-            self.written += done
-            self.advance(done)
-
-    def crc32(self, part: Crc32) -> int:
-        """The CRC-32 of the parts that `part` covers."""
-        value = 0
-        for index in range(part.first, part.last):
-            value = crc32_combine(value, self.sums[index], part_nbytes(self.plan.parts[index]))
-        return value
-
-    def digest(self) -> FileDigest:
-        """Of the file as it is now, read again: for checksums that stand before what they cover."""
-        import hashlib
-
-        digest, value = hashlib.sha256(), 0
-        for at in range(0, self.plan.nbytes, CHUNK):
-            data = self.file.read(CHUNK, at)
-            digest.update(data)
-            value = crc32(data, value)
-        return FileDigest(digest.hexdigest(), value)
-
-    def _cannot(self, error: OSError) -> CannotWrite:
-        return CannotWrite(os.strerror(error.errno or 0), where=self.where)
 
 
 def import_for(plans: Sequence[FilePlan]) -> None:

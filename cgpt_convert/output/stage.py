@@ -31,15 +31,19 @@ class Stage:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        _kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        _trace: TracebackType | None,
     ) -> None:
         try:
             self.discard()
         except BaseException:  # a Ctrl-C does not stop the cleaning
             self.discard()
             raise
+        self.left(error)
+
+    def left(self, error: BaseException | None) -> None:
+        """It is over, and clean; `error` is what ended it early."""
 
     def check_space(self, nbytes: int) -> None:
         """Raise CannotWrite if it is known that there is no room for so much."""

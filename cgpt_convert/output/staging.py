@@ -1,8 +1,7 @@
 """Temporary siblings of the output, and the moment they get its name.
 
-A temporary is `.NAME.RANDOM.partial` beside the output, locked while its writer lives: one that
-is not locked was left by a process that was killed, and is removed by the next run. A Ctrl-C can
-come between any two lines: what is about to be made is noted first, and looked for afterwards.
+A Ctrl-C can come between any two lines: what is about to be made is noted first, and looked for
+afterwards.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Callable
-from types import TracebackType
 from typing import NamedTuple
 
 from cgpt_convert.errors import CannotWrite
 from cgpt_convert.inert import printable
+from cgpt_convert.output.leftovers import hold, reclaim, remove_folder, temporary_name
 from cgpt_convert.output.place import (
     cannot,
     check_space,
@@ -28,14 +26,6 @@ from cgpt_convert.output.place import (
 )
 from cgpt_convert.output.stage import File, Stage
 from cgpt_convert.plan import FilePlan
-
-try:
-    import fcntl
-except ImportError:  # Windows: leftovers are then kept, and named
-    fcntl = None  # type: ignore[assignment]
-
-_SUFFIX = ".partial"
-_LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrfs, apfs, in bytes
 
 
 class _LocalFile(NamedTuple):
@@ -62,13 +52,8 @@ class Local(Stage):
             raise CannotWrite("no such folder", where=self.folder)
         self._locks: list[int] = []
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def left(self, error: BaseException | None) -> None:  # noqa: ARG002  whatever it was
+        """Let go of the locks."""
         for lock in self._locks:
             os.close(lock)
 
@@ -102,9 +87,7 @@ class Local(Stage):
         """
         lock = os.dup(descriptor)
         self._locks.append(lock)
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(lock)
         return os.fstat(lock).st_nlink > 0
 
 
@@ -276,47 +259,11 @@ class Folder(Local):
         """Remove what is left of the new folder; of the old one only if the new one is there."""
         if self._old and os.path.lexists(self._old):
             if os.path.lexists(self._final):
-                _remove_folder(self._old, ignore_errors=True)
+                remove_folder(self._old, ignore_errors=True)
             else:
                 os.rename(self._old, self._final)
         if self._temporary:
-            _remove_folder(self._temporary, ignore_errors=True)
-
-
-def reclaim(folder: str, name: str) -> list[str]:
-    """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
-    start = re.escape(temporary_name(name).rsplit(".", 2)[0])
-    pattern = re.compile(rf"{start}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if pattern.fullmatch(entry.name)]
-    return [entry.path for entry in found if _remove_unlocked(entry)]
-
-
-def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
-    """Remove the entry unless its writer lives; locked meanwhile, so that no writer takes it up."""
-    if fcntl is None or entry.is_symlink():
-        return False
-    try:
-        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if entry.is_dir():
-            _remove_folder(entry.path)
-        else:
-            os.unlink(entry.path)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def temporary_name(name: str) -> str:
-    """What to call `name` for now: a hidden sibling, told from others by a random part."""
-    short = os.fsdecode(os.fsencode(name)[:_LONGEST])
-    return f".{short}.{os.urandom(4).hex()}{_SUFFIX}"
+            remove_folder(self._temporary, ignore_errors=True)
 
 
 def _create(path: str) -> int:
@@ -348,9 +295,3 @@ def _publishing(do: Callable[[str, str], object], old: str, new: str, final: str
 def _unlink(path: str) -> None:
     with contextlib.suppress(OSError):  # it may never have been; and why we stopped matters more
         os.unlink(path)
-
-
-def _remove_folder(path: str, *, ignore_errors: bool = False) -> None:
-    import shutil  # seldom needed, and it takes 4 ms
-
-    shutil.rmtree(path, ignore_errors=ignore_errors)

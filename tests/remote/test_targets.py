@@ -176,6 +176,34 @@ def test_a_server_that_fails_is_asked_again(
     assert not uploads(s3, "again/")
 
 
+def test_what_cannot_be_replaced_stays(
+    s3: Any, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = writable.Writable.once
+
+    def failing(self: writable.Writable, method: str, path: str, **words: Any) -> Any:
+        if method == "copy_object":
+            raise ConnectionResetError
+        return asked(self, method, path, **words)
+
+    s3.pipe_file("out/kept/m.npz", b"old")
+    monkeypatch.setattr(writable.Writable, "once", failing)
+    words = ("-o", "s3://out/kept/m.npz", "--overwrite", "--retries", "0")
+    done = run("convert", models / CS, *words)
+    assert done.code == 4, done.err
+    assert s3.find("out/kept") == ["out/kept/m.npz"]
+    assert s3.cat_file("out/kept/m.npz") == b"old"
+
+
+def test_gguf_and_locks_go_to_a_store(place: tuple[Any, str], models: Path, tmp_path: Path) -> None:
+    words = {"m.gguf": ("convert", "--no-vocab", "--dtype", "q8_0"), "m.json": ("lock",)}
+    for output, (command, *options) in words.items():
+        for folder in (tmp_path, place[1]):
+            done = run(command, models / CS, *options, "-o", f"{folder}/{output}")
+            assert done.code == 0, done.err
+    assert there(place) == here(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["m.safetensors", "m.npz", "m.bin"])
 def test_large_objects_are_sent_and_copied_in_parts(
     s3: Any, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

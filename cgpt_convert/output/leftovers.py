@@ -1,0 +1,69 @@
+"""What temporaries are called, and how those are told that a killed process left.
+
+A temporary is `.NAME.RANDOM.partial` beside the output, locked while its writer lives: one that
+is not locked was left behind, and is removed by the next run that writes the same output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+
+try:
+    import fcntl
+except ImportError:  # Windows: leftovers are then kept, and named
+    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX = ".partial"
+_LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrfs, apfs, in bytes
+
+
+def temporary_name(name: str) -> str:
+    """What to call `name` for now: a hidden sibling, told from others by a random part."""
+    short = os.fsdecode(os.fsencode(name)[:_LONGEST])
+    return f".{short}.{os.urandom(4).hex()}{_SUFFIX}"
+
+
+def hold(descriptor: int) -> None:
+    """Lock what is open there; the lock goes when it is closed, or with the process."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def reclaim(folder: str, name: str) -> list[str]:
+    """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
+    start = re.escape(temporary_name(name).rsplit(".", 2)[0])
+    pattern = re.compile(rf"{start}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if pattern.fullmatch(entry.name)]
+    return [entry.path for entry in found if _remove_unlocked(entry)]
+
+
+def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
+    """Remove the entry unless its writer lives; locked meanwhile, so that no writer takes it up."""
+    if fcntl is None or entry.is_symlink():
+        return False
+    try:
+        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if entry.is_dir():
+            remove_folder(entry.path)
+        else:
+            os.unlink(entry.path)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def remove_folder(path: str, *, ignore_errors: bool = False) -> None:
+    """Remove the folder and all in it."""
+    import shutil  # seldom needed, and it takes 4 ms
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
