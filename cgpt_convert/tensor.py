@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from cgpt_convert.dtypes import FLOAT32, UINT8, DType
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.limits import INT64, RANK
+from cgpt_convert.shapes import c_strides, dims, in_blocks, is_c_order
 from cgpt_convert.source import Source, expect
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Storage:
         self.byteorder: Final = byteorder
         self.crc32: Final = crc32
         self.device: Final = device
+
+    def __repr__(self) -> str:
+        return f"<Storage {self.label}: {self.nbytes:,} bytes>"
 
     @property
     def label(self) -> str:
@@ -116,6 +120,9 @@ class Tensor:
         self.conj: Final = conj
         self.neg: Final = neg
         self.quantizer: Final = quantizer
+
+    def __repr__(self) -> str:
+        return f"<Tensor {self.name!r}: {self.dtype.name} {dims(self.shape)}, {self.origin}>"
 
     @property
     def dtype(self) -> DType:
@@ -252,38 +259,6 @@ def announce(tensors: Iterable[Tensor]) -> None:
         start, nbytes = (0, storage.nbytes) if extent is None else extent[1:]
         reads.append((storage.source, storage.offset + start, nbytes))
     expect(reads)
-
-
-def in_blocks(dtype: DType, shape: tuple[int, ...]) -> bool:
-    """Are the rows of this shape whole blocks of the type? Always, for those stored one by one."""
-    return dtype.block == 1 or bool(shape and shape[-1] % dtype.block == 0)
-
-
-def dims(shape: Iterable[int], by: str = "x") -> str:
-    """A shape, or strides, as people write it: 768x2304."""
-    return by.join(map(str, shape)) or "scalar"
-
-
-def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Row-major strides, in elements."""
-    strides = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def is_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Row-major without gaps; strides of dimensions of size 0 or 1 mean nothing."""
-    if 0 in shape:
-        return True
-    step = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True
 
 
 def view(

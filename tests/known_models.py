@@ -16,8 +16,9 @@ from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.mapping.architecture import architectures
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import LocalFile, MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.tensor import Storage, Tensor
 from tests import vendor
 
 GPT2 = architectures()["gpt2"]

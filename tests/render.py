@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Part, Request
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.tensor import Storage, Tensor
 
 
 def render(plans: Iterable[FilePlan]) -> dict[str, bytes]:

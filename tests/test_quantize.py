@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32
 from cgpt_convert.errors import BadRequest, Unsupported
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor, c_strides, replace
+from cgpt_convert.tensor import Storage, Tensor, replace
 from cgpt_convert.values.blocks import CastCounts
 from cgpt_convert.values.stats import statistics
 from tests import llama_logits

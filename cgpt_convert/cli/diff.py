@@ -17,7 +17,7 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.proof.canonical import weights
 from cgpt_convert.proof.diff import CHANGED, EQUAL, LEFT_OUT, Row, diff
 from cgpt_convert.select import Wish
-from cgpt_convert.tensor import dims
+from cgpt_convert.shapes import dims
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 

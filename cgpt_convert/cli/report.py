@@ -9,7 +9,7 @@ import click
 from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrapped
 from cgpt_convert.findings import DANGEROUS, FOREIGN
 from cgpt_convert.inert import printable
-from cgpt_convert.tensor import dims
+from cgpt_convert.shapes import dims
 
 _LONG = 200  # characters of a text pair's value; --json has all
 _SHOWN = 12  # other values and foreign names; --json has all

@@ -7,7 +7,7 @@ from typing import Any
 
 from cgpt_convert.cli.table import size, table
 from cgpt_convert.inert import printable
-from cgpt_convert.tensor import dims
+from cgpt_convert.shapes import dims
 
 _DEEPEST = 40  # modules inside each other; of names with more dots the rest stays in one piece
 

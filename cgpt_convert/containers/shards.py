@@ -16,7 +16,7 @@ from cgpt_convert.errors import SALVAGE, CgptError, Malformed, Unreadable, Unsup
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
-from cgpt_convert.places import is_url, open_source
+from cgpt_convert.places import is_url, join, open_source
 from cgpt_convert.source import read
 from cgpt_convert.strict_json import check_count, unique
 
@@ -42,7 +42,7 @@ def read_index(
     folder = os.path.dirname(path)
     files = sorted(set(weight_map.values()))
     opened = _open_all if is_url(path) else _open_each
-    every = opened({name: os.path.join(folder, name) for name in files}, open_file)
+    every = opened({name: join(folder, name) for name in files}, open_file)
     shards, unread = _sort(path, every, salvage=salvage)
     lost = {name: file for name, file in weight_map.items() if file in unread}
     weight_map = {name: file for name, file in weight_map.items() if file not in unread}

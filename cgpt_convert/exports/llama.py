@@ -22,7 +22,8 @@ from cgpt_convert.mapping.architecture import architectures
 from cgpt_convert.mapping.config import check_config, read_config
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
-from cgpt_convert.tensor import Tensor, in_blocks
+from cgpt_convert.shapes import in_blocks
+from cgpt_convert.tensor import Tensor
 from cgpt_convert.values.digest import same_values
 
 _EMBEDDING, _HEAD, _POSITIONS = "token_embd.weight", "output.weight", "position_embd.weight"

@@ -15,8 +15,9 @@ from cgpt_convert.findings import TRAILING, Finding
 from cgpt_convert.formats import _reading
 from cgpt_convert.formats._gguf_fields import Cursor, Stored, parse
 from cgpt_convert.limits import MEMBERS
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import Source
-from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.tensor import Storage, Tensor
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # which differ in nothing that a little-endian reader sees

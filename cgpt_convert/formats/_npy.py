@@ -14,8 +14,9 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import BIG_ENDIAN, Finding
 from cgpt_convert.formats import _reading
 from cgpt_convert.limits import NPY_HEADER_BYTES
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import read
-from cgpt_convert.tensor import Storage, Tensor, c_strides, replace
+from cgpt_convert.tensor import Storage, Tensor, replace
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.places import open_all
+from cgpt_convert.places import join, open_all
 from cgpt_convert.source import File, Source
 from cgpt_convert.tensor import Storage, Tensor, replace, view
 
@@ -54,7 +53,7 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
     files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
     inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
     names = list(dict.fromkeys(inside))
-    found = dict(zip(names, open_all([os.path.join(folder, f) for f in names]), strict=True))
+    found = dict(zip(names, open_all([join(folder, f) for f in names]), strict=True))
     lost = [name for name, file in found.items() if file is None]
     if lost:
         listed = ", ".join(map(printable, lost[:_LISTED])) + (" ..." if lost[_LISTED:] else "")

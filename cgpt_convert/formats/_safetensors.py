@@ -11,8 +11,9 @@ from cgpt_convert.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.formats import _reading
 from cgpt_convert.limits import HEADER_BYTES
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import Source, read
-from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.tensor import Storage, Tensor
 
 METADATA = "__metadata__"
 FRAMEWORK = "format"  # the metadata key that says "pt", "tf", "np"...: never an alias

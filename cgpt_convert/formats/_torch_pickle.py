@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cgpt_convert.dtypes import DType
-from cgpt_convert.tensor import c_strides
+from cgpt_convert.shapes import c_strides
 
 _BATCH = 1000  # items to one SETITEMS: Modules/_pickle.c, BATCHSIZE
 _TUPLES = (b"", b"\x85", b"\x86", b"\x87")  # TUPLE1 to TUPLE3

@@ -18,7 +18,7 @@ from cgpt_convert.formats import _gguf, _planning
 from cgpt_convert.formats._gguf_fields import KEY_BYTES, encode, string
 from cgpt_convert.places import open_source
 from cgpt_convert.plan import Field, FilePlan, Part, Request
-from cgpt_convert.tensor import in_blocks
+from cgpt_convert.shapes import in_blocks
 
 NAME = "gguf"
 SUFFIX = ".gguf"

@@ -18,7 +18,7 @@ from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.names import file_names, tensor_name
-from cgpt_convert.places import listing, open_all, open_source
+from cgpt_convert.places import join, listing, open_all, open_source
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.source import Source
 from cgpt_convert.source import read as read_bytes
@@ -74,7 +74,7 @@ def read(path: str) -> Checkpoint:
 
 def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
     """The files of the folder by name, less those that are not there."""
-    found = zip(files, open_all([os.path.join(path, file) for file in files]), strict=True)
+    found = zip(files, open_all([join(path, file) for file in files]), strict=True)
     return {name: source for name, source in found if source is not None}
 
 

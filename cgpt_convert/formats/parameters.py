@@ -23,10 +23,11 @@ from cgpt_convert.formats._parameters import Reader, Recorded, parts
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.places import open_source
 from cgpt_convert.plan import Digests, FileDigest, FilePlan, Request
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import MemoryBytes, Source
 from cgpt_convert.source import read as read_bytes
 from cgpt_convert.strict_json import is_text_map, loads
-from cgpt_convert.tensor import Storage, Tensor, c_strides
+from cgpt_convert.tensor import Storage, Tensor
 
 NAME = "parameters"
 KIND = "extracted parameters"  # of the checkpoint that `read` returns

@@ -12,7 +12,7 @@ from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.mapping.architecture import LAYERS, Architecture, Place, architectures
 from cgpt_convert.mapping.files import parsed, reading
-from cgpt_convert.tensor import c_strides
+from cgpt_convert.shapes import c_strides
 
 
 class StoredAs(NamedTuple):

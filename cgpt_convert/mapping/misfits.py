@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import LAYERS, Architecture, Dim, Place
-from cgpt_convert.tensor import Tensor, dims
+from cgpt_convert.shapes import dims
+from cgpt_convert.tensor import Tensor
 
 
 def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:

@@ -11,7 +11,8 @@ from cgpt_convert.mapping.architecture import LAYERS, Architecture, Place, archi
 from cgpt_convert.mapping.config import count, mup_refusal
 from cgpt_convert.mapping.identity import Model, models
 from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.tensor import Tensor, is_c_order
+from cgpt_convert.shapes import is_c_order
+from cgpt_convert.tensor import Tensor
 
 
 def recognise(

@@ -9,8 +9,9 @@ from cgpt_convert.dtypes import BY_NUMPY, DType
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Global, Value, text
 from cgpt_convert.limits import RANK
+from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor, c_strides, view
+from cgpt_convert.tensor import Storage, Tensor, view
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")

@@ -9,7 +9,8 @@ from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.digests import digested
 from cgpt_convert.proof.lock import Lock, Row
 from cgpt_convert.proof.pairs import Names, paired, unpaired
-from cgpt_convert.tensor import Tensor, dims
+from cgpt_convert.shapes import dims
+from cgpt_convert.tensor import Tensor
 
 
 def against_lock(

@@ -16,7 +16,8 @@ from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of, hashed
 from cgpt_convert.proof.pairs import Pairing, paired, unpaired
-from cgpt_convert.tensor import Tensor, dims, in_blocks, replace
+from cgpt_convert.shapes import dims, in_blocks
+from cgpt_convert.tensor import Tensor, replace
 
 
 class Step(NamedTuple):

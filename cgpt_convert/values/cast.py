@@ -2,7 +2,7 @@
 
 Everything goes through float32, as in torch: float64 to float16 rounds twice there too. NumPy has
 no bfloat16 and no float8, and its float16 is scalar code. Here both 16-bit types are made in
-integer and float32 steps that NumPy does in vector registers, on chunks that stay in the cache.
+integer and float32 steps that NumPy does in vector registers, on chunks that stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     Words = NDArray[Any]  # little-endian bit patterns, unsigned
     Floats = NDArray[np.float32]
 
-# Elements cast at once: few enough that every step finds the last one's result in the cache, and
-# enough that threads seldom wait for the interpreter's lock, which each step gives up and takes.
-CHUNK = 128 << 10
+CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and as much for every step's result
 
 # Exponent bits, mantissa bits, bias, codes of NaN. torch/headeronly/util/Float8_*.h; OCP 8-bit
 # floating point 1.0 (e4m3fn, e5m2); arXiv:2206.02915 (fnuz); OCP microscaling 1.0 (e8m0fnu).

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cgpt_convert.shapes import c_strides, is_c_order
 from cgpt_convert.source import CHUNK, is_distant
-from cgpt_convert.tensor import c_strides, is_c_order
 from cgpt_convert.values import views
 from cgpt_convert.values.views import boxes, merge, span
 
