@@ -87,7 +87,7 @@ def test_what_is_no_file_is_refused_by_every_command_at_once(
     (tmp_path / "m").symlink_to(model)
     monkeypatch.chdir(tmp_path)
     make(Path("odd"))
-    for line in READERS:
+    for line in READERS[:-1] if make is fifo else READERS:  # a text may come through a pipe
         result = run(*line.format("odd").split())
         assert result.code in (2, 3), (line, result)
         assert result.out == ""

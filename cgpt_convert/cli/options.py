@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -161,12 +162,12 @@ def read_text(path: str) -> str:
     """The text in a file of UTF-8, line ends as they are; an error where there is none."""
     path = named(path)
     try:
-        if is_url(path):
-            far = open_source(path)
-            text = read(far, 0, far.nbytes).decode()
+        if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):  # --text <(...)
+            with open(path, "rb") as pipe:
+                text = pipe.read().decode()
         else:
-            with open(path, encoding="utf-8", newline="") as file:  # a pipe, too
-                text = file.read()
+            file = open_source(path)
+            text = read(file, 0, file.nbytes).decode()
     except OSError as error:
         raise unreadable(error, path) from error
     except UnicodeDecodeError as error:
