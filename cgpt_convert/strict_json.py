@@ -8,7 +8,7 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.limits import JSON_VALUES
 
 _DIGITS = 20  # of an unsigned 64-bit integer
-_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_AS_ZERO = bytes.maketrans(b"123456789 \n\r\t", b"000000000,,,,")
 
 
 def loads(data: bytes, where: str) -> dict[str, Any]:
@@ -69,10 +69,13 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _may_be_odd(data: bytes) -> bool:
     """May there be integers that `_natural` refuses? If not, a vocabulary is read in half the time.
 
-    What looks like one in a string counts, too.
+    What stands around numbers may stand around digits in a string, too, but seldom does: around
+    those that are tokens of GPT-2's are quotation marks.
     """
-    digits = data.translate(_AS_ZERO)
-    return b"-0" in digits or b"0" * (_DIGITS + 1) in digits
+    plain = data.translate(_AS_ZERO)
+    long = b"0" * (_DIGITS + 1)
+    odd = (b":-0", b",-0", b"[-0", long + b",", long + b"]", long + b"}")
+    return any(number in plain for number in odd)
 
 
 def _natural(digits: str) -> int:

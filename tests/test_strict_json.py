@@ -41,6 +41,18 @@ def test_refused(text: str) -> None:
     assert len(caught.value.message) < 300
 
 
+@pytest.mark.parametrize("number", ["-1", "-0", "1" * 21, "0123"])
+@pytest.mark.parametrize("around", ['{"a":%s}', '{"a" : %s\n}', '{"a":[1,\t%s ]}', '{"a":[%s,2]}'])
+def test_odd_numbers_are_refused_wherever_they_stand(number: str, around: str) -> None:
+    with pytest.raises(Malformed):
+        loads((around % number).encode(), "")
+
+
+@pytest.mark.parametrize("text", ["-1", "-0", ":-5,", "0" * 32, "[" + "1" * 30 + "]"])
+def test_what_looks_like_odd_numbers_may_be_text(text: str) -> None:
+    assert loads(json.dumps({text: [text, 1]}).encode(), "") == {text: [text, 1]}
+
+
 def test_read() -> None:
     text = '{"a": [1, 18446744073709551615], "é": "\\ud83e\\udd8a\\u00e9", "": null, "t": true}'
     assert loads(text.encode(), "") == json.loads(text)

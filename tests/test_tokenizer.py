@@ -234,6 +234,7 @@ def _twice(own: Path) -> None:
         (_merge("a zzz"), "merges.txt: the merge 'a zzz' is not of tokens"),
         (_merge("a"), "the merge 'a' is not of tokens"),
         (_merge("a b c"), "the merge 'a b c' is not of tokens"),
+        (_merge("a\nb c d"), "the merge 'a' is not of tokens"),
         (_twice, "is there twice"),
         (_text("added_tokens.json", '{"<x>": 999}'), "320 is missing"),
         (_text("added_tokens.json", '{"a": 320}'), "'a' is "),

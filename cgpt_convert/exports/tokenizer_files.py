@@ -109,7 +109,9 @@ def _merge_lines(data: bytes, where: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
     lines = text.split("\n")  # tokens may hold what splitlines() splits at
-    return [line for line in lines if line and line[: len(_VERSION)] != _VERSION]
+    if f"\n{_VERSION}" in f"\n{text}":
+        lines = [line for line in lines if line[:1] != "#" or line[: len(_VERSION)] != _VERSION]
+    return list(filter(None, lines))
 
 
 def _whole(where: str, data: bytes) -> Parts:

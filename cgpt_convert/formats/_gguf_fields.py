@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
@@ -62,9 +63,11 @@ def string(text: str) -> bytes:
 
 def _encoded(kind: str, values: tuple[Scalar, ...]) -> bytes:
     if kind == "string":  # a vocabulary has 100,000 of them
-        texts = [str(value).encode() for value in values]
-        lengths = {nbytes: nbytes.to_bytes(8, "little") for nbytes in set(map(len, texts))}
-        return b"".join([part for text in texts for part in (lengths[len(text)], text)])
+        texts = list(map(str.encode, map(str, values)))
+        sizes = list(map(len, texts))
+        lengths = {nbytes: nbytes.to_bytes(8, "little") for nbytes in set(sizes)}
+        heads = map(lengths.__getitem__, sizes)
+        return b"".join(chain.from_iterable(zip(heads, texts, strict=True)))
     return struct.pack(f"<{len(values)}{_TYPES[kind]}", *values)
 
 
