@@ -60,10 +60,13 @@ def test_the_action_fits_githubs_schema() -> None:
     jsonschema.validate(ACTION, schema("github-actions.json"))
 
 
-def step(name: str, work: Path, program: Path, **given: str) -> tuple[int, str, str]:
-    """A step as the runner runs it: its inputs in the environment. Exit code, output, outputs."""
+def step(name: str, work: Path, program: Path | None, **given: str) -> tuple[int, str, str]:
+    """A step as the runner runs it: its inputs in the environment. Exit code, output, outputs.
+
+    `program` is the folder of the one to run; None is what the step "Install" installed.
+    """
     runner = work.parent / "runner"
-    if not runner.exists():
+    if program and not runner.exists():
         (runner / "cgpt-convert").mkdir(parents=True)
         (runner / "cgpt-convert" / "bin").symlink_to(program)
     inputs = {name: row.get("default", "") for name, row in ACTION["inputs"].items()} | given
@@ -75,6 +78,9 @@ def step(name: str, work: Path, program: Path, **given: str) -> tuple[int, str, 
     outputs = work.parent / "outputs"
     outputs.write_text("")
     variables |= {"RUNNER_TEMP": str(runner), "GITHUB_OUTPUT": str(outputs)}
+    variables["GITHUB_ACTION_PATH"] = str(TOP)
+    if not program:
+        variables["PYTHONPATH"] = ""  # what is installed, and not what lies here
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]],
         cwd=work,
@@ -110,6 +116,27 @@ def test_the_actions_verify_says_what_to_compare_with_what(tmp_path: Path) -> No
     given = {"target": "my model.bin", "lock": "w.lock.json"}
     code, out, _ = step("Verify", tmp_path / "work", echo.parent, **given)
     assert (code, out) == (0, "[verify][--format][github][--lock][w.lock.json][--][my model.bin]")
+
+
+@pytest.mark.corpus  # it needs the network, as pip installs what the program depends on
+def test_the_action_from_its_installation_on(models: Path) -> None:
+    work = models.parent
+    weights, lock = work / "w.safetensors", work / "w.lock.json"
+    source = TOP / "cgpt_convert" / "demo" / "pytorch_model.bin"
+    assert step("Install", work, None) == (0, "", "")
+    program = str(work.parent / "runner" / "cgpt-convert" / "bin" / "cgpt-convert")
+    for words in (("convert", source, "-o", weights), ("lock", weights, "-o", lock)):
+        subprocess.run([program, *words], env=environ(PYTHONPATH=""), check=True)
+    assert step("Scan", work, None, paths="w.safetensors")[::2] == (0, "exit-code=0\n")
+    code, out, _ = step("Scan", work, None, paths="models")
+    assert (code, out[:39]) == (1, "::error file=models/config.bin,title=CG")
+    given = {"target": "w.safetensors", "lock": "w.lock.json"}
+    assert step("Verify", work, None, **given)[0] == 0
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    code, out, _ = step("Verify", work, None, **given)
+    assert (code, out[:29]) == (1, "::error file=w.safetensors,ti")
 
 
 def test_the_example_gives_the_action_what_it_takes() -> None:
