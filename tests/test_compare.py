@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.models import compare as comparing
+from cgpt_convert.models import model as models
 from cgpt_convert.models.compare import TOLERANCES, Comparison, compare
 from cgpt_convert.models.model import Model
 from cgpt_convert.opening import open_checkpoint
@@ -108,7 +110,10 @@ def test_another_activation_is_seen_in_the_first_layer(small, tmp_path):
     assert found.agreement > 0.9  # which is why nobody notices
 
 
-def test_the_numbers_are_those_of_transformers(small, tmp_path):
+@pytest.mark.parametrize("part", [models.PART_NBYTES, 20_000])  # all the vocabulary, and 52 of 512
+def test_the_numbers_are_those_of_transformers(small, tmp_path, part, monkeypatch):
+    monkeypatch.setattr(models, "PART_NBYTES", part)
+    monkeypatch.setattr(comparing, "_PIECE", part // 4)
     other = changed(small, tmp_path, transposed)
     with torch.no_grad():
         one, two = (
@@ -123,6 +128,31 @@ def test_the_numbers_are_those_of_transformers(small, tmp_path):
         assert each.nmse == pytest.approx(nmse, rel=1e-3, abs=1e-10)
     same = (one.logits.argmax(-1) == two.logits.argmax(-1)).float().mean()
     assert compared(small, other).agreement == pytest.approx(float(same))
+
+
+def test_a_head_of_its_own_is_compared(tmp_path):
+    one = write(tmp_path / "one", SMALL, tie_word_embeddings=False)
+
+    def shifted(state):
+        state["lm_head.weight"][100] += 1
+
+    (tmp_path / "other").mkdir()
+    found = compared(one, changed(one, tmp_path / "other", shifted))
+    assert found.first
+    assert found.first.name == "logits"
+    assert all(each.greatest == 0 for each in found.differences[:-1])
+
+
+def test_the_likeliest_token_of_parts_is_that_of_the_whole():
+    random = np.random.default_rng(5)
+    logits = random.integers(0, 4, (200, 30)).astype("f4")  # ties in every row
+    logits[random.random(logits.shape) < 0.02] = np.nan
+    logits[random.random(logits.shape) < 0.2] = -np.inf
+    logits[0] = -np.inf
+    likeliest = comparing._Likeliest(len(logits))
+    for part in np.split(logits, [7, 8, 21], axis=1):
+        likeliest.add(part)
+    assert np.array_equal(likeliest.tokens, logits.argmax(-1))
 
 
 def test_what_is_no_number_is_past_every_tolerance(small, tmp_path):
@@ -147,17 +177,44 @@ def test_models_of_different_sizes_are_not_compared(small, tmp_path):
     assert "n_layer is 2, but 3" in caught.value.message
 
 
-def test_a_streamed_pass_holds_one_block_besides_the_embeddings(tmp_path):
-    shape = vendor.Shape(6, 256, 4, 1024, 64, 32)
-    folder = write(tmp_path, shape)
-    model = Model(open_checkpoint(folder))
-    list(model.states([[1, 2]]))  # the embeddings are in memory, everything is imported
+@pytest.fixture
+def peak():
+    """The most bytes that a call had in use; NumPy reports its arrays to tracemalloc."""
+
+    def during(call: Callable[[], object]) -> int:
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return during
+
+
+def test_a_streamed_pass_holds_one_block(tmp_path, peak):
+    shape = vendor.Shape(6, 256, 4, 1024, 6000, 32)
+    warm, model = (Model(open_checkpoint(path)) for path in [write(tmp_path, shape)] * 2)
+    list(warm.states([[1, 2]]))  # everything is imported
     block = 4 * (12 * shape.n_embd**2 + 13 * shape.n_embd)
-    tracemalloc.start()
-    try:
-        for _ in range(2):
-            list(model.states([[1, 2, 3]]))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert block < peak < 1.5 * block
+    assert 4 * shape.vocab_size * shape.n_embd > 1.5 * block
+    assert block < peak(lambda: list(model.states([[1, 5999, 3]]))) < 1.5 * block
+
+
+@pytest.mark.parametrize("target", ["m.safetensors", "m.gguf --dtype q8_0", "m.gguf"])
+def test_no_table_of_embeddings_is_ever_in_memory(tmp_path, target, peak):
+    shape = vendor.Shape(2, 32, 2, 128, 300_000, 32)
+    source = write(tmp_path / "source", shape)
+    name, *dtype = target.split()
+    no_vocab = ["--no-vocab"] if "gguf" in name else []
+    assert run("convert", source, "-o", tmp_path / name, *dtype, *no_vocab).code == 0
+    found = []
+
+    def both() -> None:
+        pair = open_checkpoint(source), open_checkpoint(tmp_path / name)
+        found.append(compare(*pair, [1, 299_999, 1]))
+
+    table = 4 * shape.vocab_size * shape.n_embd
+    both()  # everything is imported
+    assert peak(both) < table / 2
+    assert all(each.ok for each in found)

@@ -20,6 +20,7 @@ from cgpt_convert.models.hyperparameters import ACTIVATIONS, ERF
 from cgpt_convert.models.model import Model
 from cgpt_convert.models.pool import Pool
 from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.tensor import replace
 from tests import vendor
 from tests.running import run
 from tests.small_models import KINDS, as_kind, logits, oracle, relative, write
@@ -226,10 +227,31 @@ def test_a_block_is_read_when_it_is_asked_for_and_then_forgotten(small):
     for number, _ in enumerate(model.states(IDS)):
         assert {layer for _, layer in asked} == {None, *range(number)}
     assert len(asked) == 2 + 12 * SMALL.n_layer
+    model.logits(model.hidden(IDS)[0])
     asked.clear()
     model.hidden(IDS)
-    assert ("wte.weight", None) not in asked  # kept
+    assert ("wte.weight", None) not in asked  # the head, which is kept
     assert ("h.{i}.ln_1.weight", 0) in asked  # read again
+
+
+def test_a_distant_table_is_fetched_once(small):
+    class Far:
+        distant, nbytes, name = True, 0, "far"
+
+        def readinto(self, offset, buffer):
+            self.nbytes += len(buffer)
+            near.readinto(offset, buffer)
+
+    model, far = opened(small), Far()
+    table = model.source.tensors["wte.weight", None]
+    near = table.storage.source
+    table = replace(table, storage=replace(table.storage, source=far))
+    tensors = {**model.source.tensors, ("wte.weight", None): table}
+    model.weights._source = model.source._replace(tensors=tensors)
+    hidden = model.hidden(IDS)[0]
+    found = np.concatenate([*model.logits_by_vocabulary(hidden)], axis=1)
+    assert relative(found, opened(small).logits(opened(small).hidden(IDS)[0])) < 1e-6
+    assert far.nbytes == table.nbytes
 
 
 def test_resident_weights_are_read_once(small, monkeypatch):

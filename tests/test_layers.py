@@ -41,7 +41,7 @@ ALLOWED = {
     "tqdm": "cli.progress",
     "numpy": "cli.demo harness models.beams models.compare models.divergence models.evaluation "
     "models.gelu models.generation models.model models.on_numpy models.passage "
-    "models.sampling values.bits values.blocks values.cast values.compare "
+    "models.sampling models.weights values.bits values.blocks values.cast values.compare "
     "values.dequantize values.gather values.quantize values.stats",
     "urllib3": "remote.http remote.opening",
     "fsspec": "remote.stores",

@@ -1,11 +1,12 @@
 """Two files of one model, given the same tokens: where they first differ, and how much.
 
-Both run side by side, a block at a time, so that neither model has to fit into memory.
+Both run side by side, a block at a time, and their logits are compared part by part of the
+vocabulary, so that neither a model nor its embeddings have to fit into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.models.hyperparameters import as_config
-from cgpt_convert.models.model import ROWS, Model
+from cgpt_convert.models.model import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +35,8 @@ TOLERANCES = {
     "q4_1": 0.2,
     "q4_0": 0.3,
 }
+
+_PIECE = 1 << 18  # elements compared at once, in double precision: 2 MiB stay near the processor
 
 
 class Difference(NamedTuple):
@@ -129,21 +132,31 @@ def compare_models(
         totals[-1].add(one, other)
         last = one.copy(), other.copy()
         advance(1)
-    normed, logits, same = _Total("ln_f"), _Total("logits"), 0
-    for one, other in _rows(ours, theirs, last):
-        normed.add(one, other)
-        found, expected = ours.logits(one), theirs.logits(other)
-        logits.add(found, expected)
-        same += int((found.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
+    normed = [model.normed(state[0]) for model, state in zip((ours, theirs), last, strict=True)]
+    totals.append(_Total("ln_f"))
+    totals[-1].add(*normed)
+    logits, same = _logits(ours, theirs, *normed)
     for model in (ours, theirs):
         model.source.checkpoint.check_unchanged()
     return Comparison(
         len(ids),
         dtype,
         TOLERANCES[dtype] if tolerance is None else tolerance,
-        tuple(total.difference() for total in (*totals, normed, logits)),
+        tuple(total.difference() for total in (*totals, logits)),
         same / len(ids),
     )
+
+
+def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_Total, int]:
+    """Of normed states: how far the logits are apart, and how many have the same greatest."""
+    total, tops = _Total("logits"), (_Likeliest(len(one)), _Likeliest(len(other)))
+    for parts in zip(
+        ours.logits_by_vocabulary(one), theirs.logits_by_vocabulary(other), strict=True
+    ):
+        total.add(*parts)
+        for top, part in zip(tops, parts, strict=True):
+            top.add(part)
+    return total, int((tops[0].tokens == tops[1].tokens).sum())
 
 
 def coarsest(model: Model) -> str:
@@ -155,13 +168,6 @@ def coarsest(model: Model) -> str:
     return max(names, key=lambda name: TOLERANCES[name])
 
 
-def _rows(ours: Model, theirs: Model, last: tuple[Floats, Floats]) -> Iterator[tuple[Floats, ...]]:
-    """Both models' last states, normed, some positions at a time."""
-    for start in range(0, last[0].shape[1], ROWS):
-        states = (state[0, start : start + ROWS] for state in last)
-        yield tuple(m.normed(state) for m, state in zip((ours, theirs), states, strict=True))
-
-
 class _Total:
     """Sums over pieces of what is compared, in double precision."""
 
@@ -170,15 +176,39 @@ class _Total:
         self._greatest = self._error = self._power = 0.0
 
     def add(self, source: Floats, target: Floats) -> None:
-        difference = target.astype(np.float64) - source
-        # not max(): it would lose a NaN
-        self._greatest = float(np.maximum(self._greatest, np.abs(difference).max()))
-        self._error += float(np.vdot(difference, difference))
-        self._power += float(np.vdot(source.astype(np.float64), source.astype(np.float64)))
+        one, other = source.reshape(-1), target.reshape(-1)
+        for start in range(0, len(one), _PIECE):
+            wide = one[start : start + _PIECE].astype(np.float64)
+            difference = other[start : start + _PIECE] - wide
+            self._error += float(np.dot(difference, difference))
+            self._power += float(np.dot(wide, wide))
+            # not max(): it would lose a NaN
+            greatest = np.abs(difference, out=difference).max()
+            self._greatest = float(np.maximum(self._greatest, greatest))
 
     def difference(self) -> Difference:
         nmse = self._error / self._power if self._power else float(self._error > 0)
         return Difference(self._name, self._greatest, nmse)
+
+
+class _Likeliest:
+    """Each position's likeliest token, from parts of the vocabulary that come in order.
+
+    As `argmax` of them all: the first of equals, and what is no number before all others.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self.tokens = np.zeros(positions, np.int64)
+        self._greatest = np.full(positions, -np.inf, np.float32)
+        self._seen = 0
+
+    def add(self, logits: Floats) -> None:
+        found = logits.argmax(axis=-1)
+        greatest = logits[np.arange(len(found)), found]
+        better = ~(greatest <= self._greatest) & ~np.isnan(self._greatest)
+        self.tokens[better] = found[better] + self._seen
+        self._greatest[better] = greatest[better]
+        self._seen += logits.shape[1]
 
 
 def _check_sizes(ours: Model, theirs: Model) -> None:

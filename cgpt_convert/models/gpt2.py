@@ -39,35 +39,19 @@ class Block(NamedTuple):
     mlp_c_proj: Affine
 
 
-class Embeddings(NamedTuple):
-    """Token embeddings (vocabulary, n) and position embeddings (positions, n)."""
-
-    wte: Array
-    wpe: Array
-
-
-class Final(NamedTuple):
-    """What stands after the last layer: its LayerNorm, and the head (vocabulary, n)."""
-
-    ln_f: Affine
-    head: Array
-
-
 class Parameters(Protocol):
-    """Where the parameters are asked for, one block at a time."""
+    """Where the parameters are asked for: of the embeddings some rows, one block at a time."""
 
     hyper: Hyperparameters
 
-    @property
-    def embeddings(self) -> Embeddings:
-        """The embeddings."""
+    def wte(self, ids: np.ndarray) -> Array:
+        """The embeddings (len(ids), n) of these tokens."""
+
+    def wpe(self, start: int, stop: int) -> Array:
+        """The embeddings (stop - start, n) of these positions."""
 
     def block(self, layer: int) -> Block:
         """The parameters of a layer, counted from 0."""
-
-    @property
-    def final(self) -> Final:
-        """What stands after the last layer."""
 
 
 def hidden_states(
@@ -82,9 +66,8 @@ def hidden_states(
     b, t = ids.shape
     p = cache.length if cache else 0
     hyper = parameters.hyper
-    wte, wpe = parameters.embeddings
-    x = xp.rows(wte, ids.reshape(-1))  # (b*t, n)
-    x = (x.reshape(b, t, -1) + wpe[p : p + t]).reshape(b * t, -1)  # (b*t, n)
+    x = parameters.wte(ids.reshape(-1))  # (b*t, n)
+    x = (x.reshape(b, t, -1) + parameters.wpe(p, p + t)).reshape(b * t, -1)  # (b*t, n)
     yield x.reshape(b, t, -1)
     for layer in range(hyper.n_layer):
         x = block(xp, x, parameters.block(layer), hyper, layer, Rows(b, t, cache))
@@ -184,11 +167,11 @@ def split_heads(qkv: Array, b: int, t: int, n_head: int) -> tuple[Array, Array, 
     return q, k, v
 
 
-def final_norm(xp: Backend, x: Array, final: Final, hyper: Hyperparameters) -> Array:
+def final_norm(xp: Backend, x: Array, ln_f: Affine, hyper: Hyperparameters) -> Array:
     """The last residual stream as the head takes it (..., n)."""
-    return layer_norm(xp, x, final.ln_f, hyper.layer_norm_epsilon)
+    return layer_norm(xp, x, ln_f, hyper.layer_norm_epsilon)
 
 
-def logits(xp: Backend, x: Array, final: Final) -> Array:
-    """(rows, n), normed, to (rows, vocabulary)."""
-    return xp.matmul(x, final.head.swapaxes(0, 1))
+def logits(xp: Backend, x: Array, head: Array) -> Array:
+    """(rows, n), normed, to (rows, vocabulary), or to the part of it that `head` (k, n) is of."""
+    return xp.matmul(x, head.swapaxes(0, 1))

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROWS = 256  # positions whose logits are computed at once
+PART_NBYTES = 4 << 20  # of the head, and of logits, where they come in parts of the vocabulary
 
 
 class Model:
     """A model and the backend that computes it. Arrays that come out are NumPy's, float32.
 
-    Unless `resident`, each pass reads the weights anew: in memory are the embeddings, the head and
-    one block. Ids are checked: BadRequest for those that are no tokens of the model's, and for
-    more than it has positions.
+    Unless `resident`, each pass reads the weights anew: in memory is one block, and the head once
+    whole rows of logits were asked for. Ids are checked: BadRequest for those that are no tokens
+    of the model's, and for more than it has positions.
     """
 
     def __init__(
@@ -70,12 +71,23 @@ class Model:
 
     def normed(self, rows: np.ndarray) -> np.ndarray:
         """Rows (m, n_embd) of the last of `states`, normed."""
-        final = self.weights.final
-        return self.xp.numpy(gpt2.final_norm(self.xp, self.xp.array(rows), final, self.hyper))
+        ln_f = self.weights.ln_f
+        return self.xp.numpy(gpt2.final_norm(self.xp, self.xp.array(rows), ln_f, self.hyper))
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
-        return self.xp.numpy(gpt2.logits(self.xp, self.xp.array(rows), self.weights.final))
+        return self.xp.numpy(gpt2.logits(self.xp, self.xp.array(rows), self.weights.head))
+
+    def logits_by_vocabulary(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """The same in parts (m, k) of the vocabulary, in order; of the head a part is in memory.
+
+        Two models of the same sizes give parts of the same sizes.
+        """
+        x, vocabulary = self.xp.array(rows), self.hyper.vocab_size
+        step = max(PART_NBYTES // (4 * max(rows.shape)), 1)
+        for start in range(0, vocabulary, step):
+            stop = min(start + step, vocabulary)
+            yield self.xp.numpy(gpt2.logits(self.xp, x, self.weights.head_rows(start, stop)))
 
     def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
@@ -95,7 +107,7 @@ class Model:
         import numpy as np
 
         hidden = self._hidden(self.checked(ids, cache), cache)
-        logits = self.xp.numpy(gpt2.logits(self.xp, hidden[:, -1], self.weights.final))
+        logits = self.xp.numpy(gpt2.logits(self.xp, hidden[:, -1], self.weights.head))
         if not np.isfinite(logits.max(axis=-1)).all():
             raise Unsupported(
                 "the logits are not numbers",
@@ -128,4 +140,4 @@ class Model:
     def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
         for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
             last = state
-        return gpt2.final_norm(self.xp, last, self.weights.final, self.hyper)
+        return gpt2.final_norm(self.xp, last, self.weights.ln_f, self.hyper)

@@ -6,10 +6,19 @@ import os
 import tempfile
 
 from cgpt_convert.errors import Malformed
-from cgpt_convert.source import CHUNK, unreadable
-from cgpt_convert.tensor import Storage, replace
+from cgpt_convert.source import CHUNK, is_distant, unreadable
+from cgpt_convert.tensor import Storage, Tensor, replace
+from cgpt_convert.values.views import span
 
 _IN_MEMORY = 32 << 20  # bytes; more go to a temporary file without a name
+
+
+def near(tensor: Tensor) -> Tensor:
+    """The same view; if its storage is distant, of bytes that were fetched once and are here."""
+    if not is_distant(tensor.storage.source):
+        return tensor
+    first, size = tensor.stored.size(tensor.start), span(tensor.shape, tensor.strides)
+    return replace(tensor, storage=held(tensor.storage, first, tensor.stored.size(size)))
 
 
 def held(storage: Storage, start: int, nbytes: int) -> Storage:

@@ -41,6 +41,12 @@ def same_weights(path: Path, source: Path) -> None:
     assert all(name == "lm_head.weight" for name in tied)
 
 
+def test_a_model_behind_a_url_is_computed(server: Nginx, models: Path) -> None:
+    done = run("verify", models / CS, server.url(CS), "--logits", "--json")
+    assert done.code == 0, done.err
+    assert max(state["nmse"] for state in done.json["logits"]["states"]) == 0
+
+
 def test_inspect_of_gigabytes_takes_kilobytes(server: Nginx, models: Path) -> None:
     server.asked()
     path = models / "big.pt"
