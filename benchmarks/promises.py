@@ -130,7 +130,7 @@ OF_CHECKPOINTS = (
 )
 
 _START, _MODEL = "start-up", "generation"
-_BOTH_STREAMED = round(2 * (_BLOCK + _EMBEDDINGS) / MB)  # two models, of each a block
+_STREAMED = round((2 * _BLOCK + _EMBEDDINGS) / MB)
 OF_THE_REST = (
     Promise("`--help`", _START, tasks.HELP, "s", 0.12),
     *(
@@ -153,8 +153,8 @@ OF_THE_REST = (
     Promise("`generate`, 111M", _MODEL, tasks.GENERATE, "x weights", 1.3, (), ("111M",)),
     Promise("`generate`, 1.3B", _MODEL, tasks.GENERATE, "x weights", 1.3, (), ("1.3B",)),
     Promise(
-        "`verify --logits` of two files of 111M, which is a block and the embeddings of each",
-        _MODEL, tasks.LOGITS, "MB", _BOTH_STREAMED, (), ("111M",),
+        "`verify --logits` of two files of 111M, which is two blocks and the embeddings",
+        _MODEL, tasks.LOGITS, "MB", _STREAMED, (), ("111M",),
     ),
 )  # fmt: skip
 
