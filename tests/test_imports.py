@@ -18,6 +18,8 @@ WATCHED = (
     "requests s3fs safetensors ssl subprocess tokenizers torch tqdm transformers urllib3 xml "
     "zipfile"
 )
+# click imports uuid, which before Python 3.11 imported platform at once, and that subprocess
+BY_CLICK = {"uuid"} if sys.version_info < (3, 11) else set[str]()
 DEMO = ROOT / "cgpt_convert" / "demo"
 BIN = DEMO / "pytorch_model.bin"
 
@@ -68,7 +70,7 @@ def watched(chains: dict[str, list[str]], allowed: str = "") -> dict[str, str]:
     found = {}
     for name, chain in chains.items():
         through = {name, *(importer.partition(".")[0] for importer in chain)}
-        if name in WATCHED.split() and not through & set(allowed.split()):
+        if name in WATCHED.split() and not through & {*allowed.split(), *BY_CLICK}:
             of_ours = (importer for importer in chain if importer.startswith("cgpt_convert."))
             found[name] = next(of_ours, "")
     return found
