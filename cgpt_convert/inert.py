@@ -96,11 +96,23 @@ def _extended(there: Sequence[Value], added: list[Value]) -> Sequence[Value]:
     return there
 
 
+class _Escapes(dict[int, str]):
+    """How each character is printed, made when it is met."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        self[code] = char if char.isprintable() else ascii(char)[1:-1]
+        return self[code]
+
+
+_ESCAPES = _Escapes()
+
+
 def printable(text: str) -> str:
     """The text with control, formatting and other unprintable characters escaped."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text.translate(_ESCAPES)
 
 
 def text(value: Value, most: int = 200) -> str:

@@ -52,7 +52,7 @@ DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes
 NODES = Share(30_000, 10, 8_000_000)  # values visited, each time they appear; one in 19 bytes
 REPEATED = Share(50_000, 16, 1_000_000)  # of those, met again because a container is shared
 TENSORS = Share(10_000, 48, 4_000_000)
-NAMES = Share(16 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
+NAMES = Share(4 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
 NAME = 4096  # characters of one name: every key on the way down to it, and dots
 NESTING = 100  # of values, where names are made from them
 INT64 = 1 << 63  # torch, NumPy and file systems count in int64, so every number is below
@@ -64,13 +64,14 @@ EXPANSION = 64
 EXPANSION_FLOOR = 1 * GiB
 
 # Of what is compressed, when it is looked into, files in files and parts that are unpacked again
-# included: this many times the file's bytes, and always a little. Weights do not shrink to a 64th.
-UNPACKED = 64
-UNPACKED_FLOOR = 128 * MiB
+# included: this many times the file's bytes, and always a little. Weights do not shrink to a 32nd.
+UNPACKED = 32
+UNPACKED_FLOOR = 64 * MiB
 
 # Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
-# real ones take 3 bytes and more each, and shrink to a quarter.
-SCANNED = Share(1_000_000, 1, 1 << 40)
+# those of real ones take 5 bytes on average, and shrink to a quarter. A name
+# or a call counts as 4, a text as 2.
+SCANNED = Share(100_000, 1, 1 << 40)
 
 # Of the memo, when a pickle is scanned: no writer of pickles comes near either.
 MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory

@@ -13,8 +13,14 @@ from collections.abc import Iterable
 
 FILE_NAME_BYTES = 255  # NAME_MAX of Linux and macOS; NTFS counts 255 UTF-16 units
 
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_CASELESS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+def _encoding(literal: bytes) -> dict[int, str]:
+    """How each byte is written, for `str.translate`."""
+    return {byte: chr(byte) if byte in literal else f"%{byte:02X}" for byte in range(256)}
+
+
+_CASELESS = _encoding(b"abcdefghijklmnopqrstuvwxyz0123456789-._~")
+_UNRESERVED = _encoding(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # learn.microsoft.com, "Naming Files, Paths, and Namespaces": reserved with any extension, too
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _EMPTY = "%"  # an escape that no encoding gives
@@ -52,10 +58,10 @@ def tensor_name(stem: str) -> str | None:
         return None
 
 
-def _encoded(name: str, literal: frozenset[int]) -> str:
+def _encoded(name: str, literal: dict[int, str]) -> str:
     # pickles may hold lone surrogates; they have bytes, if not legal ones
     raw = name.encode("utf-8", "surrogatepass")
-    text = "".join(chr(byte) if byte in literal else f"%{byte:02X}" for byte in raw)
+    text = raw.decode("latin-1").translate(literal)
     if text[:1] in (".", "-") or _DEVICE.match(text):  # hidden, an option, or a device
         text = f"%{ord(text[0]):02X}{text[1:]}"
     if text.endswith("."):  # Windows drops it

@@ -177,7 +177,8 @@ class Tensor:
     @property
     def uncast(self) -> Tensor:
         """The same view as it is stored; of a type that is stored in blocks, as float32."""
-        return replace(self, target=FLOAT32 if self.stored.block > 1 else None)
+        target = FLOAT32 if self.stored.block > 1 else None
+        return self if target is self.target else replace(self, target=target)
 
     def renamed(self, name: str) -> Tensor:
         """The same view under another name."""

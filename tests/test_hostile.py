@@ -66,12 +66,12 @@ def archive(pickle: bytes) -> bytes:
 def flood(unit: bytes, head: bytes = b"", tail: bytes = b"l.") -> bytes:
     """A pickle of 1 MiB: a list of whatever the unit leaves on the stack, again and again."""
     start = b"\x80\x04" + head + b"("
-    return start + unit * ((MiB - len(start) - len(tail)) // len(unit)) + tail
+    return start + unit * ((MiB - 1000 - len(start) - len(tail)) // len(unit)) + tail
 
 
 def keyed(values: bytes, head: bytes = b"", size: int = 7) -> bytes:
     """A pickle of up to 1 MiB: a dict that has the value under very many keys."""
-    count = (MiB - 1000) // (5 + size)
+    count = (MiB - 2000) // (5 + size)
     return (
         b"\x80\x04"
         + head
@@ -191,7 +191,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "safetensors": lambda: header(
         json.dumps(dict.fromkeys(NUMBERED[:15000], EMPTY))
     ),
-    "safetensors brackets": lambda: header('{"a":[' + "[]," * (MiB // 3) + "[]]}"),
+    "safetensors brackets": lambda: header('{"a":[' + "[]," * (MiB // 3 - 10) + "[]]}"),
     "a key at both ends of a header": lambda: header(
         "{" + ",".join(f'"{number:x}":0' for number in range(MiB // 10)) + ',"0":1}'
     ),

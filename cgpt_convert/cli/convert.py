@@ -143,7 +143,8 @@ def _result(
     checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str
 ) -> dict[str, Any]:
     """What was done, as `--json` prints it; docs/json.md has the keys."""
-    chosen, request, plans = conversion.selection, conversion.request, conversion.plans
+    chosen, request = conversion.selection, conversion.request
+    files = [{"name": plan.path, "nbytes": plan.nbytes} for plan in conversion.plans]
     lost = {
         name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
         for name, counts in settings.lost.items()
@@ -152,8 +153,8 @@ def _result(
     return {
         "source": checkpoint.path,
         "output": conversion.opened_by(output),
-        "files": [{"name": plan.path, "nbytes": plan.nbytes} for plan in plans],
-        "nbytes": sum(plan.nbytes for plan in plans),
+        "files": files,
+        "nbytes": sum(file["nbytes"] for file in files),
         "tensors": len(request.tensors),
         "root": chosen.root or None,
         "left_out": chosen.left_out,
@@ -168,6 +169,7 @@ def _result(
 
 
 _NAMED = 3
+_TIES = 100
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -187,8 +189,7 @@ def _print(result: dict[str, Any]) -> None:
     for told in result["model"]:
         _say(f"  {told}")
     if not result["model"]:  # those lines tell of ties, too
-        for name, kept in result["aliases"].items():
-            _say(f"  tied: {printable(name)} is {printable(kept)}, written once")
+        _print_ties(list(result["aliases"].items()))
     if result["reordered"]:
         _say(f"  put in C order: {_names(result['reordered'])}")
     for name, lost in result["lossy"].items():
@@ -196,6 +197,13 @@ def _print(result: dict[str, Any]) -> None:
         _say(f"  lossy: {printable(name)}: {counts}")
     for warning in result["warnings"]:
         click.echo(f"  warning: {printable(warning)}", err=True)
+
+
+def _print_ties(ties: list[tuple[str, str]]) -> None:
+    for name, kept in ties[:_TIES]:
+        _say(f"  tied: {printable(name)} is {printable(kept)}, written once")
+    if len(ties) > _TIES:
+        _say(f"  and {len(ties) - _TIES:,} more names that are tied (--json has all)")
 
 
 def _say(line: str) -> None:

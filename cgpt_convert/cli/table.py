@@ -12,6 +12,7 @@ import click
 _ELLIPSIS = "…"
 _THOUSAND = 1000
 _SHORTEST = 16  # a name cut shorter than this tells nothing
+_WIDEST = 200  # columns of a cell that others are filled up to: one name is not to widen all lines
 
 
 def width() -> int | None:
@@ -58,7 +59,8 @@ def table(
     """The lines of the table. Columns named in `right` are numbers; empty columns are left out.
 
     On a terminal too narrow the first column is cut in the middle, then columns go from the end,
-    and a last line names them.
+    and a last line names them. Elsewhere nothing is cut; the rest of a line that has a cell of more
+    than 200 columns moves to the right.
     """
     every = list(zip(header, *rows, strict=True))
     keep = [i for i, cells in enumerate(every) if i == 0 or any(cells[1:])]
@@ -69,7 +71,8 @@ def table(
         while len(keep) > 1 and _shortened(widths, keep, room) < _SHORTEST:
             dropped.insert(0, header[keep.pop()])
         widths[0] = min(widths[0], max(_shortened(widths, keep, room), _SHORTEST))
-    filled = [_filled(every[i], widths[i], header[i] in right) for i in keep]
+        every[0] = tuple(cut(text, widths[0]) for text in every[0])
+    filled = [_filled(every[i], min(widths[i], _WIDEST), header[i] in right) for i in keep]
     lines = ["  ".join(cells).rstrip() for cells in zip(*filled, strict=True)]
     lines[0] = style(lines[0], bold=True)
     if dropped:
@@ -111,33 +114,38 @@ def wrapped(text: str, indent: int = 0) -> str:
 
 def columns(text: str) -> int:
     """How many columns of a terminal the text takes: Chinese characters take two."""
-    return len(text) if text.isascii() else sum(map(_columns, text))
+    return len(text) if text.isascii() else sum(map(_COLUMNS.__getitem__, text))
 
 
-def _columns(char: str) -> int:
-    import unicodedata
+class _Columns(dict[str, int]):
+    """How many columns each character takes, looked up when it is met."""
 
-    if unicodedata.category(char) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    def __missing__(self, char: str) -> int:
+        import unicodedata
+
+        wide = unicodedata.east_asian_width(char) in "WF"
+        self[char] = 0 if unicodedata.category(char) in ("Mn", "Me") else 1 + wide
+        return self[char]
+
+
+_COLUMNS = _Columns()
 
 
 def _beginning(text: str, most: int) -> str:
     """As many characters as fit into `most` columns."""
     end = taken = 0
-    while end < len(text) and taken + _columns(text[end]) <= most:
-        taken += _columns(text[end])
+    while end < len(text) and taken + _COLUMNS[text[end]] <= most:
+        taken += _COLUMNS[text[end]]
         end += 1
     return text[:end]
 
 
 def _filled(cells: Sequence[str], most: int, right: bool) -> list[str]:
-    """The cells of one column, each as wide as `most`."""
-    texts = [cut(text, most) for text in cells]
+    """The cells of one column, each as wide as `most` or wider."""
     pad = str.rjust if right else str.ljust
-    if all(map(str.isascii, texts)):
-        return [pad(text, most) for text in texts]
-    return [pad(text, most - columns(text) + len(text)) for text in texts]
+    if all(map(str.isascii, cells)):
+        return [pad(text, most) for text in cells]
+    return [pad(text, most - columns(text) + len(text)) for text in cells]
 
 
 def _shortened(widths: dict[int, int], keep: list[int], room: int) -> int:

@@ -10,6 +10,7 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.limits import UNPACKED, UNPACKED_FLOOR
 from cgpt_convert.source import CHUNK, Source, read
 
+_FEED = 16 << 10  # packed bytes at a time: what a stream leaves over is copied for the next one
 _POINTS = 256  # places to go on from, at most; each takes some 50 KiB
 
 
@@ -122,7 +123,7 @@ class Unpacked:
 
     def _more(self) -> bytes:
         """Packed bytes that were not read yet."""
-        size = min(CHUNK, self._packed.nbytes - self._taken)
+        size = min(_FEED, self._packed.nbytes - self._taken)
         self._taken += size
         return read(self._packed, self._taken - size, size)
 

@@ -12,7 +12,7 @@ from cgpt_convert.pickles.unpickle import Decoded, decode
 from cgpt_convert.source import Source, read
 
 _FIRST = 4 << 10  # bytes tried first; most pickles of these containers are shorter
-_GROWTH = 4
+_LARGE = 1 << 20
 
 
 class CutOff(Malformed):
@@ -48,7 +48,7 @@ class Stream:
                     raise Unsupported(
                         f"a pickle of more than {window:,} bytes", where=place
                     ) from None
-                size *= _GROWTH
+                size *= 16 if size < _LARGE else 4  # each time all of it is decoded again
             except CgptError as error:
                 raise error.at(place) from None
             else:

@@ -32,6 +32,7 @@ _TYPES = {
     "float64": "d",
 }
 _NAMES = tuple(_TYPES)
+_NUMBERS = {name: struct.Struct("<" + code) for name, code in _TYPES.items()}
 _STRING, _ARRAY = _NAMES.index("string"), _NAMES.index("array")
 _WINDOW = 1 << 20  # bytes read at once
 _SHOWN_ITEMS = 8  # of an array
@@ -91,8 +92,8 @@ class Cursor:
 
     def number(self, kind: str) -> int:
         """The next number, of an integer type."""
-        code = "<" + _TYPES[kind]
-        (value,) = struct.unpack(code, self.take(struct.calcsize(code)))
+        number = _NUMBERS[kind]
+        (value,) = number.unpack(self.take(number.size))
         return int(value)
 
     def text(self) -> str:

@@ -13,7 +13,7 @@ from cgpt_convert.dtypes import BY_NAME, BY_NUMPY, TABLE, DType
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import BIG_ENDIAN, Finding
 from cgpt_convert.formats import _reading
-from cgpt_convert.limits import NPY_HEADER_BYTES
+from cgpt_convert.limits import INT64, NPY_HEADER_BYTES
 from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import read
 from cgpt_convert.tensor import Storage, Tensor, replace
@@ -33,14 +33,19 @@ DTYPES = (*BY_NUMPY.values(), *DISGUISED)  # what an array can hold, by either w
 
 # A dict of plain literals. Python's own parser would do, but it also recurses, and takes long
 # integers, before anything can be checked. Python 2 wrote 3L for long dimensions.
+_BLANKS = " \t\n\r\f"  # between Python's tokens; not \v, nor what else Unicode calls space
+_GAP = rf"[{_BLANKS}]*"
 _ITEM = re.compile(
-    r"""\s*(['"])(?P<key>\w+)\1\s*:\s*
-    (?:(['"])(?P<descr>[^'"\\]*)\3 | (?P<flag>True|False) | \((?P<shape>[\d\sL,]*)\))
-    \s*(?P<end>[,}])""",
+    rf"""{_GAP}(['"])(?P<key>\w+)\1{_GAP}:{_GAP}
+    (?:(['"])(?P<descr>[^'"\\]*)\3 | (?P<flag>True|False) | \((?P<shape>[\d{_BLANKS}L,]*)\))
+    {_GAP}(?P<end>[,}}])""",
     re.VERBOSE | re.ASCII,
 )
-_STRUCTURED = re.compile(r"""\{\s*['"]descr['"]\s*:\s*[\[(]""")
-_SIZE = re.compile(r"\s*(\d{1,19})L?\s*(?:,|$)", re.ASCII)
+_START = re.compile(rf"{_GAP}\{{")
+_END = re.compile(rf"{_GAP}\}}{_GAP}")
+_STRUCTURED = re.compile(rf"""{_GAP}\{{{_GAP}['"]descr['"]{_GAP}:{_GAP}[\[(]""")
+_PYTHON_2 = (1, 2)  # versions in which numpy reads what that wrote
+_MOST_DIGITS = len(str(INT64))
 
 
 class Header(NamedTuple):
@@ -85,6 +90,8 @@ def parse_header(raw: bytes, where: str) -> Header:
     descr, fortran, shape = items["descr"], items["fortran_order"], items["shape"]
     if descr["descr"] is None or fortran["flag"] is None or shape["shape"] is None:
         raise Malformed("an npy header whose values are of the wrong types", where=where)
+    if "L" in shape["shape"] and raw[start - 2] not in _PYTHON_2:
+        raise Malformed(f"the shape ({shape['shape'][:80]})", where=where)
     dtype, byteorder = _dtype(descr["descr"], where)
     dims = _dims(shape["shape"], where)
     return Header(dtype, byteorder, dims, fortran["flag"] == "True")
@@ -160,7 +167,8 @@ def _crc_after(head: bytes, nbytes: int, crc: int) -> int:
 def _items(text: str, where: str) -> dict[str, re.Match[str]]:
     """The matches of the three items, by key."""
     found: dict[str, re.Match[str]] = {}
-    at = 1
+    start = _START.match(text)
+    at = start.end() if start else 0
     while item := _ITEM.match(text, at):
         if item["key"] in found:
             raise Malformed(f"an npy header with two {item['key']}", where=where)
@@ -169,7 +177,7 @@ def _items(text: str, where: str) -> dict[str, re.Match[str]]:
         if item["end"] == "}":
             at -= 1
             break
-    if not text.startswith("{") or text[at:].strip() != "}":
+    if start is None or not _END.fullmatch(text, at):
         raise Malformed("an npy header that is no dict of plain values", where=where)
     if found.keys() != {"descr", "fortran_order", "shape"}:
         raise Malformed(f"an npy header with the keys {sorted(found)}", where=where)
@@ -189,11 +197,14 @@ def _dtype(descr: str, where: str) -> tuple[DType, str]:
 
 
 def _dims(text: str, where: str) -> tuple[int, ...]:
-    dims, at = [], 0
-    while size := _SIZE.match(text, at):
-        dims.append(int(size[1]))
-        at = size.end()
-    # (3) is a number in Python, not a tuple
-    if text[at:].strip() or (len(dims) == 1 and "," not in text):
+    sizes = [size.strip(_BLANKS) for size in text.split(",")]
+    if not sizes[-1]:
+        sizes.pop()
+    elif len(sizes) == 1:  # (3) is a number in Python, not a tuple
         raise Malformed(f"the shape ({text[:80]})", where=where)
-    return tuple(dims)
+    sizes = [size.removesuffix("L") for size in sizes]
+    short = max(map(len, sizes), default=0) <= _MOST_DIGITS
+    dims = tuple(map(int, sizes)) if short and all(map(str.isdigit, sizes)) else ()
+    if list(map(str, dims)) != sizes:  # Python refuses leading zeros, which were once octal
+        raise Malformed(f"the shape ({text[:80]})", where=where)
+    return dims

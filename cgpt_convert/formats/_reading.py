@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
@@ -18,13 +19,10 @@ def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
     """
     if len(shape) > RANK:
         raise Unsupported(f"{len(shape)} dimensions; at most {RANK} are read", where=where)
-    total = bits
-    widest = bits  # strides count a dimension of 0 as 1, and must not overflow either
-    for size in shape:
-        total *= size
-        widest *= max(size, 1)
-        if widest >= INT64:
-            raise Malformed("a shape of more bytes than can be counted", where=where)
+    # strides count a dimension of 0 as 1, and must not overflow either
+    if math.prod([size or 1 for size in shape], start=bits) >= INT64:
+        raise Malformed("a shape of more bytes than can be counted", where=where)
+    total = math.prod(shape, start=bits)
     if total % 8:
         raise Malformed("elements that do not fill whole bytes", where=where)
     return total // 8

@@ -10,7 +10,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.formats import _reading
-from cgpt_convert.limits import HEADER_BYTES
+from cgpt_convert.limits import HEADER_BYTES, TENSORS
 from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import Source, read
 from cgpt_convert.tensor import Storage, Tensor
@@ -62,6 +62,9 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
         end = last
     storages = [tensor.storage for tensor in tensors.values()]
     aliases = {key: kept for key, kept in metadata.items() if is_alias(key, kept, tensors)}
+    if len(tensors) + len(aliases) > TENSORS.of(start):
+        message = f"{len(tensors):,} tensors and {len(aliases):,} names of such"
+        raise Unsupported(f"{message}, in a header of {start:,} bytes", where=source.name)
     _reading.add_aliases(tensors, aliases, source.name)
     rest = {key: value for key, value in metadata.items() if key not in aliases}
     checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)

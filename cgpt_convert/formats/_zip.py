@@ -43,10 +43,10 @@ def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
         raw = name.encode()
         flags = 0 if name.isascii() else _UTF8
         entry = _Entry(raw, flags, sum(map(part_nbytes, content)), offset, crc)
-        added = (*_local_header(entry), *content)
-        parts += added
+        header = _local_header(entry)
+        parts += (*header, *content)
         entries.append(entry)
-        offset += sum(map(part_nbytes, added))
+        offset += sum(map(part_nbytes, header)) + entry.nbytes
     directory = [part for entry in entries for part in _central_header(entry)]
     nbytes = sum(map(part_nbytes, directory))
     return (*parts, *directory, _end(len(entries), nbytes, offset))

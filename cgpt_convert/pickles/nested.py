@@ -7,6 +7,7 @@ from cgpt_convert.pickles.opcodes import Opcodes, Span
 from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Stack
 
 _NESTED = 10_000  # byte strings that look like files
+_PER_OPCODE = 128  # characters that are copied in the time of an opcode
 _SHORTEST = 3  # bytes of a pickle that says its protocol
 _FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
@@ -21,10 +22,13 @@ class Nested(Stack):
     def text(self, value: Value) -> None:
         """Push text, if there is room for it."""
         if isinstance(value, str):
+            self.count += 1
             self.room[2] -= len(value)
-            if self.room[2] < 0:
-                value = UNKNOWN
-        self.span(value)
+            if value[:1] == "\x80":
+                self.nest(_written(value))
+            self.stack.append(value if self.room[2] > 0 else UNKNOWN)
+        else:
+            self.span(value)
 
     def span(self, value: Value) -> None:
         """Push bytes or text; remember those that look like a file of their own."""
@@ -46,6 +50,7 @@ class Nested(Stack):
             if isinstance(value, Span):
                 self.nest(value)
             elif isinstance(value, str) and len(value) > 1:
+                self.count += len(value) // _PER_OPCODE
                 self.nest(_written(value))
 
 

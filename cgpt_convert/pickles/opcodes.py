@@ -7,11 +7,10 @@ as the place where it lies.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from cgpt_convert.errors import Malformed
 from cgpt_convert.inert import Value
-from cgpt_convert.pickles.encoding import OPCODES
 from cgpt_convert.source import CHUNK, Source, read
 
 KEPT = 4096  # bytes of a text that are kept: no name that can be imported is longer
@@ -63,19 +62,14 @@ class Opcodes:
         """The offset in the source of the next byte."""
         return self.base + self.index
 
-    def __iter__(self) -> Iterator[tuple[str, Value]]:
-        """The name and the argument of each opcode, the STOP too. Raises Fault."""
-        while True:
-            index = self.index
-            if index == len(self._buffer):
-                self._fill(1)
-                index = 0
-            entry = _TABLE[self._buffer[index]]
-            self.index = index + 1
-            if entry is None:
-                raise Fault("no such opcode")
-            name, argument = entry
-            yield entry if argument is None else (name, argument(self))
+    def next(self) -> int:
+        """The next byte, an opcode. Raises Fault where there is none."""
+        index = self.index
+        if index == len(self._buffer):
+            self._fill(1)
+            index = 0
+        self.index = index + 1
+        return self._buffer[index]
 
     def take(self, nbytes: int) -> bytes:
         """The next few bytes."""
@@ -136,6 +130,22 @@ class Opcodes:
                 self.index += 1
                 return Span(offset, nbytes, head, "utf-8")
 
+    def name(self) -> Value:
+        """A line that is a module or a name, as text where it is short enough to be one."""
+        piece = self.short_line(KEPT)
+        if piece is None:
+            return text(self.line(_NAME_BYTES))
+        return piece.decode("utf-8", "surrogateescape")
+
+    def short_line(self, most: int) -> bytes | None:
+        """A line, if it has at most so many bytes and they are at hand; else it is not taken."""
+        found = self._buffer.find(b"\n", self.index, self.index + most + 1)
+        if found < 0:
+            return None
+        piece = self._buffer[self.index : found]
+        self.index = found + 1
+        return piece
+
     def sized(self, nbytes: int, form: str) -> Span:
         """An argument of that many bytes."""
         offset = self.at
@@ -157,6 +167,12 @@ def text(span: Span) -> Value:
 def _fixed(layout: str) -> Callable[[Opcodes], Value]:
     packed = struct.Struct(layout)
     return lambda opcodes: packed.unpack(opcodes.take(packed.size))[0]
+
+
+def _short_text(opcodes: Opcodes) -> Value:
+    """The commonest text; here without a Span of it, as floods of it are."""
+    size = opcodes.next()
+    return opcodes.take(size).decode("utf-8", "surrogateescape")
 
 
 def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
@@ -201,6 +217,12 @@ _DIGITS = 64
 
 def _number(opcodes: Opcodes) -> Value:
     """An integer where it is a short one; any other number as its text."""
+    start = opcodes.index
+    plain = opcodes.short_line(_DIGITS)
+    if plain is not None:
+        if plain.isdigit():
+            return int(plain)
+        opcodes.index = start
     span = opcodes.line(legal=_NUMBER)
     digits = span.head.partition(b"\0")[0].removesuffix(b"L")
     try:
@@ -221,10 +243,11 @@ def _quoted(opcodes: Opcodes) -> Value:
 
 
 def _names(opcodes: Opcodes) -> tuple[Value, Value]:
-    return text(opcodes.line(_NAME_BYTES)), text(opcodes.line(_NAME_BYTES))
+    return opcodes.name(), opcodes.name()
 
 
-_ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
+# layout -> what reads an argument of it; raises Fault
+ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "uint1": _fixed("<B"),
     "uint2": _fixed("<H"),
     "int4": _fixed("<i"),
@@ -237,7 +260,7 @@ _ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "bytes4": _sized("<I", "bytes"),
     "bytes8": _sized("<Q", "bytes"),
     "bytearray8": _sized("<Q", "bytes"),
-    "unicodestring1": _sized("<B", "utf-8"),
+    "unicodestring1": _short_text,
     "unicodestring4": _sized("<I", "utf-8"),
     "unicodestring8": _sized("<Q", "utf-8"),
     "long1": _integer("<B"),
@@ -250,8 +273,3 @@ _ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "decimalnl_long": _number,
     "floatnl": _number,
 }
-
-_Entry = tuple[str, Callable[[Opcodes], Value] | None]
-_TABLE: list[_Entry | None] = [None] * 256
-for _byte, (_name, _layout) in OPCODES.items():
-    _TABLE[_byte] = _name, _ARGUMENTS[_layout] if _layout else None

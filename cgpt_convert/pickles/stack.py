@@ -5,15 +5,19 @@ What it does not keep stands as UNKNOWN. `trace` says what becomes of names and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cgpt_convert.inert import Dict, Set, Value
 from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE
 from cgpt_convert.pickles.opcodes import Fault, Opcodes
 
 SHOWN = 16  # items kept of one container: enough to show
+_LOOKED_AT = 2 * SHOWN  # of those above a MARK: keys and values
 _CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
 _TUPLES = 1_000_000
 _TEXT_CHARS = 64 << 20
 NEWEST_PROTOCOL = 5  # PEP 574
+_NO_VALUE = "an opcode needs a value and the stack has none"
 
 
 class Unknown:
@@ -42,23 +46,25 @@ class Stack:
         self.sparse: dict[int, Value] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
         self.odd = ""
+        self.count = 0  # of opcodes, and what counts as such
         self.frame_end = 0
 
     def pop(self) -> Value:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Fault("an opcode needs a value and the stack has none")
+            raise Fault(_NO_VALUE)
         return self.stack.pop()
 
     def top(self) -> Value:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Fault("an opcode needs a value and the stack has none")
+            raise Fault(_NO_VALUE)
         return self.stack[-1]
 
     def pop_to_mark(self) -> list[Value]:
+        """The values above the last MARK, as many as anything is done with."""
         if not self.marks:
             raise Fault("an opcode needs a MARK and the stack has none")
         start = self.marks.pop()
-        values = self.stack[start:]
+        values = self.stack[start : start + _LOOKED_AT]
         del self.stack[start:]
         return values
 
@@ -68,10 +74,12 @@ class Stack:
         self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
 
     def POP(self) -> None:
-        if self.marks and len(self.stack) == self.marks[-1]:
+        if len(self.stack) > (self.marks[-1] if self.marks else 0):
+            self.stack.pop()
+        elif self.marks:
             self.marks.pop()
         else:
-            self.pop()
+            raise Fault(_NO_VALUE)
 
     def MARK(self) -> None:
         self.marks.append(len(self.stack))
@@ -103,23 +111,29 @@ class Stack:
         third, second, first = self.pop(), self.pop(), self.pop()
         self.keep((first, second, third), 1)
 
+    def make(self, container: Callable[[list[Value]], Value], values: list[Value]) -> None:
+        """Push a container of the values if there is room, else one that is not known."""
+        self.room[0] -= 1
+        self.stack.append(container(values) if self.room[0] > 0 else UNKNOWN)
+
     def EMPTY_LIST(self) -> None:
-        self.keep([])
+        self.room[0] -= 1
+        self.stack.append([] if self.room[0] > 0 else UNKNOWN)
 
     def EMPTY_DICT(self) -> None:
-        self.keep(Dict())
+        self.make(_dict, [])
 
     def EMPTY_SET(self) -> None:
-        self.keep(Set([]))
+        self.make(Set, [])
 
     def LIST(self) -> None:
-        self.keep(self.pop_to_mark()[:SHOWN])
+        self.make(_list, self.pop_to_mark())
 
     def FROZENSET(self) -> None:
-        self.keep(Set(self.pop_to_mark()[:SHOWN], frozen=True))
+        self.make(_frozen_set, self.pop_to_mark())
 
     def DICT(self) -> None:
-        self.keep(Dict(pairs(self.pop_to_mark())))
+        self.make(_dict, self.pop_to_mark())
 
     def OUT_OF_BAND(self) -> None:
         self.stack.append(UNKNOWN)
@@ -158,6 +172,18 @@ class Stack:
             self.PUT(len(self.memo) + len(self.sparse))
         else:
             self.memo.append(self.top())
+
+
+def _list(values: list[Value]) -> Value:
+    return values[:SHOWN]
+
+
+def _frozen_set(values: list[Value]) -> Value:
+    return Set(values[:SHOWN], frozen=True)
+
+
+def _dict(values: list[Value]) -> Value:
+    return Dict(pairs(values))
 
 
 def pairs(values: list[Value]) -> list[tuple[Value, Value]]:

@@ -9,19 +9,22 @@ known by name counts as computed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cgpt_convert.errors import CgptError
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
+from cgpt_convert.pickles.encoding import OPCODES
 from cgpt_convert.pickles.nested import Nested
-from cgpt_convert.pickles.opcodes import KEPT, Fault, Opcodes, Span
+from cgpt_convert.pickles.opcodes import ARGUMENTS, KEPT, Fault, Opcodes, Span
 from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Unknown, pairs
 from cgpt_convert.source import Source
 
 Allowed = Callable[[Value, Value], bool]
 
 _NAMES = 10_000  # different foreign names
+_DEAR = 3  # opcodes, for which a name, a call or a reference counts besides: it takes as long
+_STOP = ord(".")
 EXTENSION = "extension code"  # the module of names that only the loading program knows
 
 
@@ -42,6 +45,16 @@ class Use:
     def dotted(self) -> str:
         """The whole name."""
         return f"{self.module}.{self.name}" if self.module else self.name
+
+
+class _Name(Global):
+    """A name as it lies on the stack, with the use that is made of it; None if it is allowed."""
+
+    __slots__ = ("use",)
+
+    def __init__(self, module: str, name: str, use: Use | None) -> None:
+        super().__init__(module, name)
+        self.use = use
 
 
 class Trace(NamedTuple):
@@ -99,39 +112,43 @@ class _Machine(Nested):
         self.count = 0
         self.allowed = allowed
         self.uses: dict[tuple[str, str], Use] = {}
+        self.named: dict[tuple[str, str], _Name] = {}
         self.computed: list[Use] = []
         self.marked = False
         self.value: Value = UNKNOWN
 
     def run(self) -> None:
-        methods, stack, opcodes, most = _METHODS, self.stack, self.opcodes, self.most
-        for self.count, (name, argument) in enumerate(opcodes):
-            if name == "STOP":
-                self.value = self.pop()
-                return
-            method = methods[name]
+        dispatch, push, opcodes = _DISPATCH, self.stack.append, self.opcodes
+        following = opcodes.next
+        while (byte := following()) != _STOP:
+            method, argument = dispatch[byte]
             if method is None:
-                stack.append(argument)
+                push(argument(opcodes))
             elif argument is None:
                 method(self)
             else:
-                method(self, argument)
-            if self.count >= most:
-                raise Exhausted(f"more than {most:,} opcodes")
+                method(self, argument(opcodes))
+            self.count += 1
+            if self.count > self.most:
+                raise Exhausted(f"more than {self.most:,} opcodes")
             at = opcodes.base + opcodes.index
             if self.position < self.frame_end < at:
                 self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
             self.position = at
+        self.value = self.pop()
 
     def PROTO(self, version: int) -> None:
         super().PROTO(version)
         self.marked |= not self.count
 
+    def unknown(self) -> None:
+        raise Fault("no such opcode")
+
     # -- additions to what is on the stack
 
     def add(self, values: list[Value]) -> None:
         target = self.top()
-        if isinstance(target, Global):
+        if isinstance(target, _Name):
             self.change(target)
         elements = {list: target, Set: getattr(target, "members", None)}.get(type(target))
         if isinstance(target, Call):
@@ -141,7 +158,7 @@ class _Machine(Nested):
 
     def add_items(self, values: list[Value]) -> None:
         target = self.top()
-        if isinstance(target, Global):
+        if isinstance(target, _Name):
             self.change(target)
         if isinstance(target, Dict):
             target.items.extend(pairs(values)[: SHOWN - len(target.items)])
@@ -149,24 +166,34 @@ class _Machine(Nested):
             target.add_items(pairs(values)[: SHOWN - len(target.items)])
 
     def APPEND(self) -> None:
-        self.add([self.pop()])
+        value, target = self.pop(), self.top()
+        if type(target) is list:
+            if len(target) < SHOWN:
+                target.append(value)
+        elif target is not UNKNOWN:
+            self.add([value])
 
     def APPENDS(self) -> None:
         self.add(self.pop_to_mark())
 
     def SETITEM(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.add_items([key, value])
+        value, key, target = self.pop(), self.pop(), self.top()
+        if type(target) is Dict:
+            if len(target.items) < SHOWN:
+                target.items.append((key, value))
+        elif target is not UNKNOWN:
+            self.add_items([key, value])
 
     def SETITEMS(self) -> None:
         self.add_items(self.pop_to_mark())
 
     def BUILD(self) -> None:
+        self.count += _DEAR
         state, target = self.pop(), self.top()
         if isinstance(target, Call):
             target.state = state
             self.into_call((state,))
-        elif isinstance(target, Global):
+        elif isinstance(target, _Name):
             self.change(target)
 
     # -- names and calls
@@ -179,11 +206,19 @@ class _Machine(Nested):
         self.name(module, name)
 
     def name(self, module: Value, name: Value) -> None:
-        """Push a class or function."""
+        """Push a class or function. However often it is named, it is looked up once."""
+        self.count += _DEAR
         module, name = _spelled(module), _spelled(name)
-        if not self.allowed(module, name):
-            self.use(module, name)
-        self.stack.append(Global(module, name))
+        known = self.named.get((module, name))
+        if known is None:
+            known = self.look_up(module, name)
+            if len(self.named) < _NAMES:
+                self.named[module, name] = known
+        self.stack.append(known)
+
+    def look_up(self, module: str, name: str) -> _Name:
+        use = None if self.allowed(module, name) else self.use(module, name)
+        return _Name(module, name, use)
 
     def use(self, module: str, name: str) -> Use:
         key = (module, name)
@@ -198,16 +233,16 @@ class _Machine(Nested):
 
     def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
         """Push what a call gives, and remember the call unless it is an allowed one."""
+        self.count += _DEAR
         func = _class_of(func)
-        if isinstance(func, Global) and self.allowed(func.module, func.name):
+        use = func.use if isinstance(func, _Name) else None
+        if isinstance(func, _Name) and use is None:
             self.stack.append(_content(func, args))
             return
-        if not isinstance(func, Global | Call | PersistentId | Unknown):
+        if not isinstance(func, _CALLABLE):
             raise Fault("a plain value is called")
         made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
-        if isinstance(func, Global):
-            use = self.use(func.module, func.name)
-        else:
+        if use is None:
             use = Use("", "what another call returns", self.position)
             if len(self.computed) < SHOWN:
                 self.computed.append(use)
@@ -217,8 +252,9 @@ class _Machine(Nested):
         self.into_call(made.args)
         self.keep(made)
 
-    def change(self, target: Global) -> None:
+    def change(self, target: _Name) -> None:
         """Attributes or items are set on a class or module itself."""
+        self.count += _DEAR
         self.use(target.module, target.name).changed = True
 
     def REDUCE(self) -> None:
@@ -245,15 +281,19 @@ class _Machine(Nested):
         self.call(values[0], tuple(values[1 : SHOWN + 1]), "OBJ")
 
     def PERSID(self, reference: Value) -> None:
+        self.count += _DEAR
         self.keep(PersistentId(reference), 1)
 
     def BINPERSID(self) -> None:
-        self.keep(PersistentId(self.pop()), 1)
+        self.PERSID(self.pop())
 
 
 def _spelled(name: Value) -> str:
     """A module or name; where it is no text or too long to be one, a word for that."""
     return name if isinstance(name, str) and len(name) <= KEPT else "(not a name)"
+
+
+_CALLABLE = (Global, Call, PersistentId, Unknown)
 
 
 def _class_of(func: Value) -> Value:
@@ -299,3 +339,9 @@ _METHODS: dict[str, Callable[..., object] | None] = {
     **{name: _constant(value) for name, value in _CONSTANTS.items()},
     "READONLY_BUFFER": _Machine.top,
 }
+
+# byte -> what it does, None if it pushes its argument, and what reads that
+_DISPATCH: list[tuple[Any, Any]] = [(_Machine.unknown, None)] * 256
+for _byte, (_opcode, _layout) in OPCODES.items():
+    if _byte != _STOP:
+        _DISPATCH[_byte] = _METHODS[_opcode], ARGUMENTS[_layout] if _layout else None

@@ -86,8 +86,9 @@ def _origins(sources: Weights, tensors: Sequence[Tensor]) -> dict[str, str]:
         owners.setdefault(tensor.content, []).append(name)
     found = {}
     for tensor in tensors:
-        candidates = (tensor.uncast, tensor.uncast.transposed())
-        names = next(owners[each.content] for each in candidates if each.content in owners)
+        names = owners.get(tensor.uncast.content)
+        if names is None:
+            names = owners[tensor.uncast.transposed().content]
         found[tensor.name] = tensor.name if tensor.name in names else names[0]
     return found
 

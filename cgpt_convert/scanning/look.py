@@ -23,7 +23,7 @@ from cgpt_convert.scanning.found import Found
 from cgpt_convert.scanning.judge import is_pickle, sighting
 from cgpt_convert.scanning.result import Scanned
 from cgpt_convert.scanning.spans import source_of
-from cgpt_convert.source import Source, read
+from cgpt_convert.source import CHUNK, MemoryBytes, Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
@@ -215,6 +215,8 @@ class Look(Found):
             packed = Window(archive.source, member.offset, member.compressed, label)
             source = inflated(packed, member.nbytes, self.room)
         try:
+            if member.nbytes <= (HEAD if member.method == STORED else CHUNK):
+                source = _held(source)
             count = self.part(source, label, depth + 1, must=must)
             if count and archive.crc32(name) not in (None, _crc32(source)):
                 raise Malformed("the bytes do not match their checksum; torch does not look")
@@ -277,6 +279,14 @@ class Look(Found):
 
 def _inside(place: str, name: str) -> str:
     return f"{place} > {name}" if place else name
+
+
+def _held(source: Source) -> Source:
+    """The small source in memory, as it is read several times; if it is damaged, as it is."""
+    try:
+        return MemoryBytes(source.name, read(source, 0, source.nbytes))
+    except Malformed:
+        return source
 
 
 def _crc32(source: Source) -> int:

@@ -18,7 +18,7 @@ from cgpt_convert.findings import (
 from cgpt_convert.inert import printable
 from cgpt_convert.scanning.extracted import RAW
 
-_SHOWN = 20  # sightings of one file that become checks of their own
+_SHOWN = 20  # sightings, problems and notes of one file that become checks of their own
 
 
 class Verdict(Enum):
@@ -93,10 +93,13 @@ class Scanned(NamedTuple):
             detail = f"and {len(self.sightings) - _SHOWN:,} more names (--json has all)"
             checks.append(Check("scan", FAILED, detail, self.path, finding=FOREIGN.id))
         for outcome, found in ((broken, self.problems), (NOTE, self.notes)):
-            for finding in found:
+            for finding in found[:_SHOWN]:
                 means = _MEANS.get(finding.rule.id, finding.rule.title)
                 detail = f"{means}: {finding.detail}"
                 checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
+            if len(found) > _SHOWN:
+                detail = f"and {len(found) - _SHOWN:,} more of that kind (--json has all)"
+                checks.append(Check("scan", outcome, detail, self.path))
         return checks
 
     def _passed(self) -> str:

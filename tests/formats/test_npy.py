@@ -158,6 +158,43 @@ def test_a_long_header_costs_no_more_than_its_length(piece: str) -> None:
         assert time.process_time() - started < 1
 
 
+ODD = [*map(chr, range(0x21)), *"\x7f\x80\x84\x85\x9f\xa0\xad#\\L0_+"]
+PLACES = "^{^'descr^'^:^'<f4'^,^'fortran_order':^False^, 'shape':^(^2^,^1^)^, ^}^"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_odd_characters_are_taken_where_numpy_takes_them_and_nowhere_else(version: int) -> None:
+    taken = 0
+    for place in range(PLACES.count("^")):
+        before, after = (part.replace("^", "") for part in _split(PLACES, place))
+        for odd in ODD:
+            text = (before + odd + after).encode("utf-8" if version > 2 else "latin-1")
+            data = npy_file(text + b"\n", bytes(8), version)
+            try:
+                found = parsed(data)
+            except CgptError:
+                if odd in " \t\n\r\f":  # these are to be read wherever numpy reads them
+                    assert _numpys_shape(data) is None, (place, odd)
+                continue
+            taken += 1
+            assert found.shape == _numpys_shape(data), (place, odd)
+    assert taken > 5 * len(PLACES.split("^")) // 2
+
+
+def _split(text: str, place: int) -> tuple[str, str]:
+    parts = text.split("^")
+    return "".join(parts[: place + 1]), "".join(parts[place + 1 :])
+
+
+def _numpys_shape(data: bytes) -> tuple[int, ...] | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return tuple(np.load(io.BytesIO(data)).shape)
+        except Exception:  # noqa: BLE001  whatever it is, numpy does not read it
+            return None
+
+
 @settings(max_examples=500)
 @given(st.data())
 def test_a_mutated_array_is_read_as_numpy_reads_it_or_refused(data: st.DataObject) -> None:

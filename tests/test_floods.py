@@ -1,0 +1,152 @@
+"""What keeps floods cheap, counted: the times that `fuzz.costs` measures depend on the machine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from cgpt_convert.cli.table import table
+from cgpt_convert.containers import inside, stream
+from cgpt_convert.containers.inside import Room, unpacked
+from cgpt_convert.containers.stream import Stream
+from cgpt_convert.errors import Unsupported
+from cgpt_convert.formats import _safetensors
+from cgpt_convert.inert import Value
+from cgpt_convert.pickles import unpickle
+from cgpt_convert.pickles.trace import trace
+from cgpt_convert.scanning.look import Look
+from cgpt_convert.scanning.names import Rule
+from cgpt_convert.scanning.result import Verdict
+from cgpt_convert.source import MemoryBytes, Source
+from cgpt_convert.source import read as read_source
+from tests import zips
+from tests.hostile import payload
+from tests.running import run
+from tests.scanning.files import scanned
+from tests.zips import Entry
+
+COUNT = 1000
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
+def header(entries: object) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def test_a_name_is_looked_up_once() -> None:
+    asked: list[tuple[Value, Value]] = []
+
+    def allowed(module: Value, name: Value) -> bool:
+        asked.append((module, name))
+        return False
+
+    traced = trace(MemoryBytes("x", b"\x80\4" + b"cteam\nC\n)R0" * COUNT + b"N."), 0, allowed)
+    assert asked == [("team", "C")]
+    assert [(use.dotted, use.count) for use in traced.uses] == [("team.C", COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "each"),
+    [
+        (b"N0", 2),
+        (b"ca\nb\n0", 5),
+        (b"NQ0", 6),
+        (b"\x8c\1a0", 3),
+        (b"h\0)R0", 7),
+        (b"h\0N\x85R0", 8),
+        (b"h\0h\1\x85R0", 8 + 4000 // 128),
+    ],
+)
+def test_what_is_dear_counts_as_several_opcodes(unit: bytes, each: int) -> None:
+    start = b"ca\nb\n\x940X" + struct.pack("<I", 4000) + b"a" * 4000 + b"\x940"
+
+    def opcodes(times: int) -> int:
+        data = start + unit * times + b"N."
+        return trace(MemoryBytes("x", data), 0, lambda *_: False).opcodes
+
+    assert opcodes(COUNT + 1) - opcodes(1) == each * COUNT
+
+
+def test_one_long_name_widens_no_other_line() -> None:
+    long = "k" * 100_000
+    lines = table(["name", "dtype"], [[long, "float32"], *([["a", "float32"]] * COUNT)])
+    assert lines[1] == f"{long}  float32"
+    assert lines[2].split() == ["a", "float32"]
+    assert sum(map(len, lines)) < len(long) + 300 * (COUNT + 2)
+
+
+def test_problems_past_the_twentieth_are_counted(tmp_path: Path) -> None:
+    broken = (Entry(f"archive/{n}", b"\x80\4cos\nsystem\n)R(") for n in range(100))
+    found = scanned(zips.build(broken), tmp_path)
+    assert len(found.problems) == 100
+    told = [check.detail for check in found.checks()]
+    assert sum("breaks off" in detail for detail in told) == 20
+    assert any(detail.startswith("and 80 more of that kind") for detail in told)
+
+
+def test_ties_past_the_hundredth_are_counted(tmp_path: Path) -> None:
+    aliases = {f"t{n}": "a" for n in range(COUNT)}
+    (tmp_path / "x.safetensors").write_bytes(header({"a": EMPTY, "__metadata__": aliases}))
+    words = ("convert", tmp_path / "x.safetensors", "-o", tmp_path / "y.npz", "--dry-run")
+    lines = run(*words).out.splitlines()
+    assert sum(line.startswith("  tied: ") for line in lines) == 100
+    assert "  and 900 more names that are tied (--json has all)" in lines
+    assert len(run(*words, "--json").json["aliases"]) == COUNT
+
+
+def test_a_safetensors_header_has_room_for_so_many_names() -> None:
+    def opened(count: int) -> int:
+        pairs = {f"{number:05}": "a" for number in range(count)}
+        data = header({"a": EMPTY, "__metadata__": pairs})
+        return len(_safetensors.from_source(MemoryBytes("x", data), "x"))
+
+    assert opened(14_000) == 14_001
+    with pytest.raises(Unsupported, match="1 tensors and 15,000 names"):
+        opened(15_000)
+
+
+def test_small_records_are_inflated_once() -> None:
+    entries = (zips.deflated(Entry(f"archive/{n}", b"\x80\4N." + bytes(9000))) for n in range(50))
+    look = Look(Rule())
+    look.part(MemoryBytes("x", zips.build(entries)), "", 0)
+    assert look.pickles == 50
+    assert look.room.most - look.room.left == 50 * 9004
+
+
+def test_what_a_damaged_record_would_run_is_still_seen(tmp_path: Path) -> None:
+    entry = zips.deflated(Entry("archive/data.pkl", payload(2) + random.Random(0).randbytes(9000)))
+    cut = entry.but(data=entry.data[:-4], nbytes=len(entry.raw()), crc=1)
+    assert scanned(zips.build([cut]), tmp_path).verdict is Verdict.DANGEROUS
+
+
+def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(source: Source, offset: int, nbytes: int) -> bytes:
+        sizes.append(nbytes)
+        return read_source(source, offset, nbytes)
+
+    monkeypatch.setattr(inside, "read", counted)
+    data = gzip.compress(b"") * 10_000
+    assert unpacked(MemoryBytes("x", data), data[:10], Room(len(data))) is not None
+    assert max(sizes) <= 16 << 10
+
+
+def test_a_pickle_of_unknown_length_is_decoded_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    decode = unpickle.decode
+
+    def counted(data: bytes, **more: object) -> object:
+        tried.append(len(data))
+        return decode(data, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stream, "decode", counted)
+    data = b"(" + b"N" * 900_000 + b"l."
+    assert Stream(MemoryBytes("x", data + bytes(9 << 20))).unpickle("x").end == len(data)
+    assert tried == [4 << 10, 64 << 10, 1 << 20]
