@@ -150,3 +150,10 @@ def test_a_pickle_of_unknown_length_is_decoded_few_times(monkeypatch: pytest.Mon
     data = b"(" + b"N" * 900_000 + b"l."
     assert Stream(MemoryBytes("x", data + bytes(9 << 20))).unpickle("x").end == len(data)
     assert tried == [4 << 10, 64 << 10, 1 << 20]
+
+
+def test_one_more_pickle_counts_as_several_opcodes(tmp_path: Path) -> None:
+    few, many = (scanned(b"\x80\4N." * count, tmp_path) for count in (10_000, 40_000))
+    assert few.verdict is not Verdict.MALFORMED
+    assert many.verdict is Verdict.MALFORMED
+    assert any("opcodes" in str(problem) for problem in many.problems)

@@ -242,6 +242,17 @@ def _quoted(opcodes: Opcodes) -> Value:
     return Span(line.offset - 1, line.nbytes + 1, quote + line.head, "quoted")
 
 
+def _reference(opcodes: Opcodes) -> Value:
+    """A line of ASCII; short ones are read without a Span, as numbers are."""
+    start = opcodes.index
+    piece = opcodes.short_line(KEPT)
+    if piece is not None:
+        if piece.isascii():
+            return piece.decode("ascii")
+        opcodes.index = start
+    return text(opcodes.line(legal=frozenset(range(128))))
+
+
 def _names(opcodes: Opcodes) -> tuple[Value, Value]:
     return opcodes.name(), opcodes.name()
 
@@ -266,7 +277,7 @@ ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "long1": _integer("<B"),
     "long4": _integer("<i"),
     "stringnl": _quoted,
-    "stringnl_noescape": lambda opcodes: text(opcodes.line(legal=frozenset(range(128)))),
+    "stringnl_noescape": _reference,
     "stringnl_noescape_pair": _names,
     "unicodestringnl": lambda opcodes: text(opcodes.line()),
     "decimalnl_short": _number,

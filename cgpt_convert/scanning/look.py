@@ -27,6 +27,7 @@ from cgpt_convert.source import CHUNK, MemoryBytes, Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
+_NEXT_PICKLE = 16  # opcodes that one more pickle counts for besides its own: it takes as long
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
@@ -141,8 +142,9 @@ class Look(Found):
         count = 0
         while at < source.nbytes and not (at_most and count == at_most):
             self.passed.clear()
-            traced = trace(source, at, self.allowed, min(PICKLE.opcodes, self.opcodes))
-            self.opcodes -= traced.opcodes
+            most = max(min(PICKLE.opcodes, self.opcodes), 0)
+            traced = trace(source, at, self.allowed, most)
+            self.opcodes -= traced.opcodes + bool(count) * _NEXT_PICKLE
             if not (is_pickle(traced) or (must and (at_most or not count))):
                 break
             count += 1

@@ -25,7 +25,7 @@ def doublings(levels: int) -> bytes:
 
 
 def test_20_memo_doubling_costs_little() -> None:
-    with bounded(), pytest.raises(Unsupported, match="shared"):
+    with bounded(), pytest.raises(Unsupported, match="too many"):
         tree(doublings(90))
     with bounded():
         assert text(decode(doublings(90)).value).endswith("...")
