@@ -1,12 +1,13 @@
-"""The speed of other programs, in the words of `generate --json`.
+"""The speed of the forward pass, ours and that of other programs.
 
+    python -m benchmarks.forward cgpt_convert FILE IDS NEW THREADS
     python -m benchmarks.forward transformers FOLDER IDS NEW THREADS
     python -m benchmarks.forward llama.cpp FILE.gguf IDS NEW THREADS
 
-Continues the tokens IDS greedily by NEW, and prints `new_ids` and `seconds`: `first` until the
-first of them, `rest` for the others. Reading the weights and one short run before are not counted,
-which `generate` is not spared. llama.cpp comes from the wheel `xllamacpp`, with its own choice of
-attention and cache.
+Continues the tokens IDS greedily by NEW, and prints `new_ids` and `seconds` as `generate --json`
+does: `first` until the first of them, `rest` for the others. Reading the weights and one short run
+before are not counted. llama.cpp comes from the wheel `xllamacpp`, with its own choice of attention
+and cache.
 """
 
 from __future__ import annotations
@@ -34,6 +35,28 @@ class _Times:
 
     def end(self) -> None:
         """Nothing."""
+
+
+def ours(path: str, threads: int) -> Continue:
+    """What continues with this package, BLAS left one thread as the commands leave it."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from cgpt_convert import open_checkpoint
+    from cgpt_convert.models.backend import backend
+    from cgpt_convert.models.generation import generate
+    from cgpt_convert.models.model import Model
+    from cgpt_convert.models.settings import Settings
+
+    model = Model(open_checkpoint(path), backend("numpy", threads), resident=True)
+    model.load(threads)
+
+    def continued(ids: list[int], new: int) -> tuple[list[int], list[float]]:
+        found, times = [], [perf_counter()]
+        for token in generate(model, ids, Settings(new)):
+            found.append(token)
+            times.append(perf_counter())
+        return found, times
+
+    return continued
 
 
 def transformers(folder: str, threads: int) -> Continue:
@@ -105,8 +128,8 @@ def llama_cpp(path: str, threads: int) -> Continue:
 
 def main(program: str, model: str, ids: str, new: str, threads: str) -> None:
     """Print what it took."""
-    load = {"transformers": transformers, "llama.cpp": llama_cpp}[program]
-    continued = load(model, int(threads))
+    programs = {"cgpt_convert": ours, "transformers": transformers, "llama.cpp": llama_cpp}
+    continued = programs[program](model, int(threads))
     prompt = [int(word) for word in ids.split(",")]
     continued(prompt[:8], 2)
     found, times = continued(prompt, int(new))

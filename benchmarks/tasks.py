@@ -127,19 +127,14 @@ _PREFILL = ("1024-IDS", "1")
 _DECODE = ("64-IDS", "41")
 
 
-def _generate(name: str, seconds: str, ids: str, new: str) -> Task:
-    options = ("--ids", ids, "--max-new-tokens", new, "--json", "--jobs", "CORES")
-    return _ours(name, "generate", "SOURCE", *options)._replace(seconds=seconds)
-
-
 def _forward(program: str, module: str, seconds: str, ids: str, new: str) -> Task:
     argv = ("python", "-m", "benchmarks.forward", program, module, ids, new, "CORES")
     name = {"first": "prefill", "rest": "decode"}[seconds]
     return Task(f"{name}, {program}", argv, seconds=seconds)
 
 
-PREFILL = _generate("prefill", "first", *_PREFILL)
-DECODE = _generate("decode", "rest", *_DECODE)
+PREFILL = _forward("cgpt_convert", "SOURCE", "first", *_PREFILL)._replace(name="prefill")
+DECODE = _forward("cgpt_convert", "SOURCE", "rest", *_DECODE)._replace(name="decode")
 PROGRAMS = {"transformers": "FOLDER", "llama.cpp": "GGUF"}
 THEIR_PREFILL = {p: _forward(p, at, "first", *_PREFILL) for p, at in PROGRAMS.items()}
 THEIR_DECODE = {p: _forward(p, at, "rest", *_DECODE) for p, at in PROGRAMS.items()}
