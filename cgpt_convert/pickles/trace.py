@@ -16,8 +16,9 @@ from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
 from cgpt_convert.pickles.encoding import OPCODES
 from cgpt_convert.pickles.nested import Nested
-from cgpt_convert.pickles.opcodes import ARGUMENTS, KEPT, Fault, Opcodes, Span
+from cgpt_convert.pickles.opcodes import ARGUMENTS, Fault, Opcodes, Span
 from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Unknown, pairs
+from cgpt_convert.pickles.uses import EXTENSION, Name, Use, class_of, content, spelled
 from cgpt_convert.source import Source
 
 Allowed = Callable[[Value, Value], bool]
@@ -25,36 +26,6 @@ Allowed = Callable[[Value, Value], bool]
 _NAMES = 10_000  # different foreign names
 _DEAR = 3  # opcodes, for which a name, a call or a reference counts besides: it takes as long
 _STOP = ord(".")
-EXTENSION = "extension code"  # the module of names that only the loading program knows
-
-
-class Use:
-    """What a pickle does with a name that is not allowed. `count` is how often it is called."""
-
-    __slots__ = ("call", "changed", "count", "module", "name", "position")
-
-    def __init__(self, module: str, name: str, position: int) -> None:
-        self.module = module
-        self.name = name
-        self.position = position  # of the first mention, and then of the first call
-        self.call: Call | None = None
-        self.count = 0
-        self.changed = False
-
-    @property
-    def dotted(self) -> str:
-        """The whole name."""
-        return f"{self.module}.{self.name}" if self.module else self.name
-
-
-class _Name(Global):
-    """A name as it lies on the stack, with the use that is made of it; None if it is allowed."""
-
-    __slots__ = ("use",)
-
-    def __init__(self, module: str, name: str, use: Use | None) -> None:
-        super().__init__(module, name)
-        self.use = use
 
 
 class Trace(NamedTuple):
@@ -112,7 +83,7 @@ class _Machine(Nested):
         self.count = 0
         self.allowed = allowed
         self.uses: dict[tuple[str, str], Use] = {}
-        self.named: dict[tuple[str, str], _Name] = {}
+        self.named: dict[tuple[str, str], Name] = {}
         self.computed: list[Use] = []
         self.marked = False
         self.value: Value = UNKNOWN
@@ -148,7 +119,7 @@ class _Machine(Nested):
 
     def add(self, values: list[Value]) -> None:
         target = self.top()
-        if isinstance(target, _Name):
+        if isinstance(target, Name):
             self.change(target)
         elements = {list: target, Set: getattr(target, "members", None)}.get(type(target))
         if isinstance(target, Call):
@@ -158,7 +129,7 @@ class _Machine(Nested):
 
     def add_items(self, values: list[Value]) -> None:
         target = self.top()
-        if isinstance(target, _Name):
+        if isinstance(target, Name):
             self.change(target)
         if isinstance(target, Dict):
             target.items.extend(pairs(values)[: SHOWN - len(target.items)])
@@ -193,7 +164,7 @@ class _Machine(Nested):
         if isinstance(target, Call):
             target.state = state
             self.into_call((state,))
-        elif isinstance(target, _Name):
+        elif isinstance(target, Name):
             self.change(target)
 
     # -- names and calls
@@ -208,7 +179,7 @@ class _Machine(Nested):
     def name(self, module: Value, name: Value) -> None:
         """Push a class or function. However often it is named, it is looked up once."""
         self.count += _DEAR
-        module, name = _spelled(module), _spelled(name)
+        module, name = spelled(module), spelled(name)
         known = self.named.get((module, name))
         if known is None:
             known = self.look_up(module, name)
@@ -216,9 +187,9 @@ class _Machine(Nested):
                 self.named[module, name] = known
         self.stack.append(known)
 
-    def look_up(self, module: str, name: str) -> _Name:
+    def look_up(self, module: str, name: str) -> Name:
         use = None if self.allowed(module, name) else self.use(module, name)
-        return _Name(module, name, use)
+        return Name(module, name, use)
 
     def use(self, module: str, name: str) -> Use:
         key = (module, name)
@@ -234,10 +205,10 @@ class _Machine(Nested):
     def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
         """Push what a call gives, and remember the call unless it is an allowed one."""
         self.count += _DEAR
-        func = _class_of(func)
-        use = func.use if isinstance(func, _Name) else None
-        if isinstance(func, _Name) and use is None:
-            self.stack.append(_content(func, args))
+        func = class_of(func)
+        use = func.use if isinstance(func, Name) else None
+        if isinstance(func, Name) and use is None:
+            self.stack.append(content(func, args))
             return
         if not isinstance(func, _CALLABLE):
             raise Fault("a plain value is called")
@@ -252,7 +223,7 @@ class _Machine(Nested):
         self.into_call(made.args)
         self.keep(made)
 
-    def change(self, target: _Name) -> None:
+    def change(self, target: Name) -> None:
         """Attributes or items are set on a class or module itself."""
         self.count += _DEAR
         self.use(target.module, target.name).changed = True
@@ -288,29 +259,7 @@ class _Machine(Nested):
         self.PERSID(self.pop())
 
 
-def _spelled(name: Value) -> str:
-    """A module or name; where it is no text or too long to be one, a word for that."""
-    return name if isinstance(name, str) and len(name) <= KEPT else "(not a name)"
-
-
 _CALLABLE = (Global, Call, PersistentId, Unknown)
-
-
-def _class_of(func: Value) -> Value:
-    """The class that a persistent id of older torch stands for: one saved with its source."""
-    if isinstance(func, PersistentId) and isinstance(func.value, tuple):
-        return next((part for part in func.value if isinstance(part, Global)), func)
-    return func
-
-
-_PLAIN_BYTES = {("_codecs", "encode"), ("builtins", "bytearray"), ("builtins", "bytes")}
-
-
-def _content(func: Global, args: Value) -> Value:
-    """What an allowed call gives: for the calls that make byte strings those, else unknown."""
-    if (func.module, func.name) in _PLAIN_BYTES and isinstance(args, tuple) and args:
-        return args[0] if isinstance(args[0], Span | str) else UNKNOWN
-    return UNKNOWN
 
 
 # opcode -> what it does, where the name of the method is not the opcode's own

@@ -5,7 +5,8 @@ from __future__ import annotations
 from cgpt_convert import findings
 from cgpt_convert.inert import printable, text
 from cgpt_convert.pickles.dangerous import is_dangerous
-from cgpt_convert.pickles.trace import EXTENSION, Trace, Use
+from cgpt_convert.pickles.trace import Trace
+from cgpt_convert.pickles.uses import EXTENSION, Use
 from cgpt_convert.scanning.result import Sighting
 
 
