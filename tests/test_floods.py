@@ -22,7 +22,7 @@ from cgpt_convert.pickles.trace import trace
 from cgpt_convert.scanning.look import Look
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.source import MemoryBytes, Source
+from cgpt_convert.source import CHUNK, MemoryBytes, Source
 from cgpt_convert.source import read as read_source
 from tests import zips
 from tests.hostile import payload
@@ -85,9 +85,18 @@ def test_problems_past_the_twentieth_are_counted(tmp_path: Path) -> None:
     broken = (Entry(f"archive/{n}", b"\x80\4cos\nsystem\n)R(") for n in range(100))
     found = scanned(zips.build(broken), tmp_path)
     assert len(found.problems) == 100
+    assert all(check.finding for check in found.checks())
     told = [check.detail for check in found.checks()]
     assert sum("breaks off" in detail for detail in told) == 20
     assert any(detail.startswith("and 80 more of that kind") for detail in told)
+
+
+def test_what_is_dangerous_is_not_hidden_behind_what_is_foreign(tmp_path: Path) -> None:
+    foreign = b"".join(b"cteam%d\nC\n)R" % number for number in range(30))
+    found = scanned(b"\x80\4(" + foreign + b"cos\nsystem\n)Rl.", tmp_path)
+    told = [check.detail for check in found.checks()]
+    assert "os.system" in told[0]
+    assert told[-1] == "and 11 more names (--json has all)"
 
 
 def test_ties_past_the_hundredth_are_counted(tmp_path: Path) -> None:
@@ -127,15 +136,24 @@ def test_what_a_damaged_record_would_run_is_still_seen(tmp_path: Path) -> None:
 
 def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
+    reads: list[int] = []
+    feed = inside.Unpacked._unpack
+
+    def fed(self: inside.Unpacked, data: bytes, most: int) -> bytes:
+        sizes.append(len(data))
+        return feed(self, data, most)
 
     def counted(source: Source, offset: int, nbytes: int) -> bytes:
-        sizes.append(nbytes)
+        reads.append(nbytes)
         return read_source(source, offset, nbytes)
 
+    monkeypatch.setattr(inside.Unpacked, "_unpack", fed)
     monkeypatch.setattr(inside, "read", counted)
-    data = gzip.compress(b"") * 10_000
+    data = gzip.compress(b"") * 20_000
     assert unpacked(MemoryBytes("x", data), data[:10], Room(len(data))) is not None
     assert max(sizes) <= 16 << 10
+    assert sum(reads) == len(data)  # each byte once, and many at once: each read may be a request
+    assert len(reads) <= len(data) // CHUNK + 2
 
 
 def test_a_pickle_of_unknown_length_is_decoded_few_times(monkeypatch: pytest.MonkeyPatch) -> None:

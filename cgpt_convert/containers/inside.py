@@ -65,6 +65,7 @@ class Unpacked:
         self._several = nbytes is None  # streams, one after another
         self._room = room
         self._points: list[tuple[int, int, bytes, Any]] = []
+        self._read, self._at = b"", 0  # packed bytes that were read last, and from where
         self._spacing = CHUNK
         self._rewind()
         self.nbytes = self._measure() if nbytes is None else nbytes
@@ -72,7 +73,7 @@ class Unpacked:
     def _rewind(self) -> None:
         self._state = self._start()
         self._feed = b""
-        self._taken = 0  # packed bytes read
+        self._taken = 0  # packed bytes fed
         self._position = 0  # unpacked bytes delivered
         self._broken: Malformed | None = None
 
@@ -122,10 +123,14 @@ class Unpacked:
                 return b""
 
     def _more(self) -> bytes:
-        """Packed bytes that were not read yet."""
-        size = min(_FEED, self._packed.nbytes - self._taken)
-        self._taken += size
-        return read(self._packed, self._taken - size, size)
+        """Packed bytes that were not fed yet; read are more at once, which may take a journey."""
+        if not self._at <= self._taken < self._at + len(self._read):
+            self._at = self._taken
+            self._read = read(self._packed, self._at, min(CHUNK, self._packed.nbytes - self._at))
+        start = self._taken - self._at
+        fed = self._read[start : start + _FEED]
+        self._taken += len(fed)
+        return fed
 
     def _another(self) -> bool:
         """Does another stream follow the one that ended, as gzip, bzip2 and xz allow?"""

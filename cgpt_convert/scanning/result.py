@@ -86,7 +86,8 @@ class Scanned(NamedTuple):
         if verdict is Verdict.WEIGHTS:
             checks.append(Check("scan", PASSED, self._passed(), self.path))
         broken = FAILED if verdict is Verdict.DANGEROUS else ERROR
-        for sighting in self.sightings[:_SHOWN]:
+        dangerous_first = sorted(self.sightings, key=lambda sighting: sighting.rule is FOREIGN)
+        for sighting in dangerous_first[:_SHOWN]:
             detail = f"{_MEANS[sighting.rule.id]}: {sighting}"
             checks.append(Check("scan", FAILED, detail, self.path, finding=sighting.rule.id))
         if len(self.sightings) > _SHOWN:
@@ -99,7 +100,8 @@ class Scanned(NamedTuple):
                 checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
             if len(found) > _SHOWN:
                 detail = f"and {len(found) - _SHOWN:,} more of that kind (--json has all)"
-                checks.append(Check("scan", outcome, detail, self.path))
+                rule = found[_SHOWN].rule  # of the first of them: each failure has an id
+                checks.append(Check("scan", outcome, detail, self.path, finding=rule.id))
         return checks
 
     def _passed(self) -> str:
