@@ -273,25 +273,25 @@ def _npy(shape: str = "(0,)", descr: str = "'<f4'", pad: int = 0) -> bytes:
 
 def _records(count: int) -> bytes:
     """A torch archive with a tensor in each of its records."""
-    values = b"".join(
-        b"J" + struct.pack("<i", n) + b"h\0((h\3h\1" + text(str(n)) + b"h\4K\1tQK\0K\1\x85K\1\x85\x89h\2)RtR"
-        for n in range(count)
-    )  # fmt: skip
-    head = TENSOR[: TENSOR.index(b"((")] + text("storage") + b"\x940" + text("cpu") + b"\x940"
-    data = b"\x80\4" + head + b"}(" + values + b"u."
-    files = {"a/data.pkl": data, "a/version": b"3\n"}
+    files = {"a/data.pkl": b"\x80\4" + _one_a_storage(count, 1), "a/version": b"3\n"}
     return _zip(files | {f"a/data/{n}": b"abcd" for n in range(count)}, zipfile.ZIP_STORED)
 
 
 def _legacy_records(count: int) -> bytes:
-    values = b"".join(
-        b"J" + struct.pack("<i", n) + b"h\0((h\3h\1" + text(str(n)) + b"h\4K\0tQK\0K\0\x85K\1\x85\x89h\2)RtR"
-        for n in range(count)
-    )  # fmt: skip
-    head = TENSOR[: TENSOR.index(b"((")] + text("storage") + b"\x940" + text("cpu") + b"\x940"
+    """A legacy file with an empty tensor in each of its storages."""
     keys = pickle.dumps([str(n) for n in range(count)], 2)
     start = legacy(b"")[: -len(pickle.dumps(["0"], 2)) - 12]
-    return start + b"\x80\2" + head + b"}(" + values + b"u." + keys + bytes(8 * count)
+    return start + b"\x80\2" + _one_a_storage(count, 0) + keys + bytes(8 * count)
+
+
+def _one_a_storage(count: int, numel: int) -> bytes:
+    """A dict of so many tensors of so many elements, each in a storage of its own."""
+    size = b"K" + bytes([numel])
+    last = b"h\4" + size + b"tQK\0" + size + b"\x85K\1\x85\x89h\2)RtR"
+    start = b"h\0((h\3h\1"
+    values = (b"J" + struct.pack("<i", n) + start + text(str(n)) + last for n in range(count))
+    head = TENSOR[: TENSOR.index(b"((")] + text("storage") + b"\x940" + text("cpu") + b"\x940"
+    return head + b"}(" + b"".join(values) + b"u."
 
 
 def _tar(members: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:

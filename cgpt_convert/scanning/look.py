@@ -9,8 +9,7 @@ from __future__ import annotations
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
 from cgpt_convert.containers.archive import Archive
-from cgpt_convert.containers.directory import STORED
-from cgpt_convert.containers.inside import Room, Window, inflated, unpacked
+from cgpt_convert.containers.inside import Room, Window, unpacked
 from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
@@ -18,12 +17,12 @@ from cgpt_convert.inert import printable
 from cgpt_convert.limits import PICKLE, SCANNED
 from cgpt_convert.pickles.trace import Trace, trace
 from cgpt_convert.places import named, open_source
-from cgpt_convert.scanning import extracted, names
+from cgpt_convert.scanning import extracted, names, records
 from cgpt_convert.scanning.found import Found
 from cgpt_convert.scanning.judge import is_pickle, sighting
 from cgpt_convert.scanning.result import Scanned
 from cgpt_convert.scanning.spans import source_of
-from cgpt_convert.source import CHUNK, MemoryBytes, Source, read
+from cgpt_convert.source import Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
@@ -209,18 +208,11 @@ class Look(Found):
 
     def record(self, archive: Archive, name: str, place: str, depth: int, *, must: bool) -> None:
         """Look at one record of a zip."""
-        member, label = archive.members[name], _inside(place, name)
-        source: Source
-        if member.method == STORED:
-            source = Window(archive.source, member.offset, member.nbytes, label)
-        else:
-            packed = Window(archive.source, member.offset, member.compressed, label)
-            source = inflated(packed, member.nbytes, self.room)
+        label = _inside(place, name)
         try:
-            if member.nbytes <= (HEAD if member.method == STORED else CHUNK):
-                source = _held(source)
+            source = records.opened(archive, name, label, self.room)
             count = self.part(source, label, depth + 1, must=must)
-            if count and archive.crc32(name) not in (None, _crc32(source)):
+            if count and archive.crc32(name) not in (None, records.crc32(source)):
                 raise Malformed("the bytes do not match their checksum; torch does not look")
         except CgptError as error:
             if error.kind == "unreadable":
@@ -281,22 +273,3 @@ class Look(Found):
 
 def _inside(place: str, name: str) -> str:
     return f"{place} > {name}" if place else name
-
-
-def _held(source: Source) -> Source:
-    """The small source in memory, as it is read several times; if it is damaged, as it is."""
-    try:
-        return MemoryBytes(source.name, read(source, 0, source.nbytes))
-    except Malformed:
-        return source
-
-
-def _crc32(source: Source) -> int:
-    import zlib
-
-    crc, at = 0, 0
-    while at < source.nbytes:
-        size = min(1 << 18, source.nbytes - at)
-        crc = zlib.crc32(read(source, at, size), crc)
-        at += size
-    return crc

@@ -1,0 +1,45 @@
+"""The records of a zip as sources to look into."""
+
+from __future__ import annotations
+
+from cgpt_convert.containers.archive import Archive
+from cgpt_convert.containers.directory import STORED
+from cgpt_convert.containers.inside import Room, Window, inflated
+from cgpt_convert.containers.sniff import HEAD
+from cgpt_convert.errors import Malformed
+from cgpt_convert.source import CHUNK, MemoryBytes, Source, read
+
+
+def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
+    """The bytes of a record, inflated if need be; `room` is what that may take.
+
+    Small ones are in memory, for they are read several times: of stored ones those that are read as
+    a whole anyway, of deflated ones those that one step inflates.
+    """
+    member = archive.members[name]
+    if member.method == STORED:
+        source: Source = Window(archive.source, member.offset, member.nbytes, label)
+        return _held(source) if member.nbytes <= HEAD else source
+    packed = Window(archive.source, member.offset, member.compressed, label)
+    source = inflated(packed, member.nbytes, room)
+    return _held(source) if member.nbytes <= CHUNK else source
+
+
+def _held(source: Source) -> Source:
+    """The same bytes in memory; those of a damaged source are left where they are."""
+    try:
+        return MemoryBytes(source.name, read(source, 0, source.nbytes))
+    except Malformed:
+        return source
+
+
+def crc32(source: Source) -> int:
+    """The CRC-32 of all of it."""
+    import zlib
+
+    crc, at = 0, 0
+    while at < source.nbytes:
+        size = min(CHUNK, source.nbytes - at)
+        crc = zlib.crc32(read(source, at, size), crc)
+        at += size
+    return crc
