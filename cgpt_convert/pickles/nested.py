@@ -22,7 +22,6 @@ class Nested(Stack):
     def text(self, value: Value) -> None:
         """Push text, if there is room for it."""
         if isinstance(value, str):
-            self.count += 1
             self.room[2] -= len(value)
             if value[:1] == "\x80":
                 self.nest(_written(value))

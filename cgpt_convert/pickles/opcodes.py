@@ -6,15 +6,10 @@ as the place where it lies.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-
 from cgpt_convert.errors import Malformed
-from cgpt_convert.inert import Value
 from cgpt_convert.source import CHUNK, Source, read
 
 KEPT = 4096  # bytes of a text that are kept: no name that can be imported is longer
-_NAME_BYTES = 64 << 10  # nor can a line of that length be looked for as a module
 _HEAD = 200  # bytes kept of what is longer, to be shown
 _FIRST = 4 << 10  # most things that are looked at turn out not to be pickles at once
 
@@ -81,6 +76,10 @@ class Opcodes:
         self.index = stop
         return data
 
+    def short(self) -> bytes:
+        """Bytes that follow their number, which is one byte."""
+        return self.take(self.next())
+
     def skip(self, nbytes: int) -> None:
         """Move on without reading."""
         if nbytes > self.end - self.at:
@@ -130,13 +129,6 @@ class Opcodes:
                 self.index += 1
                 return Span(offset, nbytes, head, "utf-8")
 
-    def name(self) -> Value:
-        """A line that is a module or a name, as text where it is short enough to be one."""
-        piece = self.short_line(KEPT)
-        if piece is None:
-            return text(self.line(_NAME_BYTES))
-        return piece.decode("utf-8", "surrogateescape")
-
     def short_line(self, most: int) -> bytes | None:
         """A line, if it has at most so many bytes and they are at hand; else it is not taken."""
         found = self._buffer.find(b"\n", self.index, self.index + most + 1)
@@ -155,132 +147,3 @@ class Opcodes:
         head = self.take(kept)
         self.skip(nbytes - kept)
         return Span(offset, nbytes, head, form)
-
-
-def text(span: Span) -> Value:
-    """The text as a string if it is short, else as it is."""
-    if span.nbytes > KEPT:
-        return span
-    return span.head.decode("utf-8", "surrogateescape")
-
-
-def _fixed(layout: str) -> Callable[[Opcodes], Value]:
-    packed = struct.Struct(layout)
-    return lambda opcodes: packed.unpack(opcodes.take(packed.size))[0]
-
-
-def _short_text(opcodes: Opcodes) -> Value:
-    """The commonest text; here without a Span of it, as floods of it are."""
-    size = opcodes.next()
-    return opcodes.take(size).decode("utf-8", "surrogateescape")
-
-
-def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
-    count = _fixed(layout)
-
-    def argument(opcodes: Opcodes) -> Value:
-        nbytes = count(opcodes)
-        if nbytes < 0:
-            raise Fault("a negative length")
-        span = opcodes.sized(nbytes, form)
-        return text(span) if form == "utf-8" else span
-
-    return argument
-
-
-def _byte_string(layout: str) -> Callable[[Opcodes], Value]:
-    """A Python 2 `str`: text where it is ASCII, so that it may be a name."""
-    read_bytes = _sized(layout, "bytes")
-
-    def argument(opcodes: Opcodes) -> Value:
-        span: Span = read_bytes(opcodes)
-        return span.head.decode() if span.nbytes <= KEPT and span.head.isascii() else span
-
-    return argument
-
-
-def _integer(layout: str) -> Callable[[Opcodes], Value]:
-    read_bytes = _sized(layout, "bytes")
-
-    def argument(opcodes: Opcodes) -> Value:
-        span: Span = read_bytes(opcodes)
-        small = span.nbytes <= _INTEGER_NBYTES
-        return int.from_bytes(span.head, "little", signed=True) if small else span
-
-    return argument
-
-
-_INTEGER_NBYTES = 128
-_NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
-_DIGITS = 64
-
-
-def _number(opcodes: Opcodes) -> Value:
-    """An integer where it is a short one; any other number as its text."""
-    start = opcodes.index
-    plain = opcodes.short_line(_DIGITS)
-    if plain is not None:
-        if plain.isdigit():
-            return int(plain)
-        opcodes.index = start
-    span = opcodes.line(legal=_NUMBER)
-    digits = span.head.partition(b"\0")[0].removesuffix(b"L")
-    try:
-        return int(digits) if len(digits) <= _DIGITS else span
-    except ValueError:
-        return span
-
-
-def _quoted(opcodes: Opcodes) -> Value:
-    quote = opcodes.take(1)
-    if quote not in (b"'", b'"'):
-        raise Fault("a string argument without quotes")
-    line = opcodes.line()
-    inner = line.head[:-1]
-    if line.nbytes <= KEPT and inner.isascii() and b"\\" not in inner:
-        return inner.decode()
-    return Span(line.offset - 1, line.nbytes + 1, quote + line.head, "quoted")
-
-
-def _reference(opcodes: Opcodes) -> Value:
-    """A line of ASCII; short ones are read without a Span, as numbers are."""
-    start = opcodes.index
-    piece = opcodes.short_line(KEPT)
-    if piece is not None:
-        if piece.isascii():
-            return piece.decode("ascii")
-        opcodes.index = start
-    return text(opcodes.line(legal=frozenset(range(128))))
-
-
-def _names(opcodes: Opcodes) -> tuple[Value, Value]:
-    return opcodes.name(), opcodes.name()
-
-
-# layout -> what reads an argument of it; raises Fault
-ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
-    "uint1": _fixed("<B"),
-    "uint2": _fixed("<H"),
-    "int4": _fixed("<i"),
-    "uint4": _fixed("<I"),
-    "uint8": _fixed("<Q"),
-    "float8": _fixed(">d"),
-    "string1": _byte_string("<B"),
-    "string4": _byte_string("<i"),
-    "bytes1": _sized("<B", "bytes"),
-    "bytes4": _sized("<I", "bytes"),
-    "bytes8": _sized("<Q", "bytes"),
-    "bytearray8": _sized("<Q", "bytes"),
-    "unicodestring1": _short_text,
-    "unicodestring4": _sized("<I", "utf-8"),
-    "unicodestring8": _sized("<Q", "utf-8"),
-    "long1": _integer("<B"),
-    "long4": _integer("<i"),
-    "stringnl": _quoted,
-    "stringnl_noescape": _reference,
-    "stringnl_noescape_pair": _names,
-    "unicodestringnl": lambda opcodes: text(opcodes.line()),
-    "decimalnl_short": _number,
-    "decimalnl_long": _number,
-    "floatnl": _number,
-}

@@ -42,6 +42,7 @@ class Stack:
         self.position = opcodes.at  # of the opcode at work
         self.stack: list[Value] = []
         self.marks: list[int] = []  # how high the stack was
+        self.floor = 0  # the last of these
         self.memo: list[Value] = []
         self.sparse: dict[int, Value] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
@@ -50,23 +51,29 @@ class Stack:
         self.frame_end = 0
 
     def pop(self) -> Value:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Fault(_NO_VALUE)
-        return self.stack.pop()
+        if len(self.stack) > self.floor:
+            return self.stack.pop()
+        raise Fault(_NO_VALUE)
 
     def top(self) -> Value:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Fault(_NO_VALUE)
-        return self.stack[-1]
+        if len(self.stack) > self.floor:
+            return self.stack[-1]
+        raise Fault(_NO_VALUE)
 
     def pop_to_mark(self) -> list[Value]:
         """The values above the last MARK, as many as anything is done with."""
         if not self.marks:
             raise Fault("an opcode needs a MARK and the stack has none")
-        start = self.marks.pop()
+        start = self.unmark()
         values = self.stack[start : start + _LOOKED_AT]
         del self.stack[start:]
         return values
+
+    def unmark(self) -> int:
+        """Forget the last MARK; how high the stack was there."""
+        start = self.marks.pop()
+        self.floor = self.marks[-1] if self.marks else 0
+        return start
 
     def keep(self, value: Value, kind: int = 0) -> None:
         """Push a value if there is room for its kind, else one that is not known."""
@@ -74,15 +81,16 @@ class Stack:
         self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
 
     def POP(self) -> None:
-        if len(self.stack) > (self.marks[-1] if self.marks else 0):
+        if len(self.stack) > self.floor:
             self.stack.pop()
         elif self.marks:
-            self.marks.pop()
+            self.unmark()
         else:
             raise Fault(_NO_VALUE)
 
     def MARK(self) -> None:
-        self.marks.append(len(self.stack))
+        self.floor = len(self.stack)
+        self.marks.append(self.floor)
 
     def DUP(self) -> None:
         self.stack.append(self.top())

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from cgpt_convert.errors import CgptError
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
-from cgpt_convert.pickles.encoding import OPCODES
+from cgpt_convert.pickles.dispatch import dispatch
 from cgpt_convert.pickles.nested import Nested
-from cgpt_convert.pickles.opcodes import ARGUMENTS, Fault, Opcodes, Span
+from cgpt_convert.pickles.opcodes import Fault, Opcodes, Span
 from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Unknown, pairs
 from cgpt_convert.pickles.uses import EXTENSION, Name, Use, class_of, content, spelled
 from cgpt_convert.source import Source
@@ -24,7 +24,7 @@ from cgpt_convert.source import Source
 Allowed = Callable[[Value, Value], bool]
 
 _NAMES = 10_000  # different foreign names
-_DEAR = 3  # opcodes, for which a name, a call or a reference counts besides: it takes as long
+_CHANGE = 4  # opcodes, for which a change to a class counts besides: it takes as long
 _STOP = ord(".")
 
 
@@ -89,17 +89,17 @@ class _Machine(Nested):
         self.value: Value = UNKNOWN
 
     def run(self) -> None:
-        dispatch, push, opcodes = _DISPATCH, self.stack.append, self.opcodes
+        table, push, opcodes = _TABLE, self.stack.append, self.opcodes
         following = opcodes.next
         while (byte := following()) != _STOP:
-            method, argument = dispatch[byte]
+            method, argument, cost = table[byte]
             if method is None:
                 push(argument(opcodes))
             elif argument is None:
                 method(self)
             else:
                 method(self, argument(opcodes))
-            self.count += 1
+            self.count += cost
             if self.count > self.most:
                 raise Exhausted(f"more than {self.most:,} opcodes")
             at = opcodes.base + opcodes.index
@@ -119,47 +119,40 @@ class _Machine(Nested):
 
     def add(self, values: list[Value]) -> None:
         target = self.top()
-        if isinstance(target, Name):
+        if isinstance(target, list):
+            _grow(target, values)
+        elif isinstance(target, Set):
+            _grow(target.members, values)
+        elif isinstance(target, Call):
+            if len(target.elements) < SHOWN:
+                target.add_elements(values[: SHOWN - len(target.elements)])
+        elif isinstance(target, Name):
             self.change(target)
-        elements = {list: target, Set: getattr(target, "members", None)}.get(type(target))
-        if isinstance(target, Call):
-            target.add_elements(values[: SHOWN - len(target.elements)])
-        elif elements is not None:
-            elements.extend(values[: SHOWN - len(elements)])
 
     def add_items(self, values: list[Value]) -> None:
         target = self.top()
-        if isinstance(target, Name):
-            self.change(target)
         if isinstance(target, Dict):
-            target.items.extend(pairs(values)[: SHOWN - len(target.items)])
+            _grow(target.items, pairs(values) if len(target.items) < SHOWN else [])
         elif isinstance(target, Call):
-            target.add_items(pairs(values)[: SHOWN - len(target.items)])
+            if len(target.items) < SHOWN:
+                target.add_items(pairs(values)[: SHOWN - len(target.items)])
+        elif isinstance(target, Name):
+            self.change(target)
 
     def APPEND(self) -> None:
-        value, target = self.pop(), self.top()
-        if type(target) is list:
-            if len(target) < SHOWN:
-                target.append(value)
-        elif target is not UNKNOWN:
-            self.add([value])
+        self.add([self.pop()])
 
     def APPENDS(self) -> None:
         self.add(self.pop_to_mark())
 
     def SETITEM(self) -> None:
-        value, key, target = self.pop(), self.pop(), self.top()
-        if type(target) is Dict:
-            if len(target.items) < SHOWN:
-                target.items.append((key, value))
-        elif target is not UNKNOWN:
-            self.add_items([key, value])
+        value, key = self.pop(), self.pop()
+        self.add_items([key, value])
 
     def SETITEMS(self) -> None:
         self.add_items(self.pop_to_mark())
 
     def BUILD(self) -> None:
-        self.count += _DEAR
         state, target = self.pop(), self.top()
         if isinstance(target, Call):
             target.state = state
@@ -178,7 +171,6 @@ class _Machine(Nested):
 
     def name(self, module: Value, name: Value) -> None:
         """Push a class or function. However often it is named, it is looked up once."""
-        self.count += _DEAR
         module, name = spelled(module), spelled(name)
         known = self.named.get((module, name))
         if known is None:
@@ -204,7 +196,6 @@ class _Machine(Nested):
 
     def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
         """Push what a call gives, and remember the call unless it is an allowed one."""
-        self.count += _DEAR
         func = class_of(func)
         use = func.use if isinstance(func, Name) else None
         if isinstance(func, Name) and use is None:
@@ -225,7 +216,7 @@ class _Machine(Nested):
 
     def change(self, target: Name) -> None:
         """Attributes or items are set on a class or module itself."""
-        self.count += _DEAR
+        self.count += _CHANGE
         self.use(target.module, target.name).changed = True
 
     def REDUCE(self) -> None:
@@ -252,45 +243,17 @@ class _Machine(Nested):
         self.call(values[0], tuple(values[1 : SHOWN + 1]), "OBJ")
 
     def PERSID(self, reference: Value) -> None:
-        self.count += _DEAR
         self.keep(PersistentId(reference), 1)
 
     def BINPERSID(self) -> None:
         self.PERSID(self.pop())
 
 
+def _grow(shown: list[Any], values: list[Any]) -> None:
+    """Add as many of the values as are kept."""
+    if len(shown) < SHOWN:
+        shown.extend(values[: SHOWN - len(shown)])
+
+
 _CALLABLE = (Global, Call, PersistentId, Unknown)
-
-
-# opcode -> what it does, where the name of the method is not the opcode's own
-_OTHER = {
-    "text": "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING",
-    "span": "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8",
-    "GET": "GET BINGET LONG_BINGET",
-    "PUT": "PUT BINPUT LONG_BINPUT",
-    "EXT": "EXT1 EXT2 EXT4",
-    "pop_to_mark": "POP_MARK",
-    "APPENDS": "APPENDS ADDITEMS",
-    "OUT_OF_BAND": "NEXT_BUFFER",
-}
-_PUSHED = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-
-
-def _constant(value: Value) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(value)
-
-
-_METHODS: dict[str, Callable[..., object] | None] = {
-    **{name: getattr(_Machine, name) for name in dir(_Machine) if name.isupper()},
-    **{op: getattr(_Machine, name) for name, ops in _OTHER.items() for op in ops.split()},
-    **dict.fromkeys(_PUSHED.split()),
-    **{name: _constant(value) for name, value in _CONSTANTS.items()},
-    "READONLY_BUFFER": _Machine.top,
-}
-
-# byte -> what it does, None if it pushes its argument, and what reads that
-_DISPATCH: list[tuple[Any, Any]] = [(_Machine.unknown, None)] * 256
-for _byte, (_opcode, _layout) in OPCODES.items():
-    if _byte != _STOP:
-        _DISPATCH[_byte] = _METHODS[_opcode], ARGUMENTS[_layout] if _layout else None
+_TABLE = dispatch(_Machine)

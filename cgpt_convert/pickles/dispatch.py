@@ -1,0 +1,57 @@
+"""Byte -> what a tracing machine does at that opcode, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cgpt_convert.inert import Value
+from cgpt_convert.pickles.encoding import OPCODES
+from cgpt_convert.pickles.operands import ARGUMENTS
+
+# opcode -> what it does, where the name of the method is not the opcode's own
+_OTHER = {
+    "text": "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING",
+    "span": "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8",
+    "GET": "GET BINGET LONG_BINGET",
+    "PUT": "PUT BINPUT LONG_BINPUT",
+    "EXT": "EXT1 EXT2 EXT4",
+    "pop_to_mark": "POP_MARK",
+    "APPENDS": "APPENDS ADDITEMS",
+    "OUT_OF_BAND": "NEXT_BUFFER",
+    "top": "READONLY_BUFFER",
+}
+_PUSHED = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+# What counts as several opcodes, because it takes as long.
+_COSTS = {
+    **dict.fromkeys([*_OTHER["text"].split(), *_OTHER["span"].split()], 2),
+    **dict.fromkeys(["GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"], 4),
+    **dict.fromkeys(["REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BUILD"], 4),
+    "INST": 7,
+}
+
+# what it does, None if it pushes its argument; what reads that; as how many opcodes it counts
+Entry = tuple[Any, Any, int]
+
+
+def dispatch(machine: Any) -> list[Entry]:
+    """What a machine of that class does at each byte, which its methods are named after."""
+    methods: dict[str, Callable[..., object] | None] = {
+        **{name: getattr(machine, name) for name in dir(machine) if name.isupper()},
+        **{op: getattr(machine, name) for name, ops in _OTHER.items() for op in ops.split()},
+        **dict.fromkeys(_PUSHED.split()),
+        **{name: _constant(value) for name, value in _CONSTANTS.items()},
+    }
+    table: list[Entry] = [(machine.unknown, None, 1)] * 256
+    for byte, (opcode, layout) in OPCODES.items():
+        if opcode != "STOP":
+            read = ARGUMENTS[layout] if layout else None
+            table[byte] = methods[opcode], read, _COSTS.get(opcode, 1)
+    return table
+
+
+def _constant(value: Value) -> Callable[[Any], None]:
+    return lambda machine: machine.stack.append(value)

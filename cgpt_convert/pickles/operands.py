@@ -1,0 +1,163 @@
+"""The arguments of opcodes as `trace` wants them: what it may need as values, the rest as Spans.
+
+Unlike `arguments`, which takes what an unpickler may: every text that can be passed over is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from cgpt_convert.inert import Value
+from cgpt_convert.pickles.opcodes import KEPT, Fault, Opcodes, Span
+
+_NAME_BYTES = 64 << 10  # a line of that length cannot be looked for as a module
+
+
+def _text(span: Span) -> Value:
+    """The text as a string if it is short, else as it is."""
+    if span.nbytes > KEPT:
+        return span
+    return span.head.decode("utf-8", "surrogateescape")
+
+
+def _fixed(layout: str) -> Callable[[Opcodes], Value]:
+    packed = struct.Struct(layout)
+    return lambda opcodes: packed.unpack(opcodes.take(packed.size))[0]
+
+
+# The commonest arguments have a way of their own, without a Span where none is kept: floods are of
+# them.
+
+
+def _short_text(opcodes: Opcodes) -> Value:
+    return opcodes.short().decode("utf-8", "surrogateescape")
+
+
+def _short_bytes(opcodes: Opcodes) -> Value:
+    data = opcodes.short()
+    return Span(opcodes.base + opcodes.index - len(data), len(data), data, "bytes")
+
+
+def _short_string(opcodes: Opcodes) -> Value:
+    data = opcodes.short()
+    if data.isascii():
+        return data.decode()
+    return Span(opcodes.base + opcodes.index - len(data), len(data), data, "bytes")
+
+
+def _short_integer(opcodes: Opcodes) -> Value:
+    data = opcodes.short()
+    if len(data) <= _INTEGER_NBYTES:
+        return int.from_bytes(data, "little", signed=True)
+    return Span(opcodes.base + opcodes.index - len(data), len(data), data, "bytes")
+
+
+def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
+    count = _fixed(layout)
+
+    def argument(opcodes: Opcodes) -> Value:
+        nbytes = count(opcodes)
+        if nbytes < 0:
+            raise Fault("a negative length")
+        span = opcodes.sized(nbytes, form)
+        return _text(span) if form == "utf-8" else span
+
+    return argument
+
+
+def _byte_string(opcodes: Opcodes) -> Value:
+    """A Python 2 `str`: text where it is ASCII, so that it may be a name."""
+    span: Span = _STRING4(opcodes)
+    return span.head.decode() if span.nbytes <= KEPT and span.head.isascii() else span
+
+
+def _integer(opcodes: Opcodes) -> Value:
+    span: Span = _STRING4(opcodes)
+    small = span.nbytes <= _INTEGER_NBYTES
+    return int.from_bytes(span.head, "little", signed=True) if small else span
+
+
+_STRING4 = _sized("<i", "bytes")
+_INTEGER_NBYTES = 128
+_NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
+_DIGITS = 64
+
+
+def _number(opcodes: Opcodes) -> Value:
+    """An integer where it is a short one; any other number as its text."""
+    start = opcodes.index
+    plain = opcodes.short_line(_DIGITS)
+    if plain is not None:
+        if plain.isdigit():
+            return int(plain)
+        opcodes.index = start
+    span = opcodes.line(legal=_NUMBER)
+    digits = span.head.partition(b"\0")[0].removesuffix(b"L")
+    try:
+        return int(digits) if len(digits) <= _DIGITS else span
+    except ValueError:
+        return span
+
+
+def _quoted(opcodes: Opcodes) -> Value:
+    quote = opcodes.take(1)
+    if quote not in (b"'", b'"'):
+        raise Fault("a string argument without quotes")
+    line = opcodes.line()
+    inner = line.head[:-1]
+    if line.nbytes <= KEPT and inner.isascii() and b"\\" not in inner:
+        return inner.decode()
+    return Span(line.offset - 1, line.nbytes + 1, quote + line.head, "quoted")
+
+
+def _reference(opcodes: Opcodes) -> Value:
+    """A line of ASCII; short ones are read without a Span, as numbers are."""
+    start = opcodes.index
+    piece = opcodes.short_line(KEPT)
+    if piece is not None:
+        if piece.isascii():
+            return piece.decode("ascii")
+        opcodes.index = start
+    return _text(opcodes.line(legal=frozenset(range(128))))
+
+
+def _names(opcodes: Opcodes) -> tuple[Value, Value]:
+    return _name(opcodes), _name(opcodes)
+
+
+def _name(opcodes: Opcodes) -> Value:
+    """A line that is a module or a name, as text where it is short enough to be one."""
+    piece = opcodes.short_line(KEPT)
+    if piece is None:
+        return _text(opcodes.line(_NAME_BYTES))
+    return piece.decode("utf-8", "surrogateescape")
+
+
+# layout -> what reads an argument of it; raises Fault
+ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
+    "uint1": Opcodes.next,
+    "uint2": _fixed("<H"),
+    "int4": _fixed("<i"),
+    "uint4": _fixed("<I"),
+    "uint8": _fixed("<Q"),
+    "float8": _fixed(">d"),
+    "string1": _short_string,
+    "string4": _byte_string,
+    "bytes1": _short_bytes,
+    "bytes4": _sized("<I", "bytes"),
+    "bytes8": _sized("<Q", "bytes"),
+    "bytearray8": _sized("<Q", "bytes"),
+    "unicodestring1": _short_text,
+    "unicodestring4": _sized("<I", "utf-8"),
+    "unicodestring8": _sized("<Q", "utf-8"),
+    "long1": _short_integer,
+    "long4": _integer,
+    "stringnl": _quoted,
+    "stringnl_noescape": _reference,
+    "stringnl_noescape_pair": _names,
+    "unicodestringnl": lambda opcodes: _text(opcodes.line()),
+    "decimalnl_short": _number,
+    "decimalnl_long": _number,
+    "floatnl": _number,
+}
