@@ -23,6 +23,7 @@ _MODE = 0o600 << 16  # 4.4.15, as zipfile
 _LIMIT, _LIMIT_COUNT = (1 << 31) - 1, (1 << 16) - 1  # zipfile's ZIP64_LIMIT, ZIP_FILECOUNT_LIMIT
 _FULL = 0xFFFFFFFF
 _EXTRA64 = 1  # 4.5.3
+_CRC = 4  # bytes
 
 
 class _Entry(NamedTuple):
@@ -43,27 +44,33 @@ def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
         raw = name.encode()
         flags = 0 if name.isascii() else _UTF8
         entry = _Entry(raw, flags, sum(map(part_nbytes, content)), offset, crc)
-        header = _local_header(entry)
-        parts += (*header, *content)
+        head, tail = _local_header(entry)
+        parts += (head, crc, tail, *content)
         entries.append(entry)
-        offset += sum(map(part_nbytes, header)) + entry.nbytes
-    directory = [part for entry in entries for part in _central_header(entry)]
-    nbytes = sum(map(part_nbytes, directory))
+        offset += len(head) + _CRC + len(tail) + entry.nbytes
+    directory: list[Part] = []
+    nbytes = 0
+    for entry in entries:
+        head, tail = _central_header(entry)
+        directory += (head, entry.crc, tail)
+        nbytes += len(head) + _CRC + len(tail)
     return (*parts, *directory, _end(len(entries), nbytes, offset))
 
 
-def _local_header(entry: _Entry) -> tuple[Part, ...]:
-    """4.3.7. The sizes are in the zip64 field even if they are small: gh-10776 of numpy."""
+def _local_header(entry: _Entry) -> tuple[bytes, bytes]:
+    """4.3.7, before and after the CRC-32.
+
+    The sizes are in the zip64 field even if they are small: gh-10776 of numpy.
+    """
     extra = struct.pack("<2H2Q", _EXTRA64, 16, entry.nbytes, entry.nbytes)
     return (
         struct.pack("<4s5H", b"PK\3\4", _VERSION, entry.flags, _STORED, 0, _DATE),
-        entry.crc,
         struct.pack("<2L2H", _FULL, _FULL, len(entry.name), len(extra)) + entry.name + extra,
     )
 
 
-def _central_header(entry: _Entry) -> tuple[Part, ...]:
-    """4.3.12."""
+def _central_header(entry: _Entry) -> tuple[bytes, bytes]:
+    """4.3.12, before and after the CRC-32."""
     wide = [entry.nbytes] * 2 if entry.nbytes > _LIMIT else []
     size = _FULL if wide else entry.nbytes
     offset = entry.header_offset
@@ -75,7 +82,6 @@ def _central_header(entry: _Entry) -> tuple[Part, ...]:
     lengths = (len(entry.name), len(extra), 0)
     return (
         struct.pack("<4s6H", b"PK\1\2", *versions, entry.flags, _STORED, 0, _DATE),
-        entry.crc,
         struct.pack("<2L5H2L", size, size, *lengths, 0, 0, _MODE, offset) + entry.name + extra,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import resource
 import struct
 import subprocess
@@ -59,6 +60,12 @@ def test_bombs_end_soon_and_small(name: str, tmp_path: Path) -> None:
     assert found.verdict is not Verdict.DANGEROUS
     if name == "many names":
         assert found.problems
+
+
+def test_a_packed_vocabulary_is_no_bomb(tmp_path: Path) -> None:
+    merges = {f"{number:x} ing": number for number in range(80_000)}
+    found = scanned(gzip.compress(pickle.dumps(merges, 4)), tmp_path)
+    assert found.verdict is Verdict.WEIGHTS
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
