@@ -289,6 +289,19 @@ def test_20_names_have_a_greatest_length(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tied = torch.zeros(2)
+    (path := tmp_path / "x.pt").write_bytes(zips.saved({"long": tied, "b": tied, "c": tied}))
+    exact = len("long" + "b" + "c") + 2 * len("long")
+    monkeypatch.setattr("cgpt_convert.pickles.tree.NAMES", Share(exact, 1 << 40, exact))
+    assert open_checkpoint(path).ties == {"b": "long", "c": "long"}
+    monkeypatch.setattr("cgpt_convert.pickles.tree.NAMES", Share(exact - 1, 1 << 40, exact - 1))
+    with pytest.raises(Unsupported, match="too many characters of names"):
+        open_checkpoint(path)
+
+
 def test_20_optimizer_state_of_many_small_tensors_fits(tmp_path: Path) -> None:
     def state() -> dict[str, torch.Tensor]:
         return {name: torch.zeros(1) for name in ("step", "exp_avg", "exp_avg_sq")}

@@ -44,18 +44,26 @@ def fill(
     Raises one error that lists every tensor that cannot be understood, Unsupported where the
     pickle unfolds to far more than its bytes.
     """
-    walk = _Walk(checkpoint, storages, _Budget(checkpoint.path, decoded.end))
+    budget = _Budget(checkpoint.path, decoded.end)
+    walk = _Walk(checkpoint, storages, budget)
     walk.visit(prefix, decoded.value, 0)
     if walk.errors:
         raise _together(checkpoint.path, walk.errors)
     walk.report()
-    _check_expansion(checkpoint)
+    _check_expansion(checkpoint, budget)
 
 
-def _check_expansion(checkpoint: Checkpoint) -> None:
-    """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that."""
+def _check_expansion(checkpoint: Checkpoint, budget: _Budget) -> None:
+    """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that.
+
+    Or if those that are the same tell of a name together that is long.
+    """
     parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
-    views = {tensor.view: tensor for tensor in (*parts, *checkpoint.tensors.values())}
+    views = {part.view: part for part in parts}
+    for tensor in checkpoint.tensors.values():
+        first = views.setdefault(tensor.view, tensor)
+        if first is not tensor:
+            budget.spell(first.name)
     stored = {id(tensor.storage): tensor.storage.nbytes for tensor in views.values()}
     allowed = EXPANSION * sum(stored.values()) + EXPANSION_FLOOR
     claimed = sum(tensor.nbytes for tensor in views.values())
@@ -108,11 +116,17 @@ class _Budget:
     def visit(self, name: str, cost: int = 1) -> None:
         """Take off one value under `name`, or what costs as much as several."""
         self.nodes -= cost
-        self.names -= len(name)
         if len(name) > NAME:
             raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
-        if self.nodes < 0 or self.names < 0:
+        if self.nodes < 0:
             raise self.exceeded("values")
+        self.spell(name)
+
+    def spell(self, name: str) -> None:
+        """Take off a name's characters, each time that it is told."""
+        self.names -= len(name)
+        if self.names < 0:
+            raise self.exceeded("characters of names")
 
     def again(self, cost: int) -> None:
         """Take off a value that was met before: five bytes of pickle can double the tree."""
