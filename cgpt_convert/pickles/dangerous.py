@@ -14,8 +14,7 @@ from cgpt_convert.pickles.rebuild import KNOWN
 def is_dangerous_path(dotted: str) -> bool:
     """`is_dangerous` of a name as `Checkpoint.globals` has it: nothing tells the module's end."""
     module, _, name = dotted.rpartition(".")
-    reaches = any(part.startswith("__") for part in dotted.split(".")[1:])
-    return not module or reaches or is_dangerous(module, name)
+    return not module or ".__" in dotted or is_dangerous(module, name)
 
 
 def is_dangerous(module: str, name: str) -> bool:
@@ -24,14 +23,12 @@ def is_dangerous(module: str, name: str) -> bool:
     Of Python's standard library that is everything but known data types.
     """
     module, name = module.strip(), name.strip()
-    if any(part.startswith("__") for part in name.split(".")):
+    if name.startswith("__") or ".__" in name:
         return True
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in _FORMER.split():
+    if top in sys.stdlib_module_names or top in _FORMERLY:
         return not _is_data(module, name)
-    if f"{module}.{name}" in _FUNCTIONS.split():
-        return True
-    return any(module == each or module.startswith(f"{each}.") for each in _MODULES.split())
+    return f"{module}.{name}" in _RUNNING or f"{module}.".startswith(_WITHIN)
 
 
 def _is_data(module: str, name: str) -> bool:
@@ -89,3 +86,8 @@ _FUNCTIONS = (
     "pandas.read_pickle sympy.sympify torch.load torch.jit.load torch.package.PackageImporter "
     "torch.serialization.load yaml.load yaml.unsafe_load"
 )
+
+# a file may name a hundred thousand
+_FORMERLY = frozenset(_FORMER.split())
+_RUNNING = frozenset(_FUNCTIONS.split())
+_WITHIN = tuple(f"{module}." for module in _MODULES.split())

@@ -88,13 +88,12 @@ def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> 
         return
     from cgpt_convert.pickles.dangerous import is_dangerous
 
-    dangerous = [name for name in strange if is_dangerous(*pairs[name])]
+    dangerous = {name for name in strange if is_dangerous(*pairs[name])}
     if dangerous:
-        detail = f"names {_listed(dangerous)}"
+        detail = f"names {_listed([name for name in strange if name in dangerous])}"
         checkpoint.findings.append(Finding(findings.DANGEROUS, detail))
-    others = [name for name in strange if not is_dangerous(*pairs[name])]
-    if others:
-        found = ", ".join(map(printable, others))
+    if len(dangerous) < len(strange):
+        found = ", ".join(printable(name) for name in strange if name not in dangerous)
         checkpoint.findings.append(Finding(findings.FOREIGN, found))
 
 
