@@ -26,10 +26,14 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 # What counts as several opcodes, because it takes as long.
+_TWO = (
+    "EMPTY_LIST EMPTY_DICT EMPTY_SET LIST DICT FROZENSET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS "
+    "ADDITEMS SETITEM SETITEMS INT LONG FLOAT LONG1 LONG4"
+)
+_FOUR = "GLOBAL STACK_GLOBAL EXT1 EXT2 EXT4 PERSID BINPERSID REDUCE NEWOBJ NEWOBJ_EX OBJ BUILD"
 _COSTS = {
-    **dict.fromkeys([*_OTHER["text"].split(), *_OTHER["span"].split()], 2),
-    **dict.fromkeys(["GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"], 4),
-    **dict.fromkeys(["REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BUILD"], 4),
+    **dict.fromkeys(f"{_OTHER['text']} {_OTHER['span']} {_TWO}".split(), 2),
+    **dict.fromkeys(_FOUR.split(), 4),
     "INST": 7,
 }
 
