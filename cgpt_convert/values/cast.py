@@ -58,7 +58,8 @@ class Cast:
         self._stored, self._target, self._counts = stored.name, target.name, counts
         self._wide = np.empty(most, "<f4")
         self._steps = np.empty((2, most), "<u4")
-        self._halves = np.empty(most, "<u2")
+        self._halves = np.empty((2, most), "<u2")
+        self._negative = np.empty(most, "?")
         self._tiny = np.full(most, 2.0**-14, "<f4")  # float16's least normal value
 
     def __call__(self, words: Words) -> Words:
@@ -73,7 +74,7 @@ class Cast:
             self._count(words.view("<u8"), "float64", bits, "float32")
         if self._target == "float32":
             return bits
-        out = self._halves[: len(words)]
+        out = self._halves[0, : len(words)]
         if self._target == "float16":
             plain = self._to_float16(wide, out)
         else:
@@ -103,7 +104,8 @@ class Cast:
         After M. Dukhan's FP16 library, fp16_ieee_from_fp32_value.
         """
         n, bits = len(wide), wide.view("<u4")
-        total, power = self._steps[0, :n], self._steps[1, :n]  # and then the signs
+        total, power = self._steps[0, :n], self._steps[1, :n]
+        signs, negative = self._halves[1, :n], self._negative[:n]
         np.absolute(wide, out=total.view("<f4"))
         with np.errstate(all="ignore"):  # overflow is counted, not warned of; NaNs are kept
             if not np.maximum.reduce(total.view("<f4")) < OVERFLOW:  # or there is a NaN
@@ -112,15 +114,17 @@ class Cast:
         plain = self._counts is None or np.minimum.reduce(total.view("<f4")) > UNDERFLOW
         np.bitwise_and(bits, 0xFF << 23, out=power)
         np.maximum(power.view("<f4"), self._tiny[:n], out=power.view("<f4"))
-        np.add(power, 13 << 23, out=power)
+        # 126 is 127 - 14 + 13, too much in the sum's exponent field. Of that the low 6 bits remain,
+        # where -126 is 2: that is put into the mantissa.
+        np.add(power, 13 << 23 | 2 << 10, out=power)
         np.add(total.view("<f4"), power.view("<f4"), out=total.view("<f4"))
         np.right_shift(power, 13, out=power)
         np.add(total, power, out=total)  # its low half: m + (exponent field of the power << 10)
-        np.right_shift(bits, 16, out=power)
-        np.bitwise_and(power, 0x8000, out=power)
-        np.add(total, power, out=total)
         np.copyto(out, total, casting="unsafe")
-        np.add(out, (-126 << 10) & 0xFFFF, out=out)  # 126 = 127 - 14 + 13
+        np.signbit(wide, out=negative)
+        np.copyto(signs, negative)
+        np.left_shift(signs, 15, out=signs)
+        np.add(out, signs, out=out)
         return bool(plain)
 
     def _look_back(self, bits: Words, out: Words) -> None:
