@@ -72,9 +72,9 @@ Measured by hand on the same machine and day, on which `cp` of 0.5 GB took 0.14 
   hashing, where `convert` took 5.3 and 3.6. At most 1.3 times needs a third core.
 - Transposed: 4.8 of 5.4 GB are turned around. One thread reads and turns 0.7 GB/s, NumPy's own copy
   of a transposed array 0.4, a copy in order 5.5 (of 2,048 x 2,048); two threads need 3.6 s for that
-  alone, where `cp` takes 2.5 in all. A third of it is reading: a panel of 20 MB holds a part of each
-  row of a matrix of 64 MB, so that most of the matrix is read again for the next. A larger panel
-  would take more memory than the 100 MB that it is to take.
+  alone, where `cp` takes 2.5 in all. A third of it is reading: a panel of 20 MB holds a part of
+  each row of a matrix of 64 MB, so that most of the matrix is read again for the next. A larger
+  panel would take more memory than the 100 MB that it is to take.
 - A cast is up to 14 steps of NumPy over 64 Ki elements, 7 to 10 us each, after each of which a
   thread waits for the interpreter's lock: float16 took 0.86, 0.88, 0.87 and 1.0 s with 1, 2, 3 and
   4 threads. NumPy's own cast, which lets go of that lock, is half as fast on one thread and no

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,28 @@ def test_digests_of_what_is_written_cast_from_and_not_written(tmp_path: Path, jo
     ]
     sink.write_folder(plans, str(tmp_path / "out"), Options(jobs=jobs))
     assert contents(tmp_path / "out") == render(plans)
+
+
+class Meeting(MemoryBytes):
+    """Bytes that are not to be had before so many threads have asked for theirs."""
+
+    def __init__(self, data: bytes, barrier: threading.Barrier) -> None:
+        super().__init__("meeting", data)
+        self.barrier, self.alone = barrier, True
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        if self.alone:
+            self.alone = False
+            self.barrier.wait(20)
+        super().readinto(offset, buffer)
+
+
+def test_large_tensors_are_copied_several_at_a_time(tmp_path: Path) -> None:
+    barrier = threading.Barrier(2)
+    data = [noise(BIG, seed) for seed in range(4)]
+    parts = [b"head", *(on(Meeting(each, barrier)) for each in data)]
+    sink.write_files([plan(*parts)], str(tmp_path), Options(jobs=2))
+    assert (tmp_path / "out").read_bytes() == b"head" + b"".join(data)
 
 
 def test_a_late_part_of_the_wrong_size_is_never_published(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cgpt_convert.output.file import Output
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.stage import Stage
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
+from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
@@ -118,7 +119,7 @@ class Work:
     def _is_one_job(self, plan: FilePlan) -> bool:
         """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.
 
-        What is only copied is left to one thread: that is the disk's work.
+        What is only copied is not: `_copy` shares it out.
         """
         if is_hashed_in_order(plan):
             return True
@@ -172,12 +173,23 @@ class Work:
                     jobs.append(job)
             if rearranged or self.pieces.hashes(plan.parts):
                 self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
-            else:  # copying is the disk's work: a second thread gains nothing
-                for job in jobs:
-                    job()
+            else:
+                self._copy(jobs, plan.nbytes)
             self._finish(out)
             if plan.hashed:
                 self.files[plan.path] = out.digest()
+
+    def _copy(self, jobs: list[Job], nbytes: int) -> None:
+        """Do the jobs in order, which only copy: several at a time if they are large.
+
+        What lies side by side is copied at the same time, as a disk that turns wants it. Small
+        parts are Python's work, of which several threads do no more.
+        """
+        some = functools.partial(_do_all, iter(jobs))
+        if nbytes < CHUNK * len(jobs):
+            some()
+        else:
+            self.crew.run([some] * self.crew.size, prepare=_nothing)
 
     def unwritten(self, plan: FilePlan) -> list[Job]:
         """The hashing of tensors that the file tells digests of and that are not written."""
@@ -216,6 +228,16 @@ class Work:
         if isinstance(part, Late):
             part = part.make(Digests(self.files, self.pieces.digests))
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
+
+
+def _do_all(jobs: Iterator[Job]) -> None:
+    """Do what is left of the jobs; several threads may share an iterator over a list."""
+    for job in jobs:
+        job()
+
+
+def _nothing() -> None:
+    """There is nothing to import for what is only copied."""
 
 
 def import_for(plans: Sequence[FilePlan]) -> None:
