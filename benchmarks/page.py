@@ -69,7 +69,8 @@ Measured by hand on the same machine and day, on which `cp` of 0.5 GB took 0.14 
   longer than copying takes. With it, 5.4 GB took 7.9 s of both cores' time within 4.25 s, so that
   each was busy for 93 % of it; `--jobs 4` changed nothing. A bare loop that reads, sums, hashes and
   writes half of the file in each of two processes, without this program, took 5.1 s, 2.2 without
-  hashing, where `convert` took 5.3 and 3.6. At most 1.3 times needs a third core.
+  hashing, where `convert` took 5.3 and, on one thread then, 3.6. At most 1.3 times needs a third
+  core.
 - Transposed: 4.8 of 5.4 GB are turned around. One thread reads and turns 0.7 GB/s, NumPy's own copy
   of a transposed array 0.4, a copy in order 5.5 (of 2,048 x 2,048); two threads need 3.6 s for that
   alone, where `cp` takes 2.5 in all. A third of it is reading: a panel of 20 MB holds a part of
