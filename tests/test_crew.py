@@ -27,6 +27,24 @@ def test_every_job_is_done_once_by_any_number_of_threads() -> None:
         assert sorted(done) == list(range(50))
 
 
+def test_each_run_waits_for_its_own_preparation() -> None:
+    crew = Crew(2)
+    crew.run([lambda: None], prepare=lambda: None)
+    prepared = threading.Event()
+    early: list[bool] = []
+
+    def needs() -> None:
+        crew.wait_prepared()
+        early.append(not prepared.is_set())
+
+    def prepare() -> None:
+        time.sleep(0.2)
+        prepared.set()
+
+    crew.run([needs, needs], prepare)
+    assert early == [False, False]
+
+
 def test_the_first_error_is_raised_and_stops_the_others() -> None:
     crew = Crew(2)
     started = threading.Event()

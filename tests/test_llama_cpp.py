@@ -83,7 +83,6 @@ FAMILY = {"float32": 4e-5, "float16": 3e-4, "q8_0": 6e-3}
 def fresh(tmp_path_factory, request):
     """A model as transformers initialises and saves it, but narrower; its path and logits."""
     folder = tmp_path_factory.mktemp("fresh")
-    ends = {"bos_token_id": llama_model.END_ID, "eos_token_id": llama_model.END_ID}
     config = GPT2Config(
         vocab_size=llama_model.SHAPE.vocab_size,
         n_positions=64,
@@ -93,7 +92,8 @@ def fresh(tmp_path_factory, request):
         initializer_range=0.01,
         activation_function="gelu_new",
         architectures=["GPT2LMHeadModel"],
-        **ends,
+        bos_token_id=llama_model.END_ID,
+        eos_token_id=llama_model.END_ID,
     )
     torch.manual_seed(request.param)
     model = GPT2LMHeadModel(config).eval()

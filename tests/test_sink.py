@@ -18,7 +18,7 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output import checksums, place, sink, staging
 from cgpt_convert.output.sink import Options
 from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
-from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
+from cgpt_convert.source import CHUNK, Deflated, LocalFile, MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, replace
 from tests import vendor
 from tests.render import dense, render, request
@@ -179,9 +179,37 @@ class Meeting(MemoryBytes):
 def test_large_tensors_are_copied_several_at_a_time(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
     data = [noise(BIG, seed) for seed in range(4)]
-    parts = [b"head", *(on(Meeting(each, barrier)) for each in data)]
+    parts: list[Part] = [b"head", *(on(Meeting(each, barrier)) for each in data)]
     sink.write_files([plan(*parts)], str(tmp_path), Options(jobs=2))
     assert (tmp_path / "out").read_bytes() == b"head" + b"".join(data)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_packed_storage_that_many_tensors_share_is_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, turned: bool
+) -> None:
+    data = noise(8 * BIG // 4 * 4)
+    packed = zlib.compress(data, 1, wbits=-15)
+    source = Deflated(MemoryBytes("zip", packed), 0, len(packed), len(data), "packed")
+    storage = Storage(source, 0, len(data), "key")
+    n = BIG // 4
+    views = [Tensor("", BY_NAME["float32"], (n,), (1,), n * i, storage) for i in range(8)]
+    shared = [*reversed(views)]
+    if turned:
+        shared = [replace(view, shape=(2, n // 2), strides=(1, 2)) for view in shared]
+    expected = render([plan(*shared)])
+    again: list[Deflated] = []
+    rewind = Deflated._rewind
+
+    def counted(self: Deflated) -> None:
+        again.append(self)
+        rewind(self)
+
+    monkeypatch.setattr(Deflated, "_rewind", counted)
+    sink.write_files([plan(*shared)], str(tmp_path), Options(jobs=jobs))
+    assert contents(tmp_path) == expected
+    assert len(again) <= 1
 
 
 def test_a_late_part_of_the_wrong_size_is_never_published(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Crew:
         needs it calls `wait_prepared`.
         """
         queue = deque(jobs)
+        self._prepared.clear()
         ended: list[threading.Event] = []  # not Thread.join: a Ctrl-C in it loses the thread
         try:
             for _ in range(min(self.size, len(queue)) - 1):

@@ -63,7 +63,7 @@ class _InOrder(Work):
         check_unchanged(plans)
 
     def _front_to_back(self, plan: FilePlan) -> None:
-        for job in self.unwritten(plan):
+        for _, job in self.unwritten(plan):
             job()
         if is_hashed_in_order(plan):
             self.hashed_file(plan)

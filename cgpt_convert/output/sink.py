@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -25,7 +26,7 @@ from cgpt_convert.output.file import Output
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.stage import Stage
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
-from cgpt_convert.source import CHUNK
+from cgpt_convert.source import CHUNK, Deflated
 from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
@@ -95,9 +96,9 @@ class Work:
         for apart, group in groupby(plans, key=self._is_one_job):
             if apart:
                 files = list(group)
-                jobs = [functools.partial(self._whole_file, plan) for plan in files]
                 announce(tensors_of(files))
-                self.crew.run(jobs, prepare=functools.partial(import_for, files))
+                jobs = ((_first(p), functools.partial(self._whole_file, p)) for p in files)
+                self.crew.run(_in_turn(jobs), prepare=functools.partial(import_for, files))
             else:
                 for plan in group:
                     self._file(plan)
@@ -161,17 +162,16 @@ class Work:
     def _file(self, plan: FilePlan) -> None:
         out = self.output(plan)
         with out:
-            jobs = self.unwritten(plan)
-            rearranged = len(jobs)
+            turned: list[tuple[Part, Job]] = []  # at the front, where the calling thread begins
+            copied: list[tuple[Part, Job]] = []
             announce(sorted(tensors_of([plan]), key=lambda part: not _is_rearranged(part)))
             for at, index, part in out.placed():
-                job: Job = functools.partial(self.part, out, at, index, part)
-                if _is_rearranged(part):
-                    jobs.insert(rearranged, job)  # at the front, where the calling thread begins
-                    rearranged += 1
-                elif not isinstance(part, Crc32 | Late):
-                    jobs.append(job)
-            if rearranged or self.pieces.hashes(plan.parts):
+                if not isinstance(part, Crc32 | Late):
+                    job = functools.partial(self.part, out, at, index, part)
+                    (turned if _is_rearranged(part) else copied).append((part, job))
+            hashed: list[tuple[Part, Job]] = list(self.unwritten(plan))
+            jobs = _in_turn([*hashed, *turned, *copied])
+            if hashed or turned or self.pieces.hashes(plan.parts):
                 self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
             else:
                 self._copy(jobs, plan.nbytes)
@@ -185,19 +185,19 @@ class Work:
         What lies side by side is copied at the same time, as a disk that turns wants it. Small
         parts are Python's work, of which several threads do no more.
         """
-        some = functools.partial(_do_all, iter(jobs))
+        some = functools.partial(_do_all, deque(jobs))
         if nbytes < CHUNK * len(jobs):
             some()
         else:
             self.crew.run([some] * self.crew.size, prepare=_nothing)
 
-    def unwritten(self, plan: FilePlan) -> list[Job]:
+    def unwritten(self, plan: FilePlan) -> Iterator[tuple[Tensor, Job]]:
         """The hashing of tensors that the file tells digests of and that are not written."""
         tensors = {t.content: t for late in _late(plan) for t in late.tensors}
         missing = tensors.keys() - self.streamed - self.pieces.digests.keys()
-        return [
-            functools.partial(self._drain, tensors[each]) for each in tensors if each in missing
-        ]
+        for content, tensor in tensors.items():
+            if content in missing:
+                yield tensor, functools.partial(self._drain, tensor)
 
     def _drain(self, tensor: Tensor) -> None:
         for _ in self.pieces.of(tensor):
@@ -230,10 +230,30 @@ class Work:
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
-def _do_all(jobs: Iterator[Job]) -> None:
-    """Do what is left of the jobs; several threads may share an iterator over a list."""
-    for job in jobs:
+def _do_all(jobs: deque[Job]) -> None:
+    """Do what is left of the jobs, which several threads may share."""
+    while True:
+        try:
+            job = jobs.popleft()
+        except IndexError:
+            return
         job()
+
+
+def _in_turn(jobs: Iterable[tuple[Part, Job]]) -> list[Job]:
+    """The jobs; those that read the same packed storage are one, which reads it forward.
+
+    Else each would start again from its beginning: a small file can have thousands of them.
+    """
+    alone: list[Job] = []
+    packed: dict[int, list[tuple[int, Job]]] = {}
+    for part, job in jobs:
+        if isinstance(part, Tensor) and isinstance(part.storage.source, Deflated):
+            packed.setdefault(id(part.storage.source), []).append((part.start, job))
+        else:
+            alone.append(job)
+    ordered = (sorted(each, key=lambda pair: pair[0]) for each in packed.values())
+    return [functools.partial(_do_all, deque(job for _, job in each)) for each in ordered] + alone
 
 
 def _nothing() -> None:
@@ -247,6 +267,11 @@ def import_for(plans: Sequence[FilePlan]) -> None:
     parts += [tensor for plan in plans for late in _late(plan) for tensor in late.tensors]
     if any(map(_is_rearranged, parts)):
         blocks.import_all()
+
+
+def _first(plan: FilePlan) -> Part:
+    """The first tensor in the file, if there is one."""
+    return next(tensors_of([plan]), b"")
 
 
 def _late(plan: FilePlan) -> Iterator[Late]:

@@ -24,12 +24,8 @@ _OTHER = {
 _PUSHED = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
-
 # What counts as several opcodes, because it takes as long.
-_TWO = (
-    "EMPTY_LIST EMPTY_DICT EMPTY_SET LIST DICT FROZENSET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS "
-    "ADDITEMS SETITEM SETITEMS INT LONG FLOAT LONG1 LONG4"
-)
+_TWO = "LIST DICT FROZENSET APPENDS ADDITEMS SETITEM SETITEMS INT LONG FLOAT LONG1 LONG4"
 _FOUR = "GLOBAL STACK_GLOBAL EXT1 EXT2 EXT4 PERSID BINPERSID REDUCE NEWOBJ NEWOBJ_EX OBJ BUILD"
 _COSTS = {
     **dict.fromkeys(f"{_OTHER['text']} {_OTHER['span']} {_TWO}".split(), 2),
@@ -41,15 +37,15 @@ _COSTS = {
 Entry = tuple[Any, Any, int]
 
 
-def dispatch(machine: Any) -> list[Entry]:
-    """What a machine of that class does at each byte, which its methods are named after."""
+def dispatch(kind: Any) -> list[Entry]:
+    """What a machine of that class does at each byte; its methods are named after opcodes."""
     methods: dict[str, Callable[..., object] | None] = {
-        **{name: getattr(machine, name) for name in dir(machine) if name.isupper()},
-        **{op: getattr(machine, name) for name, ops in _OTHER.items() for op in ops.split()},
+        **{name: getattr(kind, name) for name in dir(kind) if name.isupper()},
+        **{op: getattr(kind, name) for name, ops in _OTHER.items() for op in ops.split()},
         **dict.fromkeys(_PUSHED.split()),
         **{name: _constant(value) for name, value in _CONSTANTS.items()},
     }
-    table: list[Entry] = [(machine.unknown, None, 1)] * 256
+    table: list[Entry] = [(kind.unknown, None, 1)] * 256
     for byte, (opcode, layout) in OPCODES.items():
         if opcode != "STOP":
             read = ARGUMENTS[layout] if layout else None

@@ -49,7 +49,7 @@ class Nested(Stack):
             if isinstance(value, Span):
                 self.nest(value)
             elif isinstance(value, str) and len(value) > 1:
-                self.count += len(value) // _PER_OPCODE
+                self.extra += len(value) // _PER_OPCODE
                 self.nest(_written(value))
 
 

@@ -1,4 +1,4 @@
-"""Pickle bytes -> opcodes with their arguments, front to back, however large the pickle is.
+"""Pickle bytes -> opcodes and the bytes of their arguments, front to back, however many there are.
 
 For looking at pickles that nobody trusts: what is too long to be kept is passed over and stands
 as the place where it lies.

@@ -68,17 +68,17 @@ def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
 
 def _byte_string(opcodes: Opcodes) -> Value:
     """A Python 2 `str`: text where it is ASCII, so that it may be a name."""
-    span: Span = _STRING4(opcodes)
+    span: Span = _SIZED4(opcodes)
     return span.head.decode() if span.nbytes <= KEPT and span.head.isascii() else span
 
 
 def _integer(opcodes: Opcodes) -> Value:
-    span: Span = _STRING4(opcodes)
+    span: Span = _SIZED4(opcodes)
     small = span.nbytes <= _INTEGER_NBYTES
     return int.from_bytes(span.head, "little", signed=True) if small else span
 
 
-_STRING4 = _sized("<i", "bytes")
+_SIZED4 = _sized("<i", "bytes")
 _INTEGER_NBYTES = 128
 _NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
 _DIGITS = 64

@@ -47,7 +47,7 @@ class Stack:
         self.sparse: dict[int, Value] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
         self.odd = ""
-        self.count = 0  # of what counts as opcodes besides; in the end, of all
+        self.extra = 0  # opcodes that count besides, for what takes as long
         self.frame_end = 0
 
     def pop(self) -> Value:

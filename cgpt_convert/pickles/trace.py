@@ -81,6 +81,7 @@ class _Machine(Nested):
         super().__init__(opcodes)
         self.most = most
         self.start = opcodes.at
+        self.count = 0
         self.allowed = allowed
         self.uses: dict[tuple[str, str], Use] = {}
         self.named: dict[tuple[str, str], Name] = {}
@@ -101,14 +102,14 @@ class _Machine(Nested):
                 else:
                     method(self, argument(opcodes))
                 left -= cost
-                if left < self.count:
+                if left < self.extra:
                     raise Exhausted(f"more than {self.most:,} opcodes")
                 at = opcodes.base + opcodes.index
                 if self.frame_end and self.position < self.frame_end < at:
                     self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
                 self.position = at
         finally:
-            self.count += self.most - left
+            self.count = self.most - left + self.extra
         self.value = self.pop()
 
     def PROTO(self, version: int) -> None:
@@ -219,7 +220,7 @@ class _Machine(Nested):
 
     def change(self, target: Name) -> None:
         """Attributes or items are set on a class or module itself."""
-        self.count += _CHANGE
+        self.extra += _CHANGE
         self.use(target.module, target.name).changed = True
 
     def REDUCE(self) -> None:
