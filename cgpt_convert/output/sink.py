@@ -13,7 +13,7 @@ import functools
 import importlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -23,10 +23,11 @@ from cgpt_convert.output import staging
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.file import Output
+from cgpt_convert.output.jobs import do_all, in_turn
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.output.stage import Stage
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
-from cgpt_convert.source import CHUNK, Deflated
+from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
 from cgpt_convert.values.blocks import CastCounts
@@ -98,7 +99,7 @@ class Work:
                 files = list(group)
                 announce(tensors_of(files))
                 jobs = ((_first(p), functools.partial(self._whole_file, p)) for p in files)
-                self.crew.run(_in_turn(jobs), prepare=functools.partial(import_for, files))
+                self.crew.run(in_turn(jobs), prepare=functools.partial(import_for, files))
             else:
                 for plan in group:
                     self._file(plan)
@@ -170,7 +171,7 @@ class Work:
                     job = functools.partial(self.part, out, at, index, part)
                     (turned if _is_rearranged(part) else copied).append((part, job))
             hashed: list[tuple[Part, Job]] = list(self.unwritten(plan))
-            jobs = _in_turn([*hashed, *turned, *copied])
+            jobs = in_turn([*hashed, *turned, *copied])
             if hashed or turned or self.pieces.hashes(plan.parts):
                 self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
             else:
@@ -185,7 +186,7 @@ class Work:
         What lies side by side is copied at the same time, as a disk that turns wants it. Small
         parts are Python's work, of which several threads do no more.
         """
-        some = functools.partial(_do_all, deque(jobs))
+        some = functools.partial(do_all, deque(jobs))
         if nbytes < CHUNK * len(jobs):
             some()
         else:
@@ -228,32 +229,6 @@ class Work:
         if isinstance(part, Late):
             part = part.make(Digests(self.files, self.pieces.digests))
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
-
-
-def _do_all(jobs: deque[Job]) -> None:
-    """Do what is left of the jobs, which several threads may share."""
-    while True:
-        try:
-            job = jobs.popleft()
-        except IndexError:
-            return
-        job()
-
-
-def _in_turn(jobs: Iterable[tuple[Part, Job]]) -> list[Job]:
-    """The jobs; those that read the same packed storage are one, which reads it forward.
-
-    Else each would start again from its beginning: a small file can have thousands of them.
-    """
-    alone: list[Job] = []
-    packed: dict[int, list[tuple[int, Job]]] = {}
-    for part, job in jobs:
-        if isinstance(part, Tensor) and isinstance(part.storage.source, Deflated):
-            packed.setdefault(id(part.storage.source), []).append((part.start, job))
-        else:
-            alone.append(job)
-    ordered = (sorted(each, key=lambda pair: pair[0]) for each in packed.values())
-    return [functools.partial(_do_all, deque(job for _, job in each)) for each in ordered] + alone
 
 
 def _nothing() -> None:
