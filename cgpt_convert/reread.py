@@ -12,6 +12,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output.checksums import check_storages
 from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.output.jobs import in_turn
 from cgpt_convert.proof.comparing import prepare
 from cgpt_convert.tensor import Tensor, replace
 
@@ -69,6 +70,6 @@ def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[st
         if different.differing:
             wrong.append(f"{name}: {different.differing:,} of {different.units:,} differ")
 
-    work = [functools.partial(compare, name, *pair) for name, pair in pairs.items()]
-    crew.run(work, prepare=prepare)
+    work = ((pair[0], functools.partial(compare, name, *pair)) for name, pair in pairs.items())
+    crew.run(in_turn(work), prepare=prepare)
     return wrong

@@ -235,6 +235,13 @@ def _tensors(count: int) -> bytes:
     return b"".join(b"J" + struct.pack("<i", number) + b"h\0h\3R" for number in range(count))
 
 
+def _packed_storage(count: int) -> bytes:
+    """An archive with a deflated storage that so many tensors share, last one first."""
+    whole, packed = torch.zeros(count << 11), io.BytesIO()
+    torch.save({f"{i}": whole[i << 11 : (i + 1) << 11] for i in reversed(range(count))}, packed)
+    return zips.build([zips.deflated(e) for e in zips.entries_of(packed.getvalue()).values()])
+
+
 def _cut(data: bytes) -> bytes:
     """The pickle, short enough to be put into an archive."""
     return data if len(data) <= _ROOM + 1000 else data[: _ROOM + 998] + b"l."
@@ -355,6 +362,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "texts beside noise": lambda: _beside_noise(b"\x80\4" + b"\x8c\2ab0" * MiB + b"N."),
     "numbers beside noise": lambda: _beside_noise(b"\x80\4" + b"I1\n0" * MiB + b"N."),
     "items beside noise": lambda: _beside_noise(b"\x80\4}" + b"NNs" * MiB + b"."),
+    "packed storage of many tensors": lambda: _packed_storage(4000),
     "bzip2 of zeros": lambda: bz2.compress(bytes(200 * MiB)),
     "bzip2 of small streams": lambda: bz2.compress(b"N") * (MiB // len(bz2.compress(b"N"))),
     "gzip of small streams": lambda: gzip.compress(b"N") * (MiB // len(gzip.compress(b"N"))),

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from cgpt_convert.output.checksums import Advance, compared
 from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.output.jobs import in_turn
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.digests import prepare_for
 from cgpt_convert.tensor import Tensor
@@ -42,8 +43,8 @@ def in_pairs(
         with crew.lock:
             advance(right.nbytes)
 
-    work = [functools.partial(compare, name, own) for name, own in pairs.items()]
-    crew.run(work, prepare=prepare)
+    work = ((one.tensors[name], functools.partial(compare, name, pairs[name])) for name in pairs)
+    crew.run(in_turn(work), prepare=prepare)
     return {name: found[name] for name in pairs}
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, crew_size
+from cgpt_convert.output.jobs import in_turn
 from cgpt_convert.output.pieces import Pieces
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.tensor import Content, Tensor, announce
@@ -70,7 +71,7 @@ def hashed(
 
     by_size = sorted(each.values(), key=lambda tensor: -tensor.nbytes)
     announce(by_size)
-    work = [functools.partial(hash_one, tensor) for tensor in _dealt(by_size)]
+    work = in_turn((tensor, functools.partial(hash_one, tensor)) for tensor in _dealt(by_size))
     crew.run(work, prepare=functools.partial(prepare_for, list(each.values())))
     for source in {id(t.storage.source): t.storage.source for t in each.values()}.values():
         source.check_unchanged()
