@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.proof.canonical import weights
-from cgpt_convert.proof.digests import digested
-from cgpt_convert.source import Deflated
 from tests import vendor
 from tests.gguf_library import from_gguf
 from tests.running import run
@@ -212,24 +207,3 @@ def test_damage_is_no_digest(state, tmp_path):
     assert result.code == 3
     assert "does not match its checksum" in result.err
     assert Path(path).exists()
-
-
-def test_a_packed_storage_that_many_tensors_share_is_unpacked_once(tmp_path, monkeypatch):
-    whole = torch.arange(1 << 18, dtype=torch.float32)
-    parts = {f"t{i}": whole[i << 14 : (i + 1) << 14] for i in reversed(range(16))}
-    torch.save(parts, plain := tmp_path / "plain.bin")
-    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "packed.bin", "w", 8) as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-    again: list[Deflated] = []
-    rewind = Deflated._rewind
-
-    def counted(self: Deflated) -> None:
-        again.append(self)
-        rewind(self)
-
-    monkeypatch.setattr(Deflated, "_rewind", counted)
-    packed = weights(open_checkpoint(tmp_path / "packed.bin"))
-    opened = len(again)
-    assert digested(packed, jobs=2) == digested(weights(open_checkpoint(plain)))
-    assert len(again) <= opened + 1

@@ -103,9 +103,12 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
     from cgpt_convert.values.stats import statistics
 
+    pairs = [(checkpoint[row["name"]], row) for row in rows]
+    # in the order of the file; a packed storage can only be read forward
+    pairs.sort(key=lambda pair: (pair[0].storage.offset, pair[0].start))
     with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
-        for row in rows:
-            row["stats"] = statistics(checkpoint[row["name"]])
+        for tensor, row in pairs:
+            row["stats"] = statistics(tensor)
             advance(row["nbytes"])
 
 

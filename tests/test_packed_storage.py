@@ -1,0 +1,59 @@
+"""A deflated storage that many tensors share: it can only be read forward, so it is read once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgpt_convert.source import Deflated
+from tests import zips
+from tests.running import run
+
+TENSORS = 16
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """The tensors' order is against that of their bytes."""
+    whole = torch.arange(TENSORS << 14, dtype=torch.float32)
+    parts = {f"t{i}": whole[i << 14 : (i + 1) << 14] for i in reversed(range(TENSORS))}
+    entries = zips.entries_of(zips.saved(parts)).values()
+    (path := tmp_path / "packed.bin").write_bytes(zips.build(map(zips.deflated, entries)))
+    return path
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[Deflated]:
+    """Whatever begins to be unpacked, each time that it does."""
+    begun: list[Deflated] = []
+    rewind = Deflated._rewind
+
+    def counted(self: Deflated) -> None:
+        begun.append(self)
+        rewind(self)
+
+    monkeypatch.setattr(Deflated, "_rewind", counted)
+    return begun
+
+
+COMMANDS: dict[str, list[object]] = {
+    "digest": ["digest", "IN", "--jobs", 2],
+    "statistics": ["inspect", "IN", "--stats"],
+    "check": ["inspect", "IN", "--check"],
+    "convert": ["convert", "IN", "-o", "OUT/x.safetensors", "--jobs", 2],
+    "convert, read again": ["convert", "IN", "-o", "OUT/x.npz", "--verify", "--jobs", 2],
+    "a file each": ["convert", "IN", "-o", "OUT/npy", "--to", "npy", "--jobs", 2],
+    "extract": ["extract", "IN", "-o", "OUT/parameters", "--jobs", 2],
+    "diff": ["diff", "IN", "IN", "--jobs", 2],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_is_unpacked_a_few_times_and_not_for_each_tensor(
+    packed: Path, again: list[Deflated], tmp_path: Path, command: str
+) -> None:
+    words = [str(word).replace("IN", str(packed)) for word in COMMANDS[command]]
+    words = [word.replace("OUT", str(tmp_path)) for word in words]
+    assert run(*words).code == 0
+    times = [sum(each is source for source in again) for each in again]
+    assert max(times) < TENSORS // 2
