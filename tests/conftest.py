@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from cgpt_convert.source import Deflated
 from tests import vendor
 
 # milliseconds for one example: seconds are a bomb, the default's 200 only a busy machine
@@ -38,6 +39,20 @@ def source(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("source")
     vendor.write_config(vendor.TINY, folder)
     return vendor.save(state, folder / "pytorch_model.bin")
+
+
+@pytest.fixture
+def unpackings(monkeypatch: pytest.MonkeyPatch) -> list[Deflated]:
+    """What begins to be unpacked from its start, each time that it does."""
+    begun: list[Deflated] = []
+    rewind = Deflated._rewind
+
+    def counted(self: Deflated) -> None:
+        begun.append(self)
+        rewind(self)
+
+    monkeypatch.setattr(Deflated, "_rewind", counted)
+    return begun
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A deflated storage that many tensors share: it can only be read forward, so it is read once."""
+"""A deflated storage that many tensors share can only be read forward: it is read in its order."""
 
 from pathlib import Path
 
@@ -22,20 +22,6 @@ def packed(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def again(monkeypatch: pytest.MonkeyPatch) -> list[Deflated]:
-    """Whatever begins to be unpacked, each time that it does."""
-    begun: list[Deflated] = []
-    rewind = Deflated._rewind
-
-    def counted(self: Deflated) -> None:
-        begun.append(self)
-        rewind(self)
-
-    monkeypatch.setattr(Deflated, "_rewind", counted)
-    return begun
-
-
 COMMANDS: dict[str, list[object]] = {
     "digest": ["digest", "IN", "--jobs", 2],
     "statistics": ["inspect", "IN", "--stats"],
@@ -50,10 +36,10 @@ COMMANDS: dict[str, list[object]] = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_is_unpacked_a_few_times_and_not_for_each_tensor(
-    packed: Path, again: list[Deflated], tmp_path: Path, command: str
+    packed: Path, unpackings: list[Deflated], tmp_path: Path, command: str
 ) -> None:
     words = [str(word).replace("IN", str(packed)) for word in COMMANDS[command]]
     words = [word.replace("OUT", str(tmp_path)) for word in words]
     assert run(*words).code == 0
-    times = [sum(each is source for source in again) for each in again]
+    times = [sum(each is source for source in unpackings) for each in unpackings]
     assert max(times) < TENSORS // 2

@@ -105,7 +105,7 @@ def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
 
     pairs = [(checkpoint[row["name"]], row) for row in rows]
     # in the order of the file; a packed storage can only be read forward
-    pairs.sort(key=lambda pair: (pair[0].storage.offset, pair[0].start))
+    pairs.sort(key=lambda pair: (pair[0].storage.offset, pair[0].stored.size(pair[0].start)))
     with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
         for tensor, row in pairs:
             row["stats"] = statistics(tensor)

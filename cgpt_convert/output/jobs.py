@@ -31,7 +31,8 @@ def in_turn(jobs: Iterable[tuple[Part, Job]]) -> list[Job]:
     packed: dict[int, list[tuple[int, Job]]] = {}
     for part, job in jobs:
         if isinstance(part, Tensor) and isinstance(part.storage.source, Deflated):
-            packed.setdefault(id(part.storage.source), []).append((part.start, job))
+            first = part.stored.size(part.start)  # in bytes: types may differ
+            packed.setdefault(id(part.storage.source), []).append((first, job))
         else:
             alone.append(job)
     ordered = (sorted(each, key=lambda pair: pair[0]) for each in packed.values())
