@@ -221,9 +221,9 @@ class Deflated:
                     min(CHUNK, self._compressed - self._taken),
                 )
                 self._taken += len(feed)
-            if self._inflate.eof or not feed:
+            if self._inflate.eof:
                 raise Malformed("the deflated data ends early", where=self.name)
-            try:
+            try:  # without feed, too: of the last that was fed there may be bytes to come
                 piece = self._inflate.decompress(feed, most)
             except zlib.error as error:
                 raise Malformed(
@@ -232,6 +232,8 @@ class Deflated:
             if piece:
                 self._position += len(piece)
                 return piece
+            if not feed:
+                raise Malformed("the deflated data ends early", where=self.name)
 
     def check_unchanged(self) -> None:
         """As the file it lies in."""

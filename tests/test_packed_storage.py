@@ -1,11 +1,13 @@
 """A deflated storage that many tensors share can only be read forward: it is read in its order."""
 
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
-from cgpt_convert.source import Deflated
+from cgpt_convert.errors import Malformed
+from cgpt_convert.source import Deflated, MemoryBytes, read
 from tests import zips
 from tests.running import run
 
@@ -43,3 +45,18 @@ def test_it_is_unpacked_a_few_times_and_not_for_each_tensor(
     assert run(*words).code == 0
     times = [sum(each is source for source in unpackings) for each in unpackings]
     assert max(times) < TENSORS // 2
+
+
+def test_the_last_bytes_are_there_when_all_that_is_packed_was_taken() -> None:
+    nbytes = 4 << 20  # of zeros: a match's last bytes are still to come then
+    packed = zlib.compress(bytes(nbytes), 9, wbits=-15)
+    source = Deflated(MemoryBytes("x", packed), 0, len(packed), nbytes, "x")
+    assert read(source, 4, 4) == bytes(4)
+    assert read(source, nbytes - 4, 4) == bytes(4)
+
+
+def test_packed_bytes_that_end_early_are_told() -> None:
+    packed = zlib.compress(bytes(4 << 20), 9, wbits=-15)[:-100]
+    source = Deflated(MemoryBytes("x", packed), 0, len(packed), 4 << 20, "x")
+    with pytest.raises(Malformed, match="ends early"):
+        read(source, (4 << 20) - 4, 4)
