@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
-import zlib
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -102,7 +100,7 @@ class LocalFile:
                 self._compare(os.fstat(descriptor))
             done = 0
             while done < len(buffer):
-                count = _pread(descriptor, buffer[done:], offset + done)
+                count = pread(descriptor, buffer[done:], offset + done)
                 if count == 0:
                     raise self._short(descriptor, offset + done)
                 done += count
@@ -149,7 +147,7 @@ class LocalFile:
         self.close()
 
 
-def _pread(descriptor: int, buffer: memoryview, offset: int) -> int:
+def pread(descriptor: int, buffer: memoryview, offset: int) -> int:
     """The number of bytes read from `offset` into `buffer`; 0 at the end of the file."""
     if _HAS_PREADV:
         return os.preadv(descriptor, [buffer], offset)
@@ -178,66 +176,6 @@ class MemoryBytes:
 
     def check_unchanged(self) -> None:
         """Memory of ours does not change."""
-
-
-class Deflated:
-    """A deflated member, inflated as it is read. Reading backwards starts again from its start."""
-
-    def __init__(
-        self, source: Source, offset: int, compressed: int, nbytes: int, name: str
-    ) -> None:
-        self.name = name
-        self.nbytes = nbytes
-        self._source, self._offset, self._compressed = source, offset, compressed
-        self._lock = threading.Lock()  # the position is shared by all who read
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._taken = 0  # compressed bytes read
-        self._position = 0  # inflated bytes delivered
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` of the inflated bytes."""
-        with self._lock:
-            if offset < self._position:
-                self._rewind()
-            while self._position < offset:
-                self._next(min(CHUNK, offset - self._position))
-            done = 0
-            while done < len(buffer):
-                piece = self._next(min(CHUNK, len(buffer) - done))
-                buffer[done : done + len(piece)] = piece
-                done += len(piece)
-
-    def _next(self, most: int) -> bytes:
-        """At least one and at most `most` further inflated bytes."""
-        while True:
-            feed = self._inflate.unconsumed_tail
-            if not feed and self._taken < self._compressed:
-                feed = read(
-                    self._source,
-                    self._offset + self._taken,
-                    min(CHUNK, self._compressed - self._taken),
-                )
-                self._taken += len(feed)
-            if self._inflate.eof:
-                raise Malformed("the deflated data ends early", where=self.name)
-            try:  # without feed, too: of the last that was fed there may be bytes to come
-                piece = self._inflate.decompress(feed, most)
-            except zlib.error as error:
-                raise Malformed(
-                    f"the deflated data is damaged ({error})", where=self.name
-                ) from error
-            if piece:
-                self._position += len(piece)
-                return piece
-            if not feed:
-                raise Malformed("the deflated data ends early", where=self.name)
-
-    def check_unchanged(self) -> None:
-        """As the file it lies in."""
-        self._source.check_unchanged()
 
 
 def read(source: Source, offset: int, nbytes: int) -> bytes:

@@ -121,10 +121,10 @@ def test_no_file_where_a_file_belongs_does_not_stop_the_run(
 
 
 class Failing:
-    """`_pread` until so many bytes are read; then the disk fails, or the file is cut."""
+    """`pread` until so many bytes are read; then the disk fails, or the file is cut."""
 
     def __init__(self, after: int, fail: Callable[[], None]) -> None:
-        self.left, self.fail, self.read = after, fail, reading._pread
+        self.left, self.fail, self.read = after, fail, reading.pread
 
     def __call__(self, descriptor: int, buffer: memoryview, offset: int) -> int:
         self.left -= len(buffer)
@@ -154,7 +154,7 @@ def test_a_disk_that_fails_while_it_is_read(
     name, *rest = command.split()
     weights = model / "pytorch_model.bin"
     failing = Failing(int(part * os.path.getsize(weights)), broken)
-    monkeypatch.setattr(reading, "_pread", failing)
+    monkeypatch.setattr(reading, "pread", failing)
     result = run(name, model, *rest)
     assert result.code == 3
     assert f"{weights}: Input/output error" in result.err
@@ -169,7 +169,7 @@ def test_a_file_that_is_cut_while_it_is_read(
     weights = shutil.copytree(model, tmp_path / "m") / "pytorch_model.bin"
     half = os.path.getsize(weights) // 2
     failing = Failing(half // 2, lambda: os.truncate(weights, half))
-    monkeypatch.setattr(reading, "_pread", failing)
+    monkeypatch.setattr(reading, "pread", failing)
     name, *rest = command.split()
     result = run(name, "m", *rest)
     assert result.code == 3

@@ -13,7 +13,8 @@ import cgpt_convert
 FLOORS = (
     "errors inert dtypes limits findings names checks",
     "source strict_json reports",
-    "remote shapes",
+    "spool shapes",
+    "remote deflated",
     "places",
     "tensor",
     "values",

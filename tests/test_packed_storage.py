@@ -1,13 +1,18 @@
-"""A deflated storage that many tensors share can only be read forward: it is read in its order."""
+"""A deflated storage can only be read forward: in its order then, and few times."""
 
+import random
+import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
+from cgpt_convert.deflated import Deflated
 from cgpt_convert.errors import Malformed
-from cgpt_convert.source import Deflated, MemoryBytes, read
+from cgpt_convert.source import MemoryBytes, read
 from tests import zips
 from tests.running import run
 
@@ -60,3 +65,73 @@ def test_packed_bytes_that_end_early_are_told() -> None:
     source = Deflated(MemoryBytes("x", packed), 0, len(packed), 4 << 20, "x")
     with pytest.raises(Malformed, match="ends early"):
         read(source, (4 << 20) - 4, 4)
+
+
+FAR = 100
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Path:
+    """Elements that lie far apart, each pair another way back."""
+    n = 1 << 18
+    whole = torch.arange(n, dtype=torch.float32)
+    pairs = {f"t{k}": torch.as_strided(whole, (2,), (n - 1 - k,), k) for k in range(FAR)}
+    entries = zips.entries_of(zips.saved(pairs)).values()
+    (path := tmp_path / "far.bin").write_bytes(zips.build(map(zips.deflated, entries)))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_elements_far_apart_do_not_cost_an_unpacking_each(
+    far: Path, unpackings: list[Deflated], tmp_path: Path, command: str
+) -> None:
+    words = [str(word).replace("IN", str(far)) for word in COMMANDS[command]]
+    words = [word.replace("OUT", str(tmp_path)) for word in words]
+    assert run(*words).code == 0
+    times = [sum(each is source for source in unpackings) for each in unpackings]
+    assert max(times) < 10
+
+
+def test_what_is_kept_of_a_packed_storage_is_what_torch_reads(far: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run("convert", far, "-o", out).code == 0
+    ours, theirs = safetensors.torch.load_file(out), torch.load(far, weights_only=True)
+    assert len(ours) == FAR
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_without_room_to_keep_it_it_is_unpacked_again(
+    far: Path,
+    unpackings: list[Deflated],
+    mounted: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digest = run("digest", far).out
+    monkeypatch.setattr(tempfile, "tempdir", str(mounted("size=256k")))
+    unpackings.clear()
+    assert run("digest", far).out == digest
+    assert len(unpackings) > FAR
+
+
+def test_of_many_packed_storages_few_are_kept(unpackings: list[Deflated]) -> None:
+    data = random.Random(0).randbytes(1 << 16)
+    packed = zlib.compress(data, wbits=-15)
+    source = MemoryBytes("x", packed)
+    several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(3 * TENSORS)]
+    for at in range(len(data) - 4, len(data) - 4 * TENSORS, -4):
+        assert [read(each, at, 4) for each in several] == [data[at : at + 4]] * len(several)
+    assert sum(each._kept is not None for each in several) < TENSORS
+    unpackings.clear()
+    for at in range(len(data) - 4, 0, -256):
+        assert read(several[0], at, 4) == data[at : at + 4]
+    assert len(unpackings) < TENSORS
+
+
+def test_damage_further_on_spares_what_comes_before() -> None:
+    data = random.Random(0).randbytes(1 << 16)
+    packed = zlib.compress(data, wbits=-15)[:-100]
+    source = Deflated(MemoryBytes("x", packed), 0, len(packed), len(data), "x")
+    for at in range(4000, 0, -100):
+        assert read(source, at, 4) == data[at : at + 4]
+    with pytest.raises(Malformed, match="ends early"):
+        read(source, len(data) - 4, 4)

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert import formats
+from cgpt_convert.deflated import Deflated
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import CannotWrite, Malformed, Unreadable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.output import checksums, place, sink, staging
 from cgpt_convert.output.sink import Options
 from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
-from cgpt_convert.source import CHUNK, Deflated, LocalFile, MemoryBytes
+from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, replace
 from tests import vendor
 from tests.render import dense, render, request

@@ -14,10 +14,11 @@ from functools import cached_property
 from cgpt_convert import findings
 from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member, entries, find_end
 from cgpt_convert.containers.local_headers import DESCRIPTOR_SIZES, with_data_offset
+from cgpt_convert.deflated import Deflated
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.limits import NAME_BYTES
-from cgpt_convert.source import Deflated, Source, is_distant, read
+from cgpt_convert.source import Source, is_distant, read
 
 SCRIPT = "TorchScript archive"  # what to call a torch zip that holds code
 

@@ -6,9 +6,9 @@ import functools
 from collections import deque
 from collections.abc import Iterable
 
+from cgpt_convert.deflated import Deflated
 from cgpt_convert.output.crew import Job
 from cgpt_convert.plan import Part
-from cgpt_convert.source import Deflated
 from cgpt_convert.tensor import Tensor
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from typing import BinaryIO
 
 from cgpt_convert.errors import Malformed, Unreadable
 from cgpt_convert.remote.fetching import patiently
 from cgpt_convert.remote.objects import Broken, Object
 from cgpt_convert.remote.traffic import traffic
-from cgpt_convert.source import unreadable
+from cgpt_convert.spool import Spool, room
 
 
 class Downloaded:
@@ -19,10 +16,7 @@ class Downloaded:
 
     def __init__(self, thing: Object) -> None:
         self.name = thing.name
-        try:
-            self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  as long as we live
-        except OSError as error:
-            raise unreadable(error, tempfile.gettempdir()) from None
+        self._spool = Spool(self.name)
         self.nbytes = self._download(thing)
         traffic.add(total=self.nbytes)
 
@@ -33,26 +27,20 @@ class Downloaded:
             nonlocal done
             done, total, pieces = thing.stream(done)
             _check_space(self.name, (total or done) - done)
-            self._file.seek(done)
             for piece in pieces:
-                self._file.write(piece)
+                self._spool.write(piece, done)
                 done += len(piece)
             if total is not None and done != total:
                 raise Broken("the answer ended early")
-            self._file.truncate(done)
-            self._file.flush()
 
-        try:
-            patiently(self.name, attempt, lambda: done)
-        except OSError as error:
-            raise unreadable(error, tempfile.gettempdir()) from None
+        patiently(self.name, attempt, lambda: done)
         return done
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
             raise Malformed(f"the file ends before byte {offset + len(buffer):,}", where=self.name)
-        _pread(self._file, offset, buffer, self.name)
+        self._spool.readinto(offset, buffer)
 
     def check_unchanged(self) -> None:
         """The file is ours alone."""
@@ -63,29 +51,14 @@ class Downloaded:
 
     def close(self) -> None:
         """Let it go."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self.close()
+        self._spool.close()
 
 
 def _check_space(name: str, nbytes: int) -> None:
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
+    free, folder = room()
     if nbytes > free:
         raise Unreadable(
             f"{nbytes:,} bytes do not fit into {folder}, which has {free:,}",
             where=name,
             hint="set TMPDIR to a folder that has room",
         )
-
-
-def _pread(file: BinaryIO, offset: int, buffer: memoryview, name: str) -> None:
-    done = 0
-    while done < len(buffer):
-        data = os.pread(file.fileno(), len(buffer) - done, offset + done)
-        if not data:
-            raise Unreadable("the temporary file became shorter", where=name)
-        buffer[done : done + len(data)] = data
-        done += len(data)

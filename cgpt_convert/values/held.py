@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-
-from cgpt_convert.errors import Malformed
-from cgpt_convert.source import CHUNK, is_distant, unreadable
+from cgpt_convert.source import CHUNK, MemoryBytes, is_distant
+from cgpt_convert.spool import Spool
 from cgpt_convert.tensor import Storage, Tensor, replace
 from cgpt_convert.values.views import span
 
@@ -30,40 +27,28 @@ class _Held:
     def __init__(self, storage: Storage, start: int, nbytes: int) -> None:
         self.name, self.nbytes = storage.source.name, storage.nbytes
         self._storage, self._start = storage, start
-        self._data = bytearray(nbytes if nbytes <= _IN_MEMORY else 0)
-        try:
-            if self._data or not nbytes:
-                self._fill(memoryview(self._data))
-            else:
-                self._spool(nbytes)
-        except OSError as error:
-            raise unreadable(error, tempfile.gettempdir()) from error
+        self._bytes = self._in_memory(nbytes) if nbytes <= _IN_MEMORY else self._spooled(nbytes)
 
-    def _fill(self, data: memoryview) -> None:
-        for at in range(0, len(data), CHUNK):
-            self._storage.readinto(self._start + at, data[at : at + CHUNK])
+    def _in_memory(self, nbytes: int) -> MemoryBytes:
+        data = bytearray(nbytes)
+        view = memoryview(data)
+        for at in range(0, nbytes, CHUNK):
+            self._storage.readinto(self._start + at, view[at : at + CHUNK])
+        return MemoryBytes(self.name, data)
 
-    def _spool(self, nbytes: int) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  as long as we live
+    def _spooled(self, nbytes: int) -> Spool:
+        spool = Spool(self.name)
         buffer = memoryview(bytearray(CHUNK))
         for at in range(0, nbytes, CHUNK):
             piece = buffer[: min(CHUNK, nbytes - at)]
             self._storage.readinto(self._start + at, piece)
-            self._file.write(piece)
-        self._file.flush()
+            spool.write(piece, at)
+        return spool
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the storage."""
-        at = offset - self._start
-        if self._data:
-            buffer[:] = memoryview(self._data)[at : at + len(buffer)]
-        elif os.preadv(self._file.fileno(), [buffer], at) != len(buffer):
-            raise Malformed("the temporary file became shorter", where=self.name)
+        self._bytes.readinto(offset - self._start, buffer)
 
     def check_unchanged(self) -> None:
         """As the file it is from."""
         self._storage.source.check_unchanged()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
