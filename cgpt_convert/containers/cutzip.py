@@ -8,6 +8,7 @@ at its STOP and says how long each storage is; any other record ends where a dat
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import NamedTuple
 
 from cgpt_convert.checkpoint import Lost
@@ -16,10 +17,11 @@ from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member
 from cgpt_convert.containers.local_headers import LOCAL
 from cgpt_convert.containers.partial import AGAIN, Partial, content_end, sift
 from cgpt_convert.containers.stream import CutOff, Stream
-from cgpt_convert.containers.torchzip import of_archive, storage_reference
+from cgpt_convert.containers.torchzip import of_archive, storage_reference, storage_told
 from cgpt_convert.errors import CgptError, Malformed
 from cgpt_convert.inert import PersistentId, Value, printable
 from cgpt_convert.limits import MEMBERS
+from cgpt_convert.pickles.unpickle import Decoded
 from cgpt_convert.source import CHUNK, Source, read
 
 _DESCRIPTOR_FORMS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the second is zip64's
@@ -55,7 +57,7 @@ def salvage(source: Source) -> Partial:
     directory = sum(_CENTRAL_NBYTES + len(name) for name in members) + _END_NBYTES
     ends = [member.offset + member.nbytes for member in members.values()]
     needed = max(max(ends) + directory, source.nbytes + (walk.end == source.nbytes))
-    partial = sift(of_archive(Archive(source, members)), walk.end, needed)
+    partial = sift(of_archive(Archive(source, members), walk.decoded), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
         partial.checkpoint.lost["constants"] = Lost(None, "what names them is cut off")
@@ -77,6 +79,7 @@ class _Walk:
         self.source = source
         self.members: dict[str, Member] = {}
         self.sizes: dict[str, int] | None = None  # of the storages, by record name
+        self.decoded: Decoded | None = None  # the pickle
         self.root = ""
         self.end = source.nbytes
 
@@ -155,16 +158,17 @@ class _Walk:
         sizes: dict[str, int] = {}
 
         def note(reference: Value) -> Value:
-            try:
-                key, dtype, numel, _ = storage_reference(reference)
-            except CgptError:
-                return PersistentId(reference)  # the reader will say so, and of which tensor
-            sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
+            told = storage_told(reference)
+            with suppress(CgptError):  # the reader will say so, and of which tensor
+                if told:
+                    key, dtype, numel, _ = storage_reference(reference)
+                    sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
             return PersistentId(reference)
 
-        nbytes = Stream(self.source, header.offset).unpickle(place, note).end
+        decoded = Stream(self.source, header.offset).unpickle(place, note)
+        self.decoded = decoded if header.flags & DESCRIPTOR else None  # the record may be shorter
         self.sizes = sizes
-        return nbytes
+        return decoded.end
 
     def missing(self) -> dict[str, Member]:
         """The storages that were not found, one after another where the file should go on."""

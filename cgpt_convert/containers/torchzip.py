@@ -17,7 +17,7 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Global, Value, printable, text
 from cgpt_convert.pickles.tree import fill, record_globals
-from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.pickles.unpickle import Decoded, decode
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
 
@@ -32,8 +32,11 @@ def read(source: Source) -> Checkpoint:
     return of_archive(open_archive(source))
 
 
-def of_archive(archive: Archive) -> Checkpoint:
-    """What an archive holds whose records are known already; raises as `read` does."""
+def of_archive(archive: Archive, data: Decoded | None = None) -> Checkpoint:
+    """What an archive holds whose records are known already; raises as `read` does.
+
+    `data` is what its data.pkl says, if that is known as well.
+    """
     source = archive.source
     root = next(iter(archive.members)).split("/")[0] if archive.members else ""
     _check_root(archive, root)
@@ -47,7 +50,8 @@ def of_archive(archive: Archive) -> Checkpoint:
     tables = []
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
-        decoded = decode(_pickle(archive, f"{root}/{pickle}.pkl"))
+        written = _pickle(archive, f"{root}/{pickle}.pkl")
+        decoded = data if data and pickle == "data" else decode(written)
         names |= decoded.globals
         fill(checkpoint, decoded, table, prefix="constants" if pickle != "data" else "")
         tables.append(table)
@@ -144,6 +148,17 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
     torch/serialization.py `persistent_id`: ("storage", class, key, location, numel). Python 2
     files have bytes for text.
     """
+    told = storage_told(reference)
+    if told is None:
+        raise Malformed(f"not a storage reference: {text(reference)}")
+    cls, key, numel, location = told
+    if not 0 <= numel < limits.INT64 or type(numel) is bool:
+        raise Malformed(f"a storage of {numel} elements")
+    return key, storage_dtype(cls), numel, location
+
+
+def storage_told(reference: Value) -> tuple[Global, str, int, str] | None:
+    """Class, key, number of elements and device, unchecked; None if it is no such reference."""
     match reference:
         case (kind, Global() as cls, key, location, int() as numel, *_):
             kind, key, location = (
@@ -151,10 +166,8 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
                 for value in (kind, key, location)
             )
             if kind == "storage" and isinstance(key, str) and isinstance(location, str):
-                if not 0 <= numel < limits.INT64 or type(numel) is bool:
-                    raise Malformed(f"a storage of {numel} elements")
-                return key, storage_dtype(cls), numel, location
-    raise Malformed(f"not a storage reference: {text(reference)}")
+                return cls, key, numel, location
+    return None
 
 
 def storage_dtype(cls: Global) -> DType | None:
