@@ -108,9 +108,12 @@ _ESCAPED = rb"""(?s)(?:[^\\]|\\(?:[\\'"nrt]|x[0-9a-fA-F]{2}))*"""
 def _quoted(data: bytes) -> str | bytes:
     if len(data) < len("''") or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
         raise Malformed("a string argument without quotes")
-    if not re.fullmatch(_ESCAPED, data[1:-1]):
+    inside = data[1:-1]
+    if b"\\" not in inside:
+        return _byte_string(inside)
+    if not re.fullmatch(_ESCAPED, inside):
         raise Malformed("a string argument with an escape that repr() does not write")
-    return _byte_string(codecs.escape_decode(data[1:-1])[0])
+    return _byte_string(codecs.escape_decode(inside)[0])
 
 
 def _raw_unicode(data: bytes) -> str:
@@ -137,7 +140,8 @@ _FLOAT = rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)"
 
 
 def _decimal(data: bytes) -> int:
-    if not re.fullmatch(_DECIMAL, data):
+    plain = data.isdigit() and data[0] != ord("0")  # a third of what the expression takes
+    if not plain and not re.fullmatch(_DECIMAL, data):
         raise Malformed("an integer argument that is not one")
     return int(data)
 

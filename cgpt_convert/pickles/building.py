@@ -5,35 +5,29 @@ What it may keep grows with the pickle. `unpickle` says what becomes of names an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Set, Value
 from cgpt_convert.limits import Limits
 from cgpt_convert.pickles.arguments import Cursor
 
-_MARK = object()
-
 
 class Builder(Cursor):
-    """The position in a pickle, and the values so far. Each method is named after its opcode."""
+    """The position in a pickle, and the values so far. Each method is named after its opcode.
+
+    A MARK begins a new stack and what ends it takes that whole, as CPython's machines do. What
+    pops of an empty one raises IndexError, which whoever runs the machine tells as what it is.
+    """
 
     def __init__(self, data: bytes, limits: Limits, start: int) -> None:
         super().__init__(data, limits, start)
-        self.stack: list[Value] = []
-        self.marks = 0
+        self.stack: list[Value] = []  # since the last MARK
+        self.below: list[list[Value]] = []  # the stacks that MARKs interrupted
         self.kept = 0
         self.most_kept = limits.kept.of(len(data) - start)
         self.most_memo = limits.memo.of(len(data) - start)
         self.memo: dict[int, Value] = {}
-
-    def pop(self) -> Value:
-        if not self.stack or self.stack[-1] is _MARK:
-            raise Malformed("an opcode needs a value and the stack has none")
-        return self.stack.pop()
-
-    def top(self) -> Value:
-        if not self.stack or self.stack[-1] is _MARK:
-            raise Malformed("an opcode needs a value and the stack has none")
-        return self.stack[-1]
 
     def keep(self, value: Value) -> None:
         """Push a value that takes more memory than the opcode that makes it."""
@@ -43,32 +37,29 @@ class Builder(Cursor):
         self.stack.append(value)
 
     def pop_to_mark(self) -> list[Value]:
-        stack = self.stack
-        for index in range(len(stack) - 1, -1, -1):
-            if stack[index] is _MARK:
-                values = stack[index + 1 :]
-                del stack[index:]
-                self.marks -= 1
-                return values
-        raise Malformed("an opcode needs a MARK and the stack has none")
+        values = self.stack
+        if not self.below:
+            raise Malformed("an opcode needs a MARK and the stack has none")
+        self.stack = self.below.pop()
+        return values
 
     def MARK(self) -> None:
-        self.marks += 1
-        if self.marks > self.limits.depth:
+        if len(self.below) == self.limits.depth:
             raise Unsupported(f"nested deeper than {self.limits.depth} levels")
-        self.stack.append(_MARK)
+        self.below.append(self.stack)
+        self.stack = []
 
     def POP(self) -> None:
-        if self.stack and self.stack[-1] is _MARK:
-            self.pop_to_mark()
+        if self.stack or not self.below:
+            self.stack.pop()
         else:
-            self.pop()
+            self.pop_to_mark()
 
     def POP_MARK(self) -> None:
         self.pop_to_mark()
 
     def DUP(self) -> None:
-        self.stack.append(self.top())
+        self.stack.append(self.stack[-1])
 
     # -- plain values
 
@@ -97,38 +88,41 @@ class Builder(Cursor):
         self.keep(self.pop_to_mark())
 
     def TUPLE(self) -> None:
-        self.stack.append(tuple(self.pop_to_mark()))
+        values = tuple(self.pop_to_mark())
+        self.stack.append(values)
 
     def TUPLE1(self) -> None:
-        self.stack.append((self.pop(),))
+        self.stack.append((self.stack.pop(),))
 
     def TUPLE2(self) -> None:
-        second, first = self.pop(), self.pop()
+        pop = self.stack.pop
+        second, first = pop(), pop()
         self.stack.append((first, second))
 
     def TUPLE3(self) -> None:
-        third, second, first = self.pop(), self.pop(), self.pop()
+        pop = self.stack.pop
+        third, second, first = pop(), pop(), pop()
         self.stack.append((first, second, third))
 
     def DICT(self) -> None:
-        self.keep(Dict(_pairs(self.pop_to_mark())))
+        self.keep(Dict(list(_pairs(self.pop_to_mark()))))
 
     def FROZENSET(self) -> None:
         self.keep(Set(self.pop_to_mark(), frozen=True))
 
     # -- additions to what is on the stack
 
-    def add_items(self, pairs: list[tuple[Value, Value]]) -> None:
-        target = self.top()
+    def add_items(self, keys_and_values: list[Value]) -> None:
+        target, pairs = self.stack[-1], _pairs(keys_and_values)
         if isinstance(target, Dict):
             target.items.extend(pairs)
         elif isinstance(target, Call):
-            target.add_items(pairs)
+            target.add_items(list(pairs))
         else:
             raise Malformed(f"items are set on a {type(target).__name__}")
 
     def add_elements(self, values: list[Value]) -> None:
-        target = self.top()
+        target = self.stack[-1]
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Call):
@@ -137,20 +131,29 @@ class Builder(Cursor):
             raise Malformed(f"elements are appended to a {type(target).__name__}")
 
     def SETITEM(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.add_items([(key, value)])
+        pop = self.stack.pop
+        value, key = pop(), pop()
+        target = self.stack[-1]
+        if isinstance(target, Dict):
+            target.items.append((key, value))
+        else:
+            self.add_items([key, value])
 
     def SETITEMS(self) -> None:
-        self.add_items(_pairs(self.pop_to_mark()))
+        self.add_items(self.pop_to_mark())
 
     def APPEND(self) -> None:
-        self.add_elements([self.pop()])
+        value, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, list):
+            target.append(value)
+        else:
+            self.add_elements([value])
 
     def APPENDS(self) -> None:
         self.add_elements(self.pop_to_mark())
 
     def ADDITEMS(self) -> None:
-        values, target = self.pop_to_mark(), self.top()
+        values, target = self.pop_to_mark(), self.stack[-1]
         if isinstance(target, Set) and not target.frozen:
             target.members.extend(values)
         elif isinstance(target, Call):
@@ -170,13 +173,14 @@ class Builder(Cursor):
             raise Malformed("a negative memo index")
         if len(self.memo) >= self.most_memo:
             raise Unsupported(f"more than {self.most_memo:,} memo entries")
-        self.memo[index] = self.top()
+        self.memo[index] = self.stack[-1]
 
     def MEMOIZE(self) -> None:
         self.memoize(len(self.memo))
 
 
-def _pairs(values: list[Value]) -> list[tuple[Value, Value]]:
+def _pairs(values: list[Value]) -> Iterator[tuple[Value, Value]]:
     if len(values) % 2:
         raise Malformed("an odd number of keys and values")
-    return list(zip(values[::2], values[1::2], strict=True))
+    each = iter(values)
+    return zip(each, each, strict=True)

@@ -63,27 +63,30 @@ class _Machine(Builder):
         self.named: dict[tuple[str, str], Global] = {}
 
     def run(self) -> Value:
-        data, dispatch, push = self.data, _DISPATCH, self.stack.append
-        for _ in range(self.limits.opcodes):
-            at = self.opcode_at = self.at
-            try:
+        data, dispatch = self.data, _DISPATCH
+        try:
+            for _ in range(self.limits.opcodes):
+                at = self.opcode_at = self.at
                 operate, reader = dispatch[data[at]]
-            except IndexError:
+                self.at = at + 1
+                if operate is None:
+                    self.stack.append(reader(self))
+                elif reader is None:
+                    operate(self)
+                else:
+                    operate(self, reader(self))
+                if data[at] == _STOP:
+                    return self.stack.pop()
+        except IndexError:
+            if self.opcode_at >= len(data):
                 raise Incomplete("the pickle ends before its STOP opcode") from None
-            self.at = at + 1
-            if operate is None:
-                push(reader(self))
-            elif reader is None:
-                operate(self)
-            else:
-                operate(self, reader(self))
-            if data[at] == _STOP:
-                return self.pop()
+            raise Malformed("an opcode needs a value and the stack has none") from None
         raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
 
     def STOP(self) -> None:
-        if len(self.stack) != 1:
-            raise Malformed(f"{len(self.stack)} values are left at the end instead of one")
+        left = len(self.stack) + sum(len(stack) + 1 for stack in self.below)  # and their MARKs
+        if left != 1:
+            raise Malformed(f"{left} values are left at the end instead of one")
 
     def unknown(self) -> None:
         """Raise Malformed for a byte that is no opcode."""
@@ -112,19 +115,22 @@ class _Machine(Builder):
         self.stack.append(self.name_global(*names))
 
     def STACK_GLOBAL(self) -> None:
-        name, module = self.pop(), self.pop()
+        name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(self.name_global(module, name))
 
     def REDUCE(self) -> None:
-        args, func = self.pop(), self.pop()
+        pop = self.stack.pop
+        args, func = pop(), pop()
         self.keep(Call(func, args, self.opcode_at))
 
     def NEWOBJ(self) -> None:
-        args, cls = self.pop(), self.pop()
+        pop = self.stack.pop
+        args, cls = pop(), pop()
         self.keep(Call(cls, args, self.opcode_at, "NEWOBJ"))
 
     def NEWOBJ_EX(self) -> None:
-        kwargs, args, cls = self.pop(), self.pop(), self.pop()
+        pop = self.stack.pop
+        kwargs, args, cls = pop(), pop(), pop()
         self.keep(Call(cls, args, self.opcode_at, "NEWOBJ_EX", kwargs))
 
     def INST(self, names: tuple[str, str]) -> None:
@@ -138,7 +144,7 @@ class _Machine(Builder):
         self.keep(Call(values[0], tuple(values[1:]), self.opcode_at, "OBJ"))
 
     def BUILD(self) -> None:
-        state, target = self.pop(), self.top()
+        state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, Call):
             raise Malformed(f"a state is set on a {type(target).__name__}")
         if target.state is not None:
@@ -149,7 +155,7 @@ class _Machine(Builder):
         self.keep(self.persistent(reference))
 
     def BINPERSID(self) -> None:
-        self.keep(self.persistent(self.pop()))
+        self.keep(self.persistent(self.stack.pop()))
 
     def EXT1(self, code: int) -> None:
         raise Unsupported(f"extension code {code}: its meaning is not in the file")
