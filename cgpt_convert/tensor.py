@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from cgpt_convert.dtypes import FLOAT32, UINT8, DType
@@ -279,7 +280,7 @@ def view(
         raise Malformed(f"a negative or too large number in {numbers}", where=storage.label)
     tensor = Tensor("", dtype, shape, strides, start, storage)
     if tensor.numel:
-        last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        last = start + sum(map(mul, shape, strides)) - sum(strides)
         if dtype.size(last + 1) > storage.nbytes:
             raise Malformed(
                 f"shape {shape}, strides {strides} at {start} need "

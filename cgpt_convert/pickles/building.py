@@ -5,7 +5,7 @@ What it may keep grows with the pickle. `unpickle` says what becomes of names an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, Set, Value
@@ -112,8 +112,8 @@ class Builder(Cursor):
 
     # -- additions to what is on the stack
 
-    def add_items(self, keys_and_values: list[Value]) -> None:
-        target, pairs = self.stack[-1], _pairs(keys_and_values)
+    def add_items(self, pairs: Iterable[tuple[Value, Value]]) -> None:
+        target = self.stack[-1]
         if isinstance(target, Dict):
             target.items.extend(pairs)
         elif isinstance(target, Call):
@@ -137,10 +137,10 @@ class Builder(Cursor):
         if isinstance(target, Dict):
             target.items.append((key, value))
         else:
-            self.add_items([key, value])
+            self.add_items([(key, value)])
 
     def SETITEMS(self) -> None:
-        self.add_items(self.pop_to_mark())
+        self.add_items(_pairs(self.pop_to_mark()))
 
     def APPEND(self) -> None:
         value, target = self.stack.pop(), self.stack[-1]
@@ -179,7 +179,7 @@ class Builder(Cursor):
         self.memoize(len(self.memo))
 
 
-def _pairs(values: list[Value]) -> Iterator[tuple[Value, Value]]:
+def _pairs(values: list[Value]) -> Iterable[tuple[Value, Value]]:
     if len(values) % 2:
         raise Malformed("an odd number of keys and values")
     each = iter(values)

@@ -39,9 +39,12 @@ def integers(value: Value) -> tuple[int, ...]:
         value = value.args[0] if len(value.args) == 1 else value.args
     if isinstance(value, tuple | list) and len(value) > RANK:
         raise Unsupported(f"{len(value)} dimensions")
-    if not isinstance(value, tuple | list) or not all(type(item) is int for item in value):
+    if not isinstance(value, tuple | list) or not _INTEGER.issuperset(map(type, value)):
         raise Malformed(f"not a tuple of integers: {text(value)}")
     return tuple(value)
+
+
+_INTEGER = frozenset({int})
 
 
 def shape_of(value: Value) -> tuple[int, ...]:

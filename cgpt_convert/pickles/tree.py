@@ -117,15 +117,15 @@ class _Budget:
         self.nodes -= cost
         if len(name) > NAME:
             raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
-        if self.nodes < 0:
-            raise self.exceeded("values")
-        self.spell(name)
+        self.names -= len(name)
+        if self.nodes < 0 or self.names < 0:
+            raise self.exceeded("values" if self.nodes < 0 else _NAMES)
 
     def spell(self, name: str) -> None:
         """Take off a name's characters, each time that it is told."""
         self.names -= len(name)
         if self.names < 0:
-            raise self.exceeded("characters of names")
+            raise self.exceeded(_NAMES)
 
     def again(self, cost: int) -> None:
         """Take off a value that was met before: five bytes of pickle can double the tree."""
@@ -133,14 +133,17 @@ class _Budget:
         if self.repeated < 0:
             raise self.exceeded("shared values")
 
-    def tensor(self, parts: int) -> None:
-        """Take off a tensor made of so many others."""
-        self.tensors -= 1 + parts
+    def tensor(self, cost: int) -> None:
+        """Take off a tensor that costs as much as so many."""
+        self.tensors -= cost
         if self.tensors < 0:
             raise self.exceeded("tensors")
 
     def exceeded(self, what: str) -> Unsupported:
         return Unsupported(f"too many {what} for a pickle of its size", where=self.path)
+
+
+_NAMES = "characters of names"
 
 
 class _Walk:
@@ -227,7 +230,8 @@ class _Walk:
             if number is not None:
                 value = number
         if not tensors_only:
-            self.budget.visit("", _text_cost(value) - 1)
+            if more := _text_cost(value) - 1:
+                self.budget.visit("", more)
             self.checkpoint.others.append(Leaf(name, value))
         if isinstance(value, Call):  # the tensors in an object of an unknown class
             self.inside(name, value, list(held(value)), depth, tensors_only=True)
@@ -235,7 +239,7 @@ class _Walk:
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
-        self.budget.tensor(0 if isinstance(tensor, Tensor) else len(tensor.parts))
+        self.budget.tensor(_tensor_cost(tensor))
         if name in checkpoint.tensors or name in checkpoint.exotic:
             self.collisions.setdefault(name)
         elif isinstance(tensor, Tensor):
@@ -267,6 +271,14 @@ def _text_cost(value: Value) -> int:
     return 1 + _LINE // _PER_VISIT
 
 
+def _tensor_cost(tensor: Tensor | Exotic) -> int:
+    """What taking in a tensor costs, in plain ones of few dimensions."""
+    if isinstance(tensor, Exotic):
+        return 1 + sum(map(_tensor_cost, tensor.parts))
+    return 1 + len(tensor.shape) // _MANY
+
+
+_MANY = 9  # dimensions, more than a weight has
 _LINE = 64  # values that a line has room for
 _PER_VISIT = 8  # values written in the time of one visit
 
