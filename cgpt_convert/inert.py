@@ -15,14 +15,16 @@ Pairs = list[tuple[Value, Value]]
 class Global:
     """A class or function that the pickle names. It is not looked up."""
 
-    __slots__ = __match_args__ = ("module", "name")
+    __slots__ = ("dotted", "module", "name")
+    __match_args__ = ("module", "name")
 
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
+        self.dotted = f"{module}.{name}"  # asked for several times for each tensor
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+        return self.dotted
 
 
 class PersistentId:

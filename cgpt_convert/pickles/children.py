@@ -23,7 +23,7 @@ def children(value: Value) -> Pairs | None:
     if isinstance(value, Set):
         return _elements(value.members)
     if isinstance(value, Call) and isinstance(value.func, Global):
-        return _call_children(str(value.func), value)
+        return _call_children(value.func.dotted, value)
     return None
 
 
@@ -33,15 +33,17 @@ def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
     return None if plain else list(enumerate(values))
 
 
-_SETS = ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")
-_DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
+_SETS = frozenset(
+    f"{mod}.{name}" for mod in ("builtins", "__builtin__") for name in ("set", "frozenset")
+)
+_DICTS = frozenset(f"collections.{name}" for name in ("OrderedDict", "Counter", "defaultdict"))
 
 
 def is_dict(value: Value) -> bool:
     """Is it a container whose children have names: a dict or a TorchScript object?"""
-    if not isinstance(value, Call):
+    if not isinstance(value, Call) or not isinstance(value.func, Global):
         return isinstance(value, Dict)
-    name = str(value.func)
+    name = value.func.dotted
     return name in _DICTS or name.startswith("__torch__.")
 
 
