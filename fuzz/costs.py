@@ -30,6 +30,7 @@ COMMANDS = {
     "scan --json": ("scan", "--json", "{}"),
     "digest": ("digest", "{}"),
     "convert --dry-run": ("convert", "{}", "-o", "x.npz", "--dry-run"),
+    "convert --salvage": ("convert", "{}", "-o", "x.npz", "--dry-run", "--salvage"),
 }
 LOCKED: dict[str, tuple[str, ...]] = {
     "verify --lock": ("verify", "model.safetensors", "--lock", "lock.json")

@@ -237,8 +237,20 @@ def _tensors(count: int) -> bytes:
 
 def _packed_storage(count: int) -> bytes:
     """An archive with a deflated storage that so many tensors share, last one first."""
-    whole, packed = torch.zeros(count << 11), io.BytesIO()
-    torch.save({f"{i}": whole[i << 11 : (i + 1) << 11] for i in reversed(range(count))}, packed)
+    whole = torch.zeros(count << 11)
+    return _deflated({f"{i}": whole[i << 11 : (i + 1) << 11] for i in reversed(range(count))})
+
+
+def _far_apart(count: int) -> bytes:
+    """An archive with a deflated storage, at both ends of which each tensor has an element."""
+    n = 8 * MiB
+    whole = torch.zeros(n)
+    return _deflated({f"{i}": whole.as_strided((2,), (n - 1 - i,), i) for i in range(count)})
+
+
+def _deflated(tensors: dict[str, torch.Tensor]) -> bytes:
+    packed = io.BytesIO()
+    torch.save(tensors, packed)
     return zips.build([zips.deflated(e) for e in zips.entries_of(packed.getvalue()).values()])
 
 
@@ -363,6 +375,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "numbers beside noise": lambda: _beside_noise(b"\x80\4" + b"I1\n0" * MiB + b"N."),
     "items beside noise": lambda: _beside_noise(b"\x80\4}" + b"NNs" * MiB + b"."),
     "packed storage of many tensors": lambda: _packed_storage(4000),
+    "packed storage, elements far apart": lambda: _far_apart(4000),
     "bzip2 of zeros": lambda: bz2.compress(bytes(200 * MiB)),
     "bzip2 of small streams": lambda: bz2.compress(b"N") * (MiB // len(bz2.compress(b"N"))),
     "gzip of small streams": lambda: gzip.compress(b"N") * (MiB // len(gzip.compress(b"N"))),

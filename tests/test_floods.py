@@ -6,12 +6,13 @@ import gzip
 import json
 import random
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
 
 from cgpt_convert.cli.table import table
-from cgpt_convert.containers import inside, stream
+from cgpt_convert.containers import inside, stream, torchzip, truncated
 from cgpt_convert.containers.inside import Room, unpacked
 from cgpt_convert.containers.stream import Stream
 from cgpt_convert.errors import Unsupported
@@ -175,3 +176,28 @@ def test_one_more_pickle_counts_as_several_opcodes(tmp_path: Path) -> None:
     assert few.verdict is not Verdict.MALFORMED
     assert many.verdict is Verdict.MALFORMED
     assert any("opcodes" in str(problem) for problem in many.problems)
+
+
+def test_salvage_decodes_a_pickle_once_and_words_no_error_of_what_it_notes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[int] = []
+    decode = unpickle.decode
+
+    def counted(data: bytes, **more: object) -> object:
+        decoded.append(len(data))
+        return decode(data, **more)  # type: ignore[arg-type]
+
+    def told(value: Value) -> str:
+        raise AssertionError(value)
+
+    pickle = b"\x80\2" + b"NQ0" * COUNT + b"}."
+    name = b"a/data.pkl"
+    header = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, len(name), 0)
+    sizes = struct.pack("<4s3L", b"PK\7\x08", zlib.crc32(pickle), len(pickle), len(pickle))
+    monkeypatch.setattr(stream, "decode", counted)
+    monkeypatch.setattr(torchzip, "decode", counted)
+    monkeypatch.setattr(torchzip, "text", told)
+    partial = truncated.whole(MemoryBytes("x", header + name + pickle + sizes))
+    assert not partial.checkpoint.tensors
+    assert len(decoded) == 1

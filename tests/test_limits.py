@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -277,6 +277,16 @@ def test_20_what_the_walk_may_cost_is_counted_to_the_last(
     monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact - 1, 1 << 40, exact - 1))
     with pytest.raises(Unsupported, match="for a pickle of its size"):
         open_checkpoint(path)
+
+
+def test_20_a_tensor_of_many_dimensions_counts_as_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "x.pt").write_bytes(zips.saved({"a": torch.zeros([1] * 64)}))
+    for most, enough in ((8, True), (7, False)):
+        monkeypatch.setattr("cgpt_convert.pickles.tree.TENSORS", Share(most, 1 << 40, most))
+        with nullcontext() if enough else pytest.raises(Unsupported, match="too many tensors"):
+            open_checkpoint(path)
 
 
 def test_20_names_have_a_greatest_length(tmp_path: Path) -> None:
