@@ -7,21 +7,22 @@ import weakref
 import zlib
 from collections import deque
 
-from cgpt_convert.errors import Malformed, Unreadable
+from cgpt_convert.errors import Malformed
 from cgpt_convert.source import CHUNK, Source, read
-from cgpt_convert.spool import Spool
+from cgpt_convert.spool import NoRoom, Spool, room
 
-TURNS = 4  # times that reading backwards starts again; then all that is unpacked is kept
-_KEPT = 4  # members of which it is kept, the last ones: as many as threads may be reading
-_keeping: deque[weakref.ref[Deflated]] = deque()
+_WASTE = 2  # times its size that a member may be unpacked for nothing; then the rest is spooled
+_SHARE = 4  # of the room for temporary files that one member may take: a fourth
+_SPOOLED = 4  # members, so all the room is never taken
+_spooled: deque[weakref.ref[Deflated]] = deque()
 
 
 class Deflated:
     """A deflated member, inflated as it is read.
 
-    Reading backwards starts again from its start. After a few times what it unpacks to goes into a
-    temporary file, if there is room for it: elements that lie far apart would take an unpacking
-    each, and a small file can have thousands of them.
+    Reading backwards starts again from its start. What is unpacked in vain is counted; when it is
+    too much, all that the member unpacks to goes into a temporary file, if there is room for it.
+    Elements that lie far apart would take an unpacking each, and a small file can have thousands.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Deflated:
         self.nbytes = nbytes
         self._source, self._offset, self._compressed = source, offset, compressed
         self._lock = threading.Lock()  # the position is shared by all who read
-        self._turns = 0  # times that it was read backwards
-        self._kept: Spool | None = None
+        self._wasted = 0  # bytes that were unpacked and not asked for
+        self._spool: Spool | None = None
+        self._end, self._damage = nbytes, ""  # where the spooled bytes end, and why there
         self._rewind()
 
     def _rewind(self) -> None:
@@ -43,15 +45,20 @@ class Deflated:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the inflated bytes."""
         with self._lock:
-            kept = self._kept
-            if kept is None and offset < self._position:
-                kept = self._turn_back()
-            if kept:
-                kept.readinto(offset, buffer)
-            else:
-                self._forward_to(offset, buffer)
+            if self._spool is None and offset < self._position:
+                self._rewind()
+                if self._wasted > _WASTE * self.nbytes:
+                    self._spool_all()
+            spool, end, damage = self._spool, self._end, self._damage
+            if spool is None:
+                self._inflate_into(offset, buffer)
+                return
+        if offset + len(buffer) > end:
+            raise Malformed(damage, where=self.name)
+        spool.readinto(offset, buffer)
 
-    def _forward_to(self, offset: int, buffer: memoryview) -> None:
+    def _inflate_into(self, offset: int, buffer: memoryview) -> None:
+        self._wasted += max(0, offset - self._position)
         while self._position < offset:
             self._next(min(CHUNK, offset - self._position))
         done = 0
@@ -60,34 +67,31 @@ class Deflated:
             buffer[done : done + len(piece)] = piece
             done += len(piece)
 
-    def _turn_back(self) -> Spool | None:
-        self._rewind()
-        self._turns += 1
-        if self._turns != TURNS:
-            return None
+    def _spool_all(self) -> None:
+        """Unpack all of it, as far as it goes, into a temporary file; not if there is no room."""
+        self._wasted = 0
         try:
-            self._kept = self._unpack()
-        except (Malformed, Unreadable):  # damaged further on, or no room: as before, then
-            pass
-        else:
-            _keeping.append(weakref.ref(self))
-            if len(_keeping) > _KEPT and (oldest := _keeping.popleft()()):
-                oldest.let_go()
+            if self.nbytes > room()[0] // _SHARE:
+                return
+            spool, damage = Spool(self.name), "the deflated data ends early"
+            try:
+                while self._position < self.nbytes:
+                    at = self._position
+                    spool.write(self._next(min(CHUNK, self.nbytes - at)), at)
+            except Malformed as error:  # what lies before it is whole
+                damage = error.message
+        except NoRoom:
+            self._rewind()
+            return
+        self._end, self._damage, self._spool = self._position, damage, spool
         self._rewind()
-        return self._kept
-
-    def _unpack(self) -> Spool:
-        """All of it."""
-        spool = Spool(self.name)
-        while self._position < self.nbytes:
-            at = self._position
-            spool.write(self._next(min(CHUNK, self.nbytes - at)), at)
-        return spool
+        _spooled.append(weakref.ref(self))
+        if len(_spooled) > _SPOOLED and (oldest := _spooled.popleft()()):
+            oldest.let_go()
 
     def let_go(self) -> None:
-        """Others need the room. Whoever is reading what was kept still has it."""
-        self._turns = 0
-        self._kept = None
+        """Make room for others. Whoever is reading the temporary file still has it."""
+        self._spool = None
 
     def _next(self, most: int) -> bytes:
         """At least one and at most `most` further inflated bytes."""

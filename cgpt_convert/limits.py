@@ -32,6 +32,8 @@ class Limits(NamedTuple):
     # lists, dicts, sets, calls and references, of 100 bytes each; real pickles: one in 28 bytes
     kept: Share = Share(100_000, 8, 4_000_000)
     memo: Share = Share(100_000, 3, 8_000_000)  # 100 bytes each; real ones have one in 13 bytes
+    # characters of the different names of classes and functions; torch writes a dozen of them
+    names: Share = Share(2 * MiB, 1, 512 * MiB)
     depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
     integer_bytes: int = 1024  # LONG1 and LONG4; torch writes at most 16
     line_bytes: int = 4096  # text opcodes of protocol 0; names and numbers only
@@ -51,7 +53,7 @@ DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes
 # Of a decoded tree. The measures are those of real files; Adam's state is 1 tensor in 92 bytes.
 NODES = Share(30_000, 10, 8_000_000)  # values visited, each time they appear; one in 19 bytes
 REPEATED = Share(50_000, 16, 1_000_000)  # of those, met again because a container is shared
-TENSORS = Share(10_000, 48, 4_000_000)
+TENSORS = Share(10_000, 48, 4_000_000)  # one of 9 or more dimensions counts as several
 NAMES = Share(2 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
 NAME = 4096  # characters of one name: every key on the way down to it, and dots
 NESTING = 100  # of values, where names are made from them

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 from cgpt_convert.errors import Unreadable
 from cgpt_convert.source import pread
 
 
 class Spool:
-    """Bytes written in order, to be read at any place. They go when nobody holds them.
+    """Bytes in a temporary file, to be read at any place. They go when nobody holds them.
 
-    Raises Unreadable if the folder for temporary files cannot take them.
+    Raises NoRoom if the folder for temporary files cannot take them.
     """
 
     def __init__(self, name: str) -> None:
-        import tempfile  # takes as long to import as all of this package that `scan` needs
-
         self.name = name
         try:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  as long as we live
@@ -24,7 +24,7 @@ class Spool:
             raise _no_room(error) from None
 
     def write(self, piece: memoryview | bytes, offset: int) -> None:
-        """Write it there."""
+        """Put the bytes at `offset`."""
         rest = memoryview(piece)
         try:
             self._file.seek(offset)
@@ -37,7 +37,10 @@ class Spool:
         """Fill `buffer` from `offset`."""
         done = 0
         while done < len(buffer):
-            count = pread(self._file.fileno(), buffer[done:], offset + done)
+            try:
+                count = pread(self._file.fileno(), buffer[done:], offset + done)
+            except OSError as error:
+                raise _no_room(error) from None
             if not count:
                 raise Unreadable("the temporary file became shorter", where=self.name)
             done += count
@@ -51,11 +54,12 @@ class Spool:
             self.close()
 
 
+class NoRoom(Unreadable):
+    """The folder for temporary files failed us."""
+
+
 def room() -> tuple[int, str]:
     """How many bytes the folder for temporary files has free, and its path."""
-    import shutil
-    import tempfile
-
     try:
         folder = tempfile.gettempdir()
         return shutil.disk_usage(folder).free, folder
@@ -63,9 +67,10 @@ def room() -> tuple[int, str]:
         raise _no_room(error) from None
 
 
-def _no_room(error: OSError) -> Unreadable:
-    import tempfile
-
-    reason = os.strerror(error.errno or 0)
-    where = tempfile.tempdir or "temporary files"  # found by then, unless there is none
-    return Unreadable(reason, where=os.fsdecode(where), hint="set TMPDIR to a folder that has room")
+def _no_room(error: OSError) -> NoRoom:
+    folder = tempfile.tempdir  # found by now, unless there is none
+    return NoRoom(
+        os.strerror(error.errno or 0),
+        where=os.fsdecode(folder) if folder else "temporary files",
+        hint="set TMPDIR to a folder that can take them",
+    )

@@ -45,6 +45,8 @@ def floods() -> dict[str, Callable[[], Folder]]:
         made[f"archive, {name}"] = partial(_folder, "x.pt", partial(known.archive, _cut(data)))
         made[f"bare, {name}"] = partial(_folder, "x.pkl", partial(_cut, data))
         made[f"legacy, {name}"] = partial(_folder, "x.pt", partial(legacy, _cut(data)))
+        if name in _SALVAGED:
+            made[f"cut, {name}"] = partial(_folder, "x.pt", partial(_cut_off, _cut(data)))
     for name, make in {**known.FILES, **known.PACKED, **FILES}.items():
         made[f"file, {name}"] = partial(_folder, "x.bin", make)
     return {**made, **FOLDERS}
@@ -86,6 +88,8 @@ def pickles() -> dict[str, bytes]:
         "distinct names of 400 characters": b"\x80\4("
         + _many(b"c%05x" + b"a" * 400 + b"\na\n") + b"l.",
         "distinct names of dots": b"\x80\4(" + _many(b"c%05x" + b"." * 400 + b"\na\n") + b"l.",
+        "distinct names of one long module": b"\x80\4X" + struct.pack("<I", 1 << 16)
+        + b"a" * (1 << 16) + b"q\x000(" + _many(b"h\0\x8c\5%05x\x93")[: _ROOM // 20 * 10] + b"l.",
         "distinct names of script classes": b"\x80\4(" + _many(b"c__torch__.%05x\na\n)R") + b"l.",
         "distinct extension codes": b"\x80\4("
         + b"".join(b"\x84" + struct.pack("<i", n) for n in range(1, _ROOM // 5)) + b"l.",
@@ -161,6 +165,9 @@ UNITS = {
     "frames": (b"", b"\x95" + bytes(8)),
     "protocols": (b"", b"\x80\4"),
     "references of text": (b"", b"P1\n"),
+    "references of a long number": (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+        + b"\x8b" + struct.pack("<i", 1024) + b"\x7f" * 1024 + b"tq\x000", b"h\0Q"),
     "references to one storage": (TENSOR, b"h\3"),
     "extension codes": (b"", b"\x82\1"),
     "out-of-band buffers": (b"", b"\x97"),
@@ -228,6 +235,27 @@ def _under(name: str) -> bytes:
     count = (2 * MiB + ballast) // (2 * (len(name) + 6))
     start = b"\x80\4B" + struct.pack("<i", ballast) + bytes(ballast) + b"0"
     return start + TENSOR + b"}" + _text(name) + b"}(" + _tensors(count) + b"us."
+
+
+# what is also cut off behind the pickle, where it is decoded twice
+_SALVAGED = (
+    "a deep reference",
+    "distinct names",
+    "dicts of two",
+    "instances",
+    "items in handfuls",
+    "references of a long number",
+    "references of text",
+    "tensors",
+)
+
+
+def _cut_off(pickle: bytes) -> bytes:
+    """The archive with the pickle, as torch writes it, up to its first storage."""
+    name = b"archive/data.pkl"
+    header = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, len(name), 0)
+    sizes = struct.pack("<4s3L", b"PK\7\x08", zlib.crc32(pickle), len(pickle), len(pickle))
+    return header + name + pickle + sizes
 
 
 def _tensors(count: int) -> bytes:

@@ -129,6 +129,9 @@ EDGES = {
     "PICKLE.opcodes": Edge(10, lambda n: bounded(b"N" + b"\x85" * (n - 2) + b".", opcodes=10)),
     "PICKLE.memo": Edge(10, lambda n: bounded(b"N" + b"\x94" * n + b".", memo=TEN)),
     "PICKLE.kept": Edge(10, lambda n: bounded(b"](" + b"]" * (n - 1) + b"e.", kept=TEN)),
+    "PICKLE.names": Edge(
+        10, lambda n: bounded(b"(" + b"ca\nb\n" * 9 + b"cc\n" + b"d" * (n - 3) + b"\nt.", names=TEN)
+    ),
     "PICKLE.depth": Edge(5, lambda n: bounded(b"(" * n + b"t" * n + b".", depth=5)),
     "PICKLE.integer_bytes": Edge(
         PICKLE.integer_bytes, lambda n: decode(b"\x8b" + struct.pack("<i", n) + b"\1" * n + b".")

@@ -4,12 +4,14 @@ import random
 import tempfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from cgpt_convert import deflated
 from cgpt_convert.deflated import Deflated
 from cgpt_convert.errors import Malformed
 from cgpt_convert.source import MemoryBytes, read
@@ -100,38 +102,72 @@ def test_what_is_kept_of_a_packed_storage_is_what_torch_reads(far: Path, tmp_pat
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.parametrize("noticed", [True, False])
 def test_without_room_to_keep_it_it_is_unpacked_again(
     far: Path,
     unpackings: list[Deflated],
     mounted: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
+    noticed: bool,
 ) -> None:
     digest = run("digest", far).out
     monkeypatch.setattr(tempfile, "tempdir", str(mounted("size=256k")))
+    if not noticed:  # another program takes it meanwhile
+        monkeypatch.setattr(deflated, "room", lambda: (1 << 40, ""))
     unpackings.clear()
     assert run("digest", far).out == digest
     assert len(unpackings) > FAR
 
 
+def packed_noise(nbytes: int) -> tuple[bytes, bytes]:
+    data = random.Random(0).randbytes(nbytes)
+    return data, zlib.compress(data, wbits=-15)
+
+
 def test_of_many_packed_storages_few_are_kept(unpackings: list[Deflated]) -> None:
-    data = random.Random(0).randbytes(1 << 16)
-    packed = zlib.compress(data, wbits=-15)
+    data, packed = packed_noise(1 << 16)
     source = MemoryBytes("x", packed)
     several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(3 * TENSORS)]
     for at in range(len(data) - 4, len(data) - 4 * TENSORS, -4):
         assert [read(each, at, 4) for each in several] == [data[at : at + 4]] * len(several)
-    assert sum(each._kept is not None for each in several) < TENSORS
+    assert sum(each._spool is not None for each in several) < TENSORS
     unpackings.clear()
     for at in range(len(data) - 4, 0, -256):
         assert read(several[0], at, 4) == data[at : at + 4]
     assert len(unpackings) < TENSORS
 
 
-def test_damage_further_on_spares_what_comes_before() -> None:
-    data = random.Random(0).randbytes(1 << 16)
-    packed = zlib.compress(data, wbits=-15)[:-100]
+def test_what_is_read_whole_again_and_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, packed = packed_noise(1 << 16)
     source = Deflated(MemoryBytes("x", packed), 0, len(packed), len(data), "x")
-    for at in range(4000, 0, -100):
+    monkeypatch.delattr(deflated, "Spool")
+    for _ in range(TENSORS):
+        assert read(source, 0, len(data)) == data
+
+
+@pytest.mark.parametrize("spoiled", [lambda packed: packed[:-100], lambda packed: packed + b"more"])
+def test_damage_further_on_spares_what_comes_before(
+    unpackings: list[Deflated], spoiled: Callable[[bytes], bytes]
+) -> None:
+    data, packed = packed_noise(1 << 16)
+    packed = spoiled(packed)
+    source = Deflated(MemoryBytes("x", packed), 0, len(packed), len(data) + 100, "x")
+    for at in range(50_000, 0, -100):
         assert read(source, at, 4) == data[at : at + 4]
+    assert len(unpackings) < TENSORS
     with pytest.raises(Malformed, match="ends early"):
-        read(source, len(data) - 4, 4)
+        read(source, len(data), 4)
+    assert read(source, 4, 4) == data[4:8]
+
+
+def test_what_is_kept_may_go_while_others_read_it() -> None:
+    data, packed = packed_noise(1 << 18)
+    source = MemoryBytes("x", packed)
+    several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(TENSORS)]
+
+    def all_of(turn: int) -> bool:
+        places = random.Random(turn).choices(range(len(data) - 4), k=50)
+        return all(read(each, at, 4) == data[at : at + 4] for at in places for each in several)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(all_of, range(4)))

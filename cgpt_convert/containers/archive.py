@@ -14,7 +14,6 @@ from functools import cached_property
 from cgpt_convert import findings
 from cgpt_convert.containers.directory import DESCRIPTOR, STORED, Member, entries, find_end
 from cgpt_convert.containers.local_headers import DESCRIPTOR_SIZES, with_data_offset
-from cgpt_convert.deflated import Deflated
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.limits import NAME_BYTES
@@ -48,6 +47,8 @@ class Archive:
         member = self.members[name]
         if member.method == STORED:
             return self.source, member.offset, member.nbytes
+        from cgpt_convert.deflated import Deflated  # which imports what most archives do not need
+
         label = f"{self.source.name}[{name}]"
         inflating = Deflated(self.source, member.offset, member.compressed, member.nbytes, label)
         return inflating, 0, member.nbytes

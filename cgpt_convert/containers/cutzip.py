@@ -21,7 +21,6 @@ from cgpt_convert.containers.torchzip import of_archive, storage_reference, stor
 from cgpt_convert.errors import CgptError, Malformed
 from cgpt_convert.inert import PersistentId, Value, printable
 from cgpt_convert.limits import MEMBERS
-from cgpt_convert.pickles.unpickle import Decoded
 from cgpt_convert.source import CHUNK, Source, read
 
 _DESCRIPTOR_FORMS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the second is zip64's
@@ -57,7 +56,7 @@ def salvage(source: Source) -> Partial:
     directory = sum(_CENTRAL_NBYTES + len(name) for name in members) + _END_NBYTES
     ends = [member.offset + member.nbytes for member in members.values()]
     needed = max(max(ends) + directory, source.nbytes + (walk.end == source.nbytes))
-    partial = sift(of_archive(Archive(source, members), walk.decoded), walk.end, needed)
+    partial = sift(of_archive(Archive(source, members)), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
         partial.checkpoint.lost["constants"] = Lost(None, "what names them is cut off")
@@ -79,7 +78,6 @@ class _Walk:
         self.source = source
         self.members: dict[str, Member] = {}
         self.sizes: dict[str, int] | None = None  # of the storages, by record name
-        self.decoded: Decoded | None = None  # the pickle
         self.root = ""
         self.end = source.nbytes
 
@@ -145,9 +143,9 @@ class _Walk:
             return _Sized(0, 0, end)
         if len(tail) < _DESCRIPTOR_FORMS[0].size:  # the file ends in or right behind the record
             return _Sized(nbytes, _UNKNOWN_CRC, None)
-        longer = _find_descriptor(self.source, header.offset)
-        if longer is not None:
-            return self._described(header, longer)
+        told = _find_descriptor(self.source, header.offset)
+        if told is not None:
+            return self._described(header, told)
         kept = content_end(self.source, header.offset)
         self.end = kept if kept <= end else header.offset  # zeros from there on, or damage
         return _Sized(nbytes, _UNKNOWN_CRC, None)
@@ -158,17 +156,15 @@ class _Walk:
         sizes: dict[str, int] = {}
 
         def note(reference: Value) -> Value:
-            told = storage_told(reference)
-            with suppress(CgptError):  # the reader will say so, and of which tensor
-                if told:
+            if storage_told(reference):  # of others the reader will say so, and of which tensor
+                with suppress(CgptError):
                     key, dtype, numel, _ = storage_reference(reference)
                     sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
             return PersistentId(reference)
 
-        decoded = Stream(self.source, header.offset).unpickle(place, note)
-        self.decoded = decoded if header.flags & DESCRIPTOR else None  # the record may be shorter
+        nbytes = Stream(self.source, header.offset).unpickle(place, note).end
         self.sizes = sizes
-        return decoded.end
+        return nbytes
 
     def missing(self) -> dict[str, Member]:
         """The storages that were not found, one after another where the file should go on."""

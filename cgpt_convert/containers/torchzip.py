@@ -17,7 +17,7 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Global, Value, printable, text
 from cgpt_convert.pickles.tree import fill, record_globals
-from cgpt_convert.pickles.unpickle import Decoded, decode
+from cgpt_convert.pickles.unpickle import decode
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
 
@@ -32,11 +32,8 @@ def read(source: Source) -> Checkpoint:
     return of_archive(open_archive(source))
 
 
-def of_archive(archive: Archive, data: Decoded | None = None) -> Checkpoint:
-    """What an archive holds whose records are known already; raises as `read` does.
-
-    `data` is what its data.pkl says, if that is known as well.
-    """
+def of_archive(archive: Archive) -> Checkpoint:
+    """What an archive holds whose records are known already; raises as `read` does."""
     source = archive.source
     root = next(iter(archive.members)).split("/")[0] if archive.members else ""
     _check_root(archive, root)
@@ -50,8 +47,7 @@ def of_archive(archive: Archive, data: Decoded | None = None) -> Checkpoint:
     tables = []
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
-        written = _pickle(archive, f"{root}/{pickle}.pkl")
-        decoded = data if data and pickle == "data" else decode(written)
+        decoded = decode(_pickle(archive, f"{root}/{pickle}.pkl"))
         names |= decoded.globals
         fill(checkpoint, decoded, table, prefix="constants" if pickle != "data" else "")
         tables.append(table)
@@ -153,7 +149,7 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
         raise Malformed(f"not a storage reference: {text(reference)}")
     cls, key, numel, location = told
     if not 0 <= numel < limits.INT64 or type(numel) is bool:
-        raise Malformed(f"a storage of {numel} elements")
+        raise Malformed(f"a storage of {text(numel)} elements")
     return key, storage_dtype(cls), numel, location
 
 

@@ -16,8 +16,8 @@ from cgpt_convert.pickles.arguments import Cursor
 class Builder(Cursor):
     """The position in a pickle, and the values so far. Each method is named after its opcode.
 
-    A MARK begins a new stack and what ends it takes that whole, as CPython's machines do. What
-    pops of an empty one raises IndexError, which whoever runs the machine tells as what it is.
+    A MARK begins a new stack and what ends it takes that whole, as in CPython's pickle.py. What
+    pops from an empty one raises IndexError, which whoever runs the machine has to catch.
     """
 
     def __init__(self, data: bytes, limits: Limits, start: int) -> None:

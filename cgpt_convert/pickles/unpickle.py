@@ -61,6 +61,7 @@ class _Machine(Builder):
         self.opcode_at = start
         self.globals: dict[tuple[str, str], int] = {}
         self.named: dict[tuple[str, str], Global] = {}
+        self.spelled = limits.names.of(len(data) - start)  # characters that names may yet have
 
     def run(self) -> Value:
         data, dispatch = self.data, _DISPATCH
@@ -80,6 +81,7 @@ class _Machine(Builder):
         except IndexError:
             if self.opcode_at >= len(data):
                 raise Incomplete("the pickle ends before its STOP opcode") from None
+            # the stack's: what reads arguments and references raises no IndexError
             raise Malformed("an opcode needs a value and the stack has none") from None
         raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
 
@@ -107,6 +109,9 @@ class _Machine(Builder):
             raise Malformed("a global's module and name are not text")
         key = (module, name)
         if key not in self.named:
+            self.spelled -= len(module) + len(name)
+            if self.spelled < 0:
+                raise Unsupported("too many characters of names for a pickle of its size")
             self.globals[key] = self.opcode_at
             self.named[key] = Global(module, name)
         return self.named[key]
