@@ -46,7 +46,9 @@ def floods() -> dict[str, Callable[[], Folder]]:
         made[f"bare, {name}"] = partial(_folder, "x.pkl", partial(_cut, data))
         made[f"legacy, {name}"] = partial(_folder, "x.pt", partial(legacy, _cut(data)))
         if name in _SALVAGED:
-            made[f"cut, {name}"] = partial(_folder, "x.pt", partial(_cut_off, _cut(data)))
+            made[f"cut, {name}"] = partial(
+                _folder, "x.pt", partial(zips.streamed, "archive/data.pkl", _cut(data))
+            )
     for name, make in {**known.FILES, **known.PACKED, **FILES}.items():
         made[f"file, {name}"] = partial(_folder, "x.bin", make)
     return {**made, **FOLDERS}
@@ -248,14 +250,6 @@ _SALVAGED = (
     "references of text",
     "tensors",
 )
-
-
-def _cut_off(pickle: bytes) -> bytes:
-    """The archive with the pickle, as torch writes it, up to its first storage."""
-    name = b"archive/data.pkl"
-    header = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, len(name), 0)
-    sizes = struct.pack("<4s3L", b"PK\7\x08", zlib.crc32(pickle), len(pickle), len(pickle))
-    return header + name + pickle + sizes
 
 
 def _tensors(count: int) -> bytes:

@@ -6,7 +6,6 @@ import gzip
 import json
 import random
 import struct
-import zlib
 from pathlib import Path
 
 import pytest
@@ -183,12 +182,29 @@ def test_salvage_words_no_error_of_what_it_only_notes(monkeypatch: pytest.Monkey
         raise AssertionError(value)
 
     pickle = b"\x80\2" + b"NQ0" * COUNT + b"}."
-    name = b"a/data.pkl"
-    header = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, len(name), 0)
-    sizes = struct.pack("<4s3L", b"PK\7\x08", zlib.crc32(pickle), len(pickle), len(pickle))
     monkeypatch.setattr(torchzip, "text", told)
-    partial = truncated.whole(MemoryBytes("x", header + name + pickle + sizes))
+    partial = truncated.whole(MemoryBytes("x", zips.streamed("a/data.pkl", pickle)))
     assert not partial.checkpoint.tensors
+
+
+def test_salvage_decodes_a_pickle_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torchzip, "decode")
+    cut = zips.streamed("a/data.pkl", b"\x80\2" + b"]0" * COUNT + b"}.")
+    assert not truncated.whole(MemoryBytes("x", cut)).checkpoint.tensors
+
+
+@pytest.mark.parametrize(
+    ("records", "shown"),
+    [
+        ([("a/extra/data.pkl", b"}."), ("a/data.pkl", b"cos\nsystem\n.")], ["os.system"]),
+        ([("a/data.pkl", b"}."), ("a/extra/data.pkl", b"cos\nsystem\n.")], []),
+    ],
+)
+def test_salvage_reads_the_pickle_of_the_archive_s_own_folder(
+    records: list[tuple[str, bytes]], shown: list[str]
+) -> None:
+    cut = b"".join(zips.streamed(name, data) for name, data in records)
+    assert truncated.whole(MemoryBytes("x", cut)).checkpoint.globals == shown
 
 
 def test_an_error_does_not_spell_a_long_number_out() -> None:

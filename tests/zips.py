@@ -158,3 +158,15 @@ def changed(data: bytes, **contents: bytes | None) -> bytes:
         if content is not None:
             entries[name] = Entry(name, content)
     return build(entries.values())
+
+
+def streamed(name: str, data: bytes) -> bytes:
+    """A record as torch writes it, without a directory: its sizes come after it (4.3.9)."""
+    raw = _bytes(name)
+    header = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, len(raw), 0)
+    return (
+        header
+        + raw
+        + data
+        + struct.pack("<4s3L", b"PK\7\x08", zlib.crc32(data), len(data), len(data))
+    )

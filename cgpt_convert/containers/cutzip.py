@@ -21,6 +21,7 @@ from cgpt_convert.containers.torchzip import of_archive, storage_reference, stor
 from cgpt_convert.errors import CgptError, Malformed
 from cgpt_convert.inert import PersistentId, Value, printable
 from cgpt_convert.limits import MEMBERS
+from cgpt_convert.pickles.unpickle import Decoded
 from cgpt_convert.source import CHUNK, Source, read
 
 _DESCRIPTOR_FORMS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the second is zip64's
@@ -56,7 +57,7 @@ def salvage(source: Source) -> Partial:
     directory = sum(_CENTRAL_NBYTES + len(name) for name in members) + _END_NBYTES
     ends = [member.offset + member.nbytes for member in members.values()]
     needed = max(max(ends) + directory, source.nbytes + (walk.end == source.nbytes))
-    partial = sift(of_archive(Archive(source, members)), walk.end, needed)
+    partial = sift(of_archive(Archive(source, members), walk.decoded()), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
         partial.checkpoint.lost["constants"] = Lost(None, "what names them is cut off")
@@ -78,6 +79,7 @@ class _Walk:
         self.source = source
         self.members: dict[str, Member] = {}
         self.sizes: dict[str, int] | None = None  # of the storages, by record name
+        self.pickle: tuple[str, Decoded] | None = None  # that told the sizes, and its record's name
         self.root = ""
         self.end = source.nbytes
 
@@ -162,9 +164,16 @@ class _Walk:
                     sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
             return PersistentId(reference)
 
-        nbytes = Stream(self.source, header.offset).unpickle(place, note).end
+        self.pickle = header.name, Stream(self.source, header.offset).unpickle(place, note)
         self.sizes = sizes
-        return nbytes
+        return self.pickle[1].end
+
+    def decoded(self) -> dict[str, Decoded]:
+        """The pickle by its record's name, if the record turned out to be just as long."""
+        if self.pickle is None:
+            return {}
+        name, decoded = self.pickle
+        return {name: decoded} if self.members[name].nbytes == decoded.end else {}
 
     def missing(self) -> dict[str, Member]:
         """The storages that were not found, one after another where the file should go on."""

@@ -7,6 +7,7 @@ The layout is that of caffe2/serialize/inline_container.cc: `ROOT/data.pkl` name
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 from cgpt_convert import dtypes, findings, limits
 from cgpt_convert.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Global, Value, printable, text
 from cgpt_convert.pickles.tree import fill, record_globals
-from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.pickles.unpickle import Decoded, decode
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
 
@@ -32,8 +33,11 @@ def read(source: Source) -> Checkpoint:
     return of_archive(open_archive(source))
 
 
-def of_archive(archive: Archive) -> Checkpoint:
-    """What an archive holds whose records are known already; raises as `read` does."""
+def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> Checkpoint:
+    """What an archive holds whose records are known already; raises as `read` does.
+
+    `known` are pickles that have been decoded, by the names of their records.
+    """
     source = archive.source
     root = next(iter(archive.members)).split("/")[0] if archive.members else ""
     _check_root(archive, root)
@@ -47,7 +51,10 @@ def of_archive(archive: Archive) -> Checkpoint:
     tables = []
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
-        decoded = decode(_pickle(archive, f"{root}/{pickle}.pkl"))
+        name = f"{root}/{pickle}.pkl"
+        written = _pickle(archive, name)  # even if it is known: its checksum is compared
+        decoded = known[name] if known and name in known else decode(written)
+        del written  # it can be large
         names |= decoded.globals
         fill(checkpoint, decoded, table, prefix="constants" if pickle != "data" else "")
         tables.append(table)
@@ -148,20 +155,23 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
     if told is None:
         raise Malformed(f"not a storage reference: {text(reference)}")
     cls, key, numel, location = told
-    if not 0 <= numel < limits.INT64 or type(numel) is bool:
-        raise Malformed(f"a storage of {text(numel)} elements")
     return key, storage_dtype(cls), numel, location
 
 
 def storage_told(reference: Value) -> tuple[Global, str, int, str] | None:
-    """Class, key, number of elements and device, unchecked; None if it is no such reference."""
+    """Class, key, number of elements and device; None if it is no such reference.
+
+    Errors take time to word, of which a file can ask for a million.
+    """
     match reference:
         case (kind, Global() as cls, key, location, int() as numel, *_):
             kind, key, location = (
                 value.decode("latin-1") if isinstance(value, bytes) else value
                 for value in (kind, key, location)
             )
-            if kind == "storage" and isinstance(key, str) and isinstance(location, str):
+            counts = 0 <= numel < limits.INT64 and type(numel) is not bool
+            named = isinstance(key, str) and isinstance(location, str)
+            if kind == "storage" and counts and named:
                 return cls, key, numel, location
     return None
 
