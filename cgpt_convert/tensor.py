@@ -225,15 +225,16 @@ class Tensor:
         max_bytes: int = 16 << 20,
         counts: CastCounts | None = None,
         tap: Callable[[memoryview], object] | None = None,
+        threads: int = 1,
     ) -> Iterator[memoryview]:
         """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
 
         A block is valid until the next is asked for. `counts` gathers what a cast lost; `tap` is
-        told the elements before they are cast, in order.
+        told the elements before they are cast, in order; `threads` is how many of them cast.
         """
         from cgpt_convert.values import blocks
 
-        return blocks.of(self, max_bytes, counts, tap)
+        return blocks.of(self, max_bytes, counts, tap, threads)
 
     def numpy(self) -> np.ndarray:
         """The values as a new C-order array; bfloat16 and float8 come widened to float32.

@@ -79,7 +79,7 @@ class Pieces:
             self.crew.wait_prepared()
         counts = self._lost.setdefault(tensor.name, CastCounts()) if tensor.target else None
         with compared([tensor], self._checked) as (watched,):
-            for block in watched.blocks(self._block, counts, tap):
+            for block in watched.blocks(self._block, counts, tap, self.crew.size):
                 self.crew.go_on()
                 yield block
 

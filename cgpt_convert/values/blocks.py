@@ -32,13 +32,14 @@ class CastCounts:
 
 
 def of(
-    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap = None
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap = None, threads: int = 1
 ) -> Iterator[memoryview]:
     """The elements in C order, little-endian, as `tensor.dtype`: whole elements in each block.
 
     A block has at most `max_bytes` bytes (but at least one element), often far fewer, and is valid
     until the next is asked for. `counts` gathers what a cast loses; None skips the counting. `tap`
-    is told the elements before a cast, and nothing where there is none. Some three times
+    is told the elements before a cast, and nothing where there is none. `threads` is how many cast
+    beside each other. Some three times
     `max_bytes` of memory are in use. Raises Unsupported for a cast or a lazy negation that is not
     known here, Malformed or Unreadable where the bytes cannot be read.
     """
@@ -51,8 +52,8 @@ def of(
     if extent is not None:
         return _stream(extent, tensor.dtype.nbytes, max_bytes)
     if tensor.dtype.block > 1:
-        return _quantize(tensor, max_bytes, counts, tap)
-    return _arrange(tensor, max_bytes, counts, tap)
+        return _quantize(tensor, max_bytes, counts, tap, threads)
+    return _arrange(tensor, max_bytes, counts, tap, threads)
 
 
 def import_all() -> None:
@@ -104,7 +105,7 @@ def _stream(extent: Range, itemsize: int, max_bytes: int) -> Iterator[memoryview
 
 
 def _arrange(
-    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
 ) -> Iterator[memoryview]:
     """The elements of a view that is to be reordered, swapped, negated or cast."""
     import numpy as np
@@ -113,9 +114,9 @@ def _arrange(
 
     fix = bits.fixes(tensor)
     widest = max(tensor.stored.nbytes, tensor.dtype.nbytes)
-    most = max(min(max_bytes // widest, cast.CHUNK), 1)
+    most = max(min(max_bytes // widest, cast.at_once(tensor.numel, threads)), 1)
     convert = cast.Cast(tensor.stored, tensor.target, most, counts) if tensor.target else None
-    for words in gather.elements(tensor, max_bytes):
+    for words in gather.elements(tensor, max_bytes, most):
         for step in fix:
             step(words)
         if convert is None:
@@ -128,16 +129,17 @@ def _arrange(
 
 
 def _quantize(
-    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
 ) -> Iterator[memoryview]:
     """The blocks of a tensor that is cast to a type stored in blocks; at least one at a time."""
-    from cgpt_convert.values import bits, gather, quantize
+    from cgpt_convert.values import bits, cast, gather, quantize
 
     fix = bits.fixes(tensor)
     whole = quantize.BLOCK * 32  # bytes: whatever part of it gather takes, that is whole blocks
-    most = max(min(max_bytes // whole * quantize.BLOCK, quantize.CHUNK), quantize.BLOCK)
+    wanted = cast.at_once(tensor.numel, threads)
+    most = max(min(max_bytes // whole * quantize.BLOCK, wanted), quantize.BLOCK)
     blocks = quantize.Quantizer(tensor.stored, tensor.dtype, most, counts, tensor.name)
-    for words in gather.elements(tensor, max(max_bytes // whole, 1) * whole):
+    for words in gather.elements(tensor, max(max_bytes // whole, 1) * whole, most):
         for step in fix:
             step(words)
         if tap:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and as much for every step's result
+# Beside other threads: after each step a thread waits for the interpreter's lock, so that fewer and
+# longer steps take less, though they leave the cache. Their memory is worth it for large tensors.
+_LONG, _LARGE = 256 << 10, 8 << 20
 
 # Exponent bits, mantissa bits, bias, codes of NaN. torch/headeronly/util/Float8_*.h; OCP 8-bit
 # floating point 1.0 (e4m3fn, e5m2); arXiv:2206.02915 (fnuz); OCP microscaling 1.0 (e8m0fnu).
@@ -44,6 +47,11 @@ INFINITY = {
 OVERFLOW = 65520.0  # float16's greatest value and half a step: from here on it rounds to infinity
 
 UNDERFLOW = 2.0**-25  # half of its least value: up to here it rounds to zero
+
+
+def at_once(numel: int, threads: int) -> int:
+    """How many elements to cast or quantize at once, of so many, where so many threads do."""
+    return _LONG if threads > 1 and numel >= _LARGE else CHUNK
 
 
 class Cast:

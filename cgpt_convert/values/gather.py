@@ -34,8 +34,10 @@ GAP = 8 << 10  # bytes worth reading in vain to save a read: either takes 1 to 2
 SPAN = 1 << 20  # bytes read at once when there are gaps among them
 
 
-def elements(tensor: Tensor, max_bytes: int) -> Iterator[Words]:
+def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
     """The elements of `tensor` in C order, uncast: 1-D arrays of words of `stored.nbytes` bytes.
+
+    What need not be rearranged comes `run` elements at a time, or a little more of small ones.
 
     Bytes are as stored, whatever their order. An array has at most `max_bytes` bytes (but holds
     at least one element), may be written to, and is valid until the next is asked for. In all,
@@ -50,7 +52,7 @@ def elements(tensor: Tensor, max_bytes: int) -> Iterator[Words]:
         from cgpt_convert.values.held import held  # panels would be fetched one by one, and again
 
         storage = held(storage, tensor.stored.size(tensor.start), length)
-    reader = _Reader(storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes)
+    reader = _Reader(storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes, run)
     read = reader.in_order if descends else reader.permuted
     yield from read(shape, strides, tensor.start)
 
@@ -58,13 +60,14 @@ def elements(tensor: Tensor, max_bytes: int) -> Iterator[Words]:
 class _Reader:
     """Reads views of one storage through buffers that are made once and used again."""
 
-    def __init__(self, storage: Storage, dtype: np.dtype[Any], max_bytes: int) -> None:
+    def __init__(self, storage: Storage, dtype: np.dtype[Any], max_bytes: int, run: int) -> None:
         self._storage, self._dtype, self._max_bytes = storage, dtype, max_bytes
+        self._run = max(CHUNK, run * dtype.itemsize)
         self._buffers: dict[str, Words] = {}
 
     def in_order(self, shape: Ints, strides: Ints, start: int) -> Iterator[Words]:
         """The elements of a view whose strides descend."""
-        most = self._numel(min(self._max_bytes, CHUNK))
+        most = self._numel(min(self._max_bytes, self._run))
         for at, box in boxes(shape, strides, start, most):
             out = self._buffer("out", math.prod(box))
             self._fill(out.reshape(box), at, strides[len(shape) - len(box) :])

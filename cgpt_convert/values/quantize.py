@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     Octets = NDArray[np.uint8]
 
 BLOCK = 32  # ggml-common.h QK8_0, QK5_1 and so on
-CHUNK = 64 << 10  # elements quantized at once: small enough for the cache, large enough for NumPy
 
 # The greatest code; what the extreme (4_0, 5_0) or the range (4_1, 5_1) is divided by for the scale
 _STEPS = {"q4_0": (15, -8), "q5_0": (31, -16), "q4_1": (15, 15), "q5_1": (31, 31)}
