@@ -76,8 +76,8 @@ Measured by hand on the same machine and day, on which `cp` of 0.5 GB took 0.14 
   alone, where `cp` takes 2.5 in all. A third of it is reading: a panel of 20 MB holds a part of
   each row of a matrix of 64 MB, so that most of the matrix is read again for the next. A larger
   panel would take more memory than the 100 MB that it is to take.
-- A cast is up to 14 steps of NumPy, after each of which a thread waits for the interpreter's lock. In
-  steps of 64 Ki elements, which stay in the cache and take 7 to 10 us each, one thread casts 2.2
+- A cast is up to 14 steps of NumPy, after each of which a thread waits for the interpreter's lock.
+  In steps of 64 Ki elements, which stay in the cache and take 7 to 10 us each, one thread casts 2.2
   GB/s to float16 and two together 1.7; in steps of 256 Ki one casts 1.4 and two 2.4. So it is with
   q8_0: 1.4 and 1.1 GB/s in short steps, 1.4 and 1.8 in long ones. Where several threads cast, large
   tensors take the long ones. `cp` reads and writes 2.1 GB/s, so that of 5.4 GB, casting alone takes
