@@ -79,7 +79,7 @@ Measured by hand on the same machine and day, on which `cp` of 0.5 GB took 0.14 
 - A cast is up to 14 steps of NumPy, after each of which a thread waits for the interpreter's lock.
   In steps of 64 Ki elements, which stay in the cache and take 7 to 10 us each, one thread casts 2.2
   GB/s to float16 and two together 1.7; in steps of 256 Ki one casts 1.4 and two 2.4. So it is with
-  q8_0: 1.4 and 1.1 GB/s in short steps, 1.4 and 1.8 in long ones. Where several threads cast, large
+  q8_0: 1.4 and 1.1 GB/s in short steps, 1.4 and 1.8 in long ones. Where two threads cast, large
   tensors take the long ones. `cp` reads and writes 2.1 GB/s, so that of 5.4 GB, casting alone takes
   as long as `cp`, and quantizing 3 s. NumPy's own cast to float16, which lets go of that lock once,
   is half as fast on one thread and no faster on two.

@@ -12,8 +12,8 @@ from cgpt_convert.source import CHUNK, Source, read
 from cgpt_convert.spool import NoRoom, Spool, room
 
 _WASTE = 2  # times its size that a member may be unpacked for nothing; then the rest is spooled
-_SHARE = 4  # of the room for temporary files that one member may take: a fourth
-_SPOOLED = 4  # members, so all the room is never taken
+_SHARE = 8  # of the room for temporary files that one member may take: an eighth
+_SPOOLED = 4  # members that stay spooled, the last ones; others may be on their way
 _spooled: deque[weakref.ref[Deflated]] = deque()
 
 
@@ -70,24 +70,32 @@ class Deflated:
     def _spool_all(self) -> None:
         """Unpack all of it, as far as it goes, into a temporary file; not if there is no room."""
         self._wasted = 0
+        while len(_spooled) >= _SPOOLED:
+            if oldest := _spooled.popleft()():
+                oldest.let_go()
         try:
             if self.nbytes > room()[0] // _SHARE:
                 return
-            spool, damage = Spool(self.name), "the deflated data ends early"
-            try:
-                while self._position < self.nbytes:
-                    at = self._position
-                    spool.write(self._next(min(CHUNK, self.nbytes - at)), at)
-            except Malformed as error:  # what lies before it is whole
-                damage = error.message
+            spool = Spool(self.name)
+            self._damage = self._unpack_into(spool)
         except NoRoom:
             self._rewind()
             return
-        self._end, self._damage, self._spool = self._position, damage, spool
+        self._end, self._spool = self._position, spool
         self._rewind()
         _spooled.append(weakref.ref(self))
-        if len(_spooled) > _SPOOLED and (oldest := _spooled.popleft()()):
-            oldest.let_go()
+
+    def _unpack_into(self, spool: Spool) -> str:
+        """What is wrong behind the last byte that can be unpacked."""
+        most, damage = CHUNK, "the deflated data ends early"
+        while most and self._position < self.nbytes:
+            at, before = self._position, (self._inflate.copy(), self._taken)
+            try:
+                spool.write(self._next(min(most, self.nbytes - at)), at)
+            except Malformed as error:  # somewhere in these bytes: those before it are whole
+                damage, most = error.message, most // 2
+                self._inflate, self._taken = before
+        return damage
 
     def let_go(self) -> None:
         """Make room for others. Whoever is reading the temporary file still has it."""

@@ -194,3 +194,30 @@ def test_casts_that_do_not_exist():
         tensor.cast(BY_NAME["int32"])
     with pytest.raises(Unsupported, match="float8_e5m2"):
         list(tensor.cast(BY_NAME["float8_e5m2"]).blocks())
+
+
+@pytest.mark.parametrize("target", ["float16", "bfloat16"])
+def test_long_steps_beside_other_threads_give_the_same(target, monkeypatch):
+    monkeypatch.setattr(cast, "_LARGE", 0)
+    values = np.random.default_rng(0).standard_normal(600_001).astype("<f4")
+    tensor = tensor_of(values.view("<u4"), "float32").cast(BY_NAME[target])
+    blocks = [bytes(block) for block in tensor.blocks(8 << 20, threads=2)]
+    assert len(blocks[0]) == 2 * (256 << 10)
+    want, _ = by_torch(values.view("<u4"), "float32", target)
+    assert b"".join(blocks) == want.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("numel", "max_bytes", "threads", "elements"),
+    [
+        (8 << 20, 8 << 20, 2, 256 << 10),
+        ((8 << 20) - 1, 8 << 20, 2, 64 << 10),
+        (8 << 20, 16 << 20, 1, 64 << 10),
+        (8 << 20, 4 << 20, 4, 128 << 10),
+        (8 << 20, 1 << 20, 16, 64 << 10),
+    ],
+)
+def test_long_steps_are_for_large_tensors_and_stay_in_their_memory(
+    numel, max_bytes, threads, elements
+):
+    assert cast.at_once(numel, max_bytes, threads) == elements

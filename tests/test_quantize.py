@@ -14,6 +14,7 @@ from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.shapes import c_strides
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor, replace
+from cgpt_convert.values import cast
 from cgpt_convert.values.blocks import CastCounts
 from cgpt_convert.values.stats import statistics
 from tests import llama_logits
@@ -111,6 +112,16 @@ def test_any_block_is_that_of_ggml(block):
     for name in BLOCK_CASTS:
         blocks = tensor_bytes(float32("w", block).cast(BY_NAME[name]))
         assert blocks == ggml_blocks(block, BY_NAME[name])
+
+
+def test_long_steps_beside_other_threads_give_the_same(dtype, monkeypatch):
+    monkeypatch.setattr(cast, "_LARGE", 0)
+    values = RANDOM.standard_normal((300, 3200)).astype("<f4")
+    for turned in (False, True):
+        tensor = float32("w", values.T.copy()).transposed() if turned else float32("w", values)
+        pieces = [bytes(piece) for piece in tensor.cast(dtype).blocks(8 << 20, threads=2)]
+        assert b"".join(pieces) == ggml_blocks(values, dtype)
+        assert turned or len(pieces[0]) == dtype.size(256 << 10)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 1000, 4096, 100_000, 8 << 20])

@@ -14,6 +14,7 @@ from cgpt_convert.errors import BadRequest
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.places import is_url
 from cgpt_convert.summary import checks_of, summarise
+from cgpt_convert.tensor import Tensor
 
 
 @click.command("inspect")
@@ -104,12 +105,17 @@ def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
     from cgpt_convert.values.stats import statistics
 
     pairs = [(checkpoint[row["name"]], row) for row in rows]
-    # in the order of the file; a packed storage can only be read forward
-    pairs.sort(key=lambda pair: (pair[0].storage.offset, pair[0].stored.size(pair[0].start)))
+    pairs.sort(key=lambda pair: _place(pair[0]))
     with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
         for tensor, row in pairs:
             row["stats"] = statistics(tensor)
             advance(row["nbytes"])
+
+
+def _place(tensor: Tensor) -> tuple[str, int, int]:
+    """Where it begins. A packed storage, a source of its own, can only be read forward."""
+    storage = tensor.storage
+    return storage.source.name, storage.offset, tensor.stored.size(tensor.start)
 
 
 def _check(checkpoint: Checkpoint) -> dict[str, Any]:

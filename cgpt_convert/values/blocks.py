@@ -38,8 +38,8 @@ def of(
 
     A block has at most `max_bytes` bytes (but at least one element), often far fewer, and is valid
     until the next is asked for. `counts` gathers what a cast loses; None skips the counting. `tap`
-    is told the elements before a cast, and nothing where there is none. `threads` is how many cast
-    beside each other. Some three times
+    is told the elements before a cast, and nothing where there is none. `threads` is how many
+    tensors are read at a time. Some three times
     `max_bytes` of memory are in use. Raises Unsupported for a cast or a lazy negation that is not
     known here, Malformed or Unreadable where the bytes cannot be read.
     """
@@ -114,7 +114,7 @@ def _arrange(
 
     fix = bits.fixes(tensor)
     widest = max(tensor.stored.nbytes, tensor.dtype.nbytes)
-    most = max(min(max_bytes // widest, cast.at_once(tensor.numel, threads)), 1)
+    most = max(min(max_bytes // widest, cast.at_once(tensor.numel, max_bytes, threads)), 1)
     convert = cast.Cast(tensor.stored, tensor.target, most, counts) if tensor.target else None
     for words in gather.elements(tensor, max_bytes, most):
         for step in fix:
@@ -136,7 +136,7 @@ def _quantize(
 
     fix = bits.fixes(tensor)
     whole = quantize.BLOCK * 32  # bytes: whatever part of it gather takes, that is whole blocks
-    wanted = cast.at_once(tensor.numel, threads)
+    wanted = cast.at_once(tensor.numel, max_bytes, threads)
     most = max(min(max_bytes // whole * quantize.BLOCK, wanted), quantize.BLOCK)
     blocks = quantize.Quantizer(tensor.stored, tensor.dtype, most, counts, tensor.name)
     for words in gather.elements(tensor, max(max_bytes // whole, 1) * whole, most):

@@ -27,6 +27,7 @@ CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and as much for e
 # Beside other threads: after each step a thread waits for the interpreter's lock, so that fewer and
 # longer steps take less, though they leave the cache. Their memory is worth it for large tensors.
 _LONG, _LARGE = 256 << 10, 8 << 20
+_NBYTES = 24  # that a cast holds for each element of a step
 
 # Exponent bits, mantissa bits, bias, codes of NaN. torch/headeronly/util/Float8_*.h; OCP 8-bit
 # floating point 1.0 (e4m3fn, e5m2); arXiv:2206.02915 (fnuz); OCP microscaling 1.0 (e8m0fnu).
@@ -49,9 +50,14 @@ OVERFLOW = 65520.0  # float16's greatest value and half a step: from here on it 
 UNDERFLOW = 2.0**-25  # half of its least value: up to here it rounds to zero
 
 
-def at_once(numel: int, threads: int) -> int:
-    """How many elements to cast or quantize at once, of so many, where so many threads do."""
-    return _LONG if threads > 1 and numel >= _LARGE else CHUNK
+def at_once(numel: int, max_bytes: int, threads: int) -> int:
+    """How many elements of so many to cast or quantize at once: more beside other threads.
+
+    What they take is no more than `max_bytes`, or what `CHUNK` elements take.
+    """
+    if threads == 1 or numel < _LARGE:
+        return CHUNK
+    return max(CHUNK, min(_LONG, max_bytes // _NBYTES // CHUNK * CHUNK))
 
 
 class Cast:

@@ -37,7 +37,7 @@ SPAN = 1 << 20  # bytes read at once when there are gaps among them
 def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
     """The elements of `tensor` in C order, uncast: 1-D arrays of words of `stored.nbytes` bytes.
 
-    What need not be rearranged comes `run` elements at a time, or a little more of small ones.
+    What need not be rearranged comes `run` elements at a time, or 256 KiB if those are fewer bytes.
 
     Bytes are as stored, whatever their order. An array has at most `max_bytes` bytes (but holds
     at least one element), may be written to, and is valid until the next is asked for. In all,
