@@ -230,7 +230,7 @@ class Tensor:
         """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
 
         A block is valid until the next is asked for. `counts` gathers what a cast lost; `tap` is
-        told the elements before they are cast, in order; `threads` is how many do this to tensors.
+        told the elements before they are cast, in order; `threads` read tensors at the same time.
         """
         from cgpt_convert.values import blocks
 

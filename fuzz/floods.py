@@ -239,7 +239,7 @@ def _under(name: str) -> bytes:
     return start + TENSOR + b"}" + _text(name) + b"}(" + _tensors(count) + b"us."
 
 
-# what is also cut off behind the pickle, where it is decoded twice
+# what is also cut off behind the pickle, as salvage reads it
 _SALVAGED = (
     "a deep reference",
     "distinct names",

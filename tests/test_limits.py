@@ -275,9 +275,11 @@ def test_20_what_the_walk_may_cost_is_counted_to_the_last(
     # the values; the characters of their paths; the pair and what is in it, again; the tensors
     exact = {"NODES": 11, "NAMES": 32, "REPEATED": 5, "TENSORS": 2}[limit]
     (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
-    monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact, 1 << 40, exact))
+    monkeypatch.setattr(f"cgpt_convert.pickles.budget.{limit}", Share(exact, 1 << 40, exact))
     assert len(open_checkpoint(path)) == 2
-    monkeypatch.setattr(f"cgpt_convert.pickles.tree.{limit}", Share(exact - 1, 1 << 40, exact - 1))
+    monkeypatch.setattr(
+        f"cgpt_convert.pickles.budget.{limit}", Share(exact - 1, 1 << 40, exact - 1)
+    )
     with pytest.raises(Unsupported, match="for a pickle of its size"):
         open_checkpoint(path)
 
@@ -287,7 +289,7 @@ def test_20_a_tensor_of_many_dimensions_counts_as_several(
 ) -> None:
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"a": torch.zeros([1] * 64)}))
     for most, enough in ((8, True), (7, False)):
-        monkeypatch.setattr("cgpt_convert.pickles.tree.TENSORS", Share(most, 1 << 40, most))
+        monkeypatch.setattr("cgpt_convert.pickles.budget.TENSORS", Share(most, 1 << 40, most))
         with nullcontext() if enough else pytest.raises(Unsupported, match="too many tensors"):
             open_checkpoint(path)
 
@@ -308,9 +310,9 @@ def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
     tied = torch.zeros(2)
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"long": tied, "b": tied, "c": tied}))
     exact = len("long" + "b" + "c") + 2 * len("long")
-    monkeypatch.setattr("cgpt_convert.pickles.tree.NAMES", Share(exact, 1 << 40, exact))
+    monkeypatch.setattr("cgpt_convert.pickles.budget.NAMES", Share(exact, 1 << 40, exact))
     assert open_checkpoint(path).ties == {"b": "long", "c": "long"}
-    monkeypatch.setattr("cgpt_convert.pickles.tree.NAMES", Share(exact - 1, 1 << 40, exact - 1))
+    monkeypatch.setattr("cgpt_convert.pickles.budget.NAMES", Share(exact - 1, 1 << 40, exact - 1))
     with pytest.raises(Unsupported, match="too many characters of names"):
         open_checkpoint(path)
 

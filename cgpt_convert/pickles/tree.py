@@ -9,17 +9,9 @@ from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Set, Value, printable, text
-from cgpt_convert.limits import (
-    EXPANSION,
-    EXPANSION_FLOOR,
-    NAME,
-    NAMES,
-    NESTING,
-    NODES,
-    REPEATED,
-    TENSORS,
-)
+from cgpt_convert.limits import EXPANSION, EXPANSION_FLOOR, NESTING
 from cgpt_convert.pickles import ndarray
+from cgpt_convert.pickles.budget import Budget, text_cost
 from cgpt_convert.pickles.children import (
     PLAIN,
     Pairs,
@@ -44,7 +36,7 @@ def fill(
     Raises one error that lists every tensor that cannot be understood, Unsupported where the
     pickle unfolds to far more than its bytes.
     """
-    budget = _Budget(checkpoint.path, decoded.end)
+    budget = Budget(checkpoint.path, decoded.end)
     walk = _Walk(checkpoint, storages, budget)
     walk.visit(prefix, decoded.value, 0)
     if walk.errors:
@@ -53,7 +45,7 @@ def fill(
     _check_expansion(checkpoint, budget)
 
 
-def _check_expansion(checkpoint: Checkpoint, budget: _Budget) -> None:
+def _check_expansion(checkpoint: Checkpoint, budget: Budget) -> None:
     """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that.
 
     Or if those that are the same tell of a name together that is long.
@@ -102,52 +94,8 @@ def foreign(names: list[str]) -> list[str]:
     return [name for name in names if name not in KNOWN and not is_script_class(name)]
 
 
-class _Budget:
-    """What the walk through one pickle may cost, by the pickle's size."""
-
-    def __init__(self, path: str, nbytes: int) -> None:
-        self.path = path
-        self.nodes = NODES.of(nbytes)
-        self.repeated = REPEATED.of(nbytes)
-        self.tensors = TENSORS.of(nbytes)
-        self.names = NAMES.of(nbytes)
-
-    def visit(self, name: str, cost: int = 1) -> None:
-        """Take off one value under `name`, or what costs as much as several."""
-        self.nodes -= cost
-        if len(name) > NAME:
-            raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
-        self.names -= len(name)
-        if self.nodes < 0 or self.names < 0:
-            raise self.exceeded("values" if self.nodes < 0 else _NAMES)
-
-    def spell(self, name: str) -> None:
-        """Take off a name's characters, each time that it is told."""
-        self.names -= len(name)
-        if self.names < 0:
-            raise self.exceeded(_NAMES)
-
-    def again(self, cost: int) -> None:
-        """Take off a value that was met before: five bytes of pickle can double the tree."""
-        self.repeated -= cost
-        if self.repeated < 0:
-            raise self.exceeded("shared values")
-
-    def tensor(self, cost: int) -> None:
-        """Take off a tensor that costs as much as so many."""
-        self.tensors -= cost
-        if self.tensors < 0:
-            raise self.exceeded("tensors")
-
-    def exceeded(self, what: str) -> Unsupported:
-        return Unsupported(f"too many {what} for a pickle of its size", where=self.path)
-
-
-_NAMES = "characters of names"
-
-
 class _Walk:
-    def __init__(self, checkpoint: Checkpoint, storages: StorageTable, budget: _Budget) -> None:
+    def __init__(self, checkpoint: Checkpoint, storages: StorageTable, budget: Budget) -> None:
         self.checkpoint = checkpoint
         self.storages = storages
         self.budget = budget
@@ -208,7 +156,7 @@ class _Walk:
         pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
         for key, value in pairs:
             path = _join(name, key)
-            self.budget.visit(path, _text_cost(value))
+            self.budget.visit(path, text_cost(value))
             self.checkpoint.others.append(Leaf(path, value))
 
     def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
@@ -230,7 +178,7 @@ class _Walk:
             if number is not None:
                 value = number
         if not tensors_only:
-            if more := _text_cost(value) - 1:
+            if more := text_cost(value) - 1:
                 self.budget.visit("", more)
             self.checkpoint.others.append(Leaf(name, value))
         if isinstance(value, Call):  # the tensors in an object of an unknown class
@@ -239,7 +187,7 @@ class _Walk:
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
-        self.budget.tensor(_tensor_cost(tensor))
+        self.budget.tensor(tensor)
         if name in checkpoint.tensors or name in checkpoint.exotic:
             self.collisions.setdefault(name)
         elif isinstance(tensor, Tensor):
@@ -260,27 +208,6 @@ class _Walk:
 
 
 _HOLDING = frozenset({list, tuple, Dict, Set, Call})
-
-
-def _text_cost(value: Value) -> int:
-    """What showing a value that is no container costs, in plain values: its line is long or not."""
-    if type(value) in PLAIN:
-        return 1
-    if type(value) in (list, tuple):
-        return 1 + min(len(value), _LINE) // _PER_VISIT
-    return 1 + _LINE // _PER_VISIT
-
-
-def _tensor_cost(tensor: Tensor | Exotic) -> int:
-    """What taking in a tensor costs, in plain ones of few dimensions."""
-    if isinstance(tensor, Exotic):
-        return 1 + sum(map(_tensor_cost, tensor.parts))
-    return 1 + len(tensor.shape) // _MANY
-
-
-_MANY = 9  # dimensions, more than a weight has
-_LINE = 64  # values that a line has room for
-_PER_VISIT = 8  # values written in the time of one visit
 
 
 def _listed(names: list[str]) -> str:

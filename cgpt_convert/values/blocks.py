@@ -38,10 +38,10 @@ def of(
 
     A block has at most `max_bytes` bytes (but at least one element), often far fewer, and is valid
     until the next is asked for. `counts` gathers what a cast loses; None skips the counting. `tap`
-    is told the elements before a cast, and nothing where there is none. `threads` is how many
-    tensors are read at a time. Some three times
-    `max_bytes` of memory are in use. Raises Unsupported for a cast or a lazy negation that is not
-    known here, Malformed or Unreadable where the bytes cannot be read.
+    is told the elements before a cast, and nothing where there is none. `threads` is how many read
+    tensors at the same time. Some three times `max_bytes` of memory are in use. Raises Unsupported
+    for a cast or a lazy negation that is not known here, Malformed or Unreadable where the bytes
+    cannot be read.
     """
     extent = tensor.extent()
     if extent is None and tensor.stored.block > 1:
