@@ -72,13 +72,15 @@ UNPACKED_FLOOR = 64 * MiB
 
 # Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
 # those of real ones take 5 bytes on average, and shrink to a quarter. A name or a call counts as 4,
-# a text or an addition to a dict as 2 (pickles/dispatch.py), one more pickle as 16: they take as
-# long. A gzipped list of 100,000 merges takes little more than 300,000.
+# a text or an addition to a dict as 2 (pickles/dispatch.py), one more pickle as 16, a foreign name
+# in it as 24: they take as long. A gzipped list of 100,000 merges takes little more than 300,000.
 SCANNED = Share(300_000, 1, 1 << 40)
 
 # Of the memo, when a pickle is scanned: no writer of pickles comes near either.
 MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory
 MEMO_SPARSE = 1 << 16  # entries out of order
+
+MARKS = 100_000  # open at once, of 64 bytes each, when a pickle is scanned; real ones under 20
 
 JSON_VALUES = 4_000_000  # of one document; a vocabulary has 256,000
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE

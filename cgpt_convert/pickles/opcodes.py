@@ -47,9 +47,10 @@ class Opcodes:
     def __init__(self, source: Source, at: int = 0) -> None:
         self.source = source
         self.end = source.nbytes
-        self._buffer = b""
+        self.buffer = b""
         self.base = at  # the offset in the source of the buffer's first byte
         self.index = 0  # in the buffer, of the next byte
+        self.begun = 0  # in the buffer, of the opcode that was begun last
         self._size = _FIRST
 
     @property
@@ -57,22 +58,27 @@ class Opcodes:
         """The offset in the source of the next byte."""
         return self.base + self.index
 
+    @property
+    def position(self) -> int:
+        """The offset in the source of the opcode that was begun last."""
+        return self.base + self.begun
+
     def next(self) -> int:
-        """The next byte, an opcode. Raises Fault where there is none."""
+        """The next byte of an argument. Raises Fault where there is none."""
         index = self.index
-        if index == len(self._buffer):
-            self._fill(1)
+        if index == len(self.buffer):
+            self.fill(1)
             index = 0
         self.index = index + 1
-        return self._buffer[index]
+        return self.buffer[index]
 
     def take(self, nbytes: int) -> bytes:
         """The next few bytes."""
         stop = self.index + nbytes
-        if stop > len(self._buffer):
-            self._fill(nbytes)
+        if stop > len(self.buffer):
+            self.fill(nbytes)
             stop = nbytes
-        data = self._buffer[stop - nbytes : stop]
+        data = self.buffer[stop - nbytes : stop]
         self.index = stop
         return data
 
@@ -84,20 +90,25 @@ class Opcodes:
         """Move on without reading."""
         if nbytes > self.end - self.at:
             raise Fault("it ends inside an argument")
-        if self.index + nbytes <= len(self._buffer):
+        if self.index + nbytes <= len(self.buffer):
             self.index += nbytes
             return
         self.base += self.index + nbytes
-        self._buffer, self.index = b"", 0
+        self.begun -= self.index + nbytes
+        self.buffer, self.index = b"", 0
 
-    def _fill(self, nbytes: int) -> None:
-        """Have at least that many bytes in the buffer, from the present position on."""
-        rest = self._buffer[self.index :]
+    def fill(self, nbytes: int) -> None:
+        """Have at least that many bytes in the buffer, from the present position on.
+
+        Raises Fault if there are not as many.
+        """
+        rest = self.buffer[self.index :]
         start = self.at + len(rest)
         size = min(max(self._size, nbytes - len(rest)), self.end - start)
         if len(rest) + size < nbytes:
             raise Fault("it ends before its STOP opcode")
-        self._buffer, self.base = rest + read(self.source, start, size), start - len(rest)
+        self.buffer, self.base = rest + read(self.source, start, size), start - len(rest)
+        self.begun -= self.index
         self.index = 0
         self._size = CHUNK
 
@@ -108,13 +119,13 @@ class Opcodes:
         """
         offset, head, nbytes = self.at, b"", 0
         while True:
-            if self.index == len(self._buffer):
+            if self.index == len(self.buffer):
                 if self.at == self.end:
                     kept = max(nbytes - 1, 0)
                     return Span(offset, kept, head[:kept], "utf-8")
-                self._fill(1)
-            found = self._buffer.find(b"\n", self.index)
-            piece = self._buffer[self.index : found if found >= 0 else len(self._buffer)]
+                self.fill(1)
+            found = self.buffer.find(b"\n", self.index)
+            piece = self.buffer[self.index : found if found >= 0 else len(self.buffer)]
             if legal is not None:
                 number, zero, _ = piece.partition(b"\0")
                 if not legal.issuperset(number):
@@ -131,10 +142,10 @@ class Opcodes:
 
     def short_line(self, most: int) -> bytes | None:
         """A line, if it has at most so many bytes and they are at hand; else it is not taken."""
-        found = self._buffer.find(b"\n", self.index, self.index + most + 1)
+        found = self.buffer.find(b"\n", self.index, self.index + most + 1)
         if found < 0:
             return None
-        piece = self._buffer[self.index : found]
+        piece = self.buffer[self.index : found]
         self.index = found + 1
         return piece
 

@@ -60,8 +60,19 @@ def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
         nbytes = count(opcodes)
         if nbytes < 0:
             raise Fault("a negative length")
-        span = opcodes.sized(nbytes, form)
-        return _text(span) if form == "utf-8" else span
+        return opcodes.sized(nbytes, form)
+
+    return argument
+
+
+def _sized_text(layout: str) -> Callable[[Opcodes], Value]:
+    count = _fixed(layout)
+
+    def argument(opcodes: Opcodes) -> Value:
+        nbytes = count(opcodes)
+        if nbytes > KEPT or nbytes > opcodes.end - opcodes.at:
+            return opcodes.sized(nbytes, "utf-8")
+        return opcodes.take(nbytes).decode("utf-8", "surrogateescape")
 
     return argument
 
@@ -149,8 +160,8 @@ ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "bytes8": _sized("<Q", "bytes"),
     "bytearray8": _sized("<Q", "bytes"),
     "unicodestring1": _short_text,
-    "unicodestring4": _sized("<I", "utf-8"),
-    "unicodestring8": _sized("<Q", "utf-8"),
+    "unicodestring4": _sized_text("<I"),
+    "unicodestring8": _sized_text("<Q"),
     "long1": _short_integer,
     "long4": _integer,
     "stringnl": _quoted,

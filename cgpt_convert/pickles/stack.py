@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cgpt_convert.inert import Dict, Set, Value
-from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE
+from cgpt_convert.limits import MARKS, MEMO_GAP, MEMO_SPARSE
 from cgpt_convert.pickles.opcodes import Fault, Opcodes
 
 SHOWN = 16  # items kept of one container: enough to show
-_LOOKED_AT = 2 * SHOWN  # of those above a MARK: keys and values
 _CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
 _TUPLES = 1_000_000
 _TEXT_CHARS = 64 << 20
 NEWEST_PROTOCOL = 5  # PEP 574
-_NO_VALUE = "an opcode needs a value and the stack has none"
 
 
 class Unknown:
@@ -35,14 +33,16 @@ class Exhausted(Fault):
 
 
 class Stack:
-    """What the opcodes for plain values do; each method is named after the opcode."""
+    """What the opcodes for plain values do; each method is named after the opcode.
+
+    A MARK begins a new stack, as in `building`. What pops from an empty one raises IndexError,
+    which whoever runs the machine has to catch.
+    """
 
     def __init__(self, opcodes: Opcodes) -> None:
         self.opcodes = opcodes
-        self.position = opcodes.at  # of the opcode at work
-        self.stack: list[Value] = []
-        self.marks: list[int] = []  # how high the stack was
-        self.floor = 0  # the last of these
+        self.stack: list[Value] = []  # since the last MARK
+        self.below: list[list[Value]] = []  # the stacks that MARKs interrupted
         self.memo: list[Value] = []
         self.sparse: dict[int, Value] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
@@ -50,30 +50,17 @@ class Stack:
         self.extra = 0  # opcodes that count besides, for what takes as long
         self.frame_end = 0
 
-    def pop(self) -> Value:
-        if len(self.stack) > self.floor:
-            return self.stack.pop()
-        raise Fault(_NO_VALUE)
-
-    def top(self) -> Value:
-        if len(self.stack) > self.floor:
-            return self.stack[-1]
-        raise Fault(_NO_VALUE)
+    @property
+    def position(self) -> int:
+        """Of the opcode at work."""
+        return self.opcodes.position
 
     def pop_to_mark(self) -> list[Value]:
-        """The values above the last MARK, as many as anything is done with."""
-        if not self.marks:
+        """The values above the last MARK."""
+        if not self.below:
             raise Fault("an opcode needs a MARK and the stack has none")
-        start = self.unmark()
-        values = self.stack[start : start + _LOOKED_AT]
-        del self.stack[start:]
+        values, self.stack = self.stack, self.below.pop()
         return values
-
-    def unmark(self) -> int:
-        """Forget the last MARK; how high the stack was there."""
-        start = self.marks.pop()
-        self.floor = self.marks[-1] if self.marks else 0
-        return start
 
     def keep(self, value: Value, kind: int = 0) -> None:
         """Push a value if there is room for its kind, else one that is not known."""
@@ -81,19 +68,22 @@ class Stack:
         self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
 
     def POP(self) -> None:
-        if len(self.stack) > self.floor:
+        if self.stack or not self.below:
             self.stack.pop()
-        elif self.marks:
-            self.unmark()
         else:
-            raise Fault(_NO_VALUE)
+            self.pop_to_mark()
 
     def MARK(self) -> None:
-        self.floor = len(self.stack)
-        self.marks.append(self.floor)
+        if len(self.below) == MARKS:
+            raise Exhausted(f"more than {MARKS:,} MARKs in each other")
+        self.below.append(self.stack)
+        self.stack = []
 
     def DUP(self) -> None:
-        self.stack.append(self.top())
+        self.stack.append(self.stack[-1])
+
+    def READONLY_BUFFER(self) -> None:
+        self.stack.append(self.stack.pop())
 
     def PROTO(self, version: int) -> None:
         if version > NEWEST_PROTOCOL:
@@ -109,14 +99,16 @@ class Stack:
         self.stack.append(())
 
     def TUPLE1(self) -> None:
-        self.keep((self.pop(),), 1)
+        self.keep((self.stack.pop(),), 1)
 
     def TUPLE2(self) -> None:
-        second, first = self.pop(), self.pop()
+        pop = self.stack.pop
+        second, first = pop(), pop()
         self.keep((first, second), 1)
 
     def TUPLE3(self) -> None:
-        third, second, first = self.pop(), self.pop(), self.pop()
+        pop = self.stack.pop
+        third, second, first = pop(), pop(), pop()
         self.keep((first, second, third), 1)
 
     def make(self, container: Callable[[list[Value]], Value], values: list[Value]) -> None:
@@ -159,7 +151,7 @@ class Stack:
             raise Fault(f"memo {index} is read before it is written")
 
     def PUT(self, index: Value) -> None:
-        value = self.top()
+        value = self.stack[-1]
         if not isinstance(index, int) or index < 0:
             raise Fault("a memo index that is no number, or a negative one")
         if index > MEMO_GAP + self.position:
@@ -179,7 +171,7 @@ class Stack:
         if self.sparse:
             self.PUT(len(self.memo) + len(self.sparse))
         else:
-            self.memo.append(self.top())
+            self.memo.append(self.stack[-1])
 
 
 def _list(values: list[Value]) -> Value:
@@ -196,4 +188,5 @@ def _dict(values: list[Value]) -> Value:
 
 def pairs(values: list[Value]) -> list[tuple[Value, Value]]:
     """Keys and values, as many as are kept."""
-    return list(zip(values[::2], values[1::2], strict=False))[:SHOWN]
+    few = values[: 2 * SHOWN]
+    return list(zip(few[::2], few[1::2], strict=False))

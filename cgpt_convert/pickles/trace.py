@@ -86,17 +86,26 @@ class _Machine(Nested):
         self.uses: dict[tuple[str, str], Use] = {}
         self.named: dict[tuple[str, str], Name] = {}
         self.computed: list[Use] = []
+        self.beyond = Use("", "", 0)  # of those calls that are too many to be shown
         self.marked = False
         self.value: Value = UNKNOWN
 
     def run(self) -> None:
-        table, push, opcodes = _TABLE, self.stack.append, self.opcodes
-        following, left = opcodes.next, self.most
+        table, opcodes = _TABLE, self.opcodes
+        left = self.most
         try:
-            while (byte := following()) != _STOP:  # a millionth of a second, a million times
+            while True:  # less than a millionth of a second, a million times
+                index = opcodes.begun = opcodes.index
+                if index == len(opcodes.buffer):
+                    opcodes.fill(1)
+                    index = 0
+                opcodes.index = index + 1
+                byte = opcodes.buffer[index]
+                if byte == _STOP:
+                    break
                 method, argument, cost = table[byte]
                 if method is None:
-                    push(argument(opcodes))
+                    self.stack.append(argument(opcodes))
                 elif argument is None:
                     method(self)
                 else:
@@ -104,13 +113,13 @@ class _Machine(Nested):
                 left -= cost
                 if left < self.extra:
                     raise Exhausted(f"more than {self.most:,} opcodes")
-                at = opcodes.base + opcodes.index
-                if self.frame_end and self.position < self.frame_end < at:
+                if self.frame_end and self.position < self.frame_end < opcodes.at:
                     self.odd = self.odd or "a frame that ends inside an argument: loaders disagree"
-                self.position = at
+            self.value = self.stack.pop()
+        except IndexError:  # the stack's: nothing else raises one
+            raise Fault("an opcode needs a value and the stack has none") from None
         finally:
             self.count = self.most - left + self.extra
-        self.value = self.pop()
 
     def PROTO(self, version: int) -> None:
         super().PROTO(version)
@@ -122,7 +131,7 @@ class _Machine(Nested):
     # -- additions to what is on the stack
 
     def add(self, values: list[Value]) -> None:
-        target = self.top()
+        target = self.stack[-1]
         if isinstance(target, list):
             _grow(target, values)
         elif isinstance(target, Set):
@@ -134,7 +143,7 @@ class _Machine(Nested):
             self.change(target)
 
     def add_items(self, values: list[Value]) -> None:
-        target = self.top()
+        target = self.stack[-1]
         if isinstance(target, Dict):
             _grow(target.items, pairs(values) if len(target.items) < SHOWN else [])
         elif isinstance(target, Call):
@@ -144,20 +153,20 @@ class _Machine(Nested):
             self.change(target)
 
     def APPEND(self) -> None:
-        self.add([self.pop()])
+        self.add([self.stack.pop()])
 
     def APPENDS(self) -> None:
         self.add(self.pop_to_mark())
 
     def SETITEM(self) -> None:
-        value, key = self.pop(), self.pop()
+        value, key = self.stack.pop(), self.stack.pop()
         self.add_items([key, value])
 
     def SETITEMS(self) -> None:
         self.add_items(self.pop_to_mark())
 
     def BUILD(self) -> None:
-        state, target = self.pop(), self.top()
+        state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Call):
             target.state = state
             self.into_call((state,))
@@ -170,7 +179,7 @@ class _Machine(Nested):
         self.name(*names)
 
     def STACK_GLOBAL(self) -> None:
-        name, module = self.pop(), self.pop()
+        name, module = self.stack.pop(), self.stack.pop()
         self.name(module, name)
 
     def name(self, module: Value, name: Value) -> None:
@@ -209,12 +218,13 @@ class _Machine(Nested):
             raise Fault("a plain value is called")
         made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
         if use is None:
-            use = Use("", "what another call returns", self.position)
+            use = self.beyond
             if len(self.computed) < SHOWN:
+                use = Use("", "what another call returns", made.position)
                 self.computed.append(use)
         use.count += 1
         if use.call is None:
-            use.call, use.position = made, self.position
+            use.call, use.position = made, made.position
         self.into_call(made.args)
         self.keep(made)
 
@@ -224,20 +234,21 @@ class _Machine(Nested):
         self.use(target.module, target.name).changed = True
 
     def REDUCE(self) -> None:
-        args, func = self.pop(), self.pop()
+        args, func = self.stack.pop(), self.stack.pop()
         self.call(func, args, "REDUCE")
 
     def NEWOBJ(self) -> None:
-        args, func = self.pop(), self.pop()
+        args, func = self.stack.pop(), self.stack.pop()
         self.call(func, args, "NEWOBJ")
 
     def NEWOBJ_EX(self) -> None:
-        kwargs, args, func = self.pop(), self.pop(), self.pop()
+        pop = self.stack.pop
+        kwargs, args, func = pop(), pop(), pop()
         self.call(func, args, "NEWOBJ_EX", kwargs)
 
     def INST(self, names: tuple[Value, Value]) -> None:
         self.name(*names)  # first: Python's own unpickler imports it before it misses a MARK
-        func = self.pop()
+        func = self.stack.pop()
         self.call(func, tuple(self.pop_to_mark()[:SHOWN]), "INST")
 
     def OBJ(self) -> None:
@@ -250,7 +261,7 @@ class _Machine(Nested):
         self.keep(PersistentId(reference), 1)
 
     def BINPERSID(self) -> None:
-        self.PERSID(self.pop())
+        self.PERSID(self.stack.pop())
 
 
 def _grow(shown: list[Any], values: list[Any]) -> None:

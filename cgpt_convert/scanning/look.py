@@ -27,6 +27,7 @@ from cgpt_convert.source import Source, read
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
 _NEXT_PICKLE = 16  # opcodes that one more pickle counts for besides its own: it takes as long
+_SIGHTED = 24  # the same of a name that is not allowed: it is put into words
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
@@ -144,6 +145,7 @@ class Look(Found):
             most = max(min(PICKLE.opcodes, self.opcodes), 0)
             traced = trace(source, at, self.allowed, most)
             self.opcodes -= traced.opcodes + bool(count) * _NEXT_PICKLE
+            self.opcodes -= len(traced.uses) * _SIGHTED
             if not (is_pickle(traced) or (must and (at_most or not count))):
                 break
             count += 1
