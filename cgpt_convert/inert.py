@@ -15,13 +15,14 @@ Pairs = list[tuple[Value, Value]]
 class Global:
     """A class or function that the pickle names. It is not looked up."""
 
-    __slots__ = ("dotted", "module", "name")
+    __slots__ = ("dotted", "module", "name", "pair")
     __match_args__ = ("module", "name")
 
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
-        self.dotted = f"{module}.{name}"  # asked for several times for each tensor
+        self.pair = module, name  # this and the next are asked for several times for each tensor
+        self.dotted = f"{module}.{name}"
 
     def __str__(self) -> str:
         return self.dotted

@@ -16,7 +16,8 @@ _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
 
 def children(value: Value) -> Pairs | None:
     """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
-    if isinstance(value, tuple | list):
+    kind = type(value)
+    if kind is tuple or kind is list:
         return _elements(value)
     if isinstance(value, Dict):
         return value.items

@@ -27,10 +27,10 @@ class StorageTable(Protocol):
 
 def plain(call: Call, storages: StorageTable) -> Tensor | None:
     """The tensor that is one strided view; None if the call makes no such tensor."""
-    module, name = name_of(call)
-    if (module, name) in DENSE:
-        recognise = DENSE[module, name]
+    recognise = DENSE.get(name_of(call))
+    if recognise is not None:
         return recognise(storages, *arguments(call, recognise, given=1))
+    module, name = name_of(call)
     if module in ("torch", "torch.cuda") and name.removesuffix("Tensor") in dtypes.BY_STORAGE:
         return _typed_tensor(storages, call)
     if ndarray.is_array(call):

@@ -14,7 +14,7 @@ from cgpt_convert.limits import INT64, RANK
 def name_of(call: Call) -> tuple[str, str]:
     """Module and name of the global that is called; two empty texts if it is no global."""
     func = call.func
-    return (func.module, func.name) if isinstance(func, Global) else ("", "")
+    return func.pair if isinstance(func, Global) else ("", "")
 
 
 def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tuple[Value, ...]:
@@ -23,18 +23,23 @@ def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tu
     torch's unpicklers let a file change a tensor that they have made (BUILD, SETITEM). No torch
     writes that, and readers would disagree about the values.
     """
-    code = recognise.__code__
-    most = code.co_argcount - given
-    least = most - len(recognise.__defaults__ or ())
-    if not (isinstance(call.args, tuple) and least <= len(call.args) <= most):
+    if recognise not in _COUNTS:
+        most = recognise.__code__.co_argcount - given
+        _COUNTS[recognise] = range(most - len(recognise.__defaults__ or ()), most + 1)
+    if not (isinstance(call.args, tuple) and len(call.args) in _COUNTS[recognise]):
         raise Malformed(f"{call.func} with the arguments {text(call.args)}")
     if call.how != "REDUCE" or call.state is not None or call.items or call.elements:
         raise Malformed(f"a tensor that is changed after it is made: {text(call)}")
     return call.args
 
 
+_COUNTS: dict[Callable[..., object], range] = {}  # of arguments; worked out once for each function
+
+
 def integers(value: Value) -> tuple[int, ...]:
     """The integers of a tuple, a list or a torch.Size; at most as many as a tensor has sizes."""
+    if type(value) is tuple and len(value) <= RANK and _INTEGER.issuperset(map(type, value)):
+        return value  # as torch writes it
     if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
         value = value.args[0] if len(value.args) == 1 else value.args
     if isinstance(value, tuple | list) and len(value) > RANK:

@@ -6,7 +6,7 @@ Arguments that do not fit the pattern are Malformed: the pattern is the validati
 from __future__ import annotations
 
 from cgpt_convert import dtypes
-from cgpt_convert.inert import Call
+from cgpt_convert.inert import Call, Value
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.composite import COMPOSITE, Rebuilt
 from cgpt_convert.pickles.dense import DENSE, StorageTable, plain
@@ -14,16 +14,17 @@ from cgpt_convert.pickles.patterns import arguments, name_of
 from cgpt_convert.pickles.wrappers import VARIABLES, WRAPPERS, unwrap
 
 
-def rebuild(call: Call, storages: StorageTable) -> Rebuilt:
-    """The tensor that `call` describes, unnamed; None if it is no call that makes a tensor.
+def rebuild(call: Call, storages: StorageTable) -> tuple[Rebuilt, list[Value]]:
+    """The tensor that `call` describes, unnamed, and the states attached to it.
 
-    Raises Malformed if it is one but its arguments do not fit, Unsupported for unknown types.
+    The tensor is None if it is no call that makes one. Raises Malformed if it is one but its
+    arguments do not fit, Unsupported for unknown types.
     """
-    bare, _ = unwrap(call)
+    bare, states = unwrap(call)
     recognise = COMPOSITE.get(name_of(bare))
     if recognise is not None:
-        return recognise(storages, *arguments(bare, recognise, given=1))
-    return plain(bare, storages)
+        return recognise(storages, *arguments(bare, recognise, given=1)), states
+    return plain(bare, storages), states
 
 
 _BUILTINS = (
@@ -49,7 +50,7 @@ _BUILTINS = (
 # Names that real weight files mention and that say nothing but data. Exact names, no patterns:
 # anything else is shown as foreign.
 KNOWN = frozenset(
-    {f"{module}.{name}" for module, name in (*WRAPPERS, *DENSE, *COMPOSITE)}
+    {f"{module}.{name}" for module, name in (*WRAPPERS, *VARIABLES, *DENSE, *COMPOSITE)}
     | {f"torch.{row.storage}Storage" for row in dtypes.TABLE if row.storage}
     | {f"torch.cuda.{row.storage}Storage" for row in dtypes.TABLE if row.storage}
     | {f"torch.{row.storage}Tensor" for row in dtypes.TABLE if row.storage}
@@ -60,7 +61,6 @@ KNOWN = frozenset(
         for how in ("affine", "symmetric")
     }
     | set(ndarray.KNOWN)
-    | set(VARIABLES)
     | {
         "_codecs.encode",
         "collections.Counter",

@@ -24,7 +24,6 @@ from cgpt_convert.pickles.children import (
 from cgpt_convert.pickles.dense import StorageTable
 from cgpt_convert.pickles.rebuild import KNOWN, rebuild
 from cgpt_convert.pickles.unpickle import Decoded
-from cgpt_convert.pickles.wrappers import unwrap
 from cgpt_convert.tensor import Tensor
 
 
@@ -109,10 +108,6 @@ class _Walk:
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Take in `value` under `name`; of a foreign object's inside only the tensors."""
         self.budget.visit(name)
-        if type(value) in PLAIN:
-            if not tensors_only:
-                self.checkpoint.others.append(Leaf(name, value))
-            return
         self.count_again(value)
         pairs = children(value)
         if pairs is None:
@@ -121,11 +116,12 @@ class _Walk:
         if id(value) in self.path:
             self.cycles.append(name)
             return
-        if is_dict(value):
+        named = is_dict(value)
+        if named:
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
             self.dicts.append(name)
         self.inside(name, value, pairs, depth, tensors_only=tensors_only)
-        if is_dict(value):
+        if named:
             self.dicts.pop()
         if isinstance(value, Call) and value.state is not None and not tensors_only:
             self.state_of_container(name, value.state)
@@ -135,7 +131,7 @@ class _Walk:
         if type(value) not in _HOLDING:
             return
         if id(value) in self.seen:
-            self.budget.again(1 + (len(value) if isinstance(value, list | tuple) else 0))
+            self.budget.again(1 + (len(value) if type(value) in (list, tuple) else 0))
         self.seen.add(id(value))
 
     def inside(
@@ -148,7 +144,13 @@ class _Walk:
             raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
         self.path.add(id(value))
         for key, child in pairs:
-            self.visit(_join(name, key), child, depth + 1, tensors_only=tensors_only)
+            path = _join(name, key)
+            if type(child) not in PLAIN:
+                self.visit(path, child, depth + 1, tensors_only=tensors_only)
+                continue
+            self.budget.visit(path)
+            if not tensors_only:
+                self.checkpoint.others.append(Leaf(path, child))
         self.path.discard(id(value))
 
     def state_of_container(self, name: str, state: Value) -> None:
@@ -163,7 +165,7 @@ class _Walk:
         """Take in one value that is no container."""
         if isinstance(value, Call):
             try:
-                tensor = rebuild(value, self.storages)
+                tensor, states = rebuild(value, self.storages)
             except CgptError as error:
                 self.errors.append((name, error))
                 if len(self.errors) == _LISTED:
@@ -171,8 +173,9 @@ class _Walk:
                 return
             if tensor is not None:
                 self.add(name, tensor)
-                attached = [pair for state in unwrap(value)[1] for pair in of_state(state)]
-                self.inside(name, value, attached, depth, tensors_only=tensors_only)
+                if states:
+                    attached = [pair for state in states for pair in of_state(state)]
+                    self.inside(name, value, attached, depth, tensors_only=tensors_only)
                 return
             number = ndarray.scalar(value)
             if number is not None:
@@ -216,7 +219,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _join(name: str, key: Value) -> str:
-    part = key if isinstance(key, str) else str(key) if type(key) is int else text(key)
+    part = key if type(key) is str else str(key) if type(key) is int else text(key)
     return f"{name}.{part}" if name and part else name or part
 
 

@@ -18,15 +18,15 @@ def unwrap(call: Call) -> tuple[Call, list[Value]]:
 
     Each of the states attached is a dict of attributes, or what a subclass makes of it.
     """
-    states = []
+    states: list[Value] = []
     for _ in range(_WRAPPED):
         name = name_of(call)
-        if name in WRAPPERS:
-            recognise = WRAPPERS[name]
+        recognise = WRAPPERS.get(name)
+        if recognise is not None:
             call, state = recognise(*arguments(call, recognise, given=0))
             if state is not None:
                 states.append(state)
-        elif ".".join(name) in VARIABLES:
+        elif name in VARIABLES:
             call = _variable(call)
         else:
             return call, states
@@ -55,7 +55,7 @@ def tensor_call(data: Value) -> Call:
     return data
 
 
-VARIABLES = ("torch.autograd.variable.Variable", "torch.nn.parameter.Parameter")
+VARIABLES = (("torch.autograd.variable", "Variable"), ("torch.nn.parameter", "Parameter"))
 
 
 def _variable(call: Call) -> Call:
