@@ -63,7 +63,9 @@ def _folder(name: str, make: Callable[[], bytes]) -> Folder:
 
 def pickles() -> dict[str, bytes]:
     """A flood for each class of opcodes, and for what the tree and the names may cost."""
-    return {name: flood(unit, head) for name, (head, unit) in UNITS.items()} | {
+    units = {name: flood(unit, head) for name, (head, unit) in UNITS.items()}
+    more = {f"{name}, and a reference": _referring(*UNITS[name]) for name in _FOLDED}
+    return units | more | {
         "marks": b"\x80\4" + b"(" * _ROOM + b".",
         "memo at falling numbers": b"\x80\4N"
         + b"".join(b"r" + struct.pack("<I", n) for n in range(_ROOM // 5, 0, -1)) + b".",
@@ -205,6 +207,14 @@ UNITS = {
     "calls of one nested pickle": (SYSTEM + b"C\4\x80\4N.\x85\x940", b"h\0h\1R"),
     "calls of one nested text": (SYSTEM + b"X\xa0\x0f\0\0" + b"a" * _LONG + b"\x85\x940", b"h\0h\1R"),
 }  # fmt: skip
+
+
+# of values without a tensor, of which a large list is one value; with a reference in it, it is not
+_FOLDED = ("dicts of two", "empty tuples", "lists of one", "lists of two", "pairs", "triples")
+
+
+def _referring(head: bytes, unit: bytes) -> bytes:
+    return b"\x80\4" + head + b"(" + unit * (_ROOM // len(unit)) + b"NQl."
 
 
 def _text(value: str) -> bytes:

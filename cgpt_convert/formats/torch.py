@@ -60,7 +60,8 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """The text pairs that `plan` gave the state dict, of whatever container; often none."""
     pairs: dict[str, str] = {}
     for leaf in checkpoint.others:
-        pairs |= _metadata(leaf)
+        if leaf.path not in checkpoint.containers:  # a dict inside is no attribute
+            pairs |= _metadata(leaf)
     return pairs
 
 
@@ -93,10 +94,7 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
 
 
 def _metadata(leaf: Leaf) -> dict[str, str]:
-    """The text pairs of the outermost dict's attribute `metadata`; of anything else, none.
-
-    A dict inside the state dict is a container and no leaf, so that only the attribute is found.
-    """
+    """The text pairs of the outermost dict's attribute `metadata`; of anything else, none."""
     if leaf.path != _METADATA or not isinstance(leaf.value, Dict):
         return {}
     pairs = leaf.value.items

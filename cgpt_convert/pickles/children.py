@@ -14,6 +14,17 @@ PLAIN = frozenset({bool, int, float, str, bytes, type(None)})  # types of values
 _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
 
 
+def is_short(value: Value) -> bool:
+    """Is it a plain value, or a few in a tuple or list? To look at it again costs nothing."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return len(value) <= _FEW and PLAIN.issuperset(map(type, value))
+    return kind in PLAIN
+
+
+_FEW = 16
+
+
 def children(value: Value) -> Pairs | None:
     """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
     kind = type(value)

@@ -19,9 +19,11 @@ from cgpt_convert.pickles.children import (
     held,
     is_dict,
     is_script_class,
+    is_short,
     of_state,
 )
 from cgpt_convert.pickles.dense import StorageTable
+from cgpt_convert.pickles.folding import Folding
 from cgpt_convert.pickles.rebuild import KNOWN, rebuild
 from cgpt_convert.pickles.unpickle import Decoded
 from cgpt_convert.tensor import Tensor
@@ -98,6 +100,7 @@ class _Walk:
         self.checkpoint = checkpoint
         self.storages = storages
         self.budget = budget
+        self.folding = Folding()
         self.errors: list[tuple[str, CgptError]] = []
         self.cycles: list[str] = []
         self.collisions: dict[str, None] = {}
@@ -119,6 +122,10 @@ class _Walk:
         named = is_dict(value)
         if named:
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
+        if self.folding.folds(value, pairs):
+            self.enter(name, value, tensors_only=tensors_only)
+            return
+        if named:
             self.dicts.append(name)
         self.inside(name, value, pairs, depth, tensors_only=tensors_only)
         if named:
@@ -145,11 +152,11 @@ class _Walk:
         self.path.add(id(value))
         for key, child in pairs:
             path = _join(name, key)
-            if type(child) not in PLAIN:
+            if not is_short(child):
                 self.visit(path, child, depth + 1, tensors_only=tensors_only)
                 continue
-            self.budget.visit(path)
-            if not tensors_only:
+            self.budget.visit(path, text_cost(child))
+            if not tensors_only and (child or type(child) in PLAIN):  # empty lists hold no value
                 self.checkpoint.others.append(Leaf(path, child))
         self.path.discard(id(value))
 
@@ -180,12 +187,16 @@ class _Walk:
             number = ndarray.scalar(value)
             if number is not None:
                 value = number
+        self.enter(name, value, tensors_only=tensors_only)
+        if isinstance(value, Call):  # the tensors in an object of an unknown class
+            self.inside(name, value, list(held(value)), depth, tensors_only=True)
+
+    def enter(self, name: str, value: Value, *, tensors_only: bool) -> None:
+        """Enter a value that is no tensor, and that counted as one until now."""
         if not tensors_only:
             if more := text_cost(value) - 1:
                 self.budget.visit("", more)
             self.checkpoint.others.append(Leaf(name, value))
-        if isinstance(value, Call):  # the tensors in an object of an unknown class
-            self.inside(name, value, list(held(value)), depth, tensors_only=True)
 
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""

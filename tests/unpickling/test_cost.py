@@ -31,10 +31,16 @@ def test_20_memo_doubling_costs_little() -> None:
         assert text(decode(doublings(90)).value).endswith("...")
 
 
+def shared_widely(width: int) -> bytes:
+    nulls, ones = b"](" + b"N" * width + b"eq\0", b"](" + b"h\0" * width + b"eq\1"
+    return nulls + b"0" + ones + b"0](" + b"h\1" * width + b"e."
+
+
 def test_20_wide_sharing_costs_little() -> None:
-    nulls, ones = b"](" + b"N" * 2000 + b"eq\0", b"](" + b"h\0" * 2000 + b"eq\1"
     with bounded(), pytest.raises(Unsupported, match="shared"):
-        tree(nulls + b"0" + ones + b"0](" + b"h\1" * 2000 + b"e.")
+        tree(shared_widely(900))
+    with bounded():  # so large that all of it is one value
+        assert len(tree(shared_widely(2000)).others) == 1
 
 
 def test_20_sharing_as_checkpoints_have_it_is_fine() -> None:

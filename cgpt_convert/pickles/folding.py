@@ -1,0 +1,62 @@
+"""Large containers without a tensor: logs, vocabularies, samples. Each is one value, not many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cgpt_convert.inert import Call, Dict, Global, PersistentId, Value
+from cgpt_convert.limits import NESTING
+from cgpt_convert.pickles import ndarray
+from cgpt_convert.pickles.children import PLAIN, Pairs, children, is_short
+
+_MANY = 1_000  # values: more are no settings that somebody would look for by name
+_FEW = 16
+_NUMBERS = (("torch", "Size"), ("torch", "device"))  # calls that make neither tensor nor container
+
+
+class Folding:
+    """Which containers of one tree are taken as one value."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, bool] = {}  # id of a container -> whether it holds no tensor
+
+    def folds(self, value: Value, pairs: Pairs) -> bool:
+        """Is the container, whose `pairs` are given, large and without a tensor?"""
+        attributes = isinstance(value, Call) and value.state is not None
+        return len(pairs) > _MANY and not attributes and self.is_free(value)
+
+    def is_free(self, value: Value, depth: int = 0) -> bool:
+        """Is no tensor in the value? False, too, where telling takes going round or deep."""
+        key = id(value)
+        if key not in self.known:
+            self.known[key] = False  # if it is met again inside of itself
+            self.known[key] = depth <= NESTING and self._is_free(value, depth)
+        return self.known[key]
+
+    def are_free(self, values: Iterable[Value], depth: int) -> bool:
+        """Is no tensor in any of the values of a container?"""
+        for value in values:  # a million, it may be
+            if type(value) in PLAIN or not value or _is_short(value):
+                continue
+            if not self.is_free(value, depth + 1):
+                return False
+        return True
+
+    def _is_free(self, value: Value, depth: int) -> bool:
+        if isinstance(value, list | tuple):
+            return self.are_free(value, depth)
+        pairs = children(value)
+        if pairs is not None:
+            return self.are_free((held for _, held in pairs), depth)
+        if isinstance(value, Call):
+            func = value.func
+            numbers = isinstance(func, Global) and func.pair in _NUMBERS
+            return numbers or ndarray.scalar(value) is not None
+        return not isinstance(value, PersistentId)
+
+
+def _is_short(value: Value) -> bool:
+    """Is it a few plain values, in a dict perhaps? Remembering that would take longer."""
+    if type(value) is Dict:
+        return len(value.items) <= _FEW and PLAIN.issuperset([type(v) for _, v in value.items])
+    return is_short(value)
