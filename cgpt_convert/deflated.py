@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import threading
-import weakref
 import zlib
-from collections import deque
 
 from cgpt_convert.errors import Malformed
 from cgpt_convert.source import CHUNK, Source, read
-from cgpt_convert.spool import NoRoom, Spool, room
+from cgpt_convert.spool import NoRoom, Shelf, Spool
 
 _WASTE = 2  # times its size that a member may be unpacked for nothing; then the rest is spooled
-_SHARE = 8  # of the room for temporary files that one member may take: an eighth
-_SPOOLED = 4  # members that stay spooled, the last ones; others may be on their way
-_spooled: deque[weakref.ref[Deflated]] = deque()
+_SHELF = Shelf()
 
 
 class Deflated:
@@ -33,7 +29,7 @@ class Deflated:
         self._source, self._offset, self._compressed = source, offset, compressed
         self._lock = threading.Lock()  # the position is shared by all who read
         self._wasted = 0  # bytes that were unpacked and not asked for
-        self._spool: Spool | None = None
+        self._spool: tuple[Spool, int] | None = None  # and where in it the bytes begin
         self._end, self._damage = nbytes, ""  # where the spooled bytes end, and why there
         self._rewind()
 
@@ -49,13 +45,14 @@ class Deflated:
                 self._rewind()
                 if self._wasted > _WASTE * self.nbytes:
                     self._spool_all()
-            spool, end, damage = self._spool, self._end, self._damage
-            if spool is None:
+            spooled, end, damage = self._spool, self._end, self._damage
+            if spooled is None:
                 self._inflate_into(offset, buffer)
                 return
         if offset + len(buffer) > end:
             raise Malformed(damage, where=self.name)
-        spool.readinto(offset, buffer)
+        spool, start = spooled
+        spool.readinto(start + offset, buffer)
 
     def _inflate_into(self, offset: int, buffer: memoryview) -> None:
         self._wasted += max(0, offset - self._position)
@@ -70,35 +67,32 @@ class Deflated:
     def _spool_all(self) -> None:
         """Unpack all of it, as far as it goes, into a temporary file; not if there is no room."""
         self._wasted = 0
-        while len(_spooled) >= _SPOOLED:
-            if oldest := _spooled.popleft()():
-                oldest.let_go()
         try:
-            if self.nbytes > room()[0] // _SHARE:
+            place = _SHELF.place(self.nbytes, self)
+            if place is None:
                 return
-            spool = Spool(self.name)
-            self._damage = self._unpack_into(spool)
+            self._damage = self._unpack_into(*place)
         except NoRoom:
+            _SHELF.clear()
             self._rewind()
             return
-        self._end, self._spool = self._position, spool
+        self._end, self._spool = self._position, place
         self._rewind()
-        _spooled.append(weakref.ref(self))
 
-    def _unpack_into(self, spool: Spool) -> str:
+    def _unpack_into(self, spool: Spool, start: int) -> str:
         """What is wrong behind the last byte that can be unpacked."""
         most, damage = CHUNK, "the deflated data ends early"
         while most and self._position < self.nbytes:
             at, before = self._position, (self._inflate.copy(), self._taken)
             try:
-                spool.write(self._next(min(most, self.nbytes - at)), at)
+                spool.write(self._next(min(most, self.nbytes - at)), start + at)
             except Malformed as error:  # somewhere in these bytes: those before it are whole
                 damage, most = error.message, most // 2
                 self._inflate, self._taken = before
         return damage
 
     def let_go(self) -> None:
-        """Make room for others. Whoever is reading the temporary file still has it."""
+        """Hold the temporary file no longer. Whoever is reading it still has it."""
         self._spool = None
 
     def _next(self, most: int) -> bytes:

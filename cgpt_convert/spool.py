@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
+import weakref
+from typing import Protocol
 
 from cgpt_convert.errors import Unreadable
 from cgpt_convert.source import pread
@@ -18,6 +21,7 @@ class Spool:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._lock = threading.Lock()  # of the file's position
         try:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  as long as we live
         except OSError as error:
@@ -27,9 +31,10 @@ class Spool:
         """Put the bytes at `offset`."""
         rest = memoryview(piece)
         try:
-            self._file.seek(offset)
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            with self._lock:
+                self._file.seek(offset)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise _no_room(error) from None
 
@@ -74,3 +79,55 @@ def _no_room(error: OSError) -> NoRoom:
         where=os.fsdecode(folder) if folder else "temporary files",
         hint="set TMPDIR to a folder that can take them",
     )
+
+
+class Shelf:
+    """One spool that many share, each with a place of its own, so that it takes one descriptor.
+
+    It may fill half of the room that there is. Then all have to let go, and it begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spool: weakref.ref[Spool] | None = None  # it lives as long as somebody holds it
+        self._filled = 0
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+
+    def place(self, nbytes: int, user: User) -> tuple[Spool, int] | None:
+        """The spool, and where in it there are so many bytes for `user`; None if it has no room.
+
+        Raises NoRoom if the folder for temporary files cannot be used.
+        """
+        with self._lock:
+            spool = self._spool() if self._spool else None
+            free, _ = room()
+            filled = self._filled if spool else 0
+            if 2 * nbytes > free + filled:
+                return None
+            if spool is None or 2 * (filled + nbytes) > free + filled:
+                self._clear()
+                spool, filled = Spool(user.name), 0
+                self._spool = weakref.ref(spool)
+            self._filled = filled + nbytes
+            self._users.add(user)
+            return spool, filled
+
+    def clear(self) -> None:
+        """Have all let go."""
+        with self._lock:
+            self._clear()
+
+    def _clear(self) -> None:
+        for user in list(self._users):
+            user.let_go()
+        self._users.clear()
+        self._spool = None
+
+
+class User(Protocol):
+    """Who has a place on a shelf."""
+
+    name: str
+
+    def let_go(self) -> None:
+        """Hold the spool no longer. Who reads it at the moment may go on."""

@@ -1,5 +1,7 @@
 """A deflated storage can only be read forward: in its order then, and few times."""
 
+import gc
+import os
 import random
 import tempfile
 import zlib
@@ -11,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert import deflated
+from cgpt_convert import deflated, spool
 from cgpt_convert.deflated import Deflated
 from cgpt_convert.errors import Malformed
 from cgpt_convert.source import MemoryBytes, read
@@ -112,7 +114,7 @@ def test_without_room_to_keep_it_it_is_unpacked_again(
     digest = run("digest", far).out
     monkeypatch.setattr(tempfile, "tempdir", str(mounted("size=256k")))
     if not noticed:  # another program takes it meanwhile
-        monkeypatch.setattr(deflated, "room", lambda: (1 << 40, ""))
+        monkeypatch.setattr(spool, "room", lambda: (1 << 40, ""))
     unpackings.clear()
     assert run("digest", far).out == digest
     assert len(unpackings) > FAR
@@ -123,17 +125,52 @@ def packed_noise(nbytes: int) -> tuple[bytes, bytes]:
     return data, zlib.compress(data, wbits=-15)
 
 
-def test_of_many_packed_storages_few_are_kept(unpackings: list[Deflated]) -> None:
-    data, packed = packed_noise(1 << 16)
+SEVERAL = 48
+
+
+def is_open(descriptor: str) -> bool:
+    return os.path.exists(f"/dev/fd/{descriptor}")
+
+
+def backwards_in_turn(nbytes: int) -> list[Deflated]:
+    """Packed storages that were read from their ends, one after the other, again and again."""
+    data, packed = packed_noise(nbytes)
     source = MemoryBytes("x", packed)
-    several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(3 * TENSORS)]
-    for at in range(len(data) - 4, len(data) - 4 * TENSORS, -4):
-        assert [read(each, at, 4) for each in several] == [data[at : at + 4]] * len(several)
-    assert sum(each._spool is not None for each in several) == 4
+    several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(SEVERAL)]
+    for at in range(len(data) - 4, len(data) - 4 * FAR, -4):
+        assert [read(each, at, 4) for each in several] == [data[at : at + 4]] * SEVERAL
+    return several
+
+
+def test_many_packed_storages_are_kept_in_one_file(unpackings: list[Deflated]) -> None:
+    descriptors = len(os.listdir("/dev/fd"))
+    several = backwards_in_turn(1 << 16)
+    assert len(unpackings) < 8 * SEVERAL  # the first, twice the size in vain, and the last
+    assert all(each._spool for each in several)
+    assert len(os.listdir("/dev/fd")) == descriptors + 1
+    del several
     unpackings.clear()
-    for at in range(len(data) - 4, 0, -256):
-        assert read(several[0], at, 4) == data[at : at + 4]
-    assert len(unpackings) < TENSORS
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_what_is_kept_fills_no_more_than_half_of_the_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nbytes, fit = 1 << 16, 5
+    most = 0
+
+    def room() -> tuple[int, str]:
+        nonlocal most
+        files = [os.stat(f"/dev/fd/{name}") for name in os.listdir("/dev/fd") if is_open(name)]
+        held = sum(file.st_blocks * 512 for file in files if not file.st_nlink)
+        most = max(most, held)
+        return 2 * fit * nbytes - held, ""
+
+    monkeypatch.setattr(spool, "room", room)
+    several = backwards_in_turn(nbytes)
+    assert fit * nbytes // 2 < most <= fit * nbytes
+    assert 1 <= sum(each._spool is not None for each in several) <= fit
 
 
 def test_what_is_read_whole_again_and_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,16 +208,40 @@ def test_what_lies_before_a_broken_block_is_whole_when_it_is_kept() -> None:
         read(source, len(data), 4)
 
 
-def test_statistics_take_one_packed_storage_after_the_other(
-    tmp_path: Path, unpackings: list[Deflated]
-) -> None:
+@pytest.fixture
+def round_robin(tmp_path: Path) -> Path:
+    """Tensors from one packed storage after another, again and again; far apart, and backwards."""
     n = 1 << 14
     wholes = [torch.arange(n, dtype=torch.float32) + k for k in range(TENSORS)]
-    pairs = [(whole, i) for i in range(FAR) for whole in wholes]
+    pairs = [(whole, i) for i in reversed(range(FAR)) for whole in wholes]
     parts = {f"{k}": whole.as_strided((2,), (n - 1 - i,), i) for k, (whole, i) in enumerate(pairs)}
     entries = zips.entries_of(zips.saved(parts)).values()
-    (path := tmp_path / "x.bin").write_bytes(zips.build(map(zips.deflated, entries)))
-    assert unpacked("statistics", path, tmp_path, unpackings) < FAR // 10
+    (path := tmp_path / "round.bin").write_bytes(zips.build(map(zips.deflated, entries)))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_many_packed_storages_in_turn_cost_no_unpacking_for_each_tensor(
+    round_robin: Path, unpackings: list[Deflated], tmp_path: Path, command: str
+) -> None:
+    assert unpacked(command, round_robin, tmp_path, unpackings) < FAR // 10
+
+
+@pytest.mark.parametrize("command", ["diff", "verify"])
+@pytest.mark.parametrize("packed_first", [True, False])
+def test_neither_side_of_a_comparison_costs_an_unpacking_for_each_tensor(
+    round_robin: Path,
+    unpackings: list[Deflated],
+    tmp_path: Path,
+    command: str,
+    packed_first: bool,
+) -> None:
+    plain = tmp_path / "plain.safetensors"
+    views = torch.load(round_robin, weights_only=True)
+    safetensors.torch.save_file({name: view.clone() for name, view in views.items()}, plain)
+    sides = (round_robin, plain) if packed_first else (plain, round_robin)
+    assert run(command, *sides, "--jobs", 2).code == 0
+    assert max(sum(each is source for source in unpackings) for each in unpackings) < FAR // 10
 
 
 def test_what_is_kept_may_go_while_others_read_it() -> None:
