@@ -26,8 +26,11 @@ def seeds(target: str) -> list[bytes]:
     """The files that fuzzing `target` begins with."""
     made = {
         "archive": _archives,
+        "cut-archive": _archives,
         "unpickler": _pickles,
-        "legacy": lambda: [_saved(_state(), _use_new_zipfile_serialization=False)],
+        "tracer": _pickles,
+        "legacy": lambda: [_stream()],
+        "cut-legacy": lambda: [_stream(), _stream()[:-20]],
         "tar": lambda: [test_torchtar.tar(test_torchtar.PARTS)],
         "safetensors": lambda: [
             safetensors.torch.save({"a": torch.ones(2, 3), "b": torch.ones(4).half()}),
@@ -39,7 +42,7 @@ def seeds(target: str) -> list[bytes]:
     }
     if target != "scan":
         return made[target]()
-    return [seed for name in made for seed in seeds(name)]
+    return list(dict.fromkeys(seed for name in made for seed in seeds(name)))
 
 
 def _state() -> dict[str, Any]:
@@ -58,6 +61,10 @@ def _saved(value: object, **how: Any) -> bytes:
     file = io.BytesIO()
     torch.save(value, file, **how)
     return file.getvalue()
+
+
+def _stream() -> bytes:
+    return _saved(_state(), _use_new_zipfile_serialization=False)
 
 
 def _archives() -> list[bytes]:

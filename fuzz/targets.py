@@ -26,20 +26,32 @@ MOST_READ = 64 << 10  # bytes of a tensor that are gathered: more are more of th
 
 
 def archive(source: MemoryBytes) -> None:
-    """A torch zip, whole or cut off."""
+    """A torch zip."""
     _use(torchzip.read, source)
+
+
+def cut_archive(source: MemoryBytes) -> None:
+    """A torch zip of which the end, with its directory, may be missing."""
     _use(lambda cut: truncated.whole(cut).checkpoint, source)
 
 
 def unpickler(source: MemoryBytes) -> None:
-    """A bare pickle, by both machines: the one that decodes and the one that scans."""
-    trace(source, 0, Rule().allows)
+    """A bare pickle, by the machine that decodes."""
     decode(_data(source))
 
 
+def tracer(source: MemoryBytes) -> None:
+    """A bare pickle, by the machine that scans."""
+    trace(source, 0, Rule().allows)
+
+
 def legacy_stream(source: MemoryBytes) -> None:
-    """Torch's stream from before 1.6, whole or cut off."""
+    """Torch's stream from before 1.6."""
     _use(legacy.read, source)
+
+
+def cut_stream(source: MemoryBytes) -> None:
+    """The same, of which the end may be missing."""
     _use(lambda cut: legacy.salvage(cut).checkpoint, source)
 
 
@@ -78,8 +90,11 @@ def scan(source: MemoryBytes) -> None:
 
 TARGETS: dict[str, Target] = {
     "archive": archive,
+    "cut-archive": cut_archive,
     "unpickler": unpickler,
+    "tracer": tracer,
     "legacy": legacy_stream,
+    "cut-legacy": cut_stream,
     "tar": tar,
     "safetensors": safetensors,
     "gguf": gguf,

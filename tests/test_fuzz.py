@@ -28,14 +28,17 @@ def test_a_target_takes_its_seeds_and_damaged_ones(name):
             run(name, bytes(data[: dice.choice([len(data), dice.randrange(len(data))])]))
 
 
-@pytest.mark.parametrize("name", ["archive", "legacy", "tar", "safetensors", "gguf", "npz"])
+READ = ["archive", "cut-archive", "legacy", "cut-legacy", "tar", "safetensors", "gguf", "npz"]
+
+
+@pytest.mark.parametrize("name", READ)
 def test_the_seeds_are_files_that_are_read(name, tmp_path):
     for seed in seeds(name):
         (tmp_path / "seed").write_bytes(seed)
         assert open_checkpoint(tmp_path / "seed", salvage=True)
 
 
-@pytest.mark.parametrize("name", ["unpickler", "npy"])
+@pytest.mark.parametrize("name", ["unpickler", "tracer", "npy"])
 def test_the_seeds_that_are_no_checkpoints_are_read_too(name):
     for seed in seeds(name):
         TARGETS[name](MemoryBytes("seed", seed))

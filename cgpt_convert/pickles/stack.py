@@ -121,7 +121,8 @@ class Stack:
         self.stack.append([] if self.room[0] > 0 else UNKNOWN)
 
     def EMPTY_DICT(self) -> None:
-        self.make(_dict, [])
+        self.room[0] -= 1
+        self.stack.append(Dict() if self.room[0] > 0 else UNKNOWN)
 
     def EMPTY_SET(self) -> None:
         self.make(Set, [])

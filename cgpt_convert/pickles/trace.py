@@ -145,7 +145,8 @@ class _Machine(Nested):
     def add_items(self, values: list[Value]) -> None:
         target = self.stack[-1]
         if isinstance(target, Dict):
-            _grow(target.items, pairs(values) if len(target.items) < SHOWN else [])
+            if len(target.items) < SHOWN:
+                _grow(target.items, pairs(values))
         elif isinstance(target, Call):
             if len(target.items) < SHOWN:
                 target.add_items(pairs(values)[: SHOWN - len(target.items)])
