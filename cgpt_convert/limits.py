@@ -87,6 +87,6 @@ HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
 CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB
 TOKENIZER_BYTES = 64 * MiB  # each of its files; 256,000 tokens take 35 MiB
 INDEX_BYTES = 256 * MiB  # a *.index.json or mapping.json
-NPY_HEADER_BYTES = 64 << 10  # numpy writes under 200 bytes for a plain dtype
+NPY_HEADER_BYTES = 10_012  # numpy reads no longer ones; it writes under 200 for a plain dtype
 GGUF_HEADER_BYTES = 256 * MiB  # a vocabulary of 256,000 tokens and its merges take 15 MiB
 GGUF_ITEMS = 8_000_000  # strings in all arrays of its header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Collection
@@ -10,9 +11,10 @@ from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers import shards
 from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind, sniff
-from cgpt_convert.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.places import is_file, is_url, listing, named, open_source
+from cgpt_convert.source import Source
 
 _INDEX = ".index.json"
 # what a model folder holds its weights as, Hugging Face's names first
@@ -55,7 +57,7 @@ def _open_local(path: str, *, salvage: bool) -> Checkpoint:
 
 def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     """What the file at `path` holds, or the shards of which it is the index."""
-    open_file = _salvage_file if salvage else _open_file
+    open_file = functools.partial(_open_file, salvage=salvage)
     if path.endswith(_INDEX):
         return shards.read_index(path, open_file, salvage=salvage)
     checkpoint = open_file(path)
@@ -66,26 +68,20 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     return checkpoint
 
 
-def _open_file(path: str) -> Checkpoint:
-    """What one file holds, by the reader of its kind; the readers are imported when needed."""
+def _open_file(path: str, *, salvage: bool) -> Checkpoint:
+    """What one file holds, by the reader of its kind; the readers are imported when needed.
+
+    `salvage` takes what is whole of a file that is cut off. One that contradicts itself in another
+    way is refused as ever.
+    """
     source = open_source(path)
     kind = sniff(source)
-    if kind is Kind.TORCH_ZIP:
-        from cgpt_convert.containers import torchzip
-
-        return torchzip.read(source)
-    if kind is Kind.LEGACY:
-        from cgpt_convert.containers import legacy
-
-        return legacy.read(source)
-    if kind is Kind.TORCH_TAR:
-        from cgpt_convert.containers import torchtar
-
-        return torchtar.read(source)
+    if kind in _OF_TORCH or (kind is Kind.CUT_ZIP and salvage):
+        return _read_torch(kind, source, salvage=salvage)
     if kind is Kind.SAFETENSORS:
         from cgpt_convert.formats import _safetensors
 
-        return _safetensors.from_source(source, path)
+        return _safetensors.from_source(source, path, salvage=salvage)
     if kind is Kind.NPZ:
         from cgpt_convert.formats import npz
 
@@ -93,36 +89,31 @@ def _open_file(path: str) -> Checkpoint:
     if kind is Kind.GGUF:
         from cgpt_convert.formats import _gguf
 
-        return _gguf.from_source(source, path)
+        return _gguf.from_source(source, path, salvage=salvage)
     from cgpt_convert.containers.refuse import refuse
 
     raise refuse(kind, source)
 
 
-def _salvage_file(path: str) -> Checkpoint:
-    """What one file holds; of one that is cut off, what is whole.
+_OF_TORCH = (Kind.TORCH_ZIP, Kind.LEGACY, Kind.TORCH_TAR)
 
-    Files that contradict themselves in another way are refused as ever.
-    """
-    try:
-        return _open_file(path)
-    except Malformed:
-        source = open_source(path)
-        kind = sniff(source)
-        if kind in (Kind.CUT_ZIP, Kind.LEGACY):
-            from cgpt_convert.containers import truncated
 
-            return truncated.whole(source).checkpoint
-        if kind not in (Kind.SAFETENSORS, Kind.GGUF):
-            raise
-        from cgpt_convert.containers.partial import sift
-        from cgpt_convert.formats import _gguf, _safetensors
+def _read_torch(kind: Kind, source: Source, *, salvage: bool) -> Checkpoint:
+    if kind is Kind.TORCH_ZIP:
+        from cgpt_convert.containers import torchzip
 
-        reader = _gguf if kind is Kind.GGUF else _safetensors
-        checkpoint, end = reader.described(source, path)
-        if end <= source.nbytes:
-            raise
-        return sift(checkpoint, source.nbytes, end).checkpoint
+        return torchzip.read(source)
+    if kind is Kind.LEGACY:
+        from cgpt_convert.containers import legacy
+
+        return legacy.read(source, salvage=salvage)
+    if kind is Kind.TORCH_TAR:
+        from cgpt_convert.containers import torchtar
+
+        return torchtar.read(source)
+    from cgpt_convert.containers import cutzip
+
+    return cutzip.salvage(source).checkpoint
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:

@@ -251,7 +251,10 @@ View = TypeVar("View", Storage, Tensor)
 
 def replace(view: View, **changes: Any) -> View:
     """Another storage or tensor, which differs in these attributes."""
-    return type(view)(**{name: getattr(view, name) for name in view.__slots__} | changes)
+    for name in view.__slots__:
+        if name not in changes:
+            changes[name] = getattr(view, name)
+    return type(view)(**changes)
 
 
 def announce(tensors: Iterable[Tensor]) -> None:

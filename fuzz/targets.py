@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers import legacy, torchtar, torchzip, truncated
+from cgpt_convert.containers import cutzip, legacy, torchtar, torchzip
 from cgpt_convert.containers.refuse import refuse
 from cgpt_convert.containers.sniff import sniff
 from cgpt_convert.errors import CgptError
@@ -32,7 +32,7 @@ def archive(source: MemoryBytes) -> None:
 
 def cut_archive(source: MemoryBytes) -> None:
     """A torch zip of which the end, with its directory, may be missing."""
-    _use(lambda cut: truncated.whole(cut).checkpoint, source)
+    _use(lambda cut: cutzip.salvage(cut).checkpoint, source)
 
 
 def unpickler(source: MemoryBytes) -> None:
@@ -52,7 +52,7 @@ def legacy_stream(source: MemoryBytes) -> None:
 
 def cut_stream(source: MemoryBytes) -> None:
     """The same, of which the end may be missing."""
-    _use(lambda cut: legacy.salvage(cut).checkpoint, source)
+    _use(lambda cut: legacy.read(cut, salvage=True), source)
 
 
 def tar(source: MemoryBytes) -> None:

@@ -11,8 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from cgpt_convert import findings
-from cgpt_convert.containers import legacy, truncated
-from cgpt_convert.containers.partial import Partial
+from cgpt_convert.containers import legacy
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import Global
 from cgpt_convert.source import MemoryBytes
@@ -339,15 +338,13 @@ def test_every_truncation_says_so_and_keeps_what_is_whole():
         source = MemoryBytes("cut", SAMPLE[:nbytes])
         with pytest.raises(Malformed, match=r"cut off|ends"):
             legacy.read(source)
-        assert isinstance(truncated.diagnose(source), CgptError)
         try:
-            partial = truncated.whole(source)
+            partial = legacy.read(source, salvage=True)
         except CgptError:
             continue
-        assert set(partial.lost) | set(partial.checkpoint) == set(full)
-        for name, kept in partial.checkpoint.items():
+        assert set(partial.lost) | set(partial) == set(full)
+        for name, kept in partial.items():
             assert kept.numpy().tolist() == full[name].numpy().tolist()
-        assert partial.needed == len(SAMPLE)
 
 
 def test_the_message_of_a_truncation():
@@ -364,21 +361,19 @@ def test_zeros_at_the_end_are_an_unfinished_download():
     data = data[: last[1].offset + 5] + bytes(len(data) - last[1].offset - 5)
     with pytest.raises(Malformed, match="only zeros or damage"):
         read(data)
-    partial = truncated.whole(MemoryBytes("cut", data))
-    assert len(partial.checkpoint) == 1
+    partial = legacy.read(MemoryBytes("cut", data), salvage=True)
+    assert len(partial) == 1
     assert len(partial.lost) == 2
 
 
 @settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(mutated(SAMPLE))
 def test_damage_is_an_error_of_ours_or_harmless(data):
-    for use in (legacy.read, truncated.whole):
+    for salvage in (False, True):
         try:
-            checkpoint = use(MemoryBytes("damaged", data))
+            checkpoint = legacy.read(MemoryBytes("damaged", data), salvage=salvage)
         except CgptError:
             continue
-        if isinstance(checkpoint, Partial):
-            checkpoint = checkpoint.checkpoint
         for values in checkpoint.values():
             if values.nbytes < 1 << 20 and values.dtype.numpy:
                 values.numpy()

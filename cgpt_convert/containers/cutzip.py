@@ -31,6 +31,17 @@ _UNKNOWN_CRC = -1
 _FALSE_DESCRIPTORS = 10_000  # chance makes one in 4 GiB; a crafted file may hold no more
 
 
+def diagnose(source: Source) -> CgptError:
+    """One error that says how far the file goes and how many of its tensors are whole.
+
+    Malformed unless what is there cannot be read for another reason.
+    """
+    try:
+        return salvage(source).error()
+    except CgptError as error:
+        return error.at(source.name)
+
+
 def salvage(source: Source) -> Partial:
     """The tensors of the archive that are whole.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint, Leaf
-from cgpt_convert.containers.partial import AGAIN, Partial, content_end, sift
+from cgpt_convert.containers.partial import AGAIN, content_end, sift
 from cgpt_convert.containers.stream import CutOff, Stream
 from cgpt_convert.containers.torchzip import storage_reference
 from cgpt_convert.containers.windows import Windows
@@ -40,25 +40,22 @@ def is_legacy(start: bytes) -> bool:
     return type(value) is int and value == MAGIC
 
 
-def read(source: Source) -> Checkpoint:
-    """What the stream in `source` holds.
+def read(source: Source, *, salvage: bool = False) -> Checkpoint:
+    """What the stream in `source` holds; with `salvage`, of one that is cut off what is whole.
 
     Raises Malformed or Unsupported, naming the part or every tensor that cannot be understood; of
     a file that is cut off it says what is whole.
     """
     checkpoint, extent = _parse(source)
     if extent.present < extent.needed:
-        raise sift(checkpoint, *extent).error()
+        partial = sift(checkpoint, *extent)
+        if salvage:
+            return partial.checkpoint
+        raise partial.error()
     if extent.needed < source.nbytes:
         detail = f"{source.nbytes - extent.needed:,} bytes"
         checkpoint.findings.append(Finding(findings.TRAILING, detail))
     return checkpoint
-
-
-def salvage(source: Source) -> Partial:
-    """The tensors of a stream that is cut off; raises as `read` does if its pickles are."""
-    checkpoint, extent = _parse(source)
-    return sift(checkpoint, *extent)
 
 
 class _Extent(NamedTuple):

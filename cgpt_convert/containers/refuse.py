@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from cgpt_convert.containers import truncated
+from cgpt_convert.containers import cutzip
 from cgpt_convert.containers.partial import AGAIN
 from cgpt_convert.containers.sniff import HEAD, Kind
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
@@ -111,7 +111,7 @@ def _zeros(source: Source) -> CgptError:
 
 
 _EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
-    Kind.CUT_ZIP: truncated.diagnose,
+    Kind.CUT_ZIP: cutzip.diagnose,
     Kind.LFS_POINTER: _lfs_pointer,
     Kind.WEB_PAGE: _web_page,
     Kind.XML: _xml,

@@ -155,11 +155,12 @@ class Stack:
         value = self.stack[-1]
         if not isinstance(index, int) or index < 0:
             raise Fault("a memo index that is no number, or a negative one")
-        if index > MEMO_GAP + self.position:
-            self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
         if index < len(self.memo):
             self.memo[index] = value
-        elif index == len(self.memo):
+            return
+        if index > MEMO_GAP + self.position:
+            self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
+        if index == len(self.memo):
             self.memo.append(value)
             while len(self.memo) in self.sparse:
                 self.memo.append(self.sparse.pop(len(self.memo)))
