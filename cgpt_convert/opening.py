@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 from collections.abc import Collection
+from typing import Protocol
 
 from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
@@ -81,7 +82,7 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
     if kind is Kind.SAFETENSORS:
         from cgpt_convert.formats import _safetensors
 
-        return _safetensors.from_source(source, path, salvage=salvage)
+        return _read_header(_safetensors, source, path, salvage=salvage)
     if kind is Kind.NPZ:
         from cgpt_convert.formats import npz
 
@@ -89,7 +90,7 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
     if kind is Kind.GGUF:
         from cgpt_convert.formats import _gguf
 
-        return _gguf.from_source(source, path, salvage=salvage)
+        return _read_header(_gguf, source, path, salvage=salvage)
     from cgpt_convert.containers.refuse import refuse
 
     raise refuse(kind, source)
@@ -114,6 +115,26 @@ def _read_torch(kind: Kind, source: Source, *, salvage: bool) -> Checkpoint:
     from cgpt_convert.containers import cutzip
 
     return cutzip.salvage(source).checkpoint
+
+
+def _read_header(reader: _Reader, source: Source, path: str, *, salvage: bool) -> Checkpoint:
+    """What a file holds whose header tells all; with `salvage`, what is whole of it."""
+    checkpoint, end = reader.described(source, path)
+    if salvage and end > source.nbytes:
+        from cgpt_convert.containers.partial import sift
+
+        return sift(checkpoint, source.nbytes, end).checkpoint
+    return reader.checked(source, checkpoint, end)
+
+
+class _Reader(Protocol):
+    """A module that reads such headers."""
+
+    def described(self, source: Source, path: str) -> tuple[Checkpoint, int]:
+        """What the header tells, and where the last tensor ends."""
+
+    def checked(self, source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
+        """The same checkpoint; Malformed if the file does not end there."""
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:

@@ -440,7 +440,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "npz of empty arrays": lambda: _fitted(lambda n: _zip({f"{i}.npy": _npy() for i in range(n)}, 0)),
     "npz of deflated arrays": lambda: _fitted(lambda n: _zip({f"{i}.npy": _npy() for i in range(n)})),
     "npz of deflated long headers": lambda: _fitted(
-        lambda n: _zip({f"{i}.npy": _npy(pad=60_000) for i in range(n)})),
+        lambda n: _zip({f"{i}.npy": _npy(pad=9_900) for i in range(n)})),
     "npz of 64 dimensions": lambda: _fitted(
         lambda n: _zip({f"{i}.npy": _npy("(" + "0, " * 64 + ")") for i in range(n)})),
     "npz of large arrays": lambda: _fitted(

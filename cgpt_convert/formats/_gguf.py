@@ -73,13 +73,13 @@ def fields(source: Source) -> dict[str, Stored]:
     return _fields(cursor, count)
 
 
-def from_source(source: Source, path: str, *, salvage: bool = False) -> Checkpoint:
-    """What `source` holds; see `formats.gguf.read`. With `salvage`, what is whole of it."""
-    checkpoint, end = _described(source, path)
-    if end > source.nbytes and salvage:
-        from cgpt_convert.containers.partial import sift
+def from_source(source: Source, path: str) -> Checkpoint:
+    """What `source` holds; see `formats.gguf.read`."""
+    return checked(source, *described(source, path))
 
-        return sift(checkpoint, source.nbytes, end).checkpoint
+
+def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
+    """The checkpoint, whose tensors end at `end`. Raises Malformed if `source` does not fit it."""
     if end > source.nbytes:
         first = next(s for s in checkpoint.storages if s.offset + s.nbytes > source.nbytes)
         raise Malformed(
@@ -91,7 +91,7 @@ def from_source(source: Source, path: str, *, salvage: bool = False) -> Checkpoi
     return checkpoint
 
 
-def _described(source: Source, path: str) -> tuple[Checkpoint, int]:
+def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     """What the header tells, and where the last tensor ends, which may be past the file's end."""
     cursor = Cursor(source)
     n_tensors, n_fields = _counts(cursor)

@@ -28,13 +28,13 @@ def is_alias(key: str, value: str, tensors: Container[str]) -> bool:
     return value in tensors and key not in tensors and key != FRAMEWORK
 
 
-def from_source(source: Source, path: str, *, salvage: bool = False) -> Checkpoint:
-    """What `source` holds; see `formats.safetensors.read`. With `salvage`, what is whole of it."""
-    checkpoint, end = _described(source, path)
-    if end > source.nbytes and salvage:
-        from cgpt_convert.containers.partial import sift
+def from_source(source: Source, path: str) -> Checkpoint:
+    """What `source` holds; see `formats.safetensors.read`."""
+    return checked(source, *described(source, path))
 
-        return sift(checkpoint, source.nbytes, end).checkpoint
+
+def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
+    """The checkpoint, whose tensors end at `end`. Raises Malformed if `source` does not fit it."""
     if end != source.nbytes:
         raise Malformed(
             f"{source.nbytes:,} bytes; tensors end at {end:,}",
@@ -44,7 +44,7 @@ def from_source(source: Source, path: str, *, salvage: bool = False) -> Checkpoi
     return checkpoint
 
 
-def _described(source: Source, path: str) -> tuple[Checkpoint, int]:
+def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     """What the header tells, and where the last tensor ends, which may be past the file's end."""
     fields, start = _header(source)
     metadata = fields.pop(METADATA, None) or {}
