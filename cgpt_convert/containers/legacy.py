@@ -24,6 +24,7 @@ from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
 
 MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
+_WRITTEN = (MAGIC.to_bytes(10, "little"), str(MAGIC).encode())  # by protocols from 2 on, and before
 _PROTOCOL = 1001  # PROTOCOL_VERSION
 _MAGIC_NBYTES = 64  # more than the number takes in any pickle protocol
 _OBJECT_FIRST = 64 << 10  # bytes of the object's pickle tried first
@@ -33,6 +34,8 @@ _SHOWN = 5
 
 def is_legacy(start: bytes) -> bool:
     """Do these first bytes of a file begin a legacy stream? Any pickle protocol may hold it."""
+    if not any(number in start for number in _WRITTEN):
+        return False
     try:
         value = decode(start[:_MAGIC_NBYTES]).value
     except CgptError:
