@@ -32,6 +32,12 @@ class Leaf(NamedTuple):
     value: Value
 
 
+class Folded(Leaf):
+    """A leaf that is a large container without a tensor."""
+
+    __slots__ = ()
+
+
 class Lost(NamedTuple):
     """Why a tensor is left out: not every byte of it is there and right."""
 

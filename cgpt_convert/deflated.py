@@ -76,8 +76,9 @@ class Deflated:
             _SHELF.clear()
             self._rewind()
             return
-        self._end, self._spool = self._position, place
+        self._end = self._position
         self._rewind()
+        _SHELF.settle(self, place)
 
     def _unpack_into(self, spool: Spool, start: int) -> str:
         """What is wrong behind the last byte that can be unpacked."""
@@ -90,6 +91,10 @@ class Deflated:
                 damage, most = error.message, most // 2
                 self._inflate, self._taken = before
         return damage
+
+    def hold(self, place: tuple[Spool, int]) -> None:
+        """Read from the temporary file from now on, where the bytes begin at that place."""
+        self._spool = place
 
     def let_go(self) -> None:
         """Hold the temporary file no longer. Whoever is reading it still has it."""

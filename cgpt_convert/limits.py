@@ -29,9 +29,9 @@ class Limits(NamedTuple):
 
     nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
     opcodes: int = 10_000_000  # a tensor takes about 40
-    # lists, dicts, sets, calls and references, of 100 bytes each; real pickles: one in 28 bytes
+    # lists, dicts, sets, calls and references, of 100 bytes each; real pickles: one in 14 bytes
     kept: Share = Share(100_000, 8, 4_000_000)
-    memo: Share = Share(100_000, 3, 8_000_000)  # 100 bytes each; real ones have one in 13 bytes
+    memo: Share = Share(100_000, 3, 8_000_000)  # 100 bytes each; real ones have one in 7 bytes
     # characters of the different names of classes and functions; torch writes a dozen of them
     names: Share = Share(2 * MiB, 1, 512 * MiB)
     depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
@@ -79,8 +79,6 @@ SCANNED = Share(300_000, 1, 1 << 40)
 # Of the memo, when a pickle is scanned: no writer of pickles comes near either.
 MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory
 MEMO_SPARSE = 1 << 16  # entries out of order
-
-MARKS = 100_000  # open at once, of 64 bytes each, when a pickle is scanned; real ones under 20
 
 JSON_VALUES = 4_000_000  # of one document; a vocabulary has 256,000
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE

@@ -112,6 +112,12 @@ class Shelf:
             self._users.add(user)
             return spool, filled
 
+    def settle(self, user: User, place: tuple[Spool, int]) -> None:
+        """Have `user` hold its place, now that its bytes are there, if it still has it."""
+        with self._lock:
+            if user in self._users and self._spool and self._spool() is place[0]:
+                user.hold(place)
+
     def clear(self) -> None:
         """Have all let go."""
         with self._lock:
@@ -128,6 +134,9 @@ class User(Protocol):
     """Who has a place on a shelf."""
 
     name: str
+
+    def hold(self, place: tuple[Spool, int]) -> None:
+        """Read from the spool from now on."""
 
     def let_go(self) -> None:
         """Hold the spool no longer. Who reads it at the moment may go on."""

@@ -29,6 +29,7 @@ from cgpt_convert.values.digest import listed
 from tests import test_hostile as known
 from tests import test_torchtar, zips
 from tests.test_hostile import EMPTY, ORDERED, SYSTEM, TENSOR, flood, gguf_of, header, keyed, text
+from tests.unpickling.test_cost import LARGE
 from tests.zips import Entry
 
 MiB = 1 << 20
@@ -65,7 +66,11 @@ def pickles() -> dict[str, bytes]:
     """A flood for each class of opcodes, and for what the tree and the names may cost."""
     units = {name: flood(unit, head) for name, (head, unit) in UNITS.items()}
     more = {f"{name}, and a reference": _referring(*UNITS[name]) for name in _FOLDED}
-    return units | more | {
+    shared = {
+        f"a large {kind}, shared": b"\x80\4" + data + b"(" + b"h\0" * 200_000 + b"NQl."
+        for kind, data in LARGE.items()
+    }
+    return units | more | shared | {
         "marks": b"\x80\4" + b"(" * _ROOM + b".",
         "memo at falling numbers": b"\x80\4N"
         + b"".join(b"r" + struct.pack("<I", n) for n in range(_ROOM // 5, 0, -1)) + b".",

@@ -184,9 +184,6 @@ EDGES = {
         lambda n: traced(b"N" + b"".join(b"q" + bytes((9 * k,)) for k in range(1, n + 1)) + b"."),
         "cgpt_convert.pickles.stack.MEMO_SPARSE",
     ),
-    "MARKS": Edge(
-        5, lambda n: traced(b"(" * n + b"t" * n + b"."), "cgpt_convert.pickles.stack.MARKS"
-    ),
     "JSON_VALUES": Edge(
         3,
         lambda n: strict_json.loads(b'{"a":[' + b",".join([b"1"] * (n - 1)) + b"]}", "x"),

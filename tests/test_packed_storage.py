@@ -154,6 +154,23 @@ def test_many_packed_storages_are_kept_in_one_file(unpackings: list[Deflated]) -
     assert len(os.listdir("/dev/fd")) == descriptors
 
 
+def test_who_is_told_to_let_go_while_it_unpacks_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unpack_into = Deflated._unpack_into
+
+    def interrupted(self: Deflated, kept: spool.Spool, start: int) -> str:
+        damage = unpack_into(self, kept, start)
+        deflated._SHELF.clear()
+        return damage
+
+    monkeypatch.setattr(Deflated, "_unpack_into", interrupted)
+    descriptors = len(os.listdir("/dev/fd"))
+    several = backwards_in_turn(1 << 12)
+    assert not any(each._spool for each in several)
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
 def test_what_is_kept_fills_no_more_than_half_of_the_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cgpt_convert.errors import Malformed
 from cgpt_convert.pickles.trace import trace
+from cgpt_convert.pickles.unpickle import decode
 from cgpt_convert.source import MemoryBytes
 from tests.hostile import DANGEROUS, FOREIGN, HARMLESS, payload
 
@@ -142,12 +144,56 @@ def test_the_oracles_do_come_by_calls() -> None:
     assert sum(map(bool, found)) > 100
 
 
+def _framed(nbytes: int, data: bytes) -> bytes:
+    return b"\x95" + nbytes.to_bytes(8, "little") + data
+
+
+CALL = b"cbuiltins\nlen\n(VPWNED\ntR."
+HIDDEN = b"B" + len(CALL).to_bytes(4, "little")  # makes an argument of what follows
+INSIDE = {
+    "a longer one": _framed(len(CALL) + 7, HIDDEN),
+    # then an argument across the end of the outer frame, of which nobody thinks any more
+    "an empty one": _framed(0, b"X" + (10).to_bytes(4, "little") + bytes(5)),
+}
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_a_frame_inside_another_is_odd(kind: str) -> None:
+    """C's unpickler drops what it had read of the outer frame and goes on behind: there is a call.
+
+    It does that with a file that it cannot look ahead in, as torch.load gives it.
+    """
+    behind = CALL if kind == "a longer one" else bytes(5) + HIDDEN + CALL
+    outer = INSIDE[kind]
+    data = b"\x80\4" + _framed(len(outer), outer) + behind + b"0" + b"N0" * 3 + b"N."
+    assert [each[2] for each in oracle(pickle.Unpickler, data) if each[0] == "call"] == ["len"]
+    assert pickle.loads(data) is None  # of bytes that are all there it drops nothing
+    assert ours(data)[1].startswith("a frame that begins inside another")
+    with pytest.raises(Malformed, match="a frame begins inside another"):
+        decode(data)
+
+
+def test_frames_as_pickle_writes_them_are_read() -> None:
+    for value in ([list(range(99)), "x" * 70_000, [b"y" * 70_000] * 3], ["z" * 999] * 200):
+        for data in (pickle.dumps(value, 4), _dumped(value)):
+            assert data.count(b"\x95") > 1 or len(data) < 3000
+            assert not ours(data)[1]
+            assert decode(data).end == len(data)
+
+
+def _dumped(value: object) -> bytes:
+    pickle.Pickler(file := io.BytesIO(), 4).dump(value)
+    return file.getvalue()
+
+
 def test_a_frame_that_ends_inside_a_name_is_odd() -> None:
     """C's unpickler drops what the frame held of the line, Python's refuses it."""
     data = b"\x80\x04\x95\x06\0\0\0\0\0\0\0\x89cos\nXsystem\n."
     named = [each[2] for each in oracle(pickle.Unpickler, data)]
     assert named == ["system"]
     assert ours(data)[1].startswith("a frame that ends inside an argument")
+    with pytest.raises(Malformed, match="a frame ends inside an argument"):
+        decode(data)
 
 
 def test_a_memo_index_that_costs_memory_is_odd() -> None:

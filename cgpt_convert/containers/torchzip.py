@@ -53,7 +53,10 @@ def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> 
         table = ZipStorages(archive, root, folder)
         name = f"{root}/{pickle}.pkl"
         written = _pickle(archive, name)  # even if it is known: its checksum is compared
-        decoded = known[name] if known and name in known else decode(written)
+        try:
+            decoded = known[name] if known and name in known else decode(written)
+        except CgptError as error:
+            raise error.at(f"{source.name}[{name}]") from None
         del written  # it can be large
         names |= decoded.globals
         fill(checkpoint, decoded, table, prefix="constants" if pickle != "data" else "")

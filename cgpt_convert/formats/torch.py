@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from cgpt_convert.checkpoint import Checkpoint, Leaf
+from cgpt_convert.checkpoint import Checkpoint, Folded, Leaf
 from cgpt_convert.containers import torchzip
 from cgpt_convert.dtypes import TABLE
 from cgpt_convert.formats import _planning, _shards, _torch_pickle, _torch_zip
@@ -60,8 +60,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """The text pairs that `plan` gave the state dict, of whatever container; often none."""
     pairs: dict[str, str] = {}
     for leaf in checkpoint.others:
-        if leaf.path not in checkpoint.containers:  # a dict inside is no attribute
-            pairs |= _metadata(leaf)
+        pairs |= _metadata(leaf)
     return pairs
 
 
@@ -94,8 +93,11 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
 
 
 def _metadata(leaf: Leaf) -> dict[str, str]:
-    """The text pairs of the outermost dict's attribute `metadata`; of anything else, none."""
-    if leaf.path != _METADATA or not isinstance(leaf.value, Dict):
+    """The text pairs of the outermost dict's attribute `metadata`; of anything else, none.
+
+    A dict inside the state dict is a container and no leaf, unless it is folded.
+    """
+    if leaf.path != _METADATA or isinstance(leaf, Folded) or not isinstance(leaf.value, Dict):
         return {}
     pairs = leaf.value.items
     return {k: v for k, v in pairs if isinstance(k, str) and isinstance(v, str)}

@@ -18,11 +18,11 @@ def is_short(value: Value) -> bool:
     """Is it a plain value, or a few in a tuple or list? To look at it again costs nothing."""
     kind = type(value)
     if kind is tuple or kind is list:
-        return len(value) <= _FEW and PLAIN.issuperset(map(type, value))
+        return len(value) <= FEW and PLAIN.issuperset(map(type, value))
     return kind in PLAIN
 
 
-_FEW = 16
+FEW = 16
 
 
 def children(value: Value) -> Pairs | None:

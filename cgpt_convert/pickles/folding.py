@@ -7,17 +7,20 @@ from collections.abc import Iterable
 from cgpt_convert.inert import Call, Dict, Global, PersistentId, Value
 from cgpt_convert.limits import NESTING
 from cgpt_convert.pickles import ndarray
-from cgpt_convert.pickles.children import PLAIN, Pairs, children, is_short
+from cgpt_convert.pickles.children import FEW, PLAIN, Pairs, children, is_short
 
 _MANY = 1_000  # values: more are no settings that somebody would look for by name
-_FEW = 16
-_NUMBERS = (("torch", "Size"), ("torch", "device"))  # calls that make neither tensor nor container
+# calls by which plain values are written, protocol 2's bytes among them
+_VALUES = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode")}) | {
+    (module, name) for module in ("builtins", "__builtin__") for name in ("bytes", "complex")
+}
 
 
 class Folding:
     """Which containers of one tree are taken as one value."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most  # containers that are looked into
         self.known: dict[int, bool] = {}  # id of a container -> whether it holds no tensor
 
     def folds(self, value: Value, pairs: Pairs) -> bool:
@@ -29,8 +32,10 @@ class Folding:
         """Is no tensor in the value? False, too, where telling takes going round or deep."""
         key = id(value)
         if key not in self.known:
+            if depth > NESTING or len(self.known) == self.most:
+                return False
             self.known[key] = False  # if it is met again inside of itself
-            self.known[key] = depth <= NESTING and self._is_free(value, depth)
+            self.known[key] = self._is_free(value, depth)
         return self.known[key]
 
     def are_free(self, values: Iterable[Value], depth: int) -> bool:
@@ -48,15 +53,21 @@ class Folding:
         pairs = children(value)
         if pairs is not None:
             return self.are_free((held for _, held in pairs), depth)
-        if isinstance(value, Call):
-            func = value.func
-            numbers = isinstance(func, Global) and func.pair in _NUMBERS
-            return numbers or ndarray.scalar(value) is not None
-        return not isinstance(value, PersistentId)
+        return _is_value(value) if isinstance(value, Call) else not isinstance(value, PersistentId)
+
+
+def _is_value(call: Call) -> bool:
+    """Does the call make a plain value, and nothing more?"""
+    if call.state is not None or call.items or call.elements or call.kwargs is not None:
+        return False
+    if not (isinstance(call.func, Global) and isinstance(call.args, tuple)):
+        return False
+    written = call.func.pair in _VALUES and all(map(is_short, call.args))
+    return written or ndarray.scalar(call) is not None
 
 
 def _is_short(value: Value) -> bool:
     """Is it a few plain values, in a dict perhaps? Remembering that would take longer."""
     if type(value) is Dict:
-        return len(value.items) <= _FEW and PLAIN.issuperset([type(v) for _, v in value.items])
+        return len(value.items) <= FEW and PLAIN.issuperset([type(v) for _, v in value.items])
     return is_short(value)

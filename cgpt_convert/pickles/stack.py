@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cgpt_convert.inert import Dict, Set, Value
-from cgpt_convert.limits import MARKS, MEMO_GAP, MEMO_SPARSE
+from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE
 from cgpt_convert.pickles.opcodes import Fault, Opcodes
 
 SHOWN = 16  # items kept of one container: enough to show
@@ -42,7 +42,8 @@ class Stack:
     def __init__(self, opcodes: Opcodes) -> None:
         self.opcodes = opcodes
         self.stack: list[Value] = []  # since the last MARK
-        self.below: list[list[Value]] = []  # the stacks that MARKs interrupted
+        # the stacks that MARKs interrupted; of empty ones their number: a tensor may be all 40s
+        self.below: list[list[Value] | int] = []
         self.memo: list[Value] = []
         self.sparse: dict[int, Value] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
@@ -59,7 +60,13 @@ class Stack:
         """The values above the last MARK."""
         if not self.below:
             raise Fault("an opcode needs a MARK and the stack has none")
-        values, self.stack = self.stack, self.below.pop()
+        values, interrupted = self.stack, self.below.pop()
+        if isinstance(interrupted, list):
+            self.stack = interrupted
+        else:
+            self.stack = []
+            if interrupted > 1:
+                self.below.append(interrupted - 1)
         return values
 
     def keep(self, value: Value, kind: int = 0) -> None:
@@ -74,10 +81,14 @@ class Stack:
             self.pop_to_mark()
 
     def MARK(self) -> None:
-        if len(self.below) == MARKS:
-            raise Exhausted(f"more than {MARKS:,} MARKs in each other")
-        self.below.append(self.stack)
-        self.stack = []
+        below = self.below
+        if self.stack:
+            below.append(self.stack)
+            self.stack = []
+        elif below and isinstance(below[-1], int):
+            below[-1] += 1
+        else:
+            below.append(1)
 
     def DUP(self) -> None:
         self.stack.append(self.stack[-1])
@@ -90,6 +101,8 @@ class Stack:
             raise Fault(f"pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
+        if self.position < self.frame_end != self.opcodes.at:  # C drops what it had read ahead
+            self.odd = self.odd or "a frame that begins inside another: loaders disagree"
         self.frame_end = self.opcodes.at + nbytes
 
     def TUPLE(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cgpt_convert import findings
-from cgpt_convert.checkpoint import Checkpoint, Exotic, Leaf
+from cgpt_convert.checkpoint import Checkpoint, Exotic, Folded, Leaf
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Set, Value, printable, text
@@ -100,7 +100,7 @@ class _Walk:
         self.checkpoint = checkpoint
         self.storages = storages
         self.budget = budget
-        self.folding = Folding()
+        self.folding = Folding(budget.nodes)
         self.errors: list[tuple[str, CgptError]] = []
         self.cycles: list[str] = []
         self.collisions: dict[str, None] = {}
@@ -111,8 +111,8 @@ class _Walk:
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Take in `value` under `name`; of a foreign object's inside only the tensors."""
         self.budget.visit(name)
-        self.count_again(value)
         pairs = children(value)
+        self.count_again(value, pairs)
         if pairs is None:
             self.take(name, value, depth, tensors_only=tensors_only)
             return
@@ -123,7 +123,7 @@ class _Walk:
         if named:
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
         if self.folding.folds(value, pairs):
-            self.enter(name, value, tensors_only=tensors_only)
+            self.enter(Folded(name, value), tensors_only=tensors_only)
             return
         if named:
             self.dicts.append(name)
@@ -133,12 +133,12 @@ class _Walk:
         if isinstance(value, Call) and value.state is not None and not tensors_only:
             self.state_of_container(name, value.state)
 
-    def count_again(self, value: Value) -> None:
+    def count_again(self, value: Value, pairs: Pairs | None) -> None:
         """Bound the work that sharing makes, which looking at the elements is part of."""
         if type(value) not in _HOLDING:
             return
         if id(value) in self.seen:
-            self.budget.again(1 + (len(value) if type(value) in (list, tuple) else 0))
+            self.budget.again(1 + _looked_at(value, pairs))
         self.seen.add(id(value))
 
     def inside(
@@ -187,16 +187,16 @@ class _Walk:
             number = ndarray.scalar(value)
             if number is not None:
                 value = number
-        self.enter(name, value, tensors_only=tensors_only)
+        self.enter(Leaf(name, value), tensors_only=tensors_only)
         if isinstance(value, Call):  # the tensors in an object of an unknown class
             self.inside(name, value, list(held(value)), depth, tensors_only=True)
 
-    def enter(self, name: str, value: Value, *, tensors_only: bool) -> None:
+    def enter(self, leaf: Leaf, *, tensors_only: bool) -> None:
         """Enter a value that is no tensor, and that counted as one until now."""
         if not tensors_only:
-            if more := text_cost(value) - 1:
+            if more := text_cost(leaf.value) - 1:
                 self.budget.visit("", more)
-            self.checkpoint.others.append(Leaf(name, value))
+            self.checkpoint.others.append(leaf)
 
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
         """Enter the tensor under its name; a second one of that name is a finding."""
@@ -219,6 +219,15 @@ class _Walk:
         ):
             if names:
                 self.checkpoint.findings.append(Finding(rule, _listed(names)))
+
+
+def _looked_at(value: Value, pairs: Pairs | None) -> int:
+    """Over how many elements `children` went; those of a Dict it takes as they are."""
+    if isinstance(value, list | tuple):
+        return len(value)
+    if isinstance(value, Set):
+        return len(value.members)
+    return len(pairs or ()) if isinstance(value, Call) else 0
 
 
 _HOLDING = frozenset({list, tuple, Dict, Set, Call})

@@ -59,6 +59,7 @@ class _Machine(Builder):
         super().__init__(data, limits, start)
         self.persistent = persistent
         self.opcode_at = start
+        self.frame_end = self.no_frame = len(data) + 1
         self.globals: dict[tuple[str, str], int] = {}
         self.named: dict[tuple[str, str], Global] = {}
         self.spelled = limits.names.of(len(data) - start)  # characters that names may yet have
@@ -68,6 +69,8 @@ class _Machine(Builder):
         try:
             for _ in range(self.limits.opcodes):
                 at = self.opcode_at = self.at
+                if at >= self.frame_end:
+                    self.leave_frame()
                 operate, reader = dispatch[data[at]]
                 self.at = at + 1
                 if operate is None:
@@ -99,8 +102,16 @@ class _Machine(Builder):
             raise Unsupported(f"pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
+        if self.opcode_at < self.frame_end < self.no_frame:
+            raise Malformed("a frame begins inside another: loaders disagree about what follows")
         if nbytes > len(self.data) - self.at:
             raise Incomplete("a frame is longer than the pickle")
+        self.frame_end = self.at + nbytes
+
+    def leave_frame(self) -> None:
+        if self.at > self.frame_end:
+            raise Malformed("a frame ends inside an argument: loaders disagree about what follows")
+        self.frame_end = self.no_frame
 
     # -- names, calls and references: recorded only
 

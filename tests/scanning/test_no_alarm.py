@@ -41,6 +41,12 @@ def test_storages_of_random_bytes_raise_no_alarm(tmp_path: Path) -> None:
     assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
 
 
+@pytest.mark.parametrize("byte", b"()0N]}2")
+def test_storages_of_one_number_that_is_an_opcode_raise_no_alarm(byte: int, tmp_path: Path) -> None:
+    found = scanned(saved({"x": torch.full((600_000,), byte, dtype=torch.uint8)}), tmp_path)
+    assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
+
+
 TEXTS = (
     b"# A model\n\nIt is a model.\n",
     b"cerebras\nis a company\n",

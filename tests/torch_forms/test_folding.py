@@ -24,6 +24,7 @@ LARGE = {
     "shapes": {f"w{n}": torch.Size([n, 2]) for n in range(MANY)},
     "losses": [np.float64(n / 7) for n in range(MANY)],
     "devices": [torch.device("cpu"), *range(MANY)],
+    "bytes": [{"b": b"\xff", "c": 1j * n} for n in range(MANY)],
     "types": [torch.float16, [1], *range(MANY)],
     "samples": [["a", {"b": (n,)}] for n in range(MANY)],
 }
@@ -50,6 +51,22 @@ def test_a_tensor_far_inside_is_found(inside: object, last: object) -> None:
     checkpoint = check(value)
     assert len(checkpoint) == 1
     assert f"log.{MANY - 1}.n" in leaves(checkpoint)
+
+
+class Made:
+    """What pickles as a call of anything with anything."""
+
+    def __init__(self, func: object, *args: object) -> None:
+        self.call = func, args
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize("func", [torch.Size, torch.device])
+def test_a_tensor_in_a_call_that_makes_none_is_found(func: object) -> None:
+    value = [*([None] * MANY), Made(func, torch.ones(2))]
+    assert list(opened(zips.saved(value))) == [f"{MANY}.args.0"]
 
 
 def test_tensors_without_storages_are_found_too() -> None:
@@ -83,6 +100,13 @@ def test_a_log_of_100_000_records_opens() -> None:
     log = [{"step": n, "loss": n / 7, "rate": 0.1} for n in range(100_000)]
     checkpoint = check({"model": {"w": torch.ones(2)}, "log": log})
     assert set(leaves(checkpoint)) == {"log"}
+
+
+def test_metadata_beside_a_dict_of_that_name_is_metadata(tmp_path: Path) -> None:
+    state = collections.OrderedDict(metadata={"x": torch.ones(1)})
+    state.metadata = {"format": "pt"}  # type: ignore[attr-defined]
+    (path := tmp_path / "m.pt").write_bytes(zips.saved(state))
+    assert torch_format.read(str(path)).metadata == {"format": "pt"}
 
 
 def test_a_large_dict_called_metadata_is_no_metadata(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from contextlib import suppress
 
 import pytest
 
@@ -41,6 +42,28 @@ def test_20_wide_sharing_costs_little() -> None:
         tree(shared_widely(900))
     with bounded():  # so large that all of it is one value
         assert len(tree(shared_widely(2000)).others) == 1
+
+
+MANY = 20_000
+LARGE = {  # containers of values that are not plain, in memo 0
+    "set": b"\x8f(" + b"](NNe" * MANY + b"\x90\x940",
+    "frozen set": b"(" + b"](NNe" * MANY + b"\x91\x940",
+    "called set": b"cbuiltins\nset\n)R(" + b"](NNe" * MANY + b"\x90\x940",
+    "plain set": b"\x8f(" + b"K\1" * 5 * MANY + b"\x90\x940",
+    "ordered dict": b"ccollections\nOrderedDict\n)R(" + b"N](NNe" * MANY + b"u\x940",
+    "ordered dict of pairs": b"ccollections\nOrderedDict\n]("
+    + b"](N](NNee" * MANY
+    + b"e\x85R\x940",
+    "dict": b"}(" + b"N](NNe" * MANY + b"u\x940",
+    "list": b"](" + b"](NNe" * MANY + b"e\x940",
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_20_a_large_container_under_many_names_costs_little(kind: str) -> None:
+    data = LARGE[kind] + b"(" + b"h\0" * 100_000 + b"NQl."
+    with bounded(10), suppress(Unsupported):  # it took a minute and more
+        tree(data)
 
 
 def test_20_sharing_as_checkpoints_have_it_is_fine() -> None:
