@@ -132,6 +132,12 @@ def is_open(descriptor: str) -> bool:
     return os.path.exists(f"/dev/fd/{descriptor}")
 
 
+def opened() -> int:
+    """How many descriptors are open, less those that earlier tests left behind."""
+    gc.collect()
+    return len(os.listdir("/dev/fd"))
+
+
 def backwards_in_turn(nbytes: int) -> list[Deflated]:
     """Packed storages that were read from their ends, one after the other, again and again."""
     data, packed = packed_noise(nbytes)
@@ -143,15 +149,14 @@ def backwards_in_turn(nbytes: int) -> list[Deflated]:
 
 
 def test_many_packed_storages_are_kept_in_one_file(unpackings: list[Deflated]) -> None:
-    descriptors = len(os.listdir("/dev/fd"))
+    descriptors = opened()
     several = backwards_in_turn(1 << 16)
     assert len(unpackings) < 8 * SEVERAL  # the first, twice the size in vain, and the last
     assert all(each._spool for each in several)
-    assert len(os.listdir("/dev/fd")) == descriptors + 1
+    assert opened() == descriptors + 1
     del several
     unpackings.clear()
-    gc.collect()
-    assert len(os.listdir("/dev/fd")) == descriptors
+    assert opened() == descriptors
 
 
 def test_who_is_told_to_let_go_while_it_unpacks_holds_nothing(
@@ -165,10 +170,10 @@ def test_who_is_told_to_let_go_while_it_unpacks_holds_nothing(
         return damage
 
     monkeypatch.setattr(Deflated, "_unpack_into", interrupted)
-    descriptors = len(os.listdir("/dev/fd"))
+    descriptors = opened()
     several = backwards_in_turn(1 << 12)
     assert not any(each._spool for each in several)
-    assert len(os.listdir("/dev/fd")) == descriptors
+    assert opened() == descriptors
 
 
 def test_what_is_kept_fills_no_more_than_half_of_the_room(
