@@ -6,6 +6,8 @@ a pickle: a file can be two things at once.
 
 from __future__ import annotations
 
+from enum import Enum
+
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
 from cgpt_convert.containers.archive import Archive
@@ -83,6 +85,14 @@ def _label(path: str, kind: Kind, look: Look) -> str:
     return kind.value
 
 
+class Role(Enum):
+    """What a part is to torch."""
+
+    PICKLE = "a pickle"
+    STORAGE = "numbers, whatever its bytes are"
+    ANY = "nothing that is known"
+
+
 class Look(Found):
     """The looking into one file, part by part."""
 
@@ -98,9 +108,9 @@ class Look(Found):
         depth: int,
         *,
         kind: Kind | None = None,
-        must: bool = False,
+        role: Role = Role.ANY,
     ) -> int:
-        """Look at the file `source`, and into it; `must` it be a pickle? Returns how many it was.
+        """Look at the file `source`, and into it. Returns how many pickles it was.
 
         `place` names the part in messages; it is "" for the file itself.
         """
@@ -118,9 +128,10 @@ class Look(Found):
         if kind in _ZIPS or kind is Kind.CUT_ZIP:
             self.guarded(self.zip, source, place, depth)
             return 0
-        must = must or (not depth and kind in (Kind.PICKLE, Kind.LEGACY))
+        if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
+            role = Role.PICKLE
         at_most = _LEGACY_PICKLES if kind is Kind.LEGACY else 0
-        count = self.pickled(source, place, depth, must=must, at_most=at_most)
+        count = self.pickled(source, place, depth, role, at_most=at_most)
         if kind in _TARS:
             self.guarded(self.tar, source, place, depth)
         elif kind is Kind.NPY:
@@ -136,7 +147,7 @@ class Look(Found):
     # -- pickles
 
     def pickled(
-        self, source: Source, place: str, depth: int, *, must: bool, at_most: int = 0, at: int = 0
+        self, source: Source, place: str, depth: int, role: Role, *, at_most: int = 0, at: int = 0
     ) -> int:
         """Look at the pickles from byte `at` on, one after another; how many there are."""
         count = 0
@@ -146,8 +157,11 @@ class Look(Found):
             traced = trace(source, at, self.allowed, most)
             self.opcodes -= traced.opcodes + bool(count) * _NEXT_PICKLE
             self.opcodes -= len(traced.uses) * _SIGHTED
-            if not (is_pickle(traced) or (must and (at_most or not count))):
+            expected = role is Role.PICKLE and (at_most or not count)
+            if not (is_pickle(traced) or expected):
                 break
+            if role is Role.STORAGE and traced.opcodes >= PICKLE.opcodes and _is_idle(traced):
+                break  # millions of one number that is an opcode
             count += 1
             self.take(traced, source, place, depth)
             at = traced.end
@@ -198,9 +212,11 @@ class Look(Found):
         self.script |= script and not depth
         allows = self.rule.allows_script if script else self.rule.allows
         outer, self.allowed = self.allowed, self.noted(allows)
+        storages = tuple(f"{root}/{name}/" for root in torchs for name in ("data", "constants"))
         try:
             for name in archive.members:
-                self.record(archive, name, place, depth, must=name in loaded)
+                role = Role.STORAGE if name.startswith(storages) else Role.ANY
+                self.record(archive, name, place, depth, Role.PICKLE if name in loaded else role)
         finally:
             self.allowed = outer
         code = [name for name in archive.members if script and name.split("/")[1:2] == ["code"]]
@@ -208,12 +224,12 @@ class Look(Found):
             detail = f"{len(code):,} records that torch.jit.load compiles and may run"
             self.found(self.notes, findings.SCRIPT, detail)
 
-    def record(self, archive: Archive, name: str, place: str, depth: int, *, must: bool) -> None:
+    def record(self, archive: Archive, name: str, place: str, depth: int, role: Role) -> None:
         """Look at one record of a zip."""
         label = _inside(place, name)
         try:
             source = records.opened(archive, name, label, self.room)
-            count = self.part(source, label, depth + 1, must=must)
+            count = self.part(source, label, depth + 1, role=role)
             if count and archive.crc32(name) not in (None, records.crc32(source)):
                 raise Malformed("the bytes do not match their checksum; torch does not look")
         except CgptError as error:
@@ -248,7 +264,7 @@ class Look(Found):
             head = read(source, 0, min(12, source.nbytes))
             width = 2 if head[6:7] == b"\1" else 4
             start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-            objects = self.pickled(source, place, depth, must=False, at=start)
+            objects = self.pickled(source, place, depth, Role.ANY, at=start)
             if not objects and isinstance(refused, Malformed):
                 raise refused
 
@@ -271,6 +287,11 @@ class Look(Found):
         self.part(inner, _inside(place, "unpacked"), depth + 1)
         if inner.damage and (self.weights, len(self.problems)) != before:
             raise inner.damage
+
+
+def _is_idle(traced: Trace) -> bool:
+    """Does it neither say that it is a pickle nor name anything?"""
+    return not (traced.marked or traced.uses)
 
 
 def _inside(place: str, name: str) -> str:

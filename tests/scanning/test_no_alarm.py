@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from cgpt_convert import limits
+from cgpt_convert.scanning import look
 from cgpt_convert.scanning.result import Verdict
 from tests.running import run
 from tests.scanning.files import saved, scanned
@@ -45,6 +47,17 @@ def test_storages_of_random_bytes_raise_no_alarm(tmp_path: Path) -> None:
 def test_storages_of_one_number_that_is_an_opcode_raise_no_alarm(byte: int, tmp_path: Path) -> None:
     found = scanned(saved({"x": torch.full((600_000,), byte, dtype=torch.uint8)}), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
+
+
+@pytest.mark.parametrize("byte", b"()N]}")
+def test_nor_do_longer_ones_than_a_pickle_may_be(
+    byte: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "PICKLE", limits.PICKLE._replace(opcodes=1000))
+    found = scanned(saved({"x": torch.full((5000,), byte, dtype=torch.uint8)}), tmp_path)
+    assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
+    found = scanned(bytes((byte,)) * 5000, tmp_path)  # of a file by itself nobody knows
+    assert found.verdict is Verdict.MALFORMED
 
 
 TEXTS = (
