@@ -23,14 +23,19 @@ from tests.running import run
 TENSORS = 16
 
 
+def pack(tensors: dict[str, torch.Tensor], path: Path) -> Path:
+    """The tensors in a torch archive whose records are deflated."""
+    entries = zips.entries_of(zips.saved(tensors)).values()
+    path.write_bytes(zips.build(map(zips.deflated, entries)))
+    return path
+
+
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """The tensors' order is against that of their bytes."""
     whole = torch.arange(TENSORS << 14, dtype=torch.float32)
     parts = {f"t{i}": whole[i << 14 : (i + 1) << 14] for i in reversed(range(TENSORS))}
-    entries = zips.entries_of(zips.saved(parts)).values()
-    (path := tmp_path / "packed.bin").write_bytes(zips.build(map(zips.deflated, entries)))
-    return path
+    return pack(parts, tmp_path / "packed.bin")
 
 
 COMMANDS: dict[str, list[object]] = {
@@ -83,9 +88,7 @@ def far(tmp_path: Path) -> Path:
     n = 1 << 18
     whole = torch.arange(n, dtype=torch.float32)
     pairs = {f"t{k}": torch.as_strided(whole, (2,), (n - 1 - k,), k) for k in range(FAR)}
-    entries = zips.entries_of(zips.saved(pairs)).values()
-    (path := tmp_path / "far.bin").write_bytes(zips.build(map(zips.deflated, entries)))
-    return path
+    return pack(pairs, tmp_path / "far.bin")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -237,9 +240,7 @@ def round_robin(tmp_path: Path) -> Path:
     wholes = [torch.arange(n, dtype=torch.float32) + k for k in range(TENSORS)]
     pairs = [(whole, i) for i in reversed(range(FAR)) for whole in wholes]
     parts = {f"{k}": whole.as_strided((2,), (n - 1 - i,), i) for k, (whole, i) in enumerate(pairs)}
-    entries = zips.entries_of(zips.saved(parts)).values()
-    (path := tmp_path / "round.bin").write_bytes(zips.build(map(zips.deflated, entries)))
-    return path
+    return pack(parts, tmp_path / "round.bin")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

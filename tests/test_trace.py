@@ -173,6 +173,15 @@ def test_a_frame_inside_another_is_odd(kind: str) -> None:
         decode(data)
 
 
+def test_a_frame_right_behind_another_s_last_byte_is_none_inside_it() -> None:
+    """The header of the second is still in the first; no loader drops anything."""
+    second = _framed(2, b"K\7")
+    data = b"\x80\4" + _framed(len(second) - 2, second) + b"."
+    assert pickle.load(io.BytesIO(data)) == pickle._Unpickler(io.BytesIO(data)).load() == 7
+    assert not ours(data)[1]
+    assert decode(data).value == 7
+
+
 def test_frames_as_pickle_writes_them_are_read() -> None:
     for value in ([list(range(99)), "x" * 70_000, [b"y" * 70_000] * 3], ["z" * 999] * 200):
         for data in (pickle.dumps(value, 4), _dumped(value)):

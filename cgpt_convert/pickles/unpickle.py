@@ -102,7 +102,7 @@ class _Machine(Builder):
             raise Unsupported(f"pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
-        if self.opcode_at < self.frame_end < self.no_frame:
+        if self.opcode_at < self.frame_end < self.no_frame and self.frame_end != self.at:
             raise Malformed("a frame begins inside another: loaders disagree about what follows")
         if nbytes > len(self.data) - self.at:
             raise Incomplete("a frame is longer than the pickle")
