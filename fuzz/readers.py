@@ -2,7 +2,8 @@
 
 As `fuzz.costs`, which makes the FOLDER, but of the fuzz targets instead of whole commands: every
 reader looks at the flood in a process that has imported all. Exit code 1 if one takes more than
-1 s or 256 MB, or raises what it must not. The least of three times counts where it matters.
+1 s or 256 MB, or raises what it must not. The least of three times counts where it matters, each
+as it would be at the speed that `pace` refers to; as it was, it stands in brackets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 from fuzz import targets
 from fuzz.costs import AGAIN, MOST_BYTES, MOST_SECONDS
+from fuzz.pace import slowness
 
 _READERS = {  # of floods of that kind; of others, all
     "archive": ("archive", "cut-archive", "scan"),
@@ -32,6 +34,7 @@ class Cost(NamedTuple):
     """What a reader took of a flood."""
 
     seconds: float
+    taken: float  # seconds that it took
     nbytes: int  # of memory, at most, those of Python and NumPy included
     problem: str
 
@@ -59,20 +62,27 @@ def _once(reader: str, data: bytes) -> Cost:
     with open(out, "rb") as pipe:
         told = pipe.read()
     _, status = os.waitpid(child, 0)
-    return Cost(*json.loads(told)) if told else Cost(0, 0, f"ended with {status}")
+    return Cost(*json.loads(told)) if told else Cost(0, 0, 0, f"ended with {status}")
 
 
 def _inside(reader: str, data: bytes) -> Cost:
     gc.disable()  # as in the program
     problem = ""
+    before = slowness()
     started = time.perf_counter()
     try:
         targets.run(reader, data)
     except BaseException as error:  # noqa: BLE001  whatever it is, it is a find
         problem = repr(error)[:200]
-    seconds = time.perf_counter() - started
+    taken = time.perf_counter() - started
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Cost(seconds, most << 10, problem)
+    return Cost(taken * 2 / (before + slowness()), taken, most << 10, problem)
+
+
+def _line(cost: Cost, reader: str, name: str) -> str:
+    told = f"  <- {cost.problem}" * bool(cost.problem)
+    took = f"{cost.seconds:5.2f} s ({cost.taken:.2f}) {cost.nbytes / 1e6:4.0f} MB"
+    return f"{took}  {reader}: {name}{told}\n"
 
 
 def main() -> int:
@@ -91,12 +101,11 @@ def main() -> int:
             continue
         data = files[0].read_bytes()
         readers = _READERS.get(place.name.partition(",")[0], tuple(targets.TARGETS))
-        rows += [(measure(reader, data), reader, place.name) for reader in readers]
+        for reader in readers:
+            rows.append((measure(reader, data), reader, place.name))
+            sys.stderr.write(_line(*rows[-1]))
     rows.sort(reverse=True)
-    for cost, reader, name in rows:
-        told = f"  <- {cost.problem}" * bool(cost.problem)
-        line = f"{cost.seconds:5.2f} s {cost.nbytes / 1e6:4.0f} MB  {reader}: {name}{told}"
-        sys.stdout.write(line + "\n")
+    sys.stdout.writelines(_line(*row) for row in rows)
     over = sum(cost.is_over for cost, _, _ in rows)
     sys.stdout.write(f"{len(rows)} readings, {over} over\n")
     return 1 if over else 0

@@ -13,8 +13,8 @@ from cgpt_convert.containers.refuse import refuse
 from cgpt_convert.containers.sniff import sniff
 from cgpt_convert.errors import CgptError
 from cgpt_convert.formats import _gguf, _npy, _safetensors, npz
-from cgpt_convert.pickles.trace import trace
 from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.scanning.allowance import Allowance
 from cgpt_convert.scanning.look import Look
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.source import MemoryBytes
@@ -42,7 +42,7 @@ def unpickler(source: MemoryBytes) -> None:
 
 def tracer(source: MemoryBytes) -> None:
     """A bare pickle, by the machine that scans."""
-    trace(source, 0, Rule().allows)
+    Allowance(source.nbytes).trace(source, 0, Rule().allows)
 
 
 def legacy_stream(source: MemoryBytes) -> None:
@@ -84,8 +84,9 @@ def npz_archive(source: MemoryBytes) -> None:
 
 def scan(source: MemoryBytes) -> None:
     """What a file is, what a scan says of it, and why it is refused."""
-    Look(Rule()).part(source, "", 0)
-    str(refuse(sniff(source), source))
+    kind = sniff(source)
+    Look(Rule()).file(source, kind)
+    str(refuse(kind, source))
 
 
 TARGETS: dict[str, Target] = {

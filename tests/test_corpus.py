@@ -31,7 +31,7 @@ from safetensors import safe_open
 from cgpt_convert import formats, open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import main
-from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.file import scan_file
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.scanning.result import Verdict
 from tests.render import tensor_bytes

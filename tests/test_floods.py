@@ -13,6 +13,7 @@ import pytest
 from cgpt_convert.cli.table import table
 from cgpt_convert.containers import cutzip, inside, stream, torchzip
 from cgpt_convert.containers.inside import Room, unpacked
+from cgpt_convert.containers.sniff import Kind
 from cgpt_convert.containers.stream import Stream
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.formats import _safetensors
@@ -58,9 +59,9 @@ def test_a_name_is_looked_up_once() -> None:
         (b"ca\nb\n0", 5),
         (b"NQ0", 6),
         (b"\x8c\1a0", 3),
-        (b"h\0)R0", 7),
-        (b"h\0N\x85R0", 8),
-        (b"h\0h\1\x85R0", 8 + 4000 // 128),
+        (b"h\0)R0", 10),
+        (b"h\0N\x85R0", 11),
+        (b"h\0h\1\x85R0", 11 + 4000 // 128),
     ],
 )
 def test_what_is_dear_counts_as_several_opcodes(unit: bytes, each: int) -> None:
@@ -123,7 +124,7 @@ def test_a_safetensors_header_has_room_for_so_many_names() -> None:
 def test_small_records_are_inflated_once() -> None:
     entries = (zips.deflated(Entry(f"archive/{n}", b"\x80\4N." + bytes(9000))) for n in range(50))
     look = Look(Rule())
-    look.part(MemoryBytes("x", zips.build(entries)), "", 0)
+    look.file(MemoryBytes("x", zips.build(entries)), Kind.ZIP)
     assert look.pickles == 50
     assert look.room.most - look.room.left == 50 * 9004
 

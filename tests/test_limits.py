@@ -16,6 +16,7 @@ from cgpt_convert import limits, strict_json
 from cgpt_convert.containers.archive import open_archive
 from cgpt_convert.containers.inside import Room
 from cgpt_convert.containers.shards import read_index
+from cgpt_convert.containers.sniff import sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.exports.tokenizer_files import read_file
 from cgpt_convert.formats import _gguf, _npy, _safetensors, parameters
@@ -50,7 +51,7 @@ def traced(data: bytes) -> Trace:
 
 def scanned(data: bytes) -> None:
     look = Look(Rule())
-    look.part(memory(data), "", 0)
+    look.file(memory(data), sniff(memory(data)))
     if look.problems:
         raise Unsupported(str(look.problems))
 
@@ -174,7 +175,7 @@ EDGES = {
     "SCANNED": Edge(
         10,
         lambda n: scanned(b"\x80\4" + b"N0" * 4 + b"N" + b"\x85" * (n - 10) + b"."),
-        "cgpt_convert.scanning.look.SCANNED=Share(10, 1 << 40, 10)",
+        "cgpt_convert.scanning.allowance.SCANNED=Share(10, 1 << 40, 10)",
     ),
     "MEMO_GAP": Edge(
         3 + limits.MEMO_GAP, lambda n: traced(b"\x80\4Nr" + struct.pack("<I", n) + b".")

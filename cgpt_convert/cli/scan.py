@@ -15,7 +15,7 @@ from cgpt_convert.cli.table import counted
 from cgpt_convert.errors import CgptError
 from cgpt_convert.scanning import names, paths
 from cgpt_convert.scanning.extracted import RAW
-from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.file import scan_file
 from cgpt_convert.scanning.result import Scanned, Verdict
 
 

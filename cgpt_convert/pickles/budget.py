@@ -9,6 +9,7 @@ from cgpt_convert.limits import NAME, NAMES, NODES, REPEATED, TENSORS
 from cgpt_convert.pickles.children import PLAIN
 from cgpt_convert.tensor import Tensor
 
+_VALUES = "values"
 _TOLD = "characters of names"
 _MANY = 9  # dimensions, more than a weight has
 _LINE = 64  # values that a line has room for
@@ -32,7 +33,12 @@ class Budget:
             raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
         self.names -= len(name)
         if self.nodes < 0 or self.names < 0:
-            raise self._exceeded("values" if self.nodes < 0 else _TOLD)
+            raise self._exceeded(_VALUES if self.nodes < 0 else _TOLD)
+
+    def fits(self, count: int) -> None:
+        """Raise at once if so many values are more than may be visited."""
+        if count > self.nodes:
+            raise self._exceeded(_VALUES)
 
     def spell(self, name: str) -> None:
         """Take off a name's characters, each time that it is told."""

@@ -31,8 +31,9 @@ class Nested(Stack):
 
     def span(self, value: Value) -> None:
         """Push bytes or text; remember those that look like a file of their own."""
-        if isinstance(value, Span) and _is_file(value):
-            self.nest(value)
+        if isinstance(value, Span):
+            if value.nbytes >= _SHORTEST and _is_file(value):
+                self.nest(value)
         elif isinstance(value, str) and value[:1] == "\x80":
             self.nest(_written(value))
         self.stack.append(value)
@@ -57,7 +58,7 @@ def _is_file(span: Span) -> bool:
     """Do the bytes begin as a pickle or a container of some does?"""
     if span.form == "bytes":
         pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
-        return span.nbytes >= _SHORTEST and (pickled or span.head.startswith(_FILES))
+        return pickled or span.head.startswith(_FILES)
     return span.head.startswith((b"\xc2\x80", b"'\\x80", b'"\\x80'))
 
 

@@ -84,6 +84,12 @@ class Opcodes:
 
     def short(self) -> bytes:
         """Bytes that follow their number, which is one byte."""
+        start, buffer = self.index + 1, self.buffer
+        if start <= len(buffer):  # nearly always; calls take half of the time here
+            stop = start + buffer[start - 1]
+            if stop <= len(buffer):
+                self.index = stop
+                return buffer[start:stop]
         return self.take(self.next())
 
     def skip(self, nbytes: int) -> None:

@@ -93,6 +93,7 @@ _SIZED4 = _sized("<i", "bytes")
 _INTEGER_NBYTES = 128
 _NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
 _DIGITS = 64
+_QUOTES = (b"'", b'"')
 
 
 def _number(opcodes: Opcodes) -> Value:
@@ -100,6 +101,7 @@ def _number(opcodes: Opcodes) -> Value:
     start = opcodes.index
     plain = opcodes.short_line(_DIGITS)
     if plain is not None:
+        plain = plain.removesuffix(b"L")
         if plain.isdigit():
             return int(plain)
         opcodes.index = start
@@ -111,9 +113,20 @@ def _number(opcodes: Opcodes) -> Value:
         return span
 
 
+def _line(opcodes: Opcodes) -> Value:
+    piece = opcodes.short_line(KEPT)
+    return _text(opcodes.line()) if piece is None else piece.decode("utf-8", "surrogateescape")
+
+
 def _quoted(opcodes: Opcodes) -> Value:
+    start = opcodes.index
+    piece = opcodes.short_line(KEPT)
+    if piece is not None:
+        if piece[:1] in _QUOTES and piece.isascii() and b"\\" not in piece:
+            return piece[1:-1].decode()
+        opcodes.index = start
     quote = opcodes.take(1)
-    if quote not in (b"'", b'"'):
+    if quote not in _QUOTES:
         raise Fault("a string argument without quotes")
     line = opcodes.line()
     inner = line.head[:-1]
@@ -167,7 +180,7 @@ ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "stringnl": _quoted,
     "stringnl_noescape": _reference,
     "stringnl_noescape_pair": _names,
-    "unicodestringnl": lambda opcodes: _text(opcodes.line()),
+    "unicodestringnl": _line,
     "decimalnl_short": _number,
     "decimalnl_long": _number,
     "floatnl": _number,

@@ -149,6 +149,7 @@ class _Walk:
             return
         if depth > NESTING:
             raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+        self.budget.fits(len(pairs))
         self.path.add(id(value))
         for key, child in pairs:
             path = _join(name, key)

@@ -1,4 +1,4 @@
-"""One file -> what loading it would run, by whatever reader, in every part of it.
+"""What loading a file would run, by whatever reader, in every part of it.
 
 Content decides what a part is. Besides what its kind says, the beginning of every part is read as
 a pickle: a file can be two things at once.
@@ -16,20 +16,17 @@ from cgpt_convert.containers.polyglot import refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.limits import PICKLE, SCANNED
-from cgpt_convert.pickles.trace import Trace, trace
-from cgpt_convert.places import named, open_source
-from cgpt_convert.scanning import extracted, names, records
+from cgpt_convert.limits import PICKLE
+from cgpt_convert.pickles.trace import Trace
+from cgpt_convert.scanning import names, records
+from cgpt_convert.scanning.allowance import PART, UNPACKING, Allowance, SpentError
 from cgpt_convert.scanning.found import Found
 from cgpt_convert.scanning.judge import is_pickle, sighting
-from cgpt_convert.scanning.result import Scanned
 from cgpt_convert.scanning.spans import source_of
 from cgpt_convert.source import Source, read
 
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
-_NEXT_PICKLE = 16  # opcodes that one more pickle counts for besides its own: it takes as long
-_SIGHTED = 24  # the same of a name that is not allowed: it is put into words
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
@@ -47,44 +44,6 @@ _CLOSED = {
 }
 
 
-def scan_file(path: str, rule: names.Rule) -> Scanned:
-    """What the file at `path` would run. Errors are among what is found; none is raised."""
-    look = Look(rule)
-    kind = Kind.UNKNOWN
-    path = named(path)
-    try:
-        source = open_source(path)
-        try:
-            kind = sniff(source)
-            look.part(source, "", 0, kind=kind)
-            source.check_unchanged()
-        finally:
-            source.close()
-    except CgptError as error:
-        look.problem(error, "")
-    return Scanned(
-        path,
-        _label(path, kind, look),
-        look.weights,
-        look.pickles,
-        sorted(look.added),
-        look.sightings,
-        look.problems,
-        look.notes,
-    )
-
-
-def _label(path: str, kind: Kind, look: Look) -> str:
-    """What to call the file, now that its parts are known: as `inspect` calls it."""
-    if look.script:
-        return zips.SCRIPT
-    if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):
-        return Kind.PICKLE.value
-    if not (look.weights or look.problems) and extracted.is_raw(path):
-        return extracted.RAW
-    return kind.value
-
-
 class Role(Enum):
     """What a part is to torch."""
 
@@ -98,8 +57,15 @@ class Look(Found):
 
     def __init__(self, rule: names.Rule) -> None:
         super().__init__(rule)
-        self.room = Room(0)  # of the file itself, once it is known, as are
-        self.opcodes = 0  # that may still be looked at
+        self.room, self.allowance = Room(0), Allowance(0)  # of the file, once it is known
+
+    def file(self, source: Source, kind: Kind) -> None:
+        """Look at the file `source`, which is of that kind, and into it."""
+        self.room, self.allowance = Room(source.nbytes), Allowance(source.nbytes)
+        try:
+            self.part(source, "", 0, kind=kind)
+        except SpentError as error:
+            self.problem(error.unsupported, "")
 
     def part(
         self,
@@ -110,13 +76,12 @@ class Look(Found):
         kind: Kind | None = None,
         role: Role = Role.ANY,
     ) -> int:
-        """Look at the file `source`, and into it. Returns how many pickles it was.
+        """Look at a part of the file, and into it. Returns how many pickles it was.
 
         `place` names the part in messages; it is "" for the file itself.
         """
         self.parts += 1
-        if not depth:
-            self.room, self.opcodes = Room(source.nbytes), SCANNED.of(source.nbytes)
+        self.allowance.spend(PART if depth else 0)
         if self.parts > _PARTS or depth > _DEPTH:
             what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
             self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
@@ -153,10 +118,7 @@ class Look(Found):
         count = 0
         while at < source.nbytes and not (at_most and count == at_most):
             self.passed.clear()
-            most = max(min(PICKLE.opcodes, self.opcodes), 0)
-            traced = trace(source, at, self.allowed, most)
-            self.opcodes -= traced.opcodes + bool(count) * _NEXT_PICKLE
-            self.opcodes -= len(traced.uses) * _SIGHTED
+            traced = self.traced(source, at)
             expected = role is Role.PICKLE and (at_most or not count)
             if not (is_pickle(traced) or expected):
                 break
@@ -171,6 +133,10 @@ class Look(Found):
             detail = f"{source.nbytes - at:,} bytes" + f" of {printable(place)}" * bool(place)
             self.found(self.notes, findings.AFTER_PICKLE, detail)
         return count
+
+    def traced(self, source: Source, at: int) -> Trace:
+        """What the pickle at byte `at` would do."""
+        return self.allowance.trace(source, at, self.allowed)
 
     def take(self, traced: Trace, source: Source, place: str, depth: int) -> None:
         """Take in one pickle, and look into the byte strings that it holds."""
@@ -247,7 +213,7 @@ class Look(Found):
             inner = Window(source, member.offset, member.nbytes, label)
             self.part(inner, label, depth + 1)
             if member.name in torchtar.WALKED:
-                for traced in torchtar.pickles(inner, member.name, self.allowed):
+                for traced in torchtar.pickles(inner, member.name, self.traced):
                     self.take(traced, inner, label, depth + 1)
 
     def npy(self, source: Source, place: str, depth: int) -> None:
@@ -283,6 +249,7 @@ class Look(Found):
         inner = unpacked(source, read(source, 0, min(HEAD, source.nbytes)), self.room)
         if inner is None:
             return
+        self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
         self.part(inner, _inside(place, "unpacked"), depth + 1)
         if inner.damage and (self.weights, len(self.problems)) != before:

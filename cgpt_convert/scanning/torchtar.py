@@ -5,37 +5,39 @@ torch/serialization.py `legacy_load`; `containers/torchtar.py` reads what they s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cgpt_convert.containers.stream import Stream
 from cgpt_convert.containers.torchzip import storage_dtype
 from cgpt_convert.errors import Malformed
 from cgpt_convert.inert import Global
 from cgpt_convert.limits import RANK
-from cgpt_convert.pickles.trace import Allowed, Trace, trace
+from cgpt_convert.pickles.trace import Trace
 from cgpt_convert.source import Source
 
 WALKED = ("storages", "tensors")
 
 
-def pickles(source: Source, name: str, allowed: Allowed) -> Iterator[Trace]:
+def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) -> Iterator[Trace]:
     """Every pickle of the member `storages` or `tensors` behind the first, which is a number.
+
+    `trace` tells what the one at a position would do.
 
     Raises Malformed where it cannot be told where the next one begins.
     """
-    first = trace(source, 0, allowed)
+    first = trace(source, 0)
     stream = Stream(source, first.end)
     if first.fault or not isinstance(first.value, int):
         return  # the loader fails there as well
     for _ in range(first.value):
-        traced = trace(source, stream.at, allowed)
+        traced = trace(source, stream.at)
         yield traced
         stream.at = traced.end
         if traced.fault:
             return
         (_skip_storage if name == "storages" else _skip_tensor)(stream, traced)
     if name == "storages" and stream.at < stream.end:
-        yield trace(source, stream.at, allowed)
+        yield trace(source, stream.at)
 
 
 def _skip_storage(stream: Stream, traced: Trace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.file import scan_file
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.scanning.result import Scanned
 from tests import zips

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.scanning.look import scan_file
+from cgpt_convert.scanning.file import scan_file
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.scanning.result import Verdict
 from tests import zips

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cgpt_convert import limits
-from cgpt_convert.scanning import look
+from cgpt_convert.scanning import allowance, look
 from cgpt_convert.scanning.result import Verdict
 from tests.running import run
 from tests.scanning.files import saved, scanned
@@ -53,7 +53,8 @@ def test_storages_of_one_number_that_is_an_opcode_raise_no_alarm(byte: int, tmp_
 def test_nor_do_longer_ones_than_a_pickle_may_be(
     byte: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look, "PICKLE", limits.PICKLE._replace(opcodes=1000))
+    for module in (allowance, look):
+        monkeypatch.setattr(module, "PICKLE", limits.PICKLE._replace(opcodes=1000))
     found = scanned(saved({"x": torch.full((5000,), byte, dtype=torch.uint8)}), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
     found = scanned(bytes((byte,)) * 5000, tmp_path)  # of a file by itself nobody knows

@@ -1,0 +1,44 @@
+"""What looking into one file may cost, counted in opcodes of a pickle, by the file's size."""
+
+from __future__ import annotations
+
+from cgpt_convert.errors import Unsupported
+from cgpt_convert.limits import PICKLE, SCANNED
+from cgpt_convert.pickles.trace import Allowed, Trace, trace
+from cgpt_convert.source import Source
+
+# for how many opcodes each counts: it takes as long
+PART = 48  # a file in a file; the record of a zip that holds it takes more bytes
+UNPACKING = 96  # the beginning of what is compressed
+_PICKLE = 24  # besides its own opcodes
+_SIGHTED = 24  # a name that is not allowed: it is put into words
+
+
+class SpentError(Exception):
+    """It is used up: what is left of the file is not looked into."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.unsupported = Unsupported(
+            f"looking into its parts takes longer than {most:,} opcodes of a pickle",
+            hint="unpack it and scan the parts",
+        )
+
+
+class Allowance:
+    """What is left for a file of that many bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.most = self.left = SCANNED.of(nbytes)
+
+    def spend(self, opcodes: int) -> None:
+        """Take off what is about to be done. Raises SpentError if there is not as much left."""
+        self.left -= opcodes
+        if self.left < 0:
+            raise SpentError(self.most)
+
+    def trace(self, source: Source, at: int, allowed: Allowed) -> Trace:
+        """What the pickle at byte `at` would do, as far as what is left goes; the rest takes it."""
+        traced = trace(source, at, allowed, max(min(PICKLE.opcodes, self.left), 0))
+        self.left -= traced.opcodes + _PICKLE + len(traced.uses) * _SIGHTED
+        return traced

@@ -1,0 +1,49 @@
+"""One file, by its path -> what a scan says of it."""
+
+from __future__ import annotations
+
+from cgpt_convert.containers.archive import SCRIPT
+from cgpt_convert.containers.sniff import Kind, sniff
+from cgpt_convert.errors import CgptError
+from cgpt_convert.places import named, open_source
+from cgpt_convert.scanning import extracted, names
+from cgpt_convert.scanning.look import Look
+from cgpt_convert.scanning.result import Scanned
+
+
+def scan_file(path: str, rule: names.Rule) -> Scanned:
+    """What the file at `path` would run. Errors are among what is found; none is raised."""
+    look = Look(rule)
+    kind = Kind.UNKNOWN
+    path = named(path)
+    try:
+        source = open_source(path)
+        try:
+            kind = sniff(source)
+            look.file(source, kind)
+            source.check_unchanged()
+        finally:
+            source.close()
+    except CgptError as error:
+        look.problem(error, "")
+    return Scanned(
+        path,
+        _label(path, kind, look),
+        look.weights,
+        look.pickles,
+        sorted(look.added),
+        look.sightings,
+        look.problems,
+        look.notes,
+    )
+
+
+def _label(path: str, kind: Kind, look: Look) -> str:
+    """What to call the file, now that its parts are known: as `inspect` calls it."""
+    if look.script:
+        return SCRIPT
+    if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):
+        return Kind.PICKLE.value
+    if not (look.weights or look.problems) and extracted.is_raw(path):
+        return extracted.RAW
+    return kind.value
