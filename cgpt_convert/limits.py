@@ -71,9 +71,9 @@ UNPACKED = 32
 UNPACKED_FLOOR = 64 * MiB
 
 # Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
-# those of real ones take 5 bytes on average, and shrink to a quarter. A name or a call counts as 4,
-# a text or an addition to a dict as 2 (pickles/dispatch.py), one more pickle as 16, a foreign name
-# in it as 24: they take as long. A gzipped list of 100,000 merges takes little more than 300,000.
+# those of real ones take 5 bytes on average, and shrink to a quarter. What takes longer counts as
+# several: names, calls and texts (pickles/dispatch.py), pickles, parts and what is unpacked
+# (scanning/allowance.py). A gzipped list of 100,000 merges takes little more than 300,000.
 SCANNED = Share(300_000, 1, 1 << 40)
 
 # Of the memo, when a pickle is scanned: no writer of pickles comes near either.

@@ -3,9 +3,10 @@
 The floods are written to FOLDER unless they are there; the WORDs are of the names of those that are
 measured. `--part 2/5` takes a fifth of them.
 
-Every command runs by itself: its time is that of the whole process, by the clock, its memory the
-most that it held. Exit code 1 if one takes more than 1 s or 256 MB, ends by an exception or with
-another exit code than 0 to 3. Run it on a machine that does nothing else.
+Every command runs by itself: its time is that of the whole process, by the clock, as it would be at
+the speed that `pace` refers to, its memory the most that it held. Exit code 1 if one takes more
+than 1 s or 256 MB, ends by an exception or with another exit code than 0 to 3. Run it on a machine
+that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from fuzz.pace import slowness
 
 MiB = 1 << 20
 MOST_SECONDS, MOST_BYTES = 1.0, 256_000_000
@@ -71,22 +74,19 @@ def measure(folder: Path, name: str, words: tuple[str, ...], times: int) -> Cost
 
 
 def _once(folder: Path, words: tuple[str, ...]) -> tuple[float, int, int, int, str]:
-    """Seconds, bytes of memory, exit code, bytes of output, and the end of standard error."""
+    """Seconds, bytes of memory, exit code, bytes of output, and the start of standard error."""
     out, err = folder.parent / ".out", folder.parent / ".err"
+    before = slowness()
     started = time.perf_counter()
     with out.open("wb") as stdout, err.open("wb") as stderr:
         program = [sys.executable, "-m", "cgpt_convert", *words]
         done = subprocess.Popen(program, cwd=folder, stdout=stdout, stderr=stderr)
         _, status, used = os.wait4(done.pid, 0)
-    seconds = time.perf_counter() - started
+    seconds = (time.perf_counter() - started) * 2 / (before + slowness())
     done.returncode = os.waitstatus_to_exitcode(status)
-    told = err.read_bytes()
+    told = err.read_bytes()[:5000].decode("utf-8", "replace")
     # ru_maxrss begins at what this process, from which it forked, had
-    return seconds, used.ru_maxrss << 10, done.returncode, out.stat().st_size, _end(told)
-
-
-def _end(told: bytes) -> str:
-    return told[:5000].decode("utf-8", "replace")
+    return seconds, used.ru_maxrss << 10, done.returncode, out.stat().st_size, told
 
 
 def _commands(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from cgpt_convert.limits import NODES
 from cgpt_convert.proof.lock import Lock, Row, encoded
 from cgpt_convert.values.digest import listed
 from tests import test_hostile as known
@@ -37,6 +38,7 @@ Folder = dict[str, bytes]
 
 _LONG = 4000  # characters: nearly as long as a name may be
 _ROOM = MiB - 2000  # of a pickle in an archive
+_VISITED = NODES.of(_ROOM) - 1000
 
 
 def floods() -> dict[str, Callable[[], Folder]]:
@@ -66,6 +68,7 @@ def pickles() -> dict[str, bytes]:
     """A flood for each class of opcodes, and for what the tree and the names may cost."""
     units = {name: flood(unit, head) for name, (head, unit) in UNITS.items()}
     more = {f"{name}, and a reference": _referring(*UNITS[name]) for name in _FOLDED}
+    more |= {f"{name}, as many as are visited": _visited(*unit) for name, unit in UNITS.items()}
     shared = {
         f"a large {kind}, shared": b"\x80\4" + data + b"(" + b"h\0" * 200_000 + b"NQl."
         for kind, data in LARGE.items()
@@ -131,12 +134,6 @@ def pickles() -> dict[str, bytes]:
         ),
         "empty ordered dicts": flood(b"h\0)R", ORDERED),
         "modules in modules": b"\x80\4" + b"}K\1" * 90 + b"](" + b"}" * 200_000 + b"e" + b"s" * 90 + b".",
-        "scalars": flood(
-            b"h\0(h\1C\4abcdtR", b"cnumpy.core.multiarray\nscalar\n\x940cnumpy\ndtype\n"
-            + text("f4") + b"\x89\x88\x87R\x940"
-        ),
-        "devices": flood(b"h\0h\1\x85R", b"ctorch\ndevice\n\x940" + text("cpu") + b"\x940"),
-        "sizes": flood(b"h\0h\1\x85R", b"ctorch\nSize\n\x940(" + b"K\1" * 64 + b"t\x940"),
     }  # fmt: skip
 
 
@@ -209,6 +206,12 @@ UNITS = {
     "encoded bytes": (
         b"c_codecs\nencode\n\x940" + text("a") + text("latin1") + b"\x86\x940", b"h\0h\1R"
     ),
+    "scalars": (
+        b"cnumpy.core.multiarray\nscalar\n\x940cnumpy\ndtype\n" + text("f4") + b"\x89\x88\x87R\x940",
+        b"h\0(h\1C\4abcdtR",
+    ),
+    "devices": (b"ctorch\ndevice\n\x940" + text("cpu") + b"\x940", b"h\0h\1\x85R"),
+    "sizes": (b"ctorch\nSize\n\x940(" + b"K\1" * 64 + b"t\x940", b"h\0h\1\x85R"),
     "calls of one nested pickle": (SYSTEM + b"C\4\x80\4N.\x85\x940", b"h\0h\1R"),
     "calls of one nested text": (SYSTEM + b"X\xa0\x0f\0\0" + b"a" * _LONG + b"\x85\x940", b"h\0h\1R"),
 }  # fmt: skip
@@ -220,6 +223,12 @@ _FOLDED = ("dicts of two", "empty tuples", "lists of one", "lists of two", "pair
 
 def _referring(head: bytes, unit: bytes) -> bytes:
     return b"\x80\4" + head + b"(" + unit * (_ROOM // len(unit)) + b"NQl."
+
+
+def _visited(head: bytes, unit: bytes) -> bytes:
+    """Nearly as many values as the tree may have; the reference keeps their list from folding."""
+    data = b"\x80\4" + head + b"(" + unit * min(_VISITED, _ROOM // len(unit)) + b"NQl."
+    return data + bytes(max(0, _ROOM - len(data)))
 
 
 def _text(value: str) -> bytes:
@@ -389,6 +398,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     ),
     "tar in a gzip": lambda: gzip.compress(_tar({f"{n:030}": b"" for n in range(20_000)}), 9),
     "torch tar of tensors": lambda: _torch_tar(12_000),
+    "torch tar of empty tuples": lambda: bytes(test_torchtar.tar({
+        **test_torchtar.PARTS,
+        "tensors": b"J" + struct.pack("<i", 50_000) + b"." + (b")." + bytes(16)) * 50_000,
+    })),
     "gzip of zeros": lambda: gzip.compress(bytes(900 * MiB), 9)[:MiB],
     "zlib of zeros": lambda: zlib.compress(bytes(900 * MiB), 9)[:MiB],
     "gzip of opcodes": lambda: gzip.compress(b"\x80\4" + b"N0" * (100 * MiB) + b"N.", 9),

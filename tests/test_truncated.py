@@ -179,6 +179,17 @@ def test_a_record_longer_than_the_pickle_says():
     assert findings.LONGER_STORAGE in rules
 
 
+def test_a_pickle_with_bytes_behind_it_is_decoded_once(monkeypatch):
+    def never(_data):
+        raise AssertionError
+
+    pickle = record("m/data.pkl", PICKLE + bytes(9))
+    expected = whole(pickle).checkpoint.lost
+    monkeypatch.setattr(torchzip, "decode", never)
+    assert whole(pickle).checkpoint.lost == expected
+    assert "a" in expected
+
+
 def test_an_unknown_record_that_ends_in_zeros_was_never_written():
     start = record("m/data.pkl", PICKLE)
     partial = whole(start + record("m/note", b"text")[:-16] + bytes(500))

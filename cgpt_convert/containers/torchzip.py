@@ -118,18 +118,22 @@ class ZipStorages:
                 raise Malformed(f"byte order {order[:20]!r}", where=archive.source.name)
             self.byteorder = order.decode()
         self.storages: dict[str, Storage] = {}
+        self.known: dict[int, tuple[Storage, DType | None]] = {}  # by id: tensors may share one
         self.declared: dict[str, tuple[DType | None, int]] = {}
         self.longer: list[str] = []
         self.skipped: list[Storage] = []
 
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
         """The storage, and the element type its class declares; None if it is untyped."""
+        if id(reference) in self.known:
+            return self.known[id(reference)]
         key, dtype, numel, location = storage_reference(reference)
         if self.declared.setdefault(key, (dtype, numel)) != (dtype, numel):
             raise Malformed(f"storage {key} is declared with two types or sizes")
         if key not in self.storages:
             self.storages[key] = self._open(key, numel * (dtype.nbytes if dtype else 1), location)
-        return self.storages[key], dtype
+        self.known[id(reference)] = self.storages[key], dtype
+        return self.known[id(reference)]
 
     def _open(self, key: str, nbytes: int, location: str) -> Storage:
         name = self.folder + key

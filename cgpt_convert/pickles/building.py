@@ -140,7 +140,11 @@ class Builder(Cursor):
             self.add_items([(key, value)])
 
     def SETITEMS(self) -> None:
-        self.add_items(_pairs(self.pop_to_mark()))
+        pairs, target = _pairs(self.pop_to_mark()), self.stack[-1]
+        if type(target) is Dict:  # nearly always
+            target.items.extend(pairs)
+        else:
+            self.add_items(pairs)
 
     def APPEND(self) -> None:
         value, target = self.stack.pop(), self.stack[-1]
@@ -150,7 +154,11 @@ class Builder(Cursor):
             self.add_elements([value])
 
     def APPENDS(self) -> None:
-        self.add_elements(self.pop_to_mark())
+        values, target = self.pop_to_mark(), self.stack[-1]
+        if type(target) is list:
+            target.extend(values)
+        else:
+            self.add_elements(values)
 
     def ADDITEMS(self) -> None:
         values, target = self.pop_to_mark(), self.stack[-1]

@@ -41,7 +41,13 @@ class Folding:
     def are_free(self, values: Iterable[Value], depth: int) -> bool:
         """Is no tensor in any of the values of a container?"""
         for value in values:  # a million, it may be
-            if type(value) in PLAIN or not value or _is_short(value):
+            kind = type(value)
+            if (
+                kind in PLAIN
+                or not value
+                or _is_short(value)
+                or (kind is Call and _is_value(value))
+            ):
                 continue
             if not self.is_free(value, depth + 1):
                 return False
@@ -53,7 +59,7 @@ class Folding:
         pairs = children(value)
         if pairs is not None:
             return self.are_free((held for _, held in pairs), depth)
-        return _is_value(value) if isinstance(value, Call) else not isinstance(value, PersistentId)
+        return not isinstance(value, Call | PersistentId)
 
 
 def _is_value(call: Call) -> bool:

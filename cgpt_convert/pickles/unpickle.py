@@ -65,22 +65,27 @@ class _Machine(Builder):
         self.spelled = limits.names.of(len(data) - start)  # characters that names may yet have
 
     def run(self) -> Value:
-        data, dispatch = self.data, _DISPATCH
+        data, dispatch, at = self.data, _DISPATCH, self.at
         try:
             for _ in range(self.limits.opcodes):
-                at = self.opcode_at = self.at
+                self.opcode_at = at
                 if at >= self.frame_end:
                     self.leave_frame()
-                operate, reader = dispatch[data[at]]
-                self.at = at + 1
+                byte = data[at]
+                operate, reader = dispatch[byte]
+                at += 1
+                if reader is None:
+                    operate(self)
+                    if byte == _STOP:
+                        self.at = at
+                        return self.stack.pop()
+                    continue
+                self.at = at
                 if operate is None:
                     self.stack.append(reader(self))
-                elif reader is None:
-                    operate(self)
                 else:
                     operate(self, reader(self))
-                if data[at] == _STOP:
-                    return self.stack.pop()
+                at = self.at
         except IndexError:
             if self.opcode_at >= len(data):
                 raise Incomplete("the pickle ends before its STOP opcode") from None
@@ -109,7 +114,7 @@ class _Machine(Builder):
         self.frame_end = self.at + nbytes
 
     def leave_frame(self) -> None:
-        if self.at > self.frame_end:
+        if self.opcode_at > self.frame_end:
             raise Malformed("a frame ends inside an argument: loaders disagree about what follows")
         self.frame_end = self.no_frame
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gzip
 import os
 import pickle
@@ -10,6 +11,7 @@ import resource
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from cgpt_convert.scanning.names import Rule
 from cgpt_convert.scanning.result import Verdict
 from cgpt_convert.source import LocalFile
 from tests.running import environ
-from tests.scanning.files import BAD, scanned
+from tests.scanning.files import BAD, scanned, zipped
 
 
 def test_large_arguments_are_passed_over_in_bounded_memory(tmp_path: Path) -> None:
@@ -81,6 +83,29 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
     found = scanned(data, tmp_path)
     assert not found.sightings
     assert found.verdict in (Verdict.MALFORMED, Verdict.NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("small", "pack"),
+    [
+        (pickle.dumps(None), bytes),
+        (b"\x93NUMPY", bytes),
+        (b"N.", functools.partial(gzip.compress, mtime=0)),
+    ],
+    ids=["pickles", "arrays", "gzips"],
+)
+def test_too_many_parts_are_one_problem(
+    small: bytes, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    def told(count: int) -> list[str]:
+        parts = [pack(small + struct.pack("<H", number)) for number in range(count)]
+        data = zipped({"first": BAD, "parts": pickle.dumps(parts, 4)})
+        found = scanned(data, tmp_path)
+        assert found.verdict is Verdict.DANGEROUS  # by what came before
+        return [str(problem) for problem in found.problems]
+
+    assert not [line for line in told(1000) if "takes longer" in line]
+    assert len([line for line in told(9000) if "takes longer" in line]) == 1
 
 
 def test_a_tensor_of_zeros_is_not_read_to_its_end(
