@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
+from operator import mul
 
 from cgpt_convert.dtypes import DType
 
@@ -19,12 +21,10 @@ def dims(shape: Iterable[int], by: str = "x") -> str:
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Row-major strides, in elements."""
-    strides = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size or 1
-    return tuple(reversed(strides))
+    sizes = shape[:0:-1]  # but the first, from the last on
+    if 0 in sizes:
+        sizes = tuple([size or 1 for size in sizes])
+    return tuple(accumulate(sizes, mul, initial=1))[::-1] if shape else ()
 
 
 def is_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -55,6 +55,18 @@ def test_offsets_point_at_the_bytes_in_the_file(
         assert data[row["offset"] : row["offset"] + row["nbytes"]] == raw.numpy().tobytes()
 
 
+def test_a_pickle_that_names_nothing_is_one(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "epoch.pt")
+    torch.save({"epoch": 3}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    for name, says in (
+        ("epoch.pt", "names nothing"),
+        ("old.pt", "names nothing"),
+        ("w.safetensors", "none"),
+    ):
+        assert f"  pickle       {says}, so nothing to run\n" in run("inspect", tmp_path / name).out
+
+
 def test_the_sums_count_tied_weights_once(state: vendor.State, summary: Any) -> None:
     unique = [value for name, value in state.items() if name != "lm_head.weight"]
     masks = (".attn.bias", ".masked_bias")

@@ -13,6 +13,7 @@ from cgpt_convert.shapes import dims
 
 _LONG = 200  # characters of a text pair's value; --json has all
 _SHOWN = 12  # other values and foreign names; --json has all
+_PICKLED = ("PyTorch", "TorchScript")  # how the kinds of files begin that have a pickle
 _SCAN = "`cgpt-convert scan` shows what it would do"
 _NUMBERS = ("offset", "bytes", "min", "max", "mean", "std", "zeros", "nan", "inf")
 
@@ -74,7 +75,8 @@ def _model(model: dict[str, Any] | None) -> None:
 
 def _safety(summary: dict[str, Any]) -> str:
     if not summary["globals"]:
-        return "none, so nothing to run"
+        pickled = summary["kind"].startswith(_PICKLED)
+        return "names nothing, so nothing to run" if pickled else "none, so nothing to run"
     if not summary["foreign"]:
         return "weights only: it names nothing but torch's own data types"
     names = [printable(name) for name in summary["foreign"]]

@@ -44,8 +44,11 @@ _ITEM = re.compile(
 _START = re.compile(rf"{_GAP}\{{")
 _END = re.compile(rf"{_GAP}\}}{_GAP}")
 _STRUCTURED = re.compile(rf"""{_GAP}\{{{_GAP}['"]descr['"]{_GAP}:{_GAP}[\[(]""")
+# (3) is a number in Python, not a tuple; leading zeros, which were once octal, it refuses
+_DIM = rf"(?:0|[1-9]\d{{0,{len(str(INT64)) - 1}}})L?{_GAP}"
+_SHAPE = re.compile(rf"{_GAP}(?:{_DIM},{_GAP}(?:{_DIM},{_GAP})*(?:{_DIM})?)?", re.ASCII)
+_DIGITS = re.compile(r"\d+", re.ASCII)
 _PYTHON_2 = (1, 2)  # versions in which numpy reads what that wrote
-_MOST_DIGITS = len(str(INT64))
 
 
 class Header(NamedTuple):
@@ -197,14 +200,6 @@ def _dtype(descr: str, where: str) -> tuple[DType, str]:
 
 
 def _dims(text: str, where: str) -> tuple[int, ...]:
-    sizes = [size.strip(_BLANKS) for size in text.split(",")]
-    if not sizes[-1]:
-        sizes.pop()
-    elif len(sizes) == 1:  # (3) is a number in Python, not a tuple
+    if not _SHAPE.fullmatch(text):
         raise Malformed(f"the shape ({text[:80]})", where=where)
-    sizes = [size.removesuffix("L") for size in sizes]
-    short = max(map(len, sizes), default=0) <= _MOST_DIGITS
-    dims = tuple(map(int, sizes)) if short and all(map(str.isdigit, sizes)) else ()
-    if list(map(str, dims)) != sizes:  # Python refuses leading zeros, which were once octal
-        raise Malformed(f"the shape ({text[:80]})", where=where)
-    return dims
+    return tuple(map(int, _DIGITS.findall(text)))

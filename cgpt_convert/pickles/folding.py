@@ -9,6 +9,7 @@ from cgpt_convert.limits import NESTING
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.children import FEW, PLAIN, Pairs, children, is_short
 
+_SIMPLE = PLAIN | {Global}
 _MANY = 1_000  # values: more are no settings that somebody would look for by name
 # calls by which plain values are written, protocol 2's bytes among them
 _VALUES = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode")}) | {
