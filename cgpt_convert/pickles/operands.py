@@ -122,8 +122,11 @@ def _quoted(opcodes: Opcodes) -> Value:
     start = opcodes.index
     piece = opcodes.short_line(KEPT)
     if piece is not None:
-        if piece[:1] in _QUOTES and piece.isascii() and b"\\" not in piece:
-            return piece[1:-1].decode()
+        if piece[:1] in _QUOTES:
+            inner = piece[1:-1]
+            plain = inner.isascii() and b"\\" not in inner
+            place = opcodes.base + start
+            return inner.decode() if plain else Span(place, len(piece), piece, "quoted")
         opcodes.index = start
     quote = opcodes.take(1)
     if quote not in _QUOTES:

@@ -38,7 +38,11 @@ class Allowance:
             raise SpentError(self.most)
 
     def trace(self, source: Source, at: int, allowed: Allowed) -> Trace:
-        """What the pickle at byte `at` would do, as far as what is left goes; the rest takes it."""
-        traced = trace(source, at, allowed, max(min(PICKLE.opcodes, self.left), 0))
-        self.left -= traced.opcodes + _PICKLE + len(traced.uses) * _SIGHTED
+        """What the pickle at byte `at` would do, as far as what is left goes.
+
+        Nothing that was seen is lost: what it takes too much, the next one is told.
+        """
+        self.spend(_PICKLE)
+        traced = trace(source, at, allowed, min(PICKLE.opcodes, self.left))
+        self.left -= traced.opcodes + len(traced.uses) * _SIGHTED
         return traced
