@@ -1,6 +1,7 @@
 """The targets of fuzz/, on their seeds and on small damage to them; what fuzzing found."""
 
 import random
+import tarfile
 
 import pytest
 
@@ -8,9 +9,22 @@ from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.source import MemoryBytes
 from fuzz.seeds import seeds
 from fuzz.targets import TARGETS, run
+from tests.scanning.files import scanned
 
 ROUNDS = 40
+
+
+def _pax(line):
+    """A tar with a file of which an extended header says that line."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(line)
+    plain = tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT)
+    return info.tobuf(tarfile.USTAR_FORMAT) + line.ljust(512, b"\0") + plain + bytes(1024)
+
+
 FOUND = (
+    ("scan", _pax(b"0 a=b\n")),  # a line of no length, which was read again and again
+    ("tar", _pax(b"0 a=b\n")),
     ("gguf", b"GGUF\3" + bytes(24)),  # no tensors, and no padding before where they would begin
 )
 
@@ -47,3 +61,9 @@ def test_the_seeds_that_are_no_checkpoints_are_read_too(name):
 @pytest.mark.parametrize(("name", "data"), FOUND)
 def test_what_was_found_once(name, data):
     run(name, data)
+
+
+def test_a_tar_keyword_of_no_length_is_damage(tmp_path):
+    found = scanned(_pax(b"0 a=b\n"), tmp_path)
+    assert any("damaged tar keywords" in str(problem) for problem in found.problems)
+    assert not scanned(_pax(b"6 a=b\n"), tmp_path).problems

@@ -99,18 +99,28 @@ def _checksum(block: bytes) -> int:
     return sum(block) - sum(block[_SUM]) + ord(" ") * len(block[_SUM])
 
 
-def _pax(data: bytes, where: str) -> dict[str, str]:
-    """The keywords of an extended header: lines of `LENGTH KEY=VALUE`, LENGTH of the whole line."""
+def pax_keywords(data: bytes, where: str) -> dict[str, str]:
+    """What an extended header says: lines of `LENGTH KEY=VALUE`, LENGTH of the whole line.
+
+    Raises Malformed for anything else.
+    """
     found, at = {}, 0
     while at < len(data):
         length, space, _ = data[at : at + 20].partition(b" ")
         end = at + int(length) if length.isdigit() else 0
-        line = data[at + len(length) + 1 : end - 1]
-        key, equals, value = line.partition(b"=")
-        if not (space and equals and end <= len(data) and data[end - 1 : end] == b"\n"):
+        key, equals, value = data[at + len(length) + 1 : end - 1].partition(b"=")
+        whole = at < end <= len(data) and data[end - 1 : end] == b"\n"
+        if not (space and equals and whole):
             raise Malformed("damaged tar keywords", where=where)
-        if key.startswith(b"GNU.sparse") or key in (b"linkpath", b"hdrcharset"):
-            raise Unsupported(f"the tar keyword {key.decode('latin-1')}", where=where)
         found[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
         at = end
+    return found
+
+
+def _pax(data: bytes, where: str) -> dict[str, str]:
+    """The keywords, of which those that torch's tars have none of are refused."""
+    found = pax_keywords(data, where)
+    for key in found:
+        if key.startswith("GNU.sparse") or key in ("linkpath", "hdrcharset"):
+            raise Unsupported(f"the tar keyword {key}", where=where)
     return found

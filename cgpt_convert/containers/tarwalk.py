@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cgpt_convert.containers.tarball import BLOCK, Member, is_tar
+from cgpt_convert.containers.tarball import BLOCK, Member, is_tar, pax_keywords
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import MEMBERS, MiB
@@ -66,7 +66,7 @@ class _Names:
         if kind == _LONG_NAME:
             self.long_name = text.split(b"\0")[0].decode("utf-8", "replace")
         elif kind != _LONG_LINK:
-            found = _keywords(text, where)
+            found = pax_keywords(text, where)
             if kind != _GLOBAL:
                 self.keywords = found
             elif found.keys() & {"size", "path"}:
@@ -107,20 +107,6 @@ def _small(source: Source, at: int, nbytes: int, where: str) -> bytes:
     if nbytes > min(_HEADER_NBYTES, source.nbytes - at):
         raise Malformed(f"a tar header of {nbytes:,} bytes", where=where)
     return read(source, at, nbytes)
-
-
-def _keywords(data: bytes, where: str) -> dict[str, str]:
-    """Lines of `LENGTH KEY=VALUE`, LENGTH of the whole line."""
-    found, at = {}, 0
-    while at < len(data):
-        digits = data[at : at + 20].partition(b" ")[0]
-        end = at + int(digits) if digits.isdigit() else 0
-        key, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
-        if not equals or end > len(data):
-            raise Malformed("damaged tar keywords", where=where)
-        found[key.decode("latin-1")] = value.decode("utf-8", "replace")
-        at = end
-    return found
 
 
 def _size(keywords: dict[str, str], nbytes: int, where: str) -> int:

@@ -8,8 +8,8 @@ from cgpt_convert.pickles.trace import Allowed, Trace, trace
 from cgpt_convert.source import Source
 
 # for how many opcodes each counts: it takes as long
-PART = 48  # a file in a file; the record of a zip that holds it takes more bytes
-UNPACKING = 96  # the beginning of what is compressed
+PART = 40  # a file in a file; the record of a zip that holds it takes more bytes
+UNPACKING = 64  # the beginning of what is compressed
 _PICKLE = 24  # besides its own opcodes
 _SIGHTED = 24  # a name that is not allowed: it is put into words
 

@@ -251,7 +251,8 @@ class Look(Found):
             return
         self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
-        self.part(inner, _inside(place, "unpacked"), depth + 1)
+        # small, it may be many pickles, each of which is read from memory then
+        self.part(records.held(inner), _inside(place, "unpacked"), depth + 1)
         if inner.damage and (self.weights, len(self.problems)) != before:
             raise inner.damage
 

@@ -19,14 +19,16 @@ def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
     member = archive.members[name]
     if member.method == STORED:
         source: Source = Window(archive.source, member.offset, member.nbytes, label)
-        return _held(source) if member.nbytes <= HEAD else source
+        return held(source) if member.nbytes <= HEAD else source
     packed = Window(archive.source, member.offset, member.compressed, label)
     source = inflated(packed, member.nbytes, room)
-    return _held(source) if member.nbytes <= CHUNK else source
+    return held(source)
 
 
-def _held(source: Source) -> Source:
-    """The same bytes in memory; those of a damaged source are left where they are."""
+def held(source: Source) -> Source:
+    """The same bytes in memory; those of a large or a damaged source are left where they are."""
+    if source.nbytes > CHUNK:
+        return source
     try:
         return MemoryBytes(source.name, read(source, 0, source.nbytes))
     except Malformed:

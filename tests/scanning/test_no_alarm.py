@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from cgpt_convert import limits
 from cgpt_convert.scanning import allowance, look
 from cgpt_convert.scanning.result import Verdict
 from tests.running import run
-from tests.scanning.files import saved, scanned
+from tests.scanning.files import saved, scanned, tarred, zipped
 
 
 def test_random_bytes_are_no_pickles(tmp_path: Path) -> None:
@@ -41,6 +44,22 @@ def test_storages_of_random_bytes_raise_no_alarm(tmp_path: Path) -> None:
     }
     found = scanned(saved(tensors), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.WEIGHTS, 1), found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"".join(pickle.dumps({"step": step, "loss": step / 3}) for step in range(5000)),
+        gzip.compress(b"".join(pickle.dumps({"step": step}) for step in range(5000))),
+        pickle.dumps([gzip.compress(b"%d" % n * 9 + bytes(range(100))) for n in range(3000)]),
+        zipped({f"{n}.txt": b"some text" for n in range(5000)}, zipfile.ZIP_DEFLATED),
+        tarred({f"{n}.txt": b"some text" for n in range(2000)}),
+        saved({f"t{n}": torch.tensor(float(n)) for n in range(5000)}),
+    ],
+    ids=["records", "records in a gzip", "gzips", "zip", "tar", "tensors"],
+)
+def test_nor_do_many_small_parts(data: bytes, tmp_path: Path) -> None:
+    assert not scanned(data, tmp_path).problems
 
 
 @pytest.mark.parametrize("byte", b"()0N]}2")
