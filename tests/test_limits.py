@@ -175,7 +175,7 @@ EDGES = {
     "SCANNED": Edge(
         10,
         lambda n: scanned(b"\x80\4" + b"N0" * 4 + b"N" + b"\x85" * (n - 10) + b"."),
-        "cgpt_convert.scanning.allowance.SCANNED=Share(34, 1 << 40, 34)",  # 24 for a pickle
+        "cgpt_convert.scanning.allowance.SCANNED=Share(26, 1 << 40, 26)",  # 16 for a pickle
     ),
     "MEMO_GAP": Edge(
         3 + limits.MEMO_GAP, lambda n: traced(b"\x80\4Nr" + struct.pack("<I", n) + b".")

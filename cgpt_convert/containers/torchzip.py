@@ -118,7 +118,8 @@ class ZipStorages:
                 raise Malformed(f"byte order {order[:20]!r}", where=archive.source.name)
             self.byteorder = order.decode()
         self.storages: dict[str, Storage] = {}
-        self.known: dict[int, tuple[Storage, DType | None]] = {}  # by id: tensors may share one
+        # by id: tensors may share a reference, which is kept so that no other one gets its id
+        self.known: dict[int, tuple[Value, tuple[Storage, DType | None]]] = {}
         self.declared: dict[str, tuple[DType | None, int]] = {}
         self.longer: list[str] = []
         self.skipped: list[Storage] = []
@@ -126,14 +127,14 @@ class ZipStorages:
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
         """The storage, and the element type its class declares; None if it is untyped."""
         if id(reference) in self.known:
-            return self.known[id(reference)]
+            return self.known[id(reference)][1]
         key, dtype, numel, location = storage_reference(reference)
         if self.declared.setdefault(key, (dtype, numel)) != (dtype, numel):
             raise Malformed(f"storage {key} is declared with two types or sizes")
         if key not in self.storages:
             self.storages[key] = self._open(key, numel * (dtype.nbytes if dtype else 1), location)
-        self.known[id(reference)] = self.storages[key], dtype
-        return self.known[id(reference)]
+        self.known[id(reference)] = reference, (self.storages[key], dtype)
+        return self.storages[key], dtype
 
     def _open(self, key: str, nbytes: int, location: str) -> Storage:
         name = self.folder + key

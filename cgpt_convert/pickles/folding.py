@@ -42,13 +42,9 @@ class Folding:
     def are_free(self, values: Iterable[Value], depth: int) -> bool:
         """Is no tensor in any of the values of a container?"""
         for value in values:  # a million, it may be
-            kind = type(value)
-            if (
-                kind in PLAIN
-                or not value
-                or _is_short(value)
-                or (kind is Call and _is_value(value))
-            ):
+            if type(value) in _SIMPLE or not value or _is_short(value):
+                continue
+            if type(value) is Call and _is_value(value):
                 continue
             if not self.is_free(value, depth + 1):
                 return False

@@ -8,9 +8,9 @@ from cgpt_convert.pickles.trace import Allowed, Trace, trace
 from cgpt_convert.source import Source
 
 # for how many opcodes each counts: it takes as long
-PART = 40  # a file in a file; the record of a zip that holds it takes more bytes
-UNPACKING = 64  # the beginning of what is compressed
-_PICKLE = 24  # besides its own opcodes
+PART = 8  # a file in a file, which is traced besides
+UNPACKING = 48  # the beginning of what is compressed
+_PICKLE = 16  # besides its own opcodes
 _SIGHTED = 24  # a name that is not allowed: it is put into words
 
 
@@ -43,6 +43,9 @@ class Allowance:
         Nothing that was seen is lost: what it takes too much, the next one is told.
         """
         self.spend(_PICKLE)
-        traced = trace(source, at, allowed, min(PICKLE.opcodes, self.left))
+        most = min(PICKLE.opcodes, self.left)
+        traced = trace(source, at, allowed, most)
         self.left -= traced.opcodes + len(traced.uses) * _SIGHTED
+        if traced.exhausted and PICKLE.opcodes > most < traced.opcodes:
+            return traced._replace(fault=f"more than {self.most:,} opcodes in the file")
         return traced

@@ -251,8 +251,10 @@ class Look(Found):
             return
         self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
-        # small, it may be many pickles, each of which is read from memory then
-        self.part(records.held(inner), _inside(place, "unpacked"), depth + 1)
+        whole = records.held(inner)  # small, it may be many pickles, each of which is read anew
+        if whole is not inner:
+            self.room.left += inner.nbytes  # unpacked to be measured, and once more to be held
+        self.part(whole, _inside(place, "unpacked"), depth + 1)
         if inner.damage and (self.weights, len(self.problems)) != before:
             raise inner.damage
 

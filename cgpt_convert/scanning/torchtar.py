@@ -27,8 +27,12 @@ def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) ->
     """
     first = trace(source, 0)
     stream = Stream(source, first.end)
-    if first.fault or not isinstance(first.value, int):
+    if first.exhausted:  # our limit, not the loader's: nobody knows what follows
+        yield first
+    if first.fault:
         return  # the loader fails there as well
+    if not isinstance(first.value, int):  # it may be one to the loader: torch writes it plainly
+        raise Malformed(f"{name}: it cannot be told how many pickles follow")
     for _ in range(first.value):
         traced = trace(source, stream.at)
         yield traced

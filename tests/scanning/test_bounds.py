@@ -89,10 +89,9 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
     ("small", "pack"),
     [
         (pickle.dumps(None), bytes),
-        (b"\x93NUMPY", bytes),
         (b"N.", functools.partial(gzip.compress, mtime=0)),
     ],
-    ids=["pickles", "arrays", "gzips"],
+    ids=["pickles", "gzips"],
 )
 def test_too_many_parts_are_one_problem(
     small: bytes, pack: Callable[[bytes], bytes], tmp_path: Path

@@ -123,6 +123,13 @@ def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_pa
         found = scanned(tarred({**good, "storages": hidden}), tmp_path)
         assert found.verdict is Verdict.DANGEROUS
         assert "storages, byte" in said(found)
+    for number in (b"I0x2\n.", b"L0x2L\n.", b"\x80\2\x8a\xc8\2" + bytes(199) + b"."):
+        found = scanned(tarred({**good, "storages": number + storage + BAD}), tmp_path)
+        assert found.verdict in (Verdict.DANGEROUS, Verdict.MALFORMED)  # as torch.load runs it
+    for count in (100_000, 200_000, 300_000):  # opcodes before it, which are looked at twice
+        late = b"\x80\2" + b"N0" * count + key[2:] + storage + BAD
+        found = scanned(tarred({**good, "storages": late}), tmp_path)
+        assert found.verdict in (Verdict.DANGEROUS, Verdict.MALFORMED)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -51,12 +51,23 @@ def test_storages_of_random_bytes_raise_no_alarm(tmp_path: Path) -> None:
     [
         b"".join(pickle.dumps({"step": step, "loss": step / 3}) for step in range(5000)),
         gzip.compress(b"".join(pickle.dumps({"step": step}) for step in range(5000))),
+        b"".join(pickle.dumps(step / 3) for step in range(60_000)),
+        gzip.compress(saved([torch.tensor(n / 7) for n in range(10_000)])),
         pickle.dumps([gzip.compress(b"%d" % n * 9 + bytes(range(100))) for n in range(3000)]),
         zipped({f"{n}.txt": b"some text" for n in range(5000)}, zipfile.ZIP_DEFLATED),
         tarred({f"{n}.txt": b"some text" for n in range(2000)}),
         saved({f"t{n}": torch.tensor(float(n)) for n in range(5000)}),
     ],
-    ids=["records", "records in a gzip", "gzips", "zip", "tar", "tensors"],
+    ids=[
+        "records",
+        "records in a gzip",
+        "numbers",
+        "tensors in a gzip",
+        "gzips",
+        "zip",
+        "tar",
+        "tensors",
+    ],
 )
 def test_nor_do_many_small_parts(data: bytes, tmp_path: Path) -> None:
     assert not scanned(data, tmp_path).problems
