@@ -9,7 +9,7 @@ from cgpt_convert.source import Source
 
 # for how many opcodes each counts: it takes as long
 PART = 8  # a file in a file, which is traced besides
-UNPACKING = 48  # the beginning of what is compressed
+UNPACKING = 128  # the beginning of what is compressed
 _PICKLE = 16  # besides its own opcodes
 _SIGHTED = 24  # a name that is not allowed: it is put into words
 
