@@ -190,6 +190,14 @@ def test_a_pickle_with_bytes_behind_it_is_decoded_once(monkeypatch):
     assert "a" in expected
 
 
+def test_a_frame_past_the_record_is_refused_as_in_the_whole_archive():
+    framed = b"\x80\4\x95" + struct.pack("<Q", 40) + b"}."
+    for behind in (0, 9):
+        whole(record("m/data.pkl", framed + bytes(40)))
+        with pytest.raises(Malformed, match="a frame is longer than the pickle"):
+            whole(record("m/data.pkl", framed + bytes(behind)) + bytes(100))
+
+
 def test_an_unknown_record_that_ends_in_zeros_was_never_written():
     start = record("m/data.pkl", PICKLE)
     partial = whole(start + record("m/note", b"text")[:-16] + bytes(500))

@@ -180,11 +180,11 @@ class _Walk:
         return self.pickle[1].end
 
     def decoded(self) -> dict[str, Decoded]:
-        """The pickle by its record's name, unless the record turned out to be shorter."""
+        """The pickle by its record's name, unless the record turned out to be too short."""
         if self.pickle is None:
             return {}
         name, decoded = self.pickle
-        return {name: decoded} if self.members[name].nbytes >= decoded.end else {}
+        return {name: decoded} if self.members[name].nbytes >= decoded.reach else {}
 
     def missing(self) -> dict[str, Member]:
         """The storages that were not found, one after another where the file should go on."""

@@ -18,10 +18,14 @@ from cgpt_convert.pickles.encoding import OPCODES
 
 
 class Decoded(NamedTuple):
-    """One pickle. `end` is where its STOP ends; `globals` maps each name to its first use."""
+    """One pickle. `end` is where its STOP ends; `globals` maps each name to its first use.
+
+    `reach` is how far it says that it goes: its last frame may end behind its STOP.
+    """
 
     value: Value
     end: int
+    reach: int
     globals: dict[tuple[str, str], int]
 
 
@@ -47,7 +51,7 @@ def decode(
     except CgptError as error:
         error.message += f" (at byte {machine.opcode_at:,} of the pickle)"
         raise
-    return Decoded(value, machine.at, machine.globals)
+    return Decoded(value, machine.at, max(machine.at, machine.framed), machine.globals)
 
 
 class _Machine(Builder):
@@ -60,6 +64,7 @@ class _Machine(Builder):
         self.persistent = persistent
         self.opcode_at = start
         self.frame_end = self.no_frame = len(data) + 1
+        self.framed = start  # where the last frame ends
         self.globals: dict[tuple[str, str], int] = {}
         self.named: dict[tuple[str, str], Global] = {}
         self.spelled = limits.names.of(len(data) - start)  # characters that names may yet have
@@ -111,7 +116,7 @@ class _Machine(Builder):
             raise Malformed("a frame begins inside another: loaders disagree about what follows")
         if nbytes > len(self.data) - self.at:
             raise Incomplete("a frame is longer than the pickle")
-        self.frame_end = self.at + nbytes
+        self.frame_end = self.framed = self.at + nbytes
 
     def leave_frame(self) -> None:
         if self.opcode_at > self.frame_end:

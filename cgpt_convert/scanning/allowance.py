@@ -20,8 +20,8 @@ class SpentError(Exception):
     def __init__(self, most: int) -> None:
         super().__init__(most)
         self.unsupported = Unsupported(
-            f"looking into its parts takes longer than {most:,} opcodes of a pickle",
-            hint="unpack it and scan the parts",
+            f"looking into all of it takes longer than {most:,} opcodes of a pickle",
+            hint="scan its parts by themselves",
         )
 
 

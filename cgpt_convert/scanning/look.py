@@ -180,7 +180,7 @@ class Look(Found):
         outer, self.allowed = self.allowed, self.noted(allows)
         storages = tuple(f"{root}/{name}/" for root in torchs for name in ("data", "constants"))
         try:
-            for name in archive.members:
+            for name in sorted(archive.members, key=lambda name: name not in loaded):  # those first
                 role = Role.STORAGE if name.startswith(storages) else Role.ANY
                 self.record(archive, name, place, depth, Role.PICKLE if name in loaded else role)
         finally:

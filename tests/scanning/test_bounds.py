@@ -107,6 +107,13 @@ def test_too_many_parts_are_one_problem(
     assert len([line for line in told(9000) if "takes longer" in line]) == 1
 
 
+def test_what_torch_loads_is_looked_at_first(tmp_path: Path) -> None:
+    flood = pickle.dumps([gzip.compress(b"N.%d" % number) for number in range(9000)], 4)
+    found = scanned(zipped({"archive/a": flood, "archive/data.pkl": BAD}), tmp_path)
+    assert found.verdict is Verdict.DANGEROUS
+    assert any("takes longer" in str(problem) for problem in found.problems)
+
+
 def test_a_tensor_of_zeros_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,26 @@ def test_a_pickled_tensor_is_foreign_and_the_file_in_it_is_looked_into(tmp_path:
     assert (found.pickles, "torch.storage._load_from_bytes" in said(found)) == (6, True)
 
 
+COUNTS = (b"I0x2\n.", b"L0x2L\n.", b"\x80\2\x8a\xc8\2" + bytes(199) + b".")
+
+
+@pytest.mark.parametrize("number", COUNTS)
+def test_torch_takes_counts_that_are_no_plain_numbers(
+    number: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    storage = b"\x80\2X\1\0\0\0aX\3\0\0\0cpuctorch\nFloatStorage\n\x87." + struct.pack("<qf", 1, 1)
+    sizes = {"short": 2, "int": 4, "long": 4}
+    system = {"protocol_version": 1000, "little_endian": True, "type_sizes": sizes}
+    parts = {"sys_info": pickle.dumps(system, 2), "pickle": pickle.dumps({}, 2)}
+    hidden = number + storage + b"\x80\2cbuiltins\nprint\nX\3\0\0\0ran\x85R."
+    data = tarred({**parts, "tensors": pickle.dumps(0, 2), "storages": hidden})
+    (tmp_path / "old.pt").write_bytes(data)
+    with pytest.raises(TypeError):  # when it has run
+        torch.load(tmp_path / "old.pt", weights_only=False)
+    assert capfd.readouterr().out == "ran\n"
+    assert scanned(data, tmp_path).verdict is Verdict.MALFORMED
+
+
 def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_path: Path) -> None:
     key, cls = pickle.dumps(1, 2), b"ctorch\nFloatStorage\n"
     storage = b"\x80\2(K\1X\3\0\0\0cpu" + cls + b"t." + struct.pack("<q", 2) + bytes(8)
@@ -123,9 +143,9 @@ def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_pa
         found = scanned(tarred({**good, "storages": hidden}), tmp_path)
         assert found.verdict is Verdict.DANGEROUS
         assert "storages, byte" in said(found)
-    for number in (b"I0x2\n.", b"L0x2L\n.", b"\x80\2\x8a\xc8\2" + bytes(199) + b"."):
+    for number in COUNTS:
         found = scanned(tarred({**good, "storages": number + storage + BAD}), tmp_path)
-        assert found.verdict in (Verdict.DANGEROUS, Verdict.MALFORMED)  # as torch.load runs it
+        assert found.verdict in (Verdict.DANGEROUS, Verdict.MALFORMED)
     for count in (100_000, 200_000, 300_000):  # opcodes before it, which are looked at twice
         late = b"\x80\2" + b"N0" * count + key[2:] + storage + BAD
         found = scanned(tarred({**good, "storages": late}), tmp_path)
