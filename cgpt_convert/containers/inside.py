@@ -11,6 +11,9 @@ from cgpt_convert.limits import UNPACKED, UNPACKED_FLOOR
 from cgpt_convert.source import CHUNK, Source, read
 
 _FEED = 16 << 10  # packed bytes at a time: what a stream leaves over is copied for the next one
+_LZMA_MEMORY = (
+    136 << 20
+)  # bytes, a dictionary of 128 MiB; `xz -9` uses 64 MiB, a header up to 4 GiB
 _POINTS = 256  # places to go on from, at most; each takes some 50 KiB
 
 
@@ -149,11 +152,15 @@ class Unpacked:
         try:
             piece: bytes = self._state.decompress(fed, most)
         except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+            if _exceeds_memory(error):
+                raise _dictionary_too_large(self.name) from error
             message = f"the compressed data is damaged ({error})"
             self._broken = Malformed(message, where=self.name)
             piece = _until_error(before, fed) if before else b""
             if not piece:
                 raise self._broken from error
+        except MemoryError as error:  # the dictionary is within the limit, the free memory is not
+            raise _dictionary_too_large(self.name) from error
         self._feed = getattr(self._state, "unconsumed_tail", b"")
         return piece
 
@@ -196,7 +203,20 @@ def _bzip2() -> Any:
 def _xz() -> Any:
     import lzma
 
-    return lzma.LZMADecompressor()
+    return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
+
+
+def _exceeds_memory(error: Exception) -> bool:
+    """Return whether liblzma stopped at the memory limit, which has no exception of its own."""
+    return "Memory usage limit" in str(error)
+
+
+def _dictionary_too_large(name: str) -> Unsupported:
+    return Unsupported(
+        f"unpacking needs more memory than {_LZMA_MEMORY >> 20} MiB (the dictionary is too large)",
+        where=name,
+        hint="unpack it and scan the result",
+    )
 
 
 _METHODS: tuple[tuple[bytes, Callable[[], Any]], ...] = (

@@ -7,6 +7,8 @@ import gzip
 import lzma
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -81,6 +83,47 @@ def test_a_pickle_is_found_in_whatever_it_lies(name: str, tmp_path: Path) -> Non
     found = scanned(CONTAINERS[name](BAD if "tar's" not in name else payload(0)), tmp_path)
     assert found.verdict is Verdict.DANGEROUS, (found.sightings, found.problems)
     assert "system('echo hostile')" in said(found)
+
+
+def _xz_that_asks_for_4_gib() -> bytes:
+    """Return an .xz of a pickle whose block header gives the largest dictionary there is."""
+    packed = bytearray(lzma.compress(BAD, preset=0))
+    start = 12  # of the block header, after the stream header
+    size = 4 * (packed[start] + 1)
+    (at,) = (i for i in range(start, start + size) if packed[i : i + 2] == b"\x21\x01")
+    packed[at + 2] = 40
+    header = packed[start : start + size - 4]
+    packed[start + size - 4 : start + size] = zlib.crc32(header).to_bytes(4, "little")
+    return bytes(packed)
+
+
+def _lzma_that_asks_for_2_gib() -> bytes:
+    packed = lzma.compress(BAD, lzma.FORMAT_ALONE)
+    return packed[:1] + (1 << 31).to_bytes(4, "little") + packed[5:]
+
+
+@pytest.mark.parametrize("make", [_xz_that_asks_for_4_gib, _lzma_that_asks_for_2_gib])
+def test_a_dictionary_that_does_not_fit_in_memory_is_not_allocated(
+    make: Callable[[], bytes], tmp_path: Path
+) -> None:
+    assert lzma.decompress(make()) == BAD  # the file is right: it only asks for too much
+    path = tmp_path / "x.bin"
+    path.write_bytes(make())
+    limit = f"ulimit -v {2 << 20}"  # KiB; NumPy and torch's threads are not loaded by a scan
+    words = [sys.executable, "-m", "cgpt_convert", "scan", str(path)]
+    done = subprocess.run(
+        ["sh", "-c", f'{limit}; exec "$@"', "sh", *words],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "unpacking needs more memory than 136 MiB" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_xz_of_the_strongest_preset_is_looked_into(tmp_path: Path) -> None:
+    assert scanned(lzma.compress(BAD, preset=9), tmp_path).verdict is Verdict.DANGEROUS
 
 
 @pytest.mark.parametrize("suffix", ["png", "txt", "safetensors", "gguf", "json", "7z", "py", ""])
