@@ -16,10 +16,16 @@ import jsonschema
 import pytest
 import yaml
 from junitparser import JUnitXml
+from packaging.requirements import Requirement
 
 from tests import zips
 from tests.hostile import FOREIGN, payload
-from tests.running import environ
+from tests.running import environ, run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TOP = Path(__file__).parents[1]
 ACTION = yaml.safe_load((TOP / "action.yml").read_text())
@@ -40,6 +46,9 @@ def program(tmp_path: Path) -> Path:
     script = folder / "cgpt-convert"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cgpt_convert "$@"\n')
     script.chmod(0o755)
+    python = folder / "python"  # as in a venv, where -I keeps what is installed
+    python.write_text(f'#!/bin/sh\ntest "$1" = -I && shift && exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     return folder
 
 
@@ -66,8 +75,9 @@ def step(name: str, work: Path, program: Path | None, **given: str) -> tuple[int
     `program` is the folder of the one to run; None is what the step "Install" installed.
     """
     runner = work.parent / "runner"
-    if program and not runner.exists():
-        (runner / "cgpt-convert").mkdir(parents=True)
+    runner.mkdir(exist_ok=True)
+    if program and not (runner / "cgpt-convert").exists():
+        (runner / "cgpt-convert").mkdir()
         (runner / "cgpt-convert" / "bin").symlink_to(program)
     inputs = {name: row.get("default", "") for name, row in ACTION["inputs"].items()} | given
     variables = {
@@ -81,6 +91,7 @@ def step(name: str, work: Path, program: Path | None, **given: str) -> tuple[int
     variables["GITHUB_ACTION_PATH"] = str(TOP)
     if not program:
         variables["PYTHONPATH"] = ""  # what is installed, and not what lies here
+    variables |= {name: value for name, value in given.items() if name.isupper()}
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]],
         cwd=work,
@@ -108,14 +119,44 @@ def test_the_actions_scan(models: Path, program: Path) -> None:
 
 
 def test_the_actions_verify_says_what_to_compare_with_what(tmp_path: Path) -> None:
-    echo = tmp_path / "bin" / "cgpt-convert"
+    echo = tmp_path / "bin" / "python"
     echo.parent.mkdir()
     echo.write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
     echo.chmod(0o755)
     (tmp_path / "work").mkdir()
     given = {"target": "my model.bin", "lock": "w.lock.json"}
     code, out, _ = step("Verify", tmp_path / "work", echo.parent, **given)
-    assert (code, out) == (0, "[verify][--format][github][--lock][w.lock.json][--][my model.bin]")
+    words = "[verify][--format][github][--lock][w.lock.json][--][my model.bin]"
+    assert (code, out) == (0, "[-I][-m][cgpt_convert]" + words)
+
+
+def test_the_action_runs_nothing_of_the_checkout(models: Path) -> None:
+    """Neither by Python's path nor by PYTHONPATH; without an index, pip fails as the last step."""
+    work = models.parent
+    for name in ("venv", "ensurepip", "pip", "runpy", "click", "cgpt_convert", "sitecustomize"):
+        (work / f"{name}.py").write_text(f"open({str(work / 'owned')!r}, 'a').write({name!r})\n")
+    code, _, _ = step("Install", work, None, PYTHONPATH=".", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert code != 0
+    python = work.parent / "runner" / "cgpt-convert" / "bin" / "python"
+    assert python.exists()
+    step("Scan", work, None, PYTHONPATH=".", paths="models")
+    assert not (work / "owned").exists()
+
+
+def test_the_action_installs_what_is_needed() -> None:
+    """Every dependency at an exact version with hashes, as `pip --require-hashes` wants it."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    needed = project["project"]["dependencies"] + project["build-system"]["requires"]
+    text = (TOP / ".ci" / "action-requirements.txt").read_text().replace("\\\n", "")
+    rows = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.search(r"^[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", row) for row in rows)
+    pinned = [Requirement(row.partition("--hash")[0]) for row in rows]
+    for requirement in map(Requirement, needed):
+        versions = [
+            next(iter(row.specifier)).version for row in pinned if row.name == requirement.name
+        ]
+        assert versions, requirement
+        assert all(requirement.specifier.contains(version) for version in versions)
 
 
 @pytest.mark.corpus  # it needs the network, as pip installs what the program depends on
@@ -231,6 +272,39 @@ def test_pre_commit_scans_what_is_committed(tool: Path, models: Path, program: P
     done = committed(tool, models.parent, hook, **path)
     assert done.returncode == 1
     assert "models/notes.txt: dangerous" in done.stdout
+
+
+NAMES = ["--help", "--allow=os.system", "-h", "--json", "--"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pre_commit_scans_a_file_whose_name_is_an_option(
+    name: str, tool: Path, tmp_path: Path, program: Path
+) -> None:
+    path = {"PATH": f"{program}{os.pathsep}{os.environ['PATH']}"}
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / name).write_bytes(payload(0))
+    done = committed(tool, work, {"id": "cgpt-scan", "language": "system"}, **path)
+    assert done.returncode == 1
+    assert f"{name}: dangerous" in done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_an_option_is_rejected_and_not_obeyed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `scan *` gives it, and a hook whose args have no `--`."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(payload(0))
+    Path("good.bin").write_bytes(zips.saved({"a": 1}))
+    done = run("scan", name, "good.bin")
+    assert done.code == 2
+    assert f"'{name}' is an option and the name of a file" in done.err
+    assert "write -- before the names of files" in done.err
+    assert run("scan", "--", name, "good.bin").code == 1
+    assert run("scan", f"./{name}", "good.bin").code == 1
+    assert run("scan", "--allow", "a.B", "--", "good.bin").code == (2 if name == "--" else 0)
 
 
 def test_pre_commit_verifies_the_lock(tool: Path, models: Path, tmp_path: Path) -> None:

@@ -19,7 +19,26 @@ from cgpt_convert.scanning.file import scan_file
 from cgpt_convert.scanning.result import Scanned, Verdict
 
 
-@click.command("scan")
+class _Unambiguous(click.Command):
+    """A command that takes no file name for an option.
+
+    A shell pattern and a hook append names to the options, and a repository may contain a file
+    called `--allow=os.system`. Which one is meant cannot be known, so neither is taken.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raise a usage error for an option before `--` that is also the name of a file here."""
+        end = args.index("--") if "--" in args else len(args)
+        options = args[:end] if "--" in args[end + 1 :] else args[: end + 1]
+        for option in options:
+            if option[:1] == "-" != option and os.path.lexists(option):
+                message = f"{option!r} is an option and the name of a file in this folder"
+                hint = "write -- before the names of files, or ./ before this one"
+                raise click.UsageError(f"{message}: {hint}", ctx)
+        return super().parse_args(ctx, args)
+
+
+@click.command("scan", cls=_Unambiguous)
 @click.argument("path", nargs=-1, required=True, type=click.Path())
 @options.allow
 @click.option("--require-weights", is_flag=True, help="Fail if there is no weight file.")
