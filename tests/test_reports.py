@@ -81,15 +81,91 @@ def test_sarif_has_a_result_for_what_did_not_pass() -> None:
 
 
 def test_sarif_rules_bring_their_explanation() -> None:
-    """A link would be one into the repository of whoever runs the scan."""
     every = tuple(Check("x", NOTE, "y", finding=rule.id) for rule in findings.RULES)
     rules = sarif(every)["tool"]["driver"]["rules"]
     assert [rule["id"] for rule in rules] == [rule.id for rule in findings.RULES]
     for rule, found in zip(rules, findings.RULES, strict=True):
         assert rule["fullDescription"]["text"] == found.text
         assert rule["help"]["text"].startswith(f"{found.title}. {found.text}")
-    assert "docs/" not in json.dumps(rules)
-    assert "helpUri" not in json.dumps(rules)
+        assert rule["helpUri"].startswith("https://")
+    assert "docs/findings" not in json.dumps(rules)  # the repository is that of whoever scans
+
+
+def every_sarif_check() -> tuple[Check, ...]:
+    """Every rule and every outcome, with and without a file and a tensor, and each twice."""
+    rules = ["", *(rule.id for rule in findings.RULES)]
+    return tuple(
+        Check("bytes" if file else "scan", outcome, detail, file, tensor, rule)
+        for rule in rules
+        for outcome in (FAILED, ERROR, NOTE)
+        for file in ("", "a/b.bin", "/elsewhere/b.bin", "https://[::1]/100%/b.bin", NASTY, "..")
+        for tensor in ("", "w", NASTY)
+        for detail in ("", "x", "x")
+    )
+
+
+def test_github_accepts_every_sarif_result() -> None:
+    """Its rules: docs.github.com, "SARIF support for code scanning", required properties."""
+    run_ = sarif(every_sarif_check())
+    rules = run_["tool"]["driver"]["rules"]
+    assert len({rule["id"] for rule in rules}) == len(rules)
+    fingerprints = set()
+    for result in run_["results"]:
+        (location,) = result["locations"]
+        place = location["physicalLocation"]
+        assert re.fullmatch(r"[^\s%]+|(?:[^\s%]|%[0-9A-F]{2})+", place["artifactLocation"]["uri"])
+        assert place["region"]["startLine"] == 1
+        assert result["message"]["text"]
+        rule = rules[result["ruleIndex"]]
+        assert rule["id"] == result["ruleId"]
+        fingerprints.add(result["partialFingerprints"]["primaryLocationLineHash"])
+    assert len(fingerprints) == len(run_["results"])
+    assert all(re.fullmatch(r"[0-9a-f]{16}:[1-9][0-9]*", each) for each in fingerprints)
+
+
+@pytest.mark.parametrize("outcome", [FAILED, ERROR, NOTE])
+def test_sarif_levels_and_severities_agree_with_the_rules(outcome: str) -> None:
+    run_ = sarif(tuple(check for check in every_sarif_check() if check.outcome == outcome))
+    rules = run_["tool"]["driver"]["rules"]
+    shown = {"error": (7, 10), "warning": (4, 6.9), "note": (0.1, 3.9)}  # GitHub's scale
+    for result in run_["results"]:
+        rule = rules[result["ruleIndex"]]
+        assert rule["defaultConfiguration"]["level"] == result["level"]
+        low, high = shown[result["level"]]
+        assert low <= float(rule["properties"]["security-severity"]) <= high
+        assert isinstance(rule["properties"]["security-severity"], str)
+        assert "security" in rule["properties"]["tags"]
+
+
+def test_a_rule_with_results_of_two_levels_has_the_worse_one() -> None:
+    checks = (Check("logits", NOTE, "a", "f"), Check("logits", FAILED, "b", "f"))
+    run_ = sarif(checks)
+    (rule,) = run_["tool"]["driver"]["rules"]
+    assert rule["defaultConfiguration"]["level"] == "error"
+    assert [result["level"] for result in run_["results"]] == ["note", "error"]
+
+
+def test_sarif_fingerprints_stay_when_other_results_come_and_go() -> None:
+    def prints(*checks: Check) -> list[str]:
+        results = sarif(checks)["results"]
+        return [result["partialFingerprints"]["primaryLocationLineHash"] for result in results]
+
+    one, two = (Check("scan", FAILED, detail, "f", finding="CGPT008") for detail in "ab")
+    assert prints(two) == prints(one, two)[1:]
+    less, more = (Check("bytes", FAILED, f"{n} of 4 differ", "f", "w") for n in (1, 2))
+    assert prints(less) == prints(more)
+
+
+def test_sarif_keeps_to_githubs_number_of_results() -> None:
+    def results(*checks: Check) -> list[dict[str, Any]]:
+        return list(json.loads(render(checks, "sarif"))["runs"][0]["results"])
+
+    notes = tuple(Check("findings", NOTE, f"{i}", "f", finding="CGPT001") for i in range(25_000))
+    assert len(results(*notes)) == 25_000
+    kept = results(*notes, Check("scan", FAILED, "bad", "g", finding="CGPT015"))
+    assert len(kept) == 25_000
+    assert kept[0]["ruleId"] == "CGPT015"
+    assert kept[-1]["message"]["text"].startswith("2 more results")
 
 
 def test_sarif_paths_are_relative_where_they_can_be(
