@@ -89,6 +89,7 @@ def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
         "n_head": recognised.n_head,
         "head": recognised.head,
         "conv1d": recognised.conv1d,
+        "wrapper": recognised.wrapper or None,
         "misfits": list(recognised.misfits),
         "config": check_config(recognised, config) if config is not None else [],
         "refusal": recognised.refusal or None,

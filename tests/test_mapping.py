@@ -162,7 +162,12 @@ def test_linear_weights_as_in_nanogpt_are_told() -> None:
             tensors[name] = tensor.transposed()
     found = known(tensors)
     assert found.sizes["n_inner"] == 3072
-    assert len(found.misfits) == 30  # the square c_proj cannot be told
+    assert (found.misfits, found.linear, found.conv1d) == ((), True, "linear")
+    name = "transformer.h.3.attn.c_proj.weight"  # square, so that its shape does not tell
+    assert found.laid_out(name, tensors[name]).strides == tensors[name].strides[::-1]
+    tensors["transformer.h.4.mlp.c_fc.weight"] = small()["transformer.h.4.mlp.c_fc.weight"]
+    found = known(tensors)
+    assert (found.linear, len(found.misfits)) == (False, 29)  # some one way, some the other
     assert all("Linear" in line for line in found.misfits)
 
 

@@ -12,14 +12,22 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import hf_config, hf_tokenizer
-from cgpt_convert.exports.hf_config import encoded
+from cgpt_convert.exports.code_keys import cleaned_file, encoded
 from cgpt_convert.exports.llama_undo import Inside
-from cgpt_convert.exports.tokenizer_files import read_file
-from cgpt_convert.exports.whole_model import folder_of, heads, whole_model
+from cgpt_convert.exports.tokenizer_files import CONFIG as TOKENIZER_CONFIG
+from cgpt_convert.exports.tokenizer_files import SPECIAL, read_file
+from cgpt_convert.exports.whole_model import (
+    folder_of,
+    heads,
+    layout_lines,
+    whole_model,
+    whole_model_architecture,
+)
 from cgpt_convert.formats import safetensors
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG, read_config
 from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.mapping.wrappers import wrapped_by_torch
 from cgpt_convert.places import is_file
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import fold_ties
@@ -27,9 +35,12 @@ from cgpt_convert.tensor import Tensor
 from cgpt_convert.values.digest import same_values
 
 NAME = "hf"
+_SHOWN = 5
 GENERATION = "generation_config.json"
 MANIFEST = "cgpt-convert.json"  # lists the files, so that a later run may replace the folder
 _WEIGHTS = "model.safetensors"
+# files of settings, as against vocabularies, whose keys are tokens
+_SETTINGS = {CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIAL}
 
 
 class HfFolder(NamedTuple):
@@ -72,13 +83,24 @@ def plan(
         parts = _unknown(path, tensors, config, tokenizer)
     else:
         parts = _known(found, path, tensors, config if said is None else None, tokenizer, inside)
+    contents, dropped = _without_code(parts.files, folder_of(path))
+    lines = [*parts.lines, *dropped]
     request = Request(
         _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=max_shard_nbytes
     )
     request = sign(request)
-    files = [FilePlan(name, (content,)) for name, content in sorted(parts.files.items())]
+    files = [FilePlan(name, (content,)) for name, content in sorted(contents.items())]
     plans = [*safetensors.plan(request), *files]
-    return HfFolder([*plans, _manifest(plans, parts.lines)], tuple(parts.lines), found, request)
+    return HfFolder([*plans, _manifest(plans, lines)], tuple(lines), found, request)
+
+
+def _without_code(files: Mapping[str, bytes], folder: str) -> tuple[dict[str, bytes], list[str]]:
+    """Return the files without keys that make a loader run code, and a line for each changed."""
+    kept, lines = dict(files), []
+    for name in sorted(files.keys() & _SETTINGS):
+        kept[name], line = cleaned_file(files[name], name, os.path.join(folder, name))
+        lines += line
+    return kept, lines
 
 
 def _known(
@@ -107,6 +129,7 @@ def _known(
         changes = [line]
     else:
         mended, changes = hf_config.mend(found, config, tied=tied, dtype=_dtype(renamed))
+    hf_config.check_fits(found, mended, renamed, path)
     files |= {CONFIG: encoded(mended)}
     copied = {} if inside else _generation(folder)
     files |= copied or {GENERATION: encoded(hf_config.generation(mended))}
@@ -119,26 +142,55 @@ def _unknown(
     config: dict[str, Any] | None,
     given: str | None,
 ) -> _Parts:
-    """Weights of an architecture that is not known: everything is copied as it is."""
+    """Return the parts for weights of an unknown architecture: everything is copied as it is."""
     if config is None:
         raise Unsupported(
             f"the tensors are of no known architecture, and no {CONFIG} lies beside them",
             where=path,
             hint=f"put the model's {CONFIG} there; --to safetensors writes the weights alone",
         )
+    _refuse_misnamed(path, [tensor.name for tensor in tensors], config)
     folder = folder_of(path)
     kept, aliases = fold_ties(tensors)
     files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
-    lines = [f"the architecture is not known: names, {CONFIG} and tokenizer are copied as they are"]
+    lines = [f"the architecture is not known: names, {CONFIG} and tokenizer are copied unchecked"]
     if any(tensor.target for tensor in tensors):
         name = _dtype(kept)
         files[CONFIG] = encoded(hf_config.with_dtype(config, name))
         lines.append(f"{CONFIG}: the type of the weights is {name}")
     else:
         files[CONFIG] = read_file(os.path.join(folder, CONFIG))
-    if "auto_map" in config:
-        lines.append(f"{CONFIG} names code of its own (auto_map), which is not copied")
     return _Parts(kept, aliases, files, lines)
+
+
+def _refuse_misnamed(path: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Raise Unsupported if transformers would find none of the tensors under these names.
+
+    It then loads the folder all the same, with random weights.
+    """
+    known = whole_model_architecture(config)
+    if known is not None:
+        firsts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        shown = ", ".join(printable(first) for first in firsts[:_SHOWN])
+        more = f" and {len(firsts) - _SHOWN:,} more" if firsts[_SHOWN:] else ""
+        raise Unsupported(
+            f"{CONFIG} describes a {known.name} model, and the tensors are not those of one; their "
+            f"names begin with {shown}{more}",
+            where=path,
+            hint="--match 'NAME.*' chooses the tensors of one model; --to safetensors writes all "
+            "weights under the names that they have",
+        )
+    wrapper = wrapped_by_torch(names)
+    if wrapper:
+        hint = "--to safetensors writes the weights under the names that they have"
+        if all(name.startswith(f"{wrapper}.") for name in names):
+            hint = f"--root {wrapper} takes the names behind it; {hint}"
+        raise Unsupported(
+            f"the names of the tensors have the wrapper {wrapper!r} of torch, under which "
+            "transformers finds no weights",
+            where=path,
+            hint=hint,
+        )
 
 
 def _renamed(
@@ -150,7 +202,11 @@ def _renamed(
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     lines: list[str] = []
-    canonical = {names[name]: tensor for name, tensor in tensors.items() if name in names}
+    canonical = {
+        names[name]: found.laid_out(name, tensor)
+        for name, tensor in tensors.items()
+        if name in names
+    }
     for name, tensor in canonical.items():
         twin = canonical[ties[name]] if name in ties else None
         if twin is None or not same_values(tensor, twin):
@@ -158,7 +214,8 @@ def _renamed(
         else:
             aliases[name] = twin_name = ties[name]
             lines.append(f"{name} is {twin_name}, written once")
-    if any(name != new for name, new in names.items()):
+    lines += layout_lines(found)
+    if found.prefix.removesuffix(found.architecture.canonical) == found.prefix:
         lines.append(f"names begin with {found.architecture.canonical!r} as transformers has them")
     if found.skipped:
         masks = printable(", ".join(found.skipped[:2]))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.whole_model import end_id
-from cgpt_convert.inert import text
+from cgpt_convert.inert import printable, text
 from cgpt_convert.mapping.config import CONFIG, check_config
 from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.shapes import dims
+from cgpt_convert.tensor import Tensor
 
 _CLASS = {"gpt2": "GPT2LMHeadModel"}  # architecture -> the class of transformers that has its head
 _ABSENT = object()
+_RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give a class other parameters
 
 # What transformers' GPT2Config has where nothing is said. The activation is also what llama.cpp
 # computes for every GPT-2: its files do not tell which one the model was trained with.
@@ -64,8 +67,9 @@ def mend(
     mended = dict(config)
     for size, keys in architecture.config_keys.items():
         value = recognised.n_head if size == "n_head" else recognised.sizes[size]
-        present = [key for key in keys if config.get(key) is not None]
-        wanted |= dict.fromkeys(present or keys[:1], value)
+        # transformers reads the first, whatever other keys a file has
+        present = [key for key in keys[1:] if config.get(key) is not None]
+        wanted |= dict.fromkeys([keys[0], *present], value)
     default = architecture.config_defaults
     for size, dim in default.items():  # what may be left out stays so, if it means the same
         keys = architecture.config_keys[size]
@@ -85,6 +89,39 @@ def mend(
     return mended, lines + check_config(recognised, mended)
 
 
+def check_fits(
+    recognised: Recognised, config: Mapping[str, Any], tensors: Sequence[Tensor], path: str
+) -> None:
+    """Raise Unsupported unless `tensors` are the parameters of the class that `config` describes.
+
+    The sizes are those that transformers reads from `config`. A tied head has no tensor.
+    """
+    architecture = recognised.architecture
+    wrong = [f"{CONFIG} has {key} {text(config[key], 60)}" for key in _RESHAPING if config.get(key)]
+    sizes = {size: config.get(keys[0]) for size, keys in architecture.config_keys.items()}
+    for size, dim in architecture.config_defaults.items():
+        symbol = sizes[dim.symbol]
+        if sizes[size] is None and isinstance(symbol, int):
+            sizes[size] = dim.factor * symbol
+    whole = {size: value for size, value in sizes.items() if type(value) is int}
+    expected = architecture.shapes(whole)
+    if config.get("tie_word_embeddings", True):
+        expected = {name: each for name, each in expected.items() if name not in architecture.ties}
+    found = {tensor.name: tensor.shape for tensor in tensors}
+    wrong += [f"{name} is missing" for name in expected if name not in found]
+    for name, shape in found.items():
+        if name not in expected:
+            wrong.append(f"{printable(name)} is not a parameter of it")
+        elif shape != expected[name]:
+            wrong.append(f"{name} is {dims(shape)}, expected {dims(expected[name])}")
+    if wrong:
+        raise Unsupported(
+            f"the tensors are not those of {_CLASS[architecture.name]}: {'; '.join(wrong)}",
+            where=path,
+            hint=f"mend {CONFIG}; or --to safetensors writes the weights alone",
+        )
+
+
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The configuration saying what type the weights are, under the key that it has for that."""
     return {**config, **dict.fromkeys(_dtype_keys(config), dtype)}
@@ -101,8 +138,3 @@ def generation(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"_from_model_config": True} | {
         key: config[key] for key in keys if config.get(key) is not None
     }
-
-
-def encoded(content: Mapping[str, Any]) -> bytes:
-    """The JSON as transformers writes it: sorted, indented by two."""
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -8,7 +8,7 @@ from typing import Any
 
 from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import tokenizer as tokenizers
-from cgpt_convert.exports.hf_config import encoded
+from cgpt_convert.exports.code_keys import encoded
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.tokenizer_files import (
     ADDED,

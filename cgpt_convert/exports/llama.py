@@ -15,7 +15,7 @@ from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
 from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.exports import llama_fields, llama_undo
 from cgpt_convert.exports.tokenizer import Tokenizer, find
-from cgpt_convert.exports.whole_model import folder_of, whole_model
+from cgpt_convert.exports.whole_model import folder_of, layout_lines, whole_model
 from cgpt_convert.formats import gguf
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import architectures
@@ -108,7 +108,7 @@ def request(
     Raises Unsupported, as `plan` does, for settings that llama.cpp has not.
     """
     config = source.config or {}
-    lines = check_config(found, config)
+    lines = [*_stripped(found), *check_config(found, config)]
     renamed, left_out = _renamed(found, tensors)
     lines += [f"{name} is the token embedding, written once" for name in left_out]
     head = _HEAD if any(tensor.name == _HEAD for tensor in renamed) else _EMBEDDING
@@ -133,6 +133,11 @@ def request(
     return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
 
 
+def _stripped(found: Recognised) -> list[str]:
+    """Return the line that says which wrapper the names lose; a Linear layout is llama.cpp's."""
+    return layout_lines(found._replace(linear=False))
+
+
 def _target(tensor: Tensor, dtype: str, head: str) -> DType:
     """What a tensor is written as: its name is llama.cpp's, `head` is the output matrix."""
     if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight"):  # noqa: PLR2004 a matrix
@@ -149,7 +154,7 @@ def _target(tensor: Tensor, dtype: str, head: str) -> DType:
 def _renamed(found: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
     """The tensors under llama.cpp's names and in its layout, and the names of tied ones left out.
 
-    A Conv1D's weight is (in, out) here and (out, in) there.
+    A Conv1D's weight is (in, out) here and (out, in) there, as a Linear layer's is everywhere.
     """
     names = found.names("gguf")
     by_rule = {found.places[t.name].rule.name: t for t in tensors if t.name in found.places}
@@ -161,6 +166,6 @@ def _renamed(found: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor]
         if rule.tied_to and same_values(tensor, by_rule[rule.tied_to]):
             left_out.append(tensor.name)
             continue
-        turned = tensor.transposed() if rule.conv1d else tensor
+        turned = tensor.transposed() if rule.conv1d and not found.linear else tensor
         renamed.append(turned.renamed(names[tensor.name]))
     return renamed, left_out

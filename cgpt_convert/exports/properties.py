@@ -64,6 +64,13 @@ def plan(checkpoint: Checkpoint) -> Exported:
     found = whole_model(path, tensors.values(), config)
     if found is None:
         raise _refused(path, "the tensors are of no known architecture")
+    if found.linear:
+        raise Unsupported(
+            "its weights are Linear layers' (out, in); the raw-parameters program reads GPT-2's "
+            "Conv1D layout",
+            where=path,
+            hint="convert with --to hf, which transposes them, then extract from that folder",
+        )
     _check_types(found, tensors, path)
     _check_config(found, config, path)
     _check_head(found, tensors, path)

@@ -71,7 +71,7 @@ def read_folder(folder: str) -> Parts | None:
     for name in (SPECIAL, CONFIG):  # what the latter says counts
         if name in files:
             where = os.path.join(folder, name)
-            _take_config(parts, _loose(files[name], where), where)
+            _take_config(parts, loose_object(files[name], where), where)
     return parts
 
 
@@ -116,7 +116,7 @@ def _merge_lines(data: bytes, where: str) -> list[str]:
 
 def _whole(where: str, data: bytes) -> Parts:
     """What a tokenizer.json says, if it is of GPT-2's kind."""
-    content = _loose(data, where)
+    content = loose_object(data, where)
     model, added = content.get("model"), content.get("added_tokens") or []
     if not isinstance(model, dict) or not isinstance(added, list):
         raise Malformed("no tokenizer.json: it has no model", where=where, hint=_HINT)
@@ -201,8 +201,8 @@ def _ids(value: object, where: str) -> dict[str, int]:
     return value
 
 
-def _loose(data: bytes, where: str) -> dict[str, Any]:
-    """The object in JSON of other people: any numbers, but each key once."""
+def loose_object(data: bytes, where: str) -> dict[str, Any]:
+    """Return the object in JSON of other people: any numbers, but each key once."""
     check_count(data, where, _HINT)
     try:
         content = json.loads(data, object_pairs_hook=_unique)

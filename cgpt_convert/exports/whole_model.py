@@ -9,12 +9,14 @@ from typing import Any
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS, Tokenizer
 from cgpt_convert.inert import printable
+from cgpt_convert.mapping.architecture import Architecture, architectures
 from cgpt_convert.mapping.config import CONFIG, mup_refusal
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.select import Selection
 from cgpt_convert.tensor import Tensor
 
+_CLASSES = "GPT2"  # how the classes of transformers begin whose model_type is gpt2
 _ONLY_WEIGHTS = "--to safetensors writes the weights alone"
 
 
@@ -34,17 +36,55 @@ def whole_model(
     found = recognise({tensor.name: tensor for tensor in tensors}, config)
     if found is None:
         return None
+    if found.misfits and _lacks_biases(found):
+        raise Unsupported(
+            f"the model has no biases ({len(found.misfits)} are missing): it was trained without, "
+            f"as nanoGPT's with bias=False; {found.architecture.name} has them",
+            where=path,
+            hint=_ONLY_WEIGHTS,
+        )
     if found.misfits:
         raise Unsupported(
             f"{len(found.misfits)} differences from {found.architecture.name}: "
             f"{'; '.join(found.misfits)}",
             where=path,
-            hint=f"leave tensors out with --exclude; or {_ONLY_WEIGHTS}",
+            hint=_ONLY_WEIGHTS,
         )
     refusal = mup_refusal(found.architecture, config or {}, path)
     if refusal:
         raise Unsupported(refusal, where=path, hint=_ONLY_WEIGHTS)
     return found._replace(refusal="")
+
+
+def _lacks_biases(found: Recognised) -> bool:
+    """Return whether the only difference from the architecture is that no bias is there."""
+    biases = any(place.rule.name.endswith(".bias") for place in found.places.values())
+    return not biases and all(".bias: missing" in line for line in found.misfits)
+
+
+def whole_model_architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """Return the known architecture that config.json names; None if it names another or none."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    for architecture in architectures().values():
+        if kind in architecture.model_types:
+            return architecture
+        named = classes if kind is None and isinstance(classes, list) else []
+        if any(isinstance(each, str) and each.startswith(_CLASSES) for each in named):
+            return architecture
+    return None
+
+
+def layout_lines(found: Recognised) -> list[str]:
+    """Return a line for what is changed of the names and the layout that the file has."""
+    lines = []
+    if found.wrapper:
+        lines.append(f"the wrapper {printable(found.wrapper)!r} is stripped from the names")
+    if found.linear:
+        count = sum(place.rule.conv1d for place in found.places.values())
+        lines.append(
+            f"{count} weights of Linear layers, stored (out, in), are transposed to (in, out)"
+        )
+    return lines
 
 
 def refuse_incomplete(chosen: Selection, path: str) -> None:

@@ -65,6 +65,11 @@ class Place(NamedTuple):
     rule: Rule
     layer: int | None
 
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """The rule's name and the layer: the same for the same tensor."""
+        return self.rule.name, self.layer
+
     def name(self, prefix: str) -> str:
         """The tensor's name in a file whose names have that prefix."""
         return (prefix if self.rule.prefixed else "") + fill(self.rule.name, self.layer)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import LAYERS, Architecture, Dim, Place
+from cgpt_convert.mapping.wrappers import Prefix
 from cgpt_convert.shapes import dims
 from cgpt_convert.tensor import Tensor
 
@@ -41,15 +42,38 @@ def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Ite
         )
 
 
+def repeated(names: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each name of a tensor that the file has under another name, too."""
+    for name, owner in names.items():
+        yield f"{printable(name)}: the same tensor of the model as {printable(owner)}"
+
+
+def is_linear(found: Iterable[tuple[Place, Tensor]], sizes: Mapping[str, int]) -> bool:
+    """Return whether the Conv1D weights are stored (out, in), as Linear layers' are.
+
+    Square ones fit both ways, so the others decide: every one of them has to be (out, in).
+    """
+    turned = straight = 0
+    for place, tensor in found:
+        shape = place.rule.shape(sizes)
+        if place.rule.conv1d and shape is not None and shape != shape[::-1]:
+            turned += tensor.shape == shape[::-1]
+            straight += tensor.shape == shape
+    return turned > 0 and not straight
+
+
 def ill_shaped(
-    found: Mapping[str, tuple[Place, Tensor]], sizes: Mapping[str, int]
+    found: Mapping[str, tuple[Place, Tensor]], sizes: Mapping[str, int], *, linear: bool
 ) -> Iterator[str]:
-    """A line for each tensor of another shape, or of a type that weights do not have."""
+    """Yield a line for each tensor of another shape, or of a type that weights do not have."""
     for name, (place, tensor) in found.items():
         shape = place.rule.shape(sizes)
-        if tensor.shape != shape:
+        wanted = shape[::-1] if shape and linear and place.rule.conv1d else shape
+        if tensor.shape != wanted:
             line = f"{printable(name)}: shape {_dims(tensor)}, expected {_wanted(place, sizes)}"
-            if place.rule.conv1d and tensor.shape[::-1] == shape:
+            if linear and place.rule.conv1d:
+                line += ", stored (out, in) as the other Linear layers' weights of the file"
+            elif place.rule.conv1d and tensor.shape[::-1] == shape:
                 line += "; it is stored as a Linear layer's weight (out, in), not a Conv1D's"
             elif len(tensor.shape) > 1 and tensor.shape[::-1] == shape:
                 line += "; it is transposed"
@@ -59,41 +83,45 @@ def ill_shaped(
 
 
 def missing(
-    architecture: Architecture, prefix: str, present: Iterable[str], sizes: Mapping[str, int]
+    architecture: Architecture, prefix: Prefix, present: Iterable[Place], sizes: Mapping[str, int]
 ) -> Iterator[str]:
-    """A line for each tensor that is not there; one for a run of layers that are not there at all.
+    """Yield a line for each tensor that is not there; one for a run of layers that are not there.
 
     A tied tensor may be absent. The highest layer that is there says how many there are.
     """
-    names = set(present)
+    keys = {place.key for place in present}
     layered = [rule for rule in architecture.rules.values() if rule.layered]
     gone: list[int] = []
     for layer in range(sizes[LAYERS]):
         places = [Place(rule, layer) for rule in layered]
-        if any(place.name(prefix) in names for place in places):
+        if any(place.key in keys for place in places):
             yield from _lost_layers(gone, prefix, len(layered))
             gone = []
-            yield from _missing(places, prefix, names, sizes)
+            yield from _missing(places, prefix, keys, sizes)
         else:
             gone.append(layer)
     single = [rule for rule in architecture.rules.values() if not (rule.layered or rule.tied_to)]
-    yield from _missing([Place(rule, None) for rule in single], prefix, names, sizes)
+    yield from _missing([Place(rule, None) for rule in single], prefix, keys, sizes)
 
 
 def _missing(
-    places: Iterable[Place], prefix: str, names: set[str], sizes: Mapping[str, int]
+    places: Iterable[Place],
+    prefix: Prefix,
+    keys: set[tuple[str, int | None]],
+    sizes: Mapping[str, int],
 ) -> Iterator[str]:
     for place in places:
-        name = place.name(prefix)
-        if name not in names:
+        if place.key not in keys:
+            name = printable(prefix.wrapper) + place.name(prefix.own)
             yield f"{name}: missing, expected {_wanted(place, sizes)}"
 
 
-def _lost_layers(layers: list[int], prefix: str, tensors: int) -> Iterator[str]:
+def _lost_layers(layers: list[int], prefix: Prefix, tensors: int) -> Iterator[str]:
     if layers:
         first, last = layers[0], layers[-1]
         which = f"layer {first} is" if first == last else f"layers {first} to {last} are"
-        what = f"under {prefix}*" if prefix else "of the layers"
+        before = printable(prefix.wrapper + prefix.own)
+        what = f"under {before}*" if before else "of the layers"
         yield f"{which} missing, expected {tensors} tensors in each ({what})"
 
 

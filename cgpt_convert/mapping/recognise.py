@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cgpt_convert.mapping import misfits
+from cgpt_convert.mapping import misfits, wrappers
 from cgpt_convert.mapping.architecture import LAYERS, Architecture, Place, architectures, template
 from cgpt_convert.mapping.config import count, mup_refusal
 from cgpt_convert.mapping.identity import Model, models
 from cgpt_convert.mapping.recognised import Recognised
+from cgpt_convert.mapping.wrappers import Prefix
 from cgpt_convert.shapes import is_c_order
 from cgpt_convert.tensor import Tensor
 
@@ -24,27 +24,40 @@ def recognise(
     heads and muP only, `check_config` says where it contradicts the tensors.
     """
     for architecture in architectures().values():
-        prefix = _prefix(architecture, tensors)
+        prefix = wrappers.find_prefix(architecture, map(wrappers.unwrapped, tensors))
         if prefix is not None:
-            return _recognised(architecture, prefix, tensors, config or {})
+            found = _recognised(architecture, prefix, tensors, config or {})
+            return None if _is_another(found, config or {}) else found
     return None
+
+
+def _is_another(found: Recognised, config: Mapping[str, Any]) -> bool:
+    """Return whether config.json names another architecture, and the tensors may well be of it.
+
+    gpt_bigcode, jais and others have GPT-2's names, and compute otherwise.
+    """
+    kind = config.get("model_type")
+    named = isinstance(kind, str) and kind not in found.architecture.model_types
+    return named and (found.linear or bool(found.misfits))
 
 
 def _recognised(
     architecture: Architecture,
-    prefix: str,
+    prefix: Prefix,
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
 ) -> Recognised:
-    places, skipped, unexpected = _sort(architecture, prefix, tensors)
+    places, skipped, unexpected, twice = _sort(architecture, prefix, tensors)
     found = {name: (place, tensors[name]) for name, place in places.items()}
     sizes = misfits.vote(found.values())
     layers = [place.layer for place in places.values() if place.layer is not None]
     sizes[LAYERS] = max(layers, default=-1) + 1
+    linear = misfits.is_linear(found.values(), sizes)
     model, n_head, source = _heads(architecture, sizes, config)
     return Recognised(
         architecture=architecture,
-        prefix=prefix,
+        prefix=prefix.wrapper + prefix.own,
+        wrapper=_wrapper(prefix, places),
         places=places,
         sizes=sizes,
         n_head=n_head,
@@ -53,54 +66,65 @@ def _recognised(
         skipped=tuple(skipped),
         misfits=(
             *misfits.unexpected(architecture, {name: tensors[name] for name in unexpected}),
-            *misfits.ill_shaped(found, sizes),
-            *misfits.missing(architecture, prefix, places, sizes),
+            *misfits.repeated(twice),
+            *misfits.ill_shaped(found, sizes, linear=linear),
+            *misfits.missing(architecture, prefix, places.values(), sizes),
         ),
         head=_head(found),
-        conv1d=_conv1d(tensor for place, tensor in found.values() if place.rule.conv1d),
+        conv1d="linear" if linear else _conv1d(found.values()),
+        linear=linear,
         refusal=mup_refusal(architecture, config, getattr(tensors, "path", "")),
     )
 
 
-def _prefix(architecture: Architecture, names: Iterable[str]) -> str | None:
-    """The prefix under which the architecture's anchors are there; None if they are not."""
-    known: dict[str, Counter[str]] = defaultdict(Counter)
-    for name in names:
-        for prefix in architecture.prefixes:
-            if name.startswith(prefix):
-                pattern = template(name[len(prefix) :])[0]
-                if pattern in architecture.rules:
-                    known[prefix][pattern] += 1
-    fitting = [
-        prefix
-        for prefix, patterns in known.items()
-        if all(line & patterns.keys() for line in architecture.anchors)
-    ]
-    return max(fitting, key=lambda prefix: known[prefix].total(), default=None)
+def _wrapper(prefix: Prefix, places: Mapping[str, Place]) -> str:
+    """Return what the names in the file have of wrappers, the most that one of them has."""
+    own = (
+        wrappers.removed(name, place.name(prefix.own))
+        for name, place in places.items()
+        if place.rule.prefixed
+    )
+    return max(own, key=len, default="")
 
 
 def _sort(
-    architecture: Architecture, prefix: str, names: Iterable[str]
-) -> tuple[dict[str, Place], list[str], list[str]]:
-    """The names that are the architecture's tensors, its buffers, and neither."""
+    architecture: Architecture, prefix: Prefix, names: Iterable[str]
+) -> tuple[dict[str, Place], list[str], list[str], dict[str, str]]:
+    """Return the names that are the architecture's tensors, its buffers, and neither.
+
+    The last are names of tensors that another name stands for already, with that name.
+    """
     places: dict[str, Place] = {}
     skipped: list[str] = []
     unexpected: list[str] = []
+    twice: dict[str, str] = {}
+    owners: dict[tuple[str, int | None], str] = {}
     for name in names:
-        bare = name[len(prefix) :] if name.startswith(prefix) else None
-        pattern, layer = template(bare or "")
-        rule = architecture.rules.get(pattern)
-        if rule is None or not rule.prefixed:
-            # what stands outside the prefix, such as the head, and what is unknown
-            rule, layer = architecture.rules.get(name), None
-            rule = None if rule is None or rule.prefixed else rule
-        if rule is not None:
-            places[name] = Place(rule, layer)
-        elif pattern in architecture.skipped:
-            skipped.append(name)
+        place, buffer = _place(architecture, prefix, wrappers.unwrapped(name))
+        if place is None:
+            (skipped if buffer else unexpected).append(name)
+            continue
+        owner = owners.setdefault(place.key, name)
+        if owner == name:
+            places[name] = place
         else:
-            unexpected.append(name)
-    return places, skipped, unexpected
+            twice[name] = owner
+    return places, skipped, unexpected, twice
+
+
+def _place(architecture: Architecture, prefix: Prefix, name: str) -> tuple[Place | None, bool]:
+    """Return which tensor of the architecture it is; else whether it is one of its buffers."""
+    before = prefix.wrapper + prefix.own
+    bare = name[len(before) :] if name.startswith(before) else ""
+    pattern, layer = template(bare)
+    rule = architecture.rules.get(pattern)
+    if rule is not None and rule.prefixed:
+        return Place(rule, layer), False
+    # what stands outside the architecture's prefix, such as the head
+    rule = architecture.rules.get(name.removeprefix(prefix.wrapper))
+    if rule is not None and not rule.prefixed:
+        return Place(rule, None), False
+    return None, pattern in architecture.skipped
 
 
 def _heads(
@@ -127,8 +151,8 @@ def _head(found: Mapping[str, tuple[Place, Tensor]]) -> str:
     return "absent"
 
 
-def _conv1d(weights: Iterable[Tensor]) -> str:
-    ways = {_way(weight) for weight in weights}
+def _conv1d(found: Iterable[tuple[Place, Tensor]]) -> str:
+    ways = {_way(weight) for place, weight in found if place.rule.conv1d}
     return "mixed" if len(ways) > 1 else "".join(ways)
 
 

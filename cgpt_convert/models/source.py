@@ -66,7 +66,7 @@ def source(
     if heads not in (None, found.n_head):
         width = found.sizes["n_embd"]
         raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
-    places = {(place.rule.name, place.layer): tensors[n] for n, place in found.places.items()}
+    places = {place.key: found.laid_out(n, tensors[n]) for n, place in found.places.items()}
     hyper = hyperparameters(found, config, where, activation)
     lines = check_config(found, config) if config else []
     tied = _tied(found, config, where)
