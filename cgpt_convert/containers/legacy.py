@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint, Leaf
+from cgpt_convert.containers.inside import Window
 from cgpt_convert.containers.partial import AGAIN, content_end, sift
 from cgpt_convert.containers.stream import CutOff, Stream
 from cgpt_convert.containers.torchzip import storage_reference
@@ -19,7 +20,7 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Dict, Global, PersistentId, Value, printable, text
 from cgpt_convert.pickles.tree import fill, record_globals
-from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.pickles.unpickle import Decoded, decode
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Storage
 
@@ -40,7 +41,7 @@ def is_legacy(start: bytes) -> bool:
         value = decode(start[:_MAGIC_NBYTES]).value
     except CgptError:
         return False
-    return type(value) is int and value == MAGIC
+    return is_magic(value)
 
 
 def read(source: Source, *, salvage: bool = False) -> Checkpoint:
@@ -68,28 +69,64 @@ class _Extent(NamedTuple):
     needed: int
 
 
+def is_magic(value: Value) -> bool:
+    """Return whether the first pickle of a legacy stream has this value."""
+    return type(value) is int and value == MAGIC
+
+
+def storages_end(source: Source, at: int) -> int | None:
+    """Return where the legacy stream at byte `at` ends; None if it is not whole and well-formed.
+
+    Nothing else tells that the bytes behind its five pickles are numbers.
+    """
+    stream = Window(source, at, source.nbytes - at, source.name)
+    table = LegacyStorages(stream)
+    try:
+        head = _unpickle(Stream(stream), table)
+        extent = table.locate(head.stream, _keys(head.keys, source.name))
+    except CgptError as error:
+        if error.kind == "unreadable":
+            raise
+        return None
+    return at + extent.needed if extent.needed == extent.present else None
+
+
+class _Head(NamedTuple):
+    """The last three of the pickles that a stream begins with, and the position behind them."""
+
+    stream: Stream
+    system: Value
+    decoded: Decoded
+    keys: Value
+
+
+def _unpickle(stream: Stream, table: LegacyStorages) -> _Head:
+    """Decode the five pickles. Raises Malformed or Unsupported."""
+    where = stream.source.name
+    if stream.unpickle("magic number").value != MAGIC:
+        raise Malformed("no legacy stream of torch: another magic number", where=where)
+    version = stream.unpickle("protocol version").value
+    if version != _PROTOCOL:
+        raise Unsupported(f"protocol version {text(version)}", where=where)
+    system = stream.unpickle("system").value
+    decoded = stream.unpickle("object", table.resolve, _OBJECT_FIRST)
+    return _Head(stream, system, decoded, stream.unpickle("storage keys").value)
+
+
 def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
     """Everything but the storages' bytes, which may be missing."""
     checkpoint = Checkpoint(source.name, "PyTorch legacy stream", (source,), {})
     table = LegacyStorages(source)
-    stream = Stream(source)
     try:
-        if stream.unpickle("magic number").value != MAGIC:
-            raise Malformed("no legacy stream of torch: another magic number", where=source.name)
-        version = stream.unpickle("protocol version").value
-        if version != _PROTOCOL:
-            raise Unsupported(f"protocol version {text(version)}", where=source.name)
-        system = stream.unpickle("system").value
-        decoded = stream.unpickle("object", table.resolve, _OBJECT_FIRST)
-        keys = stream.unpickle("storage keys").value
+        head = _unpickle(Stream(source), table)
     except CutOff as error:
         error.message = f"cut off before the tensors' data begin: {error.message}"
         error.hint = AGAIN
         raise
-    check_system(system, checkpoint)
-    record_globals(checkpoint, decoded.globals)
-    extent = table.locate(stream, _keys(keys, source.name))
-    fill(checkpoint, decoded, table)
+    check_system(head.system, checkpoint)
+    record_globals(checkpoint, head.decoded.globals)
+    extent = table.locate(head.stream, _keys(head.keys, source.name))
+    fill(checkpoint, head.decoded, table)
     table.account(checkpoint)
     return checkpoint, extent
 

@@ -31,6 +31,11 @@ def is_dangerous(module: str, name: str) -> bool:
     return f"{module}.{name}" in _RUNNING or f"{module}.".startswith(_WITHIN)
 
 
+def is_known_package(name: str) -> bool:
+    """Return whether the name is that of a package that programs for models have installed."""
+    return name in sys.stdlib_module_names or name in _FORMERLY or name in _PACKAGES
+
+
 def _is_data(module: str, name: str) -> bool:
     if module in ("builtins", "__builtin__", "exceptions"):
         return name.endswith(("Error", "Exception", "Warning")) or name in _BUILTIN_DATA
@@ -91,3 +96,6 @@ _FUNCTIONS = (
 _FORMERLY = frozenset(_FORMER.split())
 _RUNNING = frozenset(_FUNCTIONS.split())
 _WITHIN = tuple(f"{module}." for module in _MODULES.split())
+_PACKAGES = frozenset(
+    name.partition(".")[0] for name in (*_MODULES.split(), *_FUNCTIONS.split(), *KNOWN)
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.encoding import OPCODES
-from cgpt_convert.pickles.operands import ARGUMENTS
+from cgpt_convert.pickles.operands import ARGUMENTS, memo_index
 
 # opcode -> what it does, where the name of the method is not the opcode's own
 _OTHER = {
@@ -21,6 +21,7 @@ _OTHER = {
     "OUT_OF_BAND": "NEXT_BUFFER",
 }
 _PUSHED = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
+_LINES = {"GET": memo_index, "PUT": memo_index}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 # What counts as several opcodes, because it takes as long.
@@ -47,7 +48,7 @@ def dispatch(kind: Any) -> list[Entry]:
     table: list[Entry] = [(kind.unknown, None, 1)] * 256
     for byte, (opcode, layout) in OPCODES.items():
         if opcode != "STOP":
-            read = ARGUMENTS[layout] if layout else None
+            read = _LINES.get(opcode) or ARGUMENTS.get(layout)
             table[byte] = methods[opcode], read, _COSTS.get(opcode, 1)
     return table
 

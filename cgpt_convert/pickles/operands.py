@@ -93,6 +93,7 @@ _SIZED4 = _sized("<i", "bytes")
 _INTEGER_NBYTES = 128
 _NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
 _DIGITS = 64
+_ZERO = ord("0")
 _QUOTES = (b"'", b'"')
 
 
@@ -102,15 +103,34 @@ def _number(opcodes: Opcodes) -> Value:
     plain = opcodes.short_line(_DIGITS)
     if plain is not None:
         plain = plain.removesuffix(b"L")
-        if plain.isdigit():
+        if plain.isdigit() and (plain[0] != _ZERO or len(plain) == 1):
             return int(plain)
         opcodes.index = start
     span = opcodes.line(legal=_NUMBER)
-    digits = span.head.partition(b"\0")[0].removesuffix(b"L")
-    try:
-        return int(digits) if len(digits) <= _DIGITS else span
-    except ValueError:
-        return span
+    return span if span.nbytes > KEPT else integer(span.head, span)
+
+
+def integer(written: bytes, otherwise: Value = None) -> Value:
+    """The integer that is written so for any loader, in whatever base; else the other value.
+
+    `0x10` and `1_0` are integers to Python 3, `0x10L` to Python 2, `010` to C's strtol.
+    """
+    number = written.partition(b"\0")[0].strip().rstrip(b"lL")
+    for base in (0, 8):
+        try:
+            return int(number, base)
+        except ValueError:
+            continue
+    return otherwise
+
+
+def memo_index(opcodes: Opcodes) -> Value:
+    """The index of a memo entry: a number, or the line if it is no plain one, as Python 2 has it."""
+    piece = opcodes.short_line(KEPT)
+    if piece is None:
+        return opcodes.line()
+    plain = piece.isdigit() and (piece[0] != _ZERO or len(piece) == 1) and len(piece) <= _DIGITS
+    return int(piece) if plain else piece.decode("latin-1")
 
 
 def _line(opcodes: Opcodes) -> Value:
@@ -139,14 +159,11 @@ def _quoted(opcodes: Opcodes) -> Value:
 
 
 def _reference(opcodes: Opcodes) -> Value:
-    """A line of ASCII; short ones are read without a Span, as numbers are."""
-    start = opcodes.index
+    """A line; short ones are read without a Span, as numbers are. Python 2 takes any bytes."""
     piece = opcodes.short_line(KEPT)
     if piece is not None:
-        if piece.isascii():
-            return piece.decode("ascii")
-        opcodes.index = start
-    return _text(opcodes.line(legal=frozenset(range(128))))
+        return piece.decode("utf-8", "surrogateescape")
+    return _text(opcodes.line())
 
 
 def _names(opcodes: Opcodes) -> tuple[Value, Value]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cgpt_convert.inert import Dict, Set, Value
 from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE
-from cgpt_convert.pickles.opcodes import Fault, Opcodes
+from cgpt_convert.pickles.opcodes import Fault, Opcodes, Span
 
 SHOWN = 16  # items kept of one container: enough to show
 _CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
@@ -45,9 +45,10 @@ class Stack:
         # the stacks that MARKs interrupted; of empty ones their number: a tensor may be all 40s
         self.below: list[list[Value] | int] = []
         self.memo: list[Value] = []
-        self.sparse: dict[int, Value] = {}
+        self.sparse: dict[int | str, Value] = {}
         self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
         self.odd = ""
+        self.misframed = False  # is it the frames that are odd?
         self.extra = 0  # opcodes that count besides, for what takes as long
         self.frame_end = 0
 
@@ -102,8 +103,16 @@ class Stack:
 
     def FRAME(self, nbytes: int) -> None:
         if self.position < self.frame_end != self.opcodes.at:  # C drops what it had read ahead
-            self.odd = self.odd or "a frame that begins inside another: loaders disagree"
+            self.misframe("a frame that begins inside another")
         self.frame_end = self.opcodes.at + nbytes
+
+    def misframe(self, how: str) -> None:
+        """Note that loaders disagree about the opcodes, because of a frame.
+
+        It proves nothing about random bytes that happen to contain a frame longer than the file.
+        """
+        self.odd = self.odd or f"{how}: loaders disagree"
+        self.misframed |= self.frame_end <= self.opcodes.end
 
     def TUPLE(self) -> None:
         self.keep(tuple(self.pop_to_mark()[:SHOWN]), 1)
@@ -155,19 +164,25 @@ class Stack:
     # -- the memo
 
     def GET(self, index: Value) -> None:
-        if not isinstance(index, int):
-            raise Fault("a memo index that is no number")
-        if 0 <= index < len(self.memo):
+        if isinstance(index, int) and 0 <= index < len(self.memo):
             self.stack.append(self.memo[index])
-        elif index in self.sparse:
-            self.stack.append(self.sparse[index])
-        else:
-            raise Fault(f"memo {index} is read before it is written")
+            return
+        if not isinstance(index, int):
+            self.odd = self.odd or _UNUSUAL
+        for key in _memo_keys(index):
+            if key in self.sparse:
+                self.stack.append(self.sparse[key])
+                return
+            if isinstance(key, int) and 0 <= key < len(self.memo):
+                self.stack.append(self.memo[key])
+                return
+        raise Fault(f"memo {index} is read before it is written")
 
     def PUT(self, index: Value) -> None:
         value = self.stack[-1]
         if not isinstance(index, int) or index < 0:
-            raise Fault("a memo index that is no number, or a negative one")
+            self.put_unusual(index, value)
+            return
         if index < len(self.memo):
             self.memo[index] = value
             return
@@ -177,16 +192,42 @@ class Stack:
             self.memo.append(value)
             while len(self.memo) in self.sparse:
                 self.memo.append(self.sparse.pop(len(self.memo)))
-        elif len(self.sparse) < MEMO_SPARSE:
-            self.sparse[index] = value
         else:
+            self.put_apart(index, value)
+
+    def put_unusual(self, index: Value, value: Value) -> None:
+        """Write a memo entry whose index is no plain number. Python 2 takes any line for one."""
+        self.odd = self.odd or _UNUSUAL
+        for key in _memo_keys(index):
+            self.put_apart(key, value)
+
+    def put_apart(self, key: int | str, value: Value) -> None:
+        """Write a memo entry that is out of order."""
+        if key not in self.sparse and len(self.sparse) >= MEMO_SPARSE:
             raise Exhausted(f"more than {MEMO_SPARSE:,} memo entries out of order")
+        self.sparse[key] = value
 
     def MEMOIZE(self) -> None:
         if self.sparse:
             self.PUT(len(self.memo) + len(self.sparse))
         else:
             self.memo.append(self.stack[-1])
+
+
+_UNUSUAL = "a memo index that is no plain number: loaders disagree"
+_INT32 = 1 << 32
+
+
+def _memo_keys(index: Value) -> list[int | str]:
+    """The keys under which loaders keep a memo entry: the text in Python 2, a number in others."""
+    if isinstance(index, int):
+        # Python 2 reads four bytes as signed, and a text opcode may name the same entry
+        return [index, index + _INT32] if -_INT32 <= index < 0 else [index]
+    digits = index.head.decode("latin-1") if isinstance(index, Span) else str(index)
+    try:
+        return [digits, int(digits)]
+    except ValueError:
+        return [digits]
 
 
 def _list(values: list[Value]) -> Value:

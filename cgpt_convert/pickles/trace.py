@@ -26,7 +26,6 @@ Allowed = Callable[[Value, Value], bool]
 _NAMES = 10_000  # different foreign names
 _CHANGE = 4  # opcodes, for which a change to a class counts besides: it takes as long
 _CALLED = 3  # the same of a call that is remembered
-_CUT_BY_FRAME = "a frame that ends inside an argument: loaders disagree"
 _STOP = ord(".")
 
 
@@ -43,6 +42,8 @@ class Trace(NamedTuple):
     marked: bool  # it begins as a pickle of protocol 2 or later does
     opcodes: int
     odd: str  # what no writer of pickles does, though loading goes on
+    misframed: bool  # is that a frame, by which loaders would read other opcodes?
+    known: bool  # does it name anything that is allowed?
 
 
 def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes) -> Trace:
@@ -73,6 +74,8 @@ def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes)
         machine.marked,
         machine.count,
         machine.odd,
+        machine.misframed,
+        any(name.use is None for name in machine.named.values()),
     )
 
 
@@ -117,11 +120,13 @@ class _Machine(Nested):
                         method(self, argument(opcodes))
                     buffer, index = opcodes.buffer, opcodes.index
                     if self.frame_end and self.position < self.frame_end < opcodes.at:
-                        self.odd = self.odd or _CUT_BY_FRAME
+                        self.misframe("a frame that ends inside an argument")
                 left -= cost
                 if left < self.extra:
                     raise Exhausted(f"more than {self.most:,} opcodes")
             self.value = self.stack.pop()
+            if self.frame_end > opcodes.at:  # C goes on behind the frame with the next pickle
+                self.misframe("a frame that ends behind the pickle")
         except IndexError:  # the stack's: nothing else raises one
             raise Fault("an opcode needs a value and the stack has none") from None
         finally:

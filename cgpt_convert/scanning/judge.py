@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from cgpt_convert import findings
 from cgpt_convert.inert import printable, text
-from cgpt_convert.pickles.dangerous import is_dangerous
+from cgpt_convert.pickles.dangerous import is_dangerous, is_known_package
 from cgpt_convert.pickles.trace import Trace
 from cgpt_convert.pickles.uses import EXTENSION, Use
 from cgpt_convert.scanning.result import Sighting
 
 
-def is_pickle(traced: Trace) -> bool:
-    """Would an unpickler make something of it, or do something before it fails?
+def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bool:
+    """Return whether an unpickler makes something of it, or does something before it fails.
 
-    Of bytes that do not begin as pickles do since protocol 2, chance may make a few opcodes.
+    Bytes that do not begin as pickles do since protocol 2 can form a few opcodes by chance. Of
+    those of a storage or of a text file more is needed to tell.
     """
-    uses = [use for use in traced.uses if use.dotted.isprintable()]  # or nothing can import it
-    if traced.exhausted or any(use.count for use in uses):
+    if traced.exhausted or traced.misframed or traced.known:
         return True
-    named = any(use.module not in ("", EXTENSION) for use in uses)
-    return (traced.marked and not traced.fault) or (named and (traced.marked or not traced.fault))
+    uses = [use for use in traced.uses if use.dotted.isprintable()]
+    if any(use.count or use.changed for use in (uses if storage else traced.uses)):
+        return True
+    uses = [use for use in uses if use.module not in ("", EXTENSION)]
+    if traced.marked or not traced.fault:
+        return bool(uses) or (traced.marked and not traced.fault)
+    return any(_can_be_imported(use, text=text) for use in uses)
+
+
+def _can_be_imported(use: Use, *, text: bool) -> bool:
+    """Return whether an import may succeed. A list of words is no pickle that names modules."""
+    parts = use.dotted.split(".")
+    return all(map(str.isidentifier, parts)) and (not text or is_known_package(parts[0]))
 
 
 def sighting(use: Use, place: str) -> Sighting:

@@ -6,14 +6,16 @@ a pickle: a file can be two things at once.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
+from cgpt_convert.containers import legacy
 from cgpt_convert.containers.archive import Archive
 from cgpt_convert.containers.inside import Room, Window, unpacked
 from cgpt_convert.containers.polyglot import refuse_zip_behind
-from cgpt_convert.containers.sniff import HEAD, Kind, sniff
+from cgpt_convert.containers.sniff import HEAD, WEIGHT_SUFFIXES, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import PICKLE
@@ -28,6 +30,8 @@ from cgpt_convert.source import Source, read
 _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
+_OBJECTS = rb"""['"]([<>|=]?O[48]?|object)['"]"""  # in an npy header: NumPy unpickles what follows
+_TEXTS = (Kind.TEXT, Kind.JSON, Kind.INDEX, Kind.XML, Kind.WEB_PAGE)
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
 _TARS = (Kind.TORCH_TAR, Kind.TAR)
@@ -95,8 +99,8 @@ class Look(Found):
             return 0
         if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
             role = Role.PICKLE
-        at_most = _LEGACY_PICKLES if kind is Kind.LEGACY else 0
-        count = self.pickled(source, place, depth, role, at_most=at_most)
+        text = kind in _TEXTS and not (place or source.name).lower().endswith(WEIGHT_SUFFIXES)
+        count = self.pickled(source, place, depth, role, text=text)
         if kind in _TARS:
             self.guarded(self.tar, source, place, depth)
         elif kind is Kind.NPY:
@@ -112,25 +116,45 @@ class Look(Found):
     # -- pickles
 
     def pickled(
-        self, source: Source, place: str, depth: int, role: Role, *, at_most: int = 0, at: int = 0
+        self,
+        source: Source,
+        place: str,
+        depth: int,
+        role: Role,
+        *,
+        at: int = 0,
+        text: bool = False,
     ) -> int:
-        """Look at the pickles from byte `at` on, one after another; how many there are."""
-        count = 0
-        while at < source.nbytes and not (at_most and count == at_most):
+        """Look at the pickles from byte `at` on, one after another. Returns how many there are.
+
+        `text` tells that the bytes are a text, which a few opcodes in it make no pickle.
+        """
+        count, end = 0, at
+        expected = int(role is Role.PICKLE)  # pickles that a loader reads whatever they are
+        begun = -1  # where the legacy stream begins that they belong to, if they do
+        while at < source.nbytes:
             self.passed.clear()
             traced = self.traced(source, at)
-            expected = role is Role.PICKLE and (at_most or not count)
-            if not (is_pickle(traced) or expected):
+            magic = begun < 0 and legacy.is_magic(traced.value)
+            if expected or magic or is_pickle(traced, storage=role is Role.STORAGE, text=text):
+                if role is Role.STORAGE and traced.opcodes >= PICKLE.opcodes and _is_idle(traced):
+                    break  # millions of one number that is an opcode
+                count += 1
+                self.take(traced, source, place, depth)
+                end = traced.end
+            elif role is Role.STORAGE:
                 break
-            if role is Role.STORAGE and traced.opcodes >= PICKLE.opcodes and _is_idle(traced):
-                break  # millions of one number that is an opcode
-            count += 1
-            self.take(traced, source, place, depth)
-            at = traced.end
             if traced.fault:
-                return count
-        if count and not at_most and at < source.nbytes:
-            detail = f"{source.nbytes - at:,} bytes" + f" of {printable(place)}" * bool(place)
+                break
+            # one of plain values, which nothing marks as a pickle, may come before others
+            begun, at, expected = (at if magic else begun), traced.end, max(expected - 1, 0)
+            if magic:
+                expected = _LEGACY_PICKLES - 1
+            elif begun >= 0 and not expected:
+                at = end = legacy.storages_end(source, begun) or at
+                begun = -1
+        if count and end < source.nbytes:
+            detail = f"{source.nbytes - end:,} bytes" + f" of {printable(place)}" * bool(place)
             self.found(self.notes, findings.AFTER_PICKLE, detail)
         return count
 
@@ -227,10 +251,11 @@ class Look(Found):
         except CgptError as error:
             refused = error
         if refused is not None:
-            head = read(source, 0, min(12, source.nbytes))
+            head = read(source, 0, min(HEAD, source.nbytes))
             width = 2 if head[6:7] == b"\1" else 4
             start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-            objects = self.pickled(source, place, depth, Role.ANY, at=start)
+            role = Role.PICKLE if re.search(_OBJECTS, head[8 + width : start]) else Role.ANY
+            objects = self.pickled(source, place, depth, role, at=start)
             if not objects and isinstance(refused, Malformed):
                 raise refused
 
