@@ -132,8 +132,10 @@ NOT_JUDGED = Rule(
 CLOSED = Rule(
     "CGPT017",
     "error",
-    "what is inside cannot be looked into",
-    "Something may be inside, and the scan cannot tell. Unpack or fetch it, and scan that.",
+    "not scanned",
+    "The file, or a part of it, is of a kind that can contain code or that the scanner does not "
+    "understand completely. This is not a sign of danger, but nothing is known about it either. "
+    "Unpack or convert it and scan the result, or accept it by name in the policy file.",
 )
 SCRIPT = Rule(
     "CGPT018",
@@ -148,6 +150,14 @@ AFTER_PICKLE = Rule(
     "note",
     "bytes after the last pickle",
     "What follows a pickle's end is read by no unpickler. Some programs write raw arrays there.",
+)
+CODE = Rule(
+    "CGPT020",
+    "error",
+    "code in another form than a pickle's",
+    "The file contains code that a program runs when it loads the model or soon after: a method of "
+    "TorchScript, Python source, a Lambda layer, a template or a reference to code elsewhere. Read "
+    "that code before you load the file.",
 )
 LATE_HEADERS = Rule(
     "CGPT030",

@@ -267,7 +267,7 @@ def test_pre_commit_scans_what_is_committed(tool: Path, models: Path, program: P
     hook = {"id": "cgpt-scan", "language": "system", "args": ["--allow", "team.models.Config"]}
     done = committed(tool, models.parent, hook, **path)
     assert done.returncode == 0, done.stdout
-    assert "weights only" in done.stdout
+    assert "clean" in done.stdout
     (models / "notes.txt").write_bytes(payload(0))
     done = committed(tool, models.parent, hook, **path)
     assert done.returncode == 1
@@ -323,4 +323,4 @@ def test_pre_commit_verifies_the_lock(tool: Path, models: Path, tmp_path: Path) 
 def test_pre_commit_installs_the_program(tool: Path, models: Path) -> None:
     done = committed(tool, models.parent, {"id": "cgpt-scan"})
     assert done.returncode == 1, done.stdout
-    assert "models/config.bin: foreign objects" in done.stdout
+    assert "models/config.bin: foreign" in done.stdout

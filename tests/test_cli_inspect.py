@@ -278,7 +278,7 @@ def test_what_scan_calls_dangerous_is_a_warning(new: bool, tmp_path: Path) -> No
 
 def test_what_scan_calls_foreign_leads_to_scan(tmp_path: Path) -> None:
     path = saved_with(tmp_path, argparse.Namespace)
-    assert "foreign objects" in run("scan", path).out
+    assert "foreign" in run("scan", path).out
     result = run("inspect", path)
     assert "`cgpt-convert scan` shows what it would do" in result.out
     assert "warning" not in result.out

@@ -27,7 +27,7 @@ from tests.running import run
 
 NASTY = 'a,b:c%d\n"<&>\x1b[2J]]>\ud800 ü'
 CHECKS = (
-    Check("scan", PASSED, "weights only", "good.bin"),
+    Check("scan", PASSED, "clean", "good.bin"),
     Check("scan", FAILED, "would call os.system('id')", "dir/bad file.bin", finding="CGPT015"),
     Check("scan", FAILED, NASTY, NASTY, NASTY, "CGPT008"),
     Check("bytes", FAILED, "3 of 4 differ", "m.safetensors", "h.0.weight"),

@@ -32,7 +32,7 @@ COMMANDS = {
     "lock": "Write down which weights these are, to be reviewed and kept.",
     "verify": "Compare weights with their source, a lock or their own claim.",
     "diff": "Show which tensors of two files differ, and by how much.",
-    "scan": "Say what loading files would run, and whether they are weights only.",
+    "scan": "Report what loading files would run.",
     "generate": "Continue a text with the model in a weight file.",
     "models": "Show the models that are known by name.",
     "eval": "Measure how well a model predicts a text, and another against it.",

@@ -16,7 +16,7 @@ from cgpt_convert.errors import CgptError
 from cgpt_convert.scanning import names, paths
 from cgpt_convert.scanning.extracted import RAW
 from cgpt_convert.scanning.file import scan_file
-from cgpt_convert.scanning.result import Scanned, Verdict
+from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
 
 
 class _Unambiguous(click.Command):
@@ -42,6 +42,13 @@ class _Unambiguous(click.Command):
 @click.argument("path", nargs=-1, required=True, type=click.Path())
 @options.allow
 @click.option("--require-weights", is_flag=True, help="Fail if there is no weight file.")
+@click.option(
+    "--fail-on",
+    type=click.Choice([level.value for level in FailOn]),
+    default=FailOn.NOT_SCANNED.value,
+    show_default=True,
+    help="The mildest verdict that fails. Dangerous and malformed files always fail.",
+)
 @options.report_format
 @options.remote
 @options.jobs
@@ -50,20 +57,21 @@ def command(
     path: tuple[str, ...],
     allow: tuple[str, ...],
     require_weights: bool,
+    fail_on: str,
     form: str,
     jobs: int,
     as_json: bool,
 ) -> int:
-    """Say what loading the files at PATH would run: nothing, or what and with which arguments.
+    """Report what loading the files at PATH would run.
 
-    PATH is a file, a folder with all that is in it, or a pattern. Nothing is loaded or run. Exit
-    code 1 if anything but weights is found, 3 if something is malformed.
+    PATH is a file, a folder with everything below it, or a pattern. Nothing is loaded or run. Exit
+    code 1 if a file is foreign or dangerous, 3 if one is malformed or not scanned.
     """
     rule = names.Rule(allow)
     found = list(_scan(paths.files(path), rule, jobs))
     scanned = [file for file in found if isinstance(file, Scanned)]
     unlisted = [error for error in found if isinstance(error, CgptError)]
-    checks = [check for file in scanned for check in file.checks()]
+    checks = [check for file in scanned for check in file.checks(FailOn(fail_on))]
     checks += [Check("scan", ERROR, error.message, error.where) for error in unlisted]
     skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
     if skipped:
@@ -126,10 +134,11 @@ def _counts(scanned: list[Scanned], unlisted: int) -> str:
 
 
 _COUNTED = {
-    Verdict.WEIGHTS: "with weights only",
-    Verdict.FOREIGN: "with foreign objects",
+    Verdict.CLEAN: "clean",
+    Verdict.FOREIGN: "foreign",
     Verdict.DANGEROUS: "dangerous",
     Verdict.MALFORMED: "malformed",
+    Verdict.NOT_SCANNED: "not scanned",
     Verdict.NOTHING: "without weights",
 }
 

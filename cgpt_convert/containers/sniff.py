@@ -44,7 +44,14 @@ class Kind(Enum):
     ONNX = "ONNX model"
     TFLITE = "TensorFlow Lite model"
     OLD_GGML = "GGML file older than GGUF"
+    LZ4 = "lz4 file"
     PROGRAM = "program"
+    IMAGE = "image"
+    AUDIO = "audio file"
+    VIDEO = "video"
+    FONT = "font"
+    PDF = "PDF document"
+    TIME_ZONE = "time zone table"
     EMPTY = "empty file"
     ZEROS = "file of zeros"
     TEXT = "text file"
@@ -54,6 +61,13 @@ class Kind(Enum):
 # what weight files are called: to tell what was meant to be one, never what a file is
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
 
+_MACH_O = (
+    b"\xfe\xed\xfa\xce",
+    b"\xfe\xed\xfa\xcf",
+    b"\xce\xfa\xed\xfe",
+    b"\xcf\xfa\xed\xfe",
+    b"\xca\xfe\xba\xbe",
+)
 _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"GGUF", Kind.GGUF),
     (0, b"\x93NUMPY", Kind.NPY),
@@ -69,7 +83,27 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"lmgg", Kind.OLD_GGML),
     (0, b"fmgg", Kind.OLD_GGML),
     (0, b"tjgg", Kind.OLD_GGML),
+    (0, b"\x04\x22\x4d\x18", Kind.LZ4),
     (0, b"\x7fELF", Kind.PROGRAM),
+    *((0, magic, Kind.PROGRAM) for magic in _MACH_O),
+    (0, b"\x89PNG\r\n\x1a\n", Kind.IMAGE),
+    (0, b"\xff\xd8\xff", Kind.IMAGE),
+    (0, b"GIF87a", Kind.IMAGE),
+    (0, b"GIF89a", Kind.IMAGE),
+    (8, b"WEBP", Kind.IMAGE),
+    (4, b"ftypavif", Kind.IMAGE),
+    (8, b"WAVEfmt ", Kind.AUDIO),
+    (0, b"ID3", Kind.AUDIO),
+    (0, b"fLaC", Kind.AUDIO),
+    (0, b"OggS", Kind.AUDIO),
+    (4, b"ftyp", Kind.VIDEO),
+    (0, b"\x1a\x45\xdf\xa3", Kind.VIDEO),
+    (0, b"wOFF", Kind.FONT),
+    (0, b"wOF2", Kind.FONT),
+    (0, b"OTTO", Kind.FONT),
+    (0, b"\0\1\0\0\0", Kind.FONT),
+    (0, b"%PDF-", Kind.PDF),
+    (0, b"TZif", Kind.TIME_ZONE),
     (0, b"version https://git-lfs.github.com/spec/", Kind.LFS_POINTER),
     (0, b"version https://hawser.github.com/spec/", Kind.LFS_POINTER),
 )
@@ -123,7 +157,15 @@ def _binary(head: bytes) -> Kind | None:
         return Kind.LEGACY
     if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:
         return Kind.PICKLE
+    if _is_windows_program(head):
+        return Kind.PROGRAM
     return Kind.ONNX if re.match(_ONNX, head) else None
+
+
+def _is_windows_program(head: bytes) -> bool:
+    """Return whether the DOS header points to a PE header (or to one past the bytes at hand)."""
+    at = int.from_bytes(head[60:64], "little")
+    return head[:2] == b"MZ" and (head[at : at + 4] == b"PE\0\0" or at + 4 > len(head))
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -29,7 +29,7 @@ def foreign(checkpoint: Checkpoint, rule: Rule) -> list[str]:
 
 def _named(checkpoint: Checkpoint, rule: Rule) -> Iterator[Check]:
     for name in foreign(checkpoint, rule):
-        found, word = (FOREIGN, "foreign objects")
+        found, word = (FOREIGN, "foreign")
         if is_dangerous_path(name):
             found, word = (DANGEROUS, "dangerous")
         told = f"{word}: the pickle names {printable(name)}; scan says what it would do"

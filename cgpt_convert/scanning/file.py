@@ -21,6 +21,8 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
         try:
             kind = sniff(source)
             look.file(source, kind)
+            if look.unread and not extracted.is_raw(path):
+                look.settle(path)
             source.check_unchanged()
         finally:
             source.close()

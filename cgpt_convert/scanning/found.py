@@ -46,12 +46,15 @@ class Found:
 
         return allowed
 
-    def guarded(self, look: Callable[..., None], source: Source, place: str, *more: object) -> None:
-        """Look, and take what goes wrong as found."""
+    def guarded(
+        self, look: Callable[..., bool | None], source: Source, place: str, *more: object
+    ) -> bool:
+        """Call `look` and record an error as a problem. Returns whether it found its kind."""
         try:
-            look(source, place, *more)
+            return bool(look(source, place, *more))
         except CgptError as error:
             self.problem(error, place)
+            return True
 
     def sight(self, found: Sighting) -> None:
         """Take in what a pickle would do."""

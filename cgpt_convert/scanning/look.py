@@ -20,7 +20,7 @@ from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import PICKLE
 from cgpt_convert.pickles.trace import Trace
-from cgpt_convert.scanning import names, records
+from cgpt_convert.scanning import kinds, names, records
 from cgpt_convert.scanning.allowance import PART, UNPACKING, Allowance, SpentError
 from cgpt_convert.scanning.found import Found
 from cgpt_convert.scanning.judge import is_pickle, sighting
@@ -39,13 +39,6 @@ _WEIGHTS = (
     *(Kind.TORCH_ZIP, Kind.NPZ, Kind.TORCH_TAR, Kind.LEGACY, Kind.PICKLE, Kind.NPY),
     *(Kind.SAFETENSORS, Kind.GGUF),
 )
-_CLOSED = {
-    Kind.PREVIEW: "a PyTorch preview file, which no torch since 1.0 reads",
-    Kind.LFS_POINTER: "a Git LFS pointer, not the file itself: run `git lfs pull`",
-    Kind.ZSTD: "a zstd file: unpack it and scan the result",
-    Kind.SEVEN_ZIP: "a 7z archive: unpack it and scan the result",
-    Kind.RAR: "a rar archive: unpack it and scan the result",
-}
 
 
 class Role(Enum):
@@ -62,6 +55,7 @@ class Look(Found):
     def __init__(self, rule: names.Rule) -> None:
         super().__init__(rule)
         self.room, self.allowance = Room(0), Allowance(0)  # of the file, once it is known
+        self.unread: list[tuple[str, str]] = []  # places of unknown kinds, and what they are
 
     def file(self, source: Source, kind: Kind) -> None:
         """Look at the file `source`, which is of that kind, and into it."""
@@ -70,6 +64,23 @@ class Look(Found):
             self.part(source, "", 0, kind=kind)
         except SpentError as error:
             self.problem(error.unsupported, "")
+
+    def settle(self, path: str) -> None:
+        """Decide which of the parts that nobody understood are problems."""
+        for place, what in self.unread:
+            if self.matters(path, place, what):
+                self.problem(Unsupported(what), place)
+
+    def matters(self, path: str, place: str, what: str) -> bool:
+        """Return whether a file or part that nobody understands can be one that a loader reads.
+
+        In a Python environment programs and unknown files are ordinary, except with weights.
+        """
+        if kinds.names_weights(path) or (place and self.weights):
+            return True
+        if kinds.in_environment(path):
+            return False
+        return bool(place) or what == kinds.PROGRAM or kinds.names_packed(path)
 
     def part(
         self,
@@ -92,15 +103,16 @@ class Look(Found):
             return 0
         kind = sniff(source, record=True) if kind is None else kind
         self.weights |= kind in _WEIGHTS
-        if kind in _CLOSED:
-            self.problem(Unsupported(_CLOSED[kind]), place)
+        if kind in kinds.CLOSED:
+            self.problem(Unsupported(kinds.CLOSED[kind]), place)
         if kind in _ZIPS or kind is Kind.CUT_ZIP:
             self.guarded(self.zip, source, place, depth)
             return 0
         if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
             role = Role.PICKLE
-        text = kind in _TEXTS and not (place or source.name).lower().endswith(WEIGHT_SUFFIXES)
+        text = kind in _TEXTS and not kinds.names_weights(place or source.name)
         count = self.pickled(source, place, depth, role, text=text)
+        opened = kind is not Kind.UNKNOWN and kind is not Kind.PROGRAM
         if kind in _TARS:
             self.guarded(self.tar, source, place, depth)
         elif kind is Kind.NPY:
@@ -108,8 +120,10 @@ class Look(Found):
         elif kind in (Kind.SAFETENSORS, Kind.GGUF) and not depth:
             self.guarded(self.header, source, place, kind)
         else:
-            self.guarded(self.compressed, source, place, depth)
-        if kind not in (*_TARS, *_CLOSED) and (not depth or count):
+            opened |= self.guarded(self.compressed, source, place, depth, role)
+        if not (opened or count or role is Role.STORAGE):
+            self.unread.append((place, kinds.PROGRAM if kind is Kind.PROGRAM else kinds.UNKNOWN))
+        if kind not in (*_TARS, *kinds.CLOSED) and (not depth or count):
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 
@@ -183,7 +197,7 @@ class Look(Found):
                 self.problem(error, label)
                 continue
             if inner is not None:
-                self.part(inner, label, depth + 1)
+                self.part(inner, label, depth + 1, role=Role.STORAGE)
 
     # -- containers
 
@@ -267,21 +281,23 @@ class Look(Found):
         try:
             reader.from_source(source, source.name)
         except Unsupported as error:
-            self.found(self.notes, findings.CLOSED, error.message)
+            self.problem(error, "")
 
-    def compressed(self, source: Source, place: str, depth: int) -> None:
-        """Look into a compressed file."""
+    def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
+        """Look into a compressed file. Returns whether it is one."""
         inner = unpacked(source, read(source, 0, min(HEAD, source.nbytes)), self.room)
         if inner is None:
-            return
+            return False
         self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
         whole = records.held(inner)  # small, it may be many pickles, each of which is read anew
         if whole is not inner:
             self.room.left += inner.nbytes  # unpacked to be measured, and once more to be held
-        self.part(whole, _inside(place, "unpacked"), depth + 1)
+        role = role if role is Role.STORAGE else Role.ANY
+        self.part(whole, _inside(place, "unpacked"), depth + 1, role=role)
         if inner.damage and (self.weights, len(self.problems)) != before:
             raise inner.damage
+        return True
 
 
 def _is_idle(traced: Trace) -> bool:

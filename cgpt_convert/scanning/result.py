@@ -6,9 +6,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES
 from cgpt_convert.findings import (
     CLOSED,
+    CODE,
     DANGEROUS,
     FOREIGN,
     NOT_JUDGED,
@@ -16,39 +16,64 @@ from cgpt_convert.findings import (
     Rule,
 )
 from cgpt_convert.inert import printable
+from cgpt_convert.scanning import kinds
 from cgpt_convert.scanning.extracted import RAW
 
 _SHOWN = 20  # sightings, problems and notes of one file that become checks of their own
 
 
 class Verdict(Enum):
-    """What a file is. The worst that was found is what counts."""
+    """The verdict on a file: that of the worst finding in it."""
 
-    WEIGHTS = "weights only"
-    FOREIGN = "foreign objects"
+    CLEAN = "clean"
+    FOREIGN = "foreign"
     DANGEROUS = "dangerous"
     MALFORMED = "malformed"
-    NOTHING = "no weight file"
+    NOT_SCANNED = "not scanned"
+    NOTHING = "no weights"
+    WEIGHTS = "clean"  # noqa: PIE796  another name of CLEAN
+
+
+class FailOn(Enum):
+    """The mildest verdict that fails a scan. Dangerous and malformed files always fail it."""
+
+    DANGEROUS = "dangerous"
+    FOREIGN = "foreign"
+    NOT_SCANNED = "not-scanned"
+
+
+ACCEPTED = {
+    FailOn.DANGEROUS: (Verdict.FOREIGN, Verdict.NOT_SCANNED),
+    FailOn.FOREIGN: (Verdict.NOT_SCANNED,),
+    FailOn.NOT_SCANNED: (),
+}
 
 
 class Sighting(NamedTuple):
-    """A name that a pickle uses and weight files do not need."""
+    """A name that a pickle uses and weight files do not need, or code of another form."""
 
-    rule: Rule  # DANGEROUS or FOREIGN
+    rule: Rule  # DANGEROUS, FOREIGN or CODE
     place: str  # the record, and the file inside it ...: "archive/data.pkl"; "" for the file itself
     position: int  # byte of that place
     name: str
-    how: str  # "calls", "names" or "changes"
+    how: str  # "calls", "names", "changes" or "contains"
     calls: int  # how often it is called
     text: str  # what would happen: the first call with its arguments, cut
 
     def __str__(self) -> str:
-        where = f"{printable(self.place)}, " * bool(self.place) + f"byte {self.position:,}"
+        where = printable(self.place)
+        if self.how != "contains" or not where:
+            where = f"{where}, " * bool(where) + f"byte {self.position:,}"
         more = f" ({self.calls:,} times)" if self.calls > 1 else ""
         return f"{where}: {_WORDS[self.how]} {self.text}{more}"
 
 
-_WORDS = {"calls": "would call", "names": "names", "changes": "would change"}
+_WORDS = {
+    "calls": "would call",
+    "names": "names",
+    "changes": "would change",
+    "contains": "contains",
+}
 
 
 class Scanned(NamedTuple):
@@ -65,34 +90,45 @@ class Scanned(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """Dangerous before malformed: what runs does so before the damage is met."""
-        if any(sighting.rule is not FOREIGN for sighting in self.sightings):
+        """The worst of what was found; clean only if everything in the file was understood.
+
+        Dangerous comes before malformed: what runs does so before the damage is reached.
+        """
+        if any(sighting.rule is DANGEROUS for sighting in self.sightings):
             return Verdict.DANGEROUS
-        if self.problems:
+        if any(problem.rule is not CLOSED for problem in self.problems):
             return Verdict.MALFORMED
         if self.sightings:
             return Verdict.FOREIGN
-        return Verdict.WEIGHTS if self.weights else Verdict.NOTHING
+        if self.problems:
+            return Verdict.NOT_SCANNED
+        return Verdict.CLEAN if self.weights else Verdict.NOTHING
 
-    def checks(self) -> list[Check]:
-        """The file as checks; none if it is no weight file, and not called like one."""
+    def checks(self, fail_on: FailOn = FailOn.NOT_SCANNED) -> list[Check]:
+        """Return the file as checks; none if it has no weights and no name of a weight file.
+
+        Verdicts that `fail_on` accepts become notes.
+        """
         verdict = self.verdict
+        accepted = verdict in ACCEPTED[fail_on]
         if verdict is Verdict.NOTHING:
-            if not self.path.lower().endswith(WEIGHT_SUFFIXES) or self.kind == RAW:
+            if not kinds.names_weights(self.path) or self.kind == RAW:
                 return []
             detail = f"{_article(self.kind)} {self.kind}, not weights"
             return [Check("scan", NOTE, detail, self.path)]
         checks = []
-        if verdict is Verdict.WEIGHTS:
+        if verdict is Verdict.CLEAN:
             checks.append(Check("scan", PASSED, self._passed(), self.path))
-        broken = FAILED if verdict is Verdict.DANGEROUS else ERROR
-        dangerous_first = sorted(self.sightings, key=lambda sighting: sighting.rule is FOREIGN)
+        failed = NOTE if accepted else FAILED
+        broken = FAILED if verdict in (Verdict.DANGEROUS, Verdict.FOREIGN) else ERROR
+        broken = NOTE if accepted else broken
+        dangerous_first = sorted(self.sightings, key=lambda found: found.rule is not DANGEROUS)
         for sighting in dangerous_first[:_SHOWN]:
             detail = f"{_MEANS[sighting.rule.id]}: {sighting}"
-            checks.append(Check("scan", FAILED, detail, self.path, finding=sighting.rule.id))
+            checks.append(Check("scan", failed, detail, self.path, finding=sighting.rule.id))
         if len(self.sightings) > _SHOWN:
             detail = f"and {len(self.sightings) - _SHOWN:,} more names (--json has all)"
-            checks.append(Check("scan", FAILED, detail, self.path, finding=FOREIGN.id))
+            checks.append(Check("scan", failed, detail, self.path, finding=FOREIGN.id))
         for outcome, found in ((broken, self.problems), (NOTE, self.notes)):
             for finding in found[:_SHOWN]:
                 means = _MEANS.get(finding.rule.id, finding.rule.title)
@@ -108,8 +144,9 @@ class Scanned(NamedTuple):
         count = f", {self.pickles:,} pickle" + "s" * (self.pickles != 1)
         what = self.kind + count * bool(self.pickles)
         if not self.added:
-            return f"{Verdict.WEIGHTS.value}: {what}"
-        return f"weights and allowed: {', '.join(map(printable, self.added))} ({what})"
+            return f"{Verdict.CLEAN.value}: {what}"
+        allowed = ", ".join(map(printable, self.added))
+        return f"{Verdict.CLEAN.value}, with allowed names: {allowed} ({what})"
 
 
 def _article(kind: str) -> str:
@@ -118,7 +155,8 @@ def _article(kind: str) -> str:
 
 _MEANS = {
     FOREIGN.id: Verdict.FOREIGN.value,
+    CODE.id: Verdict.FOREIGN.value,
     DANGEROUS.id: Verdict.DANGEROUS.value,
     NOT_JUDGED.id: Verdict.MALFORMED.value,
-    CLOSED.id: "not looked into",
+    CLOSED.id: Verdict.NOT_SCANNED.value,
 }

@@ -23,8 +23,7 @@ def test_the_last_line_counts_the_files_also_if_there_are_none(tmp_path: Path) -
     (tmp_path / "text").write_text("text")
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     assert run("scan", tmp_path).out.splitlines()[-1] == (
-        "4 files: 1 with weights only, 1 with foreign objects, 1 dangerous, 1 without weights; "
-        "1 path that cannot be read"
+        "4 files: 1 clean, 1 foreign, 1 dangerous, 1 without weights; 1 path that cannot be read"
     )
 
 
@@ -35,8 +34,8 @@ def test_the_last_line_says_it_once_of_files_that_are_alike(
     tmp_path: Path, count: int, told: str
 ) -> None:
     alike = {
-        "with weights only": saved(WEIGHTS),
-        "with foreign objects": FOREIGN["a class"][0],
+        "clean": saved(WEIGHTS),
+        "foreign": FOREIGN["a class"][0],
         "dangerous": BAD,
         "malformed": saved(WEIGHTS)[:-30],
     }
@@ -80,7 +79,7 @@ def test_folders_patterns_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     whole = run("scan", "--json", ".").json
     assert [(file["path"], file["verdict"]) for file in whole["files"]] == [
         ("./deep/er/.hidden", "dangerous"),
-        ("./good.bin", "weights only"),
+        ("./good.bin", "clean"),
     ]
     assert whole["verdicts"]["dangerous"] == 1
     assert run("scan", "*.bin").code == 0
@@ -122,7 +121,7 @@ def test_a_teams_own_classes_can_be_allowed_by_their_exact_name(tmp_path: Path) 
     result = run("scan", path, "--allow", "team.models.Config", "--allow", "team.Other")
     assert result.code == 0
     assert "ok      " in result.out
-    assert "weights and allowed: team.models.Config (bare pickle, 1 pickle)" in result.out
+    assert "clean, with allowed names: team.models.Config (bare pickle, 1 pickle)" in result.out
     result = run("scan", path, "--allow", "team.models.Config", "--json")
     assert result.json["files"][0]["allowed"] == ["team.models.Config"]
     for other in ("team.models.Confi", "team.models", "team.models.Config.x", "team.*"):
@@ -158,3 +157,76 @@ def test_json_has_all_that_was_found(tmp_path: Path) -> None:
     data = zipfile.ZipFile(path).read(sighting["place"])
     assert data[sighting["position"] : sighting["position"] + 1] == b"R"
     assert json.loads(result.out) == result.json
+
+
+UNKNOWN = bytes(range(1, 256)) * 3
+
+
+def test_an_unknown_file_with_a_weight_files_name_is_not_scanned(tmp_path: Path) -> None:
+    for name in ("model.bin", "model.joblib", "x.pkl.xz", "a.PT", "b.lz4"):
+        path = tmp_path / name
+        path.write_bytes(UNKNOWN)
+        result = run("scan", path)
+        assert result.code == 3, name
+        assert f"ERROR   {path}: not scanned: a file of an unknown kind [CGPT017]" in result.out
+        assert result.out.splitlines()[-1] == "1 file, not scanned"
+    for name in ("tokenizer.model", ".DS_Store", "data"):
+        path = tmp_path / name
+        path.write_bytes(UNKNOWN)
+        assert run("scan", path).code == 0
+
+
+def test_an_unknown_part_of_an_archive_is_not_scanned(tmp_path: Path) -> None:
+    entries = [member(), member("archive/other", UNKNOWN)]
+    for name, expected in (("x.pt", 3), ("x.zip", 3), ("x", 3)):
+        path = tmp_path / name
+        path.write_bytes(zips.build(entries))
+        result = run("scan", path, "--json")
+        assert result.code == expected
+        (file,) = result.json["files"]
+        assert file["verdict"] == "not scanned"
+        assert file["problems"] == [
+            {"id": "CGPT017", "detail": "archive/other: a file of an unknown kind"}
+        ]
+
+
+def test_programs_are_ordinary_in_a_python_environment_only(tmp_path: Path) -> None:
+    inside = tmp_path / "lib" / "site-packages" / "team"
+    inside.mkdir(parents=True)
+    for path in (tmp_path / "libops.so", inside / "ops.so"):
+        path.write_bytes(b"\x7fELF" + UNKNOWN)
+    assert run("scan", tmp_path / "libops.so").code == 3
+    assert run("scan", inside).code == 0
+    (inside / "model.pt").write_bytes(b"\x7fELF" + UNKNOWN)
+    assert run("scan", inside).code == 3
+
+
+LEVELS = {
+    "clean": (0, 0, 0),
+    "text": (0, 0, 0),
+    "not scanned": (3, 0, 0),
+    "foreign": (1, 1, 0),
+    "malformed": (3, 3, 3),
+    "dangerous": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("verdict", LEVELS)
+def test_the_level_that_fails_can_be_chosen(verdict: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(
+        {
+            "clean": saved(WEIGHTS),
+            "text": b"text",
+            "not scanned": UNKNOWN,
+            "foreign": FOREIGN["a class"][0],
+            "malformed": saved(WEIGHTS)[:-30],
+            "dangerous": BAD,
+        }[verdict]
+    )
+    for level, code in zip(("not-scanned", "foreign", "dangerous"), LEVELS[verdict], strict=True):
+        for form in ("text", "json", "junit", "sarif", "github"):
+            result = run("scan", path, "--fail-on", level, "--format", form)
+            assert result.code == code, (level, form)
+            if verdict not in ("clean", "text"):
+                assert "CGPT" in result.out, (level, form)  # accepted, but still reported

@@ -1,0 +1,52 @@
+"""Which kinds of file a scan can vouch for, and where an unknown kind is a finding."""
+
+from __future__ import annotations
+
+import os
+
+from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind
+
+# kinds that are recognised but not looked into, with the reason
+CLOSED = {
+    Kind.PREVIEW: "a PyTorch preview file, which no torch since 1.0 reads",
+    Kind.LFS_POINTER: "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    Kind.ZSTD: "a zstd file: unpack it and scan the result",
+    Kind.LZ4: "an lz4 file: unpack it and scan the result",
+    Kind.SEVEN_ZIP: "a 7z archive: unpack it and scan the result",
+    Kind.RAR: "a rar archive: unpack it and scan the result",
+    Kind.HDF5: "an HDF5 file, which can contain layers with code and pickled objects",
+    Kind.ONNX: "an ONNX model, whose operators and external files are not checked",
+    Kind.TFLITE: "a TensorFlow Lite model, whose operators are not checked",
+    Kind.OLD_GGML: "a GGML file older than GGUF, which no reader here understands",
+}
+UNKNOWN = "a file of an unknown kind"
+PROGRAM = "a program or shared library: machine code that runs when it is loaded"
+
+_OTHER_SUFFIXES = (
+    *(".pkl", ".pickle", ".joblib", ".dill", ".npy", ".pt2", ".ptl", ".jit", ".ts", ".th", ".t7"),
+    *(".distcp", ".mar", ".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".msgpack", ".ot", ".nemo"),
+    *(".ggml", ".mlmodel", ".pdparams", ".params", ".weights", ".llamafile", ".pb"),
+)
+_PACKED_SUFFIXES = (".gz", ".gzip", ".xz", ".lzma", ".bz2", ".lz4", ".zst", ".z", ".zlib")
+_SHARED_SUFFIXES = (".bin", ".pb", ".ts", ".params", ".weights")  # which other files have as well
+_ENVIRONMENT = frozenset({"site-packages", "dist-packages"})
+
+
+def names_weights(path: str) -> bool:
+    """Return whether the file has the suffix of a weight file, compressed or not."""
+    name = os.path.basename(path).lower()
+    for suffix in _PACKED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    if not name.endswith((*WEIGHT_SUFFIXES, *_OTHER_SUFFIXES)):
+        return False
+    return not (in_environment(path) and name.endswith(_SHARED_SUFFIXES))
+
+
+def names_packed(path: str) -> bool:
+    """Return whether the file has the suffix of a compressed file."""
+    return path.lower().endswith(_PACKED_SUFFIXES)
+
+
+def in_environment(path: str) -> bool:
+    """Return whether the file is part of a Python environment, where programs are ordinary."""
+    return not _ENVIRONMENT.isdisjoint(os.path.abspath(path).split(os.sep))
