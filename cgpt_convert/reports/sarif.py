@@ -76,7 +76,8 @@ def _level(check: Check) -> str:
     if check.outcome in (FAILED, ERROR):
         return "error"
     level = rule.level if rule else "note"
-    return "warning" if level == "error" else level  # a note that was accepted is no error
+    # as a note, a finding was accepted, which danger never is
+    return "warning" if level == "error" and rule is not DANGEROUS else level
 
 
 def _rule(name: str, level: str) -> dict[str, Any]:
