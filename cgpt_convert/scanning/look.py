@@ -15,7 +15,7 @@ from cgpt_convert.containers import legacy
 from cgpt_convert.containers.archive import Archive
 from cgpt_convert.containers.inside import Room, Window, unpacked
 from cgpt_convert.containers.polyglot import refuse_zip_behind
-from cgpt_convert.containers.sniff import HEAD, WEIGHT_SUFFIXES, Kind, sniff
+from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import PICKLE
