@@ -24,7 +24,7 @@ LIMITS = ("-timeout=5", "-rss_limit_mb=256", f"-max_len={MIB}", "-use_value_prof
 
 def main() -> None:
     """Fuzz the target that the command line names."""
-    if len(sys.argv) < 3 or sys.argv[1] not in targets.TARGETS:  # noqa: PLR2004  two arguments
+    if len(sys.argv) < 3 or sys.argv[1] not in targets.TARGETS:
         sys.exit(f"{__doc__}\nTARGET is one of {', '.join(targets.TARGETS)}")
     name, corpus = sys.argv[1], Path(sys.argv[2])
     if not corpus.exists():

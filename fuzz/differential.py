@@ -1,0 +1,187 @@
+"""`python -m fuzz.differential --seconds N --seed S --finds FOLDER`: the scanner beside loaders.
+
+Makes random files in all containers and runs `scan` on each. Those that `scan` passes with exit
+code 0 are given to loaders in a child process, which records what they import, call and change
+(`fuzz/loaders.py`, `fuzz/recorder.py`). A file that `scan` passes and that makes a loader do more
+than read weights is a find: it is made smaller and written to FOLDER with a description. So is a
+file on which `scan` raises an exception or gives no answer. Exit code 1 if there is one.
+
+The same seed makes the same files in the same order. `--again NUMBER` repeats one of them,
+`--file PATH` tries a file instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import logging
+import os
+import re
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import torch
+
+from fuzz.sandbox import Child, Outcome
+from fuzz.wrapping import generated
+
+NAMES = ("x", "x", "x", "x.pkl", "x.pt", "x.bin", "x.joblib")
+_TRIES = 400  # executions that making a find smaller may take
+_EACH = 3  # finds of one kind that are made smaller and written
+_SHOWN = 64 << 10  # bytes that are still made smaller
+
+
+def made(seed: int, number: int) -> tuple[bytes, str]:
+    """Return the bytes and the name of a file of that number."""
+    dice = Random(f"{seed}/{number}")
+    return generated(dice), dice.choice(NAMES)
+
+
+def smaller(data: bytes, holds: Callable[[bytes], bool], tries: int = _TRIES) -> bytes:
+    """Return a shorter input for which `holds` is still true."""
+    size = max(1, len(data) // 2)
+    while size and tries > 0:
+        at = 0
+        while at < len(data) and tries > 0:
+            shorter = data[:at] + data[at + size :]
+            tries -= 1
+            if shorter and holds(shorter):
+                data = shorter
+            else:
+                at += size
+        size //= 2
+    return data
+
+
+class Run:
+    """Many inputs one after another, and what was found."""
+
+    def __init__(self, finds: Path | None) -> None:
+        self.finds = finds
+        self.child = Child()
+        self.codes: Counter[int] = Counter()
+        self.kinds: Counter[str] = Counter()
+
+    def once(self, data: bytes, name: str, origin: str) -> Outcome:
+        """Try one input; write it down if it is a find of a kind that was not seen yet."""
+        outcome = self.child.run(data, name)
+        self.codes[outcome.code] += 1
+        if outcome.is_find:
+            outcome = self._confirmed(data, name)
+        if outcome.is_find:
+            kind = kind_of(outcome)
+            self.kinds[kind] += 1
+            if self.kinds[kind] <= _EACH:
+                self._write(data, name, origin, kind)
+        return outcome
+
+    def close(self) -> None:
+        """End the child."""
+        self.child.close()
+
+    def _confirmed(self, data: bytes, name: str) -> Outcome:
+        """The outcome in a child that has seen nothing else."""
+        self.child.close()
+        outcome = self.child.run(data, name)
+        self.child.close()
+        return outcome
+
+    def _write(self, data: bytes, name: str, origin: str, kind: str) -> None:
+        if len(data) <= _SHOWN:
+            data = smaller(data, lambda less: kind_of(self.child.run(less, name)) == kind)
+        outcome = self._confirmed(data, name)
+        digest = hashlib.sha256(data).hexdigest()[:12]
+        text = described(data, name, origin, outcome)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+        if self.finds:
+            self.finds.mkdir(parents=True, exist_ok=True)
+            (self.finds / f"fuzz-{digest}.bin").write_bytes(data)
+            (self.finds / f"fuzz-{digest}.md").write_text(text)
+
+    def summary(self, seconds: float) -> str:
+        """Return the counts as a line."""
+        total = sum(self.codes.values())
+        codes = ", ".join(f"{count:,} exit {code}" for code, count in sorted(self.codes.items()))
+        found = f"{sum(self.kinds.values()):,} finds of {len(self.kinds)} kinds"
+        return f"{total:,} files in {seconds:.0f} s ({codes}); {found}\n"
+
+
+def kind_of(outcome: Outcome) -> str:
+    """Return a label that is equal for finds which are likely to be the same fault."""
+    if not outcome.is_find:
+        return ""
+    if outcome.code:
+        return f"scan: {outcome.ended or outcome.report[:40]}"
+    *_, last = outcome.events[0].split(" > ")
+    loader, _, event = last.partition(": ")
+    first, *words = event.split(" ")
+    what = first if first == "find_class" else " ".join([first, *words[:2]])
+    judged = re.sub(r"^\S+ +\S+: |[\d,]+|\n.*", "", outcome.report, flags=re.DOTALL)
+    return f"{loader}: {what} (scan: {judged.strip()})"
+
+
+def described(data: bytes, name: str, origin: str, outcome: Outcome) -> str:
+    """Return a find as a page of Markdown."""
+    events = "\n".join(f"- {event}" for event in outcome.events) or "- (none)"
+    report = outcome.report.strip() or outcome.ended
+    return (
+        f"# {kind_of(outcome) or 'not repeated'}\n\n{origin}; as a file called `{name}`, "
+        f"{len(data):,} bytes.\n\n`scan` exits with {outcome.code}:\n\n```\n{report}\n```\n\n"
+        f"Loaders:\n\n{events}\n\n```\n{data[:1500]!r}\n```\n\nHex: `{data[:1500].hex()}`\n"
+    )
+
+
+def main() -> int:
+    """Return exit code 1 if there are finds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    parser.add_argument("--finds", type=Path)
+    parser.add_argument("--again", type=int, help="try only the file of this number")
+    parser.add_argument("--file", type=Path, action="append", help="try this file")
+    given = parser.parse_args()
+    warm_up()
+    run = Run(given.finds)
+    started = time.perf_counter()
+    if given.file:
+        for path in given.file:
+            outcome = run.once(path.read_bytes(), path.name, str(path))
+            sys.stdout.write(f"{path.name}: exit {outcome.code} {outcome.events}\n")
+    elif given.again is not None:
+        data, name = made(given.seed, given.again)
+        outcome = run.once(data, name, f"seed {given.seed}, number {given.again}")
+        sys.stdout.write(described(data, name, "again", outcome))
+    else:
+        number = given.first
+        while time.perf_counter() - started < given.seconds:
+            data, name = made(given.seed, number)
+            run.once(data, name, f"seed {given.seed}, number {number}")
+            number += 1
+    run.close()
+    sys.stdout.write(run.summary(time.perf_counter() - started))
+    return 1 if run.kinds else 0
+
+
+def warm_up() -> None:
+    """Import what loaders import late, so that a child has it already, and end threads."""
+    torch.set_num_threads(1)
+    logging.disable()  # torch.export logs each file that it does not take
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from fuzz import warming
+
+    warming.warm()
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
