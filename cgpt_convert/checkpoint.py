@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from cgpt_convert.errors import CgptError
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Value
 from cgpt_convert.source import Source
@@ -12,17 +13,24 @@ from cgpt_convert.tensor import Storage, Tensor
 
 
 class Exotic(NamedTuple):
-    """A tensor that is not one strided view: sparse, nested, meta, or packed below a byte.
+    """An entry that is not one strided view: sparse, nested, meta, packed below a byte, unreadable.
 
-    `parts` are the dense tensors it is made of, for formats that can hold them apart.
+    `parts` are the dense tensors it is made of, for formats that can hold them apart. An entry that
+    cannot be read has an `error` and no parts; its dtype and shape are empty if they are not known.
     """
 
     name: str
-    kind: str  # sparse_coo, sparse_csr, nested, meta, quint4x2 ...
+    kind: str  # sparse_coo, sparse_csr, nested, meta, quint4x2, unreadable ...
     dtype: str
     shape: tuple[int, ...]
     detail: str
     parts: tuple[Tensor, ...] = ()
+    error: CgptError | None = None
+
+
+def unreadable(name: str, error: CgptError, dtype: str = "", shape: tuple[int, ...] = ()) -> Exotic:
+    """Return the entry that stands for one that cannot be read because of `error`."""
+    return Exotic(name, "unreadable", dtype, shape, error.message, error=error)
 
 
 class Leaf(NamedTuple):
@@ -101,6 +109,11 @@ class Checkpoint(Mapping[str, Tensor]):
             if keeper != name:
                 tied[name] = keeper
         return tied
+
+    @property
+    def is_readable(self) -> bool:
+        """Can any of its tensors be read?"""
+        return bool(self.tensors) or any(not entry.error for entry in self.exotic.values())
 
     def lose(self, name: str, why: str) -> None:
         """Leave the tensor `name` out, dense or exotic, and note why."""

@@ -168,6 +168,15 @@ LATE_HEADERS = Rule(
     "see other records than the directory lists: before you trust a file, `scan` it.",
 )
 
+UNREADABLE = Rule(
+    "CGPT031",
+    "warning",
+    "entries that cannot be read",
+    "Their element type or form is not supported, or they contradict the rest of the file. All "
+    "other tensors are read. `inspect` shows the reason for each; commands that read tensors name "
+    "them and stop, unless --exclude skips them.",
+)
+
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 BY_ID = {rule.id: rule for rule in RULES}
 

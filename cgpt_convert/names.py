@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 FILE_NAME_BYTES = 255  # NAME_MAX of Linux and macOS; NTFS counts 255 UTF-16 units
 
@@ -27,6 +27,15 @@ _EMPTY = "%"  # an escape that no encoding gives
 _SHORTENED = "%~"  # another: what follows is a digest
 _DIGEST = 32  # hex digits of SHA-256; 128 bits do not collide
 _ENCODED = re.compile(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+", re.ASCII)
+
+
+def excluding(names: Sequence[str]) -> str:
+    """Return the options that skip these tensors, the first few of them, to paste into a shell."""
+    shown = " ".join(f"--exclude '{name}'" for name in names[:_SHOWN])
+    return shown + " ..." * (len(names) > _SHOWN)
+
+
+_SHOWN = 3
 
 
 def file_names(names: Iterable[str], suffix: str = "") -> dict[str, str]:

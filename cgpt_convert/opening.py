@@ -87,6 +87,10 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
         from cgpt_convert.formats import npz
 
         return npz.from_source(source, path)
+    if kind is Kind.NPY:
+        from cgpt_convert.formats import npy
+
+        return npy.from_source(source, path)
     if kind is Kind.GGUF:
         from cgpt_convert.formats import _gguf
 

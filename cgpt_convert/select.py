@@ -11,6 +11,7 @@ from cgpt_convert.checkpoint import Checkpoint, Lost
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.inert import printable
+from cgpt_convert.names import excluding
 from cgpt_convert.tensor import Tensor
 
 # Under these keys training programs keep the weights themselves: Lightning, timm, fairseq,
@@ -62,9 +63,8 @@ class Selection:
 def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     """The tensors that `wish` asks for, renamed to what stands behind the root.
 
-    Raises Unsupported where there are no tensors, BadRequest where none matches, where a name
-    stands for two values, and for every tensor chosen that is not dense; Malformed where none of
-    those chosen is whole.
+    Raises BadRequest where none matches; Unsupported or Malformed where there are no tensors, and
+    naming every one chosen that is not dense, cannot be read, or has no value or two.
     """
     root, asked = chosen_names(checkpoint, wish)
     where = checkpoint.path
@@ -72,9 +72,7 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     chosen = [name for name in asked if name not in checkpoint.lost]
     if not chosen:
         raise Malformed(f"of {len(lost):,} tensors none is whole", where=where)
-    _refuse(where, chosen, checkpoint.collisions, "stand for two values each")
-    _refuse(where, chosen, checkpoint.unsaved, "have no values: they were not saved")
-    _refuse(where, chosen, checkpoint.exotic, "are not dense tensors (see inspect)")
+    check_dense(checkpoint, chosen, root)
     tensors = [checkpoint[name].renamed(_relative(name, root)) for name in chosen]
     left_out = [name for name in _everything(checkpoint) if not _is_under(name, root)]
     aliases: dict[str, str] = {}
@@ -182,15 +180,46 @@ def _relative(name: str, root: str) -> str:
 
 
 def wanted(name: str, match: Sequence[str], exclude: Sequence[str] = ()) -> bool:
-    """Does a glob of `match` fit the name (any name fits none at all), and none of `exclude`?"""
-    if match and not any(fnmatchcase(name, glob) for glob in match):
+    """Return whether a glob of `match` fits the name, or there are none, and none of `exclude`."""
+    if match and not any(_fits(name, glob) for glob in match):
         return False
-    return not any(fnmatchcase(name, glob) for glob in exclude)
+    return not any(_fits(name, glob) for glob in exclude)
 
 
-def _refuse(where: str, chosen: list[str], bad: Iterable[str], what: str) -> None:
-    bad = set(bad)
-    names = [name for name in chosen if name in bad]
-    if names:
-        listed = ", ".join(map(printable, names))
-        raise BadRequest(f"{listed} {what}", where=where, hint="leave them out with --exclude")
+def _fits(name: str, glob: str) -> bool:
+    """Return whether the glob fits the name. Each name fits itself: `x[0].w` is a name, too."""
+    return name == glob or fnmatchcase(name, glob)
+
+
+def check_dense(checkpoint: Checkpoint, chosen: Iterable[str], root: str = "") -> None:
+    """Raise Unsupported or Malformed if one of the tensors `chosen` has no plain elements.
+
+    The error names each of them with the reason, and the options that skip them.
+    """
+    reasons = {name: reason for name in chosen if (reason := _not_dense(checkpoint, name))}
+    if not reasons:
+        return
+    lines = [f"tensor {printable(name)} {reason}" for name, reason in reasons.items()]
+    more = len(lines) - _LISTED
+    lines[_LISTED:] = [f"and {more:,} more"] if more > 0 else []
+    errors = [checkpoint.exotic[name].error for name in reasons if name in checkpoint.exotic]
+    damaged = any(isinstance(error, Malformed) for error in errors)
+    what = lines[0] if len(lines) == 1 else f"{len(reasons):,} tensors:\n  " + "\n  ".join(lines)
+    names = [_relative(name, root) for name in reasons]
+    hint = f"Use {excluding(names)} to skip {'it' if len(names) == 1 else 'them'}."
+    raise (Malformed if damaged else Unsupported)(what, where=checkpoint.path, hint=hint)
+
+
+_LISTED = 20
+
+
+def _not_dense(checkpoint: Checkpoint, name: str) -> str:
+    """Return why a tensor has no plain elements; "" if it has."""
+    if name in checkpoint.collisions:
+        return "has more than one value"
+    if name in checkpoint.unsaved:
+        return "has no values: the file was written without them"
+    entry = checkpoint.exotic.get(name)
+    if entry is None:
+        return ""
+    return f"cannot be read: {entry.detail}" if entry.error else f"is not dense: {entry.kind}"

@@ -40,8 +40,8 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
             {
                 "name": e.name,
                 "kind": e.kind,
-                "dtype": e.dtype,
-                "shape": list(e.shape),
+                "dtype": e.dtype or None,
+                "shape": list(e.shape) if e.dtype else None,
                 "detail": e.detail,
             }
             for e in checkpoint.exotic.values()

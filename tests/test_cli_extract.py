@@ -291,7 +291,7 @@ def test_sparse_tensors_are_kept_in_parts(tmp_path: Path) -> None:
     for ours, theirs in zip(found.exotic["s"].parts, source.exotic["s"].parts, strict=True):
         assert tensor_bytes(ours) == tensor_bytes(theirs)
     result = run("extract", path, "-o", tmp_path / "names", "--by", "name")
-    assert result.code == 2
-    assert "s are not dense" in result.err
+    assert result.code == 3
+    assert "tensor s is not dense: sparse_coo" in result.err
     words = ("--by", "name", "--exclude", "s")
     assert run("extract", path, "-o", tmp_path / "names", *words).code == 0

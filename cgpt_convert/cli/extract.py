@@ -19,7 +19,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.output.sink import Options, write_blocks
 from cgpt_convert.output.writing import write_folder
 from cgpt_convert.plan import FilePlan, Request
-from cgpt_convert.select import EVERYTHING, Wish, select, wanted
+from cgpt_convert.select import EVERYTHING, Wish, check_dense, select, wanted
 
 
 @click.command("extract")
@@ -120,6 +120,7 @@ def _print(result: dict[str, Any], what: str, lines: tuple[str, ...]) -> None:
 def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str, ...]]:
     from cgpt_convert.exports.properties import plan
 
+    check_dense(checkpoint, [name for name, each in checkpoint.exotic.items() if each.error])
     exported = plan(checkpoint)
     return exported.model_folder(), exported.lines
 
@@ -141,13 +142,8 @@ def _plans(
         if lost:
             raise Malformed(f"of {len(lost):,} tensors none is whole", where=checkpoint.path)
         raise BadRequest("no tensor matches", where=checkpoint.path)
-    unsaved = [tensor.name for tensor in tensors if tensor.name in checkpoint.unsaved]
-    if unsaved:
-        raise BadRequest(
-            f"{', '.join(map(printable, unsaved))} have no values: they were not saved",
-            where=checkpoint.path,
-            hint="leave them out with --exclude",
-        )
+    broken = [each.name for each in exotic if each.error]
+    check_dense(checkpoint, [*checkpoint.unsaved.intersection(t.name for t in tensors), *broken])
     return parameters.plan_storages(checkpoint, tensors, exotic), lost
 
 

@@ -10,7 +10,7 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options, report
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, CheckFailed, Malformed
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.places import is_url
 from cgpt_convert.summary import checks_of, summarise
@@ -67,7 +67,10 @@ def command(
         options.print_json(summary | {"tensors": rows})
     else:
         report.show(summary, rows, tree=tree)
-    return 1 if check and not summary["check"]["ok"] else 0
+    if check and not summary["check"]["ok"]:
+        return CheckFailed.exit_code
+    malformed = any(isinstance(each.error, Malformed) for each in checkpoint.exotic.values())
+    return Malformed.exit_code if malformed else 0
 
 
 def _transfer(checkpoint: Checkpoint) -> dict[str, int] | None:

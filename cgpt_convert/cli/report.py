@@ -134,8 +134,8 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
     if rows:
         click.echo(style("\nnot dense:", bold=True))
     for row in rows:
-        shape = dims(row["shape"])
-        line = f"  {printable(row['name'])}  {row['kind']} {row['dtype']} {shape}: "
+        known = f" {row['dtype']} {dims(row['shape'])}" if row["dtype"] else ""
+        line = f"  {printable(row['name'])}  {row['kind']}{known}: "
         click.echo(wrapped(line + printable(row["detail"]), 4))
 
 

@@ -183,6 +183,7 @@ class LegacyStorages:
         self.source = source
         self.declared: dict[str, _Declared] = {}
         self.storages: dict[str, Storage] = {}
+        self.made: dict[object, tuple[object, Storage]] = {}
         self.windows = Windows()
         self.used: set[str] = set()
         self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it

@@ -187,7 +187,7 @@ def _zip(source: Source, head: bytes) -> Kind:
     names = [member.name for member in members]
     if any(name.partition("/")[2] in _TORCH for name in names):
         return Kind.TORCH_ZIP
-    if names and all(name.endswith(".npy") for name in names):
+    if any(name.endswith(".npy") for name in names):
         return Kind.NPZ
     return Kind.ZIP
 

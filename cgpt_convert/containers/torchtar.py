@@ -101,6 +101,7 @@ class TarStorages:
         self.where = storages.source.name
         self.storages: dict[int, tuple[Storage, DType]] = {}
         self.tensors: dict[int, Call] = {}
+        self.made: dict[object, tuple[object, Storage]] = {}
         self.windows = Windows()
         self.used: set[int] = set()  # ids of the roots that tensors are views of
         self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it

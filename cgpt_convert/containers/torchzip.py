@@ -121,6 +121,7 @@ class ZipStorages:
         # by id: tensors may share a reference, which is kept so that no other one gets its id
         self.known: dict[int, tuple[Value, tuple[Storage, DType | None]]] = {}
         self.declared: dict[str, tuple[DType | None, int]] = {}
+        self.made: dict[object, tuple[object, Storage]] = {}
         self.longer: list[str] = []
         self.skipped: list[Storage] = []
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.inert import printable
+from cgpt_convert.names import excluding
 from cgpt_convert.plan import NO_DIGESTS, Digests, Late, Request
 from cgpt_convert.tensor import Tensor
 
@@ -14,7 +15,7 @@ from cgpt_convert.tensor import Tensor
 def check(
     request: Request, kind: str, holds: Callable[[Tensor], bool], *, splits: bool = False
 ) -> None:
-    """Raise BadRequest, naming every tensor at fault, unless `kind` can hold the request.
+    """Raise Unsupported, naming every tensor at fault, unless `kind` can hold the request.
 
     `holds` says of a tensor whether its element type and shape can be held; `splits`, whether the
     format honours `max_shard_nbytes`.
@@ -27,12 +28,11 @@ def check(
     lost = (f"{name} -> {kept}" for name, kept in request.aliases.items() if kept not in counts)
     refuse(request, "aliases of tensors that are not written", lost)
     misfits = [tensor for tensor in request.tensors if not holds(tensor)]
-    excludes = " ".join(f"--exclude '{tensor.name}'" for tensor in misfits[:3])
     refuse(
         request,
         f"tensors of types that {kind} cannot hold",
         (f"{tensor.name} ({tensor.dtype.name})" for tensor in misfits),
-        f"leave them out: {excludes}{' ...' if misfits[3:] else ''}",
+        f"Use {excluding([tensor.name for tensor in misfits])} to skip them.",
     )
     if request.max_shard_nbytes is not None:
         _check_splitting(request, kind, splits=splits)
@@ -57,10 +57,10 @@ def with_metadata(request: Request, make: Callable[[Mapping[str, str]], bytes]) 
 
 
 def refuse(request: Request, what: str, culprits: Iterable[str], hint: str = "") -> None:
-    """Raise BadRequest listing `culprits` all, if there are any."""
+    """Raise Unsupported listing `culprits` all, if there are any."""
     found = list(culprits)
     if found:
-        raise BadRequest(
+        raise Unsupported(
             f"{what}: {', '.join(map(printable, found))}", where=request.name, hint=hint
         )
 

@@ -3,13 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
+from cgpt_convert.checkpoint import Checkpoint, unreadable
+from cgpt_convert.errors import SALVAGE, CgptError, Malformed, Unsupported
+from cgpt_convert.findings import UNREADABLE, Finding
+from cgpt_convert.inert import printable
 from cgpt_convert.limits import INT64, RANK
 from cgpt_convert.tensor import Tensor
 
 AGAIN = f"download the file again; {SALVAGE}"  # where a file ends too early
+
+
+Unread = dict[str, CgptError]  # name of an entry -> why it cannot be read
+
+
+def each_read(
+    entries: Iterable[tuple[str, Callable[[], Tensor]]],
+) -> tuple[dict[str, Tensor], Unread]:
+    """Return the tensors by name, and the entries whose reader raised Malformed or Unsupported.
+
+    Raises the first of those errors if no tensor can be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    unread: Unread = {}
+    for name, read in entries:
+        found = _caught(read)
+        if isinstance(found, CgptError):
+            unread[name] = found
+        else:
+            tensors[name] = found
+    if unread and not tensors:
+        raise next(iter(unread.values()))
+    return tensors, unread
+
+
+def _caught(read: Callable[[], Tensor]) -> Tensor | CgptError:
+    try:
+        return read()
+    except (Malformed, Unsupported) as error:
+        return error
+
+
+def add_unread(checkpoint: Checkpoint, unread: Unread) -> None:
+    """List the entries that cannot be read, and add the finding that says so."""
+    for name, error in unread.items():
+        checkpoint.exotic[name] = unreadable(name, error)
+    if unread:
+        names = ", ".join(map(printable, unread))
+        checkpoint.findings.append(Finding(UNREADABLE, names))
 
 
 def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:

@@ -56,22 +56,29 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
         key=lambda item: item[1]["data_offsets"],
     )
     tensors: dict[str, Tensor] = {}
+    unread: _reading.Unread = {}
     end = 0
     for name, entry in entries:
         where = f"{source.name}[{name}]"
         first, last = entry["data_offsets"]
         if first != end:
             raise Malformed(f"starts at {first:,} where {end:,} bytes are taken", where=where)
-        tensors[name] = _tensor(name, entry, Storage(source, start + first, last - first, name))
+        try:
+            tensors[name] = _tensor(name, entry, Storage(source, start + first, last - first, name))
+        except Unsupported as error:  # a type of a later version
+            unread[name] = error
         end = last
+    if unread and not tensors:
+        raise next(iter(unread.values()))
     storages = [tensor.storage for tensor in tensors.values()]
     aliases = {key: kept for key, kept in metadata.items() if is_alias(key, kept, tensors)}
-    if len(tensors) + len(aliases) > TENSORS.of(start):
+    if len(entries) + len(aliases) > TENSORS.of(start):
         message = f"{len(tensors):,} tensors and {len(aliases):,} names of such"
         raise Unsupported(f"{message}, in a header of {start:,} bytes", where=source.name)
     _reading.add_aliases(tensors, aliases, source.name)
     rest = {key: value for key, value in metadata.items() if key not in aliases}
     checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
+    _reading.add_unread(checkpoint, unread)
     return checkpoint, start + end
 
 

@@ -33,7 +33,7 @@ _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")  # gguf.md: lower_snake_case, do
 def plan(request: Request) -> list[FilePlan]:
     """One file: the request's fields, its metadata as strings, and its tensors in their order.
 
-    Raises BadRequest naming everything that GGUF cannot hold: element types, names of more than 63
+    Raises Unsupported naming everything that GGUF cannot hold: element types, names of more than 63
     bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
     """
     _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)

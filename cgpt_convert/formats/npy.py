@@ -6,10 +6,12 @@ shape, then the aliases (dropped name -> kept) and the metadata. Without it a fo
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from cgpt_convert import strict_json
 from cgpt_convert.checkpoint import Checkpoint
@@ -18,7 +20,7 @@ from cgpt_convert.findings import UNREFERENCED, Finding
 from cgpt_convert.formats import _npy, _planning, _reading
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.names import file_names, tensor_name
-from cgpt_convert.places import join, listing, open_all, open_source
+from cgpt_convert.places import is_url, join, listing, open_all, open_source
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.source import Source
 from cgpt_convert.source import read as read_bytes
@@ -38,7 +40,7 @@ _FIELDS = {"file", "dtype", "shape"}
 def plan(request: Request) -> list[FilePlan]:
     """A file for each tensor, then `tensors.json`; files are named by `names.file_names`.
 
-    Raises BadRequest naming all tensors whose type it cannot hold.
+    Raises Unsupported naming all tensors whose type it cannot hold.
     """
     _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     files = file_names((tensor.name for tensor in request.tensors), _npy.SUFFIX)
@@ -58,8 +60,9 @@ def plan(request: Request) -> list[FilePlan]:
 def read(path: str) -> Checkpoint:
     """What the folder holds, in the order of `tensors.json`; without it, by name.
 
-    Raises Malformed where the two contradict each other, BadRequest if `path` is no folder,
-    Unsupported where it has no arrays, or arrays of objects (pickles), strings, dates, records.
+    Arrays of objects (pickles), strings, dates and records, and files that are no arrays, are
+    listed as unreadable. Raises Malformed where `tensors.json` and a file contradict each other,
+    BadRequest if `path` is no folder, Unsupported where no array can be read.
     """
     present = listing(path)
     if present is None or SIDECAR in present:  # where nothing can be listed, it lists the arrays
@@ -68,8 +71,26 @@ def read(path: str) -> Checkpoint:
     if not arrays:
         raise Unsupported("no arrays (*.npy) in this folder", where=path)
     sources = _opened(path, arrays)
-    tensors = {name: _array(sources[file], name) for name, file in _named(arrays).items()}
-    return _checkpoint(path, tensors, {*present} - {*arrays})
+    tensors, unread = _reading.each_read(
+        (name, functools.partial(_array, sources[file], name))
+        for name, file in _named(arrays).items()
+    )
+    checkpoint = _checkpoint(path, tensors, {*present} - {*arrays})
+    _reading.add_unread(checkpoint, unread)
+    return checkpoint
+
+
+def from_source(source: Source, path: str) -> Checkpoint:
+    """Return the one array of the .npy file `source`, called as the file is, less the suffix.
+
+    Raises Unsupported for arrays of objects (pickles), strings, dates and records.
+    """
+    file = urlsplit(source.name).path if is_url(source.name) else source.name
+    (name,) = _named([os.path.basename(file)])
+    tensor = _array(source, name)
+    checkpoint = Checkpoint(path, "NumPy array", (source,), {name: tensor}, [tensor.storage])
+    checkpoint.findings += _npy.big_endian(checkpoint.storages)
+    return checkpoint
 
 
 def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:

@@ -7,6 +7,7 @@ one more array, `__metadata__`: UTF-8 JSON of aliases (dropped name -> kept), tr
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -41,7 +42,7 @@ _UNSAFE = re.compile(r"[\0-\x1f\x7f\\]|^[A-Za-z]:|(^|/)\.{0,2}(/|$)")
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """One file. Raises BadRequest naming all tensors whose type it cannot hold, or whose name.
+    """One file. Raises Unsupported naming all tensors whose type it cannot hold, or whose name.
 
     Names become the members of an archive that people unpack: none may leave its folder, and no
     two may be equal where case is ignored.
@@ -62,8 +63,9 @@ def plan(request: Request) -> list[FilePlan]:
 def read(path: str) -> Checkpoint:
     """What the file at `path` holds, in the archive's order; members may be deflated.
 
-    Raises Malformed or Unsupported, as `archive.open_archive` does of the zip; Unsupported, too,
-    for arrays of objects (pickles), strings, dates and records.
+    Arrays of objects (pickles), strings, dates and records, and members that are no arrays, are
+    listed as unreadable. Raises Malformed or Unsupported, as `archive.open_archive` does of the
+    zip, and if no array can be read.
     """
     return from_source(open_source(path), path)
 
@@ -75,7 +77,10 @@ def from_source(source: Source, path: str) -> Checkpoint:
     others = [name for name in archive.members if not name.endswith(_npy.SUFFIX)]
     if others and not arrays:
         raise Unsupported("a zip without arrays: not an npz", where=path)
-    tensors = {tensor.name: tensor for tensor in (_tensor(archive, name) for name in arrays)}
+    tensors, unread = _reading.each_read(
+        (name.removesuffix(_npy.SUFFIX), functools.partial(_tensor, archive, name))
+        for name in arrays
+    )
     notes = _taken_notes(tensors, source.name)
     for name, dtype in notes["dtypes"].items():
         if name not in tensors:
@@ -86,9 +91,11 @@ def from_source(source: Source, path: str) -> Checkpoint:
     found = archive.findings + _npy.big_endian(storages)
     if others:
         found.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path, "NumPy npz", (source,), tensors, storages, findings=found, metadata=notes["metadata"]
     )
+    _reading.add_unread(checkpoint, unread)
+    return checkpoint
 
 
 def _tensor(archive: Archive, member: str) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BY_NAME, BY_SAFETENSORS
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.formats import _planning, _safetensors, _shards
 from cgpt_convert.limits import HEADER_BYTES
 from cgpt_convert.places import open_source
@@ -38,7 +38,7 @@ _RANK_OF = {code: rank for rank, code in enumerate(_ORDER)}
 def plan(request: Request) -> list[FilePlan]:
     """One file, or shards and their index if `request.max_shard_nbytes` makes more than one.
 
-    Raises BadRequest naming all tensors of types that safetensors cannot hold (complex128,
+    Raises Unsupported naming all tensors of types that safetensors cannot hold (complex128,
     complex32, quantized, raw bits), and all metadata that would read as something else.
     """
     _planning.check(request, NAME, _holds, splits=True)
@@ -85,7 +85,7 @@ def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     header = _planning.with_metadata(request, lambda more: _header(ordered, request, more))
     nbytes = part_nbytes(header) - _safetensors.N_LEN
     if nbytes > HEADER_BYTES:
-        raise BadRequest(
+        raise Unsupported(
             f"a header of {nbytes:,} bytes; readers take {HEADER_BYTES:,}",
             where=name,
             hint="split the output with --max-shard-size",

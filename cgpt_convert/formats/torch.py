@@ -34,7 +34,7 @@ _METADATA = "metadata"
 def plan(request: Request) -> list[FilePlan]:
     """One file, or shards and their index if `request.max_shard_nbytes` makes more than one.
 
-    Raises BadRequest naming all quantized tensors.
+    Raises Unsupported naming all quantized tensors.
     """
     _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES, splits=True)
     suffix = os.path.splitext(request.name)[1]

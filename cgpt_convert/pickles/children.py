@@ -95,14 +95,19 @@ def held(call: Call) -> Iterator[tuple[Value, Value]]:
 
 
 def of_state(state: Value) -> Iterator[tuple[Value, Value]]:
-    """An object's attributes, from the state that it was saved with."""
+    """Return an object's attributes, from the state that it was saved with.
+
+    A tuple of dicts is what a class with `__slots__` has. Those parts of any other tuple that are
+    no dicts are numbered, as of a packed weight in TorchScript: (weight, bias).
+    """
     states = state if isinstance(state, tuple) else (state,)
-    for part in states:  # a pair where the class has __slots__
+    numbered = isinstance(state, tuple)
+    for index, part in enumerate(states):
         if isinstance(part, Dict):
             for key, value in part.items:
                 yield ("" if key in _MODULE_SLOTS else key), value
         elif part is not None:
-            yield "", part
+            yield (index if numbered else ""), part
 
 
 def is_script_class(name: str) -> bool:

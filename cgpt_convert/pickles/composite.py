@@ -13,6 +13,7 @@ from cgpt_convert.inert import Call, Global, Value, text
 from cgpt_convert.pickles.dense import StorageTable, inner, storage_of
 from cgpt_convert.pickles.patterns import dtype_of, integer, integers, shape_of
 from cgpt_convert.tensor import Tensor, replace, view
+from cgpt_convert.values.recast import cast_storage
 
 Rebuilt = Tensor | Exotic | None
 
@@ -125,11 +126,18 @@ def _rebuild_wrapper_subclass(
 def _rebuild_device_tensor(
     storages: StorageTable, data: Value, dtype: Value, _device: Value, _requires_grad: Value
 ) -> Rebuilt:
-    """From another device's copy: an array or a tensor of the same type."""
-    tensor = inner(storages, data)
-    if tensor.stored != dtype_of(dtype):
-        raise Unsupported(f"a device tensor of {text(dtype)} saved as {tensor.stored.name}")
-    return tensor
+    """A tensor of another device, saved as an array or a CPU tensor, maybe of a wider type.
+
+    NumPy has no bfloat16, so torch saves float32 and casts back when it loads the file.
+    """
+    tensor, target = inner(storages, data), dtype_of(dtype)
+    if tensor.stored == target:
+        return tensor
+    key = (id(tensor.storage), tensor.stored.name, target.name)
+    if key not in storages.made:
+        storages.made[key] = tensor.storage, cast_storage(tensor.storage, tensor.stored, target)
+    _, storage = storages.made[key]
+    return replace(tensor, stored=target, storage=storage)
 
 
 COMPOSITE: dict[tuple[str, str], Callable[..., Rebuilt]] = {

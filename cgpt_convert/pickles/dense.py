@@ -19,7 +19,13 @@ from cgpt_convert.tensor import Storage, Tensor, replace, view
 
 
 class StorageTable(Protocol):
-    """The storages of a file, by the persistent ids of its pickle."""
+    """The storages of a file, by the persistent ids of its pickle.
+
+    `made` keeps the storages that this package makes of calls and of other storages, so that what
+    the file shares stays shared: by id, with what has that id, which keeps it from being reused.
+    """
+
+    made: dict[object, tuple[object, Storage]]
 
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
         """The storage, and the element type its class declares; None if it is untyped."""
@@ -35,9 +41,11 @@ def plain(call: Call, storages: StorageTable) -> Tensor | None:
         return _typed_tensor(storages, call)
     if ndarray.is_array(call):
         try:
-            return ndarray.array(call)
+            tensor = ndarray.array(call)
         except Unsupported:  # of text or of objects: no tensor to any reader
             return None
+        _, storage = storages.made.setdefault(id(call), (call, tensor.storage))
+        return replace(tensor, storage=storage)
     return None
 
 

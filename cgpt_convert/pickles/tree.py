@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cgpt_convert import findings
-from cgpt_convert.checkpoint import Checkpoint, Exotic, Folded, Leaf
+from cgpt_convert.checkpoint import Checkpoint, Exotic, Folded, Leaf, unreadable
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Call, Dict, Set, Value, printable, text
@@ -34,13 +34,13 @@ def fill(
 ) -> None:
     """Add to `checkpoint` what a pickle holds, under names that begin with `prefix`.
 
-    Raises one error that lists every tensor that cannot be understood, Unsupported where the
-    pickle unfolds to far more than its bytes.
+    A tensor that cannot be understood is listed as unreadable. Raises one error that lists them all
+    if no other tensor is left, and Unsupported where the pickle unfolds to far more than its bytes.
     """
     budget = Budget(checkpoint.path, decoded.end)
     walk = _Walk(checkpoint, storages, budget)
     walk.visit(prefix, decoded.value, 0)
-    if walk.errors:
+    if walk.errors and not checkpoint.is_readable:
         raise _together(checkpoint.path, walk.errors)
     walk.report()
     _check_expansion(checkpoint, budget)
@@ -178,6 +178,7 @@ class _Walk:
                 self.errors.append((name, error))
                 if len(self.errors) == _LISTED:
                     raise _together(self.checkpoint.path, self.errors) from None
+                self.add(name, unreadable(name, error))
                 return
             if tensor is not None:
                 self.add(name, tensor)
@@ -217,6 +218,7 @@ class _Walk:
         for rule, names in (
             (findings.COLLISION, list(self.collisions)),
             (findings.CYCLE, self.cycles),
+            (findings.UNREADABLE, [name for name, _ in self.errors]),
         ):
             if names:
                 self.checkpoint.findings.append(Finding(rule, _listed(names)))
@@ -245,7 +247,7 @@ def _join(name: str, key: Value) -> str:
 
 
 _SHOWN = 20
-_LISTED = 1000  # more errors than that tell nobody more
+_LISTED = 5000  # more errors than that tell nobody more
 
 
 def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:

@@ -8,7 +8,7 @@ import pytest
 
 from cgpt_convert import formats
 from cgpt_convert.dtypes import BY_NAME, TABLE
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.plan import Format
 from cgpt_convert.tensor import Storage
 from tests.formats import samples
@@ -117,7 +117,7 @@ def test_all_unholdable_types_are_named(fmt: Format) -> None:
     if not misfits:
         pytest.skip("it holds every type")
     tensors = [samples.tensor(f"t.{row.name}", row) for row in misfits]
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(Unsupported) as caught:
         fmt.plan(request(name_of(fmt), *tensors, samples.tensor("fine", BY_NAME["int8"])))
     assert all(f"t.{row.name} ({row.name})" in caught.value.message for row in misfits)
     assert "fine" not in caught.value.message
@@ -129,15 +129,15 @@ def test_all_unholdable_types_are_named(fmt: Format) -> None:
 )
 def test_impossible_aliases_are_refused(fmt: Format, aliases: dict[str, str]) -> None:
     tensors = [samples.tensor(name, BY_NAME["int8"]) for name in ("w", "v")]
-    with pytest.raises(BadRequest):
+    with pytest.raises(Unsupported):
         fmt.plan(request(name_of(fmt), *tensors, aliases=aliases))
 
 
 def test_impossible_names_are_refused(fmt: Format) -> None:
     twice = [samples.tensor("w", BY_NAME["int8"]) for _ in range(2)]
-    with pytest.raises(BadRequest, match="more than one"):
+    with pytest.raises(Unsupported, match="more than one"):
         fmt.plan(request(name_of(fmt), *twice))
-    with pytest.raises(BadRequest, match="Unicode"):
+    with pytest.raises(Unsupported, match="Unicode"):
         fmt.plan(request(name_of(fmt), samples.tensor("\ud800", BY_NAME["int8"])))
 
 

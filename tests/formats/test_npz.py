@@ -20,9 +20,10 @@ from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers.archive import open_archive
 from cgpt_convert.dtypes import BY_NAME, BY_NUMPY
-from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
+from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.formats import _zip, npz
 from cgpt_convert.plan import Crc32, part_nbytes
+from cgpt_convert.select import Wish, select
 from cgpt_convert.source import MemoryBytes
 from cgpt_convert.tensor import Storage, Tensor
 from tests.formats import samples
@@ -154,11 +155,20 @@ def test_a_zip_of_something_else_is_not_an_npz() -> None:
     ],
     ids=lambda array: str(array.dtype),
 )
-def test_arrays_that_are_no_numbers_are_unsupported(array: Any) -> None:
-    with pytest.raises(Unsupported) as caught:
-        opened(savez({"fine": np.arange(2), "bad": array}))
-    assert "bad" in caught.value.where
-    assert ("unpickling" in caught.value.message) == (array.dtype == object)
+def test_arrays_that_are_no_numbers_are_listed_and_the_others_read(array: Any) -> None:
+    found = opened(savez({"fine": np.arange(2), "bad": array}))
+    assert found["fine"].numpy().tolist() == [0, 1]
+    assert list(found) == ["fine"]
+    assert list(found.exotic) == ["bad"]
+    error = found.exotic["bad"].error
+    assert isinstance(error, Unsupported)
+    assert ("unpickling" in error.message) == (array.dtype == object)
+    assert [each.rule.id for each in found.findings] == ["CGPT031"]
+    with pytest.raises(Unsupported, match="tensor bad cannot be read"):
+        select(found, Wish())
+    assert [each.name for each in select(found, Wish(exclude=["bad"])).tensors] == ["fine"]
+    with pytest.raises(Unsupported):  # no other entry is left
+        opened(savez({"bad": array}))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +177,7 @@ def test_arrays_that_are_no_numbers_are_unsupported(array: Any) -> None:
      "a\nb", "x" * 4093],
 )  # fmt: skip
 def test_names_that_leave_the_archive_are_refused(name: str) -> None:
-    with pytest.raises(BadRequest, match="archive"):
+    with pytest.raises(Unsupported, match="archive"):
         ours(samples.tensor(name, F32), samples.tensor("fine", F32))
 
 
@@ -176,7 +186,7 @@ def test_names_that_leave_the_archive_are_refused(name: str) -> None:
               ("__Metadata__",)]
 )  # fmt: skip
 def test_names_that_readers_would_mix_up_are_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(BadRequest, match="mix up") as caught:
+    with pytest.raises(Unsupported, match="mix up") as caught:
         ours(*(samples.tensor(name, F32) for name in names), samples.tensor("fine", F32))
     assert "fine" not in caught.value.message
 

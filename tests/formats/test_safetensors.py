@@ -99,9 +99,9 @@ def test_metadata_that_would_read_as_an_alias_is_refused() -> None:
         {"aliases": {"x": "wte"}, "metadata": {"x": "y"}},
         {"aliases": {"format": "wte"}},
     ):
-        with pytest.raises(BadRequest):
+        with pytest.raises(Unsupported):
             ours(wte, **bad)
-    with pytest.raises(BadRequest, match="reserves"):
+    with pytest.raises(Unsupported, match="reserves"):
         ours(samples.tensor("__metadata__", F32))
 
 
@@ -117,7 +117,7 @@ def test_float4_counts_elements_in_the_file_and_bytes_in_torch(tmp_path: Path) -
     assert load_file(tmp_path / "f")["f"].shape == (2, 3)
     assert opened(ours(tensor))["f"].shape == (2, 3)
     scalar = samples.tensor("f", BY_NAME["float4_e2m1fn_x2"], ())
-    with pytest.raises(BadRequest, match="float4"):
+    with pytest.raises(Unsupported, match="float4"):
         ours(scalar)
 
 
@@ -191,7 +191,7 @@ def test_a_shard_size_below_one_is_refused(most: int) -> None:
 
 def test_a_header_that_no_reader_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors, "HEADER_BYTES", 100)
-    with pytest.raises(BadRequest, match="header"):
+    with pytest.raises(Unsupported, match="header"):
         ours(*(samples.tensor(str(i), I8) for i in range(9)))
 
 
@@ -323,6 +323,8 @@ def test_a_mutated_file_is_read_or_refused_and_never_where_the_library_refuses(
     try:
         found = opened(bytes(mutated))
     except CgptError:
+        return
+    if found.exotic:  # of a type that neither knows: the library rejects the whole file
         return
     theirs = dict(theirs_of(bytes(mutated)))
     assert {name for name in found if name not in found.ties} == set(theirs)

@@ -21,7 +21,7 @@ from cgpt_convert import opening
 from cgpt_convert.containers.archive import open_archive
 from cgpt_convert.containers.directory import find_end
 from cgpt_convert.dtypes import BY_NAME, TABLE
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import Unsupported
 from cgpt_convert.formats import _torch_zip
 from cgpt_convert.formats import torch as form
 from cgpt_convert.output.sink import Options, write_files
@@ -198,7 +198,7 @@ def test_the_name_of_the_output_does_not_change_the_bytes() -> None:
 
 def test_quantized_tensors_are_all_refused() -> None:
     tensors = [samples.tensor(row.name, row) for row in QUANTIZED]
-    with pytest.raises(BadRequest, match="qint8") as caught:
+    with pytest.raises(Unsupported, match="qint8") as caught:
         form.plan(request("m.bin", *tensors, samples.tensor("w", F32)))
     assert all(f"{row.name} ({row.name})" in caught.value.message for row in QUANTIZED)
 
