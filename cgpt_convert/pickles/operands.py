@@ -119,13 +119,13 @@ def integer(written: bytes, otherwise: Value = None) -> Value:
     for base in (0, 8):
         try:
             return int(number, base)
-        except ValueError:
+        except ValueError:  # noqa: PERF203  two turns
             continue
     return otherwise
 
 
 def memo_index(opcodes: Opcodes) -> Value:
-    """The index of a memo entry: a number, or the line if it is no plain one, as Python 2 has it."""
+    """Return the index of a memo entry: a number, or the line if not a plain one (Python 2)."""
     piece = opcodes.short_line(KEPT)
     if piece is None:
         return opcodes.line()
