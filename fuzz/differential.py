@@ -32,7 +32,7 @@ from fuzz.sandbox import Child, Outcome
 from fuzz.wrapping import generated
 
 NAMES = ("x", "x", "x", "x.pkl", "x.pt", "x.bin", "x.joblib")
-_TRIES = 400  # executions that making a find smaller may take
+_TRIES = 250  # executions that making a find smaller may take
 _EACH = 3  # finds of one kind that are made smaller and written
 _SHOWN = 64 << 10  # bytes that are still made smaller
 
@@ -72,13 +72,13 @@ class Run:
         """Try one input; write it down if it is a find of a kind that was not seen yet."""
         outcome = self.child.run(data, name)
         self.codes[outcome.code] += 1
-        if outcome.is_find:
-            outcome = self._confirmed(data, name)
-        if outcome.is_find:
-            kind = kind_of(outcome)
-            self.kinds[kind] += 1
-            if self.kinds[kind] <= _EACH:
+        kind = kind_of(outcome)
+        if kind and self.kinds[kind] < _EACH:
+            kind = kind_of(self._confirmed(data, name))
+            if kind:
                 self._write(data, name, origin, kind)
+        if kind:
+            self.kinds[kind] += 1
         return outcome
 
     def close(self) -> None:
@@ -123,6 +123,7 @@ def kind_of(outcome: Outcome) -> str:
     loader, _, event = last.partition(": ")
     first, *words = event.split(" ")
     what = first if first == "find_class" else " ".join([first, *words[:2]])
+    what = re.sub(r"0x[0-9a-f]+", "", what)
     judged = re.sub(r"^\S+ +\S+: |[\d,]+|\n.*", "", outcome.report, flags=re.DOTALL)
     return f"{loader}: {what} (scan: {judged.strip()})"
 

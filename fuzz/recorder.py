@@ -197,7 +197,7 @@ class Judge:
     def built(self, target: object, state: object) -> None:
         """Stop the loader unless the object is of a type that is saved with a state of data."""
         parts = state if type(state) is tuple and len(state) == 2 else (state,)
-        if not (hasattr(target, "__setstate__") or hasattr(target, "__dict__") or any(parts[1:])):
+        if not any(hasattr(target, name) for name in ("__setstate__", "__dict__", "__slots__")):
             return  # the loader fails
         if not isinstance(target, _WITH_STATE):
             self.events.stop(f"BUILD on a {_kind(target)}")
@@ -278,7 +278,7 @@ def recording(events: Events, *, python2: bool = False) -> Any:
     before(b"b", lambda self: self.judge.built(self.stack[-2], self.stack[-1]))
     before(b"a", lambda self: self.judge.extended(self.stack[-2], "APPEND", lists))
     before(b"e", lambda self: self.judge.extended(marked(self), "APPENDS", lists))
-    before(b"s", lambda self: self.judge.extended(self.stack[-3], "SETITEM", _DICTS))
+    before(b"s", lambda self: self.judge.extended(self.stack[-3], "SETITEM", (*_DICTS, list)))
     before(b"u", lambda self: self.judge.extended(marked(self), "SETITEMS", _DICTS))
     before(b"\x90", lambda self: self.judge.extended(marked(self), "ADDITEMS", (set,)))
     if python2:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import io
 import json
 import os
@@ -182,6 +183,7 @@ def _confine(folder: str) -> None:
     os.makedirs(f"{folder}/cwd")
     os.chdir(f"{folder}/cwd")
     signal.signal(signal.SIGALRM, _late)
+    faulthandler.disable()
     warnings.simplefilter("ignore")
 
 
