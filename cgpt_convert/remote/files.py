@@ -26,8 +26,10 @@ class Downloaded:
         def attempt() -> None:
             nonlocal done
             done, total, pieces = thing.stream(done)
-            _check_space(self.name, (total or done) - done)
+            most = done + _space(self.name, None if total is None else total - done)
             for piece in pieces:
+                if done + len(piece) > most:
+                    raise _no_space(self.name, f"more than {most:,} bytes")
                 self._spool.write(piece, done)
                 done += len(piece)
             if total is not None and done != total:
@@ -54,11 +56,23 @@ class Downloaded:
         self._spool.close()
 
 
-def _check_space(name: str, nbytes: int) -> None:
+def _space(name: str, announced: int | None) -> int:
+    """Return how many bytes may be written; raises Unreadable if those announced do not fit.
+
+    Of a size that is not announced, half of the free space: the disk is not ours alone.
+    """
+    free, _ = room()
+    if announced is None:
+        return free // 2
+    if announced > free:
+        raise _no_space(name, f"{announced:,} bytes")
+    return announced
+
+
+def _no_space(name: str, what: str) -> Unreadable:
     free, folder = room()
-    if nbytes > free:
-        raise Unreadable(
-            f"{nbytes:,} bytes do not fit into {folder}, which has {free:,}",
-            where=name,
-            hint="set TMPDIR to a folder that has room",
-        )
+    return Unreadable(
+        f"{what} do not fit into {folder}, which has {free:,} free",
+        where=name,
+        hint="set TMPDIR to a folder that has room",
+    )

@@ -6,13 +6,15 @@ ever. Who asks is told by huggingface_hub's own conventions: HF_TOKEN or `hf aut
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cgpt_convert.errors import BadRequest, CgptError, Unreadable
-from cgpt_convert.remote.http import HttpObject, Request
-from cgpt_convert.remote.objects import absent
+from cgpt_convert.remote.fetching import patiently
+from cgpt_convert.remote.http import PASSING, HttpObject, Request, retry_after
+from cgpt_convert.remote.objects import Broken, absent
 from cgpt_convert.remote.traffic import settings, traffic
 
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
@@ -56,7 +58,7 @@ def pinned(name: str) -> tuple[str, list[str]]:
     place = parsed(name)
     if place.path and place.revision and re.fullmatch(_COMMIT, place.revision):
         return name, []
-    info = _info(place)
+    info = patiently(place.name, functools.partial(_info, place))
     files = [each.rfilename for each in info.siblings or ()]
     return place._replace(revision=info.sha).name, files
 
@@ -77,8 +79,11 @@ def _info(place: Place) -> Any:
         raise Unreadable(told, where=place.name) from None
 
 
-def _worded(error: Any, place: Place) -> CgptError:
+def _worded(error: Any, place: Place) -> CgptError | Broken:
     status = getattr(error.response, "status_code", 0)
+    if status in PASSING:
+        wait = retry_after(error.response.headers.get("Retry-After", ""))
+        return Broken(f"the Hub answers {status}", wait)
     if status in (401, 403, 404):
         return BadRequest(
             f"no such repository or revision, or none that may be seen ({status})",

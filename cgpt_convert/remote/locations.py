@@ -16,8 +16,16 @@ _users: dict[tuple[str, str], str] = {}  # scheme and host -> "user:password", g
 
 
 def name_of(url: str) -> str:
-    """What to call `url` from now on; `url_of` finds the way back."""
-    scheme, netloc, path, _, _ = urlsplit(url)
+    """Return what to call `url` from now on; `url_of` finds the way back.
+
+    Raises BadRequest for a URL that cannot be taken apart.
+    """
+    try:
+        scheme, netloc, path, _, _ = urlsplit(url)
+    except ValueError as error:
+        shown = url.partition("?")[0].rpartition("@")[2]
+        hint = "an IPv6 address is written [::1]"
+        raise BadRequest("not a valid URL", where=shown, hint=hint) from error
     user, at, host = netloc.rpartition("@")
     name = urlunsplit((scheme, host, path, "", ""))
     _users.pop((scheme, host), None)  # the URL given last is the one that counts

@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sysconfig
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -141,6 +142,37 @@ def nginx(folder: Path, more: str = "") -> Iterator[Nginx]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def scripted(answer: Callable[[str, socket.socket], None]) -> Iterator[str]:
+    """The address of a server that writes to each connection what `answer` does, then closes it.
+
+    `answer` gets the head of the request. It may go on for as long as anybody listens.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            head = b""
+            while b"\r\n\r\n" not in head:
+                piece = connection.recv(4096)
+                if not piece:
+                    return
+                head += piece
+            answer(head.decode("latin-1"), connection)
+            connection.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=one, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
 
 
 KEY, SECRET = "cgpt-access", "cgpt-secret-key"
