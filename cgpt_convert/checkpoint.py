@@ -87,7 +87,10 @@ class Checkpoint(Mapping[str, Tensor]):
         self.collisions: set[str] = set()  # names that more than one value has
         self.unsaved: set[str] = set()  # names of tensors without values (skip_data)
         self.lost: dict[str, Lost] = {}  # tensors left out, when salvaging
-        # path of each dict -> path of the dict around it; the outermost's path and parent are ""
+        # tensors that state_dict() of the pickled module does not contain -> what they are
+        self.extras: dict[str, str] = {}
+        # path of each dict -> path of the dict around it; the outermost's path and parent are "".
+        # An object in a dict is one, too, but nothing inside of it
         self.containers: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Tensor:

@@ -68,13 +68,18 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     """
     root, asked = chosen_names(checkpoint, wish)
     where = checkpoint.path
-    lost = {_relative(n, root): checkpoint.lost[n] for n in asked if n in checkpoint.lost}
+    lost = {relative(n, root): checkpoint.lost[n] for n in asked if n in checkpoint.lost}
     chosen = [name for name in asked if name not in checkpoint.lost]
     if not chosen:
         raise Malformed(f"of {len(lost):,} tensors none is whole", where=where)
     check_dense(checkpoint, chosen, root)
-    tensors = [checkpoint[name].renamed(_relative(name, root)) for name in chosen]
-    left_out = [name for name in _everything(checkpoint) if not _is_under(name, root)]
+    tensors = [checkpoint[name].renamed(relative(name, root)) for name in chosen]
+    kept = {*asked}
+    left_out = [
+        name
+        for name in everything(checkpoint)
+        if not is_under(name, root) or (name in checkpoint.extras and name not in kept)
+    ]
     aliases: dict[str, str] = {}
     if wish.tied == "alias":
         tensors, aliases = fold_ties(tensors)
@@ -84,19 +89,25 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     return Selection(root, tensors, aliases, left_out, lost)
 
 
-def chosen_names(checkpoint: Checkpoint, wish: Wish) -> tuple[str, list[str]]:
-    """The root, and the names in the file of the tensors that `wish` asks for, lost ones too.
+def chosen_names(
+    checkpoint: Checkpoint, wish: Wish, *, extras: bool = False
+) -> tuple[str, list[str]]:
+    """Return the root, and the names in the file of the tensors that `wish` asks for.
 
-    Raises Unsupported where there are no tensors, BadRequest where none matches.
+    Lost ones are among them. Tensors that `state_dict()` does not contain are included with
+    `extras`, with the root `.`, and if there are no others. Raises Unsupported where there are no
+    tensors, BadRequest where none matches.
     """
-    root = choose_root(checkpoint) if wish.root is None else _given_root(checkpoint, wish.root)
-    everything = _everything(checkpoint)
-    inside = [name for name in everything if _is_under(name, root)]
-    chosen = [n for n in inside if wanted(_relative(n, root), wish.match, wish.exclude)]
-    if not everything:
-        raise Unsupported("the file holds no tensors", where=checkpoint.path)
+    root = choose_root(checkpoint) if wish.root is None else given_root(checkpoint, wish.root)
+    names = everything(checkpoint)
+    inside = [name for name in names if is_under(name, root)]
+    if not extras and wish.root != EVERYTHING:
+        inside = [name for name in inside if name not in checkpoint.extras] or inside
+    chosen = [n for n in inside if wanted(relative(n, root), wish.match, wish.exclude)]
+    if not names:
+        raise Unsupported("the file contains no tensors", where=checkpoint.path)
     if not chosen:
-        raise no_match(checkpoint.path, [_relative(name, root) for name in inside])
+        raise no_match(checkpoint.path, [relative(name, root) for name in inside])
     return root, chosen
 
 
@@ -105,15 +116,15 @@ def choose_root(checkpoint: Checkpoint) -> str:
 
     Raises BadRequest if there are several: only the user knows which is meant.
     """
-    everything = _everything(checkpoint)
+    names = everything(checkpoint)
     root = ""
     while True:
         here = [
             path
             for path, parent in checkpoint.containers.items()
-            if parent == root and path and _relative(path, parent) in WELL_KNOWN_ROOTS
+            if parent == root and path and relative(path, parent) in WELL_KNOWN_ROOTS
         ]
-        here = [path for path in here if any(_is_under(name, path) for name in everything)]
+        here = [path for path in here if any(is_under(name, path) for name in names)]
         if not here:
             return root
         if len(here) > 1:
@@ -143,14 +154,15 @@ def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
     return kept, aliases
 
 
-def _given_root(checkpoint: Checkpoint, root: str) -> str:
+def given_root(checkpoint: Checkpoint, root: str) -> str:
+    """Return the path of the root that the user names; BadRequest if there are no tensors in it."""
     if root == EVERYTHING:
         return ""
-    if any(_is_under(name, root) for name in _everything(checkpoint)):
+    if any(is_under(name, root) for name in everything(checkpoint)):
         return root
     known = [path for path in checkpoint.containers if path][:10]
     raise BadRequest(
-        f"nothing lies under {root!r}",
+        f"no tensor is under {root!r}",
         where=checkpoint.path,
         hint=f"there are {', '.join(map(printable, known))}" if known else "",
     )
@@ -166,16 +178,18 @@ def no_match(where: str, names: Sequence[str]) -> BadRequest:
 _SHOWN = 3
 
 
-def _everything(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The names of all tensors: dense, exotic, and lost ones, which still tell of the layout."""
+def everything(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of all tensors: dense, exotic, and lost ones."""
     return (*checkpoint, *checkpoint.exotic, *checkpoint.lost)
 
 
-def _is_under(name: str, root: str) -> bool:
+def is_under(name: str, root: str) -> bool:
+    """Return whether the name is one of those under the root."""
     return not root or name.startswith(root + ".")
 
 
-def _relative(name: str, root: str) -> str:
+def relative(name: str, root: str) -> str:
+    """Return the name that a tensor under the root has there."""
     return name[len(root) + 1 :] if root else name
 
 
@@ -205,7 +219,7 @@ def check_dense(checkpoint: Checkpoint, chosen: Iterable[str], root: str = "") -
     errors = [checkpoint.exotic[name].error for name in reasons if name in checkpoint.exotic]
     damaged = any(isinstance(error, Malformed) for error in errors)
     what = lines[0] if len(lines) == 1 else f"{len(reasons):,} tensors:\n  " + "\n  ".join(lines)
-    names = [_relative(name, root) for name in reasons]
+    names = [relative(name, root) for name in reasons]
     hint = f"Use {excluding(names)} to skip {'it' if len(names) == 1 else 'them'}."
     raise (Malformed if damaged else Unsupported)(what, where=checkpoint.path, hint=hint)
 

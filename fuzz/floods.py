@@ -568,7 +568,7 @@ def _lock(count: int) -> bytes:
     """A lock of very many tensors, made as ours are."""
     rows = {f"{n:x}": Row("float32", (0,), "0" * 64, f"{n:x}") for n in range(count)}
     digest = listed({name: row.sha256 for name, row in rows.items()})
-    return encoded(Lock(digest, "", "", (), rows))
+    return encoded(Lock(digest, "", "", (), rows, None))
 
 
 _ONE = {

@@ -88,7 +88,6 @@ SAME = (
     "copies.bin",
     "reversed.bin",
     "legacy.bin",
-    "nested.ckpt",
     "library.safetensors",
     "library.npz",
     "small.npz",
@@ -191,8 +190,14 @@ def test_names_types_and_shapes_count(tmp_path):
 
 
 def test_the_choice_is_that_of_convert(folder, state):
+    path = folder / "nested.ckpt"
+    within = "state_dict.model"
+    every = whole({f"{within}.{name}": tensor for name, tensor in state.items()})
+    lines = [line.split() for line in run("digest", path).out.splitlines()]
+    assert [line[0] for line in lines] == [every, whole(state), model(state)]
     chosen = {name: tensor for name, tensor in state.items() if ".h.0." in name}
-    assert digests(folder / "nested.ckpt", "--match", "*.h.0.*")[0] == whole(chosen)
+    choice = ("--root", within, "--match", "*.h.0.*")
+    assert digests(path, *choice)[0] == whole(chosen)
     assert digests(folder / "nested.ckpt", "--root", "state_dict")[0] == whole(
         {f"model.{name}": tensor for name, tensor in state.items()}
     )

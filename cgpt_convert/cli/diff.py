@@ -14,8 +14,8 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.proof.canonical import weights
-from cgpt_convert.proof.diff import CHANGED, EQUAL, LEFT_OUT, Row, diff
+from cgpt_convert.proof.diff import CHANGED, EQUAL, LEFT_OUT, NOT_COMPARED, Row, diff
+from cgpt_convert.proof.scope import sides
 from cgpt_convert.select import Wish
 from cgpt_convert.shapes import dims
 
@@ -26,7 +26,7 @@ _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 @click.argument("before", type=click.Path())
 @click.argument("after", type=click.Path())
 @options.remote
-@options.wish
+@options.scope
 @options.jobs
 @options.as_json
 def command(
@@ -38,26 +38,34 @@ def command(
 ) -> int:
     """Show which tensors of BEFORE and AFTER differ, and by how much. Exit 1 if any does.
 
-    Tensors of a known architecture are compared under whatever names they have; buffers that are
-    computed, and tied weights that only one of the files repeats, make no difference.
+    All tensors of both are compared, or those that --root, --match and --exclude choose; the
+    others are listed. Tensors of a known architecture are compared under whatever names they have;
+    buffers that are computed, and tied weights that only one of the files repeats, make no
+    difference.
     """
-    opened = [open_checkpoint(path) for path in (before, after)]
+    opened = open_checkpoint(before), open_checkpoint(after)
     tell_code(*opened)
-    one, other = (weights(checkpoint, wish) for checkpoint in opened)
-    with progress("diff", sum(t.nbytes for t in other.tensors.values())) as advance:
-        rows = diff(one, other, jobs, advance)
+    both = sides(*opened, wish)
+    with progress("diff", sum(t.nbytes for t in both.other.tensors.values())) as advance:
+        rows = diff(both, jobs, advance)
     different = any(row.differs for row in rows)
     if as_json:
         result = {"before": before, "after": after, "equal": not different}
+        result["scope"] = both.scope.as_json()
         options.print_json({**result, "tensors": [_told(row) for row in rows]})
     else:
         _print(rows)
-    return 1 if different else 0
+        for check in both.scope.checks():
+            click.echo(wrapped(f"{printable(check.file)}: {check.detail}", 4))
+    if different:
+        return 1
+    return 3 if any(row.state == NOT_COMPARED and row.unknown for row in rows) else 0
 
 
 def _told(row: Row) -> dict[str, Any]:
     """A tensor as `--json` prints it: what is not finite has no number there."""
     told = row._asdict()
+    del told["unknown"]
     most = row.most
     told["most"] = most if most is not None and math.isfinite(most) else None
     return told

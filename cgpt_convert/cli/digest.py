@@ -6,20 +6,25 @@ from typing import Any
 
 import click
 
+from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
+from cgpt_convert.cli.table import counted, wrapped
+from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.proof.canonical import Weights, weights
-from cgpt_convert.proof.digests import ALGORITHM, Digested, digested
+from cgpt_convert.proof.digests import ALGORITHM, Digested, digested, of_part
+from cgpt_convert.proof.odd import described
+from cgpt_convert.proof.scope import part_scope
 from cgpt_convert.select import Wish
 
 
 @click.command("digest")
 @options.source
 @click.option("--tensors", is_flag=True, help="Show the digest of each tensor, too.")
-@options.wish
+@options.scope
 @options.mapping
 @options.jobs
 @options.as_json
@@ -31,44 +36,71 @@ def command(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Print one digest for the weights of SOURCE, whatever the container.
+    """Print one digest for all tensors of SOURCE, whatever the container.
 
-    The first line is the digest of all tensors under their names. The second, for a known
-    architecture, is the model's: it is the same under other names of the same tensors, without
-    computed buffers, tied or not.
+    If weights under a well-known key, such as state_dict, are a part of them, the next line is the
+    digest of that part, which convert writes. The last line, for a known architecture, is the
+    model's digest: it is the same under other names of the same tensors, without computed buffers,
+    tied or not.
     """
     checkpoint = open_checkpoint(source, mapping)
     tell_code(checkpoint)
     chosen = weights(checkpoint, wish)
     with progress("digest", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)
+    part = _part(checkpoint, chosen, wish)
+    part_found = of_part(part, found) if part is not chosen else found
     if as_json:
-        options.print_json(_result(chosen, found))
+        scope = part_scope(chosen, wish).as_json()
+        options.print_json(_result(chosen, found, part, part_found) | {"scope": scope})
         return
     click.echo(ALGORITHM + found.whole)
-    if found.model:
-        click.echo(f"{ALGORITHM}{found.model}  model {chosen.architecture}")
-    elif chosen.architecture:
-        count = len(chosen.misfits)
-        click.echo(f"no model digest: {count} differences from {chosen.architecture}", err=True)
+    for check in part_scope(chosen, wish).checks(verb="taken"):
+        click.echo(wrapped(f"note: {check.detail}", 4), err=True)
+    if part is not chosen:
+        of = f"{len(part.keys):,} of {counted(len(chosen.keys), 'tensor')}"
+        where = f"under {printable(part.root)!r}" if part.root else "that state_dict() contains"
+        click.echo(f"{ALGORITHM}{part_found.whole}  {of}, {where}")
+    if part_found.model:
+        click.echo(f"{ALGORITHM}{part_found.model}  model {part.architecture}")
+    elif part.architecture:
+        count = len(part.misfits)
+        click.echo(f"no model digest: {count} differences from {part.architecture}", err=True)
     for name, digest in found.tensors.items() if tensors else ():
         click.echo(f"{digest}  {printable(name)}")
 
 
-def _result(chosen: Weights, found: Digested) -> dict[str, Any]:
-    """What `--json` prints; docs/json.md has the keys."""
+def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
+    """Return the weights that `convert` writes, if they are a part of what is chosen; else that."""
+    if wish != Wish():
+        return chosen
+    try:
+        part = weights(checkpoint, wish, extras=False)
+    except BadRequest as error:  # several roots
+        click.echo(f"note: {error.message}; name one with --root", err=True)
+        return chosen
+    return part if len(part.keys) < len(chosen.keys) or part.root else chosen
+
+
+def _result(
+    chosen: Weights, found: Digested, part: Weights, part_found: Digested
+) -> dict[str, Any]:
+    """Return what `--json` prints; docs/json.md has the keys."""
+    under = {
+        "root": part.root or None,
+        "digest": ALGORITHM + part_found.whole,
+        "tensors": len(part.keys),
+        "of": len(chosen.keys),
+    }
     return {
         "source": chosen.path,
         "digest": ALGORITHM + found.whole,
-        "model": ALGORITHM + found.model if found.model else None,
-        "architecture": chosen.architecture or None,
+        "weights": under if part is not chosen else None,
+        "model": ALGORITHM + part_found.model if part_found.model else None,
+        "architecture": part.architecture or None,
         "tensors": [
-            {
-                "name": name,
-                "dtype": tensor.dtype.name,
-                "shape": list(tensor.shape),
-                "sha256": found.tensors[name],
-            }
-            for name, tensor in chosen.tensors.items()
+            {"name": name, "dtype": dtype, "shape": list(shape), "sha256": found.tensors[name]}
+            for name in chosen.keys
+            for dtype, shape in [described(chosen, name)]
         ],
     }

@@ -18,6 +18,7 @@ from cgpt_convert.plan import FilePlan
 from cgpt_convert.proof import lock as locks
 from cgpt_convert.proof.canonical import weights
 from cgpt_convert.proof.digests import ALGORITHM, digested
+from cgpt_convert.proof.scope import part_scope
 from cgpt_convert.select import Wish
 
 
@@ -25,7 +26,7 @@ from cgpt_convert.select import Wish
 @options.source
 @click.option("-o", "--output", required=True, type=options.Output(), help="The file to write.")
 @click.option("--in-toto", is_flag=True, help="Write an in-toto statement that holds the lock.")
-@options.wish
+@options.scope
 @options.mapping
 @options.jobs
 @options.overwrite
@@ -40,10 +41,10 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write down which weights SOURCE holds, for `verify --lock` to compare with.
+    """Write a lock of the tensors of SOURCE, for `verify --lock` to compare with.
 
-    The file has a line for each tensor, in the order of their names, so that a review shows what
-    changed.
+    It records all tensors, or those that --root, --match and --exclude choose. The file has a line
+    for each tensor, in the order of their names, so that a review shows what changed.
     """
     checkpoint = open_checkpoint(source, mapping)
     options.check_apart(checkpoint, output)
@@ -53,14 +54,18 @@ def command(
     chosen = weights(checkpoint, wish)
     with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)
-    made = locks.lock(checkpoint, chosen, found, jobs)
+    scope = wish._replace(root=chosen.root or None)
+    made = locks.lock(checkpoint, chosen, found, scope, jobs)
     content = locks.statement(made) if in_toto else locks.encoded(made)
     plans = [FilePlan(os.path.basename(output), (content,))]
     write_files(plans, os.path.dirname(output), Options(overwrite=overwrite))
     if as_json:
         model = ALGORITHM + made.model if made.model else None
         result = {"source": source, "output": output, "digest": ALGORITHM + made.digest}
-        options.print_json({**result, "model": model, "tensors": len(made.tensors)})
+        told = {"model": model, "tensors": len(made.tensors)}
+        options.print_json({**result, **told, "scope": part_scope(chosen, wish).as_json()})
         return
     click.echo(wrapped(f"{printable(output)}: {counted(len(made.tensors), 'tensor')}", 4))
+    for check in part_scope(chosen, wish).checks(verb="locked"):
+        click.echo(wrapped(check.detail, 4))
     click.echo(ALGORITHM + made.digest)

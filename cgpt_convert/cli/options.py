@@ -141,9 +141,24 @@ mapping = click.option(
 )
 
 
+whole_root = click.option(
+    "--root",
+    metavar="KEY",
+    help="Take only the tensors under this key of a nested checkpoint.  [default: all tensors]",
+)
+
+
 def wish(command: F) -> F:
     """--match, --exclude and --root, which the command is given as one `wish`."""
+    return _wish(root, command)
 
+
+def scope(command: F) -> F:
+    """Return the command with the same options, for which no root means all tensors."""
+    return _wish(whole_root, command)
+
+
+def _wish(root: Callable[[Any], Any], command: F) -> F:
     @match
     @exclude
     @root

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.checks import FAILED, NOTE, PASSED, Check, exit_code
+from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.cli import options
 from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.cli.progress import progress
@@ -18,13 +18,13 @@ from cgpt_convert.errors import Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.proof.besides import besides
-from cgpt_convert.proof.canonical import Weights, weights
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.select import Wish
 from cgpt_convert.tensor import Tensor
 
 if TYPE_CHECKING:
     from cgpt_convert.cli.logits import Logits
+    from cgpt_convert.proof.scope import Scope
 
 
 @click.command("verify")
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="Of --logits.  [default: by TARGET's coarsest type]",
 )
 @computing
-@options.wish
+@options.scope
 @options.mapping
 @options.jobs
 @options.allow
@@ -64,12 +64,13 @@ def command(
     as_json: bool,
     **how: Any,
 ) -> int:
-    """Compare TARGET with SOURCE, with a lock, or with its own claim. Exit 1 if one differs.
+    """Compare TARGET with SOURCE, with a lock, or with its provenance metadata.
 
-    Complete both ways, bit for bit. What was cast or quantized is made again from SOURCE. The
-    globs, --root and --mapping are about SOURCE; with --lock, which has none, about TARGET. Code
-    that TARGET names besides, and weight files beside it in a folder, fail, too. With --logits the
-    models are then run, layer by layer.
+    Exit 1 if anything differs. All tensors of both are compared, bit for bit; what was cast or
+    quantized is computed again from SOURCE. --root, --match and --exclude compare a part, as does
+    provenance metadata of TARGET that names a root; the tensors outside of it are listed. Code that
+    TARGET names, and other weight files in its folder, fail, too. With --logits the models are
+    then run, layer by layer.
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
@@ -77,14 +78,15 @@ def command(
     _check_use(logits, said, pair=len(paths) > 1, chosen=wish != Wish())
     rule = Rule(allow)
     forward: Logits | None = None
+    scope: Scope | None = None
     if lock is not None:
         target = open_checkpoint(paths[0], mapping)
-        checks = _locked(weights(target, wish), lock, jobs)
+        checks, scope = _locked(target, wish, lock, jobs)
     elif len(paths) > 1:
         source = open_checkpoint(paths[0], mapping)
         forward = _logits(source, how, computing, jobs) if logits else None
         target = open_checkpoint(paths[1])
-        checks = _converted(weights(source, wish), target, jobs)
+        checks, scope = _converted(source, target, wish, jobs)
     elif wish != Wish() or mapping is not None:
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
@@ -94,28 +96,31 @@ def command(
     if forward:
         compared = forward.compare(target, paths[1], differs=bool(exit_code(checks)))
     checks += besides(target, paths[-1], rule)
-    _report(paths[-1], checks, compared, forward, form, as_json=as_json, verbose=verbose)
+    if scope is not None:
+        checks += scope.checks()
+    result = _Result(checks, compared, forward, scope)
+    _report(paths[-1], result, form, as_json=as_json, verbose=verbose)
     return exit_code(checks + compared)
 
 
-def _report(
-    target: str,
-    checks: list[Check],
-    compared: list[Check],
-    forward: Logits | None,
-    form: str,
-    *,
-    as_json: bool,
-    verbose: bool,
-) -> None:
+class _Result(NamedTuple):
+    checks: list[Check]
+    compared: list[Check]  # what the models compute
+    forward: Logits | None
+    scope: Scope | None
+
+
+def _report(target: str, result: _Result, form: str, *, as_json: bool, verbose: bool) -> None:
+    checks, compared, forward, scope = result
     every = checks + compared
     if form != "text":
         options.print_checks(every, form)
     elif as_json:
         counts = Counter(check.outcome for check in every)
         rows = [check._asdict() for check in every]
-        result = {"ok": not exit_code(every), "outcomes": counts, "checks": rows}
-        options.print_json({**result, "logits": forward and forward.as_json()})
+        told = {"ok": not exit_code(every), "outcomes": counts, "checks": rows}
+        told["scope"] = scope and scope.as_json()
+        options.print_json({**told, "logits": forward and forward.as_json()})
     else:
         notes = [check for check in compared if check.outcome == NOTE]
         _print(target, checks + notes, verbose=verbose)
@@ -145,27 +150,35 @@ def _logits(source: Checkpoint, how: Mapping[str, Any], computing: Computing, jo
     return Logits(source, How(**how), computing, crew_size(jobs))
 
 
-def _locked(target: Weights, path: str, jobs: int) -> list[Check]:
-    from cgpt_convert.proof.against_lock import against_lock
+def _locked(target: Checkpoint, wish: Wish, path: str, jobs: int) -> tuple[list[Check], Scope]:
+    from cgpt_convert.proof.against_lock import against_lock, lock_hint, lock_sides
+    from cgpt_convert.proof.claim import claimed_root
     from cgpt_convert.proof.lock import read_lock
 
     lock = read_lock(path)
-    with progress("verify", _nbytes(target.tensors)) as advance:
-        return against_lock(target, lock, jobs, advance)
+    sides = lock_sides(lock, path, target, wish, claimed_root(target))
+    with progress("verify", _nbytes(sides.target.tensors)) as advance:
+        checks = against_lock(sides, jobs, advance)
+    return checks + lock_hint(lock, path, checks, sides.scope), sides.scope
 
 
-def _converted(source: Weights, written: Checkpoint, jobs: int) -> list[Check]:
+def _converted(
+    source: Checkpoint, written: Checkpoint, wish: Wish, jobs: int
+) -> tuple[list[Check], Scope]:
     from cgpt_convert.proof.against_claim import declared, source_of
     from cgpt_convert.proof.against_source import against_source
     from cgpt_convert.proof.claim import claimed
+    from cgpt_convert.proof.scope import hint, sides
 
-    target, claim = weights(written), claimed(written)
-    with progress("verify", _nbytes(target.tensors)) as advance:
-        checks = against_source(source, target, jobs, advance)
-    if claim is None:
-        return checks
-    with progress("digest", _nbytes(source.tensors)) as advance:
-        return declared(checks, claim) + source_of(claim, source, written.path, jobs, advance)
+    claim = claimed(written)
+    both = sides(source, written, wish, claim.root if claim else None)
+    with progress("verify", _nbytes(both.other.tensors)) as advance:
+        checks = against_source(both, jobs, advance)
+    if claim is not None:
+        with progress("digest", _nbytes(both.one.tensors)) as advance:
+            origin = source_of(claim, both, written.path, jobs, advance)
+            checks = declared(checks, claim) + origin
+    return checks + hint(source, checks, both.scope), both.scope
 
 
 def _claiming(checkpoint: Checkpoint, jobs: int) -> list[Check]:
@@ -197,12 +210,14 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
         if verbose or check.outcome != PASSED:
             name = f"{printable(check.tensor)}: " if check.tensor else ""
             click.echo(wrapped(f"{check.outcome}: {name}{printable(check.detail)}", 4))
-    failed = sum(check.outcome == FAILED for check in checks)
-    ends = f"{failed:,} of {counted(len(checks), 'check')} failed"
+    failed = sum(check.outcome in (FAILED, ERROR) for check in checks)
+    passed = [check for check in checks if check.outcome == PASSED]
+    made = failed + len(passed)
+    ends = f"{failed:,} of {counted(made, 'check')} failed"
     if not failed:
-        kinds = Counter(check.detail.partition(", max")[0] for check in checks if check.tensor)
+        kinds = Counter(check.detail.partition(", max")[0] for check in passed if check.tensor)
         ends = "; ".join(f"{n:,} {printable(kind)}" for kind, n in _folded(kinds).items())
-        ends = f"{counted(len(checks), 'check')} passed: {ends}"
+        ends = f"{counted(made, 'check')} passed: {ends}"
     click.echo(wrapped(f"{printable(target)}: {ends}", 4))
 
 

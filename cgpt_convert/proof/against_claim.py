@@ -9,10 +9,11 @@ from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.formats import parameters
 from cgpt_convert.formats._parameters import Recorded
 from cgpt_convert.output.checksums import Advance, untold
-from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.canonical import named
 from cgpt_convert.proof.claim import MODEL, SOURCE, Claimed
 from cgpt_convert.proof.digests import digested, hashed
 from cgpt_convert.proof.files import file_digests
+from cgpt_convert.proof.scope import Sides
 
 
 def against_claim(
@@ -72,10 +73,20 @@ def _recorded(row: Recorded, digest: str, path: str) -> Check:
 
 
 def source_of(
-    claim: Claimed, weights: Weights, file: str, jobs: int = 0, advance: Advance = untold
+    claim: Claimed, sides: Sides, file: str, jobs: int = 0, advance: Advance = untold
 ) -> list[Check]:
-    """Whether these weights are the source that the claim of `file` names."""
-    found = digested(weights, jobs, advance)
+    """Return whether the weights compared are the source that the claim of `file` names."""
+    if not (claim.source or claim.model):
+        return []
+    weights = sides.one
+    mentioned = {*claim.tensors, *(row.origin for row in claim.tensors.values())}
+    inside = {*sides.pairing.names()}
+    written = [
+        tensor
+        for name, tensor in weights.tensors.items()
+        if name in inside and (name not in weights.extras or name in mentioned)
+    ]
+    found = digested(named(written, weights.path), jobs, advance)
     checks = []
     for key, said, is_so in (
         (SOURCE, claim.source, found.whole),

@@ -6,16 +6,18 @@ again, and every bit must be the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.dtypes import CASTS
 from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.proof import odd_pairs
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of, hashed
-from cgpt_convert.proof.pairs import Pairing, paired, unpaired
+from cgpt_convert.proof.pairs import Pairing, unpaired
+from cgpt_convert.proof.scope import Sides
 from cgpt_convert.shapes import dims, in_blocks
 from cgpt_convert.tensor import Tensor, replace
 
@@ -28,23 +30,28 @@ class Step(NamedTuple):
     steps: tuple[str, ...]
 
 
-def against_source(
-    source: Weights, target: Weights, jobs: int = 0, advance: Advance = untold
-) -> list[Check]:
+def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Check]:
     """A check for each tensor of either; `detail` names what was done to it.
 
     Identity, rename, transpose, cast, quantize, dequantize, drop (of computed buffers) and tie are
     the transforms there are. Anything else is a difference. Raises Malformed where bytes do not
     match the checksum that a file records.
     """
-    pairing = paired(source.names, target.names)
+    source, target, pairing, _scope = sides
+    dense = {
+        name: own
+        for name, own in pairing.both.items()
+        if name in source.tensors and own in target.tensors
+    }
 
     def check(one: Tensor, other: Tensor) -> Check:
         return _check(one, other, target)._replace(tensor=target.name_in_file(other.name))
 
-    checks = [*in_pairs(pairing.both, source, target, check, jobs, advance).values()]
+    checks = [*in_pairs(dense, source, target, check, jobs, advance).values()]
     one, other = _digests(source, target, pairing, jobs)
-    _tell_swapped(checks, source, target, pairing, jobs)
+    _tell_swapped(checks, source, target, dense, jobs)
+    rest = {name: own for name, own in pairing.both.items() if name not in dense}
+    checks += odd_pairs.checks(odd_pairs.compared(rest, source, target, jobs), target.path, rest)
     for tensor in (*source.tensors.values(), *target.tensors.values()):
         tensor.storage.source.check_unchanged()
     return checks + unpaired(pairing, one, other, target.path)
@@ -66,6 +73,8 @@ def transform(source: Tensor, target: Tensor, weights: Weights) -> Step | str:
         steps = (*steps, "transpose")
     if source.stored.block > 1 and source.target:
         steps = (*steps, f"dequantize {source.stored.name}")
+    if held.quantizer != source.quantizer:
+        return f"quantizer {held.quantizer or 'none'}, expected {source.quantizer or 'none'}"
     if held.dtype == source.dtype:
         return Step(held, source, steps or ("identity",))
     blocks = held.dtype.block > 1
@@ -129,17 +138,17 @@ def _both_of(tied: dict[str, str]) -> Iterator[str]:
 
 
 def _tell_swapped(
-    checks: list[Check], source: Weights, target: Weights, pairing: Pairing, jobs: int
+    checks: list[Check], source: Weights, target: Weights, pairs: Mapping[str, str], jobs: int
 ) -> None:
     """Add to failed checks whose values a tensor has, if it has those of another that failed."""
     steps: dict[str, Step] = {}
-    for check, (name, own) in zip(checks, pairing.both.items(), strict=True):
+    for check, (name, own) in zip(checks, pairs.items(), strict=True):
         step = transform(source.tensors[name], target.tensors[own], target)
         if check.outcome == FAILED and isinstance(step, Step):
             steps[name] = step
     digests = hashed([each for step in steps.values() for each in step[:2]], jobs)
     owners = {digests[step.expected.content]: name for name, step in steps.items()}
-    for at, name in enumerate(pairing.both):
+    for at, name in enumerate(pairs):
         owner = owners.get(digests[steps[name].held.content]) if name in steps else None
         if owner is not None:
             checks[at] = checks[at]._replace(

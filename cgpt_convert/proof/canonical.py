@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.checkpoint import Checkpoint, Exotic
 from cgpt_convert.exports import undone
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.proof.pairs import Names
-from cgpt_convert.select import Wish, select
+from cgpt_convert.select import EVERYTHING, Wish, chosen_names, everything, relative
+from cgpt_convert.source import Source
 from cgpt_convert.tensor import Tensor
+
+LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds of tensors without a view
 
 
 class Weights(NamedTuple):
@@ -23,53 +26,102 @@ class Weights(NamedTuple):
     path: str
     kind: str  # the container: "GGUF" ...
     tensors: dict[str, Tensor]  # by own name, in the file's order
-    keys: dict[str, str]  # own name -> key, all different
+    odd: dict[str, Exotic]  # by own name: what is not one dense view, or has no value
+    keys: dict[str, str]  # own name -> key, all different; of `tensors` and of `odd`
     buffers: frozenset[str]  # own names of what is computed, not learned, so no model needs it
+    extras: Mapping[str, str]  # own name of what state_dict() does not contain -> what it is
     ties: Mapping[str, str]  # key of what may be left out -> key of what it equals then
     architecture: str  # "" if it is not known
     misfits: tuple[str, ...]  # why it is not all of a model of that architecture, and no more
+    root: str = ""  # own names are those behind it
+    outside: tuple[str, ...] = ()  # names in the file of the tensors that were not chosen
+    sources: tuple[Source, ...] = ()  # the files
 
     @property
     def is_model(self) -> bool:
         """Are these all the tensors of a known architecture and nothing else?"""
-        return bool(self.architecture) and not self.misfits
+        return bool(self.architecture) and not self.misfits and not self.odd
+
+    @property
+    def total(self) -> int:
+        """The number of all tensors in the file."""
+        return len(self.keys) + len(self.outside)
 
     def name_in_file(self, name: str) -> str:
         """What the file itself calls the tensor: a GGUF file's names were undone."""
-        return self.tensors[name].storage.key if self.kind == "GGUF" else name
+        tensor = self.tensors.get(name) if self.kind == "GGUF" else None
+        return tensor.storage.key if tensor else name
+
+    def full_name(self, name: str) -> str:
+        """Return the name with the root before it."""
+        return f"{self.root}.{name}" if self.root else name
 
     @property
     def names(self) -> Names:
         """What the tensors are compared by, without them."""
-        return Names(self.keys, self.buffers, self.ties, self.architecture)
+        return Names(self.keys, self.buffers, self.extras, self.ties, self.architecture)
 
 
-def weights(checkpoint: Checkpoint, wish: Wish | None = None) -> Weights:
-    """What `convert` would write of the checkpoint: its tensors, the root taken off their names.
+def weights(checkpoint: Checkpoint, wish: Wish | None = None, *, extras: bool = True) -> Weights:
+    """Return the tensors that `wish` chooses: all of the file, if it names no root and no globs.
 
-    Of `wish` the root and the globs count. Raises BadRequest as `select` does.
+    Without `extras`, and with no root named, they are those that `convert` writes. Raises
+    BadRequest where no tensor is chosen, Unsupported where there is none.
     """
-    wish = (wish or Wish())._replace(dtype="keep", tied="copy")
-    return named(select(undone(checkpoint), wish).tensors, checkpoint.path, checkpoint.kind)
+    wish = wish or Wish()
+    if extras and wish.root is None:
+        wish = wish._replace(root=EVERYTHING)
+    checkpoint = undone(checkpoint)
+    root, chosen = chosen_names(checkpoint, wish, extras=extras)
+    own = {name: relative(name, root) for name in chosen}
+    odd = {name: each for name in chosen if (each := _odd(checkpoint, name))}
+    dense = [checkpoint[name].renamed(own[name]) for name in chosen if name not in odd]
+    found = named(dense, checkpoint.path, checkpoint.kind)
+    keys = found.keys | {own[name]: own[name] for name in odd}
+    if len(set(keys.values())) < len(keys):
+        keys = {name: name for name in keys}
+    return found._replace(
+        odd={own[name]: each for name, each in odd.items()},
+        keys={own[name]: keys[own[name]] for name in chosen},
+        extras={own[n]: checkpoint.extras[n] for n in chosen if n in checkpoint.extras},
+        root=root,
+        outside=tuple(name for name in everything(checkpoint) if name not in own),
+        sources=checkpoint.sources,
+    )
 
 
 def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
     """The tensors, whose names are different, with all that is known of their names."""
     own = {tensor.name: tensor.uncast for tensor in tensors}
     found = recognise(own)
+    plain = dict(zip(own, own, strict=True))
     if found is None:
-        return Weights(path, kind, own, dict(zip(own, own, strict=True)), frozenset(), {}, "", ())
+        return Weights(path, kind, own, {}, plain, frozenset(), {}, {}, "", ())
     canonical = found.names("hf")
     keys = {name: canonical.get(name, name) for name in own}
     if len(set(keys.values())) < len(keys):  # a name is another's canonical one: it stays apart
-        keys = dict(zip(own, own, strict=True))
+        keys = plain
     return Weights(
         path=path,
         kind=kind,
         tensors=own,
+        odd={},
         keys=keys,
         buffers=frozenset(found.skipped),
+        extras={},
         ties=found.architecture.ties,
         architecture=found.architecture.name,
         misfits=found.misfits,
     )
+
+
+def _odd(checkpoint: Checkpoint, name: str) -> Exotic | None:
+    """Return what the tensor is instead of one dense view; None if it is one."""
+    if name in checkpoint.lost:
+        return Exotic(name, LOST, "", (), checkpoint.lost[name].why)
+    if name in checkpoint.collisions:
+        return Exotic(name, AMBIGUOUS, "", (), "the name stands for two values")
+    if name in checkpoint.unsaved:
+        tensor = checkpoint[name]
+        return Exotic(name, UNSAVED, tensor.dtype.name, tensor.shape, "its values were not saved")
+    return checkpoint.exotic.get(name)

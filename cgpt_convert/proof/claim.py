@@ -25,6 +25,7 @@ from cgpt_convert.values.digest import listed
 PREFIX = "cgpt_convert."
 VERSION, SOURCE, MODEL = f"{PREFIX}version", f"{PREFIX}source", f"{PREFIX}source_model"
 TENSORS, DROPPED = f"{PREFIX}tensors", f"{PREFIX}dropped"
+ROOT = f"{PREFIX}root"
 
 _BLANK = "0" * 64  # as long as every digest
 
@@ -43,6 +44,7 @@ class Claimed(NamedTuple):
     source: str
     model: str
     tensors: dict[str, Row]
+    root: str  # under which the tensors are in the source; "" if it is not claimed
 
 
 def signed(chosen: Selection, request: Request) -> Request:
@@ -67,6 +69,8 @@ def signed(chosen: Selection, request: Request) -> Request:
         told |= {name: {"tied_to": kept} for name, kept in request.aliases.items()}
         found = {name: digest(tensor) for name, tensor in hashed.items()}
         pairs = {VERSION: f"cgpt-convert {__version__}", TENSORS: _json(told)}
+        if chosen.root:
+            pairs[ROOT] = chosen.root
         if dropped:
             pairs[DROPPED] = _json(dropped)
         else:
@@ -140,7 +144,14 @@ def claimed(checkpoint: Checkpoint) -> Claimed | None:
             if twin is None or not twin.sha256:
                 raise Malformed(f"{name} is tied to {row.origin}, which is no tensor", where=where)
             rows[name] = row._replace(sha256=twin.sha256)
-    return Claimed(_digest(pairs, SOURCE, where), _digest(pairs, MODEL, where), rows)
+    digests = _digest(pairs, SOURCE, where), _digest(pairs, MODEL, where)
+    return Claimed(*digests, rows, pairs.get(ROOT, ""))
+
+
+def claimed_root(checkpoint: Checkpoint) -> str | None:
+    """Return the root that the file's provenance metadata names; None if there is none."""
+    claim = claimed(checkpoint)
+    return claim.root or None if claim else None
 
 
 def _read_row(name: str, told: Any, where: str) -> Row:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cgpt_convert.checks import ERROR, FAILED, PASSED
 from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.proof import odd_pairs
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of
-from cgpt_convert.proof.pairs import paired
+from cgpt_convert.proof.odd import described
+from cgpt_convert.proof.pairs import renamed
+from cgpt_convert.proof.scope import Sides
 from cgpt_convert.tensor import Tensor
 
 EQUAL, RENAMED, CHANGED, ADDED, REMOVED = "equal", "renamed", "changed", "added", "removed"
-LEFT_OUT = "left out"  # a computed buffer or a tied tensor, which a model needs not
+LEFT_OUT = "left out"  # a computed buffer, a tied tensor, or not in state_dict(): in one file only
+NOT_COMPARED = "not compared"  # the values are not known, or in neither file
 
 
 class Row(NamedTuple):
@@ -27,6 +32,7 @@ class Row(NamedTuple):
     differing: int | None = None  # of those
     most: float | None = None  # the greatest |difference|
     cosine: float | None = None
+    unknown: bool = False  # not compared, as it is not known what the value is
 
     @property
     def differs(self) -> bool:
@@ -34,33 +40,49 @@ class Row(NamedTuple):
         return self.state in (CHANGED, ADDED, REMOVED)
 
 
-def diff(one: Weights, other: Weights, jobs: int = 0, advance: Advance = untold) -> list[Row]:
-    """A row for every tensor of either, in the order of the first, added ones last.
+def diff(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Row]:
+    """Return a row for every tensor of either in the scope, in the order of the first file.
 
-    Renamed is what is the same tensor of the architecture under another name, or has the very
-    values of one that is gone. Raises Malformed where bytes do not match the checksum that a file
-    records.
+    Added ones are last. Renamed is the same tensor of the architecture under another name, or one
+    that clearly has the values of one that is gone. Raises Malformed where bytes do not match the
+    checksum that a file records.
     """
-    pairing = paired(one.names, other.names)
-    digests = digests_of(one, pairing.lost, jobs), digests_of(other, pairing.added, jobs)
-    moved: dict[str, str] = {}
-    free = {digest: name for name, digest in digests[1].items()}
-    for name, digest in digests[0].items():
-        if digest in free:
-            moved[name] = free.pop(digest)
-    pairs = pairing.both | moved
-    rows = in_pairs(pairs, one, other, _compared, jobs, advance)
-    neutral = {*pairing.dropped, *_equal_ties(one, pairing.tied, jobs)}
-    for name in one.tensors:
+    one, other, pairing, _scope = sides
+    lost, added = digests_of(one, pairing.lost, jobs), digests_of(other, pairing.added, jobs)
+    pairs = pairing.both | renamed(lost, added)
+    dense = {n: own for n, own in pairs.items() if n in one.tensors and own in other.tensors}
+    rows = in_pairs(dense, one, other, _compared, jobs, advance)
+    rows |= _odd({n: own for n, own in pairs.items() if n not in dense}, one, other, jobs)
+    neutral = {*pairing.dropped, *pairing.extra, *_equal_ties(one, pairing.tied, jobs)}
+    for name in pairing.names():
         if name not in rows:
             rows[name] = Row(LEFT_OUT if name in neutral else REMOVED, name, "")
-    ties = _equal_ties(other, pairing.tied_there, jobs)
-    found = [rows[name] for name in one.tensors]
-    there = {*pairs.values()}
-    new = (name for name in other.tensors if name not in there)
+    neutral_there = {
+        *pairing.computed,
+        *pairing.extra_there,
+        *_equal_ties(other, pairing.tied_there, jobs),
+    }
+    found = [rows[name] for name in one.keys if name in rows]
+    inside = {*pairing.names_there()} - {*pairs.values()}
     return found + [
-        Row(LEFT_OUT if name in ties or name in other.buffers else ADDED, "", name) for name in new
+        Row(LEFT_OUT if name in neutral_there else ADDED, "", name)
+        for name in other.keys
+        if name in inside
     ]
+
+
+def _odd(pairs: dict[str, str], one: Weights, other: Weights, jobs: int) -> dict[str, Row]:
+    """Compare the pairs of which one is not a dense view."""
+    rows = {}
+    for name, (outcome, _told) in odd_pairs.compared(pairs, one, other, jobs).items():
+        own = pairs[name]
+        state = EQUAL if name == own else RENAMED
+        if outcome != PASSED:
+            state = CHANGED if outcome == FAILED else NOT_COMPARED
+        left, right = described(one, name), described(other, own)
+        row = Row(state, name, own, (left[0], right[0]), (left[1], right[1]))
+        rows[name] = row._replace(unknown=outcome == ERROR)
+    return rows
 
 
 def _compared(one: Tensor, other: Tensor) -> Row:

@@ -12,6 +12,7 @@ from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.output.jobs import in_turn
 from cgpt_convert.output.pieces import Pieces
+from cgpt_convert.proof import odd
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.tensor import Content, Tensor, announce
 from cgpt_convert.values import blocks
@@ -36,9 +37,27 @@ def digested(weights: Weights, jobs: int = 0, advance: Advance = untold) -> Dige
 
     Raises Malformed where bytes do not match the checksum that the source records.
     """
-    found = hashed(weights.tensors.values(), jobs, advance)
-    tensors = {name: found[tensor.content] for name, tensor in weights.tensors.items()}
+    odd.reject_unknown(weights, "no digest of everything")
+    found = hashed([*weights.tensors.values(), *odd.parts(weights)], jobs, advance)
+    tensors = _by_name(weights, weights.keys, found)
     return Digested(tensors, listed(tensors), model_digest(weights, tensors))
+
+
+def of_part(part: Weights, whole: Digested) -> Digested:
+    """Return the digests of a part of weights whose digests are known."""
+    tensors = {name: whole.tensors[part.full_name(name)] for name in part.keys}
+    return Digested(tensors, listed(tensors), model_digest(part, tensors))
+
+
+def _by_name(
+    weights: Weights, names: Iterable[str], found: Mapping[Content, str]
+) -> dict[str, str]:
+    return {
+        name: odd.digest(weights.odd[name], found)
+        if name in weights.odd
+        else found[weights.tensors[name].content]
+        for name in names
+    }
 
 
 def model_digest(weights: Weights, tensors: Mapping[str, str]) -> str:
@@ -78,11 +97,15 @@ def hashed(
     return pieces.digests
 
 
-def digests_of(weights: Weights, names: Iterable[str], jobs: int = 0) -> dict[str, str]:
+def digests_of(
+    weights: Weights, names: Iterable[str], jobs: int = 0, advance: Advance = untold
+) -> dict[str, str]:
     """The digests of some of the tensors, by name."""
-    tensors = {name: weights.tensors[name] for name in names}
-    found = hashed(tensors.values(), jobs)
-    return {name: found[tensor.content] for name, tensor in tensors.items()}
+    names = [*names]
+    dense = [weights.tensors[name] for name in names if name in weights.tensors]
+    strange = [name for name in names if name in weights.odd]
+    found = hashed([*dense, *odd.parts(weights, strange)], jobs, advance)
+    return _by_name(weights, names, found)
 
 
 def _dealt(by_size: list[Tensor]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from cgpt_convert.places import named, open_source
 from cgpt_convert.proof.canonical import Weights
 from cgpt_convert.proof.digests import ALGORITHM, Digested, is_digest
 from cgpt_convert.proof.files import file_digests
+from cgpt_convert.select import Wish
 from cgpt_convert.source import read
 from cgpt_convert.strict_json import loads
 from cgpt_convert.values.digest import listed
@@ -36,6 +37,8 @@ class Row(NamedTuple):
     key: str
     tied_to: str = ""  # the first name of the same values
     buffer: bool = False  # computed, not learned, so that a converted model may lack it
+    extra: str = ""  # what it is, if state_dict() does not contain it
+    kind: str = ""  # sparse_coo, nested ...; "" of a dense tensor
 
 
 class File(NamedTuple):
@@ -54,25 +57,47 @@ class Lock(NamedTuple):
     architecture: str
     files: tuple[File, ...]
     tensors: dict[str, Row]
+    scope: Wish | None  # what was locked; None if the lock does not say, and took a root by itself
+    outside: tuple[str, ...] = ()  # names in the file of the tensors that were not locked
 
 
-def lock(checkpoint: Checkpoint, weights: Weights, digested: Digested, jobs: int = 0) -> Lock:
-    """The lock of weights whose digests are known; the files of the checkpoint are read again."""
+def lock(
+    checkpoint: Checkpoint,
+    weights: Weights,
+    digested: Digested,
+    scope: Wish,
+    jobs: int = 0,
+) -> Lock:
+    """Return the lock of weights whose digests are known; the files are read again.
+
+    `scope` is what chose the weights. Raises Unsupported where the value of one is not known.
+    """
     first: dict[str, str] = {}
     rows = {}
-    for name, tensor in weights.tensors.items():
+    for name, key in weights.keys.items():
+        odd = weights.odd.get(name)
         digest = digested.tensors[name]
         kept = first.setdefault(digest, name)
         rows[name] = Row(
-            tensor.dtype.name,
-            tensor.shape,
+            odd.dtype if odd else weights.tensors[name].dtype.name,
+            odd.shape if odd else weights.tensors[name].shape,
             digest,
-            weights.keys[name],
+            key,
             kept if kept != name else "",
             name in weights.buffers,
+            weights.extras.get(name, ""),
+            odd.kind if odd else "",
         )
     known = weights.architecture if digested.model else ""
-    return Lock(digested.whole, digested.model, known, _files(checkpoint, jobs), rows)
+    return Lock(
+        digested.whole,
+        digested.model,
+        known,
+        _files(checkpoint, jobs),
+        rows,
+        scope,
+        weights.outside,
+    )
 
 
 def encoded(lock: Lock) -> bytes:
@@ -80,7 +105,16 @@ def encoded(lock: Lock) -> bytes:
     model = None
     if lock.model:
         model = {"architecture": lock.architecture, "digest": ALGORITHM + lock.model}
-    head = {"format": FORMAT, "digest": ALGORITHM + lock.digest, "model": model}
+    scope = lock.scope or Wish()
+    told = {"root": scope.root, "match": [*scope.match], "exclude": [*scope.exclude]}
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "digest": ALGORITHM + lock.digest,
+        "model": model,
+        "scope": told,
+    }
+    if lock.outside:
+        head["not_locked"] = [*lock.outside]
     files = [json.dumps(file._asdict()) for file in sorted(lock.files)]
     rows = [f"{json.dumps(name)}: {_row(name, row)}" for name, row in sorted(lock.tensors.items())]
     parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
@@ -117,6 +151,8 @@ def _row(name: str, row: Row) -> str:
     told |= {"key": row.key} if row.key != name else {}
     told |= {"tied_to": row.tied_to} if row.tied_to else {}
     told |= {"buffer": "yes"} if row.buffer else {}
+    told |= {"extra": row.extra} if row.extra else {}
+    told |= {"kind": row.kind} if row.kind else {}
     return json.dumps(told)
 
 
@@ -158,7 +194,15 @@ def read_lock(path: str) -> Lock:
     if len({row.key for row in rows.values()}) < len(rows):
         raise Malformed("two tensors have one key", where=path)
     listing = tuple(_read_file(file, path) for file in files)
-    return Lock(digest.removeprefix(ALGORITHM), known, architecture, listing, rows)
+    whole, scope = digest.removeprefix(ALGORITHM), _scope(told.get("scope"), path)
+    return Lock(whole, known, architecture, listing, rows, scope, _outside(told, path))
+
+
+def _outside(told: dict[str, Any], path: str) -> tuple[str, ...]:
+    names = told.get("not_locked", [])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    raise Malformed("not_locked is no list of names", where=path)
 
 
 def _is_titled(digest: str) -> bool:
@@ -174,6 +218,17 @@ def _model(told: object, path: str) -> tuple[str, str]:
     raise Malformed("a model without architecture and digest", where=path)
 
 
+def _scope(told: object, path: str) -> Wish | None:
+    match told:
+        case None:
+            return None
+        case {"root": None | str() as root, "match": list(match), "exclude": list(exclude)} if all(
+            isinstance(glob, str) for glob in (*match, *exclude)
+        ):
+            return Wish(root, tuple(match), tuple(exclude))
+    raise Malformed("a scope without root, match and exclude", where=path)
+
+
 def _read_file(told: object, path: str) -> File:
     match told:
         case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if is_digest(digest):
@@ -184,11 +239,15 @@ def _read_file(told: object, path: str) -> File:
 def _read_row(name: str, told: Any, path: str) -> Row:
     match told:
         case {"dtype": str(dtype), "shape": list(shape), "sha256": str(digest)} if (
-            dtype in BY_NAME and all(type(size) is int for size in shape) and is_digest(digest)
+            (dtype in BY_NAME or "kind" in told)
+            and all(type(size) is int for size in shape)
+            and is_digest(digest)
         ):
             key, tied = told.get("key", name), told.get("tied_to", "")
-            if isinstance(key, str) and isinstance(tied, str):
-                return Row(dtype, tuple(shape), digest, key, tied, told.get("buffer") == "yes")
+            extra, kind = told.get("extra", ""), told.get("kind", "")
+            if all(isinstance(each, str) for each in (key, tied, extra, kind)):
+                buffer = told.get("buffer") == "yes"
+                return Row(dtype, tuple(shape), digest, key, tied, buffer, extra, kind)
     raise Malformed("a tensor without dtype, shape and sha256", where=f"{path}[{name}]")
 
 
