@@ -12,6 +12,7 @@ import pytest
 
 from cgpt_convert.cli.table import table
 from cgpt_convert.containers import cutzip, inside, stream, torchzip
+from cgpt_convert.containers.compression import recognise
 from cgpt_convert.containers.inside import Room, unpacked
 from cgpt_convert.containers.sniff import Kind
 from cgpt_convert.containers.stream import Stream
@@ -151,7 +152,9 @@ def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(inside.Unpacked, "_unpack", fed)
     monkeypatch.setattr(inside, "read", counted)
     data = gzip.compress(b"") * 20_000
-    assert unpacked(MemoryBytes("x", data), data[:10], Room(len(data))) is not None
+    method = recognise(data[:10])
+    assert method is not None
+    assert unpacked(MemoryBytes("x", data), method, Room(len(data))).damage is None
     assert max(sizes) <= 16 << 10
     assert sum(reads) == len(data)  # each byte once, and many at once: each read may be a request
     assert len(reads) <= len(data) // CHUNK + 2

@@ -6,14 +6,12 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from cgpt_convert.containers.compression import MEMORY_MIB, Method, exceeds_memory
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.limits import UNPACKED, UNPACKED_FLOOR
 from cgpt_convert.source import CHUNK, Source, read
 
 _FEED = 16 << 10  # packed bytes at a time: what a stream leaves over is copied for the next one
-_LZMA_MEMORY = (
-    136 << 20
-)  # bytes, a dictionary of 128 MiB; `xz -9` uses 64 MiB, a header up to 4 GiB
 _POINTS = 256  # places to go on from, at most; each takes some 50 KiB
 
 
@@ -60,12 +58,19 @@ class Unpacked:
     """
 
     def __init__(
-        self, packed: Window, start: Callable[[], Any], room: Room, nbytes: int | None = None
+        self,
+        packed: Window,
+        start: Callable[[], Any],
+        room: Room,
+        nbytes: int | None = None,
+        *,
+        padded: bool = True,
     ) -> None:
         self.name = packed.name
         self.damage: Malformed | None = None
         self._packed, self._start = packed, start
         self._several = nbytes is None  # streams, one after another
+        self._padded = padded  # may zeros lie between them?
         self._room = room
         self._points: list[tuple[int, int, bytes, Any]] = []
         self._read, self._at = b"", 0  # packed bytes that were read last, and from where
@@ -78,6 +83,7 @@ class Unpacked:
         self._feed = b""
         self._taken = 0  # packed bytes fed
         self._position = 0  # unpacked bytes delivered
+        self._stream = (0, 0)  # the same two where the current stream begins
         self._broken: Malformed | None = None
 
     def _measure(self) -> int:
@@ -136,11 +142,20 @@ class Unpacked:
         return fed
 
     def _another(self) -> bool:
-        """Does another stream follow the one that ended, as gzip, bzip2 and xz allow?"""
+        """Begin the stream that follows the one that ended. Returns whether there is one."""
         self._feed = self._state.unused_data or self._more()
-        if not self._several or not self._feed.strip(b"\0"):
+        if not self._several:
+            return False
+        while self._feed and (self._padded or not any(self._feed)):
+            stripped = self._feed.lstrip(b"\0")
+            if stripped:
+                self._feed = stripped
+                break
+            self._feed = self._more()
+        if not self._feed:
             return False
         self._state = self._start()
+        self._stream = (self._taken - len(self._feed), self._position)
         return True
 
     def _unpack(self, fed: bytes, most: int) -> bytes:
@@ -152,17 +167,39 @@ class Unpacked:
         try:
             piece: bytes = self._state.decompress(fed, most)
         except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-            if _exceeds_memory(error):
+            if exceeds_memory(error):
                 raise _dictionary_too_large(self.name) from error
             message = f"the compressed data is damaged ({error})"
             self._broken = Malformed(message, where=self.name)
-            piece = _until_error(before, fed) if before else b""
+            piece = _until_error(before, fed) if before else self._until_error()
             if not piece:
                 raise self._broken from error
         except MemoryError as error:  # the dictionary is within the limit, the free memory is not
             raise _dictionary_too_large(self.name) from error
         self._feed = getattr(self._state, "unconsumed_tail", b"")
         return piece
+
+    def _until_error(self) -> bytes:
+        """Return what the damaged stream still gives to a reader of one byte at a time."""
+        import lzma
+
+        at, position = self._stream
+        state, found = self._start(), bytearray()
+        try:
+            while len(found) < _FEED and not state.eof:
+                fed = b""
+                if state.needs_input:
+                    fed = read(self._packed, at, min(_FEED, self._packed.nbytes - at))
+                    at += len(fed)
+                    if not fed:
+                        break
+                piece = state.decompress(fed, min(CHUNK, max(self._position - position, 1)))
+                if position >= self._position:
+                    found += piece
+                position += len(piece)
+        except (lzma.LZMAError, OSError, EOFError):
+            pass
+        return bytes(found)
 
     def _advance(self, nbytes: int) -> None:
         self._position += nbytes
@@ -194,38 +231,12 @@ def _until_error(state: Any, fed: bytes) -> bytes:
     return bytes(unpacked_bytes)
 
 
-def _bzip2() -> Any:
-    import bz2
-
-    return bz2.BZ2Decompressor()
-
-
-def _xz() -> Any:
-    import lzma
-
-    return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
-
-
-def _exceeds_memory(error: Exception) -> bool:
-    """Return whether liblzma stopped at the memory limit, which has no exception of its own."""
-    return "Memory usage limit" in str(error)
-
-
 def _dictionary_too_large(name: str) -> Unsupported:
     return Unsupported(
-        f"unpacking needs more memory than {_LZMA_MEMORY >> 20} MiB (the dictionary is too large)",
+        f"unpacking needs more memory than {MEMORY_MIB} MiB (the dictionary is too large)",
         where=name,
         hint="unpack it and scan the result",
     )
-
-
-_METHODS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
-    (b"\x1f\x8b", lambda: zlib.decompressobj(zlib.MAX_WBITS | 16)),
-    (b"BZh", _bzip2),
-    (b"\xfd7zXZ\0", _xz),
-    (b"\x5d\0\0", _xz),
-    *((bytes((0x78, level)), zlib.decompressobj) for level in (0x01, 0x5E, 0x9C, 0xDA)),
-)
 
 
 def inflated(packed: Window, nbytes: int, room: Room) -> Unpacked:
@@ -233,13 +244,7 @@ def inflated(packed: Window, nbytes: int, room: Room) -> Unpacked:
     return Unpacked(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), room, nbytes)
 
 
-def unpacked(source: Source, head: bytes, room: Room) -> Unpacked | None:
-    """What the gzip, bzip2, xz, lzma or zlib file `source` unpacks to; None if it is none.
-
-    `head` is how it begins. Raises Unsupported past the limits.
-    """
-    for magic, start in _METHODS:
-        if head.startswith(magic):
-            whole = Unpacked(Window(source, 0, source.nbytes, source.name), start, room)
-            return whole if whole.nbytes or not whole.damage else None
-    return None
+def unpacked(source: Source, method: Method, room: Room) -> Unpacked:
+    """Return what the compressed file `source` unpacks to. Raises Unsupported past the limits."""
+    packed = Window(source, method.skip, source.nbytes - method.skip, source.name)
+    return Unpacked(packed, method.start, room, padded=method.padded)

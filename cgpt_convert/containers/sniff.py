@@ -45,6 +45,7 @@ class Kind(Enum):
     TFLITE = "TensorFlow Lite model"
     OLD_GGML = "GGML file older than GGUF"
     LZ4 = "lz4 file"
+    COMPRESSED = "compressed file"
     PROGRAM = "program"
     IMAGE = "image"
     AUDIO = "audio file"
@@ -84,6 +85,11 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"fmgg", Kind.OLD_GGML),
     (0, b"tjgg", Kind.OLD_GGML),
     (0, b"\x04\x22\x4d\x18", Kind.LZ4),
+    (0, b"\x02\x21\x4c\x18", Kind.LZ4),
+    *((0, bytes((low,)) + b"\x2a\x4d\x18", Kind.ZSTD) for low in range(0x50, 0x60)),
+    (0, b"\x1f\x9d", Kind.COMPRESSED),  # compress
+    (0, b"\x89LZO\0\r\n\x1a\n", Kind.COMPRESSED),
+    (0, b"\xff\x06\0\0sNaPpY", Kind.COMPRESSED),
     (0, b"\x7fELF", Kind.PROGRAM),
     *((0, magic, Kind.PROGRAM) for magic in _MACH_O),
     (0, b"\x89PNG\r\n\x1a\n", Kind.IMAGE),

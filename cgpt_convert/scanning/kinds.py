@@ -12,6 +12,7 @@ CLOSED = {
     Kind.LFS_POINTER: "a Git LFS pointer, not the file itself: run `git lfs pull`",
     Kind.ZSTD: "a zstd file: unpack it and scan the result",
     Kind.LZ4: "an lz4 file: unpack it and scan the result",
+    Kind.COMPRESSED: "a compressed file of another kind: unpack it and scan the result",
     Kind.SEVEN_ZIP: "a 7z archive: unpack it and scan the result",
     Kind.RAR: "a rar archive: unpack it and scan the result",
     Kind.HDF5: "an HDF5 file, which can contain layers with code and pickled objects",
@@ -19,8 +20,15 @@ CLOSED = {
     Kind.TFLITE: "a TensorFlow Lite model, whose operators are not checked",
     Kind.OLD_GGML: "a GGML file older than GGUF, which no reader here understands",
 }
-UNKNOWN = "a file of an unknown kind"
 PROGRAM = "a program or shared library: machine code that runs when it is loaded"
+# what is not understood unless more is found out: a pickle, or that it can be unpacked
+UNREAD = {
+    Kind.UNKNOWN: "a file of an unknown kind",
+    Kind.PROGRAM: PROGRAM,
+    Kind.GZIP: "a gzip file that cannot be unpacked",
+    Kind.BZIP2: "a bzip2 file that cannot be unpacked",
+    Kind.XZ: "an xz file that cannot be unpacked",
+}
 
 _OTHER_SUFFIXES = (
     *(".pkl", ".pickle", ".joblib", ".dill", ".npy", ".pt2", ".ptl", ".jit", ".ts", ".th", ".t7"),

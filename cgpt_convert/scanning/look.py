@@ -11,10 +11,11 @@ from enum import Enum
 
 from cgpt_convert import findings
 from cgpt_convert.containers import archive as zips
-from cgpt_convert.containers import legacy
+from cgpt_convert.containers import legacy, zipchain
 from cgpt_convert.containers.archive import Archive
+from cgpt_convert.containers.compression import recognise
 from cgpt_convert.containers.inside import Room, Window, unpacked
-from cgpt_convert.containers.polyglot import refuse_zip_behind
+from cgpt_convert.containers.polyglot import find_zip, refuse_hidden_zips, refuse_zip_behind
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
@@ -111,8 +112,9 @@ class Look(Found):
         if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
             role = Role.PICKLE
         text = kind in _TEXTS and not kinds.names_weights(place or source.name)
-        count = self.pickled(source, place, depth, role, text=text)
-        opened = kind is not Kind.UNKNOWN and kind is not Kind.PROGRAM
+        named = kind in _TARS and _imports_nothing(source)
+        count = 0 if named else self.pickled(source, place, depth, role, text=text)
+        opened = kind not in kinds.UNREAD
         if kind in _TARS:
             self.guarded(self.tar, source, place, depth)
         elif kind is Kind.NPY:
@@ -122,8 +124,8 @@ class Look(Found):
         else:
             opened |= self.guarded(self.compressed, source, place, depth, role)
         if not (opened or count or role is Role.STORAGE):
-            self.unread.append((place, kinds.PROGRAM if kind is Kind.PROGRAM else kinds.UNKNOWN))
-        if kind not in (*_TARS, *kinds.CLOSED) and (not depth or count):
+            self.unread.append((place, kinds.UNREAD[kind]))
+        if kind not in _TARS and role is not Role.STORAGE:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 
@@ -202,8 +204,18 @@ class Look(Found):
     # -- containers
 
     def zip(self, source: Source, place: str, depth: int) -> None:
+        """Look at every record of the archive, or of each archive of several back to back."""
+        chained = zipchain.archives(source)
+        for window in chained:
+            label = _inside(place, f"archive at byte {window.offset:,}")
+            self.guarded(self.archive, window, label, depth + 1)
+        if not chained:
+            self.archive(source, place, depth)
+
+    def archive(self, source: Source, place: str, depth: int) -> None:
         """Look at every record, then whether the pickles' bytes are those of their checksums."""
         archive = zips.open_archive(source)
+        refuse_hidden_zips(archive)
         for found in archive.findings:
             if found.rule.level == "warning":
                 self.found(self.notes, found.rule, found.detail)
@@ -246,13 +258,18 @@ class Look(Found):
         from cgpt_convert.containers import tarwalk
         from cgpt_convert.scanning import torchtar
 
+        end = find_zip(source)  # one in the last member is found there
+        outside = end is not None
         for member in tarwalk.files(source):
+            outside &= end is None or not member.offset <= end < member.offset + member.nbytes
             label = _inside(place, member.name)
             inner = Window(source, member.offset, member.nbytes, label)
             self.part(inner, label, depth + 1)
             if member.name in torchtar.WALKED:
                 for traced in torchtar.pickles(inner, member.name, self.traced):
                     self.take(traced, inner, label, depth + 1)
+        if outside:
+            raise Malformed("a zip archive behind a tar: readers disagree what the file is")
 
     def npy(self, source: Source, place: str, depth: int) -> None:
         """Look at what follows the header, unless it says that the elements are plain."""
@@ -285,19 +302,31 @@ class Look(Found):
 
     def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
         """Look into a compressed file. Returns whether it is one."""
-        inner = unpacked(source, read(source, 0, min(HEAD, source.nbytes)), self.room)
-        if inner is None:
+        method = recognise(read(source, 0, min(HEAD, source.nbytes)))
+        inner = unpacked(source, method, self.room) if method else None
+        if method is None or inner is None or (inner.damage and not inner.nbytes):
             return False
+        if inner.damage and not method.certain:
+            role = Role.STORAGE  # most likely other bytes that begin like this by chance
         self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
-        whole = records.held(inner)  # small, it may be many pickles, each of which is read anew
+        whole = records.held(inner, records.HELD)  # parts of it are read anew again and again
         if whole is not inner:
             self.room.left += inner.nbytes  # unpacked to be measured, and once more to be held
         role = role if role is Role.STORAGE else Role.ANY
         self.part(whole, _inside(place, "unpacked"), depth + 1, role=role)
-        if inner.damage and (self.weights, len(self.problems)) != before:
+        if inner.damage and (role is Role.ANY or (self.weights, len(self.problems)) != before):
             raise inner.damage
-        return True
+        return method.certain or not inner.damage
+
+
+def _imports_nothing(source: Source) -> bool:
+    """Return whether the first opcode imports a name with a NUL, which no import finds.
+
+    The header of a tar does whose first member has a name that begins with "c" or "i".
+    """
+    head = read(source, 0, min(HEAD, source.nbytes))
+    return head[:1] in (b"c", b"i") and b"\0" in head.partition(b"\n")[0]
 
 
 def _is_idle(traced: Trace) -> bool:

@@ -9,6 +9,8 @@ from cgpt_convert.containers.sniff import HEAD
 from cgpt_convert.errors import Malformed
 from cgpt_convert.source import CHUNK, MemoryBytes, Source, read
 
+HELD = 16 << 20  # bytes: what is unpacked is read several times, forwards and back
+
 
 def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
     """The bytes of a record, inflated if need be; `room` is what that may take.
@@ -25,9 +27,9 @@ def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
     return held(source)
 
 
-def held(source: Source) -> Source:
-    """The same bytes in memory; those of a large or a damaged source are left where they are."""
-    if source.nbytes > CHUNK:
+def held(source: Source, most: int = CHUNK) -> Source:
+    """Return the bytes in memory; a source of more than `most` bytes or a damaged one as it is."""
+    if source.nbytes > most:
         return source
     try:
         return MemoryBytes(source.name, read(source, 0, source.nbytes))
