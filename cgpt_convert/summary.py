@@ -80,11 +80,12 @@ def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
     recognised = recognise(undone(checkpoint), config)
     if recognised is None:
         return None, set()
-    known = recognised.model
+    known, shaped = recognised.identity, recognised.shape_of
     model = {
         "architecture": recognised.architecture.name,
         "name": known.name if known else None,
         "title": known.title if known else None,
+        "shape_of": shaped.title if shaped else None,
         **recognised.sizes,
         "n_head": recognised.n_head,
         "head": recognised.head,

@@ -133,6 +133,22 @@ def test_what_is_printed(quantized):
     assert "Pile" not in done.out
 
 
+def test_a_shape_has_no_published_loss(capsys):
+    shaped = measured(MODEL, "--text", TEXT) | {"shape_of": "cerebras-gpt-111m"}
+    _print(shaped)
+    printed = capsys.readouterr()[0]
+    assert "(shape of cerebras-gpt-111m; nothing names the model)" in printed
+    assert "Pile" not in printed
+
+
+def test_a_gguf_of_ours_is_measured_without_config_json(tmp_path):
+    alone = tmp_path / "m.gguf"
+    assert run("convert", MODEL, "-o", alone).code == 0
+    found = measured(alone, "--text", TEXT, "--against", MODEL)
+    assert found["cross_entropy"] == measured(MODEL, "--text", TEXT)["cross_entropy"]
+    assert found["against"]["kl_max"] == pytest.approx(0, abs=1e-9)
+
+
 def test_a_known_models_published_loss_stands_beside(capsys):
     known = measured(MODEL, "--text", TEXT) | {"model": "cerebras-gpt-111m", "pile_loss": 2.566}
     _print(known)

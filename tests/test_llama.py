@@ -10,8 +10,10 @@ from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.exports import llama, llama_undo
 from cgpt_convert.exports.llama_fields import size_label
+from cgpt_convert.exports.model_card import Card, read_card
 from cgpt_convert.formats import gguf
 from cgpt_convert.mapping.identity import find_model
+from cgpt_convert.models.model import Model
 from cgpt_convert.opening import open_checkpoint
 from cgpt_convert.select import Wish, select
 from tests import llama_model, vendor
@@ -112,9 +114,9 @@ def test_fields_of_a_known_model_need_no_config(name, label):
     made, _lines = request(bare_model(name), "q8_0")
     values = {field.key: field.value for field in made.fields}
     expected = find_model(name)
-    assert values["general.name"] == expected.title
+    assert values["general.name"] == f"shape of {expected.title}"
     assert values["general.size_label"] == label
-    assert values["general.license"] == "apache-2.0"
+    assert "general.license" not in values
     assert values["gpt2.attention.head_count"] == expected.n_head
     assert values["gpt2.attention.layer_norm_epsilon"] == 1e-5
     assert values["gpt2.context_length"] == 2048
@@ -326,6 +328,7 @@ def test_what_the_file_says_of_the_model(model, tmp_path):
         "n_inner": 384,
         "n_head": 6,
         "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu",
     }
     found = llama_undo.tokenizer(checkpoint)
     assert found is not None
@@ -346,3 +349,58 @@ def test_another_architecture_keeps_its_names(tmp_path):
     assert back["blk.0.attn_q.weight"].shape == (2, 32)
     assert llama_undo.config(checkpoint) is None
     assert llama_undo.tokenizer(checkpoint) is None
+
+
+# Names and licences
+
+
+CARD = """---
+license: {}
+language: [en]
+model_name: "My model"
+---
+# A heading
+"""
+
+
+def test_a_shape_is_not_a_name():
+    """Random weights of a known shape are not that model, whatever the licence of that model."""
+    made, _lines = request(bare_model("cerebras-gpt-111m"), config={"_name_or_path": "x/my-own/"})
+    values = {field.key: field.value for field in made.fields}
+    assert values["general.name"] == "my-own"
+    assert "general.license" not in values
+
+
+def test_the_model_card_is_believed(tmp_path):
+    path = llama_model.write(tmp_path, _name_or_path="some/base")
+    (tmp_path / "README.md").write_text(CARD.format("cc-by-4.0"))
+    values = fields(planned(path))
+    assert (values["general.name"], values["general.license"]) == ("My model", "cc-by-4.0")
+    again = llama_undo.card(written(path, tmp_path / "out"))
+    assert (again.name, again.license) == ("My model", "cc-by-4.0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "license: mit\n",
+        "---\nlicense: mit\n",
+        "---\n  license: mit\n---\n",
+        "---\nlicense: [mit]\n---\n",
+        "---\nlicense: \x1b[31m\n---\n",
+        "---\n---\nlicense: mit\n",
+        "\x00" * 100,
+    ],
+)
+def test_cards_that_say_no_licence(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert read_card(str(tmp_path)) == Card()
+
+
+def test_a_gguf_of_ours_runs_without_config_json(model, tmp_path):
+    """The exact GELU, which no field of llama.cpp's tells, is in it."""
+    ours, source = Model(written(model, tmp_path)), Model(open_checkpoint(model))
+    assert ours.hyper == source.hyper
+    ids = [llama_model.IDS]
+    assert np.array_equal(ours.next_logits(ids), source.next_logits(ids))

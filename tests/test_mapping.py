@@ -27,7 +27,7 @@ def test_the_vendors_checkpoint(tmp_path: Path) -> None:
     assert set(found.skipped) == {
         f"transformer.h.{layer}.attn.{mask}" for layer in (0, 1) for mask in ("bias", "masked_bias")
     }
-    assert (found.model, found.n_head, found.n_head_source) == (None, None, "")
+    assert (found.shape_of, found.n_head, found.n_head_source) == (None, None, "")
     assert found.refusal == ""
 
 

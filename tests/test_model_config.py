@@ -66,7 +66,7 @@ def test_a_true_config_is_not_doubted() -> None:
         config["activation_function"] = find_model(name).activation
         found = known(of_transformers(name), config)
         assert check_config(found, config) == []
-        assert found.model is find_model(name)
+        assert found.shape_of is find_model(name)
         assert found.refusal == ""
 
 
@@ -113,9 +113,27 @@ def test_untied_heads_that_are_not_there_are_told() -> None:
     assert check_config(known(small()), {"tie_word_embeddings": False}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "known_by_name"),
+    [
+        ("cerebras/Cerebras-GPT-111M", True),
+        ("/home/x/cerebras-gpt-111m/", True),
+        ("cerebras/Cerebras-GPT-256M", False),
+        ("my-own", False),
+        ("", False),
+        (None, False),
+        (7, False),
+    ],
+)
+def test_a_model_is_what_config_json_names(name: object, *, known_by_name: bool) -> None:
+    found = known(small(), {"_name_or_path": name})
+    assert found.shape_of is find_model("cerebras-gpt-111m")
+    assert (found.identity is found.shape_of) == known_by_name
+
+
 def test_heads_of_config_json_are_believed_before_the_table() -> None:
     found = known(small(), {"n_head": 16})
-    assert (found.n_head, found.n_head_source, found.model) == (16, "config.json", None)
+    assert (found.n_head, found.n_head_source, found.shape_of) == (16, "config.json", None)
     found = known(small(), {"n_head": 7})  # cannot be: 768 is no multiple
     assert (found.n_head, found.n_head_source) == (12, "cerebras-gpt-111m")
 
@@ -153,7 +171,7 @@ def test_configs_that_are_no_files_are_refused(tmp_path: Path) -> None:
 def test_mup_is_refused() -> None:
     found = known(small(), MUP)
     assert not found.misfits
-    assert found.model is find_model("cerebras-gpt-111m")  # shapes and heads are the same
+    assert found.shape_of is find_model("cerebras-gpt-111m")  # shapes and heads are the same
     assert "mup_embeddings_scale 10" in found.refusal
     assert "mup_scale_qk_dot_by_d True" in found.refusal
 

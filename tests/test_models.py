@@ -82,8 +82,8 @@ def test_bytes_of_files_are_those_of_the_vendors_storages() -> None:
 def test_model_is_recognised_from_shapes(name: str, headless: bool) -> None:
     found = known(of_transformers(name, headless=headless))
     assert not found.misfits
-    assert found.model is not None
-    assert found.model.name == name
+    assert found.shape_of is not None
+    assert found.shape_of.name == name
     assert (found.n_head, found.n_head_source) == (SHAPES[name].n_head, name)
     assert found.prefix == ("" if headless else "transformer.")
     assert found.head == ("absent" if headless else "own copy")
@@ -213,7 +213,7 @@ def test_a_folder_of_bare_files_is_read_with_a_ready_mapping(tmp_path: Path) -> 
             file.truncate(4 * torch.Size(shapes[name]).numel())  # sparse: takes no room
     found = known(parameters.read_mapped(str(tmp_path), stored))
     assert not found.misfits
-    assert found.model is find_model("cerebras-gpt-111m")
+    assert found.shape_of is find_model("cerebras-gpt-111m")
     assert (found.conv1d, found.head) == ("transposed", "absent")
 
 

@@ -160,8 +160,8 @@ def test_the_settings_of_111m(tmp_path: Path) -> None:
         if not key.startswith(("file.", "attention.type"))
     }
     assert settings == {
-        "name": "Cerebras-GPT-111M",
-        "source": "Cerebras-GPT",
+        "name": "shape of Cerebras-GPT-111M",
+        "source": "unknown",
         "tokenizer": "GPT-2",
         "tokenizer.config": "GPT-2",
         "token.count": "50257",

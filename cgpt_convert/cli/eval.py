@@ -85,7 +85,8 @@ def command(
 
 
 def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
-    known = model.source.recognised.model
+    found = model.source.recognised
+    known, shaped = found.identity, found.shape_of
     return {
         "nbytes": len(text.encode()),
         "tokens": passage.tokens,
@@ -93,6 +94,7 @@ def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
         "stride": passage.stride,
         "windows": passage.window_count,
         "model": known.name if known else None,
+        "shape_of": shaped.name if shaped else None,
         "pile_loss": known.pile_loss if known else None,
     }
 
@@ -156,6 +158,8 @@ def _print(result: dict[str, Any]) -> None:
         f"in {windows} of {result['context']:,}"
     )
     _row("cross-entropy", f"{_shown(result['cross_entropy'], '.4f')} nats a token")
+    if result["shape_of"] is not None and result["model"] is None:
+        _row("", f"(shape of {result['shape_of']}; nothing names the model)")
     if result["pile_loss"] is not None:
         _row("", f"(on the Pile's test set: {result['pile_loss']}, {result['model']}'s model card)")
     _row("perplexity", _shown(result["perplexity"], ".3f"))

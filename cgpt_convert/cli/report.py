@@ -64,9 +64,13 @@ def _model(model: dict[str, Any] | None) -> None:
     if model is None:
         return
     heads = f", {model['n_head']} heads" if model["n_head"] else ""
-    sizes = f"{model['n_layer']} layers, {model['n_embd']} wide{heads}"
-    name = model["title"] or f"{model['architecture']} of no known size"
+    sizes = f"{model['n_layer']} layers, width {model['n_embd']}{heads}"
+    name = f"{model['architecture']} (size not in the model table)"
+    if model["shape_of"]:
+        name = model["title"] or f"shape of {model['shape_of']}"
     _field("model", f"{name}: {sizes}")
+    if model["wrapper"]:
+        _field("wrapper", f"{model['wrapper']} in the names")
     for line in (*model["misfits"], *model["config"]):
         _field("warning", line)
     if model["refusal"]:

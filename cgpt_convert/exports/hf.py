@@ -123,8 +123,8 @@ def _known(
     renamed, aliases, lines = _renamed(found, {t.name: t for t in tensors})
     tied = not found.architecture.ties.keys() & {tensor.name for tensor in renamed}
     if config is None:
-        made, line = hf_config.make(found, n_head, tokenizer)
-        made |= (inside and inside.config) or {}
+        stated = (inside and inside.config) or {}
+        made, line = hf_config.make(found, n_head, tokenizer, stated)
         mended, _ = hf_config.mend(found, made, tied=tied, dtype=_dtype(renamed))
         changes = [line]
     else:

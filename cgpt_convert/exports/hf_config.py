@@ -9,7 +9,7 @@ from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.whole_model import end_id
 from cgpt_convert.inert import printable, text
-from cgpt_convert.mapping.config import CONFIG, check_config
+from cgpt_convert.mapping.config import CONFIG, check_config, read_config
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.shapes import dims
 from cgpt_convert.tensor import Tensor
@@ -23,18 +23,35 @@ _RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give a class o
 _ACTIVATION, _EPSILON = "gelu_new", 1e-5
 
 
-def make(
-    recognised: Recognised, n_head: int, tokenizer: Tokenizer | None
-) -> tuple[dict[str, Any], str]:
-    """The configuration of a model that has none, and a line that says what it is made of.
+def configured(folder: str) -> dict[str, Any] | None:
+    """Return the folder's config.json with the activation that its absence means; None without."""
+    config = read_config(folder)
+    if config is not None and config.get("activation_function") is None:
+        config["activation_function"] = _ACTIVATION
+    return config
 
-    It has what the known model's row tells; of others, the tensors and transformers' defaults.
+
+def make_activation(recognised: Recognised) -> str:
+    """Return the activation to assume where nothing is configured."""
+    return recognised.shape_of.activation if recognised.shape_of else _ACTIVATION
+
+
+def make(
+    recognised: Recognised, n_head: int, tokenizer: Tokenizer | None, said: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Return the configuration of a model without config.json, and a line that says of what.
+
+    `said` is what a GGUF file states. For the rest it has what the known model of these shapes
+    has; of others, the tensors and transformers' defaults.
     """
-    model = recognised.model
-    activation = model.activation if model else _ACTIVATION
+    model = recognised.shape_of
+    activation = make_activation(recognised)
     line = f"{CONFIG} made; activation_function is assumed: {_ACTIVATION!r}, as llama.cpp computes"
     if model:
-        line = f"{CONFIG} made for {model.title}, which has these shapes"
+        line = (
+            f"{CONFIG} made; the tensors have the shapes of {model.title}, so n_head {n_head} and "
+            f"activation_function {activation!r} are assumed to be its"
+        )
     vocab_size = recognised.sizes["vocab_size"]
     made = {
         "activation_function": activation,
@@ -46,7 +63,10 @@ def make(
         **recognised.sizes,
         "n_head": n_head,
         "tie_word_embeddings": True,
+        **said,
     }
+    if "activation_function" in said:
+        line = f"{CONFIG} made of the fields of the GGUF file"
     return made, line
 
 

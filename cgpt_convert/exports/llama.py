@@ -14,12 +14,14 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
 from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.exports import llama_fields, llama_undo
+from cgpt_convert.exports.hf_config import configured
+from cgpt_convert.exports.model_card import Card, read_card
 from cgpt_convert.exports.tokenizer import Tokenizer, find
 from cgpt_convert.exports.whole_model import folder_of, layout_lines, whole_model
 from cgpt_convert.formats import gguf
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import architectures
-from cgpt_convert.mapping.config import check_config, read_config
+from cgpt_convert.mapping.config import check_config
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.shapes import in_blocks
@@ -45,6 +47,7 @@ class Source(NamedTuple):
     path: str
     config: Mapping[str, Any] | None
     tokenizer: Tokenizer | None
+    card: Card = Card()
 
 
 def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
@@ -66,7 +69,7 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
     """
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = llama_undo.is_gguf(checkpoint)
-    config = llama_undo.config(checkpoint) if inside else read_config(folder)
+    config = llama_undo.config(checkpoint) if inside else configured(folder)
     found = recognised(path, tensors, config)
     tokenizer = None
     if not no_vocab:
@@ -79,7 +82,8 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
                 hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
                 "--no-vocab",
             )
-    made, lines = request(name, found, tensors, dtype, Source(path, config, tokenizer))
+    card = llama_undo.card(checkpoint) if inside else read_card(folder)
+    made, lines = request(name, found, tensors, dtype, Source(path, config, tokenizer, card))
     made = sign(made)
     return LlamaFile(gguf.plan(made), lines, found, made)
 
@@ -124,10 +128,11 @@ def request(
     else:
         vocabulary = llama_fields.vocabulary(source.tokenizer, found.sizes["vocab_size"])
     fields = (
-        *llama_fields.general(found, config, written),
+        *llama_fields.general(found, config, source.card, written),
         *llama_fields.hyperparameters(found, config, source.path),
         *llama_fields.storage(written),
         *vocabulary,
+        *llama_fields.own(found, config),
     )
     lines += llama_fields.notes(found, config)
     return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cgpt_convert.errors import Unsupported
+from cgpt_convert.exports import hf_config
+from cgpt_convert.exports.model_card import Card
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.whole_model import heads
 from cgpt_convert.inert import printable
@@ -30,7 +32,10 @@ FILE_TYPES = {
     "q5_1": 9,
     "bfloat16": 32,
 }
-ARCHITECTURE = "general.architecture"
+ARCHITECTURE, NAME, LICENSE = "general.architecture", "general.name", "general.license"
+# ours: llama.cpp's GPT-2 computes the tanh GELU whatever the model has, so it has no key for it
+ACTIVATION = "cgpt_convert.activation_function"
+SHAPE_OF = "shape of "  # begins the name of a model that nothing names
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 TYPES = "tokenizer.ggml.token_type"
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
@@ -41,21 +46,26 @@ _EPSILON = 1e-5  # transformers' GPT2Config, where config.json does not say
 _PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 
 
-def general(found: Recognised, config: Mapping[str, Any], tensors: Sequence[Tensor]) -> list[Field]:
-    """What the model is. Nothing of it depends on where the files lie."""
-    model = found.model
+def general(
+    found: Recognised, config: Mapping[str, Any], card: Card, tensors: Sequence[Tensor]
+) -> list[Field]:
+    """Return what the model is. Nothing of it depends on where the files lie.
+
+    The name and the licence are what a model card or config.json says. Shapes say neither.
+    """
     size = size_label(sum(tensor.numel for tensor in tensors))
     given = config.get("_name_or_path")
     base = given.rstrip("/").rpartition("/")[2] if isinstance(given, str) else ""
-    name = model.title if model else printable(base) or f"{found.architecture.name} {size}"
+    shaped = f"{SHAPE_OF}{found.shape_of.title}" if found.shape_of else ""
+    name = card.name or printable(base) or shaped or f"{found.architecture.name} {size}"
     fields = [
         Field(ARCHITECTURE, "string", found.architecture.gguf_name),
         Field("general.type", "string", "model"),
-        Field("general.name", "string", name),
+        Field(NAME, "string", name),
         Field("general.size_label", "string", size),
     ]
-    if model:
-        fields.append(Field("general.license", "string", model.license))
+    if card.license:
+        fields.append(Field(LICENSE, "string", card.license))
     return fields
 
 
@@ -79,6 +89,17 @@ def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> 
         )
         for size, key in found.architecture.gguf_keys.items()
     ]
+
+
+def own(found: Recognised, config: Mapping[str, Any]) -> list[Field]:
+    """Return what llama.cpp does not ask for, and this program needs to compute the model."""
+    return [Field(ACTIVATION, "string", activation(found, config))]
+
+
+def activation(found: Recognised, config: Mapping[str, Any]) -> str:
+    """Return what is configured, else what the known model of these shapes has, else GPT-2's."""
+    said = config.get("activation_function")
+    return said if isinstance(said, str) else hf_config.make_activation(found)
 
 
 def storage(tensors: Sequence[Tensor]) -> list[Field]:
@@ -130,8 +151,7 @@ def size_label(parameters: int) -> str:
 
 def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
     """A line for what llama.cpp does otherwise than the model."""
-    said = config.get("activation_function", found.model.activation if found.model else None)
-    if said == "gelu":
+    if activation(found, config) in ("gelu", "gelu_python"):
         yield (
             "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
             "differ in the fourth digit after the point"
@@ -139,7 +159,7 @@ def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
-    known = found.model.layer_norm_epsilon if found.model else _EPSILON
+    known = found.shape_of.layer_norm_epsilon if found.shape_of else _EPSILON
     said = config.get("layer_norm_epsilon", known)
     if type(said) not in (int, float) or not 0 < said < math.inf:
         raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.exports import llama_fields as keys
+from cgpt_convert.exports.model_card import Card
 from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.formats import gguf
 from cgpt_convert.mapping.architecture import Architecture, Place, architectures, template
 from cgpt_convert.plan import Field
 
+_SIZE_LABEL = "general.size_label"
 _VERSION_LINE = "#version: 0.2"  # the first of a merges.txt
 
 
@@ -78,7 +80,20 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
         value = _number(text) if text is not None else None
         if value is not None:
             known[architecture.config_keys.get(size, (size,))[0]] = value
-    return known
+    told = {
+        "activation_function": checkpoint.metadata.get(keys.ACTIVATION),
+        "_name_or_path": card(checkpoint).name,
+    }
+    return known | {key: value for key, value in told.items() if value}
+
+
+def card(checkpoint: Checkpoint) -> Card:
+    """Return the name and the licence that the file states, as a model card does."""
+    said = checkpoint.metadata
+    name = said.get(keys.NAME, "")
+    made = f"{said.get(keys.ARCHITECTURE)} {said.get(_SIZE_LABEL)}"
+    told = "" if name == made or name.startswith(keys.SHAPE_OF) else name
+    return Card(told, said.get(keys.LICENSE, ""))
 
 
 def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:

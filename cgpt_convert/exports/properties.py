@@ -15,6 +15,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import raw_files
+from cgpt_convert.exports.hf_config import configured
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS
 from cgpt_convert.exports.whole_model import (
     end_id,
@@ -24,7 +25,7 @@ from cgpt_convert.exports.whole_model import (
     whole_model,
 )
 from cgpt_convert.inert import printable
-from cgpt_convert.mapping.config import CONFIG, read_config
+from cgpt_convert.mapping.config import CONFIG
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.select import Wish, select
@@ -57,7 +58,7 @@ def plan(checkpoint: Checkpoint) -> Exported:
     the reason, for every model on which the program would run and be wrong.
     """
     path = checkpoint.path
-    config = read_config(folder_of(path)) or {}
+    config = configured(folder_of(path)) or {}
     chosen = select(checkpoint, Wish(tied="copy"))
     refuse_incomplete(chosen, path)
     tensors = {t.name: t for t in chosen.tensors}
@@ -128,11 +129,10 @@ def _settings(
         raise Unsupported("the end-of-text token is not known", where=path, hint=hint)
     scaled = config.get("scale_attn_weights", True)
     d_head = Decimal(sizes["n_embd"] // n_head if scaled else 1)
-    model = found.model
     return (
         {
-            "name": model.title if model else f"{found.architecture.name} {sizes['n_embd']} wide",
-            "source": model.family if model else "unknown",
+            "name": _name(found),
+            "source": found.identity.family if found.identity else "unknown",
         },
         {
             "tokenizer": "GPT-2",
@@ -155,6 +155,14 @@ def _settings(
         {f"attention.type.{number}": "global" for number in range(1, sizes["n_layer"] + 1)},
         {"epsilon": _epsilon(found, config, path)},
     )
+
+
+def _name(found: Recognised) -> str:
+    if found.identity:
+        return found.identity.title
+    if found.shape_of:
+        return f"shape of {found.shape_of.title}"
+    return f"{found.architecture.name} {found.sizes['n_embd']} wide"
 
 
 def _layout(*, transposed: bool) -> dict[str, str]:
@@ -180,7 +188,7 @@ def _lines(block: Mapping[str, str]) -> Iterator[str]:
 
 def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
     """As Java's Float.parseFloat takes it and the program's examples have it: 1e-5f."""
-    usual = found.model.layer_norm_epsilon if found.model else 1e-5  # transformers' default
+    usual = found.shape_of.layer_norm_epsilon if found.shape_of else 1e-5  # transformers' default
     value = config.get("layer_norm_epsilon", usual)
     if not isinstance(value, float) or not 0 < value < 1:
         raise _refused(path, f"layer_norm_epsilon is {value!r}")
@@ -188,7 +196,7 @@ def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
 
 
 def _activation(found: Recognised, config: Mapping[str, Any]) -> str:
-    usual = found.model.activation if found.model else _GELU[0]  # transformers' default
+    usual = found.shape_of.activation if found.shape_of else _GELU[0]  # transformers' default
     return str(config.get("activation_function", usual))
 
 

@@ -64,6 +64,10 @@ class Model(NamedTuple):
         """What users call it: the title in lower case."""
         return self.title.lower()
 
+    def is_named(self, name: object) -> bool:
+        """Return whether `name` is this model's; case, and a path or an owner before it, aside."""
+        return isinstance(name, str) and name.rstrip("/").rpartition("/")[2].lower() == self.name
+
     @property
     def d_head(self) -> int:
         """The width of one attention head."""

@@ -62,7 +62,8 @@ def _recognised(
         sizes=sizes,
         n_head=n_head,
         n_head_source=source,
-        model=model,
+        shape_of=model,
+        identity=model if model and model.is_named(config.get("_name_or_path")) else None,
         skipped=tuple(skipped),
         misfits=(
             *misfits.unexpected(architecture, {name: tensors[name] for name in unexpected}),

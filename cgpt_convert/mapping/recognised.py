@@ -20,7 +20,8 @@ class Recognised(NamedTuple):
     sizes: Mapping[str, int]  # what the tensors tell, called as in config.json
     n_head: int | None
     n_head_source: str  # "config.json", or the known model's name; "" if nothing tells it
-    model: Model | None  # the known one of these shapes and heads
+    shape_of: Model | None  # the known model of these shapes and heads; weights may be others
+    identity: Model | None  # the same, if config.json names it
     skipped: tuple[str, ...]  # names of buffers that no output has
     misfits: tuple[str, ...]  # everything unexpected, missing or ill-shaped, with what was expected
     head: str  # "tied": the same storage as its twin; "own copy": another; "absent"

@@ -77,7 +77,7 @@ def hyperparameters(
     settings.expect("position_embedding_type", (None, "learned"))
     # that only changes the order of operations in 16-bit types; here all is float32
     settings.expect("reorder_and_upcast_attn", (None, False, True))
-    known = found.model.layer_norm_epsilon if found.model else _EPSILON
+    known = found.shape_of.layer_norm_epsilon if found.shape_of else _EPSILON
     return Hyperparameters(
         **found.sizes,
         n_head=found.n_head,
@@ -93,8 +93,8 @@ def hyperparameters(
 def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: str | None) -> str:
     """What is asked for, else configured, else known of the model of these shapes."""
     name: object = given or config.get("activation_function")
-    if name is None and found.model:
-        name = found.model.activation
+    if name is None and found.shape_of:
+        name = found.shape_of.activation
     if name is None:
         raise BadRequest(
             "the activation function is not known: tensors do not tell it",
