@@ -78,8 +78,8 @@ COLLISION = Rule(
     "CGPT009",
     "warning",
     "two values have the same name",
-    "A name is given twice, or two nested names read the same once joined with dots. The "
-    "first is shown.",
+    "A key is set twice, or two nested names read the same once joined with dots. Of a key the "
+    "last value is shown, which loaders keep; of different keys, the first.",
 )
 BIG_ENDIAN = Rule(
     "CGPT010",

@@ -8,7 +8,7 @@ from typing import Any
 # plain classes, for two reasons: dataclasses cost start-up time, and equality or hashing of
 # values that a stranger nested and shared could cost any time at all
 
-Value = Any  # None, bool, int, float, str, bytes, bytearray, list, tuple, or a class below
+Value = Any  # None, bool, int, float, str, bytes, bytearray, tuple, or a class below
 Pairs = list[tuple[Value, Value]]
 
 
@@ -37,13 +37,29 @@ class PersistentId:
         self.value = value
 
 
+class List(list[Value]):
+    """A list. `changed` is the position of the opcode that added to it last.
+
+    A call has its arguments as they were when it was made, so what reads them has to know whether
+    one was changed since. Dicts and calls have the same attribute.
+    """
+
+    __slots__ = ("changed",)
+
+    def __init__(self, values: Sequence[Value] = ()) -> None:
+        super().__init__(values)
+        self.changed = 0
+
+
 class Dict:
     """A dict as its pairs, in order, unhashed: a key may be anything and may come twice."""
 
-    __slots__ = __match_args__ = ("items",)
+    __slots__ = ("changed", "items")
+    __match_args__ = ("items",)
 
     def __init__(self, items: Pairs | None = None) -> None:
         self.items: Pairs = [] if items is None else items
+        self.changed = 0
 
 
 class Set:
@@ -60,10 +76,21 @@ class Call:
     """A call that loading would make, recorded: `func(*args, **kwargs)`, then what is added.
 
     `position` is the byte of the opcode that calls, `how` its name (REDUCE, NEWOBJ, ...). BUILD
-    sets `state`; SETITEMS adds to `items`, APPENDS and ADDITEMS to `elements`.
+    sets `state`; SETITEMS adds to `items`, APPENDS and ADDITEMS to `elements`; `changed` is the
+    position of the last of them.
     """
 
-    __slots__ = ("args", "elements", "func", "how", "items", "kwargs", "position", "state")
+    __slots__ = (
+        "args",
+        "changed",
+        "elements",
+        "func",
+        "how",
+        "items",
+        "kwargs",
+        "position",
+        "state",
+    )
 
     def __init__(
         self, func: Value, args: Value, position: int, how: str = "REDUCE", kwargs: Value = None
@@ -73,6 +100,7 @@ class Call:
         self.position = position
         self.how = how
         self.kwargs = kwargs
+        self.changed = 0
         self.state: Value = None
         self.items: Sequence[tuple[Value, Value]] = ()
         self.elements: Sequence[Value] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.errors import Unsupported
-from cgpt_convert.inert import Value
+from cgpt_convert.inert import List, Value
 from cgpt_convert.limits import NAME, NAMES, NODES, REPEATED, TENSORS
 from cgpt_convert.pickles.children import PLAIN
 from cgpt_convert.tensor import Tensor
@@ -66,7 +66,7 @@ def text_cost(value: Value) -> int:
     """What showing a value that is no container costs, in plain values: its line is long or not."""
     if type(value) in PLAIN:
         return 1
-    if type(value) in (list, tuple):
+    if type(value) in (List, tuple):
         return 1 + min(len(value), _LINE) // _PER_VISIT
     return 1 + _LINE // _PER_VISIT
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.inert import Call, Dict, Set, Value
+from cgpt_convert.inert import Call, Dict, List, Set, Value
 from cgpt_convert.limits import Limits
 from cgpt_convert.pickles.arguments import Cursor
 
@@ -22,6 +22,7 @@ class Builder(Cursor):
 
     def __init__(self, data: bytes, limits: Limits, start: int) -> None:
         super().__init__(data, limits, start)
+        self.opcode_at = start
         self.stack: list[Value] = []  # since the last MARK
         self.below: list[list[Value]] = []  # the stacks that MARKs interrupted
         self.kept = 0
@@ -73,7 +74,7 @@ class Builder(Cursor):
         self.stack.append(False)
 
     def EMPTY_LIST(self) -> None:
-        self.keep([])
+        self.keep(List())
 
     def EMPTY_TUPLE(self) -> None:
         self.stack.append(())
@@ -85,7 +86,7 @@ class Builder(Cursor):
         self.keep(Set([]))
 
     def LIST(self) -> None:
-        self.keep(self.pop_to_mark())
+        self.keep(List(self.pop_to_mark()))
 
     def TUPLE(self) -> None:
         values = tuple(self.pop_to_mark())
@@ -119,16 +120,18 @@ class Builder(Cursor):
         elif isinstance(target, Call):
             target.add_items(list(pairs))
         else:
-            raise Malformed(f"items are set on a {type(target).__name__}")
+            raise Malformed(f"items are set on a {_kind(target)}")
+        target.changed = self.opcode_at
 
     def add_elements(self, values: list[Value]) -> None:
         target = self.stack[-1]
-        if isinstance(target, list):
+        if isinstance(target, List):
             target.extend(values)
         elif isinstance(target, Call):
             target.add_elements(values)
         else:
-            raise Malformed(f"elements are appended to a {type(target).__name__}")
+            raise Malformed(f"elements are appended to a {_kind(target)}")
+        target.changed = self.opcode_at
 
     def SETITEM(self) -> None:
         pop = self.stack.pop
@@ -136,6 +139,7 @@ class Builder(Cursor):
         target = self.stack[-1]
         if isinstance(target, Dict):
             target.items.append((key, value))
+            target.changed = self.opcode_at
         else:
             self.add_items([(key, value)])
 
@@ -143,22 +147,21 @@ class Builder(Cursor):
         pairs, target = _pairs(self.pop_to_mark()), self.stack[-1]
         if type(target) is Dict:  # nearly always
             target.items.extend(pairs)
+            target.changed = self.opcode_at
         else:
             self.add_items(pairs)
 
     def APPEND(self) -> None:
         value, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, list):
+        if isinstance(target, List):
             target.append(value)
+            target.changed = self.opcode_at
         else:
             self.add_elements([value])
 
     def APPENDS(self) -> None:
-        values, target = self.pop_to_mark(), self.stack[-1]
-        if type(target) is list:
-            target.extend(values)
-        else:
-            self.add_elements(values)
+        values = self.pop_to_mark()
+        self.add_elements(values)
 
     def ADDITEMS(self) -> None:
         values, target = self.pop_to_mark(), self.stack[-1]
@@ -166,8 +169,9 @@ class Builder(Cursor):
             target.members.extend(values)
         elif isinstance(target, Call):
             target.add_elements(values)
+            target.changed = self.opcode_at
         else:
-            raise Malformed(f"members are added to a {type(target).__name__}")
+            raise Malformed(f"members are added to a {_kind(target)}")
 
     # -- the memo
 
@@ -185,6 +189,10 @@ class Builder(Cursor):
 
     def MEMOIZE(self) -> None:
         self.memoize(len(self.memo))
+
+
+def _kind(value: Value) -> str:
+    return type(value).__name__.lower()
 
 
 def _pairs(values: list[Value]) -> Iterable[tuple[Value, Value]]:

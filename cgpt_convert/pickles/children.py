@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cgpt_convert.inert import Call, Dict, Global, Set, Value
+from cgpt_convert.inert import Call, Dict, Global, List, Set, Value, text
+from cgpt_convert.pickles.patterns import Ambiguous, are_settled
 
 Pairs = Sequence[tuple[Value, Value]]
 
@@ -17,7 +19,7 @@ _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
 def is_short(value: Value) -> bool:
     """Is it a plain value, or a few in a tuple or list? To look at it again costs nothing."""
     kind = type(value)
-    if kind is tuple or kind is list:
+    if kind is tuple or kind is List:
         return len(value) <= FEW and PLAIN.issuperset(map(type, value))
     return kind in PLAIN
 
@@ -28,7 +30,7 @@ FEW = 16
 def children(value: Value) -> Pairs | None:
     """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
     kind = type(value)
-    if kind is tuple or kind is list:
+    if kind is tuple or kind is List:
         return _elements(value)
     if isinstance(value, Dict):
         return value.items
@@ -45,10 +47,44 @@ def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
     return None if plain else list(enumerate(values))
 
 
+def distinct(pairs: Pairs) -> tuple[Pairs, frozenset[Value]]:
+    """Return the pairs with each key once, as a dict has them, and the keys that came twice.
+
+    A dict keeps the first of equal keys and the last of their values; True, 1 and 1.0 are equal.
+    """
+    keys = [key for key, _ in pairs]
+    if not _TEXT.issuperset(map(type, keys)):
+        keys = list(map(_comparable, keys))
+    if len(set(keys)) == len(pairs):
+        return pairs, frozenset()
+    first: dict[Value, Value] = {}
+    for key, (original, _) in zip(keys, pairs, strict=True):
+        first.setdefault(key, original)
+    last = {key: value for key, (_, value) in zip(keys, pairs, strict=True)}
+    twice = frozenset(key for key, count in Counter(keys).items() if count > 1)
+    return [(first[key], value) for key, value in last.items()], twice
+
+
+def comes_twice(key: Value, twice: frozenset[Value]) -> bool:
+    """Return whether `distinct` found the key more than once."""
+    return bool(twice) and _comparable(key) in twice
+
+
+def _comparable(key: Value) -> Value:
+    """Return what is equal for equal keys, as far as comparing them takes little time."""
+    if type(key) in PLAIN:
+        return key
+    if type(key) is tuple and len(key) <= FEW and PLAIN.issuperset(map(type, key)):
+        return key
+    return b"\0" + text(key).encode("utf-8", "surrogatepass")  # no key of a weight file is that
+
+
+_TEXT = frozenset({str})
 _SETS = frozenset(
     f"{mod}.{name}" for mod in ("builtins", "__builtin__") for name in ("set", "frozenset")
 )
-_DICTS = frozenset(f"collections.{name}" for name in ("OrderedDict", "Counter", "defaultdict"))
+_COUNTER = "collections.Counter"
+_DICTS = frozenset({"collections.OrderedDict", "collections.defaultdict", _COUNTER})
 
 
 def is_dict(value: Value) -> bool:
@@ -59,22 +95,39 @@ def is_dict(value: Value) -> bool:
     return name in _DICTS or name.startswith("__torch__.")
 
 
+def has_keys(value: Value) -> bool:
+    """Return whether it is a dict, whose keys are unique."""
+    named = isinstance(value, Call) and isinstance(value.func, Global)
+    return isinstance(value, Dict) or (named and value.func.dotted in _DICTS)
+
+
 def _call_children(name: str, call: Call) -> Pairs | None:
     args = call.args if isinstance(call.args, tuple) else ()
     if name in _DICTS:
-        return [*_given(args), *call.items]
+        return [*_given(name, call, args), *call.items]
     if name in _SETS or name in _SCRIPT_HELPERS:
         return [("", value) for value in args[:1]] + list(enumerate(call.elements))
     return list(held(call)) if is_script_class(name) else None
 
 
-def _given(args: tuple[Value, ...]) -> Pairs:
-    """The items that a dict is made of; of a defaultdict, the function before them is none."""
-    match args[-1:]:
-        case (Dict() as given,):
-            return given.items
-        case (list() as given,) if all(map(_is_pair, given)):  # protocols 0 and 1
-            return [(pair[0], pair[1]) for pair in given]
+def _given(name: str, call: Call, args: tuple[Value, ...]) -> Pairs:
+    """The items that a dict is made of; of a defaultdict, the function before them is none.
+
+    Raises Ambiguous if they are changed after the call, which has them as they were then.
+    """
+    if not args:
+        return ()
+    given = args[-1]
+    pairs = isinstance(given, List) and all(map(_is_pair, given))  # protocols 0 and 1
+    parts = (given, *given) if pairs else (given,)
+    if not all(are_settled((part,), call.position) for part in parts):
+        raise Ambiguous(f"what a {name} is made of is changed later: {text(call)}")
+    if isinstance(given, Dict):
+        return given.items
+    if name == _COUNTER and isinstance(given, list | tuple):
+        return [(key, 1) for key in given]  # it counts them
+    if pairs:
+        return [(pair[0], pair[1]) for pair in given]
     return [("", value) for value in args if not isinstance(value, Global)]
 
 
@@ -103,8 +156,8 @@ def of_state(state: Value) -> Iterator[tuple[Value, Value]]:
     states = state if isinstance(state, tuple) else (state,)
     numbered = isinstance(state, tuple)
     for index, part in enumerate(states):
-        if isinstance(part, Dict):
-            for key, value in part.items:
+        if has_keys(part):
+            for key, value in distinct(children(part) or ())[0]:
                 yield ("" if key in _MODULE_SLOTS else key), value
         elif part is not None:
             yield (index if numbered else ""), part

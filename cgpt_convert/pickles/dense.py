@@ -14,7 +14,7 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Dict, PersistentId, Value, text
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.patterns import arguments, dtype_of, integer, integers, name_of
-from cgpt_convert.pickles.wrappers import tensor_call, unwrap
+from cgpt_convert.pickles.wrappers import data_of, tensor_call, unwrap
 from cgpt_convert.tensor import Storage, Tensor, replace, view
 
 
@@ -51,8 +51,9 @@ def plain(call: Call, storages: StorageTable) -> Tensor | None:
 
 def inner(storages: StorageTable, data: Value) -> Tensor:
     """A tensor that another one is made of; it must be a plain one."""
-    tensor = plain(unwrap(tensor_call(data))[0], storages)
-    if tensor is None:
+    call, states = unwrap(tensor_call(data))
+    tensor = plain(call, storages)
+    if tensor is None or data_of(states) is not None:
         raise Malformed(f"not a dense tensor: {text(data)}")
     return tensor
 
@@ -78,8 +79,8 @@ def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
     bits = {}
     if not isinstance(metadata, Dict):
         raise Malformed(f"tensor metadata that is no dict: {text(metadata)}")
-    for key, value in metadata.items:
-        if key not in ("conj", "neg") or type(value) is not bool:
+    for key, value in metadata.items:  # torch looks at the keys only, and never writes False
+        if key not in ("conj", "neg") or value is not True:
             raise Unsupported(f"tensor metadata {text(metadata)}")
         bits[key] = value
     if bits.get("conj") and tensor.stored.kind != "c":

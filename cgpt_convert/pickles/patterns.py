@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cgpt_convert import dtypes
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.inert import Call, Global, Value, text
+from cgpt_convert.inert import Call, Dict, Global, List, Value, text
 from cgpt_convert.limits import INT64, RANK
 
 
@@ -30,7 +30,34 @@ def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tu
         raise Malformed(f"{call.func} with the arguments {text(call.args)}")
     if call.how != "REDUCE" or call.state is not None or call.items or call.elements:
         raise Malformed(f"a tensor that is changed after it is made: {text(call)}")
+    if not are_settled(call.args, call.position):
+        raise Malformed(f"an argument is changed after the call: {text(call)}")
     return call.args
+
+
+class Ambiguous(Malformed):
+    """The values in the file depend on the order in which a loader does things."""
+
+
+def are_settled(values: Sequence[Value], position: int, depth: int = 0) -> bool:
+    """Return whether no list, dict or call among the values is changed after byte `position`.
+
+    A call has its arguments as they are when it is made. What is in tuples counts, too.
+    """
+    for value in values:
+        kind = type(value)
+        if kind is tuple:
+            if depth == _NESTED or len(value) > RANK or _INTEGER.issuperset(map(type, value)):
+                continue
+            if not are_settled(value, position, depth + 1):
+                return False
+        elif kind in _CHANGEABLE and value.changed > position:
+            return False
+    return True
+
+
+_CHANGEABLE = frozenset({List, Dict, Call})
+_NESTED = 3  # tuples in the arguments of a call in the arguments of a wrapper
 
 
 _COUNTS: dict[Callable[..., object], range] = {}  # of arguments; worked out once for each function
@@ -41,6 +68,8 @@ def integers(value: Value) -> tuple[int, ...]:
     if type(value) is tuple and len(value) <= RANK and _INTEGER.issuperset(map(type, value)):
         return value  # as torch writes it
     if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
+        if value.changed or not are_settled(value.args, value.position):
+            raise Malformed(f"a size that is changed after it is made: {text(value)}")
         value = value.args[0] if len(value.args) == 1 else value.args
     if isinstance(value, tuple | list) and len(value) > RANK:
         raise Unsupported(f"{len(value)} dimensions")

@@ -9,9 +9,9 @@ from cgpt_convert import dtypes
 from cgpt_convert.inert import Call, Value
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.composite import COMPOSITE, Rebuilt
-from cgpt_convert.pickles.dense import DENSE, StorageTable, plain
+from cgpt_convert.pickles.dense import DENSE, StorageTable, inner, plain
 from cgpt_convert.pickles.patterns import arguments, name_of
-from cgpt_convert.pickles.wrappers import VARIABLES, WRAPPERS, unwrap
+from cgpt_convert.pickles.wrappers import VARIABLES, WRAPPERS, data_of, unwrap
 
 
 def rebuild(call: Call, storages: StorageTable) -> tuple[Rebuilt, list[Value]]:
@@ -23,8 +23,11 @@ def rebuild(call: Call, storages: StorageTable) -> tuple[Rebuilt, list[Value]]:
     bare, states = unwrap(call)
     recognise = COMPOSITE.get(name_of(bare))
     if recognise is not None:
-        return recognise(storages, *arguments(bare, recognise, given=1)), states
-    return plain(bare, storages), states
+        tensor = recognise(storages, *arguments(bare, recognise, given=1))
+    else:
+        tensor = plain(bare, storages)
+    data = data_of(states)
+    return (tensor if data is None else inner(storages, data)), states
 
 
 _BUILTINS = (

@@ -8,7 +8,7 @@ from cgpt_convert import findings
 from cgpt_convert.checkpoint import Checkpoint, Exotic, Folded, Leaf, unreadable
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
-from cgpt_convert.inert import Call, Dict, Set, Value, printable, text
+from cgpt_convert.inert import Call, Dict, List, Set, Value, printable, text
 from cgpt_convert.limits import EXPANSION, EXPANSION_FLOOR, NESTING
 from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.budget import Budget, text_cost
@@ -16,16 +16,20 @@ from cgpt_convert.pickles.children import (
     PLAIN,
     Pairs,
     children,
+    comes_twice,
+    distinct,
+    has_keys,
     held,
     is_dict,
     is_script_class,
     is_short,
-    of_state,
 )
 from cgpt_convert.pickles.dense import StorageTable
 from cgpt_convert.pickles.folding import Folding
+from cgpt_convert.pickles.patterns import Ambiguous
 from cgpt_convert.pickles.rebuild import KNOWN, rebuild
 from cgpt_convert.pickles.unpickle import Decoded
+from cgpt_convert.pickles.wrappers import DATA, attached
 from cgpt_convert.tensor import Tensor
 
 
@@ -39,7 +43,10 @@ def fill(
     """
     budget = Budget(checkpoint.path, decoded.end)
     walk = _Walk(checkpoint, storages, budget)
-    walk.visit(prefix, decoded.value, 0)
+    try:
+        walk.visit(prefix, decoded.value, 0)
+    except Ambiguous as error:
+        raise error.at(checkpoint.path) from None
     if walk.errors and not checkpoint.is_readable:
         raise _together(checkpoint.path, walk.errors)
     walk.report()
@@ -104,6 +111,7 @@ class _Walk:
         self.errors: list[tuple[str, CgptError]] = []
         self.cycles: list[str] = []
         self.collisions: dict[str, None] = {}
+        self.doubted = 0  # keys that came twice, among those that we are inside of
         self.seen: set[int] = set()  # ids of all values that hold others
         self.path: set[int] = set()  # ids of those that we are inside of
         self.dicts = [""]  # paths of the dicts among them
@@ -151,10 +159,16 @@ class _Walk:
             raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
         self.budget.fits(len(pairs))
         self.path.add(id(value))
+        twice: frozenset[Value] = frozenset()
+        if has_keys(value):
+            pairs, twice = distinct(pairs)
         for key, child in pairs:
             path = _join(name, key)
             if not is_short(child):
+                doubted = comes_twice(key, twice)
+                self.doubted += doubted
                 self.visit(path, child, depth + 1, tensors_only=tensors_only)
+                self.doubted -= doubted
                 continue
             self.budget.visit(path, text_cost(child))
             if not tensors_only and (child or type(child) in PLAIN):  # empty lists hold no value
@@ -174,6 +188,8 @@ class _Walk:
         if isinstance(value, Call):
             try:
                 tensor, states = rebuild(value, self.storages)
+            except Ambiguous:
+                raise
             except CgptError as error:
                 self.errors.append((name, error))
                 if len(self.errors) == _LISTED:
@@ -183,8 +199,8 @@ class _Walk:
             if tensor is not None:
                 self.add(name, tensor)
                 if states:
-                    attached = [pair for state in states for pair in of_state(state)]
-                    self.inside(name, value, attached, depth, tensors_only=tensors_only)
+                    pairs = [pair for pair in attached(states) if pair[0] != DATA]
+                    self.inside(name, value, pairs, depth, tensors_only=tensors_only)
                 return
             number = ndarray.scalar(value)
             if number is not None:
@@ -204,6 +220,8 @@ class _Walk:
         """Enter the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
         self.budget.tensor(tensor)
+        if self.doubted:
+            self.collisions.setdefault(name)
         if name in checkpoint.tensors or name in checkpoint.exotic:
             self.collisions.setdefault(name)
         elif isinstance(tensor, Tensor):
@@ -233,7 +251,7 @@ def _looked_at(value: Value, pairs: Pairs | None) -> int:
     return len(pairs or ()) if isinstance(value, Call) else 0
 
 
-_HOLDING = frozenset({list, tuple, Dict, Set, Call})
+_HOLDING = frozenset({List, tuple, Dict, Set, Call})
 
 
 def _listed(names: list[str]) -> str:

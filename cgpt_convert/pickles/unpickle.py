@@ -62,7 +62,6 @@ class _Machine(Builder):
     ) -> None:
         super().__init__(data, limits, start)
         self.persistent = persistent
-        self.opcode_at = start
         self.frame_end = self.no_frame = len(data) + 1
         self.framed = start  # where the last frame ends
         self.globals: dict[tuple[str, str], int] = {}
@@ -172,10 +171,11 @@ class _Machine(Builder):
     def BUILD(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, Call):
-            raise Malformed(f"a state is set on a {type(target).__name__}")
+            raise Malformed(f"a state is set on a {type(target).__name__.lower()}")
         if target.state is not None:
             raise Malformed("a state is set twice on one object")
         target.state = state
+        target.changed = self.opcode_at
 
     def PERSID(self, reference: str) -> None:
         self.keep(self.persistent(reference))

@@ -6,11 +6,12 @@ torch/_tensor.py takes, and returns the call inside and the state that it attach
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.inert import Call, Value, text
-from cgpt_convert.pickles.patterns import arguments, name_of
+from cgpt_convert.inert import Call, Global, Value, text
+from cgpt_convert.pickles.children import Pairs, distinct, of_state
+from cgpt_convert.pickles.patterns import Ambiguous, arguments, name_of
 
 
 def unwrap(call: Call) -> tuple[Call, list[Value]]:
@@ -19,13 +20,18 @@ def unwrap(call: Call) -> tuple[Call, list[Value]]:
     Each of the states attached is a dict of attributes, or what a subclass makes of it.
     """
     states: list[Value] = []
-    for _ in range(_WRAPPED):
+    for wrapped in range(_WRAPPED):
         name = name_of(call)
         recognise = WRAPPERS.get(name)
         if recognise is not None:
-            call, state = recognise(*arguments(call, recognise, given=0))
+            inner, state = recognise(*arguments(call, recognise, given=0))
+            if inner.position == _WITHIN:
+                inner.position = call.position
             if state is not None:
+                if wrapped and _is_plain(call):
+                    raise Malformed(f"attributes that a parameter does not take over: {text(call)}")
                 states.append(state)
+            call = inner
         elif name in VARIABLES:
             call = _variable(call)
         else:
@@ -34,6 +40,46 @@ def unwrap(call: Call) -> tuple[Call, list[Value]]:
 
 
 _WRAPPED = 8  # a subclass of a parameter takes 2
+_WITHIN = -1  # the position of a call that a wrapper makes of its own arguments
+
+
+def _is_plain(wrapper: Call) -> bool:
+    """Return whether the wrapper makes a Tensor or a Parameter, and not another subclass."""
+    match wrapper.args:
+        case (Global() as func, Global() as made, *_) if func is not made:
+            return made.pair in _PLAIN
+    return True
+
+
+_PLAIN = (("torch", "Tensor"), ("torch._tensor", "Tensor"), ("torch.nn.parameter", "Parameter"))
+
+
+def data_of(states: Sequence[Value]) -> Value:
+    """Return the tensor whose values a tensor with these states has; None if it has its own.
+
+    torch sets each attribute in turn: `data` replaces the values, `real` and `imag` write into the
+    storage, which other tensors may share. `states` are those of `unwrap`, outermost first.
+    """
+    data = None
+    for name, value in attached(states):
+        if name in _WRITES:
+            raise Ambiguous(f"a tensor's attribute {name!r} writes into its storage")
+        if name in _REPLACES:
+            raise Malformed(f"a tensor's attribute {name!r} is set")
+        if name == DATA:
+            data = value
+    return data
+
+
+def attached(states: Sequence[Value]) -> Pairs:
+    """Return the attributes that the states give a tensor; an outer one replaces an inner one's."""
+    pairs = [pair for state in reversed(states) for pair in of_state(state)]
+    return distinct(pairs)[0]
+
+
+DATA = "data"
+_WRITES = ("real", "imag")
+_REPLACES = ("__class__", "__dict__", "_grad")  # set, they change what other names mean
 
 
 def _rebuild_parameter(
@@ -45,7 +91,7 @@ def _rebuild_parameter(
 def _rebuild_from_type_v2(
     func: Value, _type: Value, args: Value, state: Value
 ) -> tuple[Call, Value]:
-    return Call(func, args, 0), state
+    return Call(func, args, _WITHIN), state
 
 
 def tensor_call(data: Value) -> Call:

@@ -84,3 +84,68 @@ COMPLEX = torch.view_as_complex(torch.arange(12.0).view(2, 3, 2))
 
 
 SPARSE = torch.tensor([[0.0, 1, 0, 2], [3, 0, 0, 0], [0, 0, 0, 4], [0, 5, 6, 0]])
+
+
+def named(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in what torch.load gave, under our names, those in attributes of tensors too.
+
+    Raises LookupError where names are not told by the values alone: in cycles and for odd keys.
+    """
+    if depth > 20:
+        raise LookupError("nested too deep")
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        pairs = list(vars(value).items())
+        if value.grad is not None:
+            pairs.append(("grad", value.grad))
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple):
+        pairs = list(enumerate(value))
+    elif isinstance(value, set | frozenset) and any(isinstance(v, torch.Tensor) for v in value):
+        raise LookupError("a set")
+    for key, item in pairs:
+        if not isinstance(key, str | int | float | bool | None):
+            raise LookupError("an odd key")  # noqa: TRY004
+        part = key if isinstance(key, str) else str(key)
+        yield from named(item, f"{name}.{part}" if name and part else name or part, depth + 1)
+
+
+def difference(ours: Checkpoint, theirs: Any) -> str:
+    """In what our reading and torch's differ, as `kind: where`; "" if in nothing.
+
+    A tensor that we list as unreadable, or under a name with two values, is one that we rejected.
+    """
+    try:
+        wanted = dict(named(theirs))
+    except LookupError:
+        return ""
+    rejected = {name for name, entry in ours.exotic.items() if entry.error} | ours.collisions
+    for name in {*wanted, *ours, *ours.exotic}:
+        if any(name == each or name.startswith(f"{each}.") for each in rejected):
+            continue
+        found = _difference(ours, name, wanted.get(name))
+        if found:
+            return f"{found}: {name!r} of ours {[*ours, *ours.exotic]}, torch {[*wanted]}"
+    return ""
+
+
+def _difference(ours: Checkpoint, name: str, theirs: torch.Tensor | None) -> str:
+    if theirs is None:
+        return "more"
+    if name in ours.exotic:
+        shape = ours.exotic[name].shape
+        return "" if shape == tuple(theirs.shape) else "shape"
+    if name not in ours:
+        return "missing"
+    mine = ours[name]
+    wrong = {
+        "dtype": f"torch.{mine.dtype.name}" != str(theirs.dtype),
+        "shape": mine.shape != tuple(theirs.shape),
+        "layout": theirs.layout != torch.strided or theirs.is_meta,
+    }
+    for what, differs in wrong.items():
+        if differs:
+            return what
+    return "" if bits(mine) == raw(theirs) else "elements"

@@ -233,11 +233,16 @@ def test_23_keys_of_any_type_are_shown_and_never_hashed() -> None:
     assert names == ["[]", "(2,)", "{}", "None", "nan"]
 
 
-def test_23_key_that_comes_twice_is_listed_twice() -> None:
-    assert [(leaf.path, leaf.value) for leaf in tree(b"}(K\1K\2K\1K\3u.").others] == [
-        ("1", 2),
-        ("1", 3),
-    ]
+@pytest.mark.parametrize("again", [b"K\1", b"\x88", b"G\x3f\xf0\0\0\0\0\0\0"])
+def test_23_of_a_key_that_comes_twice_the_last_value_counts(again: bytes) -> None:
+    """1, True and 1.0 are equal; a dict keeps the first key and the last value."""
+    found = tree(b"}(K\1K\2K\5K\6" + again + b"K\3u.").others
+    assert [(leaf.path, leaf.value) for leaf in found] == [("1", 3), ("5", 6)]
+
+
+def test_23_keys_of_other_types_are_not_equal() -> None:
+    found = tree(b"}(K\1K\2X\1\0\0\x001K\3C\x011K\4K\1\x85K\5u.").others
+    assert [leaf.value for leaf in found] == [2, 3, 4, 5]
 
 
 def test_23_nested_tuples_as_keys_cost_little() -> None:
