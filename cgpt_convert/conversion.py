@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cgpt_convert import formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.dtypes import BLOCK_CASTS
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.exports import undone
+from cgpt_convert.output.apart import check_apart, inputs_of
+from cgpt_convert.output.sink import Options
+from cgpt_convert.output.writing import write_files, write_folder
+from cgpt_convert.places import is_url
 from cgpt_convert.plan import FilePlan, Request, Sign, unsigned
 from cgpt_convert.select import Selection, Wish, select
 
@@ -42,12 +46,22 @@ class Conversion:
     request: Request
     lines: tuple[str, ...] = ()
     folder: bool = False
+    inputs: tuple[str, ...] = ()  # what it is made from, which the output must not replace
 
-    def paths(self, output: str) -> list[str]:
-        """What writing to `output` would create or replace."""
+    def check_apart(self, output: str) -> None:
+        """Raise BadRequest if writing to `output` would replace something it is made from."""
+        paths = [output]
+        if not self.folder:
+            paths = [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
+        check_apart(self.plans, self.inputs, paths, folder=self.folder)
+
+    def write(self, output: str, options: Options | None = None) -> list[str]:
+        """Write the files to `output`, a path or a URL; return the paths written."""
+        settings = options or Options()
+        settings.inputs += self.inputs
         if self.folder:
-            return [output]
-        return [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
+            return write_folder(self.plans, output, settings)
+        return write_files(self.plans, os.path.dirname(output), settings)
 
     def opened_by(self, output: str) -> str:
         """What to name to open what was written to `output`: the index, where it is in shards."""
@@ -77,6 +91,25 @@ def target_for(output: str) -> str:
 def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     """The plan; nothing is read or written yet. Raises BadRequest for what cannot be done."""
     _check(wish, target)
+    made = _planned(checkpoint, wish, target)
+    return replace(made, inputs=inputs_of(checkpoint) + _beside(checkpoint, target))
+
+
+def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
+    """Return the paths of the configuration and tokenizer files that a whole model is made with."""
+    if target.to not in (GGUF, HF):
+        return ()
+    from cgpt_convert.exports.hf_tokenizer import NAMES
+
+    folders = (os.path.dirname(checkpoint.path), target.tokenizer)
+    if os.path.isdir(checkpoint.path):
+        folders = (checkpoint.path, target.tokenizer)
+    found = (f for f in folders if f is not None and not is_url(f))
+    names = (*NAMES, "config.json", "generation_config.json")
+    return tuple(os.path.join(folder, name) for folder in found for name in names)
+
+
+def _planned(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     name = os.path.basename(target.output.rstrip("/"))
     if target.to == GGUF:
         from cgpt_convert.exports import llama

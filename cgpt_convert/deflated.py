@@ -26,6 +26,7 @@ class Deflated:
     ) -> None:
         self.name = name
         self.nbytes = nbytes
+        self.within = source
         self._source, self._offset, self._compressed = source, offset, compressed
         self._lock = threading.Lock()  # the position is shared by all who read
         self._wasted = 0  # bytes that were unpacked and not asked for

@@ -37,6 +37,13 @@ class File(Source, Protocol):
         """Let go of it."""
 
 
+def origin(source: Source) -> Source:
+    """Return the file that the source is a part of or computed from; itself if it is one."""
+    while (inner := getattr(source, "within", None)) is not None:
+        source = inner
+    return source
+
+
 def is_distant(source: Source) -> bool:
     """Does each read of it take a journey, so that a few long ones are better?"""
     return getattr(source, "distant", False)
@@ -69,6 +76,7 @@ class LocalFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
+        self.index = ""  # the path of the index that names this file as a shard
         self._fd = -1
         descriptor = self._open()
         self._opened = os.fstat(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from typing import Any
 
@@ -18,7 +17,6 @@ from cgpt_convert.conversion import Conversion, Target, convert, target_for, tar
 from cgpt_convert.dtypes import WISHES
 from cgpt_convert.inert import printable
 from cgpt_convert.output.sink import Options
-from cgpt_convert.output.writing import write_files, write_folder
 from cgpt_convert.select import Wish, chosen_names
 
 
@@ -117,7 +115,7 @@ def command(
         from cgpt_convert.reread import reread
 
         settings.check = functools.partial(reread, conversion, target.to, jobs)
-    options.check_apart(checkpoint, *conversion.paths(output))
+    conversion.check_apart(output)
     if not dry_run:
         _write(conversion, output, settings)
     result = _result(checkpoint, conversion, settings, output)
@@ -133,10 +131,7 @@ def command(
 def _write(conversion: Conversion, output: str, settings: Options) -> None:
     with progress("convert", sum(plan.nbytes for plan in conversion.plans)) as advance:
         settings.advance = advance
-        if conversion.folder:
-            write_folder(conversion.plans, output, settings)
-        else:
-            write_files(conversion.plans, os.path.dirname(output), settings)
+        conversion.write(output, settings)
 
 
 def _result(

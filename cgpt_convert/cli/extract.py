@@ -16,6 +16,7 @@ from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.exports import undone
 from cgpt_convert.formats import parameters
 from cgpt_convert.inert import printable
+from cgpt_convert.output.apart import inputs_of
 from cgpt_convert.output.sink import Options, write_blocks
 from cgpt_convert.output.writing import write_folder
 from cgpt_convert.plan import FilePlan, Request
@@ -92,8 +93,7 @@ def command(
         plans, lost = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
     with progress("extract", nbytes) as advance:
-        options.check_apart(checkpoint, output)
-        settings = Options(overwrite=overwrite, advance=advance, jobs=jobs)
+        settings = Options(overwrite, inputs_of(checkpoint), advance, jobs)
         written = write_folder(plans, output, settings)
     result = {
         "output": output,

@@ -12,6 +12,7 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint, other_weights
+from cgpt_convert.output.apart import check_apart, inputs_of
 from cgpt_convert.output.sink import Options
 from cgpt_convert.output.writing import write_files
 from cgpt_convert.plan import FilePlan
@@ -47,7 +48,7 @@ def command(
     for each tensor, in the order of their names, so that a review shows what changed.
     """
     checkpoint = open_checkpoint(source, mapping)
-    options.check_apart(checkpoint, output)
+    check_apart((), inputs_of(checkpoint), [output], folder=False)
     tell_code(checkpoint, level="warning")
     for name in other_weights(source, checkpoint):
         click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
@@ -58,7 +59,8 @@ def command(
     made = locks.lock(checkpoint, chosen, found, scope, jobs)
     content = locks.statement(made) if in_toto else locks.encoded(made)
     plans = [FilePlan(os.path.basename(output), (content,))]
-    write_files(plans, os.path.dirname(output), Options(overwrite=overwrite))
+    settings = Options(overwrite, inputs_of(checkpoint))
+    write_files(plans, os.path.dirname(output), settings)
     if as_json:
         model = ALGORITHM + made.model if made.model else None
         result = {"source": source, "output": output, "digest": ALGORITHM + made.digest}

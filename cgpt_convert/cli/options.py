@@ -11,12 +11,11 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import ERROR, Check, exit_code
 from cgpt_convert.errors import BadRequest, CgptError, Malformed
 from cgpt_convert.places import is_url, named, open_source
 from cgpt_convert.reports import FORMATS, render
-from cgpt_convert.source import LocalFile, read, unreadable
+from cgpt_convert.source import read, unreadable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -221,34 +220,3 @@ def reported(command: F) -> F:
             )
 
     return cast("F", wrapped)
-
-
-def check_apart(checkpoint: Checkpoint, *outputs: str) -> None:
-    """Raise BadRequest if writing `outputs` would replace what `checkpoint` is read from.
-
-    A folder replaces all that lies in it.
-    """
-    for output in outputs:
-        if is_url(output):
-            _check_apart_there(checkpoint, output)
-            continue
-        try:
-            status = os.stat(output)
-        except OSError:
-            continue
-        if is_url(checkpoint.path):
-            continue
-        real = os.path.realpath(output)
-        if real == os.path.realpath(checkpoint.path):  # an index, which no tensor is read from
-            raise BadRequest("the output is the input", where=output, hint="name another file")
-        for source in checkpoint.sources:
-            path = os.path.realpath(source.name)
-            same = source.same_file(status) if isinstance(source, LocalFile) else path == real
-            if same or os.path.commonpath([real, path]) == real:
-                raise BadRequest("the output is the input", where=output, hint="name another file")
-
-
-def _check_apart_there(checkpoint: Checkpoint, output: str) -> None:
-    sources = [checkpoint.path, *(source.name for source in checkpoint.sources)]
-    if any(f"{name.rstrip('/')}/".startswith(f"{output.rstrip('/')}/") for name in sources):
-        raise BadRequest("the output is the input", where=output, hint="name another one")

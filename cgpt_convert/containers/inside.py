@@ -20,6 +20,7 @@ class Window:
 
     def __init__(self, source: Source, offset: int, nbytes: int, name: str) -> None:
         self.source, self.offset, self.nbytes, self.name = source, offset, nbytes, name
+        self.within = source
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
@@ -68,6 +69,7 @@ class Unpacked:
     ) -> None:
         self.name = packed.name
         self.damage: Malformed | None = None
+        self.within = packed
         self._packed, self._start = packed, start
         self._several = nbytes is None  # streams, one after another
         self._padded = padded  # may zeros lie between them?

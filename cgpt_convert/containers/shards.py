@@ -17,7 +17,7 @@ from cgpt_convert.findings import Finding
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import INDEX_BYTES
 from cgpt_convert.places import is_url, join, open_source
-from cgpt_convert.source import read
+from cgpt_convert.source import LocalFile, read
 from cgpt_convert.strict_json import check_count, unique
 
 _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
@@ -52,6 +52,9 @@ def read_index(
     _check_names(path, weight_map, shards)
     for name, shard in shards.items():
         _merge(merged, shard, name)
+    for source in merged.sources:
+        if isinstance(source, LocalFile):
+            source.index = path
     _compare_size(merged, metadata.get("total_size"))
     merged.metadata |= {k: value for k, value in metadata.items() if isinstance(value, str)}
     return merged

@@ -22,7 +22,7 @@ from cgpt_convert.exports.tokenizer_files import (
 from cgpt_convert.places import is_file
 
 # what the tokenizers of transformers are made of, whatever their kind
-_NAMES = (
+NAMES = (
     *(VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED),
     *("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "chat_template.json"),
@@ -75,7 +75,7 @@ _NONE = (
 
 def as_they_are(folder: str) -> dict[str, bytes]:
     """Name -> content of every tokenizer file in the folder."""
-    paths = {name: os.path.join(folder, name) for name in _NAMES}
+    paths = {name: os.path.join(folder, name) for name in NAMES}
     return {name: read_file(path) for name, path in paths.items() if is_file(path)}
 
 

@@ -52,6 +52,7 @@ class Summed:
 
     def __init__(self, storage: Storage) -> None:
         self.name, self.nbytes = storage.source.name, storage.nbytes
+        self.within = storage.source
         self.distant = is_distant(storage.source)
         self._storage = storage
         self._summed = self._value = 0  # how many bytes from the start, and their checksum

@@ -34,11 +34,18 @@ def hold(descriptor: int) -> None:
 
 def reclaim(folder: str, name: str) -> list[str]:
     """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
-    start = re.escape(temporary_name(name).rsplit(".", 2)[0])
-    pattern = re.compile(rf"{start}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
     with os.scandir(folder) as entries:
-        found = [entry for entry in entries if pattern.fullmatch(entry.name)]
+        found = [entry for entry in entries if is_temporary_of(entry.name, name)]
     return [entry.path for entry in found if _remove_unlocked(entry)]
+
+
+def is_temporary_of(temporary: str, name: str) -> bool:
+    """Return whether a file called `temporary` is, or was, a temporary of the output `name`."""
+    if not temporary.endswith(_SUFFIX):
+        return False
+    start = re.escape(temporary_name(name).rsplit(".", 2)[0])
+    pattern = rf"{start}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}"
+    return re.fullmatch(pattern, temporary, re.DOTALL) is not None
 
 
 def _remove_unlocked(entry: os.DirEntry[str]) -> bool:

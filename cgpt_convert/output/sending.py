@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cgpt_convert.output.apart import check_apart
 from cgpt_convert.output.crew import Crew
 from cgpt_convert.output.file import Output
 from cgpt_convert.output.objects import Folder, Objects
@@ -28,12 +29,15 @@ from cgpt_convert.tensor import Tensor, announce
 
 def send_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """As `sink.write_files`; `folder` is a URL's name."""
+    outputs = [f"{folder.rstrip('/')}/{plan.path}" for plan in plans]
+    check_apart(plans, options.inputs, outputs, folder=False)
     with Objects(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
         return _sent(stage, plans, options)
 
 
 def send_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """As `sink.write_folder`; `folder` is a URL's name."""
+    check_apart(plans, options.inputs, [folder], folder=True)
     names = [plan.path for plan in plans]
     with Folder(folder, names, overwrite=options.overwrite) as stage:
         return _sent(stage, plans, options)

@@ -20,6 +20,7 @@ from itertools import groupby
 from isal.isal_zlib import crc32
 
 from cgpt_convert.output import staging
+from cgpt_convert.output.apart import check_apart
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.file import Output
@@ -41,11 +42,13 @@ def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
 class Options:
     """How to write, by how many threads. `lost` gathers what casts cost, by tensor name.
 
+    `inputs` are paths that the output must not replace, besides those of the tensors it is made of.
     `check` is told where the files lie, the folder and the path of each by its planned one, when
     they are written and have no name yet; an error that it raises keeps them from getting one.
     """
 
     overwrite: bool = False
+    inputs: tuple[str, ...] = ()
     advance: Advance = untold
     jobs: int = 0  # 0: as many as the process may use cores
     lost: dict[str, CastCounts] = field(default_factory=dict)
@@ -55,8 +58,11 @@ class Options:
 def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: each plan's file in the existing `folder`, all of them or none.
 
-    Raises CannotWrite; Malformed where bytes read do not match the checksum the source records.
+    Raises CannotWrite; BadRequest where the output would replace its own source; Malformed where
+    bytes read do not match the checksum the source records.
     """
+    outputs = [os.path.join(folder, plan.path) for plan in plans]
+    check_apart(plans, options.inputs, outputs, folder=False)
     with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
         Work(stage, options).write(plans)
         options.check(stage.place, stage.written())
@@ -65,6 +71,7 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: a new folder with each plan's file, whole or not at all."""
+    check_apart(plans, options.inputs, [folder], folder=True)
     with staging.Folder(folder, overwrite=options.overwrite) as stage:
         Work(stage, options).write(plans)
         options.check(stage.place, stage.written())

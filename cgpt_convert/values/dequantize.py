@@ -47,6 +47,7 @@ class Dequantized:
 
     def __init__(self, storage: Storage, dtype: DType) -> None:
         self.name = storage.source.name
+        self.within = storage.source
         self.nbytes = storage.nbytes // dtype.nbytes * dtype.block * FLOAT32.nbytes
         self._storage, self._dtype = storage, dtype
         self._raw = np.empty(dtype.size(CHUNK), "|u1")

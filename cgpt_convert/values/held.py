@@ -26,6 +26,7 @@ def held(storage: Storage, start: int, nbytes: int) -> Storage:
 class _Held:
     def __init__(self, storage: Storage, start: int, nbytes: int) -> None:
         self.name, self.nbytes = storage.source.name, storage.nbytes
+        self.within = storage.source
         self._storage, self._start = storage, start
         self._bytes = self._in_memory(nbytes) if nbytes <= _IN_MEMORY else self._spooled(nbytes)
 

@@ -24,6 +24,7 @@ class _CastElements:
 
     def __init__(self, storage: Storage, stored: DType, target: DType) -> None:
         self.name = storage.source.name
+        self.within = storage.source
         self.nbytes = storage.nbytes // stored.nbytes * target.nbytes
         self._storage = storage
         self._stored = stored
