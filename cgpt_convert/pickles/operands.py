@@ -5,6 +5,7 @@ Unlike `arguments`, which takes what an unpickler may: every text that can be pa
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 
@@ -94,6 +95,7 @@ _INTEGER_NBYTES = 128
 _NUMBER = frozenset(b"0123456789abcdefABCDEFinIN+-._xXoOlLtyTY \t\r\v\f")
 _DIGITS = 64
 _ZERO = ord("0")
+_OCTAL = rb"[+-]?0[0-7_]+"
 _QUOTES = (b"'", b'"')
 
 
@@ -116,16 +118,14 @@ def integer(written: bytes, otherwise: Value = None) -> Value:
     `0x10` and `1_0` are integers to Python 3, `0x10L` to Python 2, `010` to C's strtol.
     """
     number = written.partition(b"\0")[0].strip().rstrip(b"lL")
-    for base in (0, 8):
-        try:
-            return int(number, base)
-        except ValueError:  # noqa: PERF203  two turns
-            continue
-    return otherwise
+    try:
+        return int(number, 8 if re.fullmatch(_OCTAL, number) else 0)
+    except ValueError:
+        return otherwise
 
 
 def memo_index(opcodes: Opcodes) -> Value:
-    """Return the index of a memo entry: a number, or the line if not a plain one (Python 2)."""
+    """Return the index of a memo entry: a number, or the line if it is no plain number."""
     piece = opcodes.short_line(KEPT)
     if piece is None:
         return opcodes.line()
