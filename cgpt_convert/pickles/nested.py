@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.opcodes import Opcodes, Span
-from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Stack
+from cgpt_convert.pickles.stack import DROPPED, SHOWN, Exhausted, Stack
 
 _NESTED = 10_000  # byte strings that look like files
 _PER_OPCODE = 128  # characters that are copied in the time of an opcode
@@ -25,7 +25,7 @@ class Nested(Stack):
             self.room[2] -= len(value)
             if value[:1] == "\x80":
                 self.nest(_written(value))
-            self.stack.append(value if self.room[2] > 0 else UNKNOWN)
+            self.stack.append(value if self.room[2] > 0 else DROPPED)
         else:
             self.span(value)
 

@@ -8,24 +8,63 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cgpt_convert.inert import Dict, Set, Value
-from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE
+from cgpt_convert.limits import MEMO_GAP, MEMO_SPARSE, RANK, Share
 from cgpt_convert.pickles.opcodes import Fault, Opcodes, Span
 
 SHOWN = 16  # items kept of one container: enough to show
-_CONTAINERS = 100_000  # lists, dicts and foreign calls that are kept at all
-_TUPLES = 1_000_000
+# what is kept at all, by the pickle's bytes: lists, dicts and foreign calls; tuples
+_CONTAINERS = Share(100_000, 64, 1_000_000)
+_TUPLES = Share(1_000_000, 16, 8_000_000)
 _TEXT_CHARS = 64 << 20
+_LONGEST = RANK  # items kept of a tuple: no argument of a call is longer
 NEWEST_PROTOCOL = 5  # PEP 574
 
 
 class Unknown:
-    """A value that is not kept: the result of an allowed call, or one of too many."""
+    """A value that is not kept. UNKNOWN may be any object, DROPPED is a container or a text."""
 
     def __repr__(self) -> str:
         return "..."
 
 
 UNKNOWN = Unknown()
+DROPPED = Unknown()
+
+
+class Items(Dict):
+    """A dict of which the first items are kept.
+
+    `dropped` is how many there are besides, `special` whether one of their keys may be the name of
+    an attribute that opcodes look up.
+    """
+
+    __slots__ = ("dropped", "special")
+
+    def __init__(self) -> None:
+        self.items = []
+        self.dropped = 0
+        self.special = False
+
+    def add(self, values: list[Value]) -> None:
+        """Add keys and values."""
+        room = SHOWN - len(self.items)
+        if room > 0:
+            self.items.extend(pairs(values)[:room])
+        if len(values) > 2 * room:
+            keys = values[2 * max(room, 0) :: 2]
+            self.dropped += len(keys)
+            self.special = self.special or any(map(is_special, keys))
+
+
+# opcodes look up these methods of an object: APPEND and APPENDS, ADDITEMS, and BUILD the others
+_LOOKED_UP = frozenset({"append", "extend", "add"})
+
+
+def is_special(key: Value) -> bool:
+    """Return whether an attribute of that name can change what later opcodes do to an object."""
+    if type(key) is not str:
+        return True
+    return key in _LOOKED_UP or (key.startswith("__") and key.endswith("__"))
 
 
 class Exhausted(Fault):
@@ -46,7 +85,8 @@ class Stack:
         self.below: list[list[Value] | int] = []
         self.memo: list[Value] = []
         self.sparse: dict[int | str, Value] = {}
-        self.room = [_CONTAINERS, _TUPLES, _TEXT_CHARS]
+        nbytes = opcodes.end - opcodes.at
+        self.room = [_CONTAINERS.of(nbytes), _TUPLES.of(nbytes), _TEXT_CHARS]
         self.odd = ""
         self.misframed = False  # is it the frames that are odd?
         self.extra = 0  # opcodes that count besides, for what takes as long
@@ -70,10 +110,10 @@ class Stack:
                 self.below.append(interrupted - 1)
         return values
 
-    def keep(self, value: Value, kind: int = 0) -> None:
-        """Push a value if there is room for its kind, else one that is not known."""
+    def keep(self, value: Value, kind: int = 0, otherwise: Value = UNKNOWN) -> None:
+        """Push a value if there is room for its kind, else the other one."""
         self.room[kind] -= 1
-        self.stack.append(value if self.room[kind] > 0 else UNKNOWN)
+        self.stack.append(value if self.room[kind] > 0 else otherwise)
 
     def POP(self) -> None:
         if self.stack or not self.below:
@@ -115,36 +155,36 @@ class Stack:
         self.misframed |= self.frame_end <= self.opcodes.end
 
     def TUPLE(self) -> None:
-        self.keep(tuple(self.pop_to_mark()[:SHOWN]), 1)
+        self.keep(tuple(self.pop_to_mark()[:_LONGEST]), 1, DROPPED)
 
     def EMPTY_TUPLE(self) -> None:
         self.stack.append(())
 
     def TUPLE1(self) -> None:
-        self.keep((self.stack.pop(),), 1)
+        self.keep((self.stack.pop(),), 1, DROPPED)
 
     def TUPLE2(self) -> None:
         pop = self.stack.pop
         second, first = pop(), pop()
-        self.keep((first, second), 1)
+        self.keep((first, second), 1, DROPPED)
 
     def TUPLE3(self) -> None:
         pop = self.stack.pop
         third, second, first = pop(), pop(), pop()
-        self.keep((first, second, third), 1)
+        self.keep((first, second, third), 1, DROPPED)
 
     def make(self, container: Callable[[list[Value]], Value], values: list[Value]) -> None:
         """Push a container of the values if there is room, else one that is not known."""
         self.room[0] -= 1
-        self.stack.append(container(values) if self.room[0] > 0 else UNKNOWN)
+        self.stack.append(container(values) if self.room[0] > 0 else DROPPED)
 
     def EMPTY_LIST(self) -> None:
         self.room[0] -= 1
-        self.stack.append([] if self.room[0] > 0 else UNKNOWN)
+        self.stack.append([] if self.room[0] > 0 else DROPPED)
 
     def EMPTY_DICT(self) -> None:
         self.room[0] -= 1
-        self.stack.append(Dict() if self.room[0] > 0 else UNKNOWN)
+        self.stack.append(Items() if self.room[0] > 0 else DROPPED)
 
     def EMPTY_SET(self) -> None:
         self.make(Set, [])
@@ -159,6 +199,7 @@ class Stack:
         self.make(_dict, self.pop_to_mark())
 
     def OUT_OF_BAND(self) -> None:
+        self.odd = self.odd or "an out-of-band buffer, which is not in the file"
         self.stack.append(UNKNOWN)
 
     # -- the memo
@@ -239,7 +280,9 @@ def _frozen_set(values: list[Value]) -> Value:
 
 
 def _dict(values: list[Value]) -> Value:
-    return Dict(pairs(values))
+    made = Items()
+    made.add(values)
+    return made
 
 
 def pairs(values: list[Value]) -> list[tuple[Value, Value]]:

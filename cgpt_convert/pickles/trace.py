@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cgpt_convert.errors import CgptError
-from cgpt_convert.inert import Call, Dict, Global, PersistentId, Set, Value
+from cgpt_convert.inert import Call, Global, PersistentId, Set, Value
 from cgpt_convert.limits import PICKLE
 from cgpt_convert.pickles.dispatch import dispatch
 from cgpt_convert.pickles.nested import Nested
 from cgpt_convert.pickles.opcodes import Fault, Opcodes, Span
-from cgpt_convert.pickles.stack import SHOWN, UNKNOWN, Exhausted, Unknown, pairs
-from cgpt_convert.pickles.uses import EXTENSION, Name, Use, class_of, content, spelled
+from cgpt_convert.pickles.signatures import referenced, signature_of
+from cgpt_convert.pickles.stack import DROPPED, SHOWN, UNKNOWN, Exhausted, Items, Unknown, pairs
+from cgpt_convert.pickles.uses import EXTENSION, Made, Name, Use, class_of, spelled
 from cgpt_convert.source import Source
 
 Allowed = Callable[[Value, Value], bool]
@@ -152,17 +153,20 @@ class _Machine(Nested):
                 target.add_elements(values[: SHOWN - len(target.elements)])
         elif isinstance(target, Name):
             self.change(target)
+        elif isinstance(target, Made) and not target.elements:
+            self.misuse(target).add_elements(values[:SHOWN])
 
     def add_items(self, values: list[Value]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Dict):
-            if len(target.items) < SHOWN:
-                _grow(target.items, pairs(values))
+        if isinstance(target, Items):
+            target.add(values)
         elif isinstance(target, Call):
             if len(target.items) < SHOWN:
                 target.add_items(pairs(values)[: SHOWN - len(target.items)])
         elif isinstance(target, Name):
             self.change(target)
+        elif isinstance(target, Made) and not target.items:
+            self.misuse(target).add_items(pairs(values))
 
     def APPEND(self) -> None:
         self.add([self.stack.pop()])
@@ -184,6 +188,12 @@ class _Machine(Nested):
             self.into_call((state,))
         elif isinstance(target, Name):
             self.change(target)
+        elif isinstance(target, Made):
+            if not target.takes(state):
+                self.never_kept(state)
+                self.misuse(target).state = state
+        elif target is not UNKNOWN:
+            self.odd = self.odd or "a state is set on a plain value"
 
     # -- names and calls
 
@@ -205,8 +215,9 @@ class _Machine(Nested):
         self.stack.append(known)
 
     def look_up(self, module: str, name: str) -> Name:
-        use = None if self.allowed(module, name) else self.use(module, name)
-        return Name(module, name, use)
+        if self.allowed(module, name):
+            return Name(module, name, None, signature_of(module, name))
+        return Name(module, name, self.use(module, name))
 
     def use(self, module: str, name: str) -> Use:
         key = (module, name)
@@ -224,8 +235,13 @@ class _Machine(Nested):
         func = class_of(func)
         use = func.use if isinstance(func, Name) else None
         if isinstance(func, Name) and use is None:
-            self.stack.append(content(func, args))
-            return
+            result = func.signature.result(args, how, kwargs)
+            if result is not None:
+                self.stack.append(result)
+                return
+            self.never_kept(args)
+            use = self.use(func.module, func.name)
+            use.misused = True
         if not isinstance(func, _CALLABLE):
             raise Fault("a plain value is called")
         self.extra += _CALLED
@@ -235,11 +251,25 @@ class _Machine(Nested):
             if len(self.computed) < SHOWN:
                 use = Use("", "what another call returns", made.position)
                 self.computed.append(use)
-        use.count += 1
-        if use.call is None:
-            use.call, use.position = made, made.position
+        _count(use, made)
         self.into_call(made.args)
         self.keep(made)
+
+    def misuse(self, target: Made) -> Call:
+        """Record that something is set on an object that weight files do not set."""
+        self.extra += _CALLED
+        module, _, name = target.maker.rpartition(".")
+        made = Call(Global(module, name), (UNKNOWN,), self.position)
+        use = self.use(module, name)
+        use.misused = True
+        _count(use, made)
+        return made
+
+    def never_kept(self, value: Value) -> None:
+        """Raise Exhausted if the value, of which more is to be known, is one of too many."""
+        parts = value if type(value) is tuple else (value,)
+        if any(part is DROPPED for part in parts):
+            raise Exhausted("more lists, dicts and tuples than are kept")
 
     def change(self, target: Name) -> None:
         """Attributes or items are set on a class or module itself."""
@@ -271,10 +301,20 @@ class _Machine(Nested):
         self.call(values[0], tuple(values[1 : SHOWN + 1]), "OBJ")
 
     def PERSID(self, reference: Value) -> None:
-        self.keep(PersistentId(reference), 1)
+        self.never_kept(reference)
+        value = referenced(reference)
+        if isinstance(value, PersistentId):
+            self.odd = self.odd or "a persistent id of no form that torch writes"
+        self.keep(value, 1)
 
     def BINPERSID(self) -> None:
         self.PERSID(self.stack.pop())
+
+
+def _count(use: Use, call: Call) -> None:
+    use.count += 1
+    if use.call is None:
+        use.call, use.position = call, call.position
 
 
 def _grow(shown: list[Any], values: list[Any]) -> None:
@@ -283,5 +323,5 @@ def _grow(shown: list[Any], values: list[Any]) -> None:
         shown.extend(values[: SHOWN - len(shown)])
 
 
-_CALLABLE = (Global, Call, PersistentId, Unknown)
+_CALLABLE = (Global, Call, PersistentId, Unknown, Made)
 _TABLE = dispatch(_Machine)

@@ -38,5 +38,7 @@ def sighting(use: Use, place: str) -> Sighting:
     dangerous = use.changed or not use.module or is_dangerous(use.module, use.name)
     how = "calls" if use.call else "changes" if use.changed else "names"
     shown = text(use.call) if use.call else printable(use.dotted)
+    if use.misused:
+        shown += ", in a way that weight files do not need"
     rule = findings.DANGEROUS if dangerous else findings.FOREIGN
     return Sighting(rule, place, use.position, use.dotted, how, use.count, shown)

@@ -8,19 +8,9 @@ from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.children import is_script_class
 from cgpt_convert.pickles.dangerous import is_dangerous
-from cgpt_convert.pickles.rebuild import KNOWN
+from cgpt_convert.pickles.signatures import SIGNATURES
 
-# torch's weights_only loader allows these too; no reader of ours makes tensors of them
-_KINDS = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
-_TORCH = frozenset(
-    {
-        f"torch.{place}{kind}Tensor"
-        for place in ("cuda.", "sparse.", "cuda.sparse.")
-        for kind in _KINDS.split()
-    }
-    | {f"torch.{sign}{bits}" for sign in ("int", "uint") for bits in range(1, 8)}
-)
-ALLOWED = KNOWN | _TORCH
+ALLOWED = frozenset(SIGNATURES)
 
 
 class Rule:
