@@ -280,17 +280,18 @@ _BUILTINS: dict[str, Signature] = {
 }
 
 
+def _open(name: str) -> Signature:
+    """Return the signature of a class that only the user allows: it may be called in any way."""
+    made = Made("object", name, state=is_state_of_any, items=True, elements=True)
+    return Signature(
+        lambda _args: made, ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"), keywords=True
+    )
+
+
 def _is_open(value: Value) -> bool:
     """Return whether it is a class that only the user allows."""
-    return isinstance(value, Name) and value.signature is _OPEN
+    return isinstance(value, Name) and value.use is None and value.signature.keywords
 
-
-_OPEN_OBJECT = Made("object", "builtins.object", state=is_state_of_any, items=True, elements=True)
-_OPEN = Signature(
-    lambda _args: _OPEN_OBJECT,
-    ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"),
-    keywords=True,
-)
 
 _PYTHON: dict[str, Signature] = {
     "_codecs.encode": Signature(first(is_text, one_of("latin1"))),
@@ -341,4 +342,4 @@ def signature_of(module: str, name: str) -> Signature:
         return known
     if module == "torch.jit._pickle":
         return _SCRIPT_HELPER
-    return _SCRIPT if module.partition(".")[0] == "__torch__" else _OPEN
+    return _SCRIPT if module.partition(".")[0] == "__torch__" else _open(f"{module}.{name}")
