@@ -25,6 +25,8 @@ _HINTS = {
     Kind.BZIP2: "run bunzip2 on it first",
     Kind.XZ: "run unxz on it first",
     Kind.ZSTD: "run unzstd on it first",
+    Kind.LZ4: "unpack it first",
+    Kind.COMPRESSED: "unpack it first",
     Kind.SEVEN_ZIP: "unpack it and name the weight file inside",
     Kind.RAR: "unpack it and name the weight file inside",
     Kind.PICKLE: "no torch.save file; `cgpt-convert scan FILE` shows what loading it would do",
@@ -33,8 +35,6 @@ _HINTS = {
     Kind.ONNX: "look for the PyTorch weights that it was exported from",
     Kind.TFLITE: "look for the PyTorch weights that it was exported from",
     Kind.OLD_GGML: "convert the original weights to GGUF; this one has no names we could trust",
-    Kind.PROGRAM: "name the weight file",
-    Kind.TEXT: "name the weight file",
     Kind.INDEX: "its name has to end in .index.json, and its shards have to lie beside it",
     Kind.UNKNOWN: "is it encrypted, or another framework's?",
 }
@@ -47,7 +47,7 @@ def refuse(kind: Kind, source: Source) -> CgptError:
         return explain(source)
     article = "an" if kind.value[0] in "aeiouH" else "a"
     message = f"{article} {kind.value}, which is not read"
-    return Unsupported(message, where=source.name, hint=_HINTS.get(kind, ""))
+    return Unsupported(message, where=source.name, hint=_HINTS.get(kind, "name the weight file"))
 
 
 def _head(source: Source) -> str:

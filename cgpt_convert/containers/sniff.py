@@ -130,9 +130,9 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(source, head)  # the commonest; the other kinds' readers stay unimported
-    from cgpt_convert.containers import tarball, torchtar
+    from cgpt_convert.containers import tarball, tarwalk, torchtar
 
-    if tarball.is_tar(head[: tarball.BLOCK]):
+    if tarwalk.is_tar_to_tarfile(head[: tarball.BLOCK]):
         return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
         return Kind.ZEROS if not record and _is_zero(source) else Kind.UNKNOWN

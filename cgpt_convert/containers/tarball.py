@@ -88,7 +88,7 @@ def _text(field: bytes) -> str:
 
 
 def _octal(field: bytes, where: str = "") -> int:
-    digits = field.strip(b" \0")
+    digits = field.lstrip(b" ").rstrip(b" \0")
     if not digits.isdigit() or digits.translate(None, b"01234567"):
         raise Malformed(f"not a tar number: {field!r}", where=where)
     return int(digits, 8)
@@ -112,6 +112,8 @@ def pax_keywords(data: bytes, where: str) -> dict[str, str]:
         whole = at < end <= len(data) and data[end - 1 : end] == b"\n"
         if not (space and equals and whole):
             raise Malformed("damaged tar keywords", where=where)
+        if key.decode("latin-1") in found:
+            raise Malformed("a tar keyword twice", where=where)
         found[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
         at = end
     return found
