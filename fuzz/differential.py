@@ -31,7 +31,7 @@ import torch
 from fuzz.sandbox import Child, Outcome
 from fuzz.wrapping import generated
 
-NAMES = ("x", "x", "x", "x.pkl", "x.pt", "x.bin", "x.joblib")
+NAMES = ("x", "x.pkl", "x.pt", "x.bin", "x.joblib", "x.npz", "x.safetensors", "x.pth")
 _TRIES = 250  # executions that making a find smaller may take
 _EACH = 3  # finds of one kind that are made smaller and written
 _SHOWN = 64 << 10  # bytes that are still made smaller

@@ -289,7 +289,7 @@ def _zip_members(path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _tar_members(path: str) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, ignore_zeros=True) as archive:
         for info, _ in zip(archive, range(MEMBERS), strict=False):
             if info.size <= MOST and (info.isfile() or info.islnk() or info.issym()):
                 yield info.name, _piecewise(partial(archive.extractfile, info))

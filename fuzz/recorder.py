@@ -180,8 +180,10 @@ class Judge:
                 continue
             if not is_data(value):
                 self.events.stop(f"call of {name} with argument {at} a {_kind(value)}")
-        if "_frombuffer" in name and len(args) > 1 and not _is_raw(args[0], args[1]):
+        if name.startswith("numpy.") and not all(map(_is_raw, args)):
             self.events.stop(f"call of {name} over an object array")
+        if "_rebuild_from_type" in name and args and not self._rebuilds(args[0]):
+            self.events.stop(f"call of {name} with a {_kind(args[0])} to call")
 
     def made(self, cls: object, args: object, kwargs: object) -> None:
         """Do the same for what makes an object without `__init__`; a function makes none."""
@@ -189,10 +191,12 @@ class Judge:
             self.called(cls, args, kwargs)
 
     def _is_known_type(self, value: object) -> bool:
-        return value is None or (
-            id(value) in self.names
-            and isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
-        )
+        known = id(value) in self.names and isinstance(value, type)
+        return value is None or known or self._rebuilds(value)
+
+    def _rebuilds(self, value: object) -> bool:
+        name = self.names.get(id(value), "")
+        return isinstance(value, types.FunctionType) and "._rebuild_" in name
 
     def built(self, target: object, state: object) -> None:
         """Stop the loader unless the object is of a type that is saved with a state of data."""
@@ -225,9 +229,8 @@ _METHODS = {
 }
 
 
-def _is_raw(buffer: object, dtype: object) -> bool:
-    plain = not (isinstance(buffer, np.ndarray) and buffer.dtype.hasobject)
-    return plain and not (isinstance(dtype, np.dtype) and dtype.hasobject)
+def _is_raw(value: object) -> bool:
+    return not (isinstance(value, np.ndarray) and value.dtype.hasobject)
 
 
 def _kind(value: object) -> str:

@@ -27,7 +27,7 @@ def harmless() -> dict[str, bytes]:
     np.savez(arrays, a=np.ones(2), o=np.array([None, {}], dtype=object))
     dumped = io.BytesIO()
     joblib.dump({"a": [1, 2.5]}, dumped, compress=("zlib", 3))
-    scripted = wrapping._script_records()  # noqa: SLF001
+    scripted = wrapping.script_records()
     return {
         "pickle": HARMLESS,
         "gzip": wrapping.gzipped(Random(1), HARMLESS),
@@ -41,8 +41,8 @@ def harmless() -> dict[str, bytes]:
         "npz": arrays.getvalue(),
         "joblib": dumped.getvalue(),
         "script": zipped(scripted),
-        "package": zipped(wrapping._package_records()),  # noqa: SLF001
-        "exported": zipped(wrapping._exported_records()),  # noqa: SLF001
+        "package": zipped(wrapping.package_records()),
+        "exported": zipped(wrapping.exported_records()),
     }
 
 

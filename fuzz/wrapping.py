@@ -338,7 +338,8 @@ def _sealed(dice: Random, header: bytearray) -> bytes:
 
 
 @functools.cache
-def _script_records() -> dict[str, bytes]:
+def script_records() -> dict[str, bytes]:
+    """Return the records of TorchScript."""
     module = torch.nn.Linear(1, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -353,8 +354,37 @@ def _records(data: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+class _Stateful(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[int, bool]:
+        return self.scale, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[int, bool]) -> None:
+        self.scale = state[0]
+        self.training = state[1]
+
+
 @functools.cache
-def _package_records() -> dict[str, bytes]:
+def stateful_records() -> dict[str, bytes]:
+    """Return the records of TorchScript whose class has a `__setstate__`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(_Stateful()), buffer)
+    return _records(buffer.getvalue())
+
+
+@functools.cache
+def package_records() -> dict[str, bytes]:
+    """Return the records of a torch.package."""
     buffer = io.BytesIO()
     with PackageExporter(buffer) as exporter:
         exporter.save_pickle("m", "res.pkl", {"a": [1, 2]})
@@ -371,7 +401,8 @@ class _Exported(torch.nn.Module):
 
 
 @functools.cache
-def _exported_records() -> dict[str, bytes]:
+def exported_records() -> dict[str, bytes]:
+    """Return the records of a `.pt2` file."""
     buffer = io.BytesIO()
     sizes = {"x": {0: torch.export.Dim("batch", max=64)}}
     program = torch.export.export(_Exported(), (torch.ones(3, 2),), dynamic_shapes=sizes)
@@ -381,7 +412,7 @@ def _exported_records() -> dict[str, bytes]:
 
 def scripted(dice: Random, data: bytes) -> bytes:
     """TorchScript with the data as one of its pickles, or with a line in its code."""
-    records = dict(_script_records())
+    records = dict(script_records())
     code = [name for name in records if name.endswith(".py")]
     pickles = [name for name in records if name.endswith(".pkl")]
     if dice.random() < 0.3:
@@ -397,7 +428,7 @@ def scripted(dice: Random, data: bytes) -> bytes:
 
 def packaged(dice: Random, data: bytes) -> bytes:
     """A torch.package with the data as a pickle, or with a module of its own."""
-    records = dict(_package_records())
+    records = dict(package_records())
     root = next(iter(records)).split("/")[0]
     pickled = next(name for name in records if name.endswith("res.pkl"))
     if dice.random() < 0.4:
@@ -411,7 +442,7 @@ def packaged(dice: Random, data: bytes) -> bytes:
 
 def exported(dice: Random, data: bytes) -> bytes:
     """A `.pt2` with the data as a record, or with another expression."""
-    records = dict(_exported_records())
+    records = dict(exported_records())
     name = dice.choice([*records, next(each for each in records if each.endswith(".json"))])
     if name.endswith(".json") and b"expr_str" in records[name]:
         text = dice.choice((b"print(1)", b"s0.__class__", b"2*s0", b"__import__('os').getpid()"))

@@ -1,0 +1,93 @@
+"""Every class of hostile files: `scan` fails on it, a loader acts on it, and the page lists it."""
+
+from pathlib import Path
+
+import pytest
+
+from fuzz import scoreboard
+from fuzz.classes import classes
+from fuzz.differential import warm_up
+from fuzz.sandbox import Child, scanned
+from tests.running import ROOT
+
+CLASSES = {f"{each.group}: {each.title}": each for each in classes()}
+# which loaders that are not installed act on, or that nothing but an error is to be expected of
+UNSEEN = {
+    *("`_pyrepl.pager.pipe_pager`", "`_interpreters.create`", "LZ4", "zstd", "HDF5"),
+    *("encryption flag in both headers", "flag 0x20", "flag 0x40", "an unknown compression"),
+    *("a 7z archive", "a rar archive", "Keras with a Lambda layer", "TensorFlow's saved model"),
+    *("TorchServe's `.mar` with a handler", "a shared library as a weight file"),
+    *("a `.pth` file for Python's site module", "ONNX with an external custom library"),
+}
+# not yet reported
+PENDING = {
+    title
+    for title, each in CLASSES.items()
+    if each.group in ("Allowed names put to other uses", "Configuration", "Containers of code")
+    or each.title
+    in (
+        *("gzip with a wrong header checksum", "gzip with reserved flags", "behind a tar"),
+        *("behind text, with zip64 end records", "in valid safetensors, zip64"),
+        *("behind GGUF, zip64", "the same with a slash at the end", "`storages` as a hard link"),
+        "a member behind the end blocks",
+    )
+}
+PAGE = ROOT / "docs" / "scoreboard.md"
+
+
+@pytest.fixture(scope="module")
+def child():
+    warm_up()
+    child = Child(trusting=True)
+    yield child
+    child.close()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_scanner_fails_on_each_class(name, tmp_path, request):
+    hostile = CLASSES[name]
+    if name in PENDING:
+        request.applymarker(pytest.mark.xfail(strict=False))
+    (tmp_path / hostile.file).write_bytes(hostile.make())
+    code, report = scanned(str(tmp_path / hostile.file))
+    assert code in (1, 3), report
+
+
+SEEN = [
+    name
+    for name, each in CLASSES.items()
+    if each.group != "Configuration" and each.title not in UNSEEN
+]
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_loader_acts_on_each_class(name, child):
+    hostile = CLASSES[name]
+    data = hostile.make()
+    if len(data) <= scoreboard.MOST:
+        assert child.run(data, hostile.file).events
+
+
+def test_the_page_lists_each_class_and_nothing_else():
+    listed = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    rows = {cells[0][2:]: cells for cells in listed if len(cells) == 6}
+    assert rows.keys() - {"class"} == {each.title for each in classes()}
+
+
+def test_titles_are_given_once():
+    assert len({each.title for each in classes()}) == len(classes())
+
+
+def test_a_page_is_made_of_rows():
+    rows = {"A group": [["one", "yes", "reported", "**passed**"]]}
+    made = scoreboard.page(rows, ["other 1.0"])
+    assert "| cgpt-convert scan | 1 | 0 | 0 |" in made
+    assert "| other 1.0 | 0 | 0 | 1 |" in made
+    assert "| one | yes | reported | **passed** |" in made
+
+
+def test_a_program_is_judged_by_its_exit_code(tmp_path: Path):
+    script = ["sh", "-c", "exit $(cat $0)"]
+    for code, verdict in ((0, scoreboard.PASSED), (1, scoreboard.REPORTED), (4, "not scanned")):
+        (tmp_path / "x").write_text(str(code))
+        assert scoreboard.judged(script, tmp_path / "x") == verdict
