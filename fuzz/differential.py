@@ -4,7 +4,8 @@ Makes random files in all containers and runs `scan` on each. Those that `scan` 
 code 0 are given to loaders in a child process, which records what they import, call and change
 (`fuzz/loaders.py`, `fuzz/recorder.py`). A file that `scan` passes and that makes a loader do more
 than read weights is a find: it is made smaller and written to FOLDER with a description. So is a
-file on which `scan` raises an exception or gives no answer. Exit code 1 if there is one.
+file on which `scan` raises an exception or gives no answer. Every fifth file is one that a program
+would write (`fuzz/everyday.py`); there, an alarm is a find. Exit code 1 if there is a find.
 
 The same seed makes the same files in the same order. `--again NUMBER` repeats one of them,
 `--file PATH` tries a file instead.
@@ -28,6 +29,7 @@ from random import Random
 
 import torch
 
+from fuzz.everyday import everyday
 from fuzz.sandbox import Child, Outcome
 from fuzz.wrapping import generated
 
@@ -41,6 +43,14 @@ def made(seed: int, number: int) -> tuple[bytes, str]:
     """Return the bytes and the name of a file of that number."""
     dice = Random(f"{seed}/{number}")
     return generated(dice), dice.choice(NAMES)
+
+
+_EVERYDAY = 5
+
+
+def written(seed: int, number: int) -> tuple[bytes, str]:
+    """Return the bytes and the name of a harmless file of that number."""
+    return everyday(Random(f"everyday {seed}/{number}"))
 
 
 def smaller(data: bytes, holds: Callable[[bytes], bool], tries: int = _TRIES) -> bytes:
@@ -67,6 +77,7 @@ class Run:
         self.child = Child()
         self.codes: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.everyday = self.alarms = 0
 
     def once(self, data: bytes, name: str, origin: str) -> Outcome:
         """Try one input; write it down if it is a find of a kind that was not seen yet."""
@@ -80,6 +91,14 @@ class Run:
         if kind:
             self.kinds[kind] += 1
         return outcome
+
+    def harmless(self, data: bytes, name: str, origin: str) -> None:
+        """Try a file that must pass; write it down if it does not."""
+        outcome = self.child.run(data, name)
+        self.alarms += outcome.code != 0
+        self.everyday += 1
+        if outcome.code and self.alarms <= _EACH:
+            self._save(data, described(data, name, f"False alarm: {origin}", outcome))
 
     def close(self) -> None:
         """End the child."""
@@ -96,8 +115,10 @@ class Run:
         if len(data) <= _SHOWN:
             data = smaller(data, lambda less: kind_of(self.child.run(less, name)) == kind)
         outcome = self._confirmed(data, name)
+        self._save(data, described(data, name, origin, outcome))
+
+    def _save(self, data: bytes, text: str) -> None:
         digest = hashlib.sha256(data).hexdigest()[:12]
-        text = described(data, name, origin, outcome)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
         if self.finds:
@@ -110,7 +131,8 @@ class Run:
         total = sum(self.codes.values())
         codes = ", ".join(f"{count:,} exit {code}" for code, count in sorted(self.codes.items()))
         found = f"{sum(self.kinds.values()):,} finds of {len(self.kinds)} kinds"
-        return f"{total:,} files in {seconds:.0f} s ({codes}); {found}\n"
+        passed = f"{self.alarms:,} alarms on {self.everyday:,} harmless files"
+        return f"{total:,} files in {seconds:.0f} s ({codes}); {found}; {passed}\n"
 
 
 def kind_of(outcome: Outcome) -> str:
@@ -165,10 +187,12 @@ def main() -> int:
         while time.perf_counter() - started < given.seconds:
             data, name = made(given.seed, number)
             run.once(data, name, f"seed {given.seed}, number {number}")
+            if number % _EVERYDAY == 0:
+                run.harmless(*written(given.seed, number), f"seed {given.seed}, number {number}")
             number += 1
     run.close()
     sys.stdout.write(run.summary(time.perf_counter() - started))
-    return 1 if run.kinds else 0
+    return 1 if run.kinds or run.alarms else 0
 
 
 def warm_up() -> None:

@@ -111,7 +111,10 @@ def lz4ed(_dice: Random, data: bytes) -> bytes:
 
 def zipped(dice: Random, data: bytes) -> bytes:
     """A zip with the data as one of its members, some fields at random."""
-    names = ("x.pkl", "archive/data.pkl", "archive/data/0", "a.npy", "data.pkl", "d/", "model.pt")
+    names = (
+        *("x.pkl", "archive/data.pkl", "archive/data/0", "a.npy", "data.pkl", "d/", "model.pt"),
+        *("x.pkl\0.txt", "d\\x.pkl", "README.md", "archive/.data/x", "archive/DATA.PKL"),
+    )
     entries = [_entry(dice, dice.choice(names), data)]
     if dice.random() < 0.4:
         entries.insert(dice.randint(0, 1), Entry(dice.choice(names), b"\x80\2N."))

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from fuzz import loaders, wrapping
-from fuzz.differential import made, smaller, warm_up
+from fuzz.differential import made, smaller, warm_up, written
 from fuzz.recorder import Events, Judge, is_arithmetic, is_data, is_known
 from fuzz.sandbox import Child, Outcome
 from fuzz.warming import harmless
@@ -128,6 +128,13 @@ def test_names_and_values_are_told_apart():
 def test_files_are_the_same_for_a_seed():
     assert [made(3, n) for n in range(50)] == [made(3, n) for n in range(50)]
     assert made(3, 1) != made(4, 1)
+    assert written(3, 1) == written(3, 1)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_files_as_programs_write_them_pass_and_make_no_loader_act(scanning, number):
+    outcome = scanning.run(*written(0, number))
+    assert (outcome.code, outcome.events) == (0, []), outcome.report
 
 
 def test_a_find_is_made_smaller():
