@@ -216,7 +216,7 @@ def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
         inside = set(_look(named(path))[1] or ())
         inside -= {os.path.basename(source.name) for source in checkpoint.sources}
     elif os.path.isdir(path):
-        inside = {*os.listdir(path)}
+        inside = {*(listing(path) or ())}
         inside -= {os.path.relpath(source.name, path) for source in checkpoint.sources}
     else:
         return []

@@ -54,6 +54,7 @@ def pickles() -> list[bytes]:
         REBUILD["_rebuild_sparse_tensor"],
         (layout, (indices, v2(Ref(key="1"), 0, (3,), (1,)), torch.Size([7]), False)),
     )
+    quantized = Ref(torch.QInt8Storage, key="0", numel=24)
     untyped = Ref(torch.UntypedStorage, key="1", numel=24)
     values: list[Any] = [
         {"w": one, "b": two},
@@ -69,6 +70,10 @@ def pickles() -> list[bytes]:
         collections.Counter({"a": 1, "b": 2}),
         {"o": collections.OrderedDict({"a": one}), "k": collections.Counter({"c": 3})},
         [one, [two, {"a": one}], {"b": (one, two)}],
+        {"w": one, **{f"g{index}": each for index, each in enumerate(_NAMES)}},
+        {"q": Made(REBUILD["_rebuild_qtensor"], (quantized, 0, (2, 3), (3, 1), _SCHEME, *_REST))},
+        {"d": Made(REBUILD["_rebuild_device_tensor_from_cpu_tensor"], (one, torch.half, *_CPU))},
+        {"e": Made(nn.Parameter, (two,)), "v": Made(nn.Parameter, (two,), (True, None, *_HOOKS))},
     ]
     made = []
     for value in values:
@@ -78,6 +83,21 @@ def pickles() -> list[bytes]:
     return made
 
 
+_NAMES = [
+    *(
+        torch.Tensor,
+        nn.Parameter,
+        vars(torch)["FloatTensor"],
+        torch.sparse.FloatTensor,
+        torch.FloatStorage,
+    ),
+    *(torch.Size, collections.Counter, collections.OrderedDict, set, REBUILD["_rebuild_tensor_v2"]),
+    *(REBUILD["_rebuild_parameter_with_state"], FROM_TYPE, torch.float32, torch.int32),
+]
+_SCHEME = (torch.per_tensor_affine, 0.5, 1)
+_REST: Any = (False, collections.OrderedDict())
+_CPU = ("cpu", False)
+_HOOKS: Any = (collections.OrderedDict(),)
 _META = (torch.float32, (2, 3), (3, 1), False)
 
 

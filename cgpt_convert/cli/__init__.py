@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cgpt_convert import __version__
-from cgpt_convert.errors import CgptError
+from cgpt_convert.errors import BadRequest, CgptError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -129,15 +129,28 @@ def _run() -> int:
             _tell_traffic()
     except click.ClickException as error:
         error.show()
+        _print_error(BadRequest.kind, error.format_message(), error.exit_code)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
+        _print_error("interrupted", "interrupted", _INTERRUPTED)
         return _INTERRUPTED
     except CgptError as error:
         error.where = error.where.replace("\n", "\\n")
         _complain(str(error))
+        _print_error(error.kind, error.message, error.exit_code, error.where, error.hint)
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _print_error(kind: str, message: str, exit_code: int, where: str = "", hint: str = "") -> None:
+    """Print an error as JSON on standard output if the command line asks for JSON."""
+    words = sys.argv[1:]
+    if "--json" in (words[: words.index("--")] if "--" in words else words):
+        import json
+
+        told = {"kind": kind, "message": message, "where": where, "hint": hint}
+        click.echo(json.dumps({"error": {**told, "exit_code": exit_code}}, indent=2))
 
 
 def _tell_traffic() -> None:

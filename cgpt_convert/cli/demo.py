@@ -52,7 +52,7 @@ _MOST = 40  # tokens
 
 
 @click.command("demo")
-@click.argument("folder", metavar="[DIR]", type=click.Path(), default="cgpt-demo")
+@click.argument("folder", metavar="[DIR]", type=click.Path(readable=False), default="cgpt-demo")
 def command(folder: str) -> None:
     """Run everything on a small model that comes along, into DIR (cgpt-demo).
 

@@ -23,8 +23,8 @@ _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 
 
 @click.command("diff")
-@click.argument("before", type=click.Path())
-@click.argument("after", type=click.Path())
+@click.argument("before", type=options.PATH)
+@click.argument("after", type=options.PATH)
 @options.remote
 @options.scope
 @options.jobs

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.command("eval")
 @options.source
 @click.option(
-    "--text", "path", required=True, metavar="FILE", type=click.Path(), help="The text, UTF-8."
+    "--text", "path", required=True, metavar="FILE", type=options.PATH, help="The text, UTF-8."
 )
 @click.option("--against", metavar="OTHER", help="Compare OTHER's predictions with SOURCE's.")
 @click.option(

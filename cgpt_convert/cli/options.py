@@ -35,8 +35,15 @@ class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 
         return [int(word) for word in words]
 
 
+# not checked by click, for which an unreadable file is bad usage
+PATH = click.Path(readable=False)
+
+
 class Output(click.Path):
     """What is to be written: a path, or a URL under the name that is shown of it."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The path, or the name; BadRequest for a URL that nothing can be written to."""
@@ -94,7 +101,7 @@ def remote(command: F) -> F:
 
 def source(command: F) -> F:
     """The argument SOURCE, which may be a URL."""
-    return click.argument("source", type=click.Path())(remote(command))
+    return click.argument("source", type=PATH)(remote(command))
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

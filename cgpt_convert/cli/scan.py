@@ -39,7 +39,7 @@ class _Unambiguous(click.Command):
 
 
 @click.command("scan", cls=_Unambiguous)
-@click.argument("path", nargs=-1, required=True, type=click.Path())
+@click.argument("path", nargs=-1, required=True, type=options.PATH)
 @options.allow
 @click.option("--require-weights", is_flag=True, help="Fail if there is no weight file.")
 @click.option(

@@ -39,6 +39,8 @@ def plain(call: Call, storages: StorageTable) -> Tensor | None:
     module, name = name_of(call)
     if module in ("torch", "torch.cuda") and name.removesuffix("Tensor") in dtypes.BY_STORAGE:
         return _typed_tensor(storages, call)
+    if (module, name) in _CONSTRUCTED or module in _SPARSE:
+        raise Unsupported(f"a tensor made by the constructor of {module}.{name}")
     if ndarray.is_array(call):
         try:
             tensor = ndarray.array(call)
@@ -47,6 +49,10 @@ def plain(call: Call, storages: StorageTable) -> Tensor | None:
         _, storage = storages.made.setdefault(id(call), (call, tensor.storage))
         return replace(tensor, storage=storage)
     return None
+
+
+_CONSTRUCTED = (("torch", "Tensor"), ("torch._tensor", "Tensor"))
+_SPARSE = ("torch.sparse", "torch.cuda.sparse")
 
 
 def inner(storages: StorageTable, data: Value) -> Tensor:

@@ -148,4 +148,5 @@ def _difference(ours: Checkpoint, name: str, theirs: torch.Tensor | None) -> str
     for what, differs in wrong.items():
         if differs:
             return what
-    return "" if bits(mine) == raw(theirs) else "elements"
+    plain = theirs.int_repr() if theirs.is_quantized else theirs
+    return "" if bits(mine) == raw(plain) else "elements"
