@@ -88,7 +88,7 @@ _NAMES = [
         torch.Tensor,
         nn.Parameter,
         vars(torch)["FloatTensor"],
-        torch.sparse.FloatTensor,
+        vars(torch.sparse)["FloatTensor"],
         torch.FloatStorage,
     ),
     *(torch.Size, collections.Counter, collections.OrderedDict, set, REBUILD["_rebuild_tensor_v2"]),
