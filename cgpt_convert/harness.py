@@ -101,8 +101,8 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_unused: object
     ) -> list[int]:
-        """The ids of a text; there are no tokens to add."""
-        return self._encoder.encode(string)
+        """Return the ids of a text; tokens around it are added only if they are asked for."""
+        return self._encoder.encode(string, special=bool(add_special_tokens))
 
     def _loglikelihood_tokens(
         self,

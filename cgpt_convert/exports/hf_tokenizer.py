@@ -81,14 +81,29 @@ def as_they_are(folder: str) -> dict[str, bytes]:
 
 def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
     """A tokenizer_config.json as GPT2Tokenizer saves it."""
-    roles = {"bos_token": found.bos, "eos_token": found.eos, "unk_token": found.eos}
-    named = {role: found.tokens[number] for role, number in roles.items() if number is not None}
+    ids = {"bos": found.bos, "eos": found.eos, **found.roles}
+    if tokenizers.END not in found.tokens:  # which it would add, as GPT2Tokenizer's unk_token
+        ids = {"unk": None, **ids}
+    named = {
+        f"{role}_token": None if number is None else found.tokens[number]
+        for role, number in ids.items()
+    }
+    adds = {f"add_{name}_token": value for name, value in found.adds.items()}
+    template = found.template
+    if isinstance(template, tuple):
+        chat: dict[str, Any] = {
+            "chat_template": [{"name": name, "template": text} for name, text in template]
+        }
+    else:
+        chat = {} if template is None else {"chat_template": template}
     return {
         "add_prefix_space": False,
         "errors": "replace",
         "model_max_length": n_positions,
         "tokenizer_class": "GPT2Tokenizer",
         **named,
+        **adds,
+        **chat,
     }
 
 
@@ -104,7 +119,7 @@ def whole(found: Tokenizer) -> bytes:
             "added_tokens": [_added(number, found) for number in added],
             "normalizer": None,
             "pre_tokenizer": {**level, "use_regex": True},
-            "post_processor": {**level, "trim_offsets": False, "use_regex": True},
+            "post_processor": _post_processor(found, {**level, "trim_offsets": False}),
             "decoder": {**level, "add_prefix_space": True, "use_regex": True},
             "model": {
                 "type": "BPE",
@@ -122,6 +137,30 @@ def whole(found: Tokenizer) -> bytes:
         ensure_ascii=False,
         separators=(",", ":"),
     ).encode()
+
+
+def _post_processor(found: Tokenizer, level: dict[str, Any]) -> dict[str, Any]:
+    """Return what puts the tokens around a text, or nothing but offsets right without any."""
+    if not (found.before or found.after):
+        return {**level, "use_regex": True}
+
+    def pieces(sequence: str, kind: int) -> list[dict[str, Any]]:
+        def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
+            names = (found.tokens[number] for number in ids)
+            return [{"SpecialToken": {"id": name, "type_id": kind}} for name in names]
+
+        text = {"Sequence": {"id": sequence, "type_id": kind}}
+        return [*special(found.before), text, *special(found.after)]
+
+    names = {found.tokens[number]: number for number in (*found.before, *found.after)}
+    return {
+        "type": "TemplateProcessing",
+        "single": pieces("A", 0),
+        "pair": [*pieces("A", 0), *pieces("B", 1)],
+        "special_tokens": {
+            name: {"id": name, "ids": [number], "tokens": [name]} for name, number in names.items()
+        },
+    }
 
 
 def _added(number: int, found: Tokenizer) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
                 hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
                 "--no-vocab",
             )
+        tokenizer = tokenizer.with_config(config or {})
+        llama_fields.check_tokenizer(tokenizer, path)
     card = llama_undo.card(checkpoint) if inside else read_card(folder)
     made, lines = request(name, found, tensors, dtype, Source(path, config, tokenizer, card))
     made = sign(made)

@@ -7,6 +7,7 @@ ggml/docs/gguf.md explains them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from cgpt_convert.errors import Unsupported
 from cgpt_convert.exports import hf_config
 from cgpt_convert.exports.model_card import Card
 from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.exports.tokenizer_files import ChatTemplate
 from cgpt_convert.exports.whole_model import heads
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.config import CONFIG
@@ -38,7 +40,14 @@ ACTIVATION = "cgpt_convert.activation_function"
 SHAPE_OF = "shape of "  # begins the name of a model that nothing names
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 TYPES = "tokenizer.ggml.token_type"
-BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
+_ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # so it is spelt there
+# in the order in which gguf-py's SpecialVocab writes them
+ROLES = {
+    role: f"tokenizer.ggml.{_ROLE_NAMES.get(role, role)}_token_id"
+    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "eot")
+}
+ADD = {name: f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep")}
+TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
 
 _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
@@ -121,15 +130,53 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
     types = [NORMAL] * have + [UNUSED] * len(pads)
     for number in tokenizer.added | tokenizer.special:
         types[number] = CONTROL if number in tokenizer.special else USER_DEFINED
-    fields = [
+    fields: list[Field] = [
         Field("tokenizer.ggml.model", "string", "gpt2"),
         Field("tokenizer.ggml.pre", "string", "gpt-2"),
         Field(TOKENS, "string", tokenizer.tokens + pads),
         Field(TYPES, "int32", tuple(types)),
         Field(MERGES, "string", tokenizer.merges),
     ]
-    ends = {BOS: tokenizer.bos, EOS: tokenizer.eos}
-    return fields + [Field(key, "uint32", v) for key, v in ends.items() if v is not None]
+    roles = {"bos": tokenizer.bos, "eos": tokenizer.eos, **tokenizer.roles}
+    if tokenizer.after and tokenizer.after[0] != tokenizer.eos:
+        # what llama.cpp puts after a text is the end token: the other one is its end of turn
+        roles |= {"eos": tokenizer.after[0], "eot": tokenizer.eos}
+    ids = ((key, roles.get(role)) for role, key in ROLES.items())
+    fields += [Field(key, "uint32", number) for key, number in ids if number is not None]
+    stated = ((key, tokenizer.adds.get(name)) for name, key in ADD.items())
+    fields += [Field(key, "bool", value) for key, value in stated if value is not None]
+    return [*fields, *_chat_template(tokenizer.template)]
+
+
+def _chat_template(template: ChatTemplate) -> Iterator[Field]:
+    """Yield the fields of a chat template, as gguf-py's `add_chat_template` writes them."""
+    if isinstance(template, str):
+        yield Field(TEMPLATE, "string", template)
+        return
+    named = {re.sub("[^a-zA-Z0-9]", "_", name): text for name, text in template or ()}
+    default = named.pop("default", None)
+    for name, text in named.items():
+        yield Field(f"{TEMPLATE}.{name}", "string", text)
+    if named:
+        yield Field(TEMPLATES, "string", tuple(named))
+    if default is not None:
+        yield Field(TEMPLATE, "string", default)
+
+
+def check_tokenizer(tokenizer: Tokenizer, path: str) -> None:
+    """Raise Unsupported, with every reason, if llama.cpp would give a text other tokens."""
+    problems = list(tokenizer.problems)
+    before, after = tokenizer.before, tokenizer.after
+    if len(before) > 1 or len(after) > 1:
+        problems.append(f"it puts {len(before)} tokens before a text and {len(after)} after it")
+    elif before and before[0] != tokenizer.bos:
+        problems.append(f"a text begins with {tokenizer.tokens[before[0]]!r}, not its bos_token")
+    if problems:
+        raise Unsupported(
+            f"llama.cpp cannot do what its tokenizer does: {printable('; '.join(problems))}",
+            where=path,
+            hint="--no-vocab writes the GGUF without a tokenizer; --to hf keeps the tokenizer",
+        )
 
 
 def no_vocabulary(found: Recognised) -> list[Field]:

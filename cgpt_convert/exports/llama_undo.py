@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.exports import llama_fields as keys
 from cgpt_convert.exports.model_card import Card
 from cgpt_convert.exports.tokenizer import Tokenizer
+from cgpt_convert.exports.tokenizer_files import ChatTemplate
 from cgpt_convert.formats import gguf
 from cgpt_convert.mapping.architecture import Architecture, Place, architectures, template
 from cgpt_convert.plan import Field
@@ -117,8 +119,35 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
         "vocab.json": vocabulary.encode(),
         "merges.txt": "\n".join((_VERSION_LINE, *merges, "")).encode(),
     }
-    bos, eos = (_token(found.get(key), len(tokens)) for key in (keys.BOS, keys.EOS))
-    return Tokenizer(tokens, merges, bos, eos, special, files, frozenset(added))
+    read = {role: _token(found.get(key), len(tokens)) for role, key in keys.ROLES.items()}
+    roles = {role: number for role, number in read.items() if number is not None}
+    bos, eos = roles.pop("bos", None), roles.pop("eos", None)
+    stated = {name: _flag(found.get(key)) for name, key in keys.ADD.items()}
+    adds = {name: value for name, value in stated.items() if value is not None}
+    before = (bos,) if adds.get("bos") and bos is not None else ()
+    after = (eos,) if adds.get("eos") and eos is not None else ()
+    if after and "eot" in roles:  # see `llama_fields.vocabulary`
+        eos = roles.pop("eot")
+    made = Tokenizer(tokens, merges, bos, eos, special, files, frozenset(added), roles)
+    return made._replace(before=before, after=after, adds=adds, template=_template(found))
+
+
+def _flag(field: Field | None) -> bool | None:
+    return field.value if field is not None and isinstance(field.value, bool) else None
+
+
+def _template(found: Mapping[str, Field]) -> ChatTemplate:
+    """Return the chat template, or all of them by name, the one without a name as `default`."""
+    main = found.get(keys.TEMPLATE)
+    default = main.value if main is not None and isinstance(main.value, str) else None
+    named = []
+    for name in _array(found.get(keys.TEMPLATES), "string"):
+        field = found.get(f"{keys.TEMPLATE}.{name}")
+        if field is not None and isinstance(field.value, str):
+            named.append((name, field.value))
+    if not named:
+        return default
+    return (*named, *([("default", default)] if default is not None else ()))
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture | None:

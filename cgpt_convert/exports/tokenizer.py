@@ -6,21 +6,26 @@ import hashlib
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, repeat
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.exports.tokenizer_files import (
     MERGES,
     VOCAB,
+    WHOLE,
+    ChatTemplate,
     Parts,
     from_pair,
     read_file,
     read_folder,
 )
+from cgpt_convert.exports.tokenizer_settings import overlaps, taken_for_special
 from cgpt_convert.places import is_url, named
 
+_NAMED = ("unk", "sep", "pad", "cls", "mask")
 GPT2_TOKENS = 50257
 END = "<|endoftext|>"  # transformers' GPT2Tokenizer: what bos, eos and unk are if nothing says so
 
@@ -42,6 +47,26 @@ class Tokenizer(NamedTuple):
     special: frozenset[int]  # control tokens, which no text gives
     files: dict[str, bytes]  # to copy into a model folder, by name
     added: frozenset[int] = frozenset()  # matched before any merging; the special ones, too
+    roles: Mapping[str, int] = MappingProxyType({})  # of others that are stated: "pad", "unk" ...
+    before: tuple[int, ...] = ()  # the ids that are put before a text
+    after: tuple[int, ...] = ()  # and after it
+    adds: Mapping[str, bool] = MappingProxyType({})  # "bos", "eos", "sep": if one is, where stated
+    template: ChatTemplate = None
+    prefix_space: bool = False  # a space is put before a text
+    problems: tuple[str, ...] = ()  # what llama.cpp cannot do of it, in words
+    assumed: frozenset[str] = frozenset()  # "bos", "eos": not stated, but as GPT2Tokenizer has it
+
+    def with_config(self, config: Mapping[str, Any]) -> Tokenizer:
+        """Return the tokenizer with the ids of config.json for roles that its files do not state.
+
+        So does gguf-py's SpecialVocab.
+        """
+        said = {role: config.get(f"{role}_token_id") for role in ("bos", "eos", *_NAMED)}
+        ids = {role: v for role, v in said.items() if type(v) is int and 0 <= v < len(self.tokens)}
+        bos = ids.get("bos", self.bos) if self.bos is None or "bos" in self.assumed else self.bos
+        eos = ids.get("eos", self.eos) if self.eos is None or "eos" in self.assumed else self.eos
+        named = {role: number for role, number in ids.items() if role in _NAMED}
+        return self._replace(bos=bos, eos=eos, roles=named | dict(self.roles))
 
 
 def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | None:
@@ -98,15 +123,70 @@ def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
     _check_merges(parts)
     roles = {role: _role(parts, role, ids) for role in ("bos_token", "eos_token", *parts.roles)}
     special = {ids[text] for text in parts.special if text in ids} | set(_present(roles))
+    if WHOLE not in parts.files and "unk_token" not in parts.roles and END in ids:
+        special.add(ids[END])  # GPT2Tokenizer's unk_token
+    stated = {role.removesuffix("_token"): number for role, number in roles.items()}
+    bos, eos = stated.pop("bos"), stated.pop("eos")
+    before, after = _around(parts, bos, eos, len(tokens))
+    if parts.roles.get("bos_token") is None and before:
+        bos = before[0]
+    if parts.roles.get("eos_token") is None and after:
+        eos = after[-1]
     return Tokenizer(
         tokens,
         tuple(parts.merges),
-        roles["bos_token"],
-        roles["eos_token"],
+        bos,
+        eos,
         frozenset(special),
         parts.files,
         frozenset(parts.added.values()) | special,
+        {role: number for role, number in stated.items() if number is not None},
+        before,
+        after,
+        _adds(parts, before, after),
+        parts.template,
+        parts.prefix_space,
+        tuple(_problems(parts, tokens, special)),
+        frozenset({"bos", "eos"} - {role.removesuffix("_token") for role in parts.roles}),
     )
+
+
+def _around(
+    parts: Parts, bos: int | None, eos: int | None, size: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids before and after a text.
+
+    As transformers, which asks add_bos_token and add_eos_token only if there is no tokenizer.json.
+    """
+    if WHOLE in parts.files:
+        before, after = parts.around.before, parts.around.after
+        strange = [number for number in before + after if not 0 <= number < size]
+        if strange:
+            raise _wrong(parts.where, f"its post_processor adds the token {strange[0]}")
+        return before, after
+    before = (bos,) if parts.adds.get("bos") and bos is not None else ()
+    return before, (eos,) if parts.adds.get("eos") and eos is not None else ()
+
+
+def _adds(parts: Parts, before: tuple[int, ...], after: tuple[int, ...]) -> dict[str, bool]:
+    """Return what is stated of adding tokens, as it comes out."""
+    found = {}
+    for name, ids in (("bos", before), ("eos", after)):
+        if ids or name in parts.adds:
+            found[name] = bool(ids)
+    return found | ({"sep": parts.adds["sep"]} if "sep" in parts.adds else {})
+
+
+def _problems(parts: Parts, tokens: tuple[str, ...], special: set[int]) -> Iterator[str]:
+    """Yield what llama.cpp cannot do of the tokenizer, whatever its bos and eos are."""
+    if parts.prefix_space:
+        yield "it puts a space before a text (add_prefix_space)"
+    if parts.around.problem:
+        yield parts.around.problem
+    yield from parts.problems
+    texts = set(parts.added) | {tokens[number] for number in special}
+    yield from overlaps(texts - parts.normalized, texts & parts.normalized)
+    yield from taken_for_special(token for token in parts.vocab if token not in texts)
 
 
 def _present(roles: dict[str, int | None]) -> Iterator[int]:

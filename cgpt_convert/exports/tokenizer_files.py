@@ -13,6 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cgpt_convert.errors import Malformed, Unsupported
+from cgpt_convert.exports.tokenizer_settings import (
+    NOTHING,
+    Around,
+    around,
+    chat_template,
+    flags,
+    model_problems,
+)
 from cgpt_convert.inert import printable
 from cgpt_convert.limits import TOKENIZER_BYTES
 from cgpt_convert.places import find, open_source
@@ -21,9 +29,11 @@ from cgpt_convert.strict_json import check_count, loads
 
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+JINJA, CHAT = "chat_template.jinja", "chat_template.json"
 _VERSION = "#version"  # begins the first line of a merges.txt
 _OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+ChatTemplate = str | tuple[tuple[str, str], ...] | None  # one, or named ones
+_ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _HINT = "mend it, or name another folder with --tokenizer DIR"
 
@@ -40,6 +50,12 @@ class Parts:
     special: set[str] = field(default_factory=set)
     roles: dict[str, str | None] = field(default_factory=dict)  # "bos_token" -> text
     files: dict[str, bytes] = field(default_factory=dict)  # as transformers calls them
+    normalized: set[str] = field(default_factory=set)  # added ones that are matched after others
+    around: Around = NOTHING  # the ids that tokenizer.json puts before and after a text
+    adds: dict[str, bool] = field(default_factory=dict)  # "bos" -> add_bos_token of the config
+    prefix_space: bool = False  # a space is put before a text
+    template: ChatTemplate = None
+    problems: list[str] = field(default_factory=list)  # what llama.cpp cannot do, in words
 
 
 def read_folder(folder: str) -> Parts | None:
@@ -72,7 +88,25 @@ def read_folder(folder: str) -> Parts | None:
         if name in files:
             where = os.path.join(folder, name)
             _take_config(parts, loose_object(files[name], where), where)
+    if parts.template is None:
+        parts.template = _template_beside(folder)
     return parts
+
+
+def _template_beside(folder: str) -> ChatTemplate:
+    """Return the chat template that lies in a file of its own, as gguf's SpecialVocab finds it."""
+    source = find(os.path.join(folder, JINJA))
+    if source is not None:
+        try:
+            return _content(source).decode()
+        except UnicodeDecodeError as error:
+            where = os.path.join(folder, JINJA)
+            raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
+    where = os.path.join(folder, CHAT)
+    source = find(where)
+    if source is None:
+        return None
+    return chat_template(loose_object(_content(source), where).get("chat_template"))
 
 
 def from_pair(where: tuple[str, str], data: tuple[bytes, bytes]) -> Parts:
@@ -124,6 +158,9 @@ def _whole(where: str, data: bytes) -> Parts:
     if odd:
         raise Unsupported(f"not a tokenizer of GPT-2's kind: {odd}", where=where, hint=_HINT)
     parts = Parts(where, where, _ids(model.get("vocab"), where), [])
+    parts.around = around(content.get("post_processor"))
+    parts.problems += model_problems(model, byte_characters())
+    parts.prefix_space = _has_prefix_space(content["pre_tokenizer"])
     for merge in model.get("merges") or []:
         pair = " ".join(map(str, merge)) if isinstance(merge, list) else merge
         if not isinstance(pair, str):
@@ -151,6 +188,24 @@ def _oddities(content: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     return "" if before.get("use_regex", True) else "its ByteLevel has no use_regex"
 
 
+def _has_prefix_space(pre_tokenizer: Mapping[str, Any]) -> bool:
+    """Return whether a ByteLevel, alone or in a Sequence, puts a space before a text."""
+    (inner,) = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+    return bool(inner.get("add_prefix_space", True))  # as the library has it if nothing is said
+
+
+def byte_characters() -> Iterator[str]:
+    """Yield each byte's character in a byte-level vocabulary (openai/gpt-2 encoder.py).
+
+    Printable ones of Latin-1 stand for themselves, the others for one past U+0100, in order.
+    """
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
+    shift = 256
+    for byte in range(256):
+        yield chr(byte if byte in plain else shift)
+        shift += byte not in plain
+
+
 def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
     """Add what a tokenizer_config.json or special_tokens_map.json says."""
     decoder = content.get("added_tokens_decoder") or {}
@@ -162,7 +217,9 @@ def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
             raise Malformed(f"an added token that is none: {number!r}", where=where, hint=_HINT)
         rows.append({**row, "id": int(number)})
     _take_added(parts, rows, where)
+    _take_behaviour(parts, content)
     for role in _ROLES:
+        _take_flags(parts, content.get(role))
         if role in content:
             parts.roles[role] = _text(content[role], where)
     for key in _LISTS:
@@ -171,14 +228,36 @@ def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
         parts.special |= {text for each in texts if (text := _text(each, where)) is not None}
 
 
+def _take_behaviour(parts: Parts, content: Mapping[str, Any]) -> None:
+    """Add what such a file says of how a text is encoded, and the chat template."""
+    if content.get("add_prefix_space") is True:
+        parts.prefix_space = True
+    if content.get("split_special_tokens") is True:
+        parts.problems.append("it has split_special_tokens")
+    for name in ("bos", "eos", "sep"):
+        if isinstance(content.get(f"add_{name}_token"), bool):
+            parts.adds[name] = content[f"add_{name}_token"]
+    parts.template = chat_template(content.get("chat_template")) or parts.template
+
+
 def _take_added(parts: Parts, rows: Iterable[Any], where: str) -> None:
     for row in rows:
         match row:
             case {"content": str(text), "id": int(number)}:
                 _add(parts, [(text, number)], where)
                 parts.special |= {text} if row.get("special") is True else set()
+                _take_flags(parts, row)
+                if row.get("normalized", row.get("special") is not True) is True:
+                    parts.normalized.add(text)
             case _:
                 raise Malformed(f"an added token that is none: {row!r}", where=where, hint=_HINT)
+
+
+def _take_flags(parts: Parts, row: object) -> None:
+    """Note what llama.cpp cannot do of an added token, as it is matched in a text."""
+    if isinstance(row, dict) and flags(row):
+        said = f"its added token {row.get('content')!r} has {', '.join(flags(row))}"
+        parts.problems += [said] if said not in parts.problems else []
 
 
 def _add(parts: Parts, rows: Iterable[tuple[str, int]], where: str) -> None:

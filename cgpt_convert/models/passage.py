@@ -57,7 +57,7 @@ def read_passage(
     if stride > context:
         raise BadRequest(f"a stride of {stride:,} tokens does not fit a context of {context:,}")
     tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
-    ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text)]
+    ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text, special=False)]
     return Passage(np.array(ids, np.int64), context, stride)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.exports import llama_undo
 from cgpt_convert.exports import tokenizer as tokenizers
 from cgpt_convert.exports.tokenizer import Tokenizer
@@ -52,20 +52,29 @@ class Encoder:
             hint = f"{EXTRA}; generate takes --ids, too"
             raise BadRequest("reading text needs the tokenizers library", hint=hint) from error
         whole = found.files.get(WHOLE)
-        self._tokenizer: Any = (
-            library.Tokenizer.from_str(whole.decode()) if whole else _built(library, found)
-        )
+        try:
+            self._tokenizer: Any = (
+                library.Tokenizer.from_str(whole.decode()) if whole else _built(library, found)
+            )
+        except Exception as error:  # the library raises nothing more exact
+            hint = "mend it, or name another folder with --tokenizer DIR"
+            raise Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint) from error
+        self._around = ((), ()) if whole else (found.before, found.after)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of the text. BadRequest for one that has no UTF-8, of lone surrogates."""
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the ids of the text, with those that are put around it if `special`.
+
+        Raises BadRequest for a text that has no UTF-8, of lone surrogates.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadRequest("the text is not UTF-8", hint="check the locale") from error
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        before, after = self._around if special else ((), ())
+        return [*before, *ids, *after]
 
 
 def _built(library: Any, found: Tokenizer) -> Any:
@@ -73,7 +82,8 @@ def _built(library: Any, found: Tokenizer) -> Any:
     vocab = {token: number for number, token in enumerate(found.tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in found.merges]
     made = library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges))
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    level = library.pre_tokenizers.ByteLevel(add_prefix_space=found.prefix_space)
+    made.pre_tokenizer = level
     made.add_tokens(
         [
             library.AddedToken(
