@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
@@ -11,7 +11,7 @@ from cgpt_convert.errors import BadRequest, Malformed
 from cgpt_convert.exports import llama_undo
 from cgpt_convert.exports import tokenizer as tokenizers
 from cgpt_convert.exports.tokenizer import Tokenizer
-from cgpt_convert.exports.tokenizer_files import WHOLE
+from cgpt_convert.exports.tokenizer_files import WHOLE, byte_characters
 from cgpt_convert.models.source import beside
 
 EXTRA = "pip install 'cgpt-convert[generate]'"
@@ -159,19 +159,4 @@ class Stops:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
-def _byte_characters() -> Iterator[tuple[str, int]]:
-    """Each byte's character in a byte-level vocabulary (openai/gpt-2 encoder.py).
-
-    Printable ones of Latin-1 stand for themselves, the others for one past U+0100, in order.
-    """
-    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
-    shift = 256
-    for byte in range(256):
-        if byte in plain:
-            yield chr(byte), byte
-        else:
-            yield chr(shift), byte
-            shift += 1
-
-
-_BYTES = dict(_byte_characters())
+_BYTES = {character: byte for byte, character in enumerate(byte_characters())}
