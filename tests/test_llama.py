@@ -1,5 +1,6 @@
 """What a model becomes as GGUF, what is refused, and the way back."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -404,3 +405,11 @@ def test_a_gguf_of_ours_runs_without_config_json(model, tmp_path):
     assert ours.hyper == source.hyper
     ids = [llama_model.IDS]
     assert np.allclose(ours.next_logits(ids), source.next_logits(ids), atol=2e-6)
+
+
+def test_another_pre_tokenizer_is_not_gpt2s(model, tmp_path):
+    """Its regular expression would cut texts otherwise."""
+    made = planned(model).request
+    changed = [f._replace(value="llama-bpe") if f.key.endswith(".pre") else f for f in made.fields]
+    write(render(gguf.plan(dataclasses.replace(made, fields=tuple(changed)))), tmp_path)
+    assert llama_undo.tokenizer(gguf.read(str(tmp_path / "m.gguf"))) is None

@@ -248,6 +248,12 @@ def test_linear_weights_are_transposed(nano: NanoGPT, tmp_path: Path, prefix: st
     assert "8 weights of Linear layers, stored (out, in), are transposed to (in, out)" in done.out
     assert torch.allclose(logits(loaded(tmp_path / "hf")), expected, atol=1e-4)
     assert run("convert", source, "-o", tmp_path / "m.gguf", "--no-vocab").code == 0
+    for target, transposed in (("hf", 8), ("m.gguf", 0)):
+        done = run("verify", source, tmp_path / target, "--json")
+        assert (done.code, done.err) == (0, "")
+        assert sum("transpose" in check["detail"] for check in done.json["checks"]) == transposed
+        assert run("verify", tmp_path / target).code == 0
+        assert run("diff", source, tmp_path / target).code == 0
     theirs = loaded(tmp_path / "hf").state_dict()
     for name, tensor in from_gguf(tmp_path / "m.gguf").items():
         assert torch.equal(tensor, theirs[name])

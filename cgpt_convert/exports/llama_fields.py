@@ -40,6 +40,7 @@ ACTIVATION = "cgpt_convert.activation_function"
 SHAPE_OF = "shape of "  # begins the name of a model that nothing names
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 TYPES = "tokenizer.ggml.token_type"
+MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # so it is spelt there
 # in the order in which gguf-py's SpecialVocab writes them
 ROLES = {
@@ -131,8 +132,8 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
     for number in tokenizer.added | tokenizer.special:
         types[number] = CONTROL if number in tokenizer.special else USER_DEFINED
     fields: list[Field] = [
-        Field("tokenizer.ggml.model", "string", "gpt2"),
-        Field("tokenizer.ggml.pre", "string", "gpt-2"),
+        Field(MODEL, "string", "gpt2"),
+        Field(PRE, "string", "gpt-2"),
         Field(TOKENS, "string", tokenizer.tokens + pads),
         Field(TYPES, "int32", tuple(types)),
         Field(MERGES, "string", tokenizer.merges),
@@ -183,7 +184,7 @@ def no_vocabulary(found: Recognised) -> list[Field]:
     """What lets llama.cpp evaluate token ids without knowing what they stand for."""
     return [
         Field(f"{found.architecture.gguf_name}.vocab_size", "uint32", found.sizes["vocab_size"]),
-        Field("tokenizer.ggml.model", "string", "none"),
+        Field(MODEL, "string", "none"),
     ]
 
 

@@ -20,6 +20,8 @@ from cgpt_convert.formats import gguf
 from cgpt_convert.mapping.architecture import Architecture, Place, architectures, template
 from cgpt_convert.plan import Field
 
+# the names of pre-tokenizers that are GPT-2's in llama.cpp (src/llama-vocab.cpp `impl::load`)
+_GPT2_PRE = ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "mpt", "olmo")
 _SIZE_LABEL = "general.size_label"
 _VERSION_LINE = "#version: 0.2"  # the first of a merges.txt
 
@@ -103,7 +105,8 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
     Its `files` are the vocab.json and merges.txt that say the same.
     """
-    if checkpoint.metadata.get("tokenizer.ggml.model") != "gpt2":
+    said = checkpoint.metadata
+    if said.get(keys.MODEL) != "gpt2" or said.get(keys.PRE) not in _GPT2_PRE:
         return None
     found = {field.key: field for field in gguf.fields(checkpoint)}
     tokens, merges = (_array(found.get(key), "string") for key in (keys.TOKENS, keys.MERGES))

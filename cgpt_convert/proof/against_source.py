@@ -13,7 +13,7 @@ from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.dtypes import CASTS
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof import odd_pairs
-from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.canonical import Weights, aligned
 from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of, hashed
 from cgpt_convert.proof.pairs import Pairing, unpaired
@@ -44,11 +44,14 @@ def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> li
         if name in source.tensors and own in target.tensors
     }
 
+    one, other = _digests(source, target, pairing, jobs)
+    source, turned = aligned(source, target, dense)
+
     def check(one: Tensor, other: Tensor) -> Check:
-        return _check(one, other, target)._replace(tensor=target.name_in_file(other.name))
+        found = _check(one, other, target, turned=one.name in turned)
+        return found._replace(tensor=target.name_in_file(other.name))
 
     checks = [*in_pairs(dense, source, target, check, jobs, advance).values()]
-    one, other = _digests(source, target, pairing, jobs)
     _tell_swapped(checks, source, target, dense, jobs)
     rest = {name: own for name, own in pairing.both.items() if name not in dense}
     checks += odd_pairs.checks(odd_pairs.compared(rest, source, target, jobs), target.path, rest)
@@ -57,10 +60,12 @@ def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> li
     return checks + unpaired(pairing, one, other, target.path)
 
 
-def transform(source: Tensor, target: Tensor, weights: Weights) -> Step | str:
+def transform(
+    source: Tensor, target: Tensor, weights: Weights, *, turned: bool = False
+) -> Step | str:
     """What leads from a tensor to the one of `weights` that is made of it; or why nothing does.
 
-    Both are in the source's layout.
+    Both are in one layout, for which the source was `turned`.
     """
     steps = ("rename",) if source.name != weights.name_in_file(target.name) else ()
     if source.shape != target.shape:
@@ -70,6 +75,8 @@ def transform(source: Tensor, target: Tensor, weights: Weights) -> Step | str:
         source = replace(source, target=None)
     if weights.kind == "GGUF" and not held.is_c_order:
         held, source = held.transposed(), source.transposed()
+        turned = not turned  # back, or for the first time
+    if turned:
         steps = (*steps, "transpose")
     if source.stored.block > 1 and source.target:
         steps = (*steps, f"dequantize {source.stored.name}")
@@ -86,10 +93,10 @@ def transform(source: Tensor, target: Tensor, weights: Weights) -> Step | str:
     return Step(held, source.cast(held.dtype), (*steps, f"{word} {held.dtype.name}"))
 
 
-def _check(source: Tensor, target: Tensor, weights: Weights) -> Check:
+def _check(source: Tensor, target: Tensor, weights: Weights, *, turned: bool) -> Check:
     from cgpt_convert.values.compare import bits, values
 
-    step = transform(source, target, weights)
+    step = transform(source, target, weights, turned=turned)
     file, name = weights.path, target.name
     if isinstance(step, str):
         return Check("shape" if step.startswith("shape") else "dtype", FAILED, step, file, name)

@@ -13,6 +13,7 @@ from cgpt_convert.select import EVERYTHING, Wish, chosen_names, everything, rela
 from cgpt_convert.source import Source
 from cgpt_convert.tensor import Tensor
 
+_LINEAR = "weights are stored as Linear layers' (out, in)"  # which no digest of the model is of
 LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds of tensors without a view
 
 
@@ -36,6 +37,8 @@ class Weights(NamedTuple):
     root: str = ""  # own names are those behind it
     outside: tuple[str, ...] = ()  # names in the file of the tensors that were not chosen
     sources: tuple[Source, ...] = ()  # the files
+    # own names of weights that are stored (out, in), as Linear layers', and (in, out) elsewhere
+    linear: frozenset[str] = frozenset()
 
     @property
     def is_model(self) -> bool:
@@ -111,8 +114,21 @@ def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
         extras={},
         ties=found.architecture.ties,
         architecture=found.architecture.name,
-        misfits=found.misfits,
+        misfits=(*found.misfits, *([_LINEAR] if found.linear else ())),
+        linear=frozenset(
+            name for name, place in found.places.items() if found.linear and place.rule.conv1d
+        ),
     )
+
+
+def aligned(one: Weights, other: Weights, pairs: Mapping[str, str]) -> tuple[Weights, set[str]]:
+    """Return `one` in the layout of `other`, and the names of the weights that are transposed.
+
+    `pairs` has own names of both. Linear layers' weights are (out, in), Conv1D's (in, out).
+    """
+    turned = {name for name, own in pairs.items() if (name in one.linear) != (own in other.linear)}
+    tensors = {name: t.transposed() if name in turned else t for name, t in one.tensors.items()}
+    return one._replace(tensors=tensors), turned
 
 
 def _odd(checkpoint: Checkpoint, name: str) -> Exotic | None:

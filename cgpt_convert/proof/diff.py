@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cgpt_convert.checks import ERROR, FAILED, PASSED
 from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof import odd_pairs
-from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.canonical import Weights, aligned
 from cgpt_convert.proof.comparing import in_pairs
 from cgpt_convert.proof.digests import digests_of
 from cgpt_convert.proof.odd import described
@@ -51,7 +51,7 @@ def diff(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Row]:
     lost, added = digests_of(one, pairing.lost, jobs), digests_of(other, pairing.added, jobs)
     pairs = pairing.both | renamed(lost, added)
     dense = {n: own for n, own in pairs.items() if n in one.tensors and own in other.tensors}
-    rows = in_pairs(dense, one, other, _compared, jobs, advance)
+    rows = in_pairs(dense, aligned(one, other, dense)[0], other, _compared, jobs, advance)
     rows |= _odd({n: own for n, own in pairs.items() if n not in dense}, one, other, jobs)
     neutral = {*pairing.dropped, *pairing.extra, *_equal_ties(one, pairing.tied, jobs)}
     for name in pairing.names():
