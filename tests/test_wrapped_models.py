@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -303,6 +304,45 @@ def test_cross_attention_that_is_not_there_is_refused(
     done = run("convert", source, "-o", tmp_path / "hf", "--to", "hf")
     assert done.code == 3
     assert "config.json has add_cross_attention True" in done.err
+
+
+def test_a_head_that_config_json_promises_and_is_not_there(
+    model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    state = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    source = saved(tmp_path / "source", state, tie_word_embeddings=False)
+    for words in (("-o", tmp_path / "hf", "--to", "hf"), ("-o", tmp_path / "m.gguf")):
+        done = run("convert", source, *words)
+        assert done.code == 3
+        assert "the file has no lm_head.weight" in done.err
+
+
+def test_heads_that_do_not_divide_the_width(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", model.state_dict(), n_head=5)
+    done = run("convert", source, "-o", tmp_path / "hf", "--to", "hf")
+    assert done.code == 3
+    assert "config.json says n_head 5, which does not divide the tensors' width" in done.err
+
+
+VARIANTS = {
+    "GPT2ForSequenceClassification": "score.weight",
+    "GPT2ForTokenClassification": "classifier.weight",
+    "GPT2DoubleHeadsModel": "multiple_choice_head",
+    "GPT2ForQuestionAnswering": "qa_outputs.weight",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_heads_are_refused(tmp_path: Path, name: str) -> None:
+    """The folder would be loaded as a language model without them."""
+    sizes: dict[str, Any] = SIZES | {"num_labels": 2, "pad_token_id": 0}
+    made = getattr(transformers, name)(GPT2Config(**sizes))
+    source = saved(tmp_path / "source", made.state_dict(), architectures=[name])
+    for words in (("-o", tmp_path / "hf", "--to", "hf"), ("-o", tmp_path / "m.gguf")):
+        done = run("convert", source, *words)
+        assert done.code == 3
+        assert VARIANTS[name] in done.err
+        assert "--exclude" not in done.err
 
 
 def test_sizes_under_keys_that_transformers_does_not_read(

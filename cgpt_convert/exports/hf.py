@@ -111,7 +111,7 @@ def _known(
     given: str | None,
     inside: Inside | None,
 ) -> _Parts:
-    n_head = heads(found, path)
+    n_head = heads(found, path, config or {})
     folder, sizes = folder_of(path), found.sizes
     files, tokenizer, said = hf_tokenizer.files(
         folder,

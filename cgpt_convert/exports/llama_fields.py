@@ -88,7 +88,7 @@ def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> 
     _check_settings(config, path)
     values: dict[str, int | float] = {
         **found.sizes,
-        "n_head": heads(found, path),
+        "n_head": heads(found, path, config),
         "layer_norm_epsilon": _epsilon(found, config, path),
     }
     return [

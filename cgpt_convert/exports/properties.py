@@ -122,7 +122,7 @@ def _settings(
     found: Recognised, config: Mapping[str, Any], path: str
 ) -> tuple[dict[str, str], ...]:
     """The properties of the model, block by block as in the program's own examples."""
-    sizes, n_head = found.sizes, heads(found, path)
+    sizes, n_head = found.sizes, heads(found, path, config)
     end = end_id(config, None, "eos", sizes["vocab_size"])
     if end is None:
         hint = f"put the model's {CONFIG}, with eos_token_id, beside the weights"

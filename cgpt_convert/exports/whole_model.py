@@ -10,7 +10,7 @@ from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS, Tokenizer
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import Architecture, architectures
-from cgpt_convert.mapping.config import CONFIG, mup_refusal
+from cgpt_convert.mapping.config import CONFIG, head_lines, mup_refusal
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.select import Selection
@@ -49,6 +49,13 @@ def whole_model(
             f"{'; '.join(found.misfits)}",
             where=path,
             hint=_ONLY_WEIGHTS,
+        )
+    if found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
+        raise Unsupported(
+            f"{CONFIG} says that the head is not the token embedding (tie_word_embeddings false), "
+            "and the file has no lm_head.weight",
+            where=path,
+            hint=f"set it to true in {CONFIG} if the head is the embedding; or {_ONLY_WEIGHTS}",
         )
     refusal = mup_refusal(found.architecture, config or {}, path)
     if refusal:
@@ -98,8 +105,14 @@ def refuse_incomplete(chosen: Selection, path: str) -> None:
         )
 
 
-def heads(found: Recognised, path: str) -> int:
-    """The number of attention heads; Unsupported, saying what to do, where nothing tells it."""
+def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
+    """Return the number of attention heads.
+
+    Raises Unsupported, with what to do, where nothing tells it or config.json has it wrong.
+    """
+    wrong = list(head_lines(found, config))
+    if found.n_head is None and wrong:
+        raise Unsupported(f"{CONFIG} says {wrong[0]}", where=path, hint=f"mend {CONFIG}")
     if found.n_head is None:
         raise Unsupported(
             "the number of attention heads is not known: tensors do not tell it, and the model is "

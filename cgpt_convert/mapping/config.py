@@ -68,7 +68,7 @@ def check_config(recognised: Recognised, config: Mapping[str, Any]) -> list[str]
     if kind is not None and kind not in architecture.model_types:
         lines.append(f"model_type {_shown(kind)}, the tensors are {architecture.name}'s")
     lines += _sizes(architecture, recognised.sizes, config)
-    lines += _heads(recognised, config)
+    lines += head_lines(recognised, config)
     lines += _known(recognised, config)
     if config.get("tie_word_embeddings") is False and recognised.head != "own copy":
         lines.append(f"tie_word_embeddings false, but the head is {recognised.head}")
@@ -120,7 +120,8 @@ def _sizes(
             yield f"no {keys[0]}, which means {default} = {means}; the tensors have {sizes[size]}"
 
 
-def _heads(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+def head_lines(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the number of heads in the content of config.json."""
     width = recognised.sizes.get("n_embd")
     for key in recognised.architecture.config_keys.get("n_head", ()):
         said = config.get(key)
