@@ -14,9 +14,9 @@ import torch
 from transformers.activations import ACT2FN
 
 from cgpt_convert.errors import BadRequest, CgptError, Unsupported
+from cgpt_convert.mapping.activations import ACTIVATIONS, ERF
 from cgpt_convert.models import gelu, gpt2, on_numpy, weights
 from cgpt_convert.models.backend import backend
-from cgpt_convert.models.hyperparameters import ACTIVATIONS, ERF
 from cgpt_convert.models.model import Model
 from cgpt_convert.models.pool import Pool
 from cgpt_convert.opening import open_checkpoint

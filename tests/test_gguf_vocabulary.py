@@ -190,8 +190,9 @@ def test_ids_are_transformers(weights: Path, tmp_path: Path, kind: str) -> None:
         assert [encoder.encode(text) for text in TEXTS] == expected
 
 
-# all but slow ones with roles: SpecialVocab looks for their ids in tokenizer.json alone
-FIELDS = [kind for kind in SAME if kind not in ("slow-both", "slow-no-bos")]
+# SpecialVocab looks for the ids of roles in tokenizer.json alone, which slow ones have not; and it
+# takes a first token that nothing names for the cls token, too, of which llama.cpp makes no use
+FIELDS = [kind for kind in SAME if kind not in ("slow-both", "slow-no-bos", "bos-unstated")]
 
 
 @pytest.mark.parametrize("kind", FIELDS)

@@ -257,6 +257,8 @@ def test_every_misfit_is_named(tmp_path):
     "config",
     [
         {"activation_function": "relu"},
+        {"activation_function": "quick_gelu"},
+        {"activation_function": "gelu_10"},
         {"activation_function": 3},
         {"scale_attn_weights": False},
         {"scale_attn_by_inverse_layer_idx": True},

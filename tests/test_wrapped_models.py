@@ -345,6 +345,14 @@ def test_other_heads_are_refused(tmp_path: Path, name: str) -> None:
         assert "--exclude" not in done.err
 
 
+def test_numbers_are_not_said_to_be_quantized(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    said = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    source = saved(tmp_path / "source", model.state_dict(), quantization_config=said)
+    done = run("convert", source, "-o", tmp_path / "hf", "--to", "hf")
+    assert "config.json: dropped quantization_config" in done.out
+    assert torch.equal(logits(loaded(tmp_path / "hf")), logits(model))
+
+
 def test_sizes_under_keys_that_transformers_does_not_read(
     model: GPT2LMHeadModel, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from cgpt_convert.tensor import Tensor
 
 _CLASS = {"gpt2": "GPT2LMHeadModel"}  # architecture -> the class of transformers that has its head
 _ABSENT = object()
+_QUANTIZED = ("quantization_config", "compression_config")
 _RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give a class other parameters
 
 # What transformers' GPT2Config has where nothing is said. The activation is also what llama.cpp
@@ -84,7 +85,9 @@ def mend(
         "architectures": [_CLASS[architecture.name]],
         "n_ctx": recognised.sizes["n_positions"],  # llama.cpp's converter wants it
     }
-    mended = dict(config)
+    # the weights are numbers, which a loader would quantize, or take for packed, by such a key
+    quantized = [key for key in _QUANTIZED if key in config]
+    mended = {key: value for key, value in config.items() if key not in quantized}
     for size, keys in architecture.config_keys.items():
         value = recognised.n_head if size == "n_head" else recognised.sizes[size]
         # transformers reads the first, whatever other keys a file has
@@ -99,7 +102,7 @@ def mend(
     wanted |= dict.fromkeys(_dtype_keys(config), dtype)
     if config.get("tie_word_embeddings", True) is not tied:
         wanted["tie_word_embeddings"] = tied
-    lines = []
+    lines = [f"{CONFIG}: dropped {key}: the weights are not quantized" for key in quantized]
     for key, value in wanted.items():
         was = config.get(key, _ABSENT)
         if was != value or type(was) is not type(value):

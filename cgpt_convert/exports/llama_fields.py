@@ -18,6 +18,7 @@ from cgpt_convert.exports.tokenizer import Tokenizer
 from cgpt_convert.exports.tokenizer_files import ChatTemplate
 from cgpt_convert.exports.whole_model import heads
 from cgpt_convert.inert import printable
+from cgpt_convert.mapping.activations import ACTIVATIONS, ERF
 from cgpt_convert.mapping.config import CONFIG
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.plan import Field
@@ -199,7 +200,7 @@ def size_label(parameters: int) -> str:
 
 def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
     """A line for what llama.cpp does otherwise than the model."""
-    if activation(found, config) in ("gelu", "gelu_python"):
+    if ACTIVATIONS.get(activation(found, config)) == ERF:
         yield (
             "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
             "differ in the fourth digit after the point"
@@ -217,13 +218,13 @@ def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
 def _check_settings(config: Mapping[str, Any], path: str) -> None:
     """llama.cpp's src/models/gpt2.cpp: GELU by tanh, scores scaled by the head's width only."""
     wrong = [key for key, plain in _PLAIN.items() if config.get(key, plain) is not plain]
-    activation = config.get("activation_function", "gelu")
-    if not isinstance(activation, str) or "gelu" not in activation:
+    said = config.get("activation_function")
+    if said is not None and not (isinstance(said, str) and said in ACTIVATIONS):
         wrong.append("activation_function")
     if wrong:
-        said = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
+        shown = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
         raise Unsupported(
-            f"{CONFIG} says {printable(said)}, which llama.cpp's GPT-2 does not compute",
+            f"{CONFIG} says {printable(shown)}, which llama.cpp's GPT-2 does not compute",
             where=path,
             hint="--to safetensors or --to hf writes the weights for other programs",
         )

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from cgpt_convert.mapping.activations import ERF
 from cgpt_convert.models.backend import Array, Backend
-from cgpt_convert.models.hyperparameters import ERF, Hyperparameters
+from cgpt_convert.models.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,16 +8,10 @@ from typing import Any
 
 from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.inert import printable
+from cgpt_convert.mapping.activations import ACTIVATIONS, ERF
 from cgpt_convert.mapping.config import CONFIG
 from cgpt_convert.mapping.recognised import Recognised
 
-ERF, TANH = "erf", "tanh"
-# transformers/activations.py `ACT2CLS`: what it calls the two; names on a line are one function
-ACTIVATIONS = {
-    **dict.fromkeys(("gelu", "gelu_python"), ERF),
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), TANH),
-    "gelu_python_tanh": TANH,
-}
 _EPSILON = 1e-5  # transformers' GPT2Config
 
 
