@@ -42,7 +42,7 @@ def recognise(head: bytes) -> Method | None:
     for magic, method in _BY_MAGIC:
         if head.startswith(magic):
             return method
-    if head.startswith(_ZFILE) and _is_zfile(head):
+    if len(head) > _ZFILE_NBYTES and head.startswith(_ZFILE) and _is_zfile(head):
         space = head[_ZFILE_NBYTES : _ZFILE_NBYTES + 1] == b" "
         return Method(zlib.decompressobj, certain=True, skip=_ZFILE_NBYTES + space)
     if _is_zlib(head):

@@ -50,6 +50,13 @@ def names_weights(path: str) -> bool:
     return not (in_environment(path) and name.endswith(_SHARED_SUFFIXES))
 
 
+def is_template(path: str) -> bool:
+    """Return whether a tokenizer reads the file as a chat template."""
+    folder, name = os.path.split(path)
+    templates = os.path.basename(folder) == "additional_chat_templates"
+    return name == "chat_template.jinja" or (templates and name.endswith(".jinja"))
+
+
 def names_packed(path: str) -> bool:
     """Return whether the file has the suffix of a compressed file."""
     return path.lower().endswith(_PACKED_SUFFIXES)

@@ -7,6 +7,7 @@ a pickle: a file can be two things at once.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import Enum
 
 from cgpt_convert import findings
@@ -19,12 +20,13 @@ from cgpt_convert.containers.polyglot import find_zip, refuse_hidden_zips, refus
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
-from cgpt_convert.limits import PICKLE
+from cgpt_convert.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
 from cgpt_convert.pickles.trace import Trace
-from cgpt_convert.scanning import kinds, names, records
+from cgpt_convert.scanning import code, kinds, names, records
 from cgpt_convert.scanning.allowance import PART, UNPACKING, Allowance, SpentError
 from cgpt_convert.scanning.found import Found
 from cgpt_convert.scanning.judge import is_pickle, sighting
+from cgpt_convert.scanning.result import Sighting
 from cgpt_convert.scanning.spans import source_of
 from cgpt_convert.source import Source, read
 
@@ -42,6 +44,21 @@ _WEIGHTS = (
 )
 
 
+_STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
+_TORCH_RECORDS = ("data.pkl", ".data")  # in the root folder of what torch writes
+
+
+# raw tensors of an exported program: torch/export/pt2_archive/constants.py
+_EXPORTED = re.compile(r"[^/]+/data/(weights/weight|constants/tensor)_\d+")
+
+
+# joblib's placeholders: the elements follow in the file, where an unpickler reads opcodes
+_JOBLIB = {
+    ("joblib.numpy_pickle", name)
+    for name in ("NumpyArrayWrapper", "NDArrayWrapper", "ZNDArrayWrapper")
+} | {("joblib.numpy_pickle_compat", name) for name in ("NDArrayWrapper", "ZNDArrayWrapper")}
+
+
 class Role(Enum):
     """What a part is to torch."""
 
@@ -56,10 +73,12 @@ class Look(Found):
     def __init__(self, rule: names.Rule) -> None:
         super().__init__(rule)
         self.room, self.allowance = Room(0), Allowance(0)  # of the file, once it is known
+        self.path = ""
         self.unread: list[tuple[str, str]] = []  # places of unknown kinds, and what they are
 
     def file(self, source: Source, kind: Kind) -> None:
         """Look at the file `source`, which is of that kind, and into it."""
+        self.path = source.name
         self.room, self.allowance = Room(source.nbytes), Allowance(source.nbytes)
         try:
             self.part(source, "", 0, kind=kind)
@@ -115,19 +134,24 @@ class Look(Found):
         named = kind in _TARS and _imports_nothing(source)
         count = 0 if named else self.pickled(source, place, depth, role, text=text)
         opened = kind not in kinds.UNREAD
-        if kind in _TARS:
-            self.guarded(self.tar, source, place, depth)
-        elif kind is Kind.NPY:
-            self.guarded(self.npy, source, place, depth)
-        elif kind in (Kind.SAFETENSORS, Kind.GGUF) and not depth:
-            self.guarded(self.header, source, place, kind)
-        else:
-            opened |= self.guarded(self.compressed, source, place, depth, role)
+        opened |= self.opened(source, place, depth, kind, role)
+        if role is Role.ANY:
+            self.guarded(self.texts, source, place, kind)
         if not (opened or count or role is Role.STORAGE):
             self.unread.append((place, kinds.UNREAD[kind]))
         if kind not in _TARS and role is not Role.STORAGE:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
+
+    def opened(self, source: Source, place: str, depth: int, kind: Kind, role: Role) -> bool:
+        """Look into a part by its kind. Returns whether it is understood by that."""
+        if kind in _TARS:
+            return self.guarded(self.tar, source, place, depth)
+        if kind is Kind.NPY:
+            return self.guarded(self.npy, source, place, depth)
+        if kind in (Kind.SAFETENSORS, Kind.GGUF) and not depth:
+            return self.guarded(self.header, source, place, kind)
+        return self.guarded(self.compressed, source, place, depth, role)
 
     # -- pickles
 
@@ -183,9 +207,13 @@ class Look(Found):
         self.pickles += 1
         self.weights = True
         self.added |= self.passed
-        for use in traced.uses:
+        uses = [use for use in traced.uses if (use.module, use.name) not in _JOBLIB]
+        joblib = len(uses) < len(traced.uses)
+        for use in uses:
             self.sight(sighting(use, place))
-        if traced.fault:
+        if joblib:
+            self.problem(Unsupported("a joblib file, in which arrays lie between opcodes"), place)
+        elif traced.fault:
             message = f"{traced.fault} (at byte {traced.fault_at:,})"
             error = Unsupported if traced.exhausted else Malformed
             self.problem(error(f"the pickle breaks off: {message}"), place)
@@ -227,17 +255,20 @@ class Look(Found):
         loaded = [f"{root}/{name}.pkl" for root in torchs for name in ("data", "constants")]
         self.script |= script and not depth
         allows = self.rule.allows_script if script else self.rule.allows
+        exported = _is_exported(archive)
         outer, self.allowed = self.allowed, self.noted(allows)
-        storages = tuple(f"{root}/{name}/" for root in torchs for name in ("data", "constants"))
+        storages = tuple(f"{root}/{name}/" for root in torchs for name in _STORAGES)
         try:
             for name in sorted(archive.members, key=lambda name: name not in loaded):  # those first
-                role = Role.STORAGE if name.startswith(storages) else Role.ANY
+                raw = name.startswith(storages) or (exported and _EXPORTED.fullmatch(name))
+                role = Role.STORAGE if raw else Role.ANY
                 self.record(archive, name, place, depth, Role.PICKLE if name in loaded else role)
         finally:
             self.allowed = outer
-        code = [name for name in archive.members if script and name.split("/")[1:2] == ["code"]]
-        if code:
-            detail = f"{len(code):,} records that torch.jit.load compiles and may run"
+        self.sources(archive, place, script=script)
+        count = sum(script and name.split("/")[1:2] == ["code"] for name in archive.members)
+        if count:
+            detail = f"{count:,} records that torch.jit.load compiles and the model runs"
             self.found(self.notes, findings.SCRIPT, detail)
 
     def record(self, archive: Archive, name: str, place: str, depth: int, role: Role) -> None:
@@ -290,15 +321,67 @@ class Look(Found):
             if not objects and isinstance(refused, Malformed):
                 raise refused
 
+    def texts(self, source: Source, place: str, kind: Kind) -> None:
+        """Look for code in a document or text that a loader reads beside the weights."""
+        name = place or source.name
+        if source.nbytes > TOKENIZER_BYTES:  # no loader reads one as large
+            return
+        if kind in _TEXTS and kinds.is_template(name):
+            self.code(code.template(_decoded(source)), place)
+        elif kind in _TEXTS and name.endswith(".pth"):
+            lines = _decoded(source).splitlines()
+            self.code(code.site(lines, installed=kinds.in_environment(self.path)), place)
+        elif kind in (Kind.JSON, Kind.INDEX):
+            try:
+                self.code(code.document(read(source, 0, source.nbytes)), place)
+            except RecursionError:
+                self.problem(Unsupported("a JSON document that is nested too deeply"), place)
+
+    def code(self, found: Iterable[str], place: str) -> None:
+        """Record code in another form than a pickle's."""
+        for text in found:
+            self.sight(Sighting(findings.CODE, place, 0, text, "contains", 0, printable(text)))
+
+    def sources(self, archive: Archive, place: str, *, script: bool) -> None:
+        """Look for Python source, TorchScript and other code among the records of an archive."""
+        folders = [name.split("/") for name in archive.members]
+        torch = any(len(parts) > 1 and parts[1] in _TORCH_RECORDS for parts in folders)
+        serve = "MAR-INF/MANIFEST.json" in archive.members
+        packaged = any(parts[1:] == [".data", "extern_modules"] for parts in folders)
+        for name, parts in zip(archive.members, folders, strict=True):
+            compiled = script and parts[1:2] == ["code"]
+            if compiled and name.endswith(".py"):
+                text = archive.read(name, TOKENIZER_BYTES).decode("utf-8", "replace")
+                module = ".".join(parts[2:]).removesuffix(".py")
+                self.code(code.script(text, module, self.adds), _inside(place, name))
+            elif name.endswith("/bytecode.pkl"):
+                data = archive.read(name, TOKENIZER_BYTES)
+                self.code(code.mobile(data), _inside(place, name))
+            elif name.endswith((".py", ".pyc")) and (torch or serve):
+                self.code(["Python source that loading imports"], _inside(place, name))
+        if packaged:
+            reason = "a torch.package archive, whose importer calls what its pickles refer to"
+            self.problem(Unsupported(reason), place)
+        elif serve:
+            self.problem(Unsupported("a TorchServe archive: unpack it and scan the result"), place)
+
+    def adds(self, module: str, name: str) -> bool:
+        """Return whether the user allows a class, and remember that it occurs."""
+        allowed = self.rule.adds(module, name)
+        if allowed:
+            self.added.add(f"{module}.{name}")
+        return allowed
+
     def header(self, source: Source, _place: str, kind: Kind) -> None:
         """Check the header of a file that can hold nothing but weights."""
         from cgpt_convert.formats import _gguf, _safetensors
 
         reader = _gguf if kind is Kind.GGUF else _safetensors
-        try:
-            reader.from_source(source, source.name)
-        except Unsupported as error:
-            self.problem(error, "")
+        reader.from_source(source, source.name)
+        if kind is Kind.GGUF:
+            for key, stored in _gguf.fields(source).items():
+                if key.startswith("tokenizer.chat_template") and stored.type == "string":
+                    self.code(code.template(str(stored.value())), key)
 
     def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
         """Look into a compressed file. Returns whether it is one."""
@@ -327,6 +410,19 @@ def _imports_nothing(source: Source) -> bool:
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     return head[:1] in (b"c", b"i") and b"\0" in head.partition(b"\n")[0]
+
+
+def _is_exported(archive: Archive) -> bool:
+    """Return whether this is an exported program whose tensors are raw bytes, not pickles."""
+    if not any(name.endswith("/archive_format") for name in archive.members):
+        return False
+    configs = [name for name in archive.members if name.endswith("_config.json")]
+    pickled = re.compile(rb'"use_pickle"\s*:\s*(?!\s|false)')
+    return not any(pickled.search(archive.read(name, INDEX_BYTES)) for name in configs)
+
+
+def _decoded(source: Source) -> str:
+    return read(source, 0, source.nbytes).decode("utf-8-sig", "replace")
 
 
 def _is_idle(traced: Trace) -> bool:

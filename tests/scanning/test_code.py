@@ -1,0 +1,273 @@
+"""Code in another form than a pickle's, and documents and models without any."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+import torch
+
+from cgpt_convert.formats import _gguf_fields
+from cgpt_convert.plan import Field
+from cgpt_convert.scanning import code
+from cgpt_convert.scanning.result import Scanned, Verdict
+from tests import zips
+from tests.hostile import Payload
+from tests.running import run
+from tests.scanning.files import member, said, scanned, tarred, zipped
+
+UNDER = "_" * 2
+REACHES = {
+    "plain": "{{ ''.__class__.__mro__ }}",
+    "subscript": "{{ messages['__class__'] }}",
+    "attr": "{{ messages|attr('x') }}",
+    "escape": r"{{ messages['\x5f\x5fclass\x5f\x5f'] }}",
+    "octal": r"{{ messages['\137\137class'] }}",
+    "put together": "{{ messages['_' ~ '_class' ~ '_' ~ '_'] }}",
+    "format": "{{ messages['%c%cclass'|format(95, 95)] }}",
+    "helper": "{{ lipsum.x }}",
+    "import": "{%- import 'other' as other %}",
+    "include": "{% include 'other' %}",
+}
+CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
+    "message['content'] + '<|im_end|>' }}{% endfor %}{{ eos_token }}"
+)
+
+
+def document(value: Any, folder: Path, name: str = "config.json") -> Scanned:
+    return scanned(json.dumps(value).encode(), folder, name=name)
+
+
+@pytest.mark.parametrize("name", REACHES)
+def test_a_template_that_reaches_for_internals_is_foreign(name: str, tmp_path: Path) -> None:
+    text = REACHES[name]
+    jinja2.Environment(autoescape=False).parse(text)  # it is a template
+    for value in (text, [{"name": "default", "template": text}]):
+        found = document({"chat_template": value}, tmp_path, "tokenizer_config.json")
+        assert (found.verdict, found.sightings[0].rule.id) == (Verdict.FOREIGN, "CGPT020")
+    assert scanned(text.encode(), tmp_path, name="chat_template.jinja").verdict is Verdict.FOREIGN
+    assert scanned(gguf(text), tmp_path).verdict is Verdict.FOREIGN
+    escaped = json.dumps({"chat_template": text}).replace("chat", "\\u0063hat").encode()
+    assert scanned(escaped, tmp_path).verdict is Verdict.FOREIGN
+    assert run("scan", tmp_path / "file").code == 1
+
+
+def gguf(text: str) -> bytes:
+    field = _gguf_fields.encode(Field("tokenizer.chat_template", "string", text))
+    return struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + field
+
+
+def test_usual_templates_are_clean(tmp_path: Path) -> None:
+    assert scanned(gguf(CHAT), tmp_path).verdict is Verdict.CLEAN
+    found = document({"chat_template": CHAT}, tmp_path, "tokenizer_config.json")
+    assert found.verdict is Verdict.NOTHING
+
+
+NAMING: dict[str, Any] = {
+    "auto_map": {"auto_map": {"AutoModel": "modeling_x.Model"}},
+    "auto_map of another repository": {"auto_map": {"AutoTokenizer": ["a/b--x.Y", None]}},
+    "attention": {"_attn_implementation_internal": "owner/kernels"},
+    "attention, nested": {"text_config": {"attn_implementation": "owner/kernels@v1"}},
+    "pipeline": {"custom_pipelines": {"x": {"impl": "pipe.Pipe", "pt": ["AutoModel"]}}},
+    "peft": {"auto_mapping": {"base_model_class": "X", "parent_library": "team.models"}},
+    "sentence-transformers": [{"idx": 0, "name": "0", "path": "", "type": "team.Model"}],
+    "keras": {"class_name": "Lambda", "config": {"function": []}},
+    "keras, a lambda": {"class_name": "__lambda__", "config": {"value": "4wEA"}},
+    "keras, a module": {"module": "os", "class_name": "system", "config": "id"},
+    "keras, a function": {"module": "keras.utils", "class_name": "function", "config": "get_file"},
+    "keras, a built-in": {"module": "builtins", "class_name": "function", "config": "exec"},
+    "export": {"as_expr": {"expr_str": "__import__('os').system('id')"}},
+    "export, inside a function": {"expr_str": "Max(\"__import__('os').system('id')\", 1)"},
+    "export, a lambda": {"expr_str": "(lambda: 1)()"},
+    "export, guards": {"guards_code": ["L['x'].size()[0] == 2", "exit()"]},
+    "export, a target": {"target": "torch.os.system", "inputs": [], "outputs": []},
+    "export, a tree": {"in_spec": '{"context": "{\\"default_factory_module\\": \\"os\\"}"}'},
+}
+PLAIN: dict[str, Any] = {
+    "config": {"model_type": "gpt2", "auto_map": None, "_attn_implementation": "sdpa"},
+    "peft": {"auto_mapping": {"base_model_class": "X", "parent_library": "transformers.models.x"}},
+    "sentence-transformers": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    ],
+    "keras": {"module": "keras.layers", "class_name": "Dense", "config": {"units": 2}},
+    "keras, a function": {"module": "keras.activations", "class_name": "function"},
+    "export": {"expr_str": "Symbol('s77', positive=True, integer=True)"},
+    "export, arithmetic": {"expr_str": "Max(1, Mod(s0 + 2*u1, 8)//4)", "target": "x"},
+    "export, guards": {"guards_code": ["L['x'].size()[0] % 8 == 0", "2 <= s77 and s77 <= 64"]},
+    "export, a target": {"target": "torch.ops.aten.add.Tensor", "inputs": []},
+}
+
+
+@pytest.mark.parametrize("name", NAMING)
+def test_a_document_that_names_code_is_foreign(name: str, tmp_path: Path) -> None:
+    found = document(NAMING[name], tmp_path)
+    assert found.verdict is Verdict.FOREIGN, found
+    assert {sighting.rule.id for sighting in found.sightings} == {"CGPT020"}
+    twice = json.dumps({"x": NAMING[name]})[:-1] + ', "x": 1}'  # one reader takes the other
+    assert scanned(twice.encode(), tmp_path).verdict is Verdict.FOREIGN
+    assert scanned(zipped({"config.json": twice.encode()}), tmp_path).verdict is Verdict.FOREIGN
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_documents_name_none(name: str, tmp_path: Path) -> None:
+    assert document(PLAIN[name], tmp_path).verdict is Verdict.NOTHING
+
+
+def scripted(folder: Path, module: torch.nn.Module) -> Scanned:
+    path = folder / "m.pt"
+    torch.jit.save(torch.jit.script(module), str(path))
+    return scanned(path.read_bytes(), folder)
+
+
+class Writes(torch.nn.Module):
+    """Writes a file when it is loaded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> int:
+        return 1
+
+    @torch.jit.export
+    def __setstate__(self, state: int) -> None:
+        torch.save(torch.ones(1), "RAN")
+        self.training = False
+
+
+class Saves(torch.nn.Module):
+    """Writes a file when it is called."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "RAN")
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_foreign_if_it_runs_at_load_or_writes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = scripted(tmp_path, Writes())
+    torch.jit.load(tmp_path / "m.pt")
+    assert (tmp_path / "RAN").exists()  # torch ran it
+    assert found.verdict is Verdict.FOREIGN
+    assert "Writes.__setstate__, which torch.jit.load runs" in said(found)
+    assert scripted(tmp_path, Saves()).verdict is Verdict.FOREIGN
+    found = scripted(tmp_path, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()))
+    assert found.verdict is Verdict.CLEAN
+
+
+def test_a_class_with_setstate_can_be_allowed(tmp_path: Path) -> None:
+    text = "class A(Module):\n  def __setstate__(self, state: int) -> NoneType:\n    pass\n"
+    entries = [
+        member(),
+        member("archive/constants.pkl"),
+        member("archive/code/__torch__/team.py", text.encode()),
+    ]
+    data = zips.build(entries)
+    assert scanned(data, tmp_path).verdict is Verdict.FOREIGN
+    found = scanned(data, tmp_path, "__torch__.team.A")
+    assert (found.verdict, found.added) == (Verdict.CLEAN, ["__torch__.team.A"])
+    assert scanned(data, tmp_path, "__torch__.team.B").verdict is Verdict.FOREIGN
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["torch.save(x, 'a')", "torch . \\\n save(x)", "ops.team.run(x)", "y = ops", "getattr(t, n)"],
+)
+def test_operators_with_effects_are_found(line: str) -> None:
+    assert list(code.script(f"def f(x):\n  {line}\n", "__torch__", lambda *_: False))
+
+
+@pytest.mark.parametrize(
+    "line", ["torch.add(x, 1)", "ops.prim.dtype(x)", 'getattr(self, "0")', "ops.torchvision.nms(x)"]
+)
+def test_operators_that_compute_are_not(line: str) -> None:
+    assert not list(code.script(f"def f(x):\n  {line}\n", "__torch__", lambda *_: False))
+
+
+def test_an_archive_with_python_source_is_foreign(tmp_path: Path) -> None:
+    source = member("archive/collections.py", b"print(1)")
+    extern = member("archive/.data/extern_modules", b"numpy")
+    assert scanned(zips.build([member(), source]), tmp_path).verdict is Verdict.FOREIGN
+    assert scanned(zips.build([source, extern]), tmp_path).verdict is Verdict.FOREIGN
+    assert scanned(zips.build([member("archive/m/x.pkl"), extern]), tmp_path).verdict is (
+        Verdict.NOT_SCANNED
+    )
+    served = {"MAR-INF/MANIFEST.json": b"{}", "handler.py": b"x", "model.pt": b"\x80\2N."}
+    assert scanned(zipped(served), tmp_path).verdict is Verdict.FOREIGN
+    project = {"setup.py": b"import os", "README.md": b"text"}  # nothing loads it
+    for data in (zipped(project), tarred(project)):
+        assert scanned(data, tmp_path).verdict is Verdict.NOTHING
+
+
+SETUPTOOLS = (
+    b"import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == "
+    b"'local'; enabled and __import__('_distutils_hack').add_shim(); "
+)
+SITES = {
+    b"/srv/project\n": (0, 0),
+    b"import team_finder\n": (1, 0),
+    b"import team_finder; team_finder.install()\n": (1, 0),
+    SETUPTOOLS: (1, 0),
+    b"import os; os.system('id')\n": (1, 1),
+    b"# note\nimport\tos, sys; exec('1')\n": (1, 1),
+    b"\xef\xbb\xbfimport os; os.system('id')\n": (1, 1),
+}
+
+
+@pytest.mark.parametrize("text", SITES, ids=range(len(SITES)))
+def test_lines_that_python_runs_at_its_start_are_foreign(text: bytes, tmp_path: Path) -> None:
+    installed = tmp_path / "lib" / "site-packages"
+    installed.mkdir(parents=True)
+    for folder, code_ in zip((tmp_path, installed), SITES[text], strict=True):
+        (folder / "x.pth").write_bytes(text)
+        assert run("scan", folder / "x.pth").code == code_, folder
+
+
+class Exported(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layer(x))[:, :2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_is_clean_unless_it_names_code(tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(Exported(), (torch.randn(3, 4),), dynamic_shapes=({0: batch},))
+    path = tmp_path / "m.pt2"
+    torch.export.save(program, path)
+    assert scanned(path.read_bytes(), tmp_path, name="x.pt2").verdict is Verdict.CLEAN
+    entries = zips.entries_of(path.read_bytes())
+    model = next(name for name in entries if name.endswith("model.json"))
+    changed = entries[model].raw().replace(b"Symbol('s", b"exit('s")
+    assert changed != entries[model].raw()
+    entries[model] = zips.Entry(model, changed)
+    assert scanned(zips.build(entries.values()), tmp_path).verdict is Verdict.FOREIGN
+    native = zips.Entry("m/data/aotinductor/model/x.so", b"\x7fELF" + bytes(range(90)))
+    data = zips.build([*entries.values(), native])
+    assert "machine code" in str(scanned(data, tmp_path).problems)
+
+
+def test_a_joblib_file_is_not_scanned_rather_than_damaged(tmp_path: Path) -> None:
+    joblib = pytest.importorskip("joblib")
+    path = tmp_path / "m.joblib"
+    for compress in (0, 3, ("xz", 3), ("lzma", 3), ("bz2", 3)):
+        joblib.dump({"a": np.arange(9.0), "b": [1, "x"]}, path, compress=compress)
+        found = scanned(path.read_bytes(), tmp_path, name="x.joblib")
+        assert found.verdict is Verdict.NOT_SCANNED
+        assert "joblib" in found.problems[0].detail
+        joblib.dump({"b": [1, "x"]}, path, compress=compress)
+        assert scanned(path.read_bytes(), tmp_path).verdict is Verdict.CLEAN
+        joblib.dump({"a": np.arange(9.0), "b": Payload()}, path, compress=compress)
+        assert scanned(path.read_bytes(), tmp_path).verdict is not Verdict.CLEAN
