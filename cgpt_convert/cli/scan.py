@@ -76,6 +76,8 @@ def command(
     skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
     if skipped:
         checks.append(Check("scan", NOTE, _skipped(skipped)))
+    unused = rule.unused(name for file in scanned for name in file.added)
+    checks += [Check("allow", NOTE, f"--allow {name} matches nothing") for name in unused]
     if require_weights and not any(file.weights or file.kind == RAW for file in scanned):
         checks.append(Check("weights", FAILED, f"no weight file in {counted(len(found), 'file')}"))
     if not as_json:
@@ -84,7 +86,7 @@ def command(
             click.echo(_counts(scanned, len(unlisted)))
         return code
     errors = [{"path": error.where, "message": error.message} for error in unlisted]
-    options.print_json(_result(scanned, checks) | {"errors": errors})
+    options.print_json(_result(scanned, checks) | {"errors": errors, "unused": unused})
     return exit_code(checks)
 
 

@@ -6,6 +6,7 @@ a name that this module does not know of is no less foreign.
 
 from __future__ import annotations
 
+import re
 import sys
 
 from cgpt_convert.pickles.rebuild import KNOWN
@@ -31,6 +32,23 @@ def is_dangerous(module: str, name: str) -> bool:
     return f"{module}.{name}" in _RUNNING or f"{module}.".startswith(_WITHIN)
 
 
+def runs_input(name: str) -> bool:
+    """Return whether it is the name of a function that, as its words say, runs or loads its input.
+
+    A class is no such function: its name begins with a capital.
+    """
+    bare = name.strip("_")
+    if bare[:1].isupper():
+        return False
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", bare).lower().split("_")
+    return not _VERBS.isdisjoint(words)
+
+
+def reads_on(module: str, name: str) -> bool:
+    """Return whether it is a class that reads raw data between the opcodes of a pickle."""
+    return f"{module}.{name}" in _READING
+
+
 def is_known_package(name: str) -> bool:
     """Return whether the name is that of a package that programs for models have installed."""
     return name in sys.stdlib_module_names or name in _FORMERLY or name in _PACKAGES
@@ -44,8 +62,9 @@ def _is_data(module: str, name: str) -> bool:
 
 _BUILTIN_DATA = ("Ellipsis", "NotImplemented", "KeyboardInterrupt", "StopIteration", "SystemExit")
 
-# what earlier Pythons had: a file may be loaded with one, or have been written for one
+# what earlier and later Pythons have: a file may be loaded with one, or have been written for one
 _FORMER = (
+    "_aix_support _interpreters _osx_support _pyrepl annotationlib compression "
     "asynchat asyncore cgi cgitb crypt distutils imghdr lib2to3 mailcap nntplib pipes smtpd sndhdr "
     "telnetlib uu xdrlib __builtin__ ConfigParser Queue SocketServer StringIO cPickle cStringIO "
     "commands copy_reg dircache dummy_thread execfile exceptions httplib imp os2emxpath popen2 "
@@ -78,17 +97,35 @@ _DATA = {
     "zoneinfo": "ZoneInfo",
 }
 
+# words of functions that run or load what they are given
+_VERBS = frozenset(
+    {"compile", "eval", "evaluate", "exec", "execfile", "execute", "import", "interact", "load"}
+    | {"loads", "open", "popen", "run", "runcode", "runctx", "runfile", "runsource", "runstring"}
+    | {"script", "shell", "spawn", "system", "timeit"}
+)
+
+# joblib: arrays lie between the opcodes, or in files that are opened by the name that is given
+_READING = frozenset(
+    f"joblib.{module}.{name}Wrapper"
+    for module in ("numpy_pickle", "numpy_pickle_compat")
+    for name in ("NumpyArray", "NDArray", "ZNDArray")
+)
+
 # other packages' modules and functions that run, fetch or load what they are told to
 _MODULES = (
-    "IPython aiohttp cloudpickle dill httpx joblib.externals nose numpy.distutils numpy.f2py "
-    "numpy.testing paramiko pip pkg_resources psutil py pydoc pytest requests setuptools sh "
-    "tensorflow.io torch._dynamo torch._inductor torch.distributed.rpc torch.fx.experimental "
-    "torch.hub torch.testing torch.utils.bottleneck torch.utils.collect_env "
-    "torch.utils.cpp_extension urllib3 werkzeug"
+    "IPython aiohttp asteval celery cffi cloudpickle dill docker fabric fsspec httpx invoke "
+    "joblib.externals nose numba numexpr numpy.distutils numpy.f2py numpy.testing paramiko "
+    "pexpect pip pkg_resources plumbum psutil ptyprocess py pydoc pytest ray requests setuptools "
+    "sh tensorflow torch._dynamo torch._inductor torch._ops torch.classes torch.distributed.rpc "
+    "torch.fx torch.hub torch.jit torch.ops torch.package torch.testing "
+    "torch.utils._config_module torch.utils.bottleneck torch.utils.collect_env "
+    "torch.utils.cpp_extension torch.utils.model_zoo urllib3 werkzeug"
 )
 _FUNCTIONS = (
-    "joblib.load joblib.numpy_pickle.load numpy.load numpy.ctypeslib.load_library pandas.eval "
-    "pandas.read_pickle sympy.sympify torch.load torch.jit.load torch.package.PackageImporter "
+    "jinja2.Template jinja2.environment.Template joblib.load joblib.numpy_pickle.load numpy.load "
+    "numpy.ctypeslib.load_library pandas.eval pandas.io.pickle.read_pickle pandas.read_pickle "
+    "six.exec_ six.reraise sympy.lambdify sympy.sympify sympy.core.sympify.sympify "
+    "sympy.parsing.sympy_parser.parse_expr sympy.utilities.lambdify.lambdify torch.load "
     "torch.serialization.load yaml.load yaml.unsafe_load"
 )
 

@@ -59,6 +59,8 @@ def _is_file(span: Span) -> bool:
     if span.form == "bytes":
         pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
         return pickled or span.head.startswith(_FILES)
+    if span.form == "escaped":
+        return span.head.startswith((b"\x80", b"\\u0080"))
     return span.head.startswith((b"\xc2\x80", b"'\\x80", b'"\\x80'))
 
 

@@ -164,6 +164,10 @@ _generator: Accept = fixed(
     optional=1,
 )
 
+_SCALARS = (
+    "bool bool_ bytes_ complex128 complex64 float16 float32 float64 int16 int32 int64 int8 str_ "
+    "uint16 uint32 uint64 uint8"
+)
 NUMPY: dict[str, Signature] = {
     **{
         f"numpy.{core}.multiarray._reconstruct": Signature(
@@ -199,5 +203,6 @@ NUMPY: dict[str, Signature] = {
         fixed(_SEEDS, named([_SEQUENCE]), is_integer, is_none)
     ),
     _SEQUENCE: NEVER,
+    **{f"numpy.{name}": NEVER for name in _SCALARS.split()},
     **dict.fromkeys(_GENERATOR_CLASSES, NEVER),
 }

@@ -17,7 +17,8 @@ _FIRST = 4 << 10  # most things that are looked at turn out not to be pickles at
 class Span:
     """Bytes or text of the pickle, left where they are. `form` is how they are written there.
 
-    "bytes" as they are; "utf-8" for text; "quoted" for a text of protocol 0 with its quotes.
+    "bytes" as they are; "utf-8" for text; "quoted" for a string of protocol 0 with its quotes, and
+    "escaped" for a text of protocol 0.
     """
 
     __slots__ = ("form", "head", "nbytes", "offset")

@@ -5,6 +5,8 @@ Unlike `arguments`, which takes what an unpickler may: every text that can be pa
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import re
 import struct
 from collections.abc import Callable
@@ -135,27 +137,38 @@ def memo_index(opcodes: Opcodes) -> Value:
 
 def _line(opcodes: Opcodes) -> Value:
     piece = opcodes.short_line(KEPT)
-    return _text(opcodes.line()) if piece is None else piece.decode("utf-8", "surrogateescape")
+    if piece is None:
+        line = opcodes.line()
+        if line.nbytes > KEPT:
+            return Span(line.offset, line.nbytes, line.head, "escaped")
+        piece = line.head
+    if piece.isascii() and b"\\" not in piece:
+        return piece.decode("ascii")
+    try:
+        return piece.decode("raw-unicode-escape")
+    except UnicodeDecodeError:
+        return piece.decode("latin-1")
 
 
 def _quoted(opcodes: Opcodes) -> Value:
-    start = opcodes.index
     piece = opcodes.short_line(KEPT)
-    if piece is not None:
-        if piece[:1] in _QUOTES:
-            inner = piece[1:-1]
-            plain = inner.isascii() and b"\\" not in inner
-            place = opcodes.base + start
-            return inner.decode() if plain else Span(place, len(piece), piece, "quoted")
-        opcodes.index = start
-    quote = opcodes.take(1)
-    if quote not in _QUOTES:
+    if piece is None:
+        quote = opcodes.take(1)
+        if quote not in _QUOTES:
+            raise Fault("a string argument without quotes")
+        line = opcodes.line()
+        place, nbytes, piece = line.offset - 1, line.nbytes + 1, quote + line.head
+    else:
+        place, nbytes = opcodes.base + opcodes.index - len(piece) - 1, len(piece)
+    if piece[:1] not in _QUOTES:
         raise Fault("a string argument without quotes")
-    line = opcodes.line()
-    inner = line.head[:-1]
-    if line.nbytes <= KEPT and inner.isascii() and b"\\" not in inner:
-        return inner.decode()
-    return Span(line.offset - 1, line.nbytes + 1, quote + line.head, "quoted")
+    inner = piece.rstrip()[1:-1]  # Python 2 allows blanks behind the quote
+    if nbytes <= KEPT and inner.isascii():
+        if b"\\" not in inner:
+            return inner.decode("ascii")
+        with contextlib.suppress(ValueError):  # of a bad escape; of bytes that are no ASCII
+            return codecs.escape_decode(inner)[0].decode("ascii")
+    return Span(place, nbytes, piece, "quoted")
 
 
 def _reference(opcodes: Opcodes) -> Value:

@@ -293,6 +293,12 @@ def _is_open(value: Value) -> bool:
     return isinstance(value, Name) and value.use is None and value.signature.keywords
 
 
+def _reconstructed(args: tuple[Value, ...]) -> Value:
+    """Accept an object of a class that the user allows, as protocols 0 and 1 write it."""
+    fits = tuple_of(_is_open, named(["builtins.object", "__builtin__.object"]), is_none)(args)
+    return args[0].signature.accept(()) if fits else None
+
+
 _PYTHON: dict[str, Signature] = {
     "_codecs.encode": Signature(first(is_text, one_of("latin1"))),
     "_io.BytesIO": Signature(
@@ -315,6 +321,7 @@ _PYTHON: dict[str, Signature] = {
     ),
     **{f"builtins.{name}": signature for name, signature in _BUILTINS.items()},
     **{f"__builtin__.{name}": signature for name, signature in _BUILTINS.items()},
+    **{f"{module}._reconstructor": Signature(_reconstructed) for module in ("copyreg", "copy_reg")},
     **{
         f"{module}.{name}": Signature(_path)
         for module in ("pathlib", "pathlib._local")

@@ -28,9 +28,12 @@ def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bo
 
 
 def _can_be_imported(use: Use, *, text: bool) -> bool:
-    """Return whether an import may succeed. A list of words is no pickle that names modules."""
-    parts = use.dotted.split(".")
-    return all(map(str.isidentifier, parts)) and (not text or is_known_package(parts[0]))
+    """Return whether an import may succeed. A list of words is no pickle that names modules.
+
+    Python's unpickler takes a name that the end of the file cuts off for an empty one.
+    """
+    module, name = use.module.split("."), use.name.split(".") if use.name else []
+    return all(map(str.isidentifier, module + name)) and (not text or is_known_package(module[0]))
 
 
 def sighting(use: Use, place: str) -> Sighting:

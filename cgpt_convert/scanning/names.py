@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.children import is_script_class
-from cgpt_convert.pickles.dangerous import is_dangerous
+from cgpt_convert.pickles.dangerous import is_dangerous, reads_on, runs_input
 from cgpt_convert.pickles.signatures import SIGNATURES
 
 ALLOWED = frozenset(SIGNATURES)
@@ -17,15 +17,15 @@ class Rule:
     """What is allowed in one file: the exact list, and what the user adds to it."""
 
     def __init__(self, extra: tuple[str, ...] = ()) -> None:
+        """Raise BadRequest for a name that cannot be allowed."""
         self.extra = frozenset(extra)
         for name in extra:
-            module, _, attribute = name.replace(":", ".").rpartition(".")
-            if not module:
-                raise BadRequest(f"not a full name: {name}", hint="write it as module.name")
-            if is_dangerous(module, attribute):
-                raise BadRequest(
-                    f"{name} is no class to be allowed: what it does is up to the file"
-                )
+            _check(name)
+
+    def unused(self, added: Iterable[str]) -> list[str]:
+        """Return what the user allows that is not among the names that were allowed for it."""
+        met = frozenset(added)
+        return sorted(name for name in self.extra if name.replace(":", ".") not in met)
 
     def allows(self, module: Value, name: Value) -> bool:
         """Is it one of the names? A name with dots leads from one object to another: it is not."""
@@ -52,3 +52,38 @@ class Rule:
         allowed = ALLOWED | {name.replace(":", ".") for name in self.extra}
         unknown = [name for name in dotted if name not in allowed]
         return [name for name in unknown if not (script and is_script_class(name))]
+
+
+_GLOBS = frozenset("*?[]")
+
+
+def _check(name: str) -> None:
+    """Raise BadRequest for a name that is none, or of what runs or reads what a file chooses."""
+    if _GLOBS.intersection(name):
+        raise BadRequest(
+            f"--allow takes exact names, not patterns: {name}", hint="name each class by itself"
+        )
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if not module:
+        raise BadRequest(f"not a full name: {name}", hint="write it as module.name")
+    if reads_on(module, attribute):
+        raise BadRequest(
+            f"{name} cannot be allowed: it reads raw data between the opcodes of a pickle, and "
+            "nothing behind it can be scanned",
+            hint="load the file where it is trusted, and save the arrays alone",
+        )
+    if runs_input(attribute) or any(is_dangerous(*split) for split in _splits(name)):
+        raise BadRequest(
+            f"{name} cannot be allowed: what it does is up to the file",
+            hint="--allow is for classes that only hold data",
+        )
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Return the module and the name; of a path of attributes also those of what it leads to."""
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    yield module, attribute
+    _, colon, path = name.partition(":")
+    parts = path.split(".") if colon else []
+    for at in range(len(parts) - 1):
+        yield ".".join(parts[at:-1]), parts[-1]

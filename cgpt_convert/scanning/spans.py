@@ -22,6 +22,8 @@ def source_of(span: Span, source: Source, label: str) -> Source | None:
     try:
         if span.form == "quoted":
             return MemoryBytes(label, codecs.escape_decode(data[1:-1])[0])
+        if span.form == "escaped":
+            return MemoryBytes(label, data.decode("raw-unicode-escape").encode("latin-1"))
         return MemoryBytes(label, data.decode("utf-8", "surrogateescape").encode("latin-1"))
     except ValueError:
         return None

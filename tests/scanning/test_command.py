@@ -124,8 +124,19 @@ def test_a_teams_own_classes_can_be_allowed_by_their_exact_name(tmp_path: Path) 
     assert "clean, with allowed names: team.models.Config (bare pickle, 1 pickle)" in result.out
     result = run("scan", path, "--allow", "team.models.Config", "--json")
     assert result.json["files"][0]["allowed"] == ["team.models.Config"]
-    for other in ("team.models.Confi", "team.models", "team.models.Config.x", "team.*"):
-        assert run("scan", path, "--allow", other).code == 1
+    assert (
+        "note    --allow team.Other matches nothing"
+        in run("scan", path, "--allow", "team.models.Config", "--allow", "team.Other").out
+    )
+    assert result.json["unused"] == []
+    for other in ("team.models.Confi", "team.models", "team.models.Config.x"):
+        result = run("scan", path, "--allow", other)
+        assert result.code == 1
+        assert f"--allow {other} matches nothing" in result.out
+        assert run("scan", path, "--allow", other, "--json").json["unused"] == [other]
+    for pattern in ("team.*", "team.models.Conf?g", "*", "team.models.[A-Z]onfig"):
+        result = run("scan", path, "--allow", pattern)
+        assert (result.code, "exact names" in result.err) == (2, True)
     assert run("scan", path, "--allow", "Config").code == 2
     assert run("scan", path, "--allow", "os.system").code == 2
 

@@ -266,3 +266,30 @@ def test_frames_of_pickles_are_not_odd(tmp_path: Path) -> None:
     value: Any = [list(range(99)), "x" * 70_000, [b"y" * 70_000] * 3]
     data = b"".join(pickle.dumps(value, protocol) for protocol in range(6))
     assert scanned(data, tmp_path).verdict is Verdict.WEIGHTS
+
+
+# -- names
+
+
+ESCAPED = {
+    "of Unicode": b"V\\u0062uiltins\nVpri\\u006et\n\x93",
+    "of bytes": b"S'\\x62uiltins'\nS'pr\\151nt'\n\x93",
+    "none": b"Vbuiltins\nVprint\n\x93",
+}
+
+
+@pytest.mark.parametrize("name", ESCAPED)
+def test_names_with_escapes_are_read(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = ESCAPED[name] + b"(Vran\ntR."
+    assert runs(lambda: pickle.loads(data), capfd)
+    for whole in (data, ESCAPED[name], ESCAPED[name] + FAILS):
+        found = scanned(whole, tmp_path)
+        assert found.verdict is Verdict.DANGEROUS
+        assert found.sightings[0].name == "builtins.print"
+
+
+def test_a_module_is_imported_although_its_name_is_cut_off(tmp_path: Path) -> None:
+    for data in (b"cposix\n", b"\x80\2N.cposix\n", b"iposix\n", b"\x80\2cposix\nsyste"):
+        assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS

@@ -16,8 +16,9 @@ import torch
 from torch.distributed.checkpoint import metadata
 from torch.distributed.tensor import Partial, Replicate, Shard
 
+from cgpt_convert.errors import BadRequest
 from cgpt_convert.pickles.rebuild import KNOWN
-from cgpt_convert.scanning.names import ALLOWED
+from cgpt_convert.scanning.names import ALLOWED, Rule
 from cgpt_convert.scanning.result import Verdict
 from tests.hostile import short
 from tests.scanning.files import saved, scanned
@@ -404,3 +405,62 @@ def test_a_persistent_id_of_another_form_is_malformed(tmp_path: Path) -> None:
         assert scanned(data, tmp_path).verdict is Verdict.MALFORMED
     out_of_band = b"\x80\5\x97."
     assert scanned(out_of_band, tmp_path).verdict is Verdict.MALFORMED
+
+
+RUNNING = (
+    "torch.storage._load_from_bytes",
+    "torch.ops.load_library",
+    "torch._ops.load_library",
+    "torch.jit.unsupported_tensor_ops.execWrapper",
+    "six.exec_",
+    "numpy.testing._private.utils.runstring",
+    "timeit.timeit",
+    "timeit:Timer.timeit",
+    "team:os.system",
+    "team.tools:subprocess.run",
+    "team.tools.eval_expression",
+    "torch.utils._config_module.load_config",
+    "builtins.getattr",
+    "copyreg.__newobj__",
+    "joblib.numpy_pickle.NumpyArrayWrapper",
+    "joblib.numpy_pickle_compat.ZNDArrayWrapper",
+    "_pyrepl.pager.pipe_pager",
+    "pkgutil.resolve_name",
+    "types.CodeType",
+    "cloudpickle.cloudpickle._make_function",
+)
+HOLDING = (
+    "argparse.Namespace",
+    "team.Config",
+    "team.models:Outer.Inner",
+    "team.types.Loader",
+    "omegaconf.dictconfig.DictConfig",
+    "scipy.sparse._csr.csr_matrix",
+    "sklearn.linear_model._base.LinearRegression",
+    "datetime.datetime",
+)
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_what_runs_what_a_file_chooses_cannot_be_allowed(name: str) -> None:
+    with pytest.raises(BadRequest, match="cannot be allowed"):
+        Rule((name,))
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_classes_that_hold_data_can_be(name: str, tmp_path: Path) -> None:
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+    data = b"\x80\4" + short(module) + short(attribute) + b"\x93)\x81}" + short("a") + b"K\1sb."
+    assert scanned(data, tmp_path).verdict is Verdict.FOREIGN
+    assert scanned(data, tmp_path, name).verdict is Verdict.CLEAN
+
+
+def test_an_object_of_an_allowed_class_may_be_made_as_protocol_0_does(tmp_path: Path) -> None:
+    data = b"ccopy_reg\n_reconstructor\n(cteam\nConfig\nc__builtin__\nobject\nNtR(dVa\nI1\nsb."
+    assert scanned(data, tmp_path, "team.Config").verdict is Verdict.CLEAN
+    assert scanned(data, tmp_path).verdict is Verdict.FOREIGN
+    for base in (b"numpy\nndarray\n", b"torch\nTensor\n"):
+        other = data.replace(b"__builtin__\nobject\n", base)
+        assert scanned(other, tmp_path, "team.Config").verdict is Verdict.FOREIGN
