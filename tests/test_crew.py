@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from cgpt_convert.events import Event
 from cgpt_convert.output.crew import Crew
 
 
@@ -91,3 +92,72 @@ def test_a_ctrl_c_in_the_calling_thread_stops_the_others(where: str) -> None:
     count = len(steps)
     time.sleep(0.05)
     assert len(steps) == count > 0
+
+
+def test_progress_is_told_by_the_calling_thread_only() -> None:
+    """Also while that thread has nothing to do but to wait."""
+    told: list[tuple[int, int]] = []
+    crew = Crew(3, lambda units: told.append((threading.get_ident(), units)))
+    waiting = threading.Event()
+
+    def long() -> None:
+        for _ in range(20):
+            crew.advance(1)
+            time.sleep(0.03)
+        waiting.set()
+
+    crew.run([functools.partial(crew.advance, 5), long, long], prepare=lambda: None)
+    assert {thread for thread, _ in told} == {threading.get_ident()}
+    assert sum(units for _, units in told) == 45
+    assert len(told) > 3
+
+
+def test_a_lock_that_a_ctrl_c_left_taken_while_drawing_stops_nobody() -> None:
+    taken = threading.Lock()  # as tqdm's, but it belongs to no thread
+
+    def draw(_units: int) -> None:
+        taken.acquire()
+        raise KeyboardInterrupt
+
+    crew = Crew(4, draw)
+
+    def job() -> None:
+        for _ in range(100):
+            crew.go_on()
+            crew.advance(1)
+            time.sleep(0.001)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        crew.run([job] * 8, prepare=lambda: None)
+    assert taken.locked()
+    assert time.monotonic() - begun < 5
+
+
+def test_an_event_is_seen_by_all_and_may_be_set_twice() -> None:
+    event = Event()
+    assert not event.wait(0.01)
+    seen: list[bool] = []
+    waiters = [threading.Thread(target=lambda: seen.append(event.wait(5))) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
+    event.set()
+    event.set()
+    for waiter in waiters:
+        waiter.join(5)
+    assert seen == [True] * 3
+    assert event.is_set()
+    assert event.wait(0)
+
+
+def test_an_event_whose_waiter_was_interrupted_still_ends_the_others() -> None:
+    """The worst moment: the waiter has the lock, and its Ctrl-C comes before it gives it back."""
+    event = Event()
+    event.set()
+    event._lock.acquire()
+    assert event.wait(0.01)
+    late = Event()
+    late._lock.release()
+    late._lock.acquire()  # taken by the one that was interrupted
+    late.set()
+    assert late.wait(0.01)

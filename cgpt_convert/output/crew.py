@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from cgpt_convert.events import Event
+from cgpt_convert.output.checksums import Advance, untold
+
 Job = Callable[[], object]
+
+_DRAWN = 0.1  # seconds after which progress is told again
+_SOON = 0.005  # seconds after which a thread looks again whether it may begin
 
 
 _MOST = 64  # threads; more make the blocks too small
@@ -30,14 +37,22 @@ class Stopped(Exception):  # no error: another thread has that
 
 
 class Crew:
-    """`size` threads, the calling one among them."""
+    """`size` threads, the calling one among them.
 
-    def __init__(self, size: int) -> None:
+    `told` is called with the units of work that are done, by the thread that calls `run` and by no
+    other: what draws a progress bar has locks of its own, and a thread that waits for one which a
+    Ctrl-C left taken would never end.
+    """
+
+    def __init__(self, size: int, told: Advance = untold) -> None:
         self.size = max(size, 1)
         self.lock = threading.Lock()
         self._error: BaseException | None = None
         self._stop = False
-        self._prepared = threading.Event()
+        self._is_prepared = False
+        self._told = told
+        self._caller = threading.get_ident()
+        self._done: deque[int] = deque()  # units that are not told yet
 
     def go_on(self) -> None:
         """Raise Stopped if the work is to end. A long job asks now and then."""
@@ -46,8 +61,22 @@ class Crew:
 
     def wait_prepared(self) -> None:
         """Return when `prepare` is done; Stopped if the work is to end before."""
-        while not self._prepared.wait(0.05):
+        while not self._is_prepared:
             self.go_on()
+            time.sleep(_SOON)
+
+    def advance(self, units: int) -> None:
+        """Count units of work that are done; called by any thread."""
+        self._done.append(units)
+        if threading.get_ident() == self._caller:
+            self._tell()
+
+    def _tell(self) -> None:
+        units = 0
+        while self._done:
+            units += self._done.popleft()
+        if units:
+            self._told(units)
 
     def run(self, jobs: Iterable[Job], prepare: Job) -> None:
         """Do all the jobs, from both ends; raise what the first to fail raised.
@@ -59,11 +88,13 @@ class Crew:
         needs it calls `wait_prepared`.
         """
         queue = deque(jobs)
-        self._prepared.clear()
-        ended: list[threading.Event] = []  # not Thread.join: a Ctrl-C in it loses the thread
+        self._is_prepared = False
+        self._caller = threading.get_ident()
+        ended: list[Event] = []  # not Thread.join: a Ctrl-C in it loses the thread
+        complete = False
         try:
             for _ in range(min(self.size, len(queue)) - 1):
-                end = threading.Event()
+                end = Event()
                 helper = threading.Thread(target=self._help, args=(queue.pop, end), daemon=True)
                 try:
                     helper.start()
@@ -71,22 +102,28 @@ class Crew:
                     break
                 ended.append(end)
             prepare()
-            self._prepared.set()
+            self._is_prepared = True
             self._drain(queue.popleft)
-            for end in ended:
-                end.wait()
+            self._wait(ended)
+            self._tell()
+            complete = True
         except Stopped:
             pass
-        except BaseException:
-            self._stop = True
-            raise
         finally:
+            self._stop = self._stop or not complete
             for end in ended:
-                end.wait()
+                while not end.wait(_DRAWN):
+                    pass
         if self._error:
             raise self._error
 
-    def _help(self, take: Callable[[], Job], end: threading.Event) -> None:
+    def _wait(self, ended: list[Event]) -> None:
+        """Wait for the other threads, and tell meanwhile what they have done."""
+        for end in ended:
+            while not end.wait(_DRAWN):
+                self._tell()
+
+    def _help(self, take: Callable[[], Job], end: Event) -> None:
         try:
             self._drain(take)
         except Stopped:

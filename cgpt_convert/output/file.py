@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from threading import Lock
 
 from isal.isal_zlib import crc32, crc32_combine
 
 from cgpt_convert.errors import CannotWrite
-from cgpt_convert.output.checksums import Advance
+from cgpt_convert.output.crew import Crew
 from cgpt_convert.output.stage import Stage
 from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Part, part_nbytes
 from cgpt_convert.source import CHUNK
@@ -18,16 +17,16 @@ from cgpt_convert.source import CHUNK
 class Output:
     """One temporary file, written at any offset."""
 
-    def __init__(self, stage: Stage, plan: FilePlan, advance: Advance, lock: Lock) -> None:
+    def __init__(self, stage: Stage, plan: FilePlan, crew: Crew) -> None:
         self.plan = plan
-        self._advance, self._lock = advance, lock
+        self._crew = crew
         self._where = stage.final(plan.path)
         self.covered = {
             index for p in plan.parts if isinstance(p, Crc32) for index in range(p.first, p.last)
         }
         self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
         self._written = 0
-        with lock:
+        with crew.lock:
             self._file = stage.open(plan)
 
     def __enter__(self) -> None:
@@ -57,9 +56,9 @@ class Output:
                 done += self._file.write(data[done:], at + done)
         except OSError as error:
             raise self._cannot(error) from error
-        with self._lock:
+        with self._crew.lock:
             self._written += done
-            self._advance(done)
+        self._crew.advance(done)
 
     def crc32(self, part: Crc32) -> int:
         """The CRC-32 of the parts that `part` covers."""

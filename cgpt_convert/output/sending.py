@@ -56,7 +56,7 @@ class _InOrder(Work):
 
     def __init__(self, stage: Stage, options: Options) -> None:
         super().__init__(stage, options)
-        self.crew = Crew(1)
+        self.crew = Crew(1, options.advance)
 
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write them all, under their temporary names."""

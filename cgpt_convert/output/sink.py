@@ -92,7 +92,7 @@ class Work:
     def __init__(self, stage: Stage, options: Options) -> None:
         self.stage = stage
         self.options = options
-        self.crew = Crew(crew_size(options.jobs))
+        self.crew = Crew(crew_size(options.jobs), options.advance)
         self.pieces = Pieces(self.crew)
         self.files: dict[str, FileDigest] = {}
         self.streamed: set[Content] = set()  # what the parts are, and what they are cast from
@@ -123,7 +123,7 @@ class Work:
 
     def output(self, plan: FilePlan) -> Output:
         """The temporary file for what is planned."""
-        return Output(self.stage, plan, self.options.advance, self.crew.lock)
+        return Output(self.stage, plan, self.crew)
 
     def _is_one_job(self, plan: FilePlan) -> bool:
         """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.

@@ -31,7 +31,7 @@ def in_pairs(
     `advance` counts the bytes of the other. Raises Malformed where bytes do not match the checksum
     that a file records.
     """
-    crew = Crew(crew_size(jobs))
+    crew = Crew(crew_size(jobs), advance)
     found: dict[str, T] = {}
     seen: set[int] = set()
 
@@ -40,8 +40,7 @@ def in_pairs(
         crew.go_on()
         with compared((one.tensors[name], other.tensors[own]), seen) as (left, right):
             found[name] = look(left, right)
-        with crew.lock:
-            advance(right.nbytes)
+        crew.advance(right.nbytes)
 
     work = ((one.tensors[name], functools.partial(compare, name, pairs[name])) for name in pairs)
     crew.run(in_turn(work), prepare=prepare)

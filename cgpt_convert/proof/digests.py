@@ -80,13 +80,12 @@ def hashed(
 ) -> dict[Content, str]:
     """Content -> digest. What several names have in common is read once."""
     each = {tensor.content: tensor for tensor in tensors}
-    crew = Crew(crew_size(jobs))
+    crew = Crew(crew_size(jobs), advance)
     pieces = Pieces(crew, wanted=each)
 
     def hash_one(tensor: Tensor) -> None:
         for piece in pieces.of(tensor):
-            with crew.lock:
-                advance(len(piece))
+            crew.advance(len(piece))
 
     by_size = sorted(each.values(), key=lambda tensor: -tensor.nbytes)
     announce(by_size)

@@ -17,7 +17,7 @@ def file_digests(
     """The SHA-256 of each file in hex, by the source's name; hashed by `jobs` threads."""
     each = {source.name: source for source in sources}
     found: dict[str, str] = {}
-    crew = Crew(crew_size(jobs))
+    crew = Crew(crew_size(jobs), advance)
 
     def hash_one(source: Source) -> None:
         crew.wait_prepared()
@@ -27,8 +27,7 @@ def file_digests(
         for piece in _chunks(source):
             crew.go_on()
             digest.update(piece)
-            with crew.lock:
-                advance(len(piece))
+            crew.advance(len(piece))
         source.check_unchanged()
         found[source.name] = digest.hexdigest()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from cgpt_convert.errors import CgptError, Unreadable
+from cgpt_convert.events import Event
 from cgpt_convert.remote.objects import Broken, Object
 from cgpt_convert.remote.traffic import settings
 
@@ -18,6 +19,7 @@ R = TypeVar("R")
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 20.0  # seconds; each wait is twice the one before
 _IDLE = 2.0  # seconds after which a thread without work ends
+_LOOK = 0.2  # seconds after which whoever waits looks again
 _PROGRESS = 64 << 10  # bytes after which a range counts as begun anew
 
 
@@ -70,7 +72,7 @@ class Fetch:
         self.data = b""  # a bytearray, once it is here
         self.touched = False
         self._error: BaseException | None = None
-        self._ready = threading.Event()
+        self._ready = Event()
 
     def run(self) -> None:
         """Fetch them; called by one thread."""
@@ -156,7 +158,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | Cgpt
     place, lock = iter(range(len(todo))), threading.Lock()
     ended = []
 
-    def work(end: threading.Event) -> None:
+    def work(end: Event) -> None:
         while True:
             with lock:
                 index = next(place, None)
@@ -169,10 +171,11 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | Cgpt
         end.set()
 
     for _ in range(min(settings.connections, len(todo))):
-        ended.append(threading.Event())
+        ended.append(Event())
         threading.Thread(target=work, args=(ended[-1],), daemon=True).start()
     for end in ended:
-        end.wait()
+        while not end.wait(_LOOK):
+            pass
     done: list[R | CgptError] = []
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, CgptError):
