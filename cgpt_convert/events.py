@@ -1,9 +1,16 @@
-"""An event that a Ctrl-C cannot break."""
+"""Threads: an event that a Ctrl-C cannot break, and what progress is told to."""
 
 from __future__ import annotations
 
 import contextlib
 from _thread import allocate_lock
+from collections.abc import Callable
+
+Advance = Callable[[int], object]  # called with the number of further units that are done
+
+
+def untold(_units: int) -> None:
+    """No-op progress callback."""
 
 
 class Event:

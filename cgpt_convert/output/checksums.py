@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from isal.isal_zlib import crc32
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import SALVAGE, Malformed, Unsupported
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.inert import printable
 from cgpt_convert.source import CHUNK, is_distant
 from cgpt_convert.tensor import Storage, Tensor, replace
-
-Advance = Callable[[int], object]  # told how many further bytes are done
-
-
-def untold(_nbytes: int) -> None:
-    """Nobody wants to know."""
 
 
 def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> list[Storage]:

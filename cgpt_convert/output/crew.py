@@ -8,8 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from cgpt_convert.events import Event
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.events import Advance, Event, untold
 
 Job = Callable[[], object]
 

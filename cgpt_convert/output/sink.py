@@ -19,9 +19,9 @@ from itertools import groupby
 
 from isal.isal_zlib import crc32
 
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.output import staging
 from cgpt_convert.output.apart import check_apart
-from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.output.crew import Crew, Job, crew_size
 from cgpt_convert.output.file import Output
 from cgpt_convert.output.jobs import do_all, in_turn

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import FAILED, PASSED, Check
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.formats import parameters
 from cgpt_convert.formats._parameters import Recorded
-from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof.canonical import named
 from cgpt_convert.proof.claim import MODEL, SOURCE, Claimed
 from cgpt_convert.proof.digests import digested, hashed

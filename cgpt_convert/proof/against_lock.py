@@ -9,9 +9,9 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.errors import BadRequest
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.inert import printable
 from cgpt_convert.mapping.architecture import architectures
-from cgpt_convert.output.checksums import Advance, untold
 from cgpt_convert.proof import odd
 from cgpt_convert.proof.canonical import Weights, named, weights
 from cgpt_convert.proof.digests import digests_of

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cgpt_convert.checks import FAILED, PASSED, Check
 from cgpt_convert.dtypes import CASTS
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.proof import odd_pairs
 from cgpt_convert.proof.canonical import Weights, aligned
 from cgpt_convert.proof.comparing import in_pairs

@@ -7,7 +7,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from cgpt_convert.output.checksums import Advance, compared
+from cgpt_convert.events import Advance
+from cgpt_convert.output.checksums import compared
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.output.jobs import in_turn
 from cgpt_convert.proof.canonical import Weights

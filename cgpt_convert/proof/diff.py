@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cgpt_convert.checks import ERROR, FAILED, PASSED
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.proof import odd_pairs
 from cgpt_convert.proof.canonical import Weights, aligned
 from cgpt_convert.proof.comparing import in_pairs

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.output.jobs import in_turn
 from cgpt_convert.output.pieces import Pieces

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 
-from cgpt_convert.output.checksums import Advance, untold
+from cgpt_convert.events import Advance, untold
 from cgpt_convert.output.crew import Crew, crew_size
 from cgpt_convert.proof.digests import prepare_for
 from cgpt_convert.source import CHUNK, Source
