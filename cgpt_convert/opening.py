@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 from collections.abc import Collection
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from cgpt_convert import findings, formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers import shards
 from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind, sniff
-from cgpt_convert.errors import BadRequest, Unsupported
+from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.places import is_file, is_url, listing, named, open_source
 from cgpt_convert.source import Source
@@ -53,7 +54,18 @@ def open_checkpoint(
 def _open_local(path: str, *, salvage: bool) -> Checkpoint:
     if os.path.isdir(path):
         return _open_folder(path, listing(path) or (), salvage=salvage)
+    if re.fullmatch(_HUB_NAME, path) and not os.path.lexists(path) and not _is_named(path):
+        hint = f"for a model on the Hugging Face Hub, write hf://{path}"
+        raise BadRequest("no such file or folder", where=path, hint=hint)
     return _open_weights(path, salvage=salvage)
+
+
+_HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # owner/name
+
+
+def _is_named(path: str) -> bool:
+    """Return whether the path ends as the name of a weight file."""
+    return path.lower().endswith((*WEIGHT_SUFFIXES, ".npy", _INDEX))
 
 
 def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
@@ -77,6 +89,16 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
     """
     source = open_source(path)
     kind = sniff(source)
+    try:
+        return _read(kind, source, path, salvage=salvage)
+    except Malformed as error:
+        from cgpt_convert.containers import transfer
+
+        raise transfer.diagnose(source) or error from None
+
+
+def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
+    """Return what the file `source`, called `path`, contains, by the reader of its kind."""
     if kind in _OF_TORCH or (kind is Kind.CUT_ZIP and salvage):
         return _read_torch(kind, source, salvage=salvage)
     if kind is Kind.SAFETENSORS:
@@ -151,7 +173,7 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
     arrays = not found and any(name.endswith(".npy") for name in inside)
     if arrays or "tensors.json" in inside:
         return formats.by_name("npy").read(path)
-    one = _the_one(path, found)
+    one = _the_one(path, found, inside)
     return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
 
 
@@ -164,16 +186,19 @@ def _weights(inside: Collection[str]) -> list[str]:
     )
 
 
-def _the_one(folder: str, found: list[str]) -> str:
+def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
+    """Return the path of the only file of `found`; raise an error that says what to name."""
+    if len(found) == 1:
+        return os.path.join(folder, found[0])
+    from cgpt_convert.containers import folders
+
     if not found:
-        raise Unsupported("the folder holds no weights", where=folder)
-    if len(found) > 1:
-        raise BadRequest(
-            f"the folder holds several weight files: {', '.join(found)}",
-            where=folder,
-            hint="name the one that is meant",
-        )
-    return os.path.join(folder, found[0])
+        raise folders.without_weights(folder, inside)
+    raise folders.several(folder, found) or BadRequest(
+        f"the folder contains several weight files: {', '.join(found)}",
+        where=folder,
+        hint=f"name the one that is meant, such as {os.path.join(folder, found[0])}",
+    )
 
 
 def _look(path: str) -> tuple[str, tuple[str, ...] | None]:

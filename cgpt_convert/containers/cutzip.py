@@ -130,7 +130,7 @@ class _Walk:
         if header.method != STORED:
             raise Malformed("compressed, in an archive that is cut off", where=place, hint=AGAIN)
         if header.name.endswith("/data.pkl") and self.sizes is None:
-            nbytes: int | None = self._read_pickle(header, place)
+            nbytes: int | None = self._read_pickle(header)
         else:
             nbytes = (self.sizes or {}).get(header.name)
         if not header.flags & DESCRIPTOR:
@@ -163,7 +163,7 @@ class _Walk:
         self.end = kept if kept <= end else header.offset  # zeros from there on, or damage
         return _Sized(nbytes, _UNKNOWN_CRC, None)
 
-    def _read_pickle(self, header: Member, place: str) -> int:
+    def _read_pickle(self, header: Member) -> int:
         """The pickle's length; on the way, what it says of the storages'."""
         self.root = header.name.removesuffix("/data.pkl")
         sizes: dict[str, int] = {}
@@ -175,7 +175,8 @@ class _Walk:
                     sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
             return PersistentId(reference)
 
-        self.pickle = header.name, Stream(self.source, header.offset).unpickle(place, note)
+        name = printable(header.name)
+        self.pickle = header.name, Stream(self.source, header.offset).unpickle(name, note)
         self.sizes = sizes
         return self.pickle[1].end
 

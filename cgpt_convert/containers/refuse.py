@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from cgpt_convert.containers import cutzip
+from cgpt_convert.containers import cutzip, tarball, transfer, unread_zip
 from cgpt_convert.containers.partial import AGAIN
 from cgpt_convert.containers.sniff import HEAD, Kind
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
@@ -19,8 +19,6 @@ _SHOWN = 120  # characters of a message found inside
 
 # what to do with a file that is valid but of no kind that this package reads
 _HINTS = {
-    Kind.ZIP: "unpack it and name the weight file inside",
-    Kind.TAR: "unpack it and name the weight file inside",
     Kind.GZIP: "run gunzip on it first",
     Kind.BZIP2: "run bunzip2 on it first",
     Kind.XZ: "run unxz on it first",
@@ -36,12 +34,16 @@ _HINTS = {
     Kind.TFLITE: "look for the PyTorch weights that it was exported from",
     Kind.OLD_GGML: "convert the original weights to GGUF; this one has no names we could trust",
     Kind.INDEX: "its name has to end in .index.json, and its shards have to lie beside it",
-    Kind.UNKNOWN: "is it encrypted, or another framework's?",
+    Kind.UNKNOWN: "no format is known that begins like this; check that the download is complete",
 }
 
 
 def refuse(kind: Kind, source: Source) -> CgptError:
     """The error that says, for a file of that kind, why it cannot be read and what to do next."""
+    if kind in _MANGLED:
+        damaged = transfer.diagnose(source)
+        if damaged is not None:
+            return damaged
     explain = _EXPLAIN.get(kind)
     if explain:
         return explain(source)
@@ -110,8 +112,21 @@ def _zeros(source: Source) -> CgptError:
     return Malformed(message, where=source.name, hint=AGAIN)
 
 
+def _tar(source: Source) -> CgptError:
+    try:
+        names = list(tarball.members(source)[0])
+    except CgptError as error:
+        return error
+    hint = unread_zip.unpacking(names)
+    return Unsupported("a tar archive, which is not read", where=source.name, hint=hint)
+
+
+# kinds that a file of another one becomes on its way
+_MANGLED = (Kind.CUT_ZIP, Kind.ZIP, Kind.PICKLE, Kind.TEXT, Kind.UNKNOWN)
 _EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
     Kind.CUT_ZIP: cutzip.diagnose,
+    Kind.ZIP: unread_zip.explain,
+    Kind.TAR: _tar,
     Kind.LFS_POINTER: _lfs_pointer,
     Kind.WEB_PAGE: _web_page,
     Kind.XML: _xml,

@@ -124,17 +124,27 @@ def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise Malformed("not an index: it has no weight_map", where=path)
-    bad = [name for name in weight_map.values() if not _is_plain(name)]
+    files = {name: _plain(file) for name, file in weight_map.items()}
+    bad = dict.fromkeys(repr(weight_map[name]) for name, file in files.items() if not file)
     if bad:
-        raise Malformed(f"shards outside the index's own folder: {bad[:3]}", where=path)
+        listed = ", ".join(list(bad)[:3])
+        back = any("\\" in name for name in bad)
+        hint = "edit the index: write its shards as plain names, without \\" if back else ""
+        raise Malformed(
+            f"shards that are not files in the index's own folder: {listed}",
+            where=path,
+            hint=hint or "put the shards beside the index, and edit the names in it",
+        )
     metadata = index.get("metadata")
-    return weight_map, metadata if isinstance(metadata, dict) else {}
+    return files, metadata if isinstance(metadata, dict) else {}
 
 
-def _is_plain(name: object) -> bool:
-    return (
-        isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00]", name)
-    )
+def _plain(name: object) -> str:
+    """Return the shard's file name, without `./` before it; "" if it is none in the same folder."""
+    if not isinstance(name, str):
+        return ""
+    plain = re.sub(r"^(\./+)+", "", name)
+    return "" if plain in (".", "..") or re.search(r"[/\\\x00]", plain) else plain
 
 
 def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> None:

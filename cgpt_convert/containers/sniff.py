@@ -138,7 +138,7 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
         return Kind.ZEROS if not record and _is_zero(source) else Kind.UNKNOWN
     if not head:
         return Kind.EMPTY
-    return _binary(head) or _text(head)
+    return _binary(head, source.nbytes) or _text(head)
 
 
 def _is_zero(source: Source) -> bool:
@@ -150,12 +150,12 @@ def _is_zero(source: Source) -> bool:
     return True
 
 
-def _binary(head: bytes) -> Kind | None:
+def _binary(head: bytes, nbytes: int) -> Kind | None:
     """The kind that the first bytes tell; None if it is text or unknown."""
     for offset, magic, kind in _MAGIC:
         if head.startswith(magic, offset):
             return kind
-    if _is_safetensors(head):
+    if _is_safetensors(head, nbytes):
         return Kind.SAFETENSORS
     from cgpt_convert.containers import legacy
 
@@ -174,9 +174,13 @@ def _is_windows_program(head: bytes) -> bool:
     return head[:2] == b"MZ" and (head[at : at + 4] == b"PE\0\0" or at + 4 > len(head))
 
 
-def _is_safetensors(head: bytes) -> bool:
-    """A length that a header may have, and the brace that it begins with."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER_BYTES
+def _is_safetensors(head: bytes, nbytes: int) -> bool:
+    """Return whether it begins with a header's length and brace.
+
+    The length is one that readers take, or one that fits the file: then its reader says why not.
+    """
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and length <= max(HEADER_BYTES, nbytes - 8)
 
 
 def _zip(source: Source, head: bytes) -> Kind:

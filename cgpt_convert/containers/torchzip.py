@@ -13,6 +13,7 @@ from cgpt_convert import dtypes, findings, limits
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers.archive import SCRIPT, Archive, open_archive
 from cgpt_convert.containers.directory import STORED, Member
+from cgpt_convert.containers.unread_zip import MACOS, of_names
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
@@ -72,12 +73,10 @@ def _check_root(archive: Archive, root: str) -> None:
     if f"{root}/data.pkl" not in archive.members:
         if f"{root}/.data/extern_modules" in archive.members:
             raise Unsupported("a torch.package archive, which holds code, not weights", where=where)
-        raise Malformed(
-            "a zip archive without data.pkl: not written by torch.save",
-            where=where,
-            hint="if it is an ordinary zip, unpack it and name the weight file inside",
-        )
+        raise of_names(where, list(archive.members))
     outside = [name for name in archive.members if not name.startswith(root + "/")]
+    if any(name.startswith(MACOS) for name in outside):
+        raise of_names(where, list(archive.members))
     if outside:
         raise Malformed(f"{printable(outside[0])} lies outside the folder {root}", where=where)
     for name in (f"{root}/version", f"{root}/.data/version"):

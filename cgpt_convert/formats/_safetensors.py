@@ -87,9 +87,16 @@ def _header(source: Source) -> tuple[dict[str, Any], int]:
     if source.nbytes < N_LEN:
         raise Malformed("too short for the length of a header", where=source.name)
     nbytes = int.from_bytes(read(source, 0, N_LEN), "little")
-    if nbytes > HEADER_BYTES:
+    if nbytes > max(HEADER_BYTES, source.nbytes - N_LEN):
         raise Malformed(
             f"a header of {nbytes:,} bytes; at most {HEADER_BYTES:,}", where=source.name
+        )
+    if nbytes > HEADER_BYTES:
+        raise Unsupported(
+            f"a header of {nbytes:,} bytes; the safetensors library reads at most "
+            f"{HEADER_BYTES:,}, and so does this program",
+            where=source.name,
+            hint="ask for the model in shards, or with shorter tensor names",
         )
     if N_LEN + nbytes > source.nbytes:
         raise Malformed(f"cut off inside its header of {nbytes:,} bytes", where=source.name)
