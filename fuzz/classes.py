@@ -104,6 +104,7 @@ def _pickles() -> Makers:
         ("a name with escapes of STRING", "model"): _given(
             b"S'\\x6fs'\nS'syst\\x65m'\n\x93(S'echo'\ntR."
         ),
+        ("a name that is not printable", "model"): _given(b"c\xc2\x85\nx\n(tR."),
         ("a frame that ends in an argument", "model"): _given(b"\x80\4" + over),
         ("the same without PROTO", "model"): _given(over),
         ("10 million opcodes before it", "model"): lambda: b"N0" * 6_000_000 + UNMARKED,

@@ -6,6 +6,7 @@ import bz2
 import functools
 import gzip
 import io
+import json
 import lzma
 import struct
 import tarfile
@@ -413,17 +414,23 @@ def exported_records() -> dict[str, bytes]:
     return _records(buffer.getvalue())
 
 
+_LINES = (
+    *(b'print("x")', b'torch.save(1, "x")', b"pass", b"self.training = False"),
+    *(b'ops.aten.save(1, "x")', b'ops.prim.RaiseException("x")', b"raise Exception"),
+)
+
+
 def scripted(dice: Random, data: bytes) -> bytes:
     """TorchScript with the data as one of its pickles, or with a line in its code."""
-    records = dict(script_records())
+    records = dict(dice.choice((script_records, stateful_records))())
     code = [name for name in records if name.endswith(".py")]
     pickles = [name for name in records if name.endswith(".pkl")]
-    if dice.random() < 0.3:
+    if dice.random() < 0.6:
         name = dice.choice(code)
-        line = dice.choice(
-            (b'\n    print("x")', b'\n    torch.save(self.weight, "x")', b"\n    pass")
-        )
-        records[name] = records[name].replace(b":\n", b":" + line + b"\n", 1)
+        parts = records[name].split(b":\n    ")
+        at = dice.randrange(1, len(parts))
+        parts[at] = dice.choice(_LINES) + b"\n    " + parts[at]
+        records[name] = b":\n    ".join(parts)
     elif dice.random() < 0.9:
         records[dice.choice(pickles)] = data
     return zips.build(Entry(name, raw) for name, raw in records.items())
@@ -443,21 +450,50 @@ def packaged(dice: Random, data: bytes) -> bytes:
     return zips.build(Entry(name, raw) for name, raw in records.items())
 
 
+_EXPRESSIONS = (
+    *(
+        "print(1)",
+        "s0.__class__",
+        "2*s0",
+        "__import__('os').getpid()",
+        "../x",
+        "x",
+        "",
+        "1",
+        "eval",
+    ),
+)
+
+
 def exported(dice: Random, data: bytes) -> bytes:
-    """A `.pt2` with the data as a record, or with another expression."""
+    """A `.pt2` with the data as a record or pickled constant, or with another text in its JSON."""
     records = dict(exported_records())
-    name = dice.choice([*records, next(each for each in records if each.endswith(".json"))])
-    if name.endswith(".json") and b"expr_str" in records[name]:
-        text = dice.choice((b"print(1)", b"s0.__class__", b"2*s0", b"__import__('os').getpid()"))
-        old = records[name]
-        at = old.index(b'"expr_str":') + 11
-        start = old.index(b'"', at) + 1
-        records[name] = old[:start] + text + old[old.index(b'"', start) :]
+    texts = [name for name in records if b'"' in records[name]]
+    root = texts[0].split("/", maxsplit=1)[0]
+    way = dice.random()
+    if way < 0.4:
+        name = dice.choice(texts)
+        records[name] = _another_text(dice, records[name])
+    elif way < 0.6:
+        name = f"{root}/data/{dice.choice(('constants/model_constants', 'weights/model_weights'))}"
+        config = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}
+        records[f"{name}_config.json"] = json.dumps({"config": {"c": config}}).encode()
+        records[f"{name.rpartition('/')[0]}/opaque_obj_0"] = data
     else:
-        records[name] = data
+        records[dice.choice(list(records))] = data
     if dice.random() < 0.1:
-        records[f"{name.split('/')[0]}/data/aotinductor/model/x.so"] = b"\x7fELF" + bytes(60)
+        records[f"{root}/data/aotinductor/model/x.so"] = b"\x7fELF" + bytes(60)
     return zips.build(Entry(name, raw) for name, raw in records.items())
+
+
+def _another_text(dice: Random, document: bytes) -> bytes:
+    """The JSON with one of its texts, often that of an expression, replaced."""
+    parts = document.split(b'"')
+    values = [at for at in range(1, len(parts), 2) if not parts[at + 1].lstrip().startswith(b":")]
+    sums = [at for at in values if parts[at - 2] == b"expr_str"]
+    chosen = dice.choice(sums if sums and dice.random() < 0.5 else values or [1])
+    parts[chosen] = dice.choice(_EXPRESSIONS).encode()
+    return b'"'.join(parts)
 
 
 WRAPPERS: tuple[Wrap, ...] = (
