@@ -165,6 +165,7 @@ def main() -> int:
     """Return exit code 1 if there are finds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--files", type=int, default=sys.maxsize, help="at most this many files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--finds", type=Path)
@@ -184,7 +185,8 @@ def main() -> int:
         sys.stdout.write(described(data, name, "again", outcome))
     else:
         number = given.first
-        while time.perf_counter() - started < given.seconds:
+        last = given.first + given.files
+        while number < last and time.perf_counter() - started < given.seconds:
             data, name = made(given.seed, number)
             run.once(data, name, f"seed {given.seed}, number {number}")
             if number % _EVERYDAY == 0:
