@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.exports import hf
+from cgpt_convert.exports import hf, llama, tokenizer, tokenizer_files
 from cgpt_convert.exports.hf import HfFolder
 from cgpt_convert.output.sink import Options, write_folder
 from cgpt_convert.select import Wish, select
@@ -261,6 +261,23 @@ def test_what_a_folder_has_is_copied_as_it_is(tmp_path: Path) -> None:
     again = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
     assert again.model_max_length == 77
     assert loaded(tmp_path / "out").generation_config.temperature == 0.5
+
+
+def test_a_tokenizer_that_is_assumed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the installed package, for a model of as many tokens as GPT-2 has."""
+    source = with_tokenizer(tmp_path / "source")
+    packaged = tokenizer_files.read_folder(str(train(tmp_path / "package", 310)))
+    monkeypatch.setattr(tokenizer, "GPT2_TOKENS", 320)
+    monkeypatch.setattr(tokenizer, "_packaged", lambda: packaged)
+    said = "the tokenizer is assumed to be GPT-2's"
+    assert any(line.startswith(said) for line in convert(source, tmp_path / "out").lines)
+    checkpoint = open_checkpoint(source)
+    tensors = select(checkpoint, Wish(tied="copy")).tensors
+    assert any(line.startswith(said) for line in llama.plan(checkpoint, tensors, "m.gguf").lines)
+    train(source, 310)
+    assert not any(line.startswith(said) for line in convert(source, tmp_path / "own").lines)
 
 
 def test_tokenizers_of_other_kinds_are_copied(tmp_path: Path) -> None:

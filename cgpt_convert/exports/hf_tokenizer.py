@@ -64,7 +64,7 @@ def _completed(
     if CONFIG not in complete:
         made[CONFIG] = encoded(_config(found, n_positions))
     line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
-    return {**complete, **made}, found, [line] if made else []
+    return {**complete, **made}, found, [*tokenizers.source_lines(found), *([line] if made else [])]
 
 
 _NONE = (

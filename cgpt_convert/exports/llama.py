@@ -16,7 +16,7 @@ from cgpt_convert.errors import BadRequest, Unsupported
 from cgpt_convert.exports import llama_fields, llama_undo
 from cgpt_convert.exports.hf_config import configured
 from cgpt_convert.exports.model_card import Card, read_card
-from cgpt_convert.exports.tokenizer import Tokenizer, find
+from cgpt_convert.exports.tokenizer import Tokenizer, find, source_lines
 from cgpt_convert.exports.whole_model import folder_of, layout_lines, whole_model
 from cgpt_convert.formats import gguf
 from cgpt_convert.inert import printable
@@ -114,7 +114,7 @@ def request(
     Raises Unsupported, as `plan` does, for settings that llama.cpp has not.
     """
     config = source.config or {}
-    lines = [*_stripped(found), *check_config(found, config)]
+    lines = [*_stripped(found), *check_config(found, config), *source_lines(source.tokenizer)]
     renamed, left_out = _renamed(found, tensors)
     lines += [f"{name} is the token embedding, written once" for name in left_out]
     head = _HEAD if any(tensor.name == _HEAD for tensor in renamed) else _EMBEDDING

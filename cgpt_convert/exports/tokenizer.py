@@ -54,6 +54,7 @@ class Tokenizer(NamedTuple):
     template: ChatTemplate = None
     prefix_space: bool = False  # a space is put before a text
     problems: tuple[str, ...] = ()  # what llama.cpp cannot do of it, in words
+    packaged: bool = False  # GPT-2's, of the installed package: assumed, for so many tokens
     assumed: frozenset[str] = frozenset()  # "bos", "eos": not stated, but as GPT2Tokenizer has it
 
     def with_config(self, config: Mapping[str, Any]) -> Tokenizer:
@@ -79,9 +80,18 @@ def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | 
     if given is not None:
         return _checked(_given(given), vocab_size)
     parts = read_folder(folder) if folder is not None else None
-    if parts is None and vocab_size == GPT2_TOKENS:
-        parts = _packaged()
-    return _checked(parts, vocab_size) if parts else None
+    if parts is not None:
+        return _checked(parts, vocab_size)
+    parts = _packaged() if vocab_size == GPT2_TOKENS else None
+    return _checked(parts, vocab_size)._replace(packaged=True) if parts else None
+
+
+def source_lines(found: Tokenizer | None) -> list[str]:
+    """Return the line that says so if the tokenizer is assumed to be GPT-2's."""
+    if found is None or not found.packaged:
+        return []
+    count = f"{GPT2_TOKENS:,} tokens"
+    return [f"the tokenizer is assumed to be GPT-2's, as the model has {count} and none beside it"]
 
 
 def _given(folder: str) -> Parts:
@@ -147,7 +157,7 @@ def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
         parts.template,
         parts.prefix_space,
         tuple(_problems(parts, tokens, special)),
-        frozenset({"bos", "eos"} - {role.removesuffix("_token") for role in parts.roles}),
+        assumed=frozenset({"bos", "eos"} - {role.removesuffix("_token") for role in parts.roles}),
     )
 
 
