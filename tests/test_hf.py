@@ -152,8 +152,8 @@ def test_a_configuration_that_lies_is_mended(tmp_path: Path) -> None:
     vendor.write(vendor.TINY, tmp_path / "source")
     change(
         vendor.write_config(vendor.TINY, tmp_path / "source"),
-        n_layer=7,
-        num_hidden_layers=9,
+        n_layer=1,
+        num_hidden_layers=1,
         n_inner=17,
         vocab_size="many",
         tie_word_embeddings=False,

@@ -317,6 +317,17 @@ def test_a_head_that_config_json_promises_and_is_not_there(
         assert "the file has no lm_head.weight" in done.err
 
 
+def test_layers_that_config_json_promises_and_are_not_there(
+    model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    state = {n: t for n, t in model.state_dict().items() if ".h.1." not in n}
+    source = saved(tmp_path / "source", state)
+    for words in (("-o", tmp_path / "hf", "--to", "hf"), ("-o", tmp_path / "m.gguf")):
+        done = run("convert", source, *words)
+        assert done.code == 3
+        assert "config.json says that the model has 2 layers, and the file has 1" in done.err
+
+
 def test_heads_that_do_not_divide_the_width(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     source = saved(tmp_path / "source", model.state_dict(), n_head=5)
     done = run("convert", source, "-o", tmp_path / "hf", "--to", "hf")

@@ -9,8 +9,8 @@ from typing import Any
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.exports.tokenizer import GPT2_TOKENS, Tokenizer
 from cgpt_convert.inert import printable
-from cgpt_convert.mapping.architecture import Architecture, architectures
-from cgpt_convert.mapping.config import CONFIG, head_lines, mup_refusal
+from cgpt_convert.mapping.architecture import LAYERS, Architecture, architectures
+from cgpt_convert.mapping.config import CONFIG, count, head_lines, mup_refusal
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.select import Selection
@@ -49,6 +49,15 @@ def whole_model(
             f"{'; '.join(found.misfits)}",
             where=path,
             hint=_ONLY_WEIGHTS,
+        )
+    layers = count(config or {}, found.architecture.config_keys.get(LAYERS, ()))
+    have = found.sizes[LAYERS]
+    if layers is not None and layers > have:
+        raise Unsupported(
+            f"{CONFIG} says that the model has {layers:,} layers, and the file has {have:,}: some "
+            f"are missing, or {CONFIG} is another model's",
+            where=path,
+            hint=f"mend {CONFIG} if these are all; or {_ONLY_WEIGHTS}",
         )
     if found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
         raise Unsupported(
