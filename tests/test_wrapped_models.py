@@ -139,7 +139,11 @@ def test_two_models_in_one_file_are_not_guessed(
     assert done.code == 3
     assert "names begin with student, teacher" in done.err
     assert not (tmp_path / "hf").exists()
-    assert run("convert", source, "-o", tmp_path / "m.gguf", "--no-vocab").code == 3
+    for done in (
+        run("convert", source, "-o", tmp_path / "m.gguf"),
+        run("generate", source, "--ids", 1),
+    ):
+        assert (done.code, "names begin with student, teacher" in done.err) == (3, True)
     words = ("convert", source, "-o", tmp_path / "hf", "--to", "hf", "--match", "student.*")
     assert run(*words).code == 0
     assert torch.allclose(logits(loaded(tmp_path / "hf")), logits(model), atol=1e-5)

@@ -21,7 +21,6 @@ from cgpt_convert.exports.whole_model import (
     heads,
     layout_lines,
     whole_model,
-    whole_model_architecture,
 )
 from cgpt_convert.formats import safetensors
 from cgpt_convert.inert import printable
@@ -35,7 +34,6 @@ from cgpt_convert.tensor import Tensor
 from cgpt_convert.values.digest import same_values
 
 NAME = "hf"
-_SHOWN = 5
 GENERATION = "generation_config.json"
 MANIFEST = "cgpt-convert.json"  # lists the files, so that a later run may replace the folder
 _WEIGHTS = "model.safetensors"
@@ -149,7 +147,7 @@ def _unknown(
             where=path,
             hint=f"put the model's {CONFIG} there; --to safetensors writes the weights alone",
         )
-    _refuse_misnamed(path, [tensor.name for tensor in tensors], config)
+    _refuse_wrapped(path, [tensor.name for tensor in tensors])
     folder = folder_of(path)
     kept, aliases = fold_ties(tensors)
     files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
@@ -163,23 +161,11 @@ def _unknown(
     return _Parts(kept, aliases, files, lines)
 
 
-def _refuse_misnamed(path: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
-    """Raise Unsupported if transformers would find none of the tensors under these names.
+def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
+    """Raise Unsupported if the names have wrappers of torch, under which transformers finds none.
 
     It then loads the folder all the same, with random weights.
     """
-    known = whole_model_architecture(config)
-    if known is not None:
-        firsts = list(dict.fromkeys(name.partition(".")[0] for name in names))
-        shown = ", ".join(printable(first) for first in firsts[:_SHOWN])
-        more = f" and {len(firsts) - _SHOWN:,} more" if firsts[_SHOWN:] else ""
-        raise Unsupported(
-            f"{CONFIG} describes a {known.name} model, and the tensors are not those of one; their "
-            f"names begin with {shown}{more}",
-            where=path,
-            hint="--match 'NAME.*' chooses the tensors of one model; --to safetensors writes all "
-            "weights under the names that they have",
-        )
     wrapper = wrapped_by_torch(names)
     if wrapper:
         hint = "--to safetensors writes the weights under the names that they have"

@@ -16,6 +16,7 @@ from cgpt_convert.mapping.recognised import Recognised
 from cgpt_convert.select import Selection
 from cgpt_convert.tensor import Tensor
 
+_SHOWN = 5
 _CLASSES = "GPT2"  # how the classes of transformers begin whose model_type is gpt2
 _ONLY_WEIGHTS = "--to safetensors writes the weights alone"
 
@@ -33,8 +34,10 @@ def whole_model(
     Raises Unsupported, naming every misfit, unless they are a model of it, neither more nor less,
     and for those whose logits the architecture does not give (muP).
     """
-    found = recognise({tensor.name: tensor for tensor in tensors}, config)
+    named = {tensor.name: tensor for tensor in tensors}
+    found = recognise(named, config)
     if found is None:
+        refuse_misnamed(path, named, config or {})
         return None
     if found.misfits and _lacks_biases(found):
         raise Unsupported(
@@ -78,7 +81,23 @@ def _lacks_biases(found: Recognised) -> bool:
     return not biases and all(".bias: missing" in line for line in found.misfits)
 
 
-def whole_model_architecture(config: Mapping[str, Any]) -> Architecture | None:
+def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Raise Unsupported, with what the names begin with, if config.json says they are known."""
+    known = _configured_architecture(config)
+    if known is not None:
+        firsts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        shown = ", ".join(printable(first) for first in firsts[:_SHOWN])
+        more = f" and {len(firsts) - _SHOWN:,} more" if firsts[_SHOWN:] else ""
+        raise Unsupported(
+            f"{CONFIG} describes a {known.name} model, and the tensors are not those of one; their "
+            f"names begin with {shown}{more}",
+            where=path,
+            hint="convert --match 'NAME.*' takes the tensors of one model; --to safetensors writes "
+            "all weights under the names that they have",
+        )
+
+
+def _configured_architecture(config: Mapping[str, Any]) -> Architecture | None:
     """Return the known architecture that config.json names; None if it names another or none."""
     kind, classes = config.get("model_type"), config.get("architectures")
     for architecture in architectures().values():

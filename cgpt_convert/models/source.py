@@ -10,7 +10,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.exports import llama_undo
 from cgpt_convert.exports.tokenizer import Tokenizer
-from cgpt_convert.exports.whole_model import end_id, folder_of
+from cgpt_convert.exports.whole_model import end_id, folder_of, refuse_misnamed
 from cgpt_convert.mapping.config import CONFIG, check_config, read_config
 from cgpt_convert.mapping.recognise import recognise
 from cgpt_convert.mapping.recognised import Recognised
@@ -62,7 +62,10 @@ def source(
     config = {**(assumed or {}), **_configuration(checkpoint, tensors)}
     if heads is not None:
         config["n_head"] = heads
-    found = _computable(recognise(tensors, config), where)
+    recognised = recognise(tensors, config)
+    if recognised is None:
+        refuse_misnamed(where, tensors, config)
+    found = _computable(recognised, where)
     if heads not in (None, found.n_head):
         width = found.sizes["n_embd"]
         raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
