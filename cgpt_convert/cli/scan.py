@@ -14,6 +14,7 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.table import counted
 from cgpt_convert.errors import CgptError
 from cgpt_convert.scanning import names, paths
+from cgpt_convert.scanning import policy as policies
 from cgpt_convert.scanning.extracted import RAW
 from cgpt_convert.scanning.file import scan_file
 from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
@@ -45,9 +46,15 @@ class _Unambiguous(click.Command):
 @click.option(
     "--fail-on",
     type=click.Choice([level.value for level in FailOn]),
-    default=FailOn.NOT_SCANNED.value,
-    show_default=True,
-    help="The mildest verdict that fails. Dangerous and malformed files always fail.",
+    help="The mildest verdict that fails. Dangerous and malformed files always fail. "
+    "[default: not-scanned]",
+)
+@click.option(
+    "--policy",
+    "policy_path",
+    metavar="FILE",
+    type=options.PATH,
+    help="Read allowed names, excluded paths and expected verdicts from this TOML file.",
 )
 @options.report_format
 @options.remote
@@ -57,7 +64,8 @@ def command(
     path: tuple[str, ...],
     allow: tuple[str, ...],
     require_weights: bool,
-    fail_on: str,
+    fail_on: str | None,
+    policy_path: str | None,
     form: str,
     jobs: int,
     as_json: bool,
@@ -67,11 +75,22 @@ def command(
     PATH is a file, a folder with everything below it, or a pattern. Nothing is loaded or run. Exit
     code 1 if a file is foreign or dangerous, 3 if one is malformed or not scanned.
     """
-    rule = names.Rule(allow)
-    found = list(_scan(paths.files(path), rule, jobs))
+    policy = policies.load(policy_path) if policy_path else policies.Policy()
+    level = FailOn(fail_on) if fail_on else policy.fail_on or FailOn.NOT_SCANNED
+    rule = names.Rule((*allow, *policy.names))
+    files = list(paths.files(path))
+    kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
+    found = list(_scan(kept, rule, jobs))
     scanned = [file for file in found if isinstance(file, Scanned)]
     unlisted = [error for error in found if isinstance(error, CgptError)]
-    checks = [check for file in scanned for check in file.checks(FailOn(fail_on))]
+    expected = {file.path: policy.expected(file) for file in scanned}
+    checks = [
+        check for file in scanned for check in policy.checks(file, expected[file.path], level)
+    ]
+    if len(kept) < len(files):
+        count = counted(len(files) - len(kept), "file")
+        checks.append(Check("policy", NOTE, f"{count} not scanned, as the policy excludes them"))
+    checks += policy.unused()
     checks += [Check("scan", ERROR, error.message, error.where) for error in unlisted]
     skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
     if skipped:

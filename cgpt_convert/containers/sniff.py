@@ -132,13 +132,22 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
         return _zip(source, head)  # the commonest; the other kinds' readers stay unimported
     from cgpt_convert.containers import tarball, tarwalk, torchtar
 
-    if tarwalk.is_tar_to_tarfile(head[: tarball.BLOCK]):
+    if tarwalk.is_tar_to_tarfile(head[: tarball.BLOCK]) or _is_padded_tar(head):
         return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
         return Kind.ZEROS if not record and _is_zero(source) else Kind.UNKNOWN
     if not head:
         return Kind.EMPTY
     return _binary(head, source.nbytes) or _text(head)
+
+
+def _is_padded_tar(head: bytes) -> bool:
+    """Return whether a tar begins after blocks of zeros, which some readers skip."""
+    from cgpt_convert.containers import tarball, tarwalk
+
+    blocks = range(0, len(head), tarball.BLOCK)
+    first = next((at for at in blocks if any(head[at : at + tarball.BLOCK])), 0)
+    return first > 0 and tarwalk.is_tar_to_tarfile(head[first : first + tarball.BLOCK])
 
 
 def _is_zero(source: Source) -> bool:

@@ -137,7 +137,7 @@ class Look(Found):
         opened |= self.opened(source, place, depth, kind, role)
         if role is Role.ANY:
             self.guarded(self.texts, source, place, kind)
-        if not (opened or count or role is Role.STORAGE):
+        if not (opened or count or role is Role.STORAGE or self.plain(source, place, depth)):
             self.unread.append((place, kinds.UNREAD[kind]))
         if kind not in _TARS and role is not Role.STORAGE:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
@@ -149,7 +149,7 @@ class Look(Found):
             return self.guarded(self.tar, source, place, depth)
         if kind is Kind.NPY:
             return self.guarded(self.npy, source, place, depth)
-        if kind in (Kind.SAFETENSORS, Kind.GGUF) and not depth:
+        if kind in (Kind.SAFETENSORS, Kind.GGUF) and role is not Role.STORAGE:
             return self.guarded(self.header, source, place, kind)
         return self.guarded(self.compressed, source, place, depth, role)
 
@@ -197,6 +197,19 @@ class Look(Found):
             detail = f"{source.nbytes - end:,} bytes" + f" of {printable(place)}" * bool(place)
             self.found(self.notes, findings.AFTER_PICKLE, detail)
         return count
+
+    def plain(self, source: Source, place: str, depth: int) -> bool:
+        """Return whether the part is one pickle of plain values, from its first byte to its last.
+
+        Nothing marks those of protocols 0 and 1 as pickles.
+        """
+        if not source.nbytes or read(source, source.nbytes - 1, 1) != b".":
+            return False
+        traced = self.traced(source, 0)
+        whole = traced.end == source.nbytes and not (traced.fault or traced.uses)
+        if whole:
+            self.take(traced, source, place, depth)
+        return whole
 
     def traced(self, source: Source, at: int) -> Trace:
         """What the pickle at byte `at` would do."""

@@ -148,5 +148,15 @@ def test_other_files_that_begin_alike_raise_no_alarm(tmp_path: Path) -> None:
         b"\n" + bytes((len(text) + 7, 10, len(text))) + text + b"\x15" + struct.pack("<f", 0)
         for text in (b"<unk>", b"<s>", b"</s>", b"the")
     )
-    for data in (pieces, b"x^2 + 1", b"(S\n", b"8O", b"HTTP", b"\x18\x19 bytes"):
+    for data in (
+        pieces,
+        b"x^2 + 1",
+        b"(S\n",
+        b"8O",
+        b"ZFc",
+        b"ZF",
+        b"x\x9c\x8br3\xa8",
+        b"HTTP",
+        b"\x18\x19 bytes",
+    ):
         assert scanned(data, tmp_path).verdict is Verdict.NOTHING

@@ -140,3 +140,15 @@ def test_this_project_is_weights_only() -> None:
     top = Path(__file__).parents[2]
     for folder in ("cgpt_convert", "mappings", "docs", "tests"):
         assert run("scan", top / folder).code == 0
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_pickles_of_every_protocol_are_clean(protocol: int, tmp_path: Path) -> None:
+    # those of protocol 0 are texts
+    accepted = (Verdict.CLEAN,) if protocol else (Verdict.CLEAN, Verdict.NOTHING)
+    for value in ({}, "", 1.5, [10**400], [1, "a", (None, True)], {"a": {"b": b"c"}}):
+        data = pickle.dumps(value, protocol)
+        found = scanned(data, tmp_path, name="m.pkl")
+        assert found.verdict in accepted, (value, found)
+        for packed in (zipped({"d/1.pkl": data}), tarred({"d/1.pkl": data}), gzip.compress(data)):
+            assert scanned(packed, tmp_path, name="m").verdict in accepted, (value, protocol)

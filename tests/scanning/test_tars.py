@@ -122,6 +122,8 @@ TORCH: dict[str, bytes] = {
     ),
     "storages twice": whole(plain("storages", PARTS["storages"]), storages(), *REST),
     "behind the end": whole(*REST) + whole(storages()),
+    "behind the first block of zeros": bytes(512) + whole(storages(), *REST),
+    "behind the first blocks of zeros": bytes(1024) + whole(storages(), *REST),
     "behind one block of zeros": b"".join(REST) + bytes(512) + whole(storages()),
 }
 

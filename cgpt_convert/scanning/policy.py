@@ -1,0 +1,182 @@
+"""The policy of a team, `cgpt-scan.toml`: what it accepts, and why.
+
+It is read only where the user names it: a repository that is scanned must not choose its policy.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from cgpt_convert.checks import FAILED, NOTE, Check
+from cgpt_convert.errors import BadRequest, CgptError
+from cgpt_convert.inert import printable
+from cgpt_convert.limits import CONFIG_BYTES
+from cgpt_convert.places import open_source
+from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
+from cgpt_convert.source import CHUNK, LocalFile, read
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Allowed(NamedTuple):
+    """A name that the team's own files may use."""
+
+    name: str
+    reason: str
+
+
+class Excluded(NamedTuple):
+    """A pattern of paths that are not scanned. `*` also stands for separators."""
+
+    paths: str
+    reason: str
+
+
+class Expected(NamedTuple):
+    """The verdict that is expected of the file with this SHA-256."""
+
+    sha256: str
+    verdict: str
+    reason: str
+
+
+class Policy:
+    """What the policy file at `path` says, and which of its entries have applied."""
+
+    def __init__(
+        self,
+        path: str = "",
+        fail_on: FailOn | None = None,
+        allow: tuple[Allowed, ...] = (),
+        exclude: tuple[Excluded, ...] = (),
+        expect: tuple[Expected, ...] = (),
+    ) -> None:
+        self.path, self.fail_on = path, fail_on
+        self.allow, self.exclude = allow, exclude
+        self.expect = {each.sha256: each for each in expect}
+        self.used: set[Allowed | Excluded | Expected] = set()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that it allows."""
+        return tuple(each.name for each in self.allow)
+
+    def excludes(self, path: str) -> bool:
+        """Return whether the file is excluded, by its path as it is reported or from the folder."""
+        shown = os.path.normpath(path).replace(os.sep, "/")
+        for each in self.exclude:
+            if fnmatch.fnmatchcase(shown, each.paths):
+                self.used.add(each)
+                return True
+        return False
+
+    def expected(self, file: Scanned) -> Expected | None:
+        """Return what is expected of the file, if anything is."""
+        if not self.expect or file.verdict is Verdict.NOTHING:
+            return None
+        try:
+            digest = sha256(file.path)
+        except CgptError:  # then the scan says so
+            return None
+        each = self.expect.get(digest)
+        if each is not None:
+            self.used.add(each)
+        return each
+
+    def checks(self, file: Scanned, expected: Expected | None, fail_on: FailOn) -> list[Check]:
+        """Return the checks of the file; if its verdict is expected, all of them are notes."""
+        self.used |= {each for each in self.allow if each.name.replace(":", ".") in file.added}
+        if expected is None:
+            return file.checks(fail_on)
+        verdict = file.verdict.value
+        if verdict != expected.verdict:
+            detail = f"the policy expects the verdict {expected.verdict!r}: it is {verdict!r}"
+            return [Check("policy", FAILED, detail, file.path), *file.checks(fail_on)]
+        detail = f"{verdict}, as the policy expects: {printable(expected.reason)}"
+        return [
+            Check("policy", NOTE, detail, file.path),
+            *(check._replace(outcome=NOTE) for check in file.checks(fail_on)),
+        ]
+
+    def unused(self) -> Iterator[Check]:
+        """Yield a note for each entry that applied to no file."""
+        for each in (*self.allow, *self.exclude, *self.expect.values()):
+            if each not in self.used:
+                detail = f"the entry {printable(each[0])!r} applies to no file that was scanned"
+                yield Check("policy", NOTE, detail, self.path)
+
+
+def load(path: str) -> Policy:
+    """Return the policy of the file at `path`. Raises BadRequest for anything it cannot contain."""
+    table = _table(path)
+    level = table.pop("fail-on", None)
+    try:
+        fail_on = None if level is None else FailOn(level)
+    except ValueError:
+        allowed = ", ".join(each.value for each in FailOn)
+        raise BadRequest(f"fail-on is {level!r}; it can be {allowed}", where=path) from None
+    allow = tuple(Allowed(**each) for each in _entries(table, "allow", Allowed._fields, path))
+    exclude = tuple(Excluded(**each) for each in _entries(table, "exclude", Excluded._fields, path))
+    expect = tuple(Expected(**each) for each in _entries(table, "expect", Expected._fields, path))
+    for each in expect:
+        if not _DIGEST.fullmatch(each.sha256):
+            message = f"not a SHA-256 in lower case: {each.sha256[:80]!r}"
+            raise BadRequest(message, where=path, hint="`sha256sum FILE` prints it")
+        if each.verdict not in {verdict.value for verdict in Verdict}:
+            raise BadRequest(f"no verdict of a scan: {each.verdict!r}", where=path)
+    if table:
+        raise BadRequest(f"unknown key: {min(table)!r}", where=path)
+    return Policy(path, fail_on, allow, exclude, expect)
+
+
+def _table(path: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    file = LocalFile(path)
+    try:
+        if file.nbytes > CONFIG_BYTES:
+            raise BadRequest("too large for a policy file", where=path)
+        return tomllib.loads(read(file, 0, file.nbytes).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"not a TOML document: {error}", where=path) from error
+    finally:
+        file.close()
+
+
+def _entries(
+    table: dict[str, Any], key: str, fields: tuple[str, ...], path: str
+) -> list[dict[str, str]]:
+    entries = table.pop(key, [])
+    if not isinstance(entries, list):
+        entries = [entries]
+    for each in entries:
+        texts = isinstance(each, dict) and all(
+            isinstance(value, str) and value.strip() for value in each.values()
+        )
+        if not texts or each.keys() != set(fields):
+            raise BadRequest(
+                f"an entry [[{key}]] that does not have {', '.join(fields)}, each a text",
+                where=path,
+            )
+    return list(entries)
+
+
+def sha256(path: str) -> str:
+    """Return the SHA-256 of the file's bytes, in hexadecimal."""
+    source = open_source(path)
+    try:
+        digest = hashlib.sha256()
+        for at in range(0, source.nbytes, CHUNK):
+            digest.update(read(source, at, min(CHUNK, source.nbytes - at)))
+        return digest.hexdigest()
+    finally:
+        source.close()
