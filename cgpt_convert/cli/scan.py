@@ -11,6 +11,7 @@ import click
 
 from cgpt_convert.checks import ERROR, FAILED, NOTE, Check, exit_code
 from cgpt_convert.cli import options
+from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted
 from cgpt_convert.errors import CgptError
 from cgpt_convert.scanning import names, paths
@@ -80,7 +81,11 @@ def command(
     rule = names.Rule((*allow, *policy.names))
     files = list(paths.files(path))
     kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
-    found = list(_scan(kept, rule, jobs))
+    found = []
+    with progress("scan", len(kept), "file") as done:
+        for each in _scan(kept, rule, jobs):
+            found.append(each)
+            done(1)
     scanned = [file for file in found if isinstance(file, Scanned)]
     unlisted = [error for error in found if isinstance(error, CgptError)]
     expected = {file.path: policy.expected(file) for file in scanned}

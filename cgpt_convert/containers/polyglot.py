@@ -15,6 +15,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.source import Source, read
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16, without the comment
+END_NBYTES = _END.size
 _LOCATOR64_NBYTES = 20  # 4.3.15
 _COMMENT_NBYTES = 0xFFFF
 _LOCAL_NBYTES = 30  # 4.3.7, a local header without its name and extra field

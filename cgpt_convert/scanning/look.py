@@ -16,7 +16,12 @@ from cgpt_convert.containers import legacy, zipchain
 from cgpt_convert.containers.archive import Archive
 from cgpt_convert.containers.compression import recognise
 from cgpt_convert.containers.inside import Room, Window, unpacked
-from cgpt_convert.containers.polyglot import find_zip, refuse_hidden_zips, refuse_zip_behind
+from cgpt_convert.containers.polyglot import (
+    END_NBYTES,
+    find_zip,
+    refuse_hidden_zips,
+    refuse_zip_behind,
+)
 from cgpt_convert.containers.sniff import HEAD, Kind, sniff
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.inert import printable
@@ -305,7 +310,10 @@ class Look(Found):
         end = find_zip(source)  # one in the last member is found there
         outside = end is not None
         for member in tarwalk.files(source):
-            outside &= end is None or not member.offset <= end < member.offset + member.nbytes
+            room = (
+                member.nbytes - END_NBYTES
+            )  # one that reaches beyond the member is not found there
+            outside &= end is None or not 0 <= end - member.offset <= room
             label = _inside(place, member.name)
             inner = Window(source, member.offset, member.nbytes, label)
             self.part(inner, label, depth + 1)

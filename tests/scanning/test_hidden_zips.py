@@ -83,6 +83,9 @@ def test_a_zip_that_is_a_member_of_a_tar_is_scanned(tmp_path: Path) -> None:
     assert scanned(good, tmp_path, name="model.nemo").verdict is Verdict.CLEAN
     bad = tarred({"config.json": b"{}", "model.ckpt": saved({"x": 1}) + HIDDEN})
     assert scanned(bad, tmp_path).verdict is not Verdict.CLEAN
+    cut = tarred({"x.gguf": gguf(zipped({"x": BAD}))[:-9]})  # the padding of the tar completes it
+    assert zipfile.ZipFile(io.BytesIO(cut)).namelist() == ["x"]
+    assert scanned(cut, tmp_path).verdict is Verdict.MALFORMED
 
 
 def test_archives_back_to_back_are_scanned_one_by_one(tmp_path: Path) -> None:
