@@ -36,6 +36,7 @@ from cgpt_convert.pickles.checks import (
     tuple_of,
 )
 from cgpt_convert.pickles.numpy_signatures import NUMPY
+from cgpt_convert.pickles.stack import DROPPED
 from cgpt_convert.pickles.uses import Made, Name
 
 _NEW = ("NEWOBJ",)
@@ -262,7 +263,7 @@ def _path(args: tuple[Value, ...]) -> Value:
 # -- Python's containers and plain values
 
 _RANGE = Signature(fixed(_PLAIN, *[either(is_none, is_integer)] * 3, optional=2))
-_SET = Signature(fixed(_PLAIN, each_of(is_any), optional=1))
+_SET = Signature(fixed(_PLAIN, each_of(is_data), optional=1))
 _TYPES = ("bool", "dict", "float", "int", "list", "long", "str", "tuple")
 _FACTORIES = {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _TYPES}
 _FACTORIES |= {"builtins.set", "__builtin__.set", "collections.OrderedDict"}
@@ -278,6 +279,14 @@ _BUILTINS: dict[str, Signature] = {
     "xrange": _RANGE,
     **dict.fromkeys(_TYPES, NEVER),
 }
+
+
+def _is_data_only(value: Value) -> bool:
+    """Return whether it is a dict without functions."""
+    return is_items(value) and all(is_data(part) for pair in value.items for part in pair)
+
+
+_is_pair = either(each_of(is_data), lambda value: value is DROPPED)
 
 
 def _open(name: str) -> Signature:
@@ -304,11 +313,11 @@ _PYTHON: dict[str, Signature] = {
     "_io.BytesIO": Signature(
         fixed(Made("buffer", "_io.BytesIO", state=tuple_of(is_bytes, is_integer, is_none))), _NEW
     ),
-    "collections.Counter": Signature(fixed(_PLAIN, is_items, optional=1)),
+    "collections.Counter": Signature(fixed(_PLAIN, _is_data_only, optional=1)),
     "collections.OrderedDict": Signature(
         fixed(
             Made("OrderedDict", "collections.OrderedDict", state=is_state_of_dict, items=True),
-            either(is_items, each_of(is_any)),
+            either(_is_data_only, each_of(_is_pair)),
             optional=1,
         )
     ),

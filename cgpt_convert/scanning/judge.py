@@ -21,19 +21,22 @@ def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bo
     uses = [use for use in traced.uses if use.dotted.isprintable()]
     if any(use.count or use.changed for use in (uses if storage else traced.uses)):
         return True
-    uses = [use for use in uses if use.module not in ("", EXTENSION)]
-    if traced.marked or not traced.fault:
-        return bool(uses) or (traced.marked and not traced.fault)
-    return any(_can_be_imported(use, text=text) for use in uses)
+    named = any(use.module not in ("", EXTENSION) for use in uses)
+    whole = traced.marked and not traced.fault
+    if whole or (named and (traced.marked or not traced.fault)):
+        return True
+    return any(_can_be_imported(use, text=text) for use in traced.uses)
 
 
 def _can_be_imported(use: Use, *, text: bool) -> bool:
     """Return whether an import may succeed. A list of words is no pickle that names modules.
 
-    Python's unpickler takes a name that the end of the file cuts off for an empty one.
+    What the name in the module is makes no difference, if the module is known to exist: Python's
+    unpickler takes a name that the end of the file cuts off for an empty one.
     """
-    module, name = use.module.split("."), use.name.split(".") if use.name else []
-    return all(map(str.isidentifier, module + name)) and (not text or is_known_package(module[0]))
+    module = use.module.split(".")
+    plain = all(map(str.isidentifier, module + (use.name.split(".") if use.name else [])))
+    return (plain or not text) if is_known_package(module[0]) else (plain and not text)
 
 
 def sighting(use: Use, place: str) -> Sighting:

@@ -174,7 +174,7 @@ class Look(Found):
 
         `text` tells that the bytes are a text, which a few opcodes in it make no pickle.
         """
-        count, end = 0, at
+        count, end, unmarked = 0, at, 0
         expected = int(role is Role.PICKLE)  # pickles that a loader reads whatever they are
         begun = -1  # where the legacy stream begins that they belong to, if they do
         while at < source.nbytes:
@@ -187,8 +187,10 @@ class Look(Found):
                 count += 1
                 self.take(traced, source, place, depth)
                 end = traced.end
-            elif role is Role.STORAGE:
+            elif role is Role.STORAGE or traced.fault:
                 break
+            else:
+                unmarked += 1
             if traced.fault:
                 break
             # one of plain values, which nothing marks as a pickle, may come before others
@@ -198,6 +200,10 @@ class Look(Found):
             elif begun >= 0 and not expected:
                 at = end = legacy.storages_end(source, begun) or at
                 begun = -1
+        if unmarked and at == source.nbytes and not text:
+            count, end = count + unmarked, at  # nothing is left over: so they are what it holds
+            self.pickles += unmarked
+            self.weights = True
         if count and end < source.nbytes:
             detail = f"{source.nbytes - end:,} bytes" + f" of {printable(place)}" * bool(place)
             self.found(self.notes, findings.AFTER_PICKLE, detail)

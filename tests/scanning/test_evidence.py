@@ -293,3 +293,20 @@ def test_names_with_escapes_are_read(
 def test_a_module_is_imported_although_its_name_is_cut_off(tmp_path: Path) -> None:
     for data in (b"cposix\n", b"\x80\2N.cposix\n", b"iposix\n", b"\x80\2cposix\nsyste"):
         assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS
+
+
+def test_any_name_in_a_module_that_exists_imports_it(tmp_path: Path) -> None:
+    for name in (b"7", b"a b", b"_rebui\0ld_tensor_v2", b"\x7f", b""):
+        stack = b"\x8c\5posix\x8c" + bytes((len(name),)) + name + b"\x93"
+        for data in (stack, b"cposix\n" + name + b"\n\0", lzma.compress(stack)):
+            assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS, data
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+@pytest.mark.parametrize("value", [{}, "", 0.5, [1, "x", None], {"a": (1, 2)}, "x" * 9000])
+def test_a_plain_pickle_of_an_old_protocol_is_clean(
+    value: object, protocol: int, tmp_path: Path
+) -> None:
+    data = pickle.dumps(value, protocol)
+    for packed in (data, data * 3, zipped({"d/1.pkl": data}), tarred({"1.pkl": data})):
+        assert scanned(packed, tmp_path, name="x.pkl").verdict is Verdict.CLEAN
