@@ -21,6 +21,9 @@ class Backend(Protocol):
 
     name: str
 
+    def free(self) -> int | None:
+        """Return the bytes that are free on a device of its own; None for main memory."""
+
     def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:
         """Do `work` for all of `count` things, in parts at once if its `size` is worth it.
 

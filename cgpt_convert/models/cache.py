@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cgpt_convert.dtypes import FLOAT32
 from cgpt_convert.models.backend import Array, Backend
 from cgpt_convert.models.hyperparameters import Hyperparameters
 
@@ -21,6 +22,11 @@ class Cache:
         self._values = xp.empty(shape)
         self.capacity = capacity
         self.length = 0
+
+    @staticmethod
+    def nbytes(hyper: Hyperparameters, batch: int, capacity: int) -> int:
+        """Return the bytes that a cache takes when it is full."""
+        return 2 * FLOAT32.nbytes * hyper.n_layer * hyper.n_embd * batch * capacity
 
     def extended(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
         """All keys and values (b, h, s, d) of a layer, those of new tokens (b, h, t, d) added."""

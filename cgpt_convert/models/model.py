@@ -25,7 +25,8 @@ class Model:
 
     Unless `resident`, each pass reads the weights anew: in memory is one block, and the head once
     whole rows of logits were asked for. Ids are checked: BadRequest for those that are no tokens
-    of the model's, and for more than it has positions.
+    of the model's, and for more than it has positions. Unsupported is raised where the memory that
+    is available is less than what is needed.
     """
 
     def __init__(
@@ -49,7 +50,12 @@ class Model:
         self.weights.load(jobs)
 
     def cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
-        """An empty cache of so many sequences, by default for all positions."""
+        """An empty cache of so many sequences, by default for all positions.
+
+        Raises Unsupported if it does not fit in memory, beside the weights that are kept.
+        """
+        nbytes = Cache.nbytes(self.hyper, batch, capacity or self.hyper.n_positions)
+        self.weights.require_memory(nbytes)
         return Cache(self.xp, self.hyper, batch, capacity or self.hyper.n_positions)
 
     def states(

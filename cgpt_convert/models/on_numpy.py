@@ -38,6 +38,9 @@ class Numpy:
         self._threads = threads
         self._pool = Pool(threads - 1)
 
+    def free(self) -> None:
+        """Arrays are in main memory."""
+
     def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:
         """Do `work` for all of `count` things, in parts at once if its `size` is worth it."""
         self._shared(count, size, work)

@@ -20,6 +20,13 @@ class Torch:
     def __init__(self) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def free(self) -> int | None:
+        """Return the bytes that the GPU has free, what torch has cached included."""
+        if self._device.type != "cuda":
+            return None
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + cached
+
     def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:  # noqa: ARG002
         """Do `work` for all of `count` things; torch shares it among threads itself."""
         work(slice(0, count))

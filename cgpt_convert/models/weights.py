@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from cgpt_convert.dtypes import FLOAT32
+from cgpt_convert.models import memory
 from cgpt_convert.models.backend import Array, Backend
 from cgpt_convert.models.gpt2 import Affine, Block
 from cgpt_convert.models.source import Key, Source
@@ -45,6 +48,7 @@ class Weights:
             self._keep |= source.tensors.keys() - unused
         self._resident = resident
         self._blocks: dict[int, Block] = {}
+        self.require_memory()
 
     def wte(self, ids: Ids) -> Array:
         """The embeddings (len(ids), n_embd) of these tokens."""
@@ -74,11 +78,24 @@ class Weights:
     @property
     def head(self) -> Array:
         """The head (vocab_size, n_embd)."""
+        if self._head not in self._kept and not self._resident:
+            self.require_memory(_nbytes(self._source.tensors[self._head]))
         return self._array(self._head)
 
     def head_rows(self, start: int, stop: int) -> Array:
         """The head (stop - start, n_embd) of these tokens."""
         return self._rows(self._head, start, stop)
+
+    def outstanding(self) -> int:
+        """Return the bytes of what is kept in memory and not read yet; see `memory`."""
+        keys = self._keep - self._kept.keys() if self._resident else ()
+        return sum(_nbytes(self._source.tensors[key]) for key in keys)
+
+    def require_memory(self, more: int = 0) -> None:
+        """Raise Unsupported unless `more` bytes and all that is still to be read fit in memory."""
+        block = 0 if self._resident else _largest_block(self._source)
+        nbytes = self.outstanding() + block + more
+        memory.require(self, nbytes, self._xp.free(), self._source.checkpoint.path)
 
     def load(self, jobs: int) -> None:
         """Read with so many threads what is kept, so that nothing has to be read later."""
@@ -113,6 +130,20 @@ class Weights:
         if key not in self._tables:
             self._tables[key] = near(self._source.tensors[key])
         return self._tables[key]
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Return the bytes of the tensor as float32."""
+    return FLOAT32.nbytes * math.prod(tensor.shape)
+
+
+def _largest_block(source: Source) -> int:
+    """Return the bytes of the largest layer."""
+    layers: Counter[int] = Counter()
+    for (_, layer), tensor in source.tensors.items():
+        if layer is not None:
+            layers[layer] += _nbytes(tensor)
+    return max(layers.values(), default=0)
 
 
 def read(tensor: Tensor) -> Floats:
