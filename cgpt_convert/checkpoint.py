@@ -92,6 +92,8 @@ class Checkpoint(Mapping[str, Tensor]):
         # path of each dict -> path of the dict around it; the outermost's path and parent are "".
         # An object in a dict is one, too, but nothing inside of it
         self.containers: dict[str, str] = {}
+        # name of a tensor -> path of the innermost of the containers that it is in, where known
+        self.within: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -20,6 +20,8 @@ from cgpt_convert.tensor import Tensor
 WELL_KNOWN_ROOTS = (
     "state_dict",
     "model_state_dict",
+    "model_state",
+    "model_weights",
     "model",
     "module",
     "net",
@@ -75,11 +77,8 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     check_dense(checkpoint, chosen, root)
     tensors = [checkpoint[name].renamed(relative(name, root)) for name in chosen]
     kept = {*asked}
-    left_out = [
-        name
-        for name in everything(checkpoint)
-        if not is_under(name, root) or (name in checkpoint.extras and name not in kept)
-    ]
+    inside = {*under(checkpoint, root)} - checkpoint.extras.keys()
+    left_out = [n for n in everything(checkpoint) if n not in inside and n not in kept]
     aliases: dict[str, str] = {}
     if wish.tied == "alias":
         tensors, aliases = fold_ties(tensors)
@@ -100,7 +99,7 @@ def chosen_names(
     """
     root = choose_root(checkpoint) if wish.root is None else given_root(checkpoint, wish.root)
     names = everything(checkpoint)
-    inside = [name for name in names if is_under(name, root)]
+    inside = under(checkpoint, root)
     if not extras and wish.root != EVERYTHING:
         inside = [name for name in inside if name not in checkpoint.extras] or inside
     chosen = [n for n in inside if wanted(relative(n, root), wish.match, wish.exclude)]
@@ -112,28 +111,93 @@ def chosen_names(
 
 
 def choose_root(checkpoint: Checkpoint) -> str:
-    """The innermost lone well-known container that holds tensors, from the outside in.
+    """Return the lone well-known container that directly holds tensors, or is a module.
 
-    Raises BadRequest if there are several: only the user knows which is meant.
+    Of several inside each other it is the innermost; if none holds tensors but in further dicts,
+    the outermost. Raises BadRequest if there are several beside each other: only the user knows
+    which is meant.
     """
-    names = everything(checkpoint)
-    root = ""
+    children = _children(checkpoint)
+    chain = [""]
     while True:
-        here = [
-            path
-            for path, parent in checkpoint.containers.items()
-            if parent == root and path and relative(path, parent) in WELL_KNOWN_ROOTS
-        ]
-        here = [path for path in here if any(is_under(name, path) for name in names)]
+        here = [path for path in children.get(chain[-1], ()) if _is_well_known(path, chain[-1])]
+        here = [path for path in here if under(checkpoint, path)]
         if not here:
-            return root
+            break
         if len(here) > 1:
             raise BadRequest(
                 f"the weights may be under any of {', '.join(map(printable, here))}",
                 where=checkpoint.path,
                 hint="name one with --root, or take everything with --root .",
             )
-        root = here[0]
+        chain.append(here[0])
+    for root in reversed(chain[1:]):
+        inner = children.get(root, [])
+        if any(not any(is_under(n, path) for path in inner) for n in under(checkpoint, root)):
+            return root
+    return chain[:2][-1]
+
+
+def _is_well_known(path: str, parent: str) -> bool:
+    return relative(path, parent) in WELL_KNOWN_ROOTS
+
+
+def _children(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Return the containers that are directly in each container."""
+    found: dict[str, list[str]] = {}
+    for path, parent in checkpoint.containers.items():
+        if path:
+            found.setdefault(parent, []).append(path)
+    return found
+
+
+def parts(checkpoint: Checkpoint, names: Iterable[str], root: str = "") -> dict[str, int]:
+    """Return how many of the tensors `names` are in each container beside the root.
+
+    Without a root these are the outermost containers of which there are several. Tensors in no such
+    container count under their own names if they are few, else under "".
+    """
+    names = [*names]
+    children = _children(checkpoint)
+    around = _around(children, root) if root else _wrappers(children, names)
+    found: dict[str, int] = {}
+    alone = []
+    for name in names:
+        above = next(path for path in reversed(around) if is_under(name, path))
+        inside = [path for path in children.get(above, ()) if is_under(name, path)]
+        if inside:
+            key = max(inside, key=len)  # `policy.optimizer` may be a key beside `policy`
+            found[key] = found.get(key, 0) + 1
+        else:
+            alone.append(name)
+    if len(alone) > _SHOWN:
+        return found | {"": len(alone)}
+    return found | dict.fromkeys(alone, 1)
+
+
+def _around(children: Mapping[str, list[str]], root: str) -> list[str]:
+    """Return the containers around the root, outermost first."""
+    around = [""]
+    while root not in children.get(around[-1], ()):
+        inner = [path for path in children.get(around[-1], ()) if is_under(root, path)]
+        if not inner:
+            break
+        around.append(inner[0])
+    return around
+
+
+def _wrappers(children: Mapping[str, list[str]], names: Sequence[str]) -> list[str]:
+    """Return the containers that hold all the tensors, in further containers."""
+    around = [""]
+    while True:
+        inner = [
+            path
+            for path in children.get(around[-1], ())
+            if path in children and names and all(is_under(name, path) for name in names)
+        ]
+        if not inner or not any(is_under(names[0], path) for path in children[inner[0]]):
+            return around
+        around.append(inner[0])
 
 
 def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
@@ -158,9 +222,10 @@ def given_root(checkpoint: Checkpoint, root: str) -> str:
     """Return the path of the root that the user names; BadRequest if there are no tensors in it."""
     if root == EVERYTHING:
         return ""
-    if any(is_under(name, root) for name in everything(checkpoint)):
+    if under(checkpoint, root):
         return root
-    known = [path for path in checkpoint.containers if path][:10]
+    known = [path for path in checkpoint.containers if path and under(checkpoint, path)]
+    known = known[:_CONTAINERS]
     raise BadRequest(
         f"no tensor is under {root!r}",
         where=checkpoint.path,
@@ -176,11 +241,34 @@ def no_match(where: str, names: Sequence[str]) -> BadRequest:
 
 
 _SHOWN = 3
+_CONTAINERS = 10
 
 
 def everything(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the names of all tensors: dense, exotic, and lost ones."""
     return (*checkpoint, *checkpoint.exotic, *checkpoint.lost)
+
+
+def under(checkpoint: Checkpoint, root: str) -> list[str]:
+    """Return the names of the tensors in the container `root`, or whose names begin with it.
+
+    The key `model.optimizer` beside `model` is not in the container `model`.
+    """
+    names = [name for name in everything(checkpoint) if is_under(name, root)]
+    parents = checkpoint.containers
+    if not root or root not in parents:
+        return names
+    known = {root: True, "": False}
+
+    def inside(path: str) -> bool:
+        climbed = []
+        while path not in known:
+            climbed.append(path)
+            path = parents.get(path, "")
+        known.update(dict.fromkeys(climbed, known[path]))
+        return known[path]
+
+    return [name for name in names if inside(checkpoint.within.get(name, root))]
 
 
 def is_under(name: str, root: str) -> bool:

@@ -30,7 +30,9 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
         ],
         "model": model,
         "parameters": sum(
-            t.numel for t in single if t.stored.kind in "fcq" and t.name not in buffers
+            t.numel
+            for t in single
+            if t.stored.kind in "fcq" and t.name not in buffers and t.name not in checkpoint.extras
         ),
         "elements": sum(t.numel for t in single),
         "nbytes": sum(t.nbytes for t in single),
@@ -46,6 +48,7 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
             }
             for e in checkpoint.exotic.values()
         ],
+        "extras": checkpoint.extras,
         "others": [{"path": leaf.path, "text": text(leaf.value)} for leaf in checkpoint.others],
         "metadata": checkpoint.metadata,
         "code": checkpoint.code,

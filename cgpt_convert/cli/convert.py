@@ -17,7 +17,7 @@ from cgpt_convert.conversion import Conversion, Target, convert, target_for, tar
 from cgpt_convert.dtypes import WISHES
 from cgpt_convert.inert import printable
 from cgpt_convert.output.sink import Options
-from cgpt_convert.select import Wish, chosen_names
+from cgpt_convert.select import Wish, chosen_names, parts, under
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -118,7 +118,7 @@ def command(
     conversion.check_apart(output)
     if not dry_run:
         _write(conversion, output, settings)
-    result = _result(checkpoint, conversion, settings, output)
+    result = _result(checkpoint, conversion, settings, output, wish)
     result["written"] = not dry_run
     result["verified"] = verify and not dry_run
     if as_json:
@@ -135,10 +135,19 @@ def _write(conversion: Conversion, output: str, settings: Options) -> None:
 
 
 def _result(
-    checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str
+    checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str, wish: Wish
 ) -> dict[str, Any]:
     """What was done, as `--json` prints it; docs/json.md has the keys."""
     chosen, request = conversion.selection, conversion.request
+    extras = [name for name in chosen.left_out if name in checkpoint.extras]
+    inside = {*under(checkpoint, chosen.root)}
+    extras = [name for name in extras if name in inside]
+    beside = [name for name in chosen.left_out if name not in inside]
+    outside = parts(checkpoint, beside, chosen.root)
+    left = {*chosen.left_out}
+    written: dict[str, int] = {}
+    if wish.root is None and not chosen.root:
+        written = parts(checkpoint, [name for name in checkpoint if name not in left])
     files = [{"name": plan.path, "nbytes": plan.nbytes} for plan in conversion.plans]
     lost = {
         name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
@@ -153,6 +162,9 @@ def _result(
         "tensors": len(request.tensors),
         "root": chosen.root or None,
         "left_out": chosen.left_out,
+        "outside": outside,
+        "extras": {name: checkpoint.extras[name] for name in extras},
+        "parts": written if any(p and p in checkpoint.containers for p in written) else {},
         "lost": salvaging.rows(chosen.lost),
         "aliases": request.aliases,
         "reordered": [t.name for t in request.tensors if not t.is_c_order],
@@ -176,10 +188,7 @@ def _print(result: dict[str, Any]) -> None:
     line = f"{verb} {printable(result['output'])}{count}: "
     verified = ", read again and compared" if result["verified"] else ""
     _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}{verified}")
-    if result["root"]:
-        _say(f"  taken from under {printable(result['root'])}")
-    if result["left_out"]:
-        _say(f"  left out: {_names(result['left_out'])}")
+    _print_choice(result)
     salvaging.show(result["lost"])
     for told in result["model"]:
         _say(f"  {told}")
@@ -192,6 +201,39 @@ def _print(result: dict[str, Any]) -> None:
         _say(f"  lossy: {printable(name)}: {counts}")
     for warning in result["warnings"]:
         click.echo(f"  warning: {printable(warning)}", err=True)
+
+
+def _print_choice(result: dict[str, Any]) -> None:
+    """Print where the tensors are from, and which others the file has."""
+    root = printable(result["root"] or "")
+    if root:
+        _say(f"  taken from under {root!r}")
+    if result["outside"]:
+        _say(f"  skipped outside {root!r}: {_parts(result['outside'])}")
+    if result["extras"]:
+        kinds: dict[str, list[str]] = {}
+        for name, what in result["extras"].items():
+            kinds.setdefault(what, []).append(name)
+        for what, names in kinds.items():
+            _say(f"  skipped, as state_dict() does not contain it: {_names(names)} ({what})")
+    if result["parts"]:
+        _say(
+            "  no key such as state_dict holds the weights, so that all tensors are written under "
+            f"their full names: {_parts(result['parts'])}; use --root KEY to write one part"
+        )
+
+
+_PARTS = 8
+
+
+def _parts(counts: dict[str, int]) -> str:
+    """Return the parts of a checkpoint, and how many tensors each has."""
+    told = [
+        f"{printable(part) or 'in none of them'} ({counted(count, 'tensor')})"
+        for part, count in list(counts.items())[:_PARTS]
+    ]
+    more = len(counts) - _PARTS
+    return ", ".join([*told, f"and {more:,} more (--json has all)"] if more > 0 else told)
 
 
 def _print_ties(ties: list[tuple[str, str]]) -> None:

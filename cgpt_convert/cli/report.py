@@ -30,6 +30,7 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> 
     if len(rows) < len(summary["tensors"]):
         click.echo(wrapped(f"{len(rows):,} of {counted(len(summary['tensors']), 'tensor')} shown"))
     _exotic(summary["exotic"])
+    _extras(summary["extras"])
     _others(summary)
     _check(summary.get("check"))
 
@@ -49,7 +50,7 @@ def _head(summary: dict[str, Any]) -> None:
     _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
     _field("pickle", _safety(summary))
     if summary["code"]:
-        _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not read")
+        _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not run")
     for found in summary["findings"]:
         if found["id"] == FOREIGN.id:
             continue  # the line above names them
@@ -141,6 +142,16 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
         known = f" {row['dtype']} {dims(row['shape'])}" if row["dtype"] else ""
         line = f"  {printable(row['name'])}  {row['kind']}{known}: "
         click.echo(wrapped(line + printable(row["detail"]), 4))
+
+
+def _extras(extras: dict[str, str]) -> None:
+    """Print which tensors `state_dict()` does not contain, and what they are."""
+    if extras:
+        click.echo(style("\nnot in state_dict():", bold=True))
+    for name, what in list(extras.items())[:_SHOWN]:
+        click.echo(wrapped(f"  {printable(name)}: {what}", 4))
+    if len(extras) > _SHOWN:
+        click.echo(f"  and {len(extras) - _SHOWN} more (--json shows all)")
 
 
 def _others(summary: dict[str, Any]) -> None:

@@ -179,6 +179,8 @@ def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
     merged.findings += [f._replace(detail=f"{file}: {f.detail}") for f in shard.findings]
     merged.metadata.update(shard.metadata)
     merged.containers.update(shard.containers)
+    merged.extras.update(shard.extras)
+    merged.within.update(shard.within)
     merged.unsaved |= shard.unsaved
     merged.collisions |= shard.collisions
     merged.code += shard.code

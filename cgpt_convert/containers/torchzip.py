@@ -6,6 +6,7 @@ The layout is that of caffe2/serialize/inline_container.cc: `ROOT/data.pkl` name
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping
 
@@ -13,11 +14,13 @@ from cgpt_convert import dtypes, findings, limits
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.containers.archive import SCRIPT, Archive, open_archive
 from cgpt_convert.containers.directory import STORED, Member
+from cgpt_convert.containers.torchscript import CONSTANT, script_classes
 from cgpt_convert.containers.unread_zip import MACOS, of_names
 from cgpt_convert.dtypes import DType
 from cgpt_convert.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.findings import Finding
 from cgpt_convert.inert import Global, Value, printable, text
+from cgpt_convert.pickles.children import ScriptClasses
 from cgpt_convert.pickles.tree import fill, record_globals
 from cgpt_convert.pickles.unpickle import Decoded, decode
 from cgpt_convert.source import Source
@@ -50,6 +53,7 @@ def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> 
         checkpoint.findings.append(Finding(findings.NO_CRC, "a damaged byte would go unnoticed"))
     names: dict[tuple[str, str], int] = {}
     tables = []
+    classes: ScriptClasses = {}
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
         name = f"{root}/{pickle}.pkl"
@@ -60,7 +64,14 @@ def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> 
             raise error.at(f"{source.name}[{name}]") from None
         del written  # it can be large
         names |= decoded.globals
-        fill(checkpoint, decoded, table, prefix="constants" if pickle != "data" else "")
+        if script and pickle == "data":
+            code = functools.partial(_pickle, archive)
+            classes = script_classes(archive.members, root, decoded.globals, code)
+        before = {*checkpoint, *checkpoint.exotic}
+        fill(checkpoint, decoded, table, "constants" if pickle != "data" else "", classes)
+        if before - checkpoint.extras.keys():  # there are weights
+            constants = {*checkpoint, *checkpoint.exotic} - before
+            checkpoint.extras |= dict.fromkeys(sorted(constants), CONSTANT)
         tables.append(table)
     record_globals(checkpoint, names)
     checkpoint.code = [n for n in archive.members if n.startswith(f"{root}/code/")]

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from cgpt_convert.inert import Call, Dict, Global, List, Set, Value, text
+from cgpt_convert.inert import Call, Dict, Global, List, PersistentId, Set, Value, text
 from cgpt_convert.pickles.patterns import Ambiguous, are_settled
 
 Pairs = Sequence[tuple[Value, Value]]
 
 PLAIN = frozenset({bool, int, float, str, bytes, type(None)})  # types of values that hold none
 
+Groups = list[tuple[str, Pairs]]  # what an object holds, and why state_dict() does not contain it
+
 # torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
-_MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
+_PARAMETERS, _BUFFERS, _MODULES = _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
+_NOT_PERSISTENT = "_non_persistent_buffers_set"
+NON_PERSISTENT, ATTRIBUTE = "a non-persistent buffer", "an attribute of a module"
+TENSOR_ATTRIBUTE = "an attribute of a tensor"
+_DATA_PARALLEL = (
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+)
+# class of a TorchScript archive -> names of its parameters and buffers; None if it is no module
+ScriptClasses = Mapping[str, "frozenset[str] | None"]
 
 
 def is_short(value: Value) -> bool:
@@ -87,16 +98,8 @@ _COUNTER = "collections.Counter"
 _DICTS = frozenset({"collections.OrderedDict", "collections.defaultdict", _COUNTER})
 
 
-def is_dict(value: Value) -> bool:
-    """Is it a container whose children have names: a dict or a TorchScript object?"""
-    if not isinstance(value, Call) or not isinstance(value.func, Global):
-        return isinstance(value, Dict)
-    name = value.func.dotted
-    return name in _DICTS or name.startswith("__torch__.")
-
-
 def has_keys(value: Value) -> bool:
-    """Return whether it is a dict, whose keys are unique."""
+    """Return whether it is a plain dict, `dict` or one of `collections`: its keys are unique."""
     named = isinstance(value, Call) and isinstance(value.func, Global)
     return isinstance(value, Dict) or (named and value.func.dotted in _DICTS)
 
@@ -145,6 +148,114 @@ def held(call: Call) -> Iterator[tuple[Value, Value]]:
     yield from of_state(call.state)
     yield from call.items
     yield from enumerate(call.elements)
+
+
+def members(call: Call) -> Groups:
+    """Return what an object holds; of a module, apart, what its `state_dict()` does not contain."""
+    state = _module_state(call)
+    if state is None:
+        return [("", list(held(call)))]
+    own = distinct(children(state) or ())[0]
+    slots = {key: value for key, value in own if type(key) is str}
+    names = _set_members(slots.get(_NOT_PERSISTENT))
+    buffers = _slot(slots[_BUFFERS])
+    weights = [
+        *_slot(slots[_PARAMETERS]),
+        *(pair for pair in buffers if not _is_in(pair[0], names)),
+        *_slot(slots[_MODULES]),
+    ]
+    fleeting = [pair for pair in buffers if _is_in(pair[0], names)]
+    rest = [pair for pair in own if pair[0] not in (*_MODULE_SLOTS, _NOT_PERSISTENT)]
+    states = call.state if isinstance(call.state, tuple) else (call.state,)
+    args = call.args if isinstance(call.args, tuple) else ()
+    rest += [("", part) for part in states if part is not state and part is not None]
+    rest += [(f"args.{at}", part) for at, part in enumerate(args) if part is not state]
+    rest += [*(call.kwargs.items if isinstance(call.kwargs, Dict) else ()), *call.items]
+    rest += enumerate(call.elements)
+    return [("", weights), (NON_PERSISTENT, fleeting), (ATTRIBUTE, rest)]
+
+
+def script_members(call: Call, pairs: Pairs, classes: ScriptClasses) -> Groups:
+    """Return the same of a TorchScript object, whose attributes are `pairs`."""
+    names = classes.get(_dotted(call), _ALL)
+    if names is _ALL:
+        return [("", pairs)]
+    weights: list[tuple[Value, Value]] = []
+    rest: list[tuple[Value, Value]] = []
+    for key, value in pairs:
+        is_module = _is_script_module(value, classes)
+        is_weight = names is not None and (_is_in(key, names) or is_module)
+        (weights if is_weight else rest).append((key, value))
+    return [("", weights), (ATTRIBUTE, rest)]
+
+
+def _is_in(key: Value, names: frozenset[str]) -> bool:
+    return type(key) is str and key in names
+
+
+_ALL = frozenset({""})  # of a class whose code is not there
+
+
+def _is_script_module(value: Value, classes: ScriptClasses) -> bool:
+    """Return whether it is a module, or the packed weights of one, which have no code."""
+    name = _dotted(value) if isinstance(value, Call) else ""
+    return name.startswith("__torch__.") and classes.get(name, _ALL) is not None
+
+
+def is_script_object(value: Value) -> bool:
+    """Return whether it is an object of a class of a TorchScript archive."""
+    return isinstance(value, Call) and _dotted(value).startswith("__torch__.")
+
+
+def is_data_parallel(call: Call) -> bool:
+    """Return whether it is one of torch's wrappers around the module `module`."""
+    return _dotted(call) in _DATA_PARALLEL
+
+
+def _dotted(call: Call) -> str:
+    """Return the class of an object, dotted, as far as the call that makes it names one.
+
+    The legacy format wraps the classes of modules: `("module", class, file, source)`.
+    """
+    func = call.func
+    first = call.args[0] if isinstance(call.args, tuple) and call.args else None
+    if isinstance(func, Global) and func.dotted == "copyreg._reconstructor":
+        func = first
+    if isinstance(func, PersistentId) and isinstance(func.value, tuple):
+        func = func.value[1] if func.value[:1] == ("module",) and len(func.value) > 1 else None
+    return func.dotted if isinstance(func, Global) else ""
+
+
+def _module_state(call: Call) -> Value:
+    """Return the dict of the attributes of a `torch.nn.Module`, None for another object.
+
+    `torch.fx.GraphModule` has them among its arguments.
+    """
+    states = call.state if isinstance(call.state, tuple) else (call.state,)
+    for state in (*states, *(call.args if isinstance(call.args, tuple) else ())):
+        if has_keys(state):
+            keys = {key for key, _ in children(state) or () if type(key) is str}
+            if keys.issuperset(_MODULE_SLOTS):
+                return state
+    return None
+
+
+def _slot(value: Value) -> Pairs:
+    """Return the members of a module of one kind."""
+    pairs = children(value)
+    if pairs is None:
+        return [("", value)]
+    return distinct(pairs)[0] if has_keys(value) else pairs
+
+
+def _set_members(value: Value) -> frozenset[str]:
+    """Return the texts in a set."""
+    held: Iterable[Value] = ()
+    if isinstance(value, Set):
+        held = value.members
+    elif isinstance(value, Call) and _dotted(value) in _SETS and isinstance(value.args, tuple):
+        held = [each for part in value.args if isinstance(part, list) for each in part]
+    return frozenset(name for name in held if type(name) is str)
 
 
 def of_state(state: Value) -> Iterator[tuple[Value, Value]]:

@@ -14,15 +14,20 @@ from cgpt_convert.pickles import ndarray
 from cgpt_convert.pickles.budget import Budget, text_cost
 from cgpt_convert.pickles.children import (
     PLAIN,
+    TENSOR_ATTRIBUTE,
+    Groups,
     Pairs,
+    ScriptClasses,
     children,
     comes_twice,
     distinct,
     has_keys,
-    held,
-    is_dict,
+    is_data_parallel,
     is_script_class,
+    is_script_object,
     is_short,
+    members,
+    script_members,
 )
 from cgpt_convert.pickles.dense import StorageTable
 from cgpt_convert.pickles.folding import Folding
@@ -34,15 +39,20 @@ from cgpt_convert.tensor import Tensor
 
 
 def fill(
-    checkpoint: Checkpoint, decoded: Decoded, storages: StorageTable, prefix: str = ""
+    checkpoint: Checkpoint,
+    decoded: Decoded,
+    storages: StorageTable,
+    prefix: str = "",
+    classes: ScriptClasses | None = None,
 ) -> None:
     """Add to `checkpoint` what a pickle holds, under names that begin with `prefix`.
 
-    A tensor that cannot be understood is listed as unreadable. Raises one error that lists them all
-    if no other tensor is left, and Unsupported where the pickle unfolds to far more than its bytes.
+    `classes` are those of a TorchScript archive. A tensor that cannot be understood is listed as
+    unreadable. Raises one error that lists them all if no other tensor is left, and Unsupported
+    where the pickle unfolds to far more than its bytes.
     """
     budget = Budget(checkpoint.path, decoded.end)
-    walk = _Walk(checkpoint, storages, budget)
+    walk = _Walk(checkpoint, storages, budget, classes or {})
     try:
         walk.visit(prefix, decoded.value, 0)
     except Ambiguous as error:
@@ -103,8 +113,15 @@ def foreign(names: list[str]) -> list[str]:
 
 
 class _Walk:
-    def __init__(self, checkpoint: Checkpoint, storages: StorageTable, budget: Budget) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        storages: StorageTable,
+        budget: Budget,
+        classes: ScriptClasses,
+    ) -> None:
         self.checkpoint = checkpoint
+        self.classes = classes
         self.storages = storages
         self.budget = budget
         self.folding = Folding(budget.nodes)
@@ -115,6 +132,8 @@ class _Walk:
         self.seen: set[int] = set()  # ids of all values that hold others
         self.path: set[int] = set()  # ids of those that we are inside of
         self.dicts = [""]  # paths of the dicts among them
+        self.objects = 0  # how many objects we are inside of; their dicts are no containers
+        self.extra = ""  # what the tensors are that state_dict() does not contain
 
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Take in `value` under `name`; of a foreign object's inside only the tensors."""
@@ -127,7 +146,7 @@ class _Walk:
         if id(value) in self.path:
             self.cycles.append(name)
             return
-        named = is_dict(value)
+        named = has_keys(value) and not self.objects
         if named:
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
         if self.folding.folds(value, pairs):
@@ -135,7 +154,11 @@ class _Walk:
             return
         if named:
             self.dicts.append(name)
-        self.inside(name, value, pairs, depth, tensors_only=tensors_only)
+        if is_script_object(value):
+            groups = script_members(value, pairs, self.classes)
+            self.object(name, value, groups, depth, tensors_only=tensors_only)
+        else:
+            self.inside(name, value, pairs, depth, tensors_only=tensors_only)
         if named:
             self.dicts.pop()
         if isinstance(value, Call) and value.state is not None and not tensors_only:
@@ -175,6 +198,31 @@ class _Walk:
                 self.checkpoint.others.append(Leaf(path, child))
         self.path.discard(id(value))
 
+    def object(
+        self, name: str, value: Call, groups: Groups, depth: int, *, tensors_only: bool
+    ) -> None:
+        """Visit what an object holds. If it is in a dict it can be a root; what it holds cannot."""
+        outermost = not self.objects
+        before = self.count()
+        if outermost:
+            self.dicts.append(_join(name, "module") if is_data_parallel(value) else name)
+        self.objects += 1
+        for extra, pairs in groups:
+            outer, self.extra = self.extra, self.extra or extra
+            self.inside(name, value, pairs, depth, tensors_only=tensors_only)
+            self.extra = outer
+        self.objects -= 1
+        if outermost:
+            inner = self.dicts.pop()
+            if self.count() > before:
+                self.checkpoint.containers.setdefault(name, self.dicts[-1])
+                if inner != name:
+                    self.checkpoint.containers.setdefault(inner, name)
+
+    def count(self) -> int:
+        """Return how many tensors there are so far."""
+        return len(self.checkpoint.tensors) + len(self.checkpoint.exotic)
+
     def state_of_container(self, name: str, state: Value) -> None:
         """What a dict carries beside its items: torch's `_metadata`, module versions."""
         pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
@@ -200,14 +248,16 @@ class _Walk:
                 self.add(name, tensor)
                 if states:
                     pairs = [pair for pair in attached(states) if pair[0] != DATA]
-                    self.inside(name, value, pairs, depth, tensors_only=tensors_only)
+                    extra = TENSOR_ATTRIBUTE if isinstance(tensor, Tensor) else ""
+                    groups: Groups = [(extra, pairs)]
+                    self.object(name, value, groups, depth, tensors_only=tensors_only)
                 return
             number = ndarray.scalar(value)
             if number is not None:
                 value = number
         self.enter(Leaf(name, value), tensors_only=tensors_only)
         if isinstance(value, Call):  # the tensors in an object of an unknown class
-            self.inside(name, value, list(held(value)), depth, tensors_only=True)
+            self.object(name, value, members(value), depth, tensors_only=True)
 
     def enter(self, leaf: Leaf, *, tensors_only: bool) -> None:
         """Enter a value that is no tensor, and that counted as one until now."""
@@ -224,7 +274,11 @@ class _Walk:
             self.collisions.setdefault(name)
         if name in checkpoint.tensors or name in checkpoint.exotic:
             self.collisions.setdefault(name)
-        elif isinstance(tensor, Tensor):
+            return
+        checkpoint.within[name] = self.dicts[-1]
+        if self.extra:
+            checkpoint.extras[name] = self.extra
+        if isinstance(tensor, Tensor):
             checkpoint.tensors[name] = tensor.renamed(name)
         else:
             parts = tuple(part.renamed(f"{name}.{part.name}") for part in tensor.parts)

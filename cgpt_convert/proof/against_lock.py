@@ -24,16 +24,18 @@ from cgpt_convert.proof.scope import (
     Scope,
     best,
     part_of,
+    part_under,
     root_hint,
-    under,
 )
 from cgpt_convert.select import (
     WELL_KNOWN_ROOTS,
     Wish,
     choose_root,
+    everything,
     is_under,
     no_match,
     relative,
+    under,
     wanted,
 )
 from cgpt_convert.shapes import c_strides, dims
@@ -71,14 +73,14 @@ def lock_sides(
     other = weights(target)
     locked = _whole(lock)
     if root:
-        locked = _narrowed(lock, root) or locked
+        locked = _narrowed(lock, root, target) or locked
         by = OPTION
     elif claimed_root and wish.root is None:
-        fits = [locked, *([part] if (part := _narrowed(lock, claimed_root)) else [])]
+        fits = [locked, *([part] if (part := _narrowed(lock, claimed_root, target)) else [])]
         locked = max(fits, key=lambda fit: len(paired(fit.names, other.names).both))
         root, by = (claimed_root, PROVENANCE) if locked.root else ("", "")
     within = root if by == OPTION else taken.root or ("" if lock.scope else _usual_root(target))
-    inside = under(target, within) if within else []
+    inside = part_under(target, within) if within else []
     if by == OPTION and not inside and not locked.root and taken.root != root:
         raise BadRequest(f"no tensor is under {root!r}", where=target.path)
     same = within in target.containers
@@ -112,7 +114,7 @@ def _restricted(
     inside = {*pairing.names()}
     full = {f"{locked.root}.{name}" if locked.root else name: name for name in locked.rows}
     left = [name for name, own in full.items() if own not in inside]
-    left += [name for name in lock.tensors if locked.root and not is_under(name, locked.root)]
+    left += [name for name in lock.tensors if name not in full]
     if (wish.match or wish.exclude or lock.outside) and not scope.by:
         scope = scope._replace(by=OPTION)
     parts = (
@@ -151,9 +153,18 @@ def _whole(lock: Lock) -> Locked:
     return Locked(lock.tensors, names, "")
 
 
-def _narrowed(lock: Lock, root: str) -> Locked | None:
-    """Return what is locked under the root, recognised anew; None if nothing is."""
-    inside = {relative(n, root): row for n, row in lock.tensors.items() if is_under(n, root)}
+def _narrowed(lock: Lock, root: str, target: Checkpoint) -> Locked | None:
+    """Return what is locked under the root, recognised anew; None if nothing is.
+
+    Names of TARGET that only seem to be under the root are not meant: `model.optimizer` can be a
+    key beside `model`.
+    """
+    beside = {*everything(target)} - {*under(target, root)}
+    inside = {
+        relative(name, root): row
+        for name, row in lock.tensors.items()
+        if is_under(name, root) and name not in beside
+    }
     if not inside:
         return None
     storage = Storage(MemoryBytes("", b""), 0, 0, "")
@@ -208,4 +219,6 @@ def lock_hint(lock: Lock, path: str, checks: Iterable[Check], scope: Scope) -> l
     if not missing or scope.root or scope.wish.root is not None:
         return []
     roots = [root for root in WELL_KNOWN_ROOTS if any(is_under(n, root) for n in lock.tensors)]
-    return [root_hint(path, roots[0], lock.tensors)] if len(roots) == 1 else []
+    if len(roots) != 1:
+        return []
+    return [root_hint(path, roots[0], sum(is_under(name, roots[0]) for name in lock.tensors))]

@@ -11,14 +11,7 @@ from cgpt_convert.errors import BadRequest
 from cgpt_convert.inert import printable
 from cgpt_convert.proof.canonical import Weights, weights
 from cgpt_convert.proof.pairs import Names, Pairing, paired
-from cgpt_convert.select import (
-    Wish,
-    choose_root,
-    everything,
-    is_under,
-    no_match,
-    wanted,
-)
+from cgpt_convert.select import Wish, choose_root, everything, no_match, under, wanted
 
 _SHOWN = 10
 OPTION, PROVENANCE = "option", "provenance"
@@ -122,7 +115,7 @@ def sides(
     is the root that TARGET's provenance metadata names, which counts if the user names none.
     """
     if wish.root is None and claimed_root:
-        fits = [weights(source), *under(source, claimed_root)]
+        fits = [weights(source), *part_under(source, claimed_root)]
         other = weights(target)
         one = best(fits, other.names, same_layout=claimed_root in source.containers)
         by = PROVENANCE if one.root else ""
@@ -132,7 +125,7 @@ def sides(
         if one.root:
             names = {*everything(source)} == {*everything(target)}
             same = names or one.root in target.containers
-            other = best([other, *under(target, one.root)], one.names, same_layout=same)
+            other = best([other, *part_under(target, one.root)], one.names, same_layout=same)
         by = OPTION if one.root or wish.match or wish.exclude else ""
     return restricted(one, other, wish, by)
 
@@ -159,11 +152,9 @@ def part_of(side: Weights, names: Iterable[str]) -> Part:
     return Part(side.path, side.root, len(inside), (*left, *side.outside))
 
 
-def under(checkpoint: Checkpoint, root: str) -> list[Weights]:
+def part_under(checkpoint: Checkpoint, root: str) -> list[Weights]:
     """Return the tensors under the root, if there are any."""
-    if not any(is_under(name, root) for name in everything(checkpoint)):
-        return []
-    return [weights(checkpoint, Wish(root))]
+    return [weights(checkpoint, Wish(root))] if under(checkpoint, root) else []
 
 
 def best(candidates: list[Weights], names: Names, *, same_layout: bool = False) -> Weights:
@@ -188,12 +179,11 @@ def hint(source: Checkpoint, checks: Iterable[Check], scope: Scope) -> list[Chec
         root = choose_root(source)
     except BadRequest:
         return []
-    return [root_hint(source.path, root, everything(source))] if root else []
+    return [root_hint(source.path, root, len(under(source, root)))] if root else []
 
 
-def root_hint(path: str, root: str, names: Iterable[str]) -> Check:
-    """Return the note that the tensors under a root can be compared alone."""
-    count = sum(is_under(name, root) for name in names)
+def root_hint(path: str, root: str, count: int) -> Check:
+    """Return the note that the `count` tensors under a root can be compared alone."""
     told = (
         f"all of {printable(path)} was compared; {count:,} of its tensors are under "
         f"{printable(root)!r}: use --root {printable(root)} to compare these alone"
