@@ -232,6 +232,28 @@ def _with_mapping(path: str, mapping: str) -> Checkpoint:
     return parameters.read_mapped(path, storage_mapping(mapping))
 
 
+def weights_below(path: str) -> list[str]:
+    """Return the weight files in the subfolders of the folder at `path`, relative to it.
+
+    Names tell them. Links to folders are not followed; a URL is not looked into.
+    """
+    if is_url(path) or not os.path.isdir(path):
+        return []
+    found: list[str] = []
+    for folder, inside, files in os.walk(path):
+        inside.sort()
+        depth = os.path.relpath(folder, path).count(os.sep) + 1
+        if depth >= _DEEPEST:
+            inside.clear()
+        if folder != path:
+            names = (name for name in files if name.lower().endswith(WEIGHT_SUFFIXES))
+            found += (os.path.relpath(os.path.join(folder, name), path) for name in names)
+    return sorted(found)
+
+
+_DEEPEST = 4  # subfolders inside each other
+
+
 def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
     """The weight files of the folder at `path`, by name, that `checkpoint`, opened there, lacks.
 

@@ -297,3 +297,39 @@ def test_a_file_that_is_not_there_is_bad_usage(good, tmp_path):
         ("eval", good, "--text", none),
     ):
         assert run(*words).code == 2, words
+
+
+def test_what_else_a_loader_may_read_is_listed(good, state, tmp_path):
+    folder = tmp_path / "model"
+    (folder / "2_Dense").mkdir(parents=True)
+    vendor.save(state, folder / "pytorch_model.bin")
+    save_file({"w": torch.ones(2)}, folder / "2_Dense" / "model.safetensors")
+    told = os.path.join("2_Dense", "model.safetensors")
+    result = run("verify", good, folder, "--json")
+    (note,) = [c for c in result.json["checks"] if c["outcome"] == "note"]
+    assert result.code == 0
+    assert note["detail"] == f"not compared: weight files in subfolders: {told}"
+    assert f"not included: weight files in subfolders: {told}" in run("digest", folder).err
+    assert f"not compared: weight files in subfolders: {told}" in run("diff", good, folder).err
+    locked = run("lock", folder, "-o", tmp_path / "lock.json")
+    assert f"not locked: {told}" in locked.err
+    saved(folder, state, 1)  # other.bin, beside it
+    result = run("verify", folder, good)
+    assert (result.code, "not compared: other.bin" in result.out) == (0, True)
+    assert "not included: other.bin" in run("digest", folder).err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_lone_shard_and_code_are_listed(tmp_path):
+    tensors = {f"w{i}": torch.ones(9) * i for i in range(4)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    shards = tmp_path / "s.safetensors"
+    assert (
+        run("convert", tmp_path / "a.safetensors", "-o", shards, "--max-shard-size", "80").code == 0
+    )
+    one = tmp_path / "s-00001-of-00002.safetensors"
+    result = run("verify", one, one)
+    assert (result.code, "not compared: the other shards" in result.out) == (0, True)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pt")
+    result = run("verify", tmp_path / "m.pt", tmp_path / "m.pt")
+    assert (result.code, "records of TorchScript code" in result.out) == (0, True)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cgpt_convert.cli import options
-from cgpt_convert.cli.notes import tell_code
+from cgpt_convert.cli.notes import tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.inert import printable
@@ -45,6 +45,8 @@ def command(
     """
     opened = open_checkpoint(before), open_checkpoint(after)
     tell_code(*opened)
+    for checkpoint, path in zip(opened, (before, after), strict=True):
+        tell_beside(checkpoint, path)
     both = sides(*opened, wish)
     with progress("diff", sum(t.nbytes for t in both.other.tensors.values())) as advance:
         rows = diff(both, jobs, advance)

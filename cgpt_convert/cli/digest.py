@@ -8,7 +8,7 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
-from cgpt_convert.cli.notes import tell_code
+from cgpt_convert.cli.notes import tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.errors import BadRequest
@@ -45,6 +45,7 @@ def command(
     """
     checkpoint = open_checkpoint(source, mapping)
     tell_code(checkpoint)
+    tell_beside(checkpoint, source, "included")
     chosen = weights(checkpoint, wish)
     with progress("digest", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)

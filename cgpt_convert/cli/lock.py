@@ -11,7 +11,7 @@ from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint, other_weights
+from cgpt_convert.opening import open_checkpoint, other_weights, weights_below
 from cgpt_convert.output.apart import check_apart, inputs_of
 from cgpt_convert.output.sink import Options
 from cgpt_convert.output.writing import write_files
@@ -50,7 +50,7 @@ def command(
     checkpoint = open_checkpoint(source, mapping)
     check_apart((), inputs_of(checkpoint), [output], folder=False)
     tell_code(checkpoint, level="warning")
-    for name in other_weights(source, checkpoint):
+    for name in (*other_weights(source, checkpoint), *weights_below(source)):
         click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
     chosen = weights(checkpoint, wish)
     with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:

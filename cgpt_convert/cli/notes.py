@@ -11,6 +11,14 @@ from cgpt_convert.inert import printable
 _SHOWN = 5
 
 
+def tell_beside(checkpoint: Checkpoint, path: str, verb: str = "compared") -> None:
+    """Print a note for each other weight file of the folder, and what else was not looked at."""
+    from cgpt_convert.proof.besides import not_compared, of_source
+
+    for check in (*of_source(checkpoint, path, verb), *not_compared(checkpoint, path, verb)):
+        click.echo(f"note: {printable(path)}: {check.detail}", err=True)
+
+
 def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
     """A line for each that names what weight files do not need."""
     for checkpoint in checkpoints:

@@ -17,7 +17,7 @@ from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.errors import Unsupported
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.proof.besides import besides
+from cgpt_convert.proof.besides import besides, of_source
 from cgpt_convert.scanning.names import Rule
 from cgpt_convert.select import Wish
 from cgpt_convert.tensor import Tensor
@@ -87,6 +87,7 @@ def command(
         forward = _logits(source, how, computing, jobs) if logits else None
         target = open_checkpoint(paths[1])
         checks, scope = _converted(source, target, wish, jobs)
+        checks += of_source(source, paths[0])
     elif wish != Wish() or mapping is not None:
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:

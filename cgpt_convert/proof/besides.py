@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.checks import FAILED, Check
-from cgpt_convert.findings import DANGEROUS, FOREIGN
+from cgpt_convert.checks import FAILED, NOTE, Check
+from cgpt_convert.findings import DANGEROUS, FOREIGN, LONE_SHARD
 from cgpt_convert.inert import printable
-from cgpt_convert.opening import other_weights
+from cgpt_convert.opening import other_weights, weights_below
 from cgpt_convert.pickles.dangerous import is_dangerous_path
+from cgpt_convert.proof.scope import listed
 from cgpt_convert.scanning.names import Rule
 
 
@@ -19,7 +20,31 @@ def besides(checkpoint: Checkpoint, path: str, rule: Rule) -> list[Check]:
     Equal tensors say nothing of either: whoever loads the file runs the one, and may load the
     other. The pickles that were read are looked at by name alone; `scan` looks at all there is.
     """
-    return [*_named(checkpoint, rule), *_unread(checkpoint, path)]
+    return [*_named(checkpoint, rule), *_unread(checkpoint, path), *not_compared(checkpoint, path)]
+
+
+def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> Iterator[Check]:
+    """Yield a note for each other thing that a loader may read and that is not compared."""
+    if checkpoint.code:
+        told = f"not {verb}: {len(checkpoint.code):,} records of TorchScript code"
+        yield Check("code", NOTE, told, checkpoint.path)
+    for found in checkpoint.findings:
+        if found.rule is LONE_SHARD:
+            told = f"not {verb}: the other shards of the checkpoint ({found.detail})"
+            yield Check("files", NOTE, told, checkpoint.path, finding=found.rule.id)
+    below = weights_below(path)
+    if below:
+        told = f"not {verb}: weight files in subfolders: {listed(below)}"
+        yield Check("files", NOTE, told, path)
+
+
+def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list[Check]:
+    """Return a note for each other weight file in the folder that SOURCE was opened from."""
+    what = "another weight file of the folder"
+    return [
+        Check("files", NOTE, f"not {verb}: {printable(name)}, {what}", path)
+        for name in other_weights(path, checkpoint)
+    ]
 
 
 def foreign(checkpoint: Checkpoint, rule: Rule) -> list[str]:
