@@ -401,6 +401,11 @@ def test_cards_that_say_no_licence(tmp_path, text):
     assert read_card(str(tmp_path)) == Card()
 
 
+def test_a_folder_is_no_card(tmp_path):
+    (tmp_path / "README.md").mkdir()
+    assert read_card(str(tmp_path)) == Card()
+
+
 def test_a_gguf_of_ours_runs_without_config_json(model, tmp_path):
     """The exact GELU, which no field of llama.cpp's tells, is in it."""
     ours, source = Model(written(model, tmp_path)), Model(open_checkpoint(model))

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from cgpt_convert.limits import CONFIG_BYTES
-from cgpt_convert.places import find
+from cgpt_convert.places import find, is_file
 from cgpt_convert.source import read
 
 CARD = "README.md"
@@ -28,7 +28,8 @@ def read_card(folder: str) -> Card:
 
     Of the metadata only `license` and `model_name` are read, and only plain values.
     """
-    source = find(os.path.join(folder, CARD))
+    path = os.path.join(folder, CARD)
+    source = find(path) if is_file(path) else None
     if source is None or source.nbytes > CONFIG_BYTES:
         return Card()
     try:
