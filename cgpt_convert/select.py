@@ -306,10 +306,13 @@ def check_dense(checkpoint: Checkpoint, chosen: Iterable[str], root: str = "") -
     lines[_LISTED:] = [f"and {more:,} more"] if more > 0 else []
     errors = [checkpoint.exotic[name].error for name in reasons if name in checkpoint.exotic]
     damaged = any(isinstance(error, Malformed) for error in errors)
-    what = lines[0] if len(lines) == 1 else f"{len(reasons):,} tensors:\n  " + "\n  ".join(lines)
+    if len(lines) > 1:
+        lines.insert(0, f"{len(reasons):,} tensors cannot be taken:")
     names = [relative(name, root) for name in reasons]
     hint = f"Use {excluding(names)} to skip {'it' if len(names) == 1 else 'them'}."
-    raise (Malformed if damaged else Unsupported)(what, where=checkpoint.path, hint=hint)
+    raise (Malformed if damaged else Unsupported)(
+        "\n  ".join(lines), where=checkpoint.path, hint=hint
+    )
 
 
 _LISTED = 20
@@ -324,4 +327,6 @@ def _not_dense(checkpoint: Checkpoint, name: str) -> str:
     entry = checkpoint.exotic.get(name)
     if entry is None:
         return ""
-    return f"cannot be read: {entry.detail}" if entry.error else f"is not dense: {entry.kind}"
+    if entry.error:
+        return f"cannot be read: {entry.detail}"
+    return f"is not dense: {entry.kind} ({entry.detail})"

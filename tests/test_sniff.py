@@ -196,3 +196,11 @@ def test_any_bytes_have_a_kind_and_any_kind_an_answer(case, at, extra):
     kind = sniff(source)
     if kind not in READ:
         assert isinstance(refuse(kind, source), CgptError)
+
+
+@pytest.mark.parametrize("rest", ["", "/", "/tree/main"])
+def test_a_page_of_the_hub_is_answered_with_the_scheme_of_the_hub(rest):
+    source = MemoryBytes(f"https://huggingface.co/me/gpt2-x{rest}", b"<!doctype html><html>")
+    assert "write hf://me/gpt2-x" in str(refuse(sniff(source), source))
+    file = MemoryBytes("https://huggingface.co/me/x/blob/main/a.bin", b"<!doctype html><html>")
+    assert "/resolve/" in str(refuse(sniff(file), file))

@@ -112,8 +112,9 @@ def test_an_unknown_type_is_listed_by_inspect_and_excluded_by_name(tmp_path: Pat
     ):
         result = run(*words)
         assert result.code == 3, words
-        assert "tensor odd cannot be read" in result.err
-        assert "Use --exclude 'odd' to skip it." in result.err
+        assert "odd" in result.err
+        assert "no such cast" in result.err
+        assert "--exclude" in result.err
     assert run("convert", path, "-o", out, "--exclude", "odd").code == 0
     assert list(safetensors.numpy.load_file(out)) == ["w[0]"]
     assert run("convert", path, "-o", out, "--overwrite", "--match", "w[0]").code == 0

@@ -14,6 +14,7 @@ from cgpt_convert.inert import printable
 from cgpt_convert.source import Source, read
 
 _RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
+_MODEL_PAGE = r"https://(?:www\.)?huggingface\.co/([^/?#]+/[^/?#]+)(?:/?$|/tree/)"
 _ERROR_KEYS = ("error", "message", "detail")  # where servers say what is wrong
 _SHOWN = 120  # characters of a message found inside
 
@@ -79,7 +80,9 @@ def _lfs_pointer(source: Source) -> CgptError:
 def _web_page(source: Source) -> CgptError:
     title = re.search(r"<title[^>]*>([^<]*)", _head(source), re.IGNORECASE)
     named = f' titled "{_shown(title[1])}"' if title else ""
-    return Malformed(f"a web page{named}, not the file", where=source.name, hint=_RAW)
+    model = re.match(_MODEL_PAGE, source.name)
+    hint = f"for a model on the Hugging Face Hub, write hf://{model[1]}" if model else _RAW
+    return Malformed(f"a web page{named}, not the file", where=source.name, hint=hint)
 
 
 def _xml(source: Source) -> CgptError:

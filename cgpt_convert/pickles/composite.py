@@ -5,13 +5,15 @@ Each function takes the arguments that the function of the same name in torch/_u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.errors import Malformed, Unsupported
 from cgpt_convert.inert import Call, Global, Value, text
+from cgpt_convert.pickles.children import of_state
 from cgpt_convert.pickles.dense import StorageTable, inner, storage_of
 from cgpt_convert.pickles.patterns import dtype_of, integer, integers, shape_of
+from cgpt_convert.pickles.wrappers import attached
 from cgpt_convert.tensor import Tensor, replace, view
 from cgpt_convert.values.recast import cast_storage
 
@@ -121,6 +123,44 @@ def _rebuild_wrapper_subclass(
     _requires_grad: Value,
 ) -> Rebuilt:
     return Exotic("", "subclass", dtype_of(dtype).name, shape_of(size), text(cls))
+
+
+UNINITIALIZED = tuple(
+    ("torch.nn.parameter", f"Uninitialized{what}") for what in ("Parameter", "Buffer")
+)
+
+
+def uninitialized() -> Exotic:
+    """Return the entry of a lazy module that has not seen an input yet."""
+    return Exotic("", "uninitialized", "", (), "a lazy module's tensor, without shape and values")
+
+
+_DTENSOR = "torch.distributed.tensor.DTensor"
+_OLD_DTENSOR = "torch.distributed._tensor.api.DTensor"
+
+
+def distributed(entry: Exotic, states: Sequence[Value]) -> Exotic:
+    """Return a DTensor with its placements; any other entry as it is.
+
+    Its state has the shard of this rank as `_local_tensor`, and how it is cut as `_spec`.
+    """
+    if entry.detail not in (_DTENSOR, _OLD_DTENSOR):
+        return entry
+    spec = next((value for key, value in attached(states) if key == "_spec"), None)
+    fields = of_state(spec.state) if isinstance(spec, Call) else ()
+    told = next((value for key, value in fields if key == "placements"), None)
+    placements = ", ".join(map(_placement, told)) if isinstance(told, tuple) else "not known"
+    detail = f"the shard of one rank; placements: {placements}"
+    return entry._replace(kind="DTensor", detail=detail)
+
+
+def _placement(value: Value) -> str:
+    """Return a placement as torch prints it: Shard(dim=0), Replicate()."""
+    if not (isinstance(value, Call) and isinstance(value.func, Global)):
+        return text(value)
+    fields = [*of_state(value.state)]
+    told = ", ".join(f"{key}={text(field)}" if key else text(field) for key, field in fields)
+    return f"{value.func.name}({told})"
 
 
 def _rebuild_device_tensor(

@@ -6,9 +6,16 @@ Arguments that do not fit the pattern are Malformed: the pattern is the validati
 from __future__ import annotations
 
 from cgpt_convert import dtypes
+from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.inert import Call, Value
 from cgpt_convert.pickles import ndarray
-from cgpt_convert.pickles.composite import COMPOSITE, Rebuilt
+from cgpt_convert.pickles.composite import (
+    COMPOSITE,
+    UNINITIALIZED,
+    Rebuilt,
+    distributed,
+    uninitialized,
+)
 from cgpt_convert.pickles.dense import DENSE, StorageTable, inner, plain
 from cgpt_convert.pickles.patterns import arguments, name_of
 from cgpt_convert.pickles.wrappers import VARIABLES, WRAPPERS, data_of, unwrap
@@ -21,11 +28,16 @@ def rebuild(call: Call, storages: StorageTable) -> tuple[Rebuilt, list[Value]]:
     arguments do not fit, Unsupported for unknown types.
     """
     bare, states = unwrap(call)
-    recognise = COMPOSITE.get(name_of(bare))
+    name = name_of(bare)
+    recognise = COMPOSITE.get(name)
+    if name in UNINITIALIZED:
+        return uninitialized(), []
     if recognise is not None:
         tensor = recognise(storages, *arguments(bare, recognise, given=1))
     else:
         tensor = plain(bare, storages)
+    if isinstance(tensor, Exotic):
+        tensor = distributed(tensor, states)
     data = data_of(states)
     return (tensor if data is None else inner(storages, data)), states
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -100,3 +102,39 @@ def test_quantized_below_a_byte() -> None:
     assert checkpoint.exotic["q"].kind == "quint4x2"
     assert checkpoint.exotic["q"].shape == (5, 42)
     assert len(dense_parts(checkpoint, "q")["values"]) == 5 * 42 // 2
+
+
+def test_parameters_of_lazy_modules_are_listed() -> None:
+    """They have no values; leaving them out in silence would make the model another one."""
+    module = torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.Linear(2, 2))
+    checkpoint = opened(zips.saved(module.state_dict()))
+    assert list(checkpoint) == ["1.weight", "1.bias"]
+    assert [each.kind for each in checkpoint.exotic.values()] == ["uninitialized"] * 2
+    assert list(checkpoint.exotic) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed part")
+@ignore_deprecation
+def test_distributed_tensors_are_listed_with_their_placements() -> None:
+    store: Any = vars(torch.distributed)["HashStore"]()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("fsdp",))
+        value = torch.arange(12.0).view(4, 3)
+        state = {
+            "cut": distribute_tensor(value, mesh, [Shard(1)]),
+            "whole": torch.nn.Parameter(distribute_tensor(value, mesh, [Replicate()])),
+            "plain": torch.ones(2),
+        }
+        checkpoint = opened(zips.saved(state))
+    finally:
+        torch.distributed.destroy_process_group()
+    cut, whole = checkpoint.exotic["cut"], checkpoint.exotic["whole"]
+    assert (cut.kind, cut.dtype, cut.shape) == ("DTensor", "float32", (4, 3))
+    assert cut.detail == "the shard of one rank; placements: Shard(dim=1)"
+    assert whole.detail == "the shard of one rank; placements: Replicate()"
+    assert bits(checkpoint["cut._local_tensor"]) == raw(value)
+    assert bits(checkpoint["plain"]) == raw(torch.ones(2))
