@@ -124,7 +124,8 @@ class Checkpoint(Mapping[str, Tensor]):
         """Leave the tensor `name` out, dense or exotic, and note why."""
         tensor, exotic = self.tensors.pop(name, None), self.exotic.pop(name, None)
         parts = exotic.parts if exotic else (tensor,) if tensor else ()
-        self.lost[name] = Lost(sum(part.nbytes for part in parts), why)
+        unknown = exotic is not None and exotic.error is not None
+        self.lost[name] = Lost(None if unknown else sum(part.nbytes for part in parts), why)
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if a file it was read from has changed since."""

@@ -37,10 +37,19 @@ def open_checkpoint(
 
     `mapping` names a model whose ready name -> file mapping tells what a folder of bare numbered
     files is. To `salvage`, what is whole of a cut-off file, or of shards of which some are missing,
-    is returned, and the rest is in `Checkpoint.lost`. Raises a CgptError that says what is wrong
+    is returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
+    CgptError that says what is wrong
     and what to do next.
     """
-    path = named(os.fspath(path))
+    checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
+    if salvage:
+        for name, entry in list(checkpoint.exotic.items()):
+            if isinstance(entry.error, Malformed):
+                checkpoint.lose(name, entry.detail)
+    return checkpoint
+
+
+def _opened(path: str, mapping: str | None, *, salvage: bool) -> Checkpoint:
     if mapping is not None:
         return _with_mapping(path, mapping)
     if is_url(path):

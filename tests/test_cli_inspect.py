@@ -314,7 +314,7 @@ def test_what_is_no_weight_file_is_named_in_one_line(tmp_path: Path, kind: str) 
     ):
         result = run(*command)
         assert result.code == (2 if kind in ("missing", "fifo") else 3)
-        assert result.out == ""
+        assert (list(result.json) == ["error"]) if "--json" in command else not result.out
         assert result.err.startswith(f"cgpt-convert: {path}: ")
         assert len(result.err.splitlines()) <= 2
 

@@ -194,7 +194,6 @@ EDGES = {
         100,
         lambda n: _safetensors.from_source(memory(header(n)), "x"),
         "cgpt_convert.formats._safetensors.HEADER_BYTES",
-        error=Malformed,
     ),
     "CONFIG_BYTES": Edge(
         40,

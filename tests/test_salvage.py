@@ -60,7 +60,7 @@ def salvaged(source: Path, *words: object) -> tuple[Result, Tensors]:
         *words,
     )
     if result.code not in (0, 1):
-        assert result.out == ""
+        assert list(result.json) == ["error"]
         return result, {}
     return result, safetensors.torch.load_file(out)
 
@@ -218,11 +218,9 @@ def test_deflated_storages_that_cannot_be_inflated(tmp_path: Path) -> None:
     data = bytearray(source.read_bytes())
     data[data.index(b"w1.npy") + 60] ^= 0xFF
     result, found = salvaged(at(source, data))
-    if result.code == 1:
-        assert names(result) == {"w1"}
-        assert set(found) == {"w0", "w2"}
-    else:  # its header cannot be inflated either: nothing tells what the array was
-        assert result.code == 3
+    assert result.code == 1  # also if its header cannot be inflated either
+    assert names(result) == {"w1"}
+    assert set(found) == {"w0", "w2"}
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "gguf"])
