@@ -92,6 +92,7 @@ KINDS = {
     Kind.RAR: [b"Rar!\x1a\x07\x01\0"],
     Kind.HDF5: [b"\x89HDF\r\n\x1a\n"],
     Kind.ONNX: [b"\x08\x08\x12\x07pytorch\x1a\x05"],
+    Kind.MOBILE: [b"\x1c\0\0\0PTMF", b"\x1c\0\0\0ET12"],
     Kind.TFLITE: [b"\x1c\0\0\0TFL3"],
     Kind.OLD_GGML: [b"tjgg\1\0\0\0"],
     Kind.PROGRAM: [

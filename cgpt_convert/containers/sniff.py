@@ -43,6 +43,7 @@ class Kind(Enum):
     HDF5 = "HDF5 file"
     ONNX = "ONNX model"
     TFLITE = "TensorFlow Lite model"
+    MOBILE = "PyTorch mobile model"
     OLD_GGML = "GGML file older than GGUF"
     LZ4 = "lz4 file"
     COMPRESSED = "compressed file"
@@ -81,6 +82,8 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"Rar!\x1a\x07", Kind.RAR),
     (0, b"\x89HDF\r\n\x1a\n", Kind.HDF5),
     (4, b"TFL3", Kind.TFLITE),
+    (4, b"PTMF", Kind.MOBILE),  # torch/csrc/jit/serialization/mobile_bytecode.fbs
+    (4, b"ET12", Kind.MOBILE),  # ExecuTorch
     (0, b"lmgg", Kind.OLD_GGML),
     (0, b"fmgg", Kind.OLD_GGML),
     (0, b"tjgg", Kind.OLD_GGML),

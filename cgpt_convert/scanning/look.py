@@ -50,6 +50,7 @@ _WEIGHTS = (
 
 
 _STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
+_SERVED = "a TorchServe archive, whose handler runs: unpack it and scan the result"
 _TORCH_RECORDS = ("data.pkl", ".data")  # in the root folder of what torch writes
 
 
@@ -319,6 +320,8 @@ class Look(Found):
             room = (
                 member.nbytes - END_NBYTES
             )  # one that reaches beyond the member is not found there
+            if member.name.endswith("MAR-INF/MANIFEST.json"):
+                self.problem(Unsupported(_SERVED), place)
             outside &= end is None or not 0 <= end - member.offset <= room
             label = _inside(place, member.name)
             inner = Window(source, member.offset, member.nbytes, label)
@@ -384,13 +387,15 @@ class Look(Found):
             elif name.endswith("/bytecode.pkl"):
                 data = archive.read(name, TOKENIZER_BYTES)
                 self.code(code.mobile(data), _inside(place, name))
+            elif "/data/aotinductor/" in name and not name.endswith("/"):
+                self.code(["compiled code, or source that torch compiles"], _inside(place, name))
             elif name.endswith((".py", ".pyc")) and (torch or serve):
                 self.code(["Python source that loading imports"], _inside(place, name))
         if packaged:
             reason = "a torch.package archive, whose importer calls what its pickles refer to"
             self.problem(Unsupported(reason), place)
         elif serve:
-            self.problem(Unsupported("a TorchServe archive: unpack it and scan the result"), place)
+            self.problem(Unsupported(_SERVED), place)
 
     def adds(self, module: str, name: str) -> bool:
         """Return whether the user allows a class, and remember that it occurs."""

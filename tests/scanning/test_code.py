@@ -203,6 +203,7 @@ def test_an_archive_with_python_source_is_foreign(tmp_path: Path) -> None:
     )
     served = {"MAR-INF/MANIFEST.json": b"{}", "handler.py": b"x", "model.pt": b"\x80\2N."}
     assert scanned(zipped(served), tmp_path).verdict is Verdict.FOREIGN
+    assert scanned(tarred(served), tmp_path).verdict is Verdict.NOT_SCANNED
     project = {"setup.py": b"import os", "README.md": b"text"}  # nothing loads it
     for data in (zipped(project), tarred(project)):
         assert scanned(data, tmp_path).verdict is Verdict.NOTHING
@@ -256,7 +257,10 @@ def test_an_exported_program_is_clean_unless_it_names_code(tmp_path: Path) -> No
     assert scanned(zips.build(entries.values()), tmp_path).verdict is Verdict.FOREIGN
     native = zips.Entry("m/data/aotinductor/model/x.so", b"\x7fELF" + bytes(range(90)))
     data = zips.build([*entries.values(), native])
-    assert "machine code" in str(scanned(data, tmp_path).problems)
+    found = scanned(data, tmp_path)
+    assert (found.verdict, "machine code" in str(found.problems)) == (Verdict.FOREIGN, True)
+    source = zips.Entry("m/data/aotinductor/model/x.wrapper.cpp", b"int main() {}")
+    assert scanned(zips.build([*entries.values(), source]), tmp_path).verdict is Verdict.FOREIGN
 
 
 def test_a_joblib_file_is_not_scanned_rather_than_damaged(tmp_path: Path) -> None:
