@@ -76,9 +76,12 @@ def is_none(value: Value) -> bool:
 
 def is_integers(value: Value) -> bool:
     """Return whether it is a tuple, a list or a torch.Size of integers."""
-    return made("size")(value) or (
-        type(value) in (tuple, list) and all(type(item) is int for item in value)
-    )
+    if type(value) is tuple or type(value) is list:
+        return _INTEGER.issuperset(map(type, value))
+    return isinstance(value, Made) and value.kind == "size"
+
+
+_INTEGER = frozenset({int})
 
 
 def is_items(value: Value) -> bool:
@@ -129,7 +132,10 @@ def tuple_of(*checks: Check, optional: int = 0) -> Check:
     def fits(value: Value) -> bool:
         if type(value) is not tuple or not least <= len(value) <= len(checks):
             return False
-        return all(check(item) for check, item in zip(checks, value, strict=False))
+        for check, item in zip(checks, value, strict=False):  # noqa: SIM110  faster than all()
+            if not check(item):
+                return False
+        return True
 
     return fits
 

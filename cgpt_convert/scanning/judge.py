@@ -34,9 +34,10 @@ def _can_be_imported(use: Use, *, text: bool) -> bool:
     What the name in the module is makes no difference, if the module is known to exist: Python's
     unpickler takes a name that the end of the file cuts off for an empty one.
     """
-    module = use.module.split(".")
-    plain = all(map(str.isidentifier, module + (use.name.split(".") if use.name else [])))
-    return (plain or not text) if is_known_package(module[0]) else (plain and not text)
+    plain = all(map(str.isidentifier, use.dotted.removesuffix(".").split(".")))
+    if text:
+        return plain and is_dangerous(use.module, use.name)
+    return (plain and use.name != "") or is_known_package(use.module.partition(".")[0])
 
 
 def sighting(use: Use, place: str) -> Sighting:

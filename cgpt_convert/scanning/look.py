@@ -346,8 +346,9 @@ class Look(Found):
             head = read(source, 0, min(HEAD, source.nbytes))
             width = 2 if head[6:7] == b"\1" else 4
             start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-            role = Role.PICKLE if re.search(_OBJECTS, head[8 + width : start]) else Role.ANY
-            objects = self.pickled(source, place, depth, role, at=start)
+            loaded = re.search(_OBJECTS, head[8 + width : start]) is not None
+            role = Role.PICKLE if loaded else Role.ANY  # others may be text, which is no pickle
+            objects = self.pickled(source, place, depth, role, at=start, text=not loaded)
             if not objects and isinstance(refused, Malformed):
                 raise refused
 

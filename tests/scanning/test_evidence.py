@@ -115,6 +115,8 @@ def test_an_array_of_objects_that_is_no_pickle_is_malformed(tmp_path: Path) -> N
         b"in\nout\n",
         b"(cat\ndog\n",
         b"VERSION 1\npython\ngo\n",
+        b"isympy\nsympy\n",
+        b"ctorch\nnn\n",
     ],
 )
 def test_words_are_no_imports(text: bytes, tmp_path: Path) -> None:
@@ -293,6 +295,11 @@ def test_names_with_escapes_are_read(
 def test_a_module_is_imported_although_its_name_is_cut_off(tmp_path: Path) -> None:
     for data in (b"cposix\n", b"\x80\2N.cposix\n", b"iposix\n", b"\x80\2cposix\nsyste"):
         assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS
+
+
+def test_text_of_an_array_is_no_pickle(tmp_path: Path) -> None:
+    for text in (b"csc", b"csr", b"cat\ndog", b"is\n"):
+        assert scanned(npy(np.array(text)), tmp_path).verdict is not Verdict.MALFORMED
 
 
 def test_any_name_in_a_module_that_exists_imports_it(tmp_path: Path) -> None:
