@@ -19,13 +19,16 @@ def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bo
     if traced.exhausted or traced.misframed or traced.known:
         return True
     uses = [use for use in traced.uses if use.dotted.isprintable()]
-    if any(use.count or use.changed for use in (uses if storage else traced.uses)):
-        return True
     named = any(use.module not in ("", EXTENSION) for use in uses)
-    whole = traced.marked and not traced.fault
-    if whole or (named and (traced.marked or not traced.fault)):
+    if traced.marked and (named or not traced.fault):
         return True
-    return any(_can_be_imported(use, text=text) for use in traced.uses)
+    if (named and not traced.fault) or (traced.marked and not storage and any(map(_acts, uses))):
+        return True
+    return any(_can_be_imported(use, text=text and not _acts(use)) for use in traced.uses)
+
+
+def _acts(use: Use) -> bool:
+    return use.count > 0 or use.changed
 
 
 def _can_be_imported(use: Use, *, text: bool) -> bool:

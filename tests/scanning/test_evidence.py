@@ -317,3 +317,18 @@ def test_a_plain_pickle_of_an_old_protocol_is_clean(
     data = pickle.dumps(value, protocol)
     for packed in (data, data * 3, zipped({"d/1.pkl": data}), tarred({"1.pkl": data})):
         assert scanned(packed, tmp_path, name="x.pkl").verdict is Verdict.CLEAN
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [b"(i%s\n%s\n", b"c%s\n%s\n)R", b"(P%s\no", b"P%s\n)R", b"\x82\1)R", b"N(c%s\n%s\no"],
+)
+def test_numbers_that_form_a_call_of_what_cannot_be_imported_are_none(
+    opcodes: bytes, tmp_path: Path
+) -> None:
+    noise = b"=\xe0\x8b\xc4\xbc\t\x9a`\xbb\x1fH"
+    data = opcodes.replace(b"%s", noise) + b"\xff" * 300
+    whole = saved({"w": torch.frombuffer(bytearray(data), dtype=torch.uint8)})
+    assert scanned(whole, tmp_path).verdict is Verdict.CLEAN
+    for packed in (data, zipped({"a.dat": data})):
+        assert not scanned(packed, tmp_path).sightings
