@@ -334,3 +334,37 @@ def test_equal_values_without_a_clear_pair_are_not_called_renamed(tmp_path):
         dict.fromkeys(["p.bias", "q.bias"], "added"),
     )
     assert states == gone | new | {"same": "equal"}
+
+
+CONVERTED = {
+    "cast": ("m.safetensors", "--dtype", "float16"),
+    "gguf": ("m.gguf", "--no-vocab"),
+    "quantized": ("m.gguf", "--no-vocab", "--dtype", "q8_0"),
+    "hf": ("hf", "--to", "hf"),
+    "root": ("m.npz",),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_a_converted_file_is_equal_to_itself(state, tmp_path, kind):
+    """What its provenance metadata names is another file."""
+    name, *more = CONVERTED[kind]
+    vendor.write_config(vendor.TINY, tmp_path)
+    path = saved(tmp_path, "last.ckpt", {"state_dict": state, "epoch": 3, "ema": HEAD})
+    assert run("convert", path, "-o", tmp_path / name, *more).code == 0
+    lock = tmp_path / "lock.json"
+    assert run("lock", tmp_path / name, "-o", lock).code == 0
+    for words in (("verify", tmp_path / name), ("diff", tmp_path / name)):
+        result = run(*words, tmp_path / name)
+        assert result.code == 0, result.out
+    result = run("verify", tmp_path / name, "--lock", lock)
+    assert result.code == 0, result.out
+
+
+def test_a_claim_of_what_was_done_is_still_compared_with_the_source(tmp_path):
+    path, out = saved(tmp_path, "m.pt", WEIGHTS), tmp_path / "m.safetensors"
+    assert run("convert", path, "-o", out).code == 0
+    other = saved(tmp_path, "o.pt", dict(WEIGHTS) | {"c": torch.ones(1)})
+    assert run("verify", other, out, "--exclude", "c").code == 0
+    result = run("verify", other, out)
+    assert (result.code, "that of" in result.out) == (1, True)

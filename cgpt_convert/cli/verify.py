@@ -172,6 +172,10 @@ def _converted(
     from cgpt_convert.proof.scope import hint, sides
 
     claim = claimed(written)
+    if claim == claimed(
+        source
+    ):  # the same file, or a copy of it: the claim is about an earlier one
+        claim = None
     both = sides(source, written, wish, claim.root if claim else None)
     with progress("verify", _nbytes(both.other.tensors)) as advance:
         checks = against_source(both, jobs, advance)

@@ -117,6 +117,8 @@ def _restricted(
     left += [name for name in lock.tensors if name not in full]
     if (wish.match or wish.exclude or lock.outside) and not scope.by:
         scope = scope._replace(by=OPTION)
+    if not (wish.match or wish.exclude):  # those that the lock was made with
+        scope = scope._replace(wish=taken._replace(root=wish.root))
     parts = (
         Part(path, locked.root, len(inside), (*left, *lock.outside)),
         part_of(other, pairing.names_there()),

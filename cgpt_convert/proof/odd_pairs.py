@@ -45,8 +45,15 @@ def compared(
         elif left.parts:
             told[name] = (PASSED, "identity")
         else:
-            told[name] = (NOTE, f"not compared: {left.kind}, no values are saved in either file")
+            told[name] = (NOTE, f"not compared: {left.kind}, {_why(name, one)}")
     return told
+
+
+def _why(name: str, weights: Weights) -> str:
+    """Return why a tensor without parts is not compared: what it is made of stands elsewhere."""
+    if any(other.startswith(f"{name}.") for other in weights.keys):
+        return "the tensors in it are compared under names of their own"
+    return "no values are saved in either file"
 
 
 def _strange(
