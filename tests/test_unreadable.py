@@ -190,14 +190,18 @@ def npy(array: Any) -> bytes:
 
 
 @ignore_deprecation
-def test_quantized_torchscript_has_the_names_of_its_state_dict(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["TorchScript", "whole module"])
+def test_quantized_modules_have_the_names_of_their_state_dict(whole: bool, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
     torch.backends.quantized.engine = next(
         engine for engine in torch.backends.quantized.supported_engines if engine != "none"
     )
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     path = tmp_path / "script.pt"
-    torch.jit.script(quantized).save(str(path))
+    if whole:
+        torch.save(quantized, path)
+    else:
+        torch.jit.script(quantized).save(str(path))
     checkpoint = open_checkpoint(path)
     state = quantized.state_dict()
     packed = {key: value for key, value in state.items() if key.endswith("_packed_params")}

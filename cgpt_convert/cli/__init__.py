@@ -79,8 +79,8 @@ class _Lazy(click.Group):
 def group() -> None:
     """Look into PyTorch weight files and convert them, without torch and without running them.
 
-    SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz), a model folder,
-    an *.index.json, an extracted parameters/ folder, or a URL (https, s3, hf and others).
+    SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz, .npy), a model
+    folder, an *.index.json, an extracted parameters/ folder, or a URL (https, s3, hf and others).
 
     \b
     Exit codes: 0 done and right; 1 a check found a difference or a danger; 2 bad usage;

@@ -262,10 +262,13 @@ def of_state(state: Value) -> Iterator[tuple[Value, Value]]:
     """Return an object's attributes, from the state that it was saved with.
 
     A tuple of dicts is what a class with `__slots__` has. Those parts of any other tuple that are
-    no dicts are numbered, as of a packed weight in TorchScript: (weight, bias).
+    no dicts are numbered, as of a packed weight in TorchScript: (weight, bias). A single list or
+    tuple among plain values is numbered itself, and has no number of its own.
     """
     states = state if isinstance(state, tuple) else (state,)
-    numbered = isinstance(state, tuple)
+    complex_parts = [part for part in states if type(part) not in PLAIN]
+    alone = len(complex_parts) == 1 and type(complex_parts[0]) in (List, tuple)
+    numbered = len(states) > 1 and not alone
     for index, part in enumerate(states):
         if has_keys(part):
             for key, value in distinct(children(part) or ())[0]:
