@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cgpt_convert.inert import Value
 from cgpt_convert.pickles.opcodes import Span
-from cgpt_convert.pickles.stack import Items, is_special
+from cgpt_convert.pickles.stack import DROPPED, Items, is_special
 from cgpt_convert.pickles.uses import Made, Name
 
 Check = Callable[[Value], bool]
@@ -169,7 +169,8 @@ def is_state_of_any(value: Value) -> bool:
     """Return whether it sets no special attribute: the state of a class that the user allows."""
     parts = value if type(value) is tuple else (value,)
     return not any(
-        isinstance(part, Items) and (part.special or any(is_special(key) for key, _ in part.items))
+        part is DROPPED
+        or (isinstance(part, Items) and (part.special or any(is_special(k) for k, _ in part.items)))
         for part in parts
     )
 

@@ -402,6 +402,13 @@ def test_what_a_user_allows_is_accepted_with_any_arguments(tmp_path: Path) -> No
         assert scanned(data, tmp_path, "team.Config").verdict is Verdict.FOREIGN
 
 
+def test_a_state_that_is_not_kept_is_not_accepted(tmp_path: Path) -> None:
+    state = b"}" + short("__setstate__") + HELD + b"s"
+    data = b"\x80\4" + b"]0" * 130_000 + glob("team.Config") + b")\x81" + state + b"b."
+    found = scanned(data, tmp_path, "team.Config")
+    assert found.verdict is Verdict.NOT_SCANNED, found
+
+
 def test_a_persistent_id_of_another_form_is_malformed(tmp_path: Path) -> None:
     for reference in (b"K\1)\x86", short("key"), b"(" + short("storage") + b"K\1tN\x86"):
         data = b"\x80\4" + reference + b"Q."
