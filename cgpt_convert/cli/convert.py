@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -170,9 +171,22 @@ def _result(
         "reordered": [t.name for t in request.tensors if not t.is_c_order],
         "cast": [t.name for t in request.tensors if t.target],
         "lossy": lost,
+        "not_finite": _not_finite(settings),
+        "empty": [t.name for t in request.tensors if 0 in t.shape],
         "model": list(conversion.lines),
         "warnings": [str(f) for f in checkpoint.findings if f.rule.level != "note"],
     }
+
+
+def _not_finite(settings: Options) -> dict[str, dict[str, int]]:
+    """Tensors that have NaN or infinity; what casts made infinite is told as lossy."""
+    found = {}
+    for name, special in settings.special.items():
+        overflowed = settings.lost[name].overflowed if name in settings.lost else 0
+        counts = {"nan": special.nan, "infinite": max(special.infinite - overflowed, 0)}
+        if any(counts.values()):
+            found[name] = counts
+    return found
 
 
 _NAMED = 3
@@ -199,7 +213,7 @@ def _print(result: dict[str, Any]) -> None:
     for name, lost in result["lossy"].items():
         counts = f"{lost['overflowed']:,} overflowed, {lost['zeroed']:,} became zero"
         _say(f"  lossy: {printable(name)}: {counts}")
-    for warning in result["warnings"]:
+    for warning in (*_warnings(result), *result["warnings"]):
         click.echo(f"  warning: {printable(warning)}", err=True)
 
 
@@ -234,6 +248,26 @@ def _parts(counts: dict[str, int]) -> str:
     ]
     more = len(counts) - _PARTS
     return ", ".join([*told, f"and {more:,} more (--json has all)"] if more > 0 else told)
+
+
+def _warnings(result: dict[str, Any]) -> Iterator[str]:
+    """Give the warnings about values, which are written as they are."""
+    special = result["not_finite"]
+    if special:
+        nan, infinite = (sum(row[key] for row in special.values()) for key in ("nan", "infinite"))
+        total = " and ".join(
+            f"{count:,} {what}" for count, what in ((nan, "NaN"), (infinite, "infinite")) if count
+        )
+        verb = "contains" if len(special) == 1 else "contain"
+        count = counted(len(special), "tensor")
+        yield f"{count} {verb} values that are not finite ({total}): {_names(list(special))}"
+    if result["empty"]:
+        verb = "has" if len(result["empty"]) == 1 else "have"
+        yield (
+            f"{counted(len(result['empty']), 'tensor')} {verb} no elements: "
+            f"{_names(result['empty'])}. DeepSpeed's ZeRO stage 3 saves such placeholders; its "
+            "zero_to_fp32.py collects the weights"
+        )
 
 
 def _print_ties(ties: list[tuple[str, str]]) -> None:

@@ -30,8 +30,9 @@ from cgpt_convert.output.stage import Stage
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
 from cgpt_convert.source import CHUNK
 from cgpt_convert.tensor import Content, Tensor, announce
-from cgpt_convert.values import blocks
+from cgpt_convert.values import blocks, special
 from cgpt_convert.values.blocks import CastCounts
+from cgpt_convert.values.special import Special
 
 
 def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
@@ -40,8 +41,9 @@ def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
 
 @dataclass(slots=True)
 class Options:
-    """How to write, by how many threads. `lost` gathers what casts cost, by tensor name.
+    """How to write, and by how many threads.
 
+    `lost` gathers what casts cost, `special` the elements written that are not finite, by tensor.
     `inputs` are paths that the output must not replace, besides those of the tensors it is made of.
     `check` is told where the files lie, the folder and the path of each by its planned one, when
     they are written and have no name yet; an error that it raises keeps them from getting one.
@@ -52,6 +54,7 @@ class Options:
     advance: Advance = untold
     jobs: int = 0  # 0: as many as the process may use cores
     lost: dict[str, CastCounts] = field(default_factory=dict)
+    special: dict[str, Special] = field(default_factory=dict)
     check: Callable[[str, Mapping[str, str]], object] = _unchecked
 
 
@@ -115,6 +118,8 @@ class Work:
     def expect(self, plans: Sequence[FilePlan]) -> None:
         """Find out what is to be hashed, and get ready to count what casts lose."""
         for tensor in tensors_of(plans):  # in their order, whatever thread is done first
+            if special.may_have(tensor.dtype):
+                self.options.special.setdefault(tensor.name, Special())
             if tensor.target:
                 self.options.lost.setdefault(tensor.name, CastCounts())
         wanted = [t.content for plan in plans for late in _late(plan) for t in late.tensors]
@@ -182,22 +187,23 @@ class Work:
             if hashed or turned or self.pieces.hashes(plan.parts):
                 self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
             else:
-                self._copy(jobs, plan.nbytes)
+                self._copy(jobs, plan)
             self._finish(out)
             if plan.hashed:
                 self.files[plan.path] = out.digest()
 
-    def _copy(self, jobs: list[Job], nbytes: int) -> None:
+    def _copy(self, jobs: list[Job], plan: FilePlan) -> None:
         """Do the jobs in order, which only copy: several at a time if they are large.
 
         What lies side by side is copied at the same time, as a disk that turns wants it. Small
         parts are Python's work, of which several threads do no more.
         """
         some = functools.partial(do_all, deque(jobs))
-        if nbytes < CHUNK * len(jobs):
+        if plan.nbytes < CHUNK * len(jobs):
             some()
         else:
-            self.crew.run([some] * self.crew.size, prepare=_nothing)
+            prepare = functools.partial(_import_to_look, [plan])
+            self.crew.run([some] * self.crew.size, prepare=prepare)
 
     def unwritten(self, plan: FilePlan) -> Iterator[tuple[Tensor, Job]]:
         """The hashing of tensors that the file tells digests of and that are not written."""
@@ -232,19 +238,28 @@ class Work:
 
     def _pieces(self, part: Part, at: int) -> Iterator[memoryview]:
         if isinstance(part, Tensor):
-            return self.pieces.of(part, at)
+            pieces = self.pieces.of(part, at)
+            if not special.may_have(part.dtype):
+                return pieces
+            return special.watched(pieces, part.dtype, self.options.special[part.name])
         if isinstance(part, Late):
             part = part.make(Digests(self.files, self.pieces.digests))
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
-def _nothing() -> None:
-    """There is nothing to import for what is only copied."""
+_MUCH = 32 << 20  # bytes, of which NumPy finds NaN in less time than importing it takes
+
+
+def _import_to_look(plans: Sequence[FilePlan]) -> None:
+    """Import NumPy if it is faster to look for NaN with it."""
+    if sum(t.nbytes for t in tensors_of(plans) if special.may_have(t.dtype)) > _MUCH:
+        importlib.import_module("numpy")
 
 
 def import_for(plans: Sequence[FilePlan]) -> None:
     """Import what hashing, rearranging and casting import when they are first used."""
     importlib.import_module("hashlib")
+    _import_to_look(plans)
     parts = [part for plan in plans for part in plan.parts]
     parts += [tensor for plan in plans for late in _late(plan) for tensor in late.tensors]
     if any(map(_is_rearranged, parts)):
