@@ -161,7 +161,10 @@ def _whole(where: str, data: bytes) -> Parts:
     parts.around = around(content.get("post_processor"))
     parts.problems += model_problems(model, byte_characters())
     parts.prefix_space = _has_prefix_space(content["pre_tokenizer"])
-    for merge in model.get("merges") or []:
+    merges = model.get("merges") or []
+    if not isinstance(merges, list):
+        raise Malformed("its merges are no list", where=where, hint=_HINT)
+    for merge in merges:
         pair = " ".join(map(str, merge)) if isinstance(merge, list) else merge
         if not isinstance(pair, str):
             raise Malformed(f"a merge that is none: {merge!r}", where=where, hint=_HINT)
@@ -224,7 +227,9 @@ def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
             parts.roles[role] = _text(content[role], where)
     for key in _LISTS:
         listed = content.get(key) or []
-        texts = listed.values() if isinstance(listed, dict) else listed
+        texts = [*listed.values()] if isinstance(listed, dict) else listed
+        if not isinstance(texts, list):
+            raise Malformed(f"{key} is no list", where=where, hint=_HINT)
         parts.special |= {text for each in texts if (text := _text(each, where)) is not None}
 
 

@@ -56,9 +56,8 @@ class Encoder:
             self._tokenizer: Any = (
                 library.Tokenizer.from_str(whole.decode()) if whole else _built(library, found)
             )
-        except Exception as error:  # the library raises nothing more exact
-            hint = "mend it, or name another folder with --tokenizer DIR"
-            raise Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint) from error
+        except BaseException as error:
+            raise _not_a_tokenizer(error) from error
         self._around = ((), ()) if whole else (found.before, found.after)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -72,9 +71,20 @@ class Encoder:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadRequest("the text is not UTF-8", hint="check the locale") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except BaseException as error:
+            raise _not_a_tokenizer(error) from error
         before, after = self._around if special else ((), ())
         return [*before, *ids, *after]
+
+
+def _not_a_tokenizer(error: BaseException) -> BaseException:
+    """Return the error for what the library raises; it raises nothing exact, and Rust's panics."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error  # a Ctrl-C
+    hint = "mend it, or name another folder with --tokenizer DIR"
+    return Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint)
 
 
 def _built(library: Any, found: Tokenizer) -> Any:
