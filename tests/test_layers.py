@@ -43,7 +43,7 @@ ALLOWED = {
     "numpy": "cli.demo harness models.beams models.compare models.divergence models.evaluation "
     "models.gelu models.generation models.model models.on_numpy models.passage "
     "models.sampling models.weights values.bits values.blocks values.cast values.compare "
-    "values.dequantize values.gather values.quantize values.stats",
+    "values.dequantize values.gather values.quantize values.special values.stats",
     "urllib3": "remote.http remote.opening",
     "fsspec": "remote.stores",
     "huggingface_hub": "remote.hub",
