@@ -108,7 +108,8 @@ def _auto_map(value: Any, _fields: dict[str, Any]) -> Iterator[str]:
 
 
 def _pipeline(value: Any, _fields: dict[str, Any]) -> Iterator[str]:
-    if isinstance(value, str | dict) and value:
+    parts = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(part, str) or (isinstance(part, dict) and "impl" in part) for part in parts):
         yield f"custom_pipeline: {_names(value)}, code that is loaded with the model"
 
 

@@ -39,6 +39,11 @@ _DEPTH = 8  # of files inside files
 _PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 _OBJECTS = rb"""['"]([<>|=]?O[48]?|object)['"]"""  # in an npy header: NumPy unpickles what follows
+# one of strings, times or raw bytes as NumPy writes it, none of which it unpickles
+_PLAIN_HEADER = (
+    rb"\{'descr': '[<>|=]?[SUVaMm]\d*(\[\w+\])?', 'fortran_order': (True|False), "
+    rb"'shape': \([\d, L]*\), ?\}\s*"
+)
 _TEXTS = (Kind.TEXT, Kind.JSON, Kind.INDEX, Kind.XML, Kind.WEB_PAGE)
 
 _ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
@@ -143,7 +148,7 @@ class Look(Found):
         opened |= self.opened(source, place, depth, kind, role)
         if role is Role.ANY:
             self.guarded(self.texts, source, place, kind)
-        if not (opened or count or role is Role.STORAGE or self.plain(source, place, depth)):
+        if not (opened or count or role is Role.STORAGE):
             self.unread.append((place, kinds.UNREAD[kind]))
         if kind not in _TARS and role is not Role.STORAGE:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
@@ -209,19 +214,6 @@ class Look(Found):
             detail = f"{source.nbytes - end:,} bytes" + f" of {printable(place)}" * bool(place)
             self.found(self.notes, findings.AFTER_PICKLE, detail)
         return count
-
-    def plain(self, source: Source, place: str, depth: int) -> bool:
-        """Return whether the part is one pickle of plain values, from its first byte to its last.
-
-        Nothing marks those of protocols 0 and 1 as pickles.
-        """
-        if not source.nbytes or read(source, source.nbytes - 1, 1) != b".":
-            return False
-        traced = self.traced(source, 0)
-        whole = traced.end == source.nbytes and not (traced.fault or traced.uses)
-        if whole:
-            self.take(traced, source, place, depth)
-        return whole
 
     def traced(self, source: Source, at: int) -> Trace:
         """What the pickle at byte `at` would do."""
@@ -346,9 +338,12 @@ class Look(Found):
             head = read(source, 0, min(HEAD, source.nbytes))
             width = 2 if head[6:7] == b"\1" else 4
             start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-            loaded = re.search(_OBJECTS, head[8 + width : start]) is not None
-            role = Role.PICKLE if loaded else Role.ANY  # others may be text, which is no pickle
-            objects = self.pickled(source, place, depth, role, at=start, text=not loaded)
+            header = head[8 + width : start]
+            objects = 0
+            if not re.fullmatch(_PLAIN_HEADER, header):
+                loaded = re.search(_OBJECTS, header) is not None
+                role = Role.PICKLE if loaded else Role.ANY  # others may be text, which is no pickle
+                objects = self.pickled(source, place, depth, role, at=start, text=not loaded)
             if not objects and isinstance(refused, Malformed):
                 raise refused
 

@@ -15,7 +15,7 @@ from cgpt_convert import limits
 from cgpt_convert.scanning import allowance, look
 from cgpt_convert.scanning.result import Verdict
 from tests.running import run
-from tests.scanning.files import saved, scanned, tarred, zipped
+from tests.scanning.files import BAD, npy, saved, scanned, tarred, zipped
 
 
 def test_random_bytes_are_no_pickles(tmp_path: Path) -> None:
@@ -152,3 +152,19 @@ def test_plain_pickles_of_every_protocol_are_clean(protocol: int, tmp_path: Path
         assert found.verdict in accepted, (value, found)
         for packed in (zipped({"d/1.pkl": data}), tarred({"d/1.pkl": data}), gzip.compress(data)):
             assert scanned(packed, tmp_path, name="m").verdict in accepted, (value, protocol)
+
+
+def test_arrays_of_strings_and_times_are_numbers_to_numpy(tmp_path: Path) -> None:
+    values: tuple[list[bytes] | list[str], ...] = ([b"csc", b"cos"], ["csc\n", "i"], ["2026-01-01"])
+    for value, kind in zip(values, ("S4", "U4", "M8[D]"), strict=True):
+        for array in (np.array(value, kind), np.array(value[0], kind)):
+            found = scanned(npy(array), tmp_path, name="x.npy")
+            assert found.verdict is Verdict.CLEAN, (kind, found)
+    forged = npy(np.array(b"x" * 40, "S40")).replace(b"'|S40'", b"'|\\x4f'")
+    found = scanned(forged[:128] + BAD, tmp_path)
+    assert found.verdict is Verdict.DANGEROUS
+
+
+def test_a_schema_that_describes_pipelines_names_none(tmp_path: Path) -> None:
+    schema = b'{"custom_pipeline": {"additionalProperties": [{"$ref": "#/definitions/items"}]}}'
+    assert scanned(schema, tmp_path).verdict is Verdict.NOTHING
