@@ -63,9 +63,13 @@ def tensors(dice: Random) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _ in range(dice.randrange(1, 8)):
         shape = [dice.randrange(5) for _ in range(dice.randrange(4))]
+        if dice.random() < 0.2:
+            shape = [dice.randrange(2000)]
         raw = torch.tensor(list(dice.randbytes(int(np.prod(shape)))), dtype=torch.uint8)
         tensor = raw.reshape(shape).to(dice.choice((*_TYPES, torch.uint8)))
-        if dice.random() < 0.2:
+        if dice.random() < 0.3 and not tensor.numel() % 8:
+            tensor = tensor.contiguous().view(torch.uint8).reshape(-1).view(torch.float32)
+        elif dice.random() < 0.2:
             tensor = tensor.t() if tensor.dim() == 2 else tensor.expand(2, *shape)
         found[_text(dice) or "w"] = tensor
     if dice.random() < 0.5:

@@ -13,6 +13,7 @@ import io
 import lzma
 import os
 import pickle
+import re
 import tarfile
 import types
 import zipfile
@@ -225,15 +226,19 @@ def load_all(path: str, events: Events, note: Callable[[str], None], depth: int 
     if depth == DEPTH:
         return
     for number, (label, data) in enumerate(_inside(path)):
+        deeper = DEPTH - 1 if _STORAGE.fullmatch(label) else depth
         inner = f"{path}.{number}"
         with open(inner, "wb") as file:
             file.write(data)
         before = len(events.seen)
-        load_all(inner, events, note, depth + 1)
+        load_all(inner, events, note, deeper + 1)
         os.unlink(inner)
         if len(events.seen) > before:
             events.seen[before:] = [f"{label} > {event}" for event in events.seen[before:]]
             return
+
+
+_STORAGE = re.compile(r"[^/]+/data/\d+")  # of a torch archive: numbers, in which nobody looks
 
 
 def _inside(path: str) -> Iterator[tuple[str, bytes]]:

@@ -489,10 +489,12 @@ def exported(dice: Random, data: bytes) -> bytes:
 def _another_text(dice: Random, document: bytes) -> bytes:
     """The JSON with one of its texts, often that of an expression, replaced."""
     parts = document.split(b'"')
-    values = [at for at in range(1, len(parts), 2) if not parts[at + 1].lstrip().startswith(b":")]
+    values = [
+        at for at in range(1, len(parts) - 1, 2) if not parts[at + 1].lstrip().startswith(b":")
+    ]
     sums = [at for at in values if parts[at - 2] == b"expr_str"]
     chosen = dice.choice(sums if sums and dice.random() < 0.5 else values or [1])
-    parts[chosen] = dice.choice(_EXPRESSIONS).encode()
+    parts[min(chosen, len(parts) - 1)] = dice.choice(_EXPRESSIONS).encode()
     return b'"'.join(parts)
 
 

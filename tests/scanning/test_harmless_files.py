@@ -34,8 +34,6 @@ def passes(path: Path, data: bytes, *options: str) -> str:
     return done.out
 
 
-pending = pytest.mark.xfail(strict=False)  # an alarm that is still to be ended
-
 BOTH = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy stream"])
 
 
@@ -89,6 +87,21 @@ def test_each_kind_of_tensor_passes(protocol: int, zipped: bool, tmp_path: Path)
     passes(tmp_path / "model.pt", data)
 
 
+# as float32 numbers have begun by chance: opcodes without an import, which no loader gets past
+CHANCE = (
+    *(b"P\xd5{?\xb3\xb9}?\n)R\x84?\xd9\0\0", b"P\0\n.", b"NQ)R", b"K\1Q(tR.", b"\x82\1)R."),
+    *(b"\x83\1\1}b.", b"](K\1e)R.", b"(dX\1\0\0\0aK\1s)R.", b"\x80\2", b"cab"),
+)
+
+
+@pytest.mark.parametrize("start", CHANCE)
+@BOTH
+def test_numbers_that_begin_as_opcodes_pass(start: bytes, zipped: bool, tmp_path: Path) -> None:
+    raw = torch.tensor(list(start.ljust(2048, b"\x3f")), dtype=torch.uint8)
+    data = saved({"w": raw.view(torch.float32)}, _use_new_zipfile_serialization=zipped)
+    passes(tmp_path / "model.bin", data)
+
+
 class Net(torch.nn.Module):
     """A module with what modules may have beside parameters."""
 
@@ -123,12 +136,10 @@ def test_state_of_modules_and_optimizers_passes(tmp_path: Path) -> None:
     passes(tmp_path / "optimizer.pt", saved(state))
 
 
-@pending
 def test_extra_state_in_a_bytes_io_passes(tmp_path: Path) -> None:
     passes(tmp_path / "model.pt", saved(Net().state_dict()))
 
 
-@pending
 def test_random_states_of_numpy_pass(tmp_path: Path) -> None:
     state = {
         "legacy": np.random.RandomState(0).get_state(),
@@ -155,7 +166,6 @@ def test_numpy_values_pass(tmp_path: Path) -> None:
         passes(tmp_path / "values.pkl", pickle.dumps(values, protocol))
 
 
-@pending
 def test_a_joblib_file_is_not_called_damaged(tmp_path: Path) -> None:
     for compression in (0, ("zlib", 3), ("gzip", 3), ("bz2", 3), ("lzma", 3), ("xz", 3)):
         joblib.dump({"a": np.ones(4)}, tmp_path / "model.joblib", compress=compression)
@@ -179,7 +189,6 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pending
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("alone")
 def test_distributed_tensors_pass(tmp_path: Path) -> None:
@@ -191,7 +200,6 @@ def test_distributed_tensors_pass(tmp_path: Path) -> None:
     passes(tmp_path / "model_world_size_1_rank_0.pt", saved(state))
 
 
-@pending
 @pytest.mark.filterwarnings("ignore")
 def test_a_distributed_checkpoint_passes(tmp_path: Path) -> None:
     state = {"model": {"w": torch.ones(3, 4)}, "optim": {"step": 3}}
