@@ -22,6 +22,9 @@ def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bo
     named = any(use.module not in ("", EXTENSION) for use in uses)
     if traced.marked and (named or not traced.fault):
         return True
+    complete = not (traced.fault or storage or text)  # and then a name that is odd counts too
+    if complete and any(use.module not in ("", EXTENSION) for use in traced.uses):
+        return True
     if (named and not traced.fault) or (traced.marked and not storage and any(map(_acts, uses))):
         return True
     return any(_can_be_imported(use, text=text and not _acts(use)) for use in traced.uses)

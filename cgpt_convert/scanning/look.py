@@ -180,7 +180,7 @@ class Look(Found):
 
         `text` tells that the bytes are a text, which a few opcodes in it make no pickle.
         """
-        count, end, unmarked = 0, at, 0
+        count, end, unmarked, plain = 0, at, 0, True
         expected = int(role is Role.PICKLE)  # pickles that a loader reads whatever they are
         begun = -1  # where the legacy stream begins that they belong to, if they do
         while at < source.nbytes:
@@ -197,6 +197,7 @@ class Look(Found):
                 break
             else:
                 unmarked += 1
+                plain &= not traced.uses
             if traced.fault:
                 break
             # one of plain values, which nothing marks as a pickle, may come before others
@@ -206,7 +207,7 @@ class Look(Found):
             elif begun >= 0 and not expected:
                 at = end = legacy.storages_end(source, begun) or at
                 begun = -1
-        if unmarked and at == source.nbytes and not text:
+        if unmarked and plain and at == source.nbytes and not text:
             count, end = count + unmarked, at  # nothing is left over: so they are what it holds
             self.pickles += unmarked
             self.weights = True
