@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -49,6 +50,18 @@ CODE = {
     "CGPT015": (Evil(), f"{os.system.__module__}.system"),
     "CGPT008": (argparse.Namespace(lr=1), "argparse.Namespace"),
 }
+
+
+@pytest.mark.parametrize("rule", CODE)
+def test_a_copy_of_a_file_with_code_is_equal_to_it(state, tmp_path, rule):
+    value, name = CODE[rule]
+    target = saved(tmp_path, state, value)
+    copy = tmp_path / "copy.bin"
+    copy.write_bytes(target.read_bytes())
+    for other in (target, copy):
+        result = run("verify", target, other)
+        assert result.code == 0
+        assert re.search(rf"note: (dangerous|foreign): the pickle names {name}", result.out)
 
 
 @pytest.mark.parametrize("rule", CODE)

@@ -69,8 +69,8 @@ def command(
     Exit 1 if anything differs. All tensors of both are compared, bit for bit; what was cast or
     quantized is computed again from SOURCE. --root, --match and --exclude compare a part, as does
     provenance metadata of TARGET that names a root; the tensors outside of it are listed. Code that
-    TARGET names, and other weight files in its folder, fail, too. With --logits the models are
-    then run, layer by layer.
+    TARGET names, unless it is a copy of SOURCE, and other weight files in its folder, fail, too.
+    With --logits the models are then run, layer by layer.
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
@@ -79,6 +79,7 @@ def command(
     rule = Rule(allow)
     forward: Logits | None = None
     scope: Scope | None = None
+    source: Checkpoint | None = None
     if lock is not None:
         target = open_checkpoint(paths[0], mapping)
         checks, scope = _locked(target, wish, lock, jobs)
@@ -96,7 +97,7 @@ def command(
     compared: list[Check] = []
     if forward:
         compared = forward.compare(target, paths[1], differs=bool(exit_code(checks)))
-    checks += besides(target, paths[-1], rule)
+    checks += besides(target, paths[-1], rule, source)
     if scope is not None:
         checks += scope.checks()
     result = _Result(checks, compared, forward, scope)

@@ -10,17 +10,24 @@ from cgpt_convert.findings import DANGEROUS, FOREIGN, LONE_SHARD
 from cgpt_convert.inert import printable
 from cgpt_convert.opening import other_weights, weights_below
 from cgpt_convert.pickles.dangerous import is_dangerous_path
+from cgpt_convert.proof.files import same_bytes
 from cgpt_convert.proof.scope import listed
 from cgpt_convert.scanning.names import Rule
 
 
-def besides(checkpoint: Checkpoint, path: str, rule: Rule) -> list[Check]:
-    """A failed check for each, none if there is nothing; `checkpoint` was opened from `path`.
+def besides(
+    checkpoint: Checkpoint, path: str, rule: Rule, source: Checkpoint | None = None
+) -> list[Check]:
+    """Return a failed check for each, none if there is nothing. `path` is what was opened.
 
     Equal tensors say nothing of either: whoever loads the file runs the one, and may load the
     other. The pickles that were read are looked at by name alone; `scan` looks at all there is.
+    Code in a copy of `source`, byte for byte, is no difference: it is a note.
     """
-    return [*_named(checkpoint, rule), *_unread(checkpoint, path), *not_compared(checkpoint, path)]
+    named = list(_named(checkpoint, rule))
+    if named and source is not None and same_bytes(source.sources, checkpoint.sources):
+        named = [check._replace(outcome=NOTE) for check in named]
+    return [*named, *_unread(checkpoint, path), *not_compared(checkpoint, path)]
 
 
 def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> Iterator[Check]:

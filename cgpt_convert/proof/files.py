@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from cgpt_convert.events import Advance, untold
 from cgpt_convert.output.crew import Crew, crew_size
@@ -33,6 +33,14 @@ def file_digests(
 
     crew.run([functools.partial(hash_one, s) for s in each.values()], prepare=prepare_for)
     return {name: found[name] for name in each}
+
+
+def same_bytes(one: Sequence[Source], other: Sequence[Source], jobs: int = 0) -> bool:
+    """Return whether both lists of files have the same bytes, in the same order."""
+    if [source.nbytes for source in one] != [source.nbytes for source in other]:
+        return False
+    digests = [[*file_digests(files, jobs).values()] for files in (one, other)]
+    return digests[0] == digests[1]
 
 
 def _chunks(source: Source) -> Iterator[memoryview]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Exotic
 from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.proof.canonical import Weights
+from cgpt_convert.proof.canonical import UNSAVED, Weights
 from cgpt_convert.proof.digests import hashed
-from cgpt_convert.proof.files import file_digests
+from cgpt_convert.proof.files import same_bytes
 from cgpt_convert.proof.odd import digest, is_unknown, parts
 from cgpt_convert.shapes import dims
 
@@ -18,8 +18,8 @@ def compared(
 ) -> dict[str, tuple[str, str]]:
     """Return the outcome and what to say of each pair, by the first name.
 
-    The outcome is PASSED, FAILED, NOTE (no values are saved in either file), or ERROR (the
-    tensor cannot be compared, and the files are not the same).
+    The outcome is PASSED, FAILED, NOTE (a kind without values, such as meta), or ERROR (the tensor
+    cannot be compared, and the files are not the same).
     """
     if not pairs:
         return {}
@@ -28,11 +28,13 @@ def compared(
     there = [own for own in pairs.values() if own in other.odd]
     found = hashed([*parts(one, names), *parts(other, there)], jobs)
     same = False
-    if any(is_unknown(side.odd[n]) for n, side in _strange(pairs, one, other)):
-        same = _same_files(one, other)
+    if any(_has_no_known_value(side.odd[n]) for n, side in _strange(pairs, one, other)):
+        same = same_bytes(one.sources, other.sources, jobs)
     for name, own in pairs.items():
         left, right = one.odd.get(name), other.odd.get(own)
         unknown = [each for each in (left, right) if each and is_unknown(each)]
+        if left and right and left.kind == right.kind == UNSAVED:
+            unknown = [right]
         if unknown and same and name == own:
             told[name] = (PASSED, f"{unknown[0].detail}; the files are equal, byte for byte")
         elif unknown:
@@ -63,10 +65,9 @@ def _strange(
     yield from ((own, other) for own in pairs.values() if own in other.odd)
 
 
-def _same_files(one: Weights, other: Weights) -> bool:
-    """Return whether both were read from files of the same bytes, in the same order."""
-    digests = [[*file_digests(side.sources).values()] for side in (one, other)]
-    return digests[0] == digests[1]
+def _has_no_known_value(exotic: Exotic) -> bool:
+    """Return whether nothing can be compared: the value is not known, or was never saved."""
+    return is_unknown(exotic) or exotic.kind == UNSAVED
 
 
 def checks(told: Mapping[str, tuple[str, str]], file: str, pairs: Mapping[str, str]) -> list[Check]:
