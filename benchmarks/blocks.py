@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.source import LocalFile
-from cgpt_convert.tensor import Storage, Tensor
-from cgpt_convert.values.blocks import CastCounts
+from cgpt_convert.sources.local import LocalFile
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.read import CastCounts
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

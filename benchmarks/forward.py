@@ -41,10 +41,10 @@ def ours(path: str, threads: int) -> Continue:
     """What continues with this package, BLAS left one thread as the commands leave it."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from cgpt_convert import open_checkpoint
-    from cgpt_convert.models.backend import backend
-    from cgpt_convert.models.generation import generate
-    from cgpt_convert.models.model import Model
-    from cgpt_convert.models.settings import Settings
+    from cgpt_convert.inference.backend import backend
+    from cgpt_convert.inference.generate.loop import generate
+    from cgpt_convert.inference.generate.settings import Settings
+    from cgpt_convert.inference.model import Model
 
     model = Model(open_checkpoint(path), backend("numpy", threads), resident=True)
     model.load(threads)

@@ -6,7 +6,7 @@ TYPE_CHECKING = False  # typing's takes 4 ms to import, in which a Ctrl-C would 
 if TYPE_CHECKING:
     from typing import Any
 
-    from cgpt_convert.opening import open_checkpoint
+    from cgpt_convert.formats.open import open_checkpoint
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "open_checkpoint"]
@@ -15,7 +15,7 @@ __all__ = ["__version__", "open_checkpoint"]
 def __getattr__(name: str) -> Any:
     # imported on first use: `cgpt-convert --help` needs none of it
     if name == "open_checkpoint":
-        from cgpt_convert.opening import open_checkpoint
+        from cgpt_convert.formats.open import open_checkpoint
 
         return open_checkpoint
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

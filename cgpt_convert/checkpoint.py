@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from cgpt_convert.errors import CgptError
-from cgpt_convert.findings import Finding
-from cgpt_convert.inert import Value
-from cgpt_convert.source import Source
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.sources.local import Source
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
 class Exotic(NamedTuple):
@@ -37,7 +36,7 @@ class Leaf(NamedTuple):
     """A value that is no tensor, under the dotted path where it lies."""
 
     path: str
-    value: Value
+    value: object
 
 
 class Folded(Leaf):

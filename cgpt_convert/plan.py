@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.dtypes import DType
-from cgpt_convert.tensor import Content, Tensor
+from cgpt_convert.tensors.dtypes import DType
+from cgpt_convert.tensors.tensor import Content, Tensor
 
 
 class Crc32(NamedTuple):
@@ -105,7 +105,7 @@ class Request:
     claim: Claim | None = None  # further metadata
 
 
-Sign = Callable[[Request], Request]
+AddProvenance = Callable[[Request], Request]
 
 
 def unsigned(request: Request) -> Request:

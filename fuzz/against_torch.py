@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cgpt_convert.errors import CgptError
+from cgpt_convert.core.errors import CgptError
 from tests import zips
 from tests.mutations import edited
 from tests.torch_forms.agreement import difference, opened

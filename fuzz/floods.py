@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from cgpt_convert.limits import NODES
-from cgpt_convert.proof.lock import Lock, Row, encoded
-from cgpt_convert.values.digest import listed
+from cgpt_convert.core.limits import NODES
+from cgpt_convert.tensors.digest import listed
+from cgpt_convert.verification.lock import Lock, Row, encoded
 from tests import test_hostile as known
 from tests import test_torchtar, zips
 from tests.test_hostile import EMPTY, ORDERED, SYSTEM, TENSOR, flood, gguf_of, header, keyed, text

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from cgpt_convert import cli
-from cgpt_convert.errors import CgptError
+from cgpt_convert.core.errors import CgptError
 from fuzz import loaders
 from fuzz.recorder import Audit, Events
 

@@ -8,17 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers import cutzip, legacy, torchtar, torchzip
-from cgpt_convert.containers.refuse import refuse
-from cgpt_convert.containers.sniff import sniff
-from cgpt_convert.errors import CgptError
-from cgpt_convert.formats import _gguf, _npy, _safetensors, npz
-from cgpt_convert.pickles.unpickle import decode
-from cgpt_convert.scanning.allowance import Allowance
-from cgpt_convert.scanning.look import Look
-from cgpt_convert.scanning.names import Rule
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.formats.detect import sniff
+from cgpt_convert.formats.diagnose import refuse
+from cgpt_convert.formats.gguf import reader as _gguf
+from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.formats.npy import npz
+from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.formats.torch import legacy_reader as legacy
+from cgpt_convert.formats.torch import tar_reader as torchtar
+from cgpt_convert.formats.torch import truncated_zip as cutzip
+from cgpt_convert.formats.torch import zip_reader as torchzip
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.budget import Allowance
+from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 Target = Callable[[MemoryBytes], object]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cgpt_convert.deflated import Deflated
+from cgpt_convert.sources.inflate import Deflated
 from tests import vendor
 
 # milliseconds for one example: seconds are a bomb, the default's 200 only a busy machine

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
+from cgpt_convert.architectures.recognise import recognise
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.architectures.schema import architectures
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.torchzip import read
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.mapping.architecture import architectures
-from cgpt_convert.mapping.recognise import recognise
-from cgpt_convert.mapping.recognised import Recognised
-from cgpt_convert.shapes import c_strides
-from cgpt_convert.source import LocalFile, MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.formats.torch.zip_reader import read
+from cgpt_convert.sources.local import LocalFile, MemoryBytes
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.tensor import Storage, Tensor
 from tests import vendor
 
 GPT2 = architectures()["gpt2"]

@@ -5,11 +5,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cgpt_convert.dtypes import BY_NAME
 from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Part, Request
-from cgpt_convert.shapes import c_strides
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
 def render(plans: Iterable[FilePlan]) -> dict[str, bytes]:

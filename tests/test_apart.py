@@ -14,11 +14,12 @@ import torch
 from gguf import GGUFWriter
 from safetensors.torch import save_file
 
-from cgpt_convert import formats, open_checkpoint
-from cgpt_convert.conversion import Target, convert
-from cgpt_convert.errors import BadRequest
-from cgpt_convert.output.sink import Options, write_files, write_folder
-from cgpt_convert.select import Wish
+from cgpt_convert import open_checkpoint
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.targets.plan_conversion import Target, convert
+from cgpt_convert.targets.selection import Wish
+from cgpt_convert.writing.writer import Options, write_files, write_folder
 from tests import llama_model
 from tests.running import contents, run
 
@@ -90,7 +91,7 @@ def test_a_file_does_not_replace_its_source(kind: str, form: str, tmp_path: Path
     for opened in (source, names["a hard link"], names["a link"]):
         checkpoint = open_checkpoint(opened)
         for path in names.values():
-            made = convert(checkpoint, Wish(dtype="float32"), Target(form, str(path), proof=False))
+            made = convert(checkpoint, Wish(dtype="float32"), Target(form, str(path)))
             with pytest.raises(BadRequest, match="the output is the input"):
                 made.write(str(path), Options(overwrite=True))
             with pytest.raises(BadRequest, match="the output is the input"):  # of the tensors alone
@@ -110,7 +111,7 @@ def test_a_folder_does_not_replace_what_holds_its_source(
     before = contents(tmp_path)
     checkpoint = open_checkpoint(source)
     for folder in (tmp_path / "in", tmp_path / "in" / "deep", tmp_path / "also" / "deep"):
-        made = convert(checkpoint, Wish(), Target(form, str(folder), proof=False))
+        made = convert(checkpoint, Wish(), Target(form, str(folder)))
         with pytest.raises(BadRequest, match="the output is the input"):
             made.write(str(folder), Options(overwrite=True))
         with pytest.raises(BadRequest, match="the output is the input"):  # of the tensors alone
@@ -128,14 +129,14 @@ def test_an_index_and_its_shards_are_not_replaced(tmp_path: Path) -> None:
     assert len(shards) == 2
     before = contents(tmp_path)
     checkpoint = open_checkpoint(index)
-    other = convert(checkpoint, Wish(), Target("safetensors", big.output, 100, proof=False))
+    other = convert(checkpoint, Wish(), Target("safetensors", big.output, 100))
     alone = [plan for plan in other.plans if plan.path == index.name]  # the shards are called else
     with pytest.raises(BadRequest, match="the output is the input"):
         write_files(other.plans, str(tmp_path), Options(overwrite=True))
     with pytest.raises(BadRequest, match="the output is the input"):
         write_files(alone, str(tmp_path), Options(True, other.inputs))
     for path in (index, *shards):
-        made = convert(checkpoint, Wish(), Target("npz", str(path), proof=False))
+        made = convert(checkpoint, Wish(), Target("npz", str(path)))
         with pytest.raises(BadRequest, match="the output is the input"):
             write_files(made.plans, str(tmp_path), Options(overwrite=True))
     assert contents(tmp_path) == before

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cgpt_convert.pickles.dangerous import is_dangerous_path
-from cgpt_convert.scanning.names import Rule
+from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
+from cgpt_convert.scanning.allowlist import Rule
 from tests import vendor
 from tests.running import Result, run
 from tests.test_properties import source

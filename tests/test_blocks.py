@@ -12,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.dtypes import BY_NAME, TABLE
-from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.shapes import c_strides
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
-from cgpt_convert.values import blocks, gather, views
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors import gather
+from cgpt_convert.tensors import read as blocks
+from cgpt_convert.tensors import strided_copy as views
+from cgpt_convert.tensors.dtypes import BY_NAME, TABLE
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 MiB = 1 << 20
 ORACLE = {
@@ -337,9 +339,10 @@ def in_a_new_process(code, *arguments):
 
 CODE = """
 import sys
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.source import LocalFile
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.sources.local import LocalFile
+from cgpt_convert.tensors.tensor import Storage
+from cgpt_convert.tensors.tensor import Tensor
 file = LocalFile(sys.argv[1])
 strides = tuple(map(int, sys.argv[2].split(",")))
 storage = Storage(file, 0, file.nbytes, "")

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.dtypes import BY_NAME, CASTS, TABLE
-from cgpt_convert.errors import BadRequest, Unsupported
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
-from cgpt_convert.values import cast
-from cgpt_convert.values.blocks import CastCounts
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors import cast
+from cgpt_convert.tensors.dtypes import BY_NAME, CASTS, TABLE
+from cgpt_convert.tensors.read import CastCounts
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 FLOATS = [row.name for row in TABLE if row.is_float]
 PAIRS = [(a, b) for a, b in itertools.product(FLOATS, CASTS) if a != b]

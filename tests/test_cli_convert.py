@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert import formats
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats.open import open_checkpoint
 from tests import vendor
 from tests.running import contents, partials, run
 from tests.test_cli_extract import assert_same

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.formats.open import open_checkpoint
 from tests import vendor
 from tests.render import tensor_bytes
 from tests.running import contents, partials, run

@@ -288,7 +288,7 @@ def test_what_scan_calls_foreign_leads_to_scan(tmp_path: Path) -> None:
 
 def test_names_of_dangerous_code_are_judged_without_importing_the_scanner(model: Path) -> None:
     program = (
-        "import sys; from cgpt_convert.summary import summarise; "
+        "import sys; from cgpt_convert.inspection import summarise; "
         "from cgpt_convert import open_checkpoint; "
         "summarise(open_checkpoint(sys.argv[1])); "
         "print([n for n in sys.modules if 'dangerous' in n or 'scanning' in n or n == 'numpy'])"

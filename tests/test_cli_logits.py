@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 
 import cgpt_convert
-from cgpt_convert import opening
-from cgpt_convert.source import LocalFile
+from cgpt_convert.formats import open as opening
+from cgpt_convert.sources.local import LocalFile
 from tests import vendor
 from tests.running import run
 from tests.small_models import oracle, write

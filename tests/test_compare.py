@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.errors import BadRequest
-from cgpt_convert.models import compare as comparing
-from cgpt_convert.models import model as models
-from cgpt_convert.models.compare import TOLERANCES, Comparison, compare
-from cgpt_convert.models.model import Model
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inference import compare as comparing
+from cgpt_convert.inference import model as models
+from cgpt_convert.inference.compare import TOLERANCES, Comparison, compare
+from cgpt_convert.inference.model import Model
 from tests import vendor
 from tests.running import run
 from tests.small_models import KINDS, as_kind, oracle, write

@@ -28,12 +28,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cgpt_convert import formats, open_checkpoint
+from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import main
-from cgpt_convert.scanning.file import scan_file
-from cgpt_convert.scanning.names import Rule
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.scanning.result import Verdict
+from cgpt_convert.scanning.scan import scan_file
 from tests.render import tensor_bytes
 
 pytestmark = pytest.mark.corpus

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from cgpt_convert.events import Event
-from cgpt_convert.output.crew import Crew
+from cgpt_convert.core.events import Event
+from cgpt_convert.core.threads import Crew
 
 
 def test_import_all_imports_what_rearranging_needs() -> None:
-    line = "import sys; from cgpt_convert.values import blocks; blocks.import_all(); "
-    line += "print({'cgpt_convert.values.' + n for n in ('gather', 'cast', 'quantize')} <= "
+    line = "import sys; from cgpt_convert.tensors import read; read.import_all(); "
+    line += "print({'cgpt_convert.tensors.' + n for n in ('gather', 'cast', 'quantize')} <= "
     line += "sys.modules.keys(), 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["True", "True"]

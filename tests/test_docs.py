@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 import pytest
 
-from cgpt_convert import findings, formats
-from cgpt_convert.checks import Check
+from cgpt_convert.architectures.known_models import models
 from cgpt_convert.cli import COMMANDS, group
-from cgpt_convert.findings import Rule
-from cgpt_convert.mapping.identity import models
+from cgpt_convert.core import findings
+from cgpt_convert.core.checks import Check
+from cgpt_convert.core.findings import Rule
+from cgpt_convert.formats import registry as formats
 from cgpt_convert.scanning.result import Sighting
 
 TOP = Path(__file__).parents[1]

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cgpt_convert.models import evaluation
-from cgpt_convert.models.divergence import diverge
-from cgpt_convert.models.evaluation import Loss, evaluate, scored_logits, token_nats
-from cgpt_convert.models.windows import Window, count, rolling_windows
+from cgpt_convert.inference.evaluate import cross_entropy as evaluation
+from cgpt_convert.inference.evaluate.cross_entropy import Loss, evaluate, scored_logits, token_nats
+from cgpt_convert.inference.evaluate.divergence import diverge
+from cgpt_convert.inference.evaluate.windows import Window, count, rolling_windows
 
 VOCABULARY, WIDTH = 97, 8
 

@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert import source as reading
-from cgpt_convert.output import staging
+from cgpt_convert.sources import local as reading
+from cgpt_convert.writing import local_stage as staging
 from tests import vendor
 from tests.running import contents, partials, run
 from tests.small_models import write

@@ -11,21 +11,24 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.cli.table import table
-from cgpt_convert.containers import cutzip, inside, stream, torchzip
-from cgpt_convert.containers.compression import recognise
-from cgpt_convert.containers.inside import Room, unpacked
-from cgpt_convert.containers.sniff import Kind
-from cgpt_convert.containers.stream import Stream
-from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.formats import _safetensors
-from cgpt_convert.inert import Global, Value
-from cgpt_convert.pickles import unpickle
-from cgpt_convert.pickles.trace import trace
-from cgpt_convert.scanning.look import Look
-from cgpt_convert.scanning.names import Rule
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.formats.detect import Kind
+from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.formats.torch import pickle_stream as stream
+from cgpt_convert.formats.torch import truncated_zip as cutzip
+from cgpt_convert.formats.torch import zip_reader as torchzip
+from cgpt_convert.formats.torch.pickle_stream import Stream
+from cgpt_convert.pickles.decode import decoder as unpickle
+from cgpt_convert.pickles.nodes import Global, Value
+from cgpt_convert.pickles.trace.tracer import trace
+from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.source import CHUNK, MemoryBytes, Source
-from cgpt_convert.source import read as read_source
+from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.sources import unpack as inside
+from cgpt_convert.sources.compression import recognise
+from cgpt_convert.sources.local import CHUNK, MemoryBytes, Source
+from cgpt_convert.sources.local import read as read_source
+from cgpt_convert.sources.unpack import Room, unpacked
 from tests import zips
 from tests.hostile import payload
 from tests.running import run

@@ -13,14 +13,16 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from cgpt_convert.errors import BadRequest, CgptError, Unsupported
-from cgpt_convert.mapping.activations import ACTIVATIONS, ERF
-from cgpt_convert.models import gelu, gpt2, on_numpy, weights
-from cgpt_convert.models.backend import backend
-from cgpt_convert.models.model import Model
-from cgpt_convert.models.pool import Pool
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.tensor import replace
+from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
+from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inference import backend_numpy as on_numpy
+from cgpt_convert.inference import gelu, weights
+from cgpt_convert.inference.backend import backend
+from cgpt_convert.inference.gpt2 import forward as gpt2
+from cgpt_convert.inference.model import Model
+from cgpt_convert.inference.thread_pool import Pool
+from cgpt_convert.tensors.tensor import replace
 from tests import vendor
 from tests.running import run
 from tests.small_models import KINDS, as_kind, logits, oracle, relative, write
@@ -388,6 +390,6 @@ def test_the_torch_engine_needs_torch(small, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "cgpt_convert.models.on_torch", raising=False)
+    monkeypatch.delitem(sys.modules, "cgpt_convert.inference.backend_torch", raising=False)
     error = complaint(lambda: opened(small, "torch"))
     assert "pip install" in error.hint

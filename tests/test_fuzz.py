@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.sources.local import MemoryBytes
 from fuzz.seeds import seeds
 from fuzz.targets import TARGETS, run
 from tests.scanning.files import scanned

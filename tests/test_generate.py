@@ -20,15 +20,16 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from cgpt_convert.errors import BadRequest
-from cgpt_convert.exports import hf_tokenizer, tokenizer
-from cgpt_convert.models import sampling
-from cgpt_convert.models.generation import generate
-from cgpt_convert.models.model import Model
-from cgpt_convert.models.sampling import Warp
-from cgpt_convert.models.settings import Settings
-from cgpt_convert.models.text import Decoder, Encoder, Stops
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inference.generate import sampling
+from cgpt_convert.inference.generate.loop import generate
+from cgpt_convert.inference.generate.sampling import Warp
+from cgpt_convert.inference.generate.settings import Settings
+from cgpt_convert.inference.model import Model
+from cgpt_convert.inference.text import Decoder, Encoder, Stops
+from cgpt_convert.targets.hf import tokenizer as hf_tokenizer
+from cgpt_convert.targets.tokenizer import bpe as tokenizer
 from tests import bpe, vendor
 from tests.running import run, spawn
 from tests.small_models import oracle, write

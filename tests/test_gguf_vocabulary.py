@@ -22,7 +22,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.models.text import Encoder, find
+from cgpt_convert.inference.text import Encoder, find
 from tests.bpe import END, change
 from tests.running import ROOT, environ, run
 

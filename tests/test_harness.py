@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import cgpt_convert
-from cgpt_convert.errors import BadRequest
+from cgpt_convert.core.errors import BadRequest
 from tests.running import ROOT, environ, run
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
@@ -28,7 +28,7 @@ from importlib.machinery import PathFinder
 found = PathFinder.find_spec
 hidden = ("torch", "transformers")
 PathFinder.find_spec = lambda name, *rest: None if name in hidden else found(name, *rest)
-runpy.run_module("cgpt_convert.harness", run_name="__main__", alter_sys=True)
+runpy.run_module("cgpt_convert.lm_eval_plugin", run_name="__main__", alter_sys=True)
 assert not {*hidden} & sys.modules.keys()
 """
 
@@ -135,7 +135,7 @@ def test_the_rolling_loss_is_that_of_eval(ours, tmp_path):
 
 
 def test_no_room_for_what_is_to_be_generated():
-    from cgpt_convert.harness import CgptLM
+    from cgpt_convert.lm_eval_plugin import CgptLM
 
     request = SimpleNamespace(args=("She was", {}))
     with pytest.raises(BadRequest, match="256 tokens to generate leave no context of 256"):

@@ -14,11 +14,14 @@ from tokenizers import Tokenizer as WholeTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.exports import hf, llama, tokenizer, tokenizer_files
-from cgpt_convert.exports.hf import HfFolder
-from cgpt_convert.output.sink import Options, write_folder
-from cgpt_convert.select import Wish, select
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.targets.hf import folder as hf
+from cgpt_convert.targets.hf.folder import HfFolder
+from cgpt_convert.targets.llama_cpp import export as llama
+from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.tokenizer import bpe as tokenizer
+from cgpt_convert.targets.tokenizer import files as tokenizer_files
+from cgpt_convert.writing.writer import Options, write_folder
 from tests import vendor
 from tests.bpe import END, TEXTS, change, train
 from tests.known_models import SHAPES, bare, of_transformers

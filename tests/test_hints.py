@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.select import wanted
+from cgpt_convert.targets.selection import wanted
 from tests import zips
 from tests.running import Result, run
 

@@ -23,9 +23,9 @@ import torch
 from safetensors import safe_open as read_safetensors
 
 import cgpt_convert
-from cgpt_convert.errors import CgptError, Unreadable
-from cgpt_convert.limits import MiB
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.core.errors import CgptError, Unreadable
+from cgpt_convert.core.limits import MiB
+from cgpt_convert.formats.open import open_checkpoint
 from tests import vendor, zips
 from tests.running import ROOT, environ, run
 from tests.zips import Entry

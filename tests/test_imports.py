@@ -120,8 +120,9 @@ def test_help_imports_click_and_no_command() -> None:
     assert watched(chains) == {}
     assert {name for name in chains if name.startswith("cgpt_convert.")} <= {
         "cgpt_convert.cli",
-        "cgpt_convert.errors",
-        "cgpt_convert.inert",
+        "cgpt_convert.core",
+        "cgpt_convert.core.errors",
+        "cgpt_convert.core.text",
     }
 
 
@@ -146,4 +147,4 @@ def test_contiguous_extract_needs_no_numpy(contiguous: Path, tmp_path: Path, by:
 def test_what_is_not_needed_is_told_with_who_imports_it(tmp_path: Path) -> None:
     strided = vendor.write(vendor.TINY, tmp_path, "cs")
     found = watched(imports("convert", strided, "-o", tmp_path / "out.safetensors"), "isal")
-    assert found["numpy"].startswith("cgpt_convert.values.")
+    assert found["numpy"].startswith("cgpt_convert.tensors.")

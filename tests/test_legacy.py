@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from cgpt_convert import findings
-from cgpt_convert.containers import legacy
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.inert import Global
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.formats.torch import legacy_reader as legacy
+from cgpt_convert.pickles.nodes import Global
+from cgpt_convert.sources.local import MemoryBytes
 from tests.mutations import mutated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch deprecates its own classes

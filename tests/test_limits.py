@@ -1,4 +1,4 @@
-"""Every limit of limits.py at its edge: what is just allowed, and what is just too much."""
+"""Every limit of core/limits.py at its edge: what is just allowed, and what is just too much."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from cgpt_convert import limits, strict_json
-from cgpt_convert.containers.archive import open_archive
-from cgpt_convert.containers.inside import Room
-from cgpt_convert.containers.shards import read_index
-from cgpt_convert.containers.sniff import sniff
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.exports.tokenizer_files import read_file
-from cgpt_convert.formats import _gguf, _npy, _safetensors, parameters
-from cgpt_convert.formats import npy as formats_npy
-from cgpt_convert.limits import PICKLE, MiB, Share
-from cgpt_convert.mapping.config import read_config
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.pickles.trace import Trace, trace
-from cgpt_convert.pickles.unpickle import decode
-from cgpt_convert.proof.lock import read_lock
-from cgpt_convert.scanning.look import Look
-from cgpt_convert.scanning.names import Rule
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage
+from cgpt_convert.architectures.hf_config_check import read_config
+from cgpt_convert.archives.zip_archive import open_archive
+from cgpt_convert.core import limits, strict_json
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.limits import PICKLE, MiB, Share
+from cgpt_convert.formats.detect import sniff
+from cgpt_convert.formats.gguf import reader as _gguf
+from cgpt_convert.formats.npy import folder as formats_npy
+from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.formats.raw import writer as parameters
+from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.formats.sharded_reader import read_index
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.pickles.trace.tracer import Trace, trace
+from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.sources.unpack import Room
+from cgpt_convert.targets.tokenizer.files import read_file
+from cgpt_convert.tensors.tensor import Storage
+from cgpt_convert.verification.lock import read_lock
 from tests import zips
 from tests.torch_forms.agreement import opened
 from tests.torch_forms.forging import forged, v2
@@ -122,7 +125,7 @@ def file(read: Callable[[str], object], name: str = "x.json") -> Callable[[int],
 
 TEN = Share(10, MiB, 10)
 CLAIMED = limits.EXPANSION * 24 + limits.EXPANSION_FLOOR  # over a storage of 24 bytes
-FIELD = "cgpt_convert.formats._gguf_fields"
+FIELD = "cgpt_convert.formats.gguf.fields"
 EDGES = {
     "PICKLE.nbytes": Edge(
         9, lambda n: bounded(b"\x8c" + bytes((n - 3,)) + b"k" * (n - 3) + b".", nbytes=9)
@@ -140,16 +143,16 @@ EDGES = {
     "PICKLE.line_bytes": Edge(
         PICKLE.line_bytes, lambda n: decode(b"V" + b"k" * (n - 1) + b"\n" + b"." * 9)
     ),
-    "INFLATION": Edge(MiB, lambda n: opened(inflating(n)), "cgpt_convert.limits.INFLATION=0"),
+    "INFLATION": Edge(MiB, lambda n: opened(inflating(n)), "cgpt_convert.core.limits.INFLATION=0"),
     "MEMBERS": Edge(
         3,
         lambda n: open_archive(memory(zips.build(records(n)))),
-        "cgpt_convert.containers.directory.MEMBERS",
+        "cgpt_convert.archives.zip_directory.MEMBERS",
     ),
     "DIRECTORY_BYTES": Edge(
         3 * 49,
         lambda n: open_archive(memory(zips.build(records(-(-n // 49))))),
-        "cgpt_convert.containers.directory.DIRECTORY_BYTES",
+        "cgpt_convert.archives.zip_directory.DIRECTORY_BYTES",
     ),
     "NAME_BYTES": Edge(
         limits.NAME_BYTES,
@@ -175,7 +178,7 @@ EDGES = {
     "SCANNED": Edge(
         10,
         lambda n: scanned(b"\x80\4" + b"N0" * 4 + b"N" + b"\x85" * (n - 10) + b"."),
-        "cgpt_convert.scanning.allowance.SCANNED=Share(26, 1 << 40, 26)",  # 16 for a pickle
+        "cgpt_convert.scanning.budget.SCANNED=Share(26, 1 << 40, 26)",  # 16 for a pickle
     ),
     "MEMO_GAP": Edge(
         3 + limits.MEMO_GAP, lambda n: traced(b"\x80\4Nr" + struct.pack("<I", n) + b".")
@@ -183,41 +186,43 @@ EDGES = {
     "MEMO_SPARSE": Edge(
         3,
         lambda n: traced(b"N" + b"".join(b"q" + bytes((9 * k,)) for k in range(1, n + 1)) + b"."),
-        "cgpt_convert.pickles.stack.MEMO_SPARSE",
+        "cgpt_convert.pickles.trace.stack.MEMO_SPARSE",
     ),
     "JSON_VALUES": Edge(
         3,
         lambda n: strict_json.loads(b'{"a":[' + b",".join([b"1"] * (n - 1)) + b"]}", "x"),
-        "cgpt_convert.strict_json.JSON_VALUES",
+        "cgpt_convert.core.strict_json.JSON_VALUES",
     ),
     "HEADER_BYTES": Edge(
         100,
         lambda n: _safetensors.from_source(memory(header(n)), "x"),
-        "cgpt_convert.formats._safetensors.HEADER_BYTES",
+        "cgpt_convert.formats.safetensors.reader.HEADER_BYTES",
     ),
     "CONFIG_BYTES": Edge(
         40,
         file(lambda _: read_config("."), "config.json"),
-        "cgpt_convert.mapping.config.CONFIG_BYTES",
+        "cgpt_convert.architectures.hf_config_check.CONFIG_BYTES",
     ),
     "TOKENIZER_BYTES": Edge(
-        40, file(read_file), "cgpt_convert.exports.tokenizer_files.TOKENIZER_BYTES"
+        40, file(read_file), "cgpt_convert.targets.tokenizer.files.TOKENIZER_BYTES"
     ),
     "INDEX_BYTES": Edge(
         40,
         file(lambda path: read_index(path, open_checkpoint)),
-        "cgpt_convert.containers.shards.INDEX_BYTES",
+        "cgpt_convert.formats.sharded_reader.INDEX_BYTES",
     ),
-    "INDEX_BYTES of a lock": Edge(40, file(read_lock), "cgpt_convert.proof.lock.INDEX_BYTES"),
+    "INDEX_BYTES of a lock": Edge(
+        40, file(read_lock), "cgpt_convert.verification.lock.INDEX_BYTES"
+    ),
     "INDEX_BYTES of a mapping": Edge(
         40,
         file(lambda _: parameters.read("."), "mapping.json"),
-        "cgpt_convert.formats.parameters.INDEX_BYTES",
+        "cgpt_convert.formats.raw.writer.INDEX_BYTES",
     ),
     "INDEX_BYTES of npy's notes": Edge(
         40,
         file(lambda _: formats_npy.read("."), "tensors.json"),
-        "cgpt_convert.formats.npy.INDEX_BYTES",
+        "cgpt_convert.formats.npy.folder.INDEX_BYTES",
     ),
     "NPY_HEADER_BYTES": Edge(
         limits.NPY_HEADER_BYTES, lambda n: _npy.array(Storage(memory(npy(n)), 0, n, "w"))
@@ -275,10 +280,12 @@ def test_20_what_the_walk_may_cost_is_counted_to_the_last(
     # the values; the characters of their paths; the pair again, and its length; the tensors
     exact = {"NODES": 11, "NAMES": 32, "REPEATED": 3, "TENSORS": 2}[limit]
     (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
-    monkeypatch.setattr(f"cgpt_convert.pickles.budget.{limit}", Share(exact, 1 << 40, exact))
+    monkeypatch.setattr(
+        f"cgpt_convert.pickles.flatten.budget.{limit}", Share(exact, 1 << 40, exact)
+    )
     assert len(open_checkpoint(path)) == 2
     monkeypatch.setattr(
-        f"cgpt_convert.pickles.budget.{limit}", Share(exact - 1, 1 << 40, exact - 1)
+        f"cgpt_convert.pickles.flatten.budget.{limit}", Share(exact - 1, 1 << 40, exact - 1)
     )
     with pytest.raises(Unsupported, match="for a pickle of its size"):
         open_checkpoint(path)
@@ -289,7 +296,9 @@ def test_20_a_tensor_of_many_dimensions_counts_as_several(
 ) -> None:
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"a": torch.zeros([1] * 64)}))
     for most, enough in ((8, True), (7, False)):
-        monkeypatch.setattr("cgpt_convert.pickles.budget.TENSORS", Share(most, 1 << 40, most))
+        monkeypatch.setattr(
+            "cgpt_convert.pickles.flatten.budget.TENSORS", Share(most, 1 << 40, most)
+        )
         with nullcontext() if enough else pytest.raises(Unsupported, match="too many tensors"):
             open_checkpoint(path)
 
@@ -310,9 +319,11 @@ def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
     tied = torch.zeros(2)
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"long": tied, "b": tied, "c": tied}))
     exact = len("long" + "b" + "c") + 2 * len("long")
-    monkeypatch.setattr("cgpt_convert.pickles.budget.NAMES", Share(exact, 1 << 40, exact))
+    monkeypatch.setattr("cgpt_convert.pickles.flatten.budget.NAMES", Share(exact, 1 << 40, exact))
     assert open_checkpoint(path).ties == {"b": "long", "c": "long"}
-    monkeypatch.setattr("cgpt_convert.pickles.budget.NAMES", Share(exact - 1, 1 << 40, exact - 1))
+    monkeypatch.setattr(
+        "cgpt_convert.pickles.flatten.budget.NAMES", Share(exact - 1, 1 << 40, exact - 1)
+    )
     with pytest.raises(Unsupported, match="too many characters of names"):
         open_checkpoint(path)
 

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.dtypes import FLOAT32
-from cgpt_convert.errors import BadRequest, CgptError, Unsupported
-from cgpt_convert.exports import llama, llama_undo
-from cgpt_convert.exports.llama_fields import size_label
-from cgpt_convert.exports.model_card import Card, read_card
-from cgpt_convert.formats import gguf
-from cgpt_convert.mapping.identity import find_model
-from cgpt_convert.models.model import Model
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.select import Wish, select
+from cgpt_convert.architectures.known_models import find_model
+from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
+from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inference.model import Model
+from cgpt_convert.targets.hf.model_card import Card, read_card
+from cgpt_convert.targets.llama_cpp import export as llama
+from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+from cgpt_convert.targets.llama_cpp.fields import size_label
+from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.tensors.dtypes import FLOAT32
 from tests import llama_model, vendor
 from tests.known_models import GPT2, HEAD, bare, known
 from tests.render import dense, render, tensor_bytes, write

@@ -10,13 +10,13 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from cgpt_convert.conversion import Target
-from cgpt_convert.conversion import convert as conversion
-from cgpt_convert.exports import llama
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output import sink
-from cgpt_convert.select import Wish, select
-from cgpt_convert.summary import summarise
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inspection import summarise
+from cgpt_convert.targets.llama_cpp import export as llama
+from cgpt_convert.targets.plan_conversion import Target
+from cgpt_convert.targets.plan_conversion import convert as conversion
+from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.writing import writer as sink
 from tests import llama_model
 from tests.running import environ
 

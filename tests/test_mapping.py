@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert.mapping.config import check_config
-from cgpt_convert.tensor import Storage, Tensor, replace
+from cgpt_convert.architectures.hf_config_check import check_config
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 from tests import vendor
 from tests.known_models import (
     HEAD,

@@ -11,12 +11,13 @@ import pytest
 import torch
 import transformers
 
-from cgpt_convert.errors import Malformed, Unreadable
-from cgpt_convert.mapping import architecture, identity
-from cgpt_convert.mapping import files as mapping_files
-from cgpt_convert.mapping.config import check_config
-from cgpt_convert.mapping.identity import models
-from cgpt_convert.mapping.recognise import recognise
+from cgpt_convert.architectures import known_models as identity
+from cgpt_convert.architectures import schema as architecture
+from cgpt_convert.architectures import toml_files as mapping_files
+from cgpt_convert.architectures.hf_config_check import check_config
+from cgpt_convert.architectures.known_models import models
+from cgpt_convert.architectures.recognise import recognise
+from cgpt_convert.core.errors import Malformed, Unreadable
 from tests.known_models import (
     bare,
     known,

@@ -15,10 +15,10 @@ import pytest
 import cgpt_convert
 from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import Unsupported
-from cgpt_convert.models import memory
-from cgpt_convert.models.model import Model
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.inference import memory
+from cgpt_convert.inference.model import Model
+from cgpt_convert.tensors.tensor import Tensor
 from tests.running import PROGRAM, environ, run
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"

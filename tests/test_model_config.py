@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Model
 
-from cgpt_convert.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.mapping.config import check_config, read_config
-from cgpt_convert.mapping.identity import find_model
+from cgpt_convert.architectures.hf_config_check import check_config, read_config
+from cgpt_convert.architectures.known_models import find_model
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from tests import vendor
 from tests.known_models import (
     SHAPES,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
 
-from cgpt_convert.errors import BadRequest
-from cgpt_convert.formats import parameters
-from cgpt_convert.mapping.identity import find_model, models, storage_mapping
+from cgpt_convert.architectures.known_models import find_model, models, storage_mapping
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.formats.raw import writer as parameters
 from tests import vendor
 from tests.known_models import (
     GPT2,

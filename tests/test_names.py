@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cgpt_convert.names import file_names, tensor_name
+from cgpt_convert.core.file_names import file_names, tensor_name
 
 DEVICES = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
 FORBIDDEN = set('<>:"/\\|?*') | {chr(code) for code in range(32)}  # by Windows

@@ -13,10 +13,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert import deflated, spool
-from cgpt_convert.deflated import Deflated
-from cgpt_convert.errors import Malformed
-from cgpt_convert.source import MemoryBytes, read
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.sources import inflate as deflated
+from cgpt_convert.sources import temp_cache as spool
+from cgpt_convert.sources.inflate import Deflated
+from cgpt_convert.sources.local import MemoryBytes, read
 from tests import zips
 from tests.running import run
 

@@ -14,11 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.errors import Unsupported
-from cgpt_convert.exports import properties
-from cgpt_convert.exports.properties import Exported
-from cgpt_convert.output.sink import Options, write_folder
-from cgpt_convert.tensor import Tensor, replace
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.targets.java_program import properties
+from cgpt_convert.targets.java_program.properties import Exported
+from cgpt_convert.tensors.tensor import Tensor, replace
+from cgpt_convert.writing.writer import Options, write_folder
 from tests import vendor
 from tests.bpe import change
 from tests.raw_program import Program
@@ -192,9 +192,9 @@ def test_a_dividend_that_is_no_integer(tmp_path: Path) -> None:
 
 def hollow(shape: vendor.Shape, folder: Path) -> Checkpoint:
     """A checkpoint of that shape, of a lone file; its numbers are not there."""
-    from cgpt_convert.dtypes import FLOAT32
-    from cgpt_convert.source import MemoryBytes
-    from cgpt_convert.tensor import Storage
+    from cgpt_convert.sources.local import MemoryBytes
+    from cgpt_convert.tensors.dtypes import FLOAT32
+    from cgpt_convert.tensors.tensor import Storage
 
     with torch.device("meta"):
         state = GPT2LMHeadModel(GPT2Config(**shape._asdict())).state_dict()

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgpt_convert.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32
-from cgpt_convert.errors import BadRequest, Unsupported
-from cgpt_convert.shapes import c_strides
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor, replace
-from cgpt_convert.values import cast
-from cgpt_convert.values.blocks import CastCounts
-from cgpt_convert.values.stats import statistics
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors import cast
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32
+from cgpt_convert.tensors.read import CastCounts
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.stats import statistics
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 from tests import llama_logits
 from tests.render import dense, tensor_bytes
 

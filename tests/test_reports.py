@@ -18,8 +18,8 @@ import jsonschema
 import pytest
 from junitparser import Error, Failure, JUnitXml
 
-from cgpt_convert import findings
-from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
+from cgpt_convert.core import findings
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.reports import FORMATS, render
 from tests import zips
 from tests.hostile import payload

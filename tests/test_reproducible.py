@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert import formats
+from cgpt_convert.formats import registry as formats
 from tests import vendor
 from tests.running import contents, spawn
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from safetensors.numpy import load_file
 
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.formats.open import open_checkpoint
 from tests import vendor
 from tests.running import Result, contents, run
 from tests.small_models import as_kind, write

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert import formats
-from cgpt_convert.deflated import Deflated
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.errors import CannotWrite, Malformed, Unreadable
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output import checksums, place, sink, staging
-from cgpt_convert.output.sink import Options
+from cgpt_convert.core.errors import CannotWrite, Malformed, Unreadable
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
-from cgpt_convert.source import CHUNK, LocalFile, MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor, replace
+from cgpt_convert.sources.inflate import Deflated
+from cgpt_convert.sources.local import CHUNK, LocalFile, MemoryBytes
+from cgpt_convert.tensors import checksums
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+from cgpt_convert.writing import local_stage as staging
+from cgpt_convert.writing import output_checks as place
+from cgpt_convert.writing import writer as sink
+from cgpt_convert.writing.writer import Options
 from tests import vendor
 from tests.render import dense, render, request
 from tests.running import contents

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.containers.refuse import refuse
-from cgpt_convert.containers.sniff import Kind, sniff
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.formats.detect import Kind, sniff
+from cgpt_convert.formats.diagnose import refuse
+from cgpt_convert.sources.local import MemoryBytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 VALUE = {"w": torch.ones(300)}
@@ -77,7 +77,7 @@ KINDS = {
     Kind.PREVIEW: [b"PYTORCH1" + bytes(8)],
     Kind.LFS_POINTER: [LFS],
     Kind.WEB_PAGE: [
-        b"<!DOCTYPE html><html><head><title>Sign in</title>",
+        b"<!DOCTYPE html><html><head><title>AddProvenance in</title>",
         b"\xef\xbb\xbf\n  <HTML>",
         b"<!-- made by hand -->\n<html lang=en>",
         b'<?xml version="1.0"?><!DOCTYPE html PUBLIC "x"><html>',
@@ -153,7 +153,7 @@ def test_what_is_refused_says_so_in_one_line_and_what_to_do(kind, data):
     ("data", "words"),
     [
         (LFS, ["12,345,678 bytes", "sha256:4d7a2146", "git lfs pull"]),
-        (KINDS[Kind.WEB_PAGE][0], ['web page titled "Sign in"', "/resolve/"]),
+        (KINDS[Kind.WEB_PAGE][0], ['web page titled "AddProvenance in"', "/resolve/"]),
         (KINDS[Kind.XML][0], ['"AccessDenied"']),
         (KINDS[Kind.JSON][0], ['"Entry not found"']),
         (KINDS[Kind.GZIP][0], ["a gzip file", "gunzip"]),

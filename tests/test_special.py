@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.values import special
-from cgpt_convert.values.special import Special, watched
+from cgpt_convert.tensors import non_finite as special
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.non_finite import Special, watched
 from tests.running import run
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

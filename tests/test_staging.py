@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert.errors import CannotWrite
-from cgpt_convert.output import leftovers, place, staging
+from cgpt_convert.core.errors import CannotWrite
+from cgpt_convert.writing import local_stage as staging
+from cgpt_convert.writing import output_checks as place
+from cgpt_convert.writing import temp_files as leftovers
 from tests.running import contents, partials
 
 

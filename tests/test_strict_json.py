@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.strict_json import is_text_map, loads
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.strict_json import is_text_map, loads
 
 
 @pytest.mark.parametrize(

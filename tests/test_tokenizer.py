@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer
 
-from cgpt_convert import limits
-from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.exports import tokenizer, tokenizer_files
-from cgpt_convert.exports.tokenizer import Tokenizer, find
+from cgpt_convert.core import limits
+from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
+from cgpt_convert.targets.tokenizer import bpe as tokenizer
+from cgpt_convert.targets.tokenizer import files as tokenizer_files
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find
 from tests.bpe import END, TEXTS, change, train
 from tests.test_corpus import cache, download  # noqa: F401 cache is a fixture
 

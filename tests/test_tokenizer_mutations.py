@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
-from cgpt_convert.errors import CgptError
-from cgpt_convert.exports import llama_fields
-from cgpt_convert.exports.tokenizer import find
-from cgpt_convert.models.text import Decoder, Encoder
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.inference.text import Decoder, Encoder
+from cgpt_convert.targets.llama_cpp import fields as llama_fields
+from cgpt_convert.targets.tokenizer.bpe import find
 from tests import llama_model
 from tests.running import run
 

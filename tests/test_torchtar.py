@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cgpt_convert import findings
-from cgpt_convert.containers import tarball, torchtar
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.source import LocalFile, MemoryBytes
+from cgpt_convert.archives import tar as tarball
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.formats.torch import tar_reader as torchtar
+from cgpt_convert.sources.local import LocalFile, MemoryBytes
 from tests.mutations import mutated
 
 pytestmark = pytest.mark.filterwarnings(  # torch's, of files and functions as old as these

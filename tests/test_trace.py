@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cgpt_convert.errors import Malformed
-from cgpt_convert.pickles.trace import trace
-from cgpt_convert.pickles.unpickle import decode
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.pickles.trace.tracer import trace
+from cgpt_convert.sources.local import MemoryBytes
 from tests.hostile import DANGEROUS, FOREIGN, HARMLESS, payload
 
 Log = list[tuple[str, ...]]

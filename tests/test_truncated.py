@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cgpt_convert import findings
-from cgpt_convert.containers import cutzip, torchzip
-from cgpt_convert.errors import CgptError, Malformed
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed
+from cgpt_convert.formats.torch import truncated_zip as cutzip
+from cgpt_convert.formats.torch import zip_reader as torchzip
+from cgpt_convert.sources.local import MemoryBytes
 from tests.mutations import mutated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

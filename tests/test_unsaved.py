@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.errors import Unsupported
-from cgpt_convert.select import Wish, select
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.targets.selection import Wish, select
 
 
 def test_tensors_without_values_are_named_and_refused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.torchzip import read
-from cgpt_convert.source import LocalFile
+from cgpt_convert.formats.torch.zip_reader import read
+from cgpt_convert.sources.local import LocalFile
 from tests import vendor
 
 WILD = json.loads((Path(__file__).parent / "data/wild_mappings.json").read_text())

@@ -23,10 +23,10 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import cgpt_convert
-from cgpt_convert.models.evaluation import evaluate
-from cgpt_convert.models.model import Model
-from cgpt_convert.models.windows import rolling_windows
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inference.evaluate.cross_entropy import evaluate
+from cgpt_convert.inference.evaluate.windows import rolling_windows
+from cgpt_convert.inference.model import Model
 from tests import train_demo, vendor
 from tests.running import ROOT, environ, run
 

@@ -19,7 +19,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.models.model import Model
+from cgpt_convert.inference.model import Model
 from tests.gguf_library import from_gguf
 from tests.running import run
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cgpt_convert import __version__
-from cgpt_convert.errors import BadRequest, CgptError
+from cgpt_convert.core.errors import BadRequest, CgptError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -155,9 +155,9 @@ def _print_error(kind: str, message: str, exit_code: int, where: str = "", hint:
 
 def _tell_traffic() -> None:
     """Say on standard error what was asked for over a network, if anything was."""
-    if "cgpt_convert.remote.traffic" in sys.modules:
+    if "cgpt_convert.sources.remote.settings" in sys.modules:
         from cgpt_convert.cli.table import counted, size
-        from cgpt_convert.remote.traffic import traffic
+        from cgpt_convert.sources.remote.settings import traffic
 
         requests, nbytes, total, sent = traffic.take()
         if requests:
@@ -168,7 +168,7 @@ def _tell_traffic() -> None:
 
 
 def _complain(message: str) -> None:
-    from cgpt_convert.inert import printable
+    from cgpt_convert.core.text import printable
 
     lines = map(printable, message.split("\n"))
     click.echo("cgpt-convert: " + "\n".join(lines), err=True)

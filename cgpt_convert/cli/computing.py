@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.inert import printable
+from cgpt_convert.core.text import printable
 
 if TYPE_CHECKING:
-    from cgpt_convert.models.backend import Backend
-    from cgpt_convert.models.model import Model
+    from cgpt_convert.inference.backend import Backend
+    from cgpt_convert.inference.model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,13 +27,13 @@ class Computing(NamedTuple):
 
     def backend(self, threads: int) -> Backend:
         """What computes, with so many threads."""
-        from cgpt_convert.models.backend import backend
+        from cgpt_convert.inference.backend import backend
 
         return backend(self.engine, threads)
 
     def model(self, checkpoint: Checkpoint, xp: Backend, *, resident: bool = False) -> Model:
         """The model in `checkpoint`; see `Model`. What contradicts its config.json is told."""
-        from cgpt_convert.models.model import Model
+        from cgpt_convert.inference.model import Model
 
         model = Model(
             checkpoint, xp, heads=self.heads, activation=self.activation, resident=resident

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from cgpt_convert.cli.table import counted
-from cgpt_convert.exports.tokenizer import Tokenizer
-from cgpt_convert.inert import printable
-from cgpt_convert.models.continuation import Continuation, continued
-from cgpt_convert.models.model import Model
-from cgpt_convert.models.request import read_request
-from cgpt_convert.models.settings import Settings, check
-from cgpt_convert.models.source import ends
-from cgpt_convert.models.text import Encoder, find
+from cgpt_convert.core.text import printable
+from cgpt_convert.inference.generate.request import read_request
+from cgpt_convert.inference.generate.settings import Settings, check
+from cgpt_convert.inference.generate.stream import Continuation, continued
+from cgpt_convert.inference.load import ends
+from cgpt_convert.inference.model import Model
+from cgpt_convert.inference.text import Encoder, find
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 
 
 class Run:

@@ -14,11 +14,12 @@ from cgpt_convert.cli import options, salvaging
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
-from cgpt_convert.conversion import Conversion, Target, convert, target_for, targets
-from cgpt_convert.dtypes import WISHES
-from cgpt_convert.inert import printable
-from cgpt_convert.output.sink import Options
-from cgpt_convert.select import Wish, chosen_names, parts, under
+from cgpt_convert.core.text import printable
+from cgpt_convert.plan import AddProvenance
+from cgpt_convert.targets.plan_conversion import Conversion, Target, convert, target_for, targets
+from cgpt_convert.targets.selection import Selection, Wish, chosen_names, parts, under
+from cgpt_convert.tensors.dtypes import WISHES
+from cgpt_convert.writing.writer import Options
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -103,7 +104,7 @@ def command(
         max_shard_size,
         tokenizer,
         vocabulary=not no_vocab,
-        proof=not no_proof,
+        provenance=None if no_proof else _provenance,
     )
     wish = wish._replace(dtype=dtype, tied=tied)
     checkpoint = salvaging.opened(
@@ -113,7 +114,7 @@ def command(
     conversion = convert(checkpoint, wish, target)
     settings = Options(overwrite=overwrite, jobs=jobs)
     if verify:
-        from cgpt_convert.reread import reread
+        from cgpt_convert.verification.readback import reread
 
         settings.check = functools.partial(reread, conversion, target.to, jobs)
     conversion.check_apart(output)
@@ -286,3 +287,9 @@ def _names(names: list[str]) -> str:
     if len(names) <= _NAMED:
         return shown
     return f"{len(names):,} tensors ({shown} ...)"
+
+
+def _provenance(chosen: Selection) -> AddProvenance:
+    from cgpt_convert.verification import provenance
+
+    return functools.partial(provenance.signed, chosen)

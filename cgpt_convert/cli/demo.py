@@ -13,14 +13,14 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import group
 from cgpt_convert.cli.table import style
-from cgpt_convert.errors import CannotWrite, CheckFailed
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output.sink import Options, write_folder
+from cgpt_convert.core.errors import CannotWrite, CheckFailed
+from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.plan import FilePlan
-from cgpt_convert.values.digest import tensor_digest
+from cgpt_convert.tensors.digest import tensor_digest
+from cgpt_convert.writing.writer import Options, write_folder
 
 if TYPE_CHECKING:
-    from cgpt_convert.models.model import Model
+    from cgpt_convert.inference.model import Model
 
 _MODEL = "pytorch_model.bin"
 _FILES = (_MODEL, "config.json", "vocab.json", "merges.txt", "held-out.txt")
@@ -114,7 +114,7 @@ def _independent(path: str) -> Callable[[str], Mapping[str, Any]] | None:
 
 def _speak(folder: str) -> None:
     """Let the model continue a sentence from each file; CheckFailed if a lossless one's differs."""
-    from cgpt_convert.models.model import Model
+    from cgpt_convert.inference.model import Model
 
     start = "".join(_PROMPT).replace("Ġ", " ")
     click.echo(style(f"\n{start} ... how the model goes on, computed from each file:", bold=True))
@@ -134,9 +134,9 @@ def _speak(folder: str) -> None:
 
 def _sentence(model: Model) -> tuple[str, list[int]]:
     """The prompt and what the model holds for likeliest, as text and as ids."""
-    from cgpt_convert.models.continuation import continued
-    from cgpt_convert.models.settings import Settings
-    from cgpt_convert.models.text import Decoder, find
+    from cgpt_convert.inference.generate.settings import Settings
+    from cgpt_convert.inference.generate.stream import continued
+    from cgpt_convert.inference.text import Decoder, find
 
     tokenizer = find(model.source.checkpoint, None, model.hyper.vocab_size)
     ends = frozenset(tokenizer.tokens.index(end) for end in _SENTENCE_ENDS)
@@ -149,8 +149,8 @@ def _divergence(base: Model, other: Model, ids: list[int]) -> float:
     """The mean KL divergence over the tokens of a sentence, in nats a token."""
     import numpy as np
 
-    from cgpt_convert.models.divergence import diverge
-    from cgpt_convert.models.windows import Window
+    from cgpt_convert.inference.evaluate.divergence import diverge
+    from cgpt_convert.inference.evaluate.windows import Window
 
     window = Window(0, len(ids) - 1, len(ids) - 1)
     return diverge(base, other, np.array(ids), [window], base.hyper.vocab_size).kl_mean

@@ -12,12 +12,12 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.notes import tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
-from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.proof.diff import CHANGED, EQUAL, LEFT_OUT, NOT_COMPARED, Row, diff
-from cgpt_convert.proof.scope import sides
-from cgpt_convert.select import Wish
-from cgpt_convert.shapes import dims
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.targets.selection import Wish
+from cgpt_convert.tensors.shapes import dims
+from cgpt_convert.verification.diff import CHANGED, EQUAL, LEFT_OUT, NOT_COMPARED, Row, diff
+from cgpt_convert.verification.scope import sides
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 

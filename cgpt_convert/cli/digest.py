@@ -11,14 +11,14 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.notes import tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.errors import BadRequest
-from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.proof.canonical import Weights, weights
-from cgpt_convert.proof.digests import ALGORITHM, Digested, digested, of_part
-from cgpt_convert.proof.odd import described
-from cgpt_convert.proof.scope import part_scope
-from cgpt_convert.select import Wish
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.targets.selection import Wish
+from cgpt_convert.verification.canonical_names import Weights, weights
+from cgpt_convert.verification.composite_digests import described
+from cgpt_convert.verification.digests import ALGORITHM, Digested, digested, of_part
+from cgpt_convert.verification.scope import part_scope
 
 
 @click.command("digest")

@@ -12,16 +12,16 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output.crew import crew_size
+from cgpt_convert.core.text import printable
+from cgpt_convert.core.threads import crew_size
+from cgpt_convert.formats.open import open_checkpoint
 
 if TYPE_CHECKING:
-    from cgpt_convert.models.divergence import Divergence
-    from cgpt_convert.models.evaluation import Loss
-    from cgpt_convert.models.model import Model
-    from cgpt_convert.models.passage import Passage
-    from cgpt_convert.models.windows import Window
+    from cgpt_convert.inference.evaluate.cross_entropy import Loss
+    from cgpt_convert.inference.evaluate.divergence import Divergence
+    from cgpt_convert.inference.evaluate.text_windows import Passage
+    from cgpt_convert.inference.evaluate.windows import Window
+    from cgpt_convert.inference.model import Model
 
 
 @click.command("eval")
@@ -64,7 +64,7 @@ def command(
     The text is cut into windows as lm-eval's rolling loglikelihood does: each token is predicted
     once, the first from the end-of-text token.
     """
-    from cgpt_convert.models.passage import check_alike, read_passage
+    from cgpt_convert.inference.evaluate.text_windows import check_alike, read_passage
 
     xp = computing.backend(crew_size(jobs))
     model = computing.model(open_checkpoint(source, mapping), xp)
@@ -100,7 +100,7 @@ def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
 
 
 def _alone(model: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
-    from cgpt_convert.models.evaluation import evaluate
+    from cgpt_convert.inference.evaluate.cross_entropy import evaluate
 
     with progress("eval", passage.tokens, unit=" tokens") as advance:
         windows = _telling(passage.windows(), advance)
@@ -109,7 +109,7 @@ def _alone(model: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
 
 
 def _both(model: Model, other: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
-    from cgpt_convert.models.divergence import diverge
+    from cgpt_convert.inference.evaluate.divergence import diverge
 
     with progress("eval", passage.tokens, unit=" tokens") as advance:
         windows = _telling(passage.windows(), advance)

@@ -12,15 +12,15 @@ from cgpt_convert.cli import options, salvaging
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
-from cgpt_convert.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.exports import undone
-from cgpt_convert.formats import parameters
-from cgpt_convert.inert import printable
-from cgpt_convert.output.apart import inputs_of
-from cgpt_convert.output.sink import Options, write_blocks
-from cgpt_convert.output.writing import write_folder
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.raw import writer as parameters
 from cgpt_convert.plan import FilePlan, Request
-from cgpt_convert.select import EVERYTHING, Wish, check_dense, select, wanted
+from cgpt_convert.targets.hf_view import undone
+from cgpt_convert.targets.selection import EVERYTHING, Wish, check_dense, select, wanted
+from cgpt_convert.writing.destination import write_folder
+from cgpt_convert.writing.source_guard import inputs_of
+from cgpt_convert.writing.writer import Options, write_blocks
 
 
 @click.command("extract")
@@ -118,7 +118,7 @@ def _print(result: dict[str, Any], what: str, lines: tuple[str, ...]) -> None:
 
 
 def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str, ...]]:
-    from cgpt_convert.exports.properties import plan
+    from cgpt_convert.targets.java_program.properties import plan
 
     check_dense(checkpoint, [name for name, each in checkpoint.exotic.items() if each.error])
     exported = plan(checkpoint)

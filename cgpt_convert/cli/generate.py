@@ -9,11 +9,11 @@ import click
 
 from cgpt_convert.cli import options
 from cgpt_convert.cli.computing import Computing, computing
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.output.crew import cores
+from cgpt_convert.core.threads import cores
+from cgpt_convert.formats.open import open_checkpoint
 
 if TYPE_CHECKING:
-    from cgpt_convert.models.settings import Settings
+    from cgpt_convert.inference.generate.settings import Settings
 
 _POSITIVE = click.IntRange(min=1)
 
@@ -95,8 +95,8 @@ def _settings(
 ) -> Settings:
     if early_stopping and beams == 1:
         raise click.UsageError("--early-stopping is of --beams")
-    from cgpt_convert.models.sampling import Warp
-    from cgpt_convert.models.settings import Settings
+    from cgpt_convert.inference.generate.sampling import Warp
+    from cgpt_convert.inference.generate.settings import Settings
 
     samples = {temperature, top_k, top_p, seed} != {None}
     return Settings(

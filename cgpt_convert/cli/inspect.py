@@ -10,11 +10,11 @@ import click
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options, report
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.errors import BadRequest, CheckFailed, Malformed
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.places import is_url
-from cgpt_convert.summary import checks_of, summarise
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.core.errors import BadRequest, CheckFailed, Malformed
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inspection import checks_of, summarise
+from cgpt_convert.sources.paths import is_url
+from cgpt_convert.tensors.tensor import Tensor
 
 
 @click.command("inspect")
@@ -77,7 +77,7 @@ def _transfer(checkpoint: Checkpoint) -> dict[str, int] | None:
     """What was asked for so far over a network; None for local files."""
     if not is_url(checkpoint.path):
         return None
-    from cgpt_convert.remote.traffic import traffic
+    from cgpt_convert.sources.remote.settings import traffic
 
     return {"requests": traffic.requests, "nbytes": traffic.nbytes, "total": traffic.total}
 
@@ -88,7 +88,7 @@ def _matching(
     """The rows of the tensors that a glob fits; BadRequest, as of `convert`, if it fits none."""
     if not match:
         return rows
-    from cgpt_convert.select import no_match, wanted
+    from cgpt_convert.targets.selection import no_match, wanted
 
     every = (*checkpoint, *checkpoint.exotic)
     if not any(wanted(name, match) for name in every):
@@ -105,7 +105,7 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _add_stats(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> None:
-    from cgpt_convert.values.stats import statistics
+    from cgpt_convert.tensors.stats import statistics
 
     pairs = [(checkpoint[row["name"]], row) for row in rows]
     pairs.sort(key=lambda pair: _place(pair[0]))
@@ -123,7 +123,7 @@ def _place(tensor: Tensor) -> tuple[str, int, int]:
 
 def _check(checkpoint: Checkpoint) -> dict[str, Any]:
     """The result of comparing every storage with its recorded checksum."""
-    from cgpt_convert.output.checksums import check_storages
+    from cgpt_convert.tensors.checksums import check_storages
 
     recorded = [s for s in checkpoint.storages if s.crc32 is not None]
     with progress("checksums", sum(s.nbytes for s in recorded)) as advance:

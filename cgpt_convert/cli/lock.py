@@ -10,17 +10,17 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint, other_weights, weights_below
-from cgpt_convert.output.apart import check_apart, inputs_of
-from cgpt_convert.output.sink import Options
-from cgpt_convert.output.writing import write_files
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import open_checkpoint, other_weights, weights_below
 from cgpt_convert.plan import FilePlan
-from cgpt_convert.proof import lock as locks
-from cgpt_convert.proof.canonical import weights
-from cgpt_convert.proof.digests import ALGORITHM, digested
-from cgpt_convert.proof.scope import part_scope
-from cgpt_convert.select import Wish
+from cgpt_convert.targets.selection import Wish
+from cgpt_convert.verification import lock as locks
+from cgpt_convert.verification.canonical_names import weights
+from cgpt_convert.verification.digests import ALGORITHM, digested
+from cgpt_convert.verification.scope import part_scope
+from cgpt_convert.writing.destination import write_files
+from cgpt_convert.writing.source_guard import check_apart, inputs_of
+from cgpt_convert.writing.writer import Options
 
 
 @click.command("lock")

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.checks import NOTE, Check
 from cgpt_convert.cli import options
 from cgpt_convert.cli.computing import Computing, warn
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
-from cgpt_convert.errors import CgptError
-from cgpt_convert.models import probe
-from cgpt_convert.models.compare import Comparison, compare_models, counterpart
+from cgpt_convert.core.checks import NOTE, Check
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.inference import probe_tokens as probe
+from cgpt_convert.inference.compare import Comparison, compare_models, counterpart
 
 
 class How(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from cgpt_convert.architectures.known_models import Model, models
 from cgpt_convert.cli import options
 from cgpt_convert.cli.table import size, table
-from cgpt_convert.mapping.identity import Model, models
 
 _HEADER = (
     "name",

@@ -6,14 +6,14 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli.table import counted
-from cgpt_convert.inert import printable
+from cgpt_convert.core.text import printable
 
 _SHOWN = 5
 
 
 def tell_beside(checkpoint: Checkpoint, path: str, verb: str = "compared") -> None:
     """Print a note for each other weight file of the folder, and what else was not looked at."""
-    from cgpt_convert.proof.besides import not_compared, of_source
+    from cgpt_convert.verification.check_extras import not_compared, of_source
 
     for check in (*of_source(checkpoint, path, verb), *not_compared(checkpoint, path, verb)):
         click.echo(f"note: {printable(path)}: {check.detail}", err=True)
@@ -24,8 +24,8 @@ def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
     for checkpoint in checkpoints:
         if not checkpoint.globals:
             continue
-        from cgpt_convert.proof.besides import foreign
-        from cgpt_convert.scanning.names import Rule
+        from cgpt_convert.scanning.allowlist import Rule
+        from cgpt_convert.verification.check_extras import foreign
 
         names = foreign(checkpoint, Rule())
         if names:

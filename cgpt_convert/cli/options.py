@@ -11,11 +11,11 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from cgpt_convert.checks import ERROR, Check, exit_code
-from cgpt_convert.errors import BadRequest, CgptError, Malformed
-from cgpt_convert.places import is_url, named, open_source
+from cgpt_convert.core.checks import ERROR, Check, exit_code
+from cgpt_convert.core.errors import BadRequest, CgptError, Malformed
 from cgpt_convert.reports import FORMATS, render
-from cgpt_convert.source import read, unreadable
+from cgpt_convert.sources.local import read, unreadable
+from cgpt_convert.sources.paths import is_url, named, open_source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ class Output(click.Path):
         """The path, or the name; BadRequest for a URL that nothing can be written to."""
         path = named(os.fsdecode(super().convert(value, param, ctx)))
         if is_url(path):
-            from cgpt_convert.remote.locations import check_writable
+            from cgpt_convert.sources.remote.urls import check_writable
 
             check_writable(path)
         return path
@@ -60,7 +60,7 @@ def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]
 
     def set_it(_context: click.Context, _param: click.Parameter, value: Any) -> None:
         if value is not None:
-            from cgpt_convert.remote.traffic import settings
+            from cgpt_convert.sources.remote.settings import settings
 
             setattr(settings, name, value)
 
@@ -172,7 +172,7 @@ def _wish(root: Callable[[Any], Any], command: F) -> F:
     def wrapped(
         match: tuple[str, ...], exclude: tuple[str, ...], root: str | None, **given: Any
     ) -> Any:
-        from cgpt_convert.select import Wish
+        from cgpt_convert.targets.selection import Wish
 
         return command(wish=Wish(root, match, exclude), **given)
 

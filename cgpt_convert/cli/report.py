@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrapped
-from cgpt_convert.findings import DANGEROUS, FOREIGN
-from cgpt_convert.inert import printable
-from cgpt_convert.shapes import dims
+from cgpt_convert.core.findings import DANGEROUS, FOREIGN
+from cgpt_convert.core.text import printable
+from cgpt_convert.tensors.shapes import dims
 
 _LONG = 200  # characters of a text pair's value; --json has all
 _SHOWN = 12  # other values and foreign names; --json has all

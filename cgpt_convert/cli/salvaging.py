@@ -10,8 +10,8 @@ import click
 from cgpt_convert.checkpoint import Checkpoint, Lost
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import wrapped
-from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import open_checkpoint
 
 option = click.option(
     "--salvage",
@@ -34,7 +34,7 @@ def opened(
     checkpoint = open_checkpoint(source, mapping, salvage=salvage)
     if not salvage or all(storage.crc32 is None for storage in checkpoint.storages):
         return checkpoint
-    from cgpt_convert.output.checksums import lose_damaged, parts_of
+    from cgpt_convert.formats.stored_checksums import lose_damaged, parts_of
 
     chosen = list(names(checkpoint))
     storages = {id(p.storage): p.storage for name in chosen for p in parts_of(checkpoint, name)}

@@ -9,16 +9,17 @@ from typing import Any
 
 import click
 
-from cgpt_convert.checks import ERROR, FAILED, NOTE, Check, exit_code
 from cgpt_convert.cli import options
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted
-from cgpt_convert.errors import CgptError
-from cgpt_convert.scanning import names, paths
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, Check, exit_code
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.scanning import allowlist as names
+from cgpt_convert.scanning import expand_paths as paths
 from cgpt_convert.scanning import policy as policies
-from cgpt_convert.scanning.extracted import RAW
-from cgpt_convert.scanning.file import scan_file
+from cgpt_convert.scanning.raw_folders import RAW
 from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
+from cgpt_convert.scanning.scan import scan_file
 
 
 class _Unambiguous(click.Command):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cgpt_convert.cli.table import size, table
-from cgpt_convert.inert import printable
-from cgpt_convert.shapes import dims
+from cgpt_convert.core.text import printable
+from cgpt_convert.tensors.shapes import dims
 
 _DEEPEST = 40  # modules inside each other; of names with more dots the rest stays in one piece
 

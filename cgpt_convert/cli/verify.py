@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.cli import options
 from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.errors import Unsupported
-from cgpt_convert.inert import printable
-from cgpt_convert.opening import open_checkpoint
-from cgpt_convert.proof.besides import besides, of_source
-from cgpt_convert.scanning.names import Rule
-from cgpt_convert.select import Wish
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.targets.selection import Wish
+from cgpt_convert.tensors.tensor import Tensor
+from cgpt_convert.verification.check_extras import besides, of_source
 
 if TYPE_CHECKING:
     from cgpt_convert.cli.logits import Logits
-    from cgpt_convert.proof.scope import Scope
+    from cgpt_convert.verification.scope import Scope
 
 
 @click.command("verify")
@@ -147,15 +147,15 @@ def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool
 
 def _logits(source: Checkpoint, how: Mapping[str, Any], computing: Computing, jobs: int) -> Logits:
     from cgpt_convert.cli.logits import How, Logits
-    from cgpt_convert.output.crew import crew_size
+    from cgpt_convert.core.threads import crew_size
 
     return Logits(source, How(**how), computing, crew_size(jobs))
 
 
 def _locked(target: Checkpoint, wish: Wish, path: str, jobs: int) -> tuple[list[Check], Scope]:
-    from cgpt_convert.proof.against_lock import against_lock, lock_hint, lock_sides
-    from cgpt_convert.proof.claim import claimed_root
-    from cgpt_convert.proof.lock import read_lock
+    from cgpt_convert.verification.check_lock import against_lock, lock_hint, lock_sides
+    from cgpt_convert.verification.lock import read_lock
+    from cgpt_convert.verification.provenance import claimed_root
 
     lock = read_lock(path)
     sides = lock_sides(lock, path, target, wish, claimed_root(target))
@@ -167,10 +167,10 @@ def _locked(target: Checkpoint, wish: Wish, path: str, jobs: int) -> tuple[list[
 def _converted(
     source: Checkpoint, written: Checkpoint, wish: Wish, jobs: int
 ) -> tuple[list[Check], Scope]:
-    from cgpt_convert.proof.against_claim import declared, source_of
-    from cgpt_convert.proof.against_source import against_source
-    from cgpt_convert.proof.claim import claimed
-    from cgpt_convert.proof.scope import hint, sides
+    from cgpt_convert.verification.check_provenance import declared, source_of
+    from cgpt_convert.verification.check_source import against_source
+    from cgpt_convert.verification.provenance import claimed
+    from cgpt_convert.verification.scope import hint, sides
 
     claim = claimed(written)
     if claim == claimed(
@@ -188,8 +188,8 @@ def _converted(
 
 
 def _claiming(checkpoint: Checkpoint, jobs: int) -> list[Check]:
-    from cgpt_convert.proof.against_claim import against_claim, against_mapping
-    from cgpt_convert.proof.claim import claimed
+    from cgpt_convert.verification.check_provenance import against_claim, against_mapping
+    from cgpt_convert.verification.provenance import claimed
 
     claim = claimed(checkpoint)
     nbytes = _nbytes(checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from cgpt_convert.checks import Check
+from cgpt_convert.core.checks import Check
 
 FORMATS = ("text", "json", "junit", "sarif", "github")
 _MODULES = {"text": "lines", "json": "data"}  # where the name of a format is that of a library

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from cgpt_convert.checks import Check, exit_code
+from cgpt_convert.core.checks import Check, exit_code
 
 
 def report(checks: Sequence[Check]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgpt_convert.checks import ERROR, FAILED, PASSED, Check
-from cgpt_convert.findings import BY_ID
-from cgpt_convert.inert import printable
+from cgpt_convert.core.checks import ERROR, FAILED, PASSED, Check
+from cgpt_convert.core.findings import BY_ID
+from cgpt_convert.core.text import printable
 
 
 def report(checks: Sequence[Check]) -> str:

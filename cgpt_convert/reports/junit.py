@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from cgpt_convert.checks import ERROR, FAILED, NOTE, Check
-from cgpt_convert.inert import printable
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, Check
+from cgpt_convert.core.text import printable
 
 _ELEMENTS = {FAILED: "failure", ERROR: "error"}
 

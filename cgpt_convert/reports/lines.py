@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.inert import printable
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.core.text import printable
 
 _WORDS = {PASSED: "ok", NOTE: "note", FAILED: "FAILED", ERROR: "ERROR"}
 _WIDTH = max(map(len, _WORDS.values()))

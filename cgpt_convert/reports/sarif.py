@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote
 
 from cgpt_convert import __version__
-from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.findings import BY_ID, DANGEROUS, FOREIGN
-from cgpt_convert.inert import printable
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.core.findings import BY_ID, DANGEROUS, FOREIGN
+from cgpt_convert.core.text import printable
 
 _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cgpt_convert.containers.sniff import WEIGHT_SUFFIXES, Kind
+from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind
 
 # kinds that are recognised but not looked into, with the reason
 CLOSED = {

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from cgpt_convert.checks import FAILED, NOTE, Check
-from cgpt_convert.errors import BadRequest, CgptError
-from cgpt_convert.inert import printable
-from cgpt_convert.limits import CONFIG_BYTES
-from cgpt_convert.places import open_source
+from cgpt_convert.core.checks import FAILED, NOTE, Check
+from cgpt_convert.core.errors import BadRequest, CgptError
+from cgpt_convert.core.limits import CONFIG_BYTES
+from cgpt_convert.core.text import printable
 from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
-from cgpt_convert.source import CHUNK, LocalFile, read
+from cgpt_convert.sources.local import CHUNK, LocalFile, read
+from cgpt_convert.sources.paths import open_source
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from cgpt_convert.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.findings import (
-    CLOSED,
-    CODE,
-    DANGEROUS,
-    FOREIGN,
-    NOT_JUDGED,
-    Finding,
-    Rule,
-)
-from cgpt_convert.inert import printable
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.core.findings import CLOSED, CODE, DANGEROUS, FOREIGN, NOT_JUDGED, Finding, Rule
+from cgpt_convert.core.text import printable
 from cgpt_convert.scanning import kinds
-from cgpt_convert.scanning.extracted import RAW
+from cgpt_convert.scanning.raw_folders import RAW
 
 _SHOWN = 20  # sightings, problems and notes of one file that become checks of their own
 

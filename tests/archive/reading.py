@@ -7,9 +7,9 @@ import zipfile
 
 import torch
 
-from cgpt_convert import findings
-from cgpt_convert.containers.archive import Archive, open_archive
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.archives.zip_archive import Archive, open_archive
+from cgpt_convert.core import findings
+from cgpt_convert.sources.local import MemoryBytes
 from tests.zips import Entry
 
 STATE = {"w": torch.arange(6.0).view(2, 3), "n": torch.arange(40)}

@@ -10,10 +10,10 @@ import zipfile
 import pytest
 import torch
 
-from cgpt_convert import findings
-from cgpt_convert.containers.torchzip import read as read_checkpoint
-from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.formats.torch.zip_reader import read as read_checkpoint
+from cgpt_convert.sources.local import MemoryBytes
 from tests import zips
 from tests.archive.reading import STATE, contents, opened, python_reads, rules, torch_reads, two
 from tests.zips import Entry

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert.containers.directory import NoDirectory
-from cgpt_convert.containers.torchzip import read as read_checkpoint
-from cgpt_convert.source import LocalFile, read
-from cgpt_convert.tensor import replace
+from cgpt_convert.archives.zip_directory import NoDirectory
+from cgpt_convert.formats.torch.zip_reader import read as read_checkpoint
+from cgpt_convert.sources.local import LocalFile, read
+from cgpt_convert.tensors.tensor import replace
 from tests import zips
 from tests.zips import Entry
 

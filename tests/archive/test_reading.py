@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.containers.directory import NoDirectory
-from cgpt_convert.errors import CgptError
-from cgpt_convert.source import read
+from cgpt_convert.archives.zip_directory import NoDirectory
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.sources.local import read
 from tests import zips
 from tests.archive.reading import STATE, contents, opened, python_reads, two, zipped
 from tests.mutations import mutated

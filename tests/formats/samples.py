@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import torch
 
-from cgpt_convert.dtypes import TABLE, DType
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.dtypes import TABLE, DType
+from cgpt_convert.tensors.tensor import Storage, Tensor
 from tests.render import dense
 
 SHAPES = ((2, 3), (), (0,), (4, 0, 2), (5,), (1, 1), (2, 1, 3, 2))

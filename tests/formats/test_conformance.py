@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert import formats
-from cgpt_convert.dtypes import BY_NAME, TABLE
-from cgpt_convert.errors import BadRequest, Unsupported
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.formats import registry as formats
 from cgpt_convert.plan import Format
-from cgpt_convert.tensor import Storage
+from cgpt_convert.tensors.dtypes import BY_NAME, TABLE
+from cgpt_convert.tensors.tensor import Storage
 from tests.formats import samples
 from tests.render import dense, render, request, tensor_bytes, write
 
@@ -173,8 +173,8 @@ def test_the_registry_finds_formats_by_name_and_suffix() -> None:
 
 LIGHT = """
 import sys
-from cgpt_convert import formats
-assert not [name for name in sys.modules if name.startswith("cgpt_convert.formats.")]
+from cgpt_convert.formats import registry as formats
+assert not [name for name in sys.modules if name.startswith("cgpt_convert.formats.gguf")]
 for name in ("safetensors", "npz", "npy"):
     formats.by_name(name)
 formats.by_name("safetensors").read(sys.argv[1])

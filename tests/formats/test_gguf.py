@@ -14,11 +14,13 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgpt_convert.dtypes import BLOCK_CASTS, BY_GGUF, BY_NAME
-from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats import _gguf, _gguf_fields, gguf
+from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
+from cgpt_convert.formats.gguf import fields as _gguf_fields
+from cgpt_convert.formats.gguf import reader as _gguf
+from cgpt_convert.formats.gguf import writer as gguf
 from cgpt_convert.plan import Field
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_GGUF, BY_NAME
 from tests.formats import samples
 from tests.mutations import mutated
 from tests.render import dense, render, request, tensor_bytes, write
@@ -426,7 +428,7 @@ def damaged(data, count):
 
 LIGHT = """
 import sys
-from cgpt_convert.formats import gguf
+from cgpt_convert.formats.gguf import writer as gguf
 found = gguf.read(sys.argv[1])
 assert found.metadata
 heavy = {"numpy", "zipfile", "torch", "pathlib", "hashlib", "gguf"} & set(sys.modules)

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npformat
 
-from cgpt_convert import findings
-from cgpt_convert.dtypes import BY_NAME, BY_NUMPY
-from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats import _npy, npy
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
+from cgpt_convert.formats.npy import folder as npy
+from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY
+from cgpt_convert.tensors.tensor import Storage, Tensor
 from tests.formats import samples
 from tests.render import render, request, tensor_bytes, write
 

@@ -16,16 +16,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert import findings
+from cgpt_convert.archives import zip_writer as _zip
+from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.archive import open_archive
-from cgpt_convert.dtypes import BY_NAME, BY_NUMPY
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.formats import _zip, npz
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.formats.npy import npz
 from cgpt_convert.plan import Crc32, part_nbytes
-from cgpt_convert.select import Wish, select
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY
+from cgpt_convert.tensors.tensor import Storage, Tensor
 from tests.formats import samples
 from tests.render import render, request, tensor_bytes
 

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_model
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats import _safetensors, safetensors
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
+from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.formats.safetensors import writer as safetensors
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.dtypes import BY_NAME
 from tests.formats import samples
 from tests.render import dense, render, request, tensor_bytes, write
 

@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.serialization import config
 
-from cgpt_convert import opening
-from cgpt_convert.containers.archive import open_archive
-from cgpt_convert.containers.directory import find_end
-from cgpt_convert.dtypes import BY_NAME, TABLE
-from cgpt_convert.errors import Unsupported
-from cgpt_convert.formats import _torch_zip
-from cgpt_convert.formats import torch as form
-from cgpt_convert.output.sink import Options, write_files
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.archives.zip_archive import open_archive
+from cgpt_convert.archives.zip_directory import find_end
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.formats import open as opening
+from cgpt_convert.formats.torch import writer as form
+from cgpt_convert.formats.torch import zip_writer as _torch_zip
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors.dtypes import BY_NAME, TABLE
+from cgpt_convert.tensors.tensor import Tensor
+from cgpt_convert.writing.writer import Options, write_files
 from tests.formats import samples
 from tests.render import dense, render, request, tensor_bytes, write
 
@@ -225,7 +225,7 @@ def test_planning_and_reading_do_not_import_torch(tmp_path: Path) -> None:
     write({"m.bin": ours(*EVERY)}, tmp_path)
     script = """
 import sys
-from cgpt_convert import formats
+from cgpt_convert.formats import registry as formats
 from cgpt_convert.plan import Request
 formats.by_name("torch").plan(Request("m.bin", ()))
 formats.by_name("torch").read(sys.argv[1])

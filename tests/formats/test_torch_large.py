@@ -11,12 +11,12 @@ import torch
 from isal.isal_zlib import crc32
 from torch.utils.serialization import config
 
-from cgpt_convert.dtypes import BY_NAME
-from cgpt_convert.findings import NO_CRC
-from cgpt_convert.formats import _torch_zip
-from cgpt_convert.formats import torch as form
+from cgpt_convert.core.findings import NO_CRC
+from cgpt_convert.formats.torch import writer as form
+from cgpt_convert.formats.torch import zip_writer as _torch_zip
 from cgpt_convert.plan import Crc32, FilePlan, part_nbytes
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.tensor import Storage, Tensor
 from tests.formats import samples
 from tests.render import content, request, tensor_bytes
 

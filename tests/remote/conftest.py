@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from cgpt_convert.remote import traffic
+from cgpt_convert.sources.remote import settings as traffic
 from tests import vendor
 from tests.remote.servers import Nginx, nginx
 

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from cgpt_convert.errors import CgptError
-from cgpt_convert.remote import files, http
-from cgpt_convert.remote.http import HttpObject, Request, retry_after
-from cgpt_convert.remote.objects import Broken
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.sources.remote import download as files
+from cgpt_convert.sources.remote import http
+from cgpt_convert.sources.remote.http import HttpObject, Request, retry_after
+from cgpt_convert.sources.remote.remote_object import Broken
 from tests.remote.servers import scripted
 from tests.running import Result, run
 

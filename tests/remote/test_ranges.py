@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.dtypes import FLOAT32
-from cgpt_convert.errors import Malformed, Unreadable
-from cgpt_convert.remote import fetching, ranges, traffic
-from cgpt_convert.remote.objects import HEAD, Broken, Opened
-from cgpt_convert.remote.ranges import MEMORY, RemoteFile
-from cgpt_convert.source import expect, read
-from cgpt_convert.tensor import Storage, Tensor
+from cgpt_convert.core.errors import Malformed, Unreadable
+from cgpt_convert.sources.local import expect, read
+from cgpt_convert.sources.remote import range_cache as ranges
+from cgpt_convert.sources.remote import retry as fetching
+from cgpt_convert.sources.remote import settings as traffic
+from cgpt_convert.sources.remote.range_cache import MEMORY, RemoteFile
+from cgpt_convert.sources.remote.remote_object import HEAD, Broken, Opened
+from cgpt_convert.tensors.dtypes import FLOAT32
+from cgpt_convert.tensors.tensor import Storage, Tensor
 
 MiB = 1 << 20
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cgpt_convert.remote import stores
+from cgpt_convert.sources.remote import fsspec_store as stores
 from tests.remote.servers import KEY, SECRET, Nginx, nginx, seaweed
 from tests.remote.test_http import CS, same_weights, told
 from tests.running import environ, run, spawn

@@ -12,7 +12,8 @@ import fsspec
 import pytest
 import torch
 
-from cgpt_convert.remote import upload, writable
+from cgpt_convert.writing.remote import store as writable
+from cgpt_convert.writing.remote import upload
 from tests.remote.servers import KEY, SECRET, seaweed
 from tests.remote.test_http import CS, same_weights
 from tests.running import run, spawn, start

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgpt_convert.scanning.file import scan_file
-from cgpt_convert.scanning.names import Rule
+from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.scanning.result import Scanned
+from cgpt_convert.scanning.scan import scan_file
 from tests import zips
 from tests.hostile import payload
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert.scanning.file import scan_file
-from cgpt_convert.scanning.names import Rule
+from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.source import LocalFile
+from cgpt_convert.scanning.scan import scan_file
+from cgpt_convert.sources.local import LocalFile
 from tests.running import environ
 from tests.scanning.files import BAD, scanned, zipped
 
@@ -32,8 +32,8 @@ def test_large_arguments_are_passed_over_in_bounded_memory(tmp_path: Path) -> No
         file.seek(3 << 30, os.SEEK_CUR)
         file.write(b"0" + BAD[2:])
     script = (
-        "import sys\nfrom cgpt_convert.scanning.file import scan_file\n"
-        "from cgpt_convert.scanning.names import Rule\n"
+        "import sys\nfrom cgpt_convert.scanning.scan import scan_file\n"
+        "from cgpt_convert.scanning.allowlist import Rule\n"
         "print(scan_file(sys.argv[1], Rule()).verdict.value)\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     )

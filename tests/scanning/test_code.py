@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.formats import _gguf_fields
+from cgpt_convert.formats.gguf import fields as _gguf_fields
 from cgpt_convert.plan import Field
 from cgpt_convert.scanning import code
 from cgpt_convert.scanning.result import Scanned, Verdict

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.scanning.file import scan_file
-from cgpt_convert.scanning.names import Rule
+from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.scanning.result import Verdict
+from cgpt_convert.scanning.scan import scan_file
 from tests import zips
 from tests.hostile import Payload, payload
 from tests.running import run

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.containers.legacy import MAGIC
+from cgpt_convert.formats.torch.legacy_reader import MAGIC
 from cgpt_convert.scanning.result import Verdict
 from tests.scanning.files import npy, saved, scanned, tarred, zipped
 

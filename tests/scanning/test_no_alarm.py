@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert import limits
-from cgpt_convert.scanning import allowance, look
+from cgpt_convert.core import limits
+from cgpt_convert.scanning import budget as allowance
+from cgpt_convert.scanning import scanner as look
 from cgpt_convert.scanning.result import Verdict
 from tests.running import run
 from tests.scanning.files import BAD, npy, saved, scanned, tarred, zipped

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert.pickles.dangerous import is_dangerous
-from cgpt_convert.scanning.names import ALLOWED
+from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous
+from cgpt_convert.scanning.allowlist import ALLOWED
 from cgpt_convert.scanning.result import Verdict
 from tests import zips
 from tests.hostile import DANGEROUS, FOREIGN, HARMLESS

@@ -16,9 +16,9 @@ import torch
 from torch.distributed.checkpoint import metadata
 from torch.distributed.tensor import Partial, Replicate, Shard
 
-from cgpt_convert.errors import BadRequest
-from cgpt_convert.pickles.rebuild import KNOWN
-from cgpt_convert.scanning.names import ALLOWED, Rule
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.pickles.torch_calls.rebuild import KNOWN
+from cgpt_convert.scanning.allowlist import ALLOWED, Rule
 from cgpt_convert.scanning.result import Verdict
 from tests.hostile import short
 from tests.scanning.files import saved, scanned

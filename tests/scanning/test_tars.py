@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert.containers import tarwalk
-from cgpt_convert.errors import CgptError
+from cgpt_convert.archives import tar_walk as tarwalk
+from cgpt_convert.core.errors import CgptError
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.sources.local import MemoryBytes
 from tests.scanning.files import BAD, scanned, tarred
 
 SUM = slice(148, 156)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert import dtypes
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.torchzip import read
-from cgpt_convert.source import MemoryBytes
-from cgpt_convert.tensor import Tensor
+from cgpt_convert.formats.torch.zip_reader import read
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.tensors import dtypes
+from cgpt_convert.tensors.tensor import Tensor
 from tests import zips
 
 ignore_deprecation = pytest.mark.filterwarnings("ignore")  # torch warns of its own old forms

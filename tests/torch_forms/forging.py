@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cgpt_convert.errors import CgptError
+from cgpt_convert.core.errors import CgptError
 from tests import zips
 from tests.torch_forms.agreement import opened
 from tests.zips import Entry

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cgpt_convert.errors import Malformed
+from cgpt_convert.core.errors import Malformed
 from fuzz import against_torch
 from tests import zips
 from tests.mutations import edited

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cgpt_convert import findings
-from cgpt_convert.inert import text
+from cgpt_convert.core import findings
+from cgpt_convert.pickles.nodes import text
 from tests import zips
 from tests.torch_forms.agreement import BASE, bits, check, opened, raw
 

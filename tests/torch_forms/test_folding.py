@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats import torch as torch_format
-from cgpt_convert.inert import Value, text
+from cgpt_convert.formats.torch import writer as torch_format
+from cgpt_convert.pickles.nodes import Value, text
 from tests import zips
 from tests.torch_forms.agreement import check, opened
 

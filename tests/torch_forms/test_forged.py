@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from tests import zips
 from tests.mutations import mutated
 from tests.torch_forms.agreement import BASE, COMPLEX, SPARSE, agree, bits, opened, raw

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert import dtypes
+from cgpt_convert.tensors import dtypes
 from tests import zips
 from tests.torch_forms.agreement import TYPES, bits, check, filled, ignore_deprecation, opened
 

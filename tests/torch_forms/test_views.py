@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cgpt_convert import findings
+from cgpt_convert.core import findings
 from tests import zips
 from tests.torch_forms.agreement import BASE, COMPLEX, agree, bits, check, filled, opened, raw
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from cgpt_convert import dtypes, findings
-from cgpt_convert.containers.torchzip import read
-from cgpt_convert.errors import CgptError, Malformed
-from cgpt_convert.source import LocalFile
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed
+from cgpt_convert.formats.torch.zip_reader import read
+from cgpt_convert.sources.local import LocalFile
+from cgpt_convert.tensors import dtypes
 from tests import zips
 from tests.torch_forms.agreement import (
     BASE,

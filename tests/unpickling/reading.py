@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.containers.torchzip import ZipStorages
-from cgpt_convert.inert import Call, Dict, Set, Value
-from cgpt_convert.pickles.tree import fill
-from cgpt_convert.pickles.unpickle import decode
-from cgpt_convert.source import MemoryBytes
+from cgpt_convert.formats.torch.zip_reader import ZipStorages
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.pickles.flatten.flatten import fill
+from cgpt_convert.pickles.nodes import Call, Dict, Set, Value
+from cgpt_convert.sources.local import MemoryBytes
 
 PROTOCOLS = range(6)
 

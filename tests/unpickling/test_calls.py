@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cgpt_convert.errors import Malformed, Unsupported
-from cgpt_convert.inert import Call, Global, PersistentId, text
-from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.pickles.nodes import Call, Global, PersistentId, text
 from tests.unpickling.reading import PROTOCOLS, tree
 
 
@@ -91,7 +91,9 @@ def test_17_calling_what_is_no_class_is_recorded_too() -> None:
     call = decode(b"N)R.").value
     assert isinstance(call, Call)
     assert call.func is None
-    assert tree(b"N)R.").others[0].value.func is None
+    other = tree(b"N)R.").others[0].value
+    assert isinstance(other, Call)
+    assert other.func is None
 
 
 def test_17_build_is_recorded_and_not_run() -> None:

@@ -8,11 +8,11 @@ from contextlib import suppress
 
 import pytest
 
-from cgpt_convert import findings, limits
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.inert import text
-from cgpt_convert.pickles.arguments import Incomplete
-from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.core import findings, limits
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.pickles.decode.argument_reader import Incomplete
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.pickles.nodes import text
 from tests.unpickling.reading import bounded, tree
 
 

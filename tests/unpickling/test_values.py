@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert import limits
-from cgpt_convert.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.inert import Call
-from cgpt_convert.pickles.arguments import Incomplete
-from cgpt_convert.pickles.encoding import OPCODES
-from cgpt_convert.pickles.unpickle import decode
+from cgpt_convert.core import limits
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.pickles.decode.argument_reader import Incomplete
+from cgpt_convert.pickles.decode.decoder import decode
+from cgpt_convert.pickles.decode.opcode_table import OPCODES
+from cgpt_convert.pickles.nodes import Call
 from tests.mutations import mutated
 from tests.unpickling.reading import PROTOCOLS, loaded, same, tree
 

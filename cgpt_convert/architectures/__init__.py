@@ -1,0 +1,1 @@
+"""Known architectures and models, read from the TOML files in `mappings/`."""

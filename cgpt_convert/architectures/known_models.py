@@ -1,0 +1,201 @@
+"""The models that are known by name: sizes, what was published, where their storages lie."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.schema import LAYERS, Architecture, Place, architectures
+from cgpt_convert.architectures.toml_files import parsed, reading
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.tensors.dtypes import FLOAT32
+from cgpt_convert.tensors.shapes import c_strides
+
+
+class StoredAs(NamedTuple):
+    """A tensor in a folder of bare files: the file starts with it. Strides count elements."""
+
+    file: str  # relative to the folder; parts are separated by `/`
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Storages(NamedTuple):
+    """The order in which a family's checkpoints number their storages."""
+
+    first: tuple[str, ...]
+    layer: tuple[str, ...]
+    last: tuple[str, ...]
+    conv1d_transposed: bool  # do the bytes of a Conv1D weight lie (out, in)?
+
+    def count(self, n_layer: int) -> int:
+        """How many storages a checkpoint of so many layers has, masks included."""
+        return len(self.first) + n_layer * len(self.layer) + len(self.last)
+
+
+class Model(NamedTuple):
+    """One row of `mappings/models/`. What was not published is None or empty."""
+
+    title: str  # as published, without the owner
+    family: str
+    architecture: str
+    sizes: Mapping[str, int]
+    n_head: int
+    activation: str  # as config.json's activation_function
+    layer_norm_epsilon: float
+    license: str  # as model cards have it: "apache-2.0"
+    published: str  # the number of parameters, as its authors write it
+    training_tokens: int | None = None
+    training_flops: float | None = None
+    pile_loss: float | None = None  # nats a token, on the Pile's test set; from the model card
+    pile_loss_paper: float | None = None  # from the paper, where it may differ
+    training: Mapping[str, Any] = MappingProxyType({})
+    zero_shot: Mapping[str, float] = MappingProxyType({})  # task of lm-eval -> published accuracy
+    five_shot: Mapping[str, float] = MappingProxyType({})  # the same, with five examples
+    storages: Storages | None = None
+    shard_storages: tuple[int, ...] = ()  # how many each shard has; empty for a single file
+
+    @property
+    def name(self) -> str:
+        """What users call it: the title in lower case."""
+        return self.title.lower()
+
+    def is_named(self, name: object) -> bool:
+        """Return whether `name` is this model's; case, and a path or an owner before it, aside."""
+        return isinstance(name, str) and name.rstrip("/").rpartition("/")[2].lower() == self.name
+
+    @property
+    def d_head(self) -> int:
+        """The width of one attention head."""
+        return self.sizes["n_embd"] // self.n_head
+
+    @property
+    def parameters(self) -> int:
+        """The exact number of parameters, tied tensors counted once; from the shapes."""
+        architecture = architectures()[self.architecture]
+        places = architecture.places(self.sizes[LAYERS])
+        rules = [place.rule for place in places if not place.rule.tied_to]
+        return sum(math.prod(rule.shape(self.sizes) or ()) for rule in rules)
+
+    @property
+    def float32_nbytes(self) -> int:
+        """The bytes of the parameters as float32, computed; a file adds masks and its header."""
+        return self.parameters * FLOAT32.nbytes
+
+    @property
+    def file_nbytes(self) -> int | None:
+        """The bytes of all storages of files in the vendor's layout, computed: with the masks.
+
+        None where the order of storages is not known. The archives add some 300 bytes for each.
+        """
+        if self.storages is None:
+            return None
+        places = _order(self.storages, self.sizes)
+        return sum(self._storage_nbytes(name) for name, _layer in places)
+
+    def _storage_nbytes(self, name: str) -> int:
+        rules = architectures()[self.architecture].rules
+        if name in rules:
+            return math.prod(rules[name].shape(self.sizes) or ()) * FLOAT32.nbytes
+        if name.endswith(".masked_bias"):
+            return FLOAT32.nbytes
+        return self.sizes["n_positions"] ** 2  # a causal mask, a byte an element
+
+
+@functools.cache
+def models() -> tuple[Model, ...]:
+    """Every known model: files by name, the rows of each in its order. Read once.
+
+    Raises Malformed, naming the file, where one is not of the form.
+    """
+    rows: list[Model] = []
+    for path, content in parsed("models"):
+        with reading(path):
+            rows += _parse(content)
+    return tuple(rows)
+
+
+def find_model(name: str) -> Model:
+    """The model of that name; case and an owner before it (`cerebras/`) do not matter.
+
+    Raises BadRequest, listing the names there are, for others.
+    """
+    wanted = name.rpartition("/")[2].lower()
+    for model in models():
+        if model.name == wanted:
+            return model
+    known = ", ".join(model.name for model in models())
+    raise BadRequest(f"no model is called {name!r}", hint=f"known are: {known}")
+
+
+def storage_mapping(model_name: str) -> dict[str, StoredAs]:
+    """Where each parameter lies in a folder of a model's bare storages, under canonical names.
+
+    The masks and the tied head, which have no values of their own, are left out. Raises BadRequest
+    for a model that is not known or has no ready mapping.
+    """
+    model = find_model(model_name)
+    if model.storages is None:
+        ready = ", ".join(model.name for model in models() if model.storages)
+        raise BadRequest(f"there is no ready mapping of {model.name}", hint=f"there are: {ready}")
+    architecture = architectures()[model.architecture]
+    mapping = {}
+    files = _files(model.storages.count(model.sizes[LAYERS]), model.shard_storages)
+    for (name, layer), file in zip(_order(model.storages, model.sizes), files, strict=True):
+        if name in architecture.skipped:
+            continue
+        place = Place(architecture.rules[name], layer)
+        shape = place.rule.shape(model.sizes) or ()
+        strides = c_strides(shape)
+        if place.rule.conv1d and model.storages.conv1d_transposed:
+            strides = c_strides(shape[::-1])[::-1]
+        mapping[place.name(architecture.canonical)] = StoredAs(file, FLOAT32.name, shape, strides)
+    return mapping
+
+
+def _order(storages: Storages, sizes: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
+    """What each storage holds: the name of a rule or a mask, and the layer."""
+    yield from ((name, None) for name in storages.first)
+    for layer in range(sizes[LAYERS]):
+        yield from ((name, layer) for name in storages.layer)
+    yield from ((name, None) for name in storages.last)
+
+
+def _files(count: int, shards: tuple[int, ...]) -> Iterator[str]:
+    """The storages' files in order: 0, 1, 2 ..., or 1/0, 1/1 ... 2/0 ... where there are shards."""
+    if not shards:
+        yield from map(str, range(count))
+    for shard, part in enumerate(shards, 1):
+        yield from (f"{shard}/{number}" for number in range(part))
+
+
+def _parse(content: dict[str, Any]) -> Iterator[Model]:
+    architecture = architectures()[content["architecture"]]
+    tables = content.get("storages", {})
+    orders = {name: _storages(table, architecture) for name, table in tables.items()}
+    family = ("family", "architecture", "activation", "layer_norm_epsilon", "license")
+    common = {key: content[key] for key in family}
+    for row in content["models"]:
+        sizes = content["sizes"] | row["sizes"]
+        if sizes.keys() != architecture.symbols:
+            raise ValueError(f"{row['title']}: sizes {sorted(sizes)}")
+        storages = orders[row["storages"]] if "storages" in row else None
+        shards = tuple(row.get("shard_storages", ()))
+        if shards and (storages is None or sum(shards) != storages.count(sizes[LAYERS])):
+            raise ValueError(f"{row['title']}: shards of {shards} storages")
+        made = {"sizes": sizes, "storages": storages, "shard_storages": shards}
+        for shots in {"zero_shot", "five_shot"} & row.keys():
+            made[shots] = dict(zip(content["tasks"], row[shots], strict=True))
+        yield Model(**(common | row | made))
+
+
+def _storages(table: dict[str, Any], architecture: Architecture) -> Storages:
+    first, layer, last = (tuple(table[part]) for part in ("first", "layer", "last"))
+    unknown = {*first, *layer, *last} - architecture.rules.keys() - architecture.skipped
+    if unknown or table["conv1d"] not in ("out_in", "in_out"):
+        raise ValueError(f"storages of {sorted(unknown)}, conv1d {table['conv1d']!r}")
+    return Storages(first, layer, last, conv1d_transposed=table["conv1d"] == "out_in")

@@ -1,0 +1,154 @@
+"""Where a file's tensors differ from its architecture's: every difference, with what was expected.
+
+Sizes are what most tensors agree on, one-dimensional ones before others because they cannot be
+transposed. So one wrong tensor is reported as that, not as all others being wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from cgpt_convert.architectures.schema import LAYERS, Architecture, Dim, Place
+from cgpt_convert.architectures.wrapper_prefixes import Prefix
+from cgpt_convert.core.text import printable
+from cgpt_convert.tensors.shapes import dims
+from cgpt_convert.tensors.tensor import Tensor
+
+
+def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
+    """The sizes that the tensors' shapes tell; those that nothing tells are left out."""
+    by_rank: dict[int, list[tuple[Sequence[Dim], tuple[int, ...]]]] = defaultdict(list)
+    for place, tensor in found:
+        if len(tensor.shape) == len(place.rule.dims):
+            by_rank[len(tensor.shape)].append((place.rule.dims, tensor.shape))
+    known: dict[str, int] = {}
+    for rank in sorted(by_rank):
+        votes: dict[str, Counter[int]] = defaultdict(Counter)
+        for wanted, shape in by_rank[rank]:
+            for symbol, size in _solved(wanted, shape, known).items():
+                votes[symbol][size] += 1
+        for symbol, counter in votes.items():
+            known.setdefault(symbol, counter.most_common(1)[0][0])
+    return known
+
+
+def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """A line for each of these tensors, which the architecture does not have."""
+    for name, tensor in tensors.items():
+        yield (
+            f"{printable(name)}: unexpected ({tensor.stored.name}, {_dims(tensor)}); "
+            f"{architecture.name} has no tensor of that name there"
+        )
+
+
+def repeated(names: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each name of a tensor that the file has under another name, too."""
+    for name, owner in names.items():
+        yield f"{printable(name)}: the same tensor of the model as {printable(owner)}"
+
+
+def is_linear(found: Iterable[tuple[Place, Tensor]], sizes: Mapping[str, int]) -> bool:
+    """Return whether the Conv1D weights are stored (out, in), as Linear layers' are.
+
+    Square ones fit both ways, so the others decide: every one of them has to be (out, in).
+    """
+    turned = straight = 0
+    for place, tensor in found:
+        shape = place.rule.shape(sizes)
+        if place.rule.conv1d and shape is not None and shape != shape[::-1]:
+            turned += tensor.shape == shape[::-1]
+            straight += tensor.shape == shape
+    return turned > 0 and not straight
+
+
+def ill_shaped(
+    found: Mapping[str, tuple[Place, Tensor]], sizes: Mapping[str, int], *, linear: bool
+) -> Iterator[str]:
+    """Yield a line for each tensor of another shape, or of a type that weights do not have."""
+    for name, (place, tensor) in found.items():
+        shape = place.rule.shape(sizes)
+        wanted = shape[::-1] if shape and linear and place.rule.conv1d else shape
+        if tensor.shape != wanted:
+            line = f"{printable(name)}: shape {_dims(tensor)}, expected {_wanted(place, sizes)}"
+            if linear and place.rule.conv1d:
+                line += ", stored (out, in) as the other Linear layers' weights of the file"
+            elif place.rule.conv1d and tensor.shape[::-1] == shape:
+                line += "; it is stored as a Linear layer's weight (out, in), not a Conv1D's"
+            elif len(tensor.shape) > 1 and tensor.shape[::-1] == shape:
+                line += "; it is transposed"
+            yield line
+        if not tensor.dtype.is_float:
+            yield f"{printable(name)}: {tensor.dtype.name}, expected a floating-point type"
+
+
+def missing(
+    architecture: Architecture, prefix: Prefix, present: Iterable[Place], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """Yield a line for each tensor that is not there; one for a run of layers that are not there.
+
+    A tied tensor may be absent. The highest layer that is there says how many there are.
+    """
+    keys = {place.key for place in present}
+    layered = [rule for rule in architecture.rules.values() if rule.layered]
+    gone: list[int] = []
+    for layer in range(sizes[LAYERS]):
+        places = [Place(rule, layer) for rule in layered]
+        if any(place.key in keys for place in places):
+            yield from _lost_layers(gone, prefix, len(layered))
+            gone = []
+            yield from _missing(places, prefix, keys, sizes)
+        else:
+            gone.append(layer)
+    single = [rule for rule in architecture.rules.values() if not (rule.layered or rule.tied_to)]
+    yield from _missing([Place(rule, None) for rule in single], prefix, keys, sizes)
+
+
+def _missing(
+    places: Iterable[Place],
+    prefix: Prefix,
+    keys: set[tuple[str, int | None]],
+    sizes: Mapping[str, int],
+) -> Iterator[str]:
+    for place in places:
+        if place.key not in keys:
+            name = printable(prefix.wrapper) + place.name(prefix.own)
+            yield f"{name}: missing, expected {_wanted(place, sizes)}"
+
+
+def _lost_layers(layers: list[int], prefix: Prefix, tensors: int) -> Iterator[str]:
+    if layers:
+        first, last = layers[0], layers[-1]
+        which = f"layer {first} is" if first == last else f"layers {first} to {last} are"
+        before = printable(prefix.wrapper + prefix.own)
+        what = f"under {before}*" if before else "of the layers"
+        yield f"{which} missing, expected {tensors} tensors in each ({what})"
+
+
+def _solved(
+    dims: Sequence[Dim], shape: tuple[int, ...], known: Mapping[str, int]
+) -> dict[str, int]:
+    """The sizes under which these dimensions have that shape, or the reverse of it.
+
+    Empty if there are none that agree with what is known already.
+    """
+    for candidate in (shape, shape[::-1]):
+        sizes = dict(known)
+        if all(
+            size % dim.factor == 0
+            and sizes.setdefault(dim.symbol, size // dim.factor) == size // dim.factor
+            for dim, size in zip(dims, candidate, strict=True)
+        ):
+            return {dim.symbol: sizes[dim.symbol] for dim in dims}
+    return {}
+
+
+def _wanted(place: Place, sizes: Mapping[str, int]) -> str:
+    """The shape in numbers, as far as they are known, and in symbols."""
+    dims = place.rule.dims
+    numbers = [str(d.factor * sizes[d.symbol]) if d.symbol in sizes else str(d) for d in dims]
+    return f"{' x '.join(numbers)} ({' x '.join(map(str, dims))})"
+
+
+def _dims(tensor: Tensor) -> str:
+    return dims(tensor.shape, " x ")

@@ -1,0 +1,165 @@
+"""Whose tensors are these? A file's names and shapes against the architectures that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cgpt_convert.architectures import mismatches as misfits
+from cgpt_convert.architectures import wrapper_prefixes as wrappers
+from cgpt_convert.architectures.hf_config_check import count, mup_refusal
+from cgpt_convert.architectures.known_models import Model, models
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.architectures.schema import LAYERS, Architecture, Place, architectures, template
+from cgpt_convert.architectures.wrapper_prefixes import Prefix
+from cgpt_convert.tensors.shapes import is_c_order
+from cgpt_convert.tensors.tensor import Tensor
+
+
+def recognise(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
+) -> Recognised | None:
+    """What the tensors of a checkpoint are; None if they are of no architecture that is known.
+
+    `config` is the content of the config.json beside it, for what shapes cannot tell; believed for
+    heads and muP only, `check_config` says where it contradicts the tensors.
+    """
+    for architecture in architectures().values():
+        prefix = wrappers.find_prefix(architecture, map(wrappers.unwrapped, tensors))
+        if prefix is not None:
+            found = _recognised(architecture, prefix, tensors, config or {})
+            return None if _is_another(found, config or {}) else found
+    return None
+
+
+def _is_another(found: Recognised, config: Mapping[str, Any]) -> bool:
+    """Return whether config.json names another architecture, and the tensors may well be of it.
+
+    gpt_bigcode, jais and others have GPT-2's names, and compute otherwise.
+    """
+    kind = config.get("model_type")
+    named = isinstance(kind, str) and kind not in found.architecture.model_types
+    return named and (found.linear or bool(found.misfits))
+
+
+def _recognised(
+    architecture: Architecture,
+    prefix: Prefix,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+) -> Recognised:
+    places, skipped, unexpected, twice = _sort(architecture, prefix, tensors)
+    found = {name: (place, tensors[name]) for name, place in places.items()}
+    sizes = misfits.vote(found.values())
+    layers = [place.layer for place in places.values() if place.layer is not None]
+    sizes[LAYERS] = max(layers, default=-1) + 1
+    linear = misfits.is_linear(found.values(), sizes)
+    model, n_head, source = _heads(architecture, sizes, config)
+    return Recognised(
+        architecture=architecture,
+        prefix=prefix.wrapper + prefix.own,
+        wrapper=_wrapper(prefix, places),
+        places=places,
+        sizes=sizes,
+        n_head=n_head,
+        n_head_source=source,
+        shape_of=model,
+        identity=model if model and model.is_named(config.get("_name_or_path")) else None,
+        skipped=tuple(skipped),
+        misfits=(
+            *misfits.unexpected(architecture, {name: tensors[name] for name in unexpected}),
+            *misfits.repeated(twice),
+            *misfits.ill_shaped(found, sizes, linear=linear),
+            *misfits.missing(architecture, prefix, places.values(), sizes),
+        ),
+        head=_head(found),
+        conv1d="linear" if linear else _conv1d(found.values()),
+        linear=linear,
+        refusal=mup_refusal(architecture, config, getattr(tensors, "path", "")),
+    )
+
+
+def _wrapper(prefix: Prefix, places: Mapping[str, Place]) -> str:
+    """Return what the names in the file have of wrappers, the most that one of them has."""
+    own = (
+        wrappers.removed(name, place.name(prefix.own))
+        for name, place in places.items()
+        if place.rule.prefixed
+    )
+    return max(own, key=len, default="")
+
+
+def _sort(
+    architecture: Architecture, prefix: Prefix, names: Iterable[str]
+) -> tuple[dict[str, Place], list[str], list[str], dict[str, str]]:
+    """Return the names that are the architecture's tensors, its buffers, and neither.
+
+    The last are names of tensors that another name stands for already, with that name.
+    """
+    places: dict[str, Place] = {}
+    skipped: list[str] = []
+    unexpected: list[str] = []
+    twice: dict[str, str] = {}
+    owners: dict[tuple[str, int | None], str] = {}
+    for name in names:
+        place, buffer = _place(architecture, prefix, wrappers.unwrapped(name))
+        if place is None:
+            (skipped if buffer else unexpected).append(name)
+            continue
+        owner = owners.setdefault(place.key, name)
+        if owner == name:
+            places[name] = place
+        else:
+            twice[name] = owner
+    return places, skipped, unexpected, twice
+
+
+def _place(architecture: Architecture, prefix: Prefix, name: str) -> tuple[Place | None, bool]:
+    """Return which tensor of the architecture it is; else whether it is one of its buffers."""
+    before = prefix.wrapper + prefix.own
+    bare = name[len(before) :] if name.startswith(before) else ""
+    pattern, layer = template(bare)
+    rule = architecture.rules.get(pattern)
+    if rule is not None and rule.prefixed:
+        return Place(rule, layer), False
+    # what stands outside the architecture's prefix, such as the head
+    rule = architecture.rules.get(name.removeprefix(prefix.wrapper))
+    if rule is not None and not rule.prefixed:
+        return Place(rule, None), False
+    return None, pattern in architecture.skipped
+
+
+def _heads(
+    architecture: Architecture, sizes: Mapping[str, int], config: Mapping[str, Any]
+) -> tuple[Model | None, int | None, str]:
+    """The known model, the number of heads, and who says so: config.json first, then the table."""
+    rows = [m for m in models() if m.architecture == architecture.name and m.sizes == sizes]
+    said = count(config, architecture.config_keys.get("n_head", ()))
+    width = sizes.get("n_embd", 0)
+    if said and width % said == 0:
+        matching = [model for model in rows if model.n_head == said]
+        return (matching[0] if matching else None), said, "config.json"
+    if len(rows) == 1:
+        return rows[0], rows[0].n_head, rows[0].name
+    return None, None, ""
+
+
+def _head(found: Mapping[str, tuple[Place, Tensor]]) -> str:
+    twins = {place.rule.name: tensor for place, tensor in found.values()}
+    for place, tensor in found.values():
+        if place.rule.tied_to:
+            twin = twins.get(place.rule.tied_to)
+            return "tied" if twin is not None and twin.view == tensor.view else "own copy"
+    return "absent"
+
+
+def _conv1d(found: Iterable[tuple[Place, Tensor]]) -> str:
+    ways = {_way(weight) for place, weight in found if place.rule.conv1d}
+    return "mixed" if len(ways) > 1 else "".join(ways)
+
+
+def _way(weight: Tensor) -> str:
+    if weight.is_c_order:
+        return "contiguous"
+    turned = is_c_order(weight.shape[::-1], weight.strides[::-1])
+    return "transposed" if turned else "mixed"

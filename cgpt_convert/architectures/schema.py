@@ -1,0 +1,202 @@
+"""What tensors a model architecture has: names, symbolic shapes, names elsewhere. Pure data.
+
+Sizes have the same names in every architecture, GPT-2's: n_layer, n_embd (the width), n_inner (of
+the feed-forward layer), n_positions, vocab_size. `config_keys` has what config.json calls them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.toml_files import parsed, reading
+
+LAYER = "{i}"  # in names: the layer's number, from 0
+LAYERS = "n_layer"  # the size that counts them
+# the first number that is a component of a name; no model has ten thousand layers
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,3})(?=\.)", re.ASCII)
+
+
+class Dim(NamedTuple):
+    """One dimension: `factor` times the size called `symbol`."""
+
+    factor: int
+    symbol: str
+
+    @classmethod
+    def parse(cls, text: str) -> Dim:
+        """The dimension that `text` says: `n_embd` or `3*n_embd`. Raises ValueError for others."""
+        found = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z_]+)", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no dimension")
+        return cls(int(found[1] or 1), found[2])
+
+    def __str__(self) -> str:
+        return self.symbol if self.factor == 1 else f"{self.factor}*{self.symbol}"
+
+
+class Rule(NamedTuple):
+    """A tensor of the architecture, or one in each layer if `{i}` is in its name."""
+
+    name: str  # without the architecture's prefix
+    dims: tuple[Dim, ...]
+    names: Mapping[str, str]  # target ("gguf", "raw") -> its name there
+    conv1d: bool  # stored (in, out), as transformers' Conv1D is; other programs want (out, in)
+    prefixed: bool
+    tied_to: str  # the tensor whose values it shares and that a file may leave it out for, or ""
+
+    @property
+    def layered(self) -> bool:
+        """Is there one in each layer?"""
+        return LAYER in self.name
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+        """The shape under these sizes, None if one of those it needs is not known."""
+        if any(dim.symbol not in sizes for dim in self.dims):
+            return None
+        return tuple(dim.factor * sizes[dim.symbol] for dim in self.dims)
+
+
+class Place(NamedTuple):
+    """Which tensor of the architecture something is. `layer` counts from 0, None outside layers."""
+
+    rule: Rule
+    layer: int | None
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """The rule's name and the layer: the same for the same tensor."""
+        return self.rule.name, self.layer
+
+    def name(self, prefix: str) -> str:
+        """The tensor's name in a file whose names have that prefix."""
+        return (prefix if self.rule.prefixed else "") + fill(self.rule.name, self.layer)
+
+
+class Architecture(NamedTuple):
+    """The content of one file of `mappings/architectures/`."""
+
+    name: str
+    model_types: tuple[str, ...]  # config.json's
+    prefixes: tuple[str, ...]  # the first one is canonical
+    anchors: tuple[frozenset[str], ...]
+    skipped: frozenset[str]
+    rules: Mapping[str, Rule]  # by name
+    config_keys: Mapping[str, tuple[str, ...]]  # size -> the keys of config.json that say it
+    config_defaults: Mapping[str, Dim]
+    mup_neutral: Mapping[str, Any]
+    mup_reason: str
+    gguf_name: str  # what llama.cpp calls it; "" if it does not know it
+    gguf_keys: Mapping[str, str]  # size, n_head or layer_norm_epsilon -> its key, less that name
+
+    @property
+    def canonical(self) -> str:
+        """The prefix that names are given where there is a choice."""
+        return self.prefixes[0]
+
+    def places(self, n_layer: int) -> Iterator[Place]:
+        """Every tensor of a model of so many layers, in the file's order."""
+        rules = list(self.rules.values())
+        first = next((at for at, rule in enumerate(rules) if rule.layered), len(rules))
+        yield from (Place(rule, None) for rule in rules[:first])
+        layered = [rule for rule in rules if rule.layered]
+        for layer in range(n_layer):
+            yield from (Place(rule, layer) for rule in layered)
+        yield from (Place(rule, None) for rule in rules[first:] if not rule.layered)
+
+    def shapes(
+        self, sizes: Mapping[str, int], prefix: str | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor of a model of these sizes, tied ones too.
+
+        `prefix` is the canonical one if it is None. Raises KeyError if a size is missing.
+        """
+        before = self.canonical if prefix is None else prefix
+        return {
+            place.name(before): tuple(dim.factor * sizes[dim.symbol] for dim in place.rule.dims)
+            for place in self.places(sizes[LAYERS])
+        }
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Canonical name of what may be left out -> of the tensor it equals then: the head's."""
+        return {
+            (self.canonical if rule.prefixed else "") + rule.name: self.canonical + rule.tied_to
+            for rule in self.rules.values()
+            if rule.tied_to
+        }
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        """The names of all sizes that the tensors tell."""
+        return frozenset(dim.symbol for rule in self.rules.values() for dim in rule.dims) | {LAYERS}
+
+
+def template(name: str) -> tuple[str, int | None]:
+    """The name with `{i}` for its first numeric component, and that number; None without one."""
+    if LAYER in name:
+        return "", None  # a file may call a tensor so, but it is none of ours
+    found = _NUMBER.search(name)
+    if found is None:
+        return name, None
+    return f"{name[: found.start()]}{LAYER}{name[found.end() :]}", int(found[0])
+
+
+def fill(name: str, layer: int | None) -> str:
+    """The name with the layer's number for `{i}`, and counted from 1 for `{i+1}`."""
+    if layer is None:
+        return name
+    return name.replace(LAYER, str(layer)).replace("{i+1}", str(layer + 1))
+
+
+@functools.cache
+def architectures() -> Mapping[str, Architecture]:
+    """Name -> architecture, of every file in `mappings/architectures/`. Read once.
+
+    Raises Malformed, naming the file, where one is not of that form.
+    """
+    found = {}
+    for path, content in parsed("architectures"):
+        with reading(path):
+            architecture = _parse(content)
+        found[architecture.name] = architecture
+    return found
+
+
+def _parse(content: dict[str, Any]) -> Architecture:
+    rules = [_rule(row) for row in content["tensors"]]
+    config, mup, gguf = content["config"], content.get("mup", {}), content.get("gguf", {})
+    return Architecture(
+        name=content["name"],
+        model_types=_strings(content["model_types"]),
+        prefixes=_strings(content["prefixes"]),
+        anchors=tuple(frozenset(_strings(line)) for line in content["anchors"]),
+        skipped=frozenset(_strings(content["skipped"])),
+        rules={rule.name: rule for rule in rules},
+        config_keys={size: _strings(keys) for size, keys in config["keys"].items()},
+        config_defaults={size: Dim.parse(text) for size, text in config["defaults"].items()},
+        mup_neutral=mup.get("neutral", {}),
+        mup_reason=mup.get("reason", ""),
+        gguf_name=gguf.get("architecture", ""),
+        gguf_keys=gguf.get("keys", {}),
+    )
+
+
+def _rule(row: dict[str, Any]) -> Rule:
+    return Rule(
+        name=row["name"],
+        dims=tuple(map(Dim.parse, row["shape"])),
+        names=row["names"],
+        conv1d=row.get("conv1d", False),
+        prefixed=row.get("prefixed", True),
+        tied_to=row.get("tied_to", ""),
+    )
+
+
+def _strings(values: Iterable[object]) -> tuple[str, ...]:
+    strings = tuple(values)
+    if isinstance(values, str) or not all(isinstance(value, str) for value in strings):
+        raise TypeError(f"{values!r} is no list of strings")
+    return strings  # type: ignore[return-value]

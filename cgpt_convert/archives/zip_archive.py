@@ -1,0 +1,127 @@
+"""PKZIP -> members as byte ranges, with what is odd about them.
+
+Every offset is ours: each local header must agree with the directory, and records must tile the
+file. A scanner and a loader that see different files are an attack, so where readers would
+disagree, the file is refused here. Section numbers are those of PKWARE's APPNOTE.TXT 6.3.10.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from functools import cached_property
+
+from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, Member, entries, find_end
+from cgpt_convert.archives.zip_local_header import DESCRIPTOR_SIZES, with_data_offset
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.limits import NAME_BYTES
+from cgpt_convert.sources.local import Source, is_distant, read
+
+SCRIPT = "TorchScript archive"  # what to call a torch zip that holds code
+
+
+class Archive:
+    """A zip whose directory and local headers agree. `members` is in directory order."""
+
+    def __init__(
+        self, source: Source, members: dict[str, Member], findings: Iterable[Finding] = ()
+    ) -> None:
+        self.source = source
+        self.members = members
+        self.findings = list(findings)
+
+    @cached_property
+    def has_crcs(self) -> bool:
+        """Does any record have a checksum? torch can be told to write 0 for all."""
+        return any(member.crc32 for member in self.members.values())
+
+    def crc32(self, name: str) -> int | None:
+        """The member's checksum; None if the archive has none, or if it is unknown (-1)."""
+        crc = self.members[name].crc32
+        return crc if crc >= 0 and self.has_crcs else None
+
+    def open(self, name: str) -> tuple[Source, int, int]:
+        """Where to read the member's bytes: source, offset and size, inflating if need be."""
+        member = self.members[name]
+        if member.method == STORED:
+            return self.source, member.offset, member.nbytes
+        from cgpt_convert.sources.inflate import (
+            Deflated,  # which imports what most archives do not need
+        )
+
+        label = f"{self.source.name}[{name}]"
+        inflating = Deflated(self.source, member.offset, member.compressed, member.nbytes, label)
+        return inflating, 0, member.nbytes
+
+    def read(self, name: str, most: int) -> bytes:
+        """The bytes of a small member; Unsupported if it has more than `most`."""
+        source, offset, nbytes = self.open(name)
+        if nbytes > most:
+            raise Unsupported(f"{name} has {nbytes:,} bytes; at most {most:,} are read")
+        return read(source, offset, nbytes)
+
+
+def open_archive(source: Source) -> Archive:
+    """The archive in `source`, checked as a whole.
+
+    Raises Malformed where the zip contradicts itself or readers would disagree about it,
+    Unsupported for encryption, other compression methods and split archives.
+    """
+    end = find_end(source)
+    members = entries(source, end)
+    found: list[Finding] = []
+    if is_distant(source):
+        from cgpt_convert.archives.zip_lazy_headers import LateHeaders
+
+        source = late = LateHeaders(source, members, end.offset)
+        members, found = late.members, late.findings()
+    else:
+        members = [with_data_offset(source, member, end.offset) for member in members]
+    archive = Archive(source, {member.name: member for member in members}, found)
+    _check_names(source.name, members)
+    if end.tail:
+        archive.findings.append(Finding(findings.TRAILING, f"{end.tail:,} bytes"))
+    _check_layout(archive, end.offset)
+    squeezed = sum(member.method != STORED for member in members)
+    if squeezed:
+        archive.findings.append(Finding(findings.COMPRESSED, f"{squeezed} of {len(members)}"))
+    return archive
+
+
+def _check_names(where: str, members: list[Member]) -> None:
+    seen: dict[str, str] = {}
+    for member in members:
+        name = member.name
+        parts = name.removesuffix("/").split("/")
+        if not name or len(name) > NAME_BYTES or "\0" in name or "\\" in name:
+            raise Malformed(f"an unusable record name: {name[:80]!r}", where=where)
+        if any(part in ("", ".", "..") for part in parts):
+            raise Malformed(f"a record name that leaves its folder: {name[:80]!r}", where=where)
+        # torch compares names without case, file systems may also normalise them
+        folded = unicodedata.normalize("NFC", name.casefold())
+        if folded in seen:
+            raise Malformed(f"two records are named {seen[folded]!r} and {name!r}", where=where)
+        seen[folded] = name
+
+
+def _check_layout(archive: Archive, directory_offset: int) -> None:
+    """Records must tile the file from byte 0 to the directory, descriptors aside."""
+    at, gaps, described = 0, 0, False
+    for member in sorted(archive.members.values(), key=lambda m: m.header_offset):
+        place = f"{archive.source.name}[{member.name}]"
+        if member.header_offset < at:
+            raise Malformed("a record overlaps another", where=place)
+        gaps += _gap(at, member.header_offset, described=described)
+        at = member.offset + member.compressed
+        described = bool(member.flags & DESCRIPTOR)
+    gaps += _gap(at, directory_offset, described=described)
+    if archive.members and min(m.header_offset for m in archive.members.values()):
+        raise Malformed("bytes before the first record", where=archive.source.name)
+    if gaps:
+        archive.findings.append(Finding(findings.GAP, f"{gaps:,} bytes"))
+
+
+def _gap(at: int, following: int, *, described: bool) -> int:
+    return 0 if described and following - at in DESCRIPTOR_SIZES else following - at

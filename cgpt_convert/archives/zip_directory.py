@@ -1,0 +1,198 @@
+"""The central directory of a zip: where it is, and its entries. Numbers are APPNOTE.TXT's.
+
+We parse it ourselves. Python's zipfile, torch's miniz and other readers disagree about files with
+two directories, two names or two sizes for a record; such files are refused, not interpreted.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.limits import DEFLATE_RATIO, DIRECTORY_BYTES, MEMBERS
+from cgpt_convert.sources.local import Source, read
+
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+_END = struct.Struct("<4s4H2LH")  # 4.3.16
+_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
+_LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
+_EXTRA64 = 1  # 4.5.3
+_UNICODE_PATH = 0x7075  # 4.6.9; some readers take the name that is here
+_FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
+
+STORED, DEFLATED = 0, 8
+_ENCRYPTED, DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
+_DEFLATE_LEVEL = 1 << 1 | 1 << 2
+_SHOWN = 200  # characters of a name, in errors
+_SYMLINK, _TYPE_BITS = 0o120000, 0o170000  # the high half of the external attributes, from Unix
+
+
+class Member(NamedTuple):
+    """A record. `offset` is of its first data byte; `compressed` equals `nbytes` when stored."""
+
+    name: str
+    header_offset: int
+    offset: int
+    nbytes: int
+    compressed: int
+    method: int
+    flags: int
+    crc32: int
+
+
+class NoDirectory(Malformed):
+    """The zip has no central directory, which stands at its end: most likely it is cut off."""
+
+
+class End(NamedTuple):
+    """Where the central directory is."""
+
+    offset: int
+    nbytes: int
+    entries: int
+    tail: int  # bytes after the end record and its comment
+
+
+def find_end(source: Source) -> End:
+    """The end-of-central-directory record, of which there must be exactly one."""
+    length = min(source.nbytes, _END.size + _FULL16)
+    base = source.nbytes - length
+    tail = read(source, base, length)
+    at = tail.rfind(b"PK\5\6")  # every reader takes the last
+    end = _end_at(source, tail, base, at) if at >= 0 else None
+    if end is None:
+        raise NoDirectory("no central directory: the zip archive is cut off", where=source.name)
+    while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
+        if _is_end_at(source, tail, base, at):
+            raise Malformed("two central directories", where=source.name)
+    return end
+
+
+def _is_end_at(source: Source, tail: bytes, base: int, at: int) -> bool:
+    """Is there a whole end record too? One of an archive inside a record tells other offsets."""
+    try:
+        return _end_at(source, tail, base, at) is not None
+    except CgptError:
+        return False
+
+
+def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
+    """The end record at `tail[at:]`, or None if the directory it tells of does not lie before it.
+
+    The four bytes of the signature may occur by chance inside data.
+    """
+    if at + _END.size > len(tail):
+        return None
+    _, disk, first_disk, here, count, nbytes, offset, comment = _END.unpack_from(tail, at)
+    position, after = base + at, len(tail) - at - _END.size - comment
+    if after < 0:
+        return None
+    locator_at = position - _LOCATOR64.size
+    if locator_at >= 0:
+        locator = _LOCATOR64.unpack(read(source, locator_at, _LOCATOR64.size))
+        if locator[0] == b"PK\6\7":
+            if locator[2] != locator_at - _END64.size:  # some readers look there, some are told
+                raise Malformed("the zip64 end record is not in its place", where=source.name)
+            return _end64(source, (disk, first_disk, here, count, nbytes, offset), locator, after)
+    if offset + nbytes != position:
+        return None
+    if disk or first_disk or here != count:
+        raise Unsupported("a split zip archive", where=source.name)
+    return End(offset, nbytes, count, after)
+
+
+def _end64(
+    source: Source, classic: tuple[int, ...], locator: tuple[bytes, int, int, int], after: int
+) -> End:
+    _, locator_disk, at, disks = locator
+    if locator_disk or disks > 1:
+        raise Unsupported("a split zip archive", where=source.name)
+    record = _END64.unpack(read(source, at, _END64.size))
+    magic, size, _, _, disk, first_disk, here, count, nbytes, offset = record
+    if magic != b"PK\6\6" or size != _END64.size - 12 or offset + nbytes != at:
+        raise Malformed("the zip64 end record does not fit the archive", where=source.name)
+    widths = (_FULL16, _FULL16, _FULL16, _FULL16, FULL32, FULL32)
+    wide = (disk, first_disk, here, count, nbytes, offset)
+    for narrow, full, value in zip(classic, widths, wide, strict=True):
+        if narrow not in (full, value):
+            raise Malformed("the zip and zip64 end records disagree", where=source.name)
+    if disk or first_disk or here != count:
+        raise Unsupported("a split zip archive", where=source.name)
+    return End(offset, nbytes, count, after)
+
+
+def entries(source: Source, end: End) -> list[Member]:
+    """The central directory's entries; their `offset` is still that of the local header."""
+    if end.entries > MEMBERS or end.nbytes > DIRECTORY_BYTES:
+        raise Unsupported(f"an archive of {end.entries:,} records", where=source.name)
+    data = read(source, end.offset, end.nbytes)
+    members, at = [], 0
+    for _ in range(end.entries):
+        if at + _CENTRAL.size > len(data):
+            raise Malformed("the central directory is cut off", where=source.name)
+        fields = _CENTRAL.unpack_from(data, at)
+        lengths = fields[10:13]  # name, extra, comment
+        name_at = at + _CENTRAL.size
+        at = name_at + sum(lengths)
+        if fields[0] != b"PK\1\2" or at > len(data):
+            raise Malformed("the central directory is damaged", where=source.name)
+        raw = data[name_at : name_at + lengths[0]]
+        extra = data[name_at + lengths[0] : name_at + lengths[0] + lengths[1]]
+        members.append(_entry(source.name, fields, raw, extra))
+    if at != len(data):
+        raise Malformed("the central directory has more bytes than entries", where=source.name)
+    return members
+
+
+def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Member:
+    flags, method, crc = fields[3], fields[4], fields[7]
+    compressed, nbytes, disk, external, header = *fields[8:10], fields[13], fields[15], fields[16]
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"a record name that is not UTF-8: {raw[:80]!r}", where=where) from error
+    place = f"{where}[{name[:_SHOWN]}]"
+    nbytes, compressed, header = widen(place, extra, [nbytes, compressed, header])
+    second = _extras(extra).get(_UNICODE_PATH)
+    if second is not None and second[5:] != raw:  # after a version and a checksum
+        raise Malformed("a record with two names", where=place)
+    if flags & _ENCRYPTED:
+        raise Unsupported("an encrypted record", where=place)
+    if method not in (STORED, DEFLATED):
+        raise Unsupported(f"compression method {method}", where=place)
+    known = DESCRIPTOR | _UTF8 | (_DEFLATE_LEVEL if method == DEFLATED else 0)
+    if flags & ~known:
+        raise Unsupported(f"zip flags 0x{flags:04x}", where=place)
+    if disk:
+        raise Unsupported("a split zip archive", where=place)
+    if external >> 16 & _TYPE_BITS == _SYMLINK:
+        raise Malformed("a symbolic link inside the archive", where=place)
+    if method == STORED and compressed != nbytes:
+        raise Malformed("a stored record with two different sizes", where=place)
+    if nbytes > compressed * DEFLATE_RATIO:
+        raise Malformed("a record that claims more than deflate can expand to", where=place)
+    return Member(name, header, header, nbytes, compressed, method, flags, crc)
+
+
+def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
+    """The values with each 0xFFFFFFFF replaced by its 64-bit field of the zip64 extra record."""
+    if FULL32 not in values:
+        return values
+    fields = _extras(extra).get(_EXTRA64, b"")
+    wide = struct.unpack_from(f"<{len(fields) // 8}Q", fields)
+    if len(wide) < values.count(FULL32):
+        raise Malformed("a zip64 size is missing", where=place)
+    following = iter(wide)
+    return [next(following) if value == FULL32 else value for value in values]
+
+
+def _extras(extra: bytes) -> dict[int, bytes]:
+    """The extra fields by kind, the first of each; what does not parse is left out."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, at)
+        found.setdefault(kind, extra[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found

@@ -1,1 +1,0 @@
-"""Files -> checkpoints: archives, streams, shards, what is left of cut-off files."""

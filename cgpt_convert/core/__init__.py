@@ -1,0 +1,1 @@
+"""Errors, limits, findings, text and threads that every other package uses."""

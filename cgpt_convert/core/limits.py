@@ -1,0 +1,90 @@
+"""What a file may cost, in one place, with reasons.
+
+Sized for a 1 TB model with optimizer state (about 100,000 tensors); a file that needs more is
+refused as unsupported before it costs more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MiB = 1 << 20
+GiB = 1 << 30
+
+
+class Share(NamedTuple):
+    """A number that a file may use by its size: some always, then one for every `per` bytes."""
+
+    always: int
+    per: int
+    most: int
+
+    def of(self, nbytes: int) -> int:
+        """What a file or a pickle of that many bytes may use."""
+        return min(self.always + nbytes // self.per, self.most)
+
+
+class Limits(NamedTuple):
+    """The bounds on decoding one pickle."""
+
+    nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
+    opcodes: int = 10_000_000  # a tensor takes about 40
+    # lists, dicts, sets, calls and references, of 100 bytes each; real pickles: one in 14 bytes
+    kept: Share = Share(100_000, 8, 4_000_000)
+    memo: Share = Share(100_000, 3, 8_000_000)  # 100 bytes each; real ones have one in 7 bytes
+    # characters of the different names of classes and functions; torch writes a dozen of them
+    names: Share = Share(2 * MiB, 1, 512 * MiB)
+    depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
+    integer_bytes: int = 1024  # LONG1 and LONG4; torch writes at most 16
+    line_bytes: int = 4096  # text opcodes of protocol 0; names and numbers only
+
+
+PICKLE = Limits()
+
+# A pickle that is deflated inside an archive may have 1 MiB and this many times its bytes there;
+# those of torch shrink to a quarter.
+INFLATION = 8
+
+MEMBERS = 2_000_000  # records of one archive
+DIRECTORY_BYTES = 512 * MiB  # its central directory
+NAME_BYTES = 4096  # one record's name
+DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes)
+
+# Of a decoded tree. The measures are of real files; of Adam's state 1 tensor in 46 (protocol 4).
+NODES = Share(30_000, 10, 8_000_000)  # values visited, each time they appear; one in 19 bytes
+REPEATED = Share(50_000, 16, 1_000_000)  # of those, met again because a container is shared
+TENSORS = Share(5_000, 36, 4_000_000)  # one of 9 or more dimensions counts as several
+NAMES = Share(2 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
+NAME = 4096  # characters of one name: every key on the way down to it, and dots
+NESTING = 100  # of values, where names are made from them
+INT64 = 1 << 63  # torch, NumPy and file systems count in int64, so every number is below
+RANK = 64  # torch's own limit is 64 dimensions
+
+# Strides of 0 let 24 bytes stand for terabytes. A file may claim this many times the bytes it
+# has, and always a little, so that expanded masks of real models pass.
+EXPANSION = 64
+EXPANSION_FLOOR = 1 * GiB
+
+# Of what is compressed, when it is looked into, files in files and parts that are unpacked again
+# included: this many times the file's bytes, and always a little. Weights do not shrink to a 32nd.
+UNPACKED = 32
+UNPACKED_FLOOR = 64 * MiB
+
+# Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
+# those of real ones take 5 bytes on average, and shrink to a quarter. What takes longer counts as
+# several: names, calls and texts (pickles/trace/dispatch.py), pickles, parts and what is unpacked
+# (scanning/budget.py). A gzipped list of 100,000 merges takes little more than 300,000.
+SCANNED = Share(300_000, 1, 1 << 40)
+
+# Of the memo, when a pickle is scanned: no writer of pickles comes near either.
+MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory
+MEMO_SPARSE = 1 << 16  # entries out of order
+
+JSON_VALUES = 4_000_000  # of one document; a vocabulary has 256,000
+HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
+CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB
+TOKENIZER_BYTES = 64 * MiB  # each of its files; 256,000 tokens take 35 MiB
+INDEX_BYTES = 256 * MiB  # a *.index.json or mapping.json
+NPY_HEADER_BYTES = 10_012  # numpy reads no longer ones; it writes under 200 for a plain dtype
+GGUF_HEADER_BYTES = 256 * MiB  # a vocabulary of 256,000 tokens and its merges take 15 MiB
+GGUF_ITEMS = 8_000_000  # strings in all arrays of its header

@@ -1,0 +1,88 @@
+"""JSON that every reader understands alike: RFC 8259 less what readers disagree about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.limits import JSON_VALUES
+
+_DIGITS = 20  # of an unsigned 64-bit integer
+_AS_ZERO = bytes.maketrans(b"123456789 \n\r\t", b"000000000,,,,")
+
+
+def loads(data: bytes, where: str) -> dict[str, Any]:
+    """The object that `data` holds; its numbers are non-negative integers, each key is once there.
+
+    Raises Malformed for anything else, among it duplicate keys (4: readers differ), numbers other
+    than natural ones, lone surrogates and nesting too deep to read; Unsupported for more values
+    than `limits.JSON_VALUES`.
+    """
+    check_count(data, where)
+    import json
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_int=_natural if _may_be_odd(data) else None,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+        if b"\\ud" in data or b"\\uD" in data:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # finds lone surrogates
+    except UnicodeError as error:
+        raise Malformed(f"JSON that is not UTF-8 ({error})", where=where) from error
+    except RecursionError as error:
+        raise Malformed("JSON that is nested too deeply", where=where) from error
+    except ValueError as error:
+        raise Malformed(f"not the JSON that is expected: {error}", where=where) from error
+    if not isinstance(value, dict):
+        raise Malformed("JSON that is not an object", where=where)
+    return value
+
+
+def check_count(data: bytes, where: str, hint: str = "") -> None:
+    """Raise Unsupported for JSON of more than `limits.JSON_VALUES` values, before they exist.
+
+    A bracket costs a byte in the file and 64 in memory.
+    """
+    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
+        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where, hint=hint)
+
+
+def is_text_map(value: object) -> bool:
+    """Is `value` an object of strings?"""
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a key that is there twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        left = iter(value)  # in the order of the file, so the first that is not next comes twice
+        twice = next(key for key, _ in pairs if key != next(left, None))
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return value
+
+
+def _may_be_odd(data: bytes) -> bool:
+    """May there be integers that `_natural` refuses? If not, a vocabulary is read in half the time.
+
+    What stands around numbers may stand around digits in a string, too, but seldom does: around
+    those that are tokens of GPT-2's are quotation marks.
+    """
+    plain = data.translate(_AS_ZERO)
+    long = b"0" * (_DIGITS + 1)
+    odd = (b":-0", b",-0", b"[-0", long + b",", long + b"]", long + b"}")
+    return any(number in plain for number in odd)
+
+
+def _natural(digits: str) -> int:
+    if digits.startswith("-") or len(digits) > _DIGITS:
+        raise ValueError(f"the number {digits[:80]}")
+    return int(digits)
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"the number {text[:80]}")

@@ -1,0 +1,144 @@
+"""A few threads that work off jobs. The first error, or a Ctrl-C, stops them all."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from cgpt_convert.core.events import Advance, Event, untold
+
+Job = Callable[[], object]
+
+_DRAWN = 0.1  # seconds after which progress is told again
+_SOON = 0.005  # seconds after which a thread looks again whether it may begin
+
+
+_MOST = 64  # threads; more make the blocks too small
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def crew_size(jobs: int) -> int:
+    """How many threads `--jobs` means: 0 is as many as the process may use cores."""
+    return min(jobs or cores(), _MOST)
+
+
+class Stopped(Exception):  # no error: another thread has that
+    """Raised in a job so that it ends, because another one failed."""
+
+
+class Crew:
+    """`size` threads, the calling one among them.
+
+    `told` is called with the units of work that are done, by the thread that calls `run` and by no
+    other: what draws a progress bar has locks of its own, and a thread that waits for one which a
+    Ctrl-C left taken would never end.
+    """
+
+    def __init__(self, size: int, told: Advance = untold) -> None:
+        self.size = max(size, 1)
+        self.lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._stop = False
+        self._is_prepared = False
+        self._told = told
+        self._caller = threading.get_ident()
+        self._done: deque[int] = deque()  # units that are not told yet
+
+    def go_on(self) -> None:
+        """Raise Stopped if the work is to end. A long job asks now and then."""
+        if self._stop:
+            raise Stopped
+
+    def wait_prepared(self) -> None:
+        """Return when `prepare` is done; Stopped if the work is to end before."""
+        while not self._is_prepared:
+            self.go_on()
+            time.sleep(_SOON)
+
+    def advance(self, units: int) -> None:
+        """Count units of work that are done; called by any thread."""
+        self._done.append(units)
+        if threading.get_ident() == self._caller:
+            self._tell()
+
+    def _tell(self) -> None:
+        units = 0
+        while self._done:
+            units += self._done.popleft()
+        if units:
+            self._told(units)
+
+    def run(self, jobs: Iterable[Job], prepare: Job) -> None:
+        """Do all the jobs, from both ends; raise what the first to fail raised.
+
+        The calling thread takes them from the front, the others from the end: put what differs in
+        kind at different ends, so that a job that computes runs beside one that copies. `prepare`
+        imports what jobs need, in the calling thread while the others are at work already: the
+        interpreter's import locks do not survive a Ctrl-C while two threads import. A job that
+        needs it calls `wait_prepared`.
+        """
+        queue = deque(jobs)
+        self._is_prepared = False
+        self._caller = threading.get_ident()
+        ended: list[Event] = []  # not Thread.join: a Ctrl-C in it loses the thread
+        complete = False
+        try:
+            for _ in range(min(self.size, len(queue)) - 1):
+                end = Event()
+                helper = threading.Thread(target=self._help, args=(queue.pop, end), daemon=True)
+                try:
+                    helper.start()
+                except RuntimeError:  # no more threads are to be had: those that are will do
+                    break
+                ended.append(end)
+            prepare()
+            self._is_prepared = True
+            self._drain(queue.popleft)
+            self._wait(ended)
+            self._tell()
+            complete = True
+        except Stopped:
+            pass
+        finally:
+            self._stop = self._stop or not complete
+            for end in ended:
+                while not end.wait(_DRAWN):
+                    pass
+        if self._error:
+            raise self._error
+
+    def _wait(self, ended: list[Event]) -> None:
+        """Wait for the other threads, and tell meanwhile what they have done."""
+        for end in ended:
+            while not end.wait(_DRAWN):
+                self._tell()
+
+    def _help(self, take: Callable[[], Job], end: Event) -> None:
+        try:
+            self._drain(take)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  whatever it is, `run` raises it
+            with self.lock:
+                self._error = self._error or error
+            self._stop = True
+        finally:
+            end.set()
+
+    def _drain(self, take: Callable[[], Job]) -> None:
+        while True:
+            self.go_on()
+            try:
+                job = take()
+            except IndexError:
+                return
+            job()

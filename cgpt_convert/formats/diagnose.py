@@ -1,0 +1,142 @@
+"""Why a file of a kind that holds no readable weights is refused, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from cgpt_convert.archives import tar as tarball
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats import diagnose_transfer as transfer
+from cgpt_convert.formats import diagnose_zip as unread_zip
+from cgpt_convert.formats.detect import HEAD, Kind
+from cgpt_convert.formats.salvage import AGAIN
+from cgpt_convert.formats.torch import truncated_zip as cutzip
+from cgpt_convert.sources.local import Source, read
+
+_RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
+_MODEL_PAGE = r"https://(?:www\.)?huggingface\.co/([^/?#]+/[^/?#]+)(?:/?$|/tree/)"
+_ERROR_KEYS = ("error", "message", "detail")  # where servers say what is wrong
+_SHOWN = 120  # characters of a message found inside
+
+# what to do with a file that is valid but of no kind that this package reads
+_HINTS = {
+    Kind.GZIP: "run gunzip on it first",
+    Kind.BZIP2: "run bunzip2 on it first",
+    Kind.XZ: "run unxz on it first",
+    Kind.ZSTD: "run unzstd on it first",
+    Kind.LZ4: "unpack it first",
+    Kind.COMPRESSED: "unpack it first",
+    Kind.SEVEN_ZIP: "unpack it and name the weight file inside",
+    Kind.RAR: "unpack it and name the weight file inside",
+    Kind.PICKLE: "no torch.save file; `cgpt-convert scan FILE` shows what loading it would do",
+    Kind.PREVIEW: "torch 1.0 or later cannot read it either; ask its author for a newer one",
+    Kind.HDF5: "weights of Keras or h5py are not read; look for the PyTorch ones beside them",
+    Kind.ONNX: "look for the PyTorch weights that it was exported from",
+    Kind.TFLITE: "look for the PyTorch weights that it was exported from",
+    Kind.OLD_GGML: "convert the original weights to GGUF; this one has no names we could trust",
+    Kind.INDEX: "its name has to end in .index.json, and its shards have to lie beside it",
+    Kind.UNKNOWN: "no format is known that begins like this; check that the download is complete",
+}
+
+
+def refuse(kind: Kind, source: Source) -> CgptError:
+    """The error that says, for a file of that kind, why it cannot be read and what to do next."""
+    if kind in _MANGLED:
+        damaged = transfer.diagnose(source)
+        if damaged is not None:
+            return damaged
+    explain = _EXPLAIN.get(kind)
+    if explain:
+        return explain(source)
+    article = "an" if kind.value[0] in "aeiouH" else "a"
+    message = f"{article} {kind.value}, which is not read"
+    return Unsupported(message, where=source.name, hint=_HINTS.get(kind, "name the weight file"))
+
+
+def _head(source: Source) -> str:
+    """The first bytes as text."""
+    return read(source, 0, min(HEAD, source.nbytes)).decode("utf-8", "replace")
+
+
+def _shown(found: str) -> str:
+    """Text from the file, as one short line."""
+    line = printable(" ".join(found.split()))
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
+
+
+def _lfs_pointer(source: Source) -> CgptError:
+    head = _head(source)
+    oid = re.search(r"^oid (\S+)", head, re.MULTILINE)
+    size = re.search(r"^size (\d{1,18})$", head, re.MULTILINE)
+    what = f" to {int(size[1]):,} bytes" if size else ""
+    what += f", {_shown(oid[1])}" if oid else ""
+    return Malformed(
+        f"a Git LFS pointer{what}, not the file itself",
+        where=source.name,
+        hint="run `git lfs pull` in the repository, or download the raw file",
+    )
+
+
+def _web_page(source: Source) -> CgptError:
+    title = re.search(r"<title[^>]*>([^<]*)", _head(source), re.IGNORECASE)
+    named = f' titled "{_shown(title[1])}"' if title else ""
+    model = re.match(_MODEL_PAGE, source.name)
+    hint = f"for a model on the Hugging Face Hub, write hf://{model[1]}" if model else _RAW
+    return Malformed(f"a web page{named}, not the file", where=source.name, hint=hint)
+
+
+def _xml(source: Source) -> CgptError:
+    found = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # as object stores answer
+    said = f': "{_shown(", ".join(found))}"' if found else ""
+    return Malformed(f"an XML document, not the file{said}", where=source.name, hint=_RAW)
+
+
+def _json(source: Source) -> CgptError:
+    try:
+        value = json.loads(_head(source))
+    except (ValueError, RecursionError):
+        value = None
+    found = [value.get(key) for key in _ERROR_KEYS] if isinstance(value, dict) else []
+    said = [_shown(text) for text in found if isinstance(text, str)]
+    if said:
+        message = f'a server\'s answer, not the file: "{said[0]}"'
+        return Malformed(message, where=source.name, hint=_RAW)
+    return Unsupported(
+        "a JSON document, which holds no weights", where=source.name, hint="name the weight file"
+    )
+
+
+def _empty(source: Source) -> CgptError:
+    return Malformed("an empty file", where=source.name, hint=AGAIN)
+
+
+def _zeros(source: Source) -> CgptError:
+    message = f"{source.nbytes:,} bytes, all zero: an unfinished download or a damaged disk"
+    return Malformed(message, where=source.name, hint=AGAIN)
+
+
+def _tar(source: Source) -> CgptError:
+    try:
+        names = list(tarball.members(source)[0])
+    except CgptError as error:
+        return error
+    hint = unread_zip.unpacking(names)
+    return Unsupported("a tar archive, which is not read", where=source.name, hint=hint)
+
+
+# kinds that a file of another one becomes on its way
+_MANGLED = (Kind.CUT_ZIP, Kind.ZIP, Kind.PICKLE, Kind.TEXT, Kind.UNKNOWN)
+_EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
+    Kind.CUT_ZIP: cutzip.diagnose,
+    Kind.ZIP: unread_zip.explain,
+    Kind.TAR: _tar,
+    Kind.LFS_POINTER: _lfs_pointer,
+    Kind.WEB_PAGE: _web_page,
+    Kind.XML: _xml,
+    Kind.JSON: _json,
+    Kind.EMPTY: _empty,
+    Kind.ZEROS: _zeros,
+}

@@ -1,0 +1,212 @@
+"""The typed key-value pairs of a GGUF header: their encoding, and reading it back.
+
+The spec is ggml/docs/gguf.md; where it is silent, ggml/src/gguf.cpp `gguf_init_from_reader`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.core.limits import GGUF_HEADER_BYTES, GGUF_ITEMS
+from cgpt_convert.plan import Field, Scalar
+from cgpt_convert.sources.local import Source, read
+
+# `enum gguf_type`: its numbers are the positions; then how struct spells the value
+_TYPES = {
+    "uint8": "B",
+    "int8": "b",
+    "uint16": "H",
+    "int16": "h",
+    "uint32": "I",
+    "int32": "i",
+    "float32": "f",
+    "bool": "?",
+    "string": "",
+    "array": "",
+    "uint64": "Q",
+    "int64": "q",
+    "float64": "d",
+}
+_NAMES = tuple(_TYPES)
+_NUMBERS = {name: struct.Struct("<" + code) for name, code in _TYPES.items()}
+_STRING, _ARRAY = _NAMES.index("string"), _NAMES.index("array")
+_WINDOW = 1 << 20  # bytes read at once
+_SHOWN_ITEMS = 8  # of an array
+_FLOAT32_DIGITS = 9  # that always tell two float32 apart
+
+KEY_BYTES = 65535  # gguf.md: at most 2^16 - 1 bytes
+
+
+def encode(field: Field) -> bytes:
+    """The key, the type and the value. Raises BadRequest for a value its type cannot hold."""
+    number = _NAMES.index(field.type)
+    try:
+        if isinstance(field.value, tuple):
+            head = struct.pack("<IIQ", _ARRAY, number, len(field.value))
+            value = _encoded(field.type, field.value)
+        else:
+            head = struct.pack("<I", number)
+            value = _encoded(field.type, (field.value,))
+    except (struct.error, OverflowError, UnicodeEncodeError) as error:
+        raise BadRequest(f"GGUF's {field.key} cannot be {field.value!r:.80}: {error}") from error
+    return string(field.key) + head + value
+
+
+def string(text: str) -> bytes:
+    """Its length in bytes, and its bytes."""
+    data = text.encode()
+    return len(data).to_bytes(8, "little") + data
+
+
+def _encoded(kind: str, values: tuple[Scalar, ...]) -> bytes:
+    if kind == "string":  # a vocabulary has 100,000 of them
+        texts = list(map(str.encode, map(str, values)))
+        sizes = list(map(len, texts))
+        lengths = {nbytes: nbytes.to_bytes(8, "little") for nbytes in set(sizes)}
+        heads = map(lengths.__getitem__, sizes)
+        return b"".join(chain.from_iterable(zip(heads, texts, strict=True)))
+    return struct.pack(f"<{len(values)}{_TYPES[kind]}", *values)
+
+
+class Cursor:
+    """Takes numbers and strings off the start of a source, which it reads as far as they go."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.at = 0  # bytes taken so far
+        self._data = bytearray()
+        self._items = 0
+
+    def take(self, nbytes: int) -> bytes:
+        """The next bytes. Raises Malformed past the end of the file."""
+        end = self.at + nbytes
+        if end > len(self._data):
+            self._read_to(end)
+        taken = bytes(memoryview(self._data)[self.at : end])
+        self.at = end
+        return taken
+
+    def number(self, kind: str) -> int:
+        """The next number, of an integer type."""
+        number = _NUMBERS[kind]
+        (value,) = number.unpack(self.take(number.size))
+        return int(value)
+
+    def text(self) -> str:
+        """The next string. Raises Malformed if it is not UTF-8."""
+        at, data = self.at, self.take(self.number("uint64"))
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise self.malformed(f"a name that is not UTF-8, at byte {at:,}") from error
+
+    def strings(self, count: int) -> bytes:
+        """So many strings with their lengths, as they are."""
+        self._items += count
+        if self._items > GGUF_ITEMS:
+            raise Unsupported(f"a header of more than {GGUF_ITEMS:,} strings", where=self._where)
+        start = at = self.at
+        have, length = len(self._data), struct.Struct("<Q").unpack_from
+        for _ in range(count):  # a vocabulary has 100,000 of them
+            if at + 8 > have:
+                have = self._read_to(at + 8)
+            at += 8 + length(self._data, at)[0]
+            if at > have:
+                have = self._read_to(at)
+        self.at = at
+        return bytes(memoryview(self._data)[start:at])
+
+    def malformed(self, message: str) -> Malformed:
+        """The error that says so of the file."""
+        return Malformed(message, where=self._where)
+
+    @property
+    def _where(self) -> str:
+        return self.source.name
+
+    def _read_to(self, end: int) -> int:
+        """Read on, to `end` at least; the bytes read in all."""
+        if end > self.source.nbytes:
+            raise self.malformed(f"cut off inside its header, which goes on to byte {end:,}")
+        if end > GGUF_HEADER_BYTES:
+            limit = f"at most {GGUF_HEADER_BYTES:,} bytes are read"
+            raise Unsupported(f"a header that goes on to byte {end:,}; {limit}", where=self._where)
+        have = len(self._data)
+        most = min(self.source.nbytes, GGUF_HEADER_BYTES)
+        self._data += read(self.source, have, min(max(end, have + _WINDOW), most) - have)
+        return len(self._data)
+
+
+class Stored(NamedTuple):
+    """A value as it is stored: `length` values of a type one after another, None for a scalar."""
+
+    type: str
+    length: int | None
+    data: bytes
+
+    def value(self) -> Scalar | tuple[Scalar, ...]:
+        """The number, string or tuple. Bytes that are not UTF-8 are escaped with backslashes."""
+        values = tuple(self._values(self.length if self.length is not None else 1))
+        return values if self.length is not None else values[0]
+
+    def text(self) -> str:
+        """The value for people; of a longer array only type and length."""
+        if self.length is not None and (self.length > _SHOWN_ITEMS or self.type == "string"):
+            plural = "" if self.length == 1 else "s"
+            return f"[{self.length} {self.type}{plural}]"
+        value = self.value()
+        if isinstance(value, tuple):
+            return f"[{', '.join(self._shown(item) for item in value)}]"
+        return self._shown(value)
+
+    def _values(self, count: int) -> Iterable[Scalar]:
+        if self.type == "string":
+            return _split(self.data)
+        code = _TYPES[self.type]
+        return struct.unpack(f"<{count}{code}", self.data)
+
+    def _shown(self, value: Scalar) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if self.type != "float32":
+            return str(value)
+        short = (f"{value:.{digits}g}" for digits in range(1, _FLOAT32_DIGITS))
+        exact = (text for text in short if _is_float32(text, value))
+        return next(exact, f"{value:.{_FLOAT32_DIGITS}g}")
+
+
+def _is_float32(text: str, value: Scalar) -> bool:
+    """Does the text, rounded to float32, give that value?"""
+    try:
+        return struct.pack("<f", float(text)) == struct.pack("<f", value)
+    except OverflowError:  # the greatest number, rounded up to fewer digits
+        return False
+
+
+def _split(data: bytes) -> Iterator[str]:
+    at = 0
+    while at < len(data):
+        (nbytes,) = struct.unpack_from("<Q", data, at)
+        yield data[at + 8 : at + 8 + nbytes].decode(errors="backslashreplace")
+        at += 8 + nbytes
+
+
+def parse(cursor: Cursor) -> tuple[str, Stored]:
+    """The next key and value. Raises Malformed for a type that there is not."""
+    key = cursor.text()
+    if not key:
+        raise cursor.malformed(f"an empty key, at byte {cursor.at:,}")
+    number, count = cursor.number("uint32"), None
+    if number == _ARRAY:
+        number, count = cursor.number("uint32"), cursor.number("uint64")
+    if number >= len(_NAMES) or number == _ARRAY:
+        raise cursor.malformed(f"{key} is of type {number}, which values cannot have")
+    kind = _NAMES[number]
+    if number == _STRING:
+        return key, Stored(kind, count, cursor.strings(1 if count is None else count))
+    size = struct.calcsize("<" + _TYPES[kind])
+    return key, Stored(kind, count, cursor.take(size * (1 if count is None else count)))

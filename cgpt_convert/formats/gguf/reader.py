@@ -1,0 +1,210 @@
+"""The reader of GGUF: every rule of ggml's own, which gguf-py does not check.
+
+See ggml/src/gguf.cpp `gguf_init_from_reader` and llama.cpp's src/llama-model-loader.h, which
+looks whether a tensor's data lie inside the file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint, Exotic
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.findings import TRAILING, Finding
+from cgpt_convert.core.limits import MEMBERS
+from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.formats.gguf.fields import Cursor, Stored, parse
+from cgpt_convert.sources.local import Source
+from cgpt_convert.tensors.dtypes import BY_GGUF
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.tensor import Storage, Tensor
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)  # which differ in nothing that a little-endian reader sees
+ALIGNMENT = 32  # gguf.h GGUF_DEFAULT_ALIGNMENT
+ALIGNMENT_KEY = "general.alignment"
+NAME_BYTES = 63  # ggml.h GGML_MAX_NAME, less the NUL
+RANK = 4  # ggml.h GGML_MAX_DIMS
+
+_LEAST_INFO = 8 + 4 + 4 + 8  # bytes of a tensor's description: name's length, rank, type, offset
+_LEAST_FIELD = 8 + 1 + 4 + 1
+
+# ggml_type -> name, elements and bytes of a block, of those that are shown but not decoded.
+# gguf-py/gguf/constants.py GGML_QUANT_SIZES; ggml-common.h.
+UNDECODED = {
+    9: ("q8_1", 32, 40),
+    10: ("q2_k", 256, 84),
+    11: ("q3_k", 256, 110),
+    12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176),
+    14: ("q6_k", 256, 210),
+    15: ("q8_k", 256, 292),
+    16: ("iq2_xxs", 256, 66),
+    17: ("iq2_xs", 256, 74),
+    18: ("iq3_xxs", 256, 98),
+    19: ("iq1_s", 256, 50),
+    20: ("iq4_nl", 32, 18),
+    21: ("iq3_s", 256, 110),
+    22: ("iq2_s", 256, 82),
+    23: ("iq4_xs", 256, 136),
+    29: ("iq1_m", 256, 56),
+    34: ("tq1_0", 256, 54),
+    35: ("tq2_0", 256, 66),
+    39: ("mxfp4", 32, 17),
+    40: ("nvfp4", 64, 36),
+    41: ("q1_0", 128, 18),
+    42: ("q2_0", 64, 18),
+}
+
+
+class _Info(NamedTuple):
+    """A tensor's description. `offset` is from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]  # in our order: the slowest dimension first
+    type: int
+    offset: int
+
+
+def fields(source: Source) -> dict[str, Stored]:
+    """The key-value pairs of the file, in its order."""
+    cursor = Cursor(source)
+    _tensors, count = _counts(cursor)
+    return _fields(cursor, count)
+
+
+def from_source(source: Source, path: str) -> Checkpoint:
+    """What `source` holds; see `formats.gguf.read`."""
+    return checked(source, *described(source, path))
+
+
+def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
+    """The checkpoint, whose tensors end at `end`. Raises Malformed if `source` does not fit it."""
+    if end > source.nbytes:
+        first = next(s for s in checkpoint.storages if s.offset + s.nbytes > source.nbytes)
+        raise Malformed(
+            f"cut off inside its {first.nbytes:,} bytes of data: the file ends at "
+            f"{source.nbytes:,}",
+            where=first.label,
+            hint=_reading.AGAIN,
+        )
+    return checkpoint
+
+
+def described(source: Source, path: str) -> tuple[Checkpoint, int]:
+    """What the header tells, and where the last tensor ends, which may be past the file's end."""
+    cursor = Cursor(source)
+    n_tensors, n_fields = _counts(cursor)
+    found = _fields(cursor, n_fields)
+    alignment = _alignment(cursor, found)
+    infos = [_info(cursor) for _ in range(n_tensors)]
+    names: set[str] = set()
+    for info in infos:
+        if info.name in names:
+            raise cursor.malformed(f"two tensors are called {info.name}")
+        names.add(info.name)
+    start = cursor.at + -cursor.at % alignment
+    metadata = {key: stored.text() for key, stored in found.items()}
+    checkpoint = Checkpoint(path, "GGUF", (source,), {}, metadata=metadata)
+    end = _add_tensors(checkpoint, infos, start, alignment)
+    if source.nbytes > start + end + -end % alignment:
+        rest = source.nbytes - (start + end)
+        checkpoint.findings.append(Finding(TRAILING, f"{rest:,} bytes"))
+    return checkpoint, start + end if infos else cursor.at
+
+
+def _counts(cursor: Cursor) -> tuple[int, int]:
+    """How many tensors and fields there are, after magic and version."""
+    where = cursor.source.name
+    if cursor.take(len(MAGIC)) != MAGIC:
+        raise cursor.malformed("it does not begin with GGUF")
+    version = cursor.number("uint32")
+    if version and not version & 0xFFFF:
+        hint = "gguf-convert-endian, of the gguf package, makes it little-endian"
+        raise Unsupported("a big-endian GGUF", where=where, hint=hint)
+    if version not in VERSIONS:
+        raise Unsupported(f"version {version} of GGUF; 2 and 3 are read", where=where)
+    tensors, pairs = cursor.number("uint64"), cursor.number("uint64")
+    if tensors * _LEAST_INFO + pairs * _LEAST_FIELD > cursor.source.nbytes:
+        raise cursor.malformed(f"too short for {tensors:,} tensors and {pairs:,} fields")
+    if max(tensors, pairs) > MEMBERS:
+        raise Unsupported(f"{tensors:,} tensors and {pairs:,} fields", where=where)
+    return tensors, pairs
+
+
+def _fields(cursor: Cursor, count: int) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    for _ in range(count):
+        key, stored = parse(cursor)
+        if key in found:
+            raise cursor.malformed(f"two fields are called {key}")
+        found[key] = stored
+    return found
+
+
+def _alignment(cursor: Cursor, found: dict[str, Stored]) -> int:
+    stored = found.get(ALIGNMENT_KEY)
+    if stored is None:
+        return ALIGNMENT
+    value = stored.value()
+    if (stored.type, stored.length) != ("uint32", None) or not isinstance(value, int):
+        raise cursor.malformed(f"{ALIGNMENT_KEY} is no uint32")
+    if value == 0 or value & (value - 1):
+        raise cursor.malformed(f"{ALIGNMENT_KEY} is {value}, no power of two")
+    return value
+
+
+def _info(cursor: Cursor) -> _Info:
+    name = cursor.text()
+    if len(name.encode()) > NAME_BYTES:
+        raise cursor.malformed(f"a tensor's name of more than {NAME_BYTES} bytes: {name[:80]}")
+    rank = cursor.number("uint32")
+    if rank > RANK:
+        raise cursor.malformed(f"{name} has {rank} dimensions; at most {RANK}")
+    shape = tuple(cursor.number("uint64") for _ in range(rank))[::-1]
+    return _Info(name, shape, cursor.number("uint32"), cursor.number("uint64"))
+
+
+def _add_tensors(checkpoint: Checkpoint, infos: list[_Info], start: int, alignment: int) -> int:
+    """Add every tensor to the checkpoint; the end of the last one's data, from their start."""
+    (source,) = checkpoint.sources
+    expected = end = 0
+    for index, info in enumerate(infos):
+        where = f"{source.name}[{info.name}]"
+        if info.offset != expected:
+            at = f"starts at {info.offset:,} of the data"
+            raise Malformed(f"{at}; {expected:,} is where it has to", where=where)
+        rest = infos[index + 1].offset if index + 1 < len(infos) else source.nbytes - start
+        nbytes = _nbytes(info, rest, where)
+        end = expected + nbytes
+        storage = Storage(source, start + expected, nbytes, info.name)
+        checkpoint.storages.append(storage)
+        _add(checkpoint, info, storage)
+        expected = end + -end % alignment
+    return end
+
+
+def _nbytes(info: _Info, rest: int, where: str) -> int:
+    """The bytes of a tensor; up to offset `rest`, where the next begins, if nobody knows."""
+    dtype = BY_GGUF.get(info.type)
+    if dtype is None and info.type not in UNDECODED:
+        if rest < info.offset:
+            raise Malformed(f"{rest:,} is where the next tensor starts, before this", where=where)
+        return rest - info.offset
+    block, nbytes = (dtype.block, dtype.nbytes) if dtype else UNDECODED[info.type][1:]
+    row = info.shape[-1] if info.shape else 1
+    if row % block:
+        raise Malformed(f"rows of {row:,} elements, in blocks of {block}", where=where)
+    return _reading.checked_nbytes((*info.shape[:-1], row // block), 8 * nbytes, where)
+
+
+def _add(checkpoint: Checkpoint, info: _Info, storage: Storage) -> None:
+    dtype = BY_GGUF.get(info.type)
+    if dtype is not None:
+        tensor = Tensor(info.name, dtype, info.shape, c_strides(info.shape), 0, storage)
+        checkpoint.tensors[info.name] = tensor
+        return
+    name = UNDECODED[info.type][0] if info.type in UNDECODED else f"ggml type {info.type}"
+    detail = f"{storage.nbytes:,} bytes, not decoded"
+    parts = (storage.whole().renamed("blocks"),)
+    checkpoint.exotic[info.name] = Exotic(info.name, name, name, info.shape, detail, parts)

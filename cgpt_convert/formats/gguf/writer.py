@@ -1,0 +1,112 @@
+"""GGUF: typed key-value pairs, the tensors' descriptions, then their bytes, each run aligned.
+
+Version 3, little-endian, as ggml/docs/gguf.md has it. What llama.cpp wants to find in it is not
+known here: that comes as the request's fields.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.formats import write_checks as _planning
+from cgpt_convert.formats.gguf import reader as _gguf
+from cgpt_convert.formats.gguf.fields import KEY_BYTES, encode, string
+from cgpt_convert.plan import Field, FilePlan, Part, Request
+from cgpt_convert.sources.paths import open_source
+from cgpt_convert.tensors.dtypes import BY_GGUF
+from cgpt_convert.tensors.shapes import in_blocks
+
+NAME = "gguf"
+SUFFIX = ".gguf"
+FOLDER = False
+
+DTYPES = tuple(BY_GGUF.values())  # what it can hold
+
+_VERSION = 3
+_KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")  # gguf.md: lower_snake_case, dots between
+
+
+def plan(request: Request) -> list[FilePlan]:
+    """One file: the request's fields, its metadata as strings, and its tensors in their order.
+
+    Raises Unsupported naming everything that GGUF cannot hold: element types, names of more than 63
+    bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
+    """
+    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    _planning.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
+    aliases = request.aliases
+    _planning.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
+    _planning.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
+    parts: list[Part] = [_planning.with_metadata(request, lambda more: _header(request, more))]
+    for tensor in request.tensors:
+        parts.append(tensor)
+        parts += [padding] if (padding := _padding(tensor.nbytes)) else []
+    return [FilePlan(os.path.basename(request.name), tuple(parts))]
+
+
+def read(path: str) -> Checkpoint:
+    """What the file at `path` holds, under its own names, in the order of its bytes.
+
+    Tensors have our order of dimensions, which is the reverse of ggml's. Those of types that are
+    not decoded (q6_k ...) are exotic. Fields are metadata, long arrays as their length.
+
+    Raises Malformed wherever ggml's own reader refuses the file, Unsupported for version 1 and
+    big-endian files.
+    """
+    return _gguf.from_source(open_source(path), path)
+
+
+def fields(checkpoint: Checkpoint) -> tuple[Field, ...]:
+    """The fields of a checkpoint that `read` returned, arrays with all their items."""
+    (source,) = checkpoint.sources
+    found = _gguf.fields(source).items()
+    return tuple(Field(key, stored.type, stored.value()) for key, stored in found)
+
+
+def _misfits(request: Request) -> Iterator[str]:
+    for tensor in request.tensors:
+        nbytes, rank = len(tensor.name.encode()), len(tensor.shape)
+        if nbytes > _gguf.NAME_BYTES:
+            yield f"{tensor.name} (a name of {nbytes} bytes; at most {_gguf.NAME_BYTES})"
+        if rank > _gguf.RANK:
+            yield f"{tensor.name} ({rank} dimensions; at most {_gguf.RANK})"
+        if not in_blocks(tensor.dtype, tensor.shape):
+            shape = " x ".join(map(str, tensor.shape))
+            yield f"{tensor.name} (shape {shape}; blocks have {tensor.dtype.block})"
+
+
+def _bad_keys(request: Request) -> Iterator[str]:
+    counts = Counter([*(field.key for field in request.fields), *request.metadata])
+    for key, count in counts.items():
+        if count > 1:
+            yield f"{key} (given twice)"
+        if not _KEY.fullmatch(key) or len(key) > KEY_BYTES:
+            yield f"{key} (not words of a-z, 0-9 and _ with dots between)"
+        if key == _gguf.ALIGNMENT_KEY:
+            yield f"{key} (which is {_gguf.ALIGNMENT} by default)"
+
+
+def _header(request: Request, metadata: Mapping[str, str]) -> bytes:
+    """Everything before the tensors' bytes."""
+    tensors = request.tensors
+    fields = [*request.fields, *(Field(key, "string", v) for key, v in metadata.items())]
+    header = [_gguf.MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]
+    header += map(encode, fields)
+    offset = 0
+    for tensor in tensors:
+        rank = len(tensor.shape)
+        header.append(string(tensor.name))
+        header.append(struct.pack(f"<I{rank}Q", rank, *tensor.shape[::-1]))
+        header.append(struct.pack("<IQ", tensor.dtype.gguf, offset))
+        offset += tensor.nbytes + len(_padding(tensor.nbytes))
+    text = b"".join(header)
+    return text + _padding(len(text))
+
+
+def _padding(nbytes: int) -> bytes:
+    return bytes(-nbytes % _gguf.ALIGNMENT)

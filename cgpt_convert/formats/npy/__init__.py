@@ -1,0 +1,1 @@
+"""NumPy files: .npy, folders of them, and .npz."""

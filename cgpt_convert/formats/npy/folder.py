@@ -1,0 +1,176 @@
+"""A folder of npy arrays, one a tensor, and `tensors.json`, which tells what the files cannot.
+
+`tensors.json`, written last, has for each tensor its file, true element type (see `_npy`) and
+shape, then the aliases (dropped name -> kept) and the metadata. Without it a folder is read, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core import strict_json
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.file_names import file_names, tensor_name
+from cgpt_convert.core.findings import UNREFERENCED, Finding
+from cgpt_convert.core.limits import INDEX_BYTES
+from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.formats import write_checks as _planning
+from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.plan import FilePlan, Request
+from cgpt_convert.sources.local import Source
+from cgpt_convert.sources.local import read as read_bytes
+from cgpt_convert.sources.paths import is_url, join, listing, open_all, open_source
+from cgpt_convert.tensors.tensor import Storage, Tensor
+
+NAME = "npy"
+SUFFIX = ""
+FOLDER = True
+
+DTYPES = _npy.DTYPES  # what it can hold
+
+SIDECAR = "tensors.json"
+_KEYS = {"files", "aliases", "metadata"}
+_FIELDS = {"file", "dtype", "shape"}
+
+
+def plan(request: Request) -> list[FilePlan]:
+    """A file for each tensor, then `tensors.json`; files are named by `names.file_names`.
+
+    Raises Unsupported naming all tensors whose type it cannot hold.
+    """
+    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    files = file_names((tensor.name for tensor in request.tensors), _npy.SUFFIX)
+    plans = [FilePlan(files[t.name], (_npy.header_bytes(t), t)) for t in request.tensors]
+    listing = {
+        t.name: {"file": files[t.name], "dtype": t.dtype.name, "shape": t.shape}
+        for t in request.tensors
+    }
+
+    def sidecar(metadata: Mapping[str, str]) -> bytes:
+        told = {"files": listing, "aliases": request.aliases, "metadata": dict(metadata)}
+        return json.dumps(told, indent=2).encode() + b"\n"
+
+    return [*plans, FilePlan(SIDECAR, (_planning.with_metadata(request, sidecar),))]
+
+
+def read(path: str) -> Checkpoint:
+    """What the folder holds, in the order of `tensors.json`; without it, by name.
+
+    Arrays of objects (pickles), strings, dates and records, and files that are no arrays, are
+    listed as unreadable. Raises Malformed where `tensors.json` and a file contradict each other,
+    BadRequest if `path` is no folder, Unsupported where no array can be read.
+    """
+    present = listing(path)
+    if present is None or SIDECAR in present:  # where nothing can be listed, it lists the arrays
+        return _with_sidecar(path, present or [])
+    arrays = sorted(name for name in present if name.endswith(_npy.SUFFIX))
+    if not arrays:
+        raise Unsupported("no arrays (*.npy) in this folder", where=path)
+    sources = _opened(path, arrays)
+    tensors, unread = _reading.each_read(
+        (name, functools.partial(_array, sources[file], name))
+        for name, file in _named(arrays).items()
+    )
+    checkpoint = _checkpoint(path, tensors, {*present} - {*arrays})
+    _reading.add_unread(checkpoint, unread)
+    return checkpoint
+
+
+def from_source(source: Source, path: str) -> Checkpoint:
+    """Return the one array of the .npy file `source`, called as the file is, less the suffix.
+
+    Raises Unsupported for arrays of objects (pickles), strings, dates and records.
+    """
+    file = urlsplit(source.name).path if is_url(source.name) else source.name
+    (name,) = _named([os.path.basename(file)])
+    tensor = _array(source, name)
+    checkpoint = Checkpoint(path, "NumPy array", (source,), {name: tensor}, [tensor.storage])
+    checkpoint.findings += _npy.big_endian(checkpoint.storages)
+    return checkpoint
+
+
+def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
+    """The files of the folder by name, less those that are not there."""
+    found = zip(files, open_all([join(path, file) for file in files]), strict=True)
+    return {name: source for name, source in found if source is not None}
+
+
+def _named(files: list[str]) -> dict[str, str]:
+    """The files by tensor name: the names that we give such files to, or else the files' own."""
+    stems = [file.removesuffix(_npy.SUFFIX) for file in files]
+    names = [tensor_name(stem) for stem in stems]
+    known = [name for name in names if name is not None]
+    named = file_names(known, _npy.SUFFIX)
+    if list(named.values()) == files:
+        return named
+    return dict(zip(stems, files, strict=True))
+
+
+def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
+    where = os.path.join(path, SIDECAR)
+    sidecar = _sidecar(where)
+    used = [_file(where, *entry) for entry in sidecar["files"].items()]
+    sources = _opened(path, used)
+    tensors = {
+        name: _listed(f"{where}[{name}]", name, entry, sources.get(entry["file"]))
+        for name, entry in sidecar["files"].items()
+    }
+    if len(set(used)) < len(used):
+        raise Malformed("two tensors in one file", where=where)
+    checkpoint = _checkpoint(path, tensors, {*present} - {*used, SIDECAR})
+    _reading.add_aliases(tensors, sidecar["aliases"], where)
+    checkpoint.metadata.update(sidecar["metadata"])
+    return checkpoint
+
+
+def _sidecar(where: str) -> dict[str, Any]:
+    source = open_source(where)
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"{source.nbytes:,} bytes; at most {INDEX_BYTES:,}", where=where)
+    sidecar = strict_json.loads(read_bytes(source, 0, source.nbytes), where)
+    if sidecar.keys() != _KEYS or not isinstance(sidecar["files"], dict):
+        raise Malformed("not an object of files, aliases and metadata", where=where)
+    if not all(strict_json.is_text_map(sidecar[key]) for key in ("aliases", "metadata")):
+        raise Malformed("aliases and metadata are not maps of strings", where=where)
+    return sidecar
+
+
+def _file(where: str, name: str, entry: object) -> str:
+    """The file that an entry of the sidecar names."""
+    where = f"{where}[{name}]"
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise Malformed("not described by file, dtype and shape", where=where)
+    file = entry["file"]
+    if not isinstance(file, str) or not file.endswith(_npy.SUFFIX) or set(file) & set("/\\\0"):
+        raise Malformed(f"not the name of an array in this folder: {file!r}", where=where)
+    return file
+
+
+def _listed(where: str, name: str, entry: dict[str, Any], source: Source | None) -> Tensor:
+    """The tensor that an entry of the sidecar describes, checked against its file."""
+    if source is None:
+        raise Malformed(f"{entry['file']} is missing", where=where)
+    tensor, dtype = _array(source, name), entry["dtype"]
+    if list(tensor.shape) != entry["shape"]:
+        raise Malformed(f"shape {entry['shape']}; the file has {list(tensor.shape)}", where=where)
+    return tensor if dtype == tensor.stored.name else _npy.undisguised(tensor, dtype, where)
+
+
+def _array(source: Source, name: str) -> Tensor:
+    return _npy.array(Storage(source, 0, source.nbytes, name))
+
+
+def _checkpoint(path: str, tensors: dict[str, Tensor], others: set[str]) -> Checkpoint:
+    storages = [tensor.storage for tensor in tensors.values()]
+    sources = tuple(storage.source for storage in storages)
+    checkpoint = Checkpoint(path, "NumPy npy folder", sources, tensors, storages)
+    checkpoint.findings += _npy.big_endian(storages)
+    if others:
+        checkpoint.findings.append(Finding(UNREFERENCED, f"unread: {', '.join(sorted(others))}"))
+    return checkpoint

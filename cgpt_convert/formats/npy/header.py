@@ -1,0 +1,205 @@
+"""One array in NumPy's npy encoding: a header of text, then the elements.
+
+The spec is NEP 1 and numpy/lib/_format_impl.py. NumPy has no bfloat16, float8 or float4; those are
+stored as unsigned integers of their size, and whoever holds the array notes the true type.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.findings import BIG_ENDIAN, Finding
+from cgpt_convert.core.limits import INT64, NPY_HEADER_BYTES
+from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.sources.local import read
+from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY, TABLE, DType
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+SUFFIX = ".npy"
+MAGIC = b"\x93NUMPY"
+_ALIGN = 64
+_GROWTH_DIGITS = 21  # NumPy leaves room for the first dimension to grow in place
+_LENGTHS = {(1, 0): (2, "latin-1"), (2, 0): (4, "latin-1"), (3, 0): (4, "utf-8")}
+
+_DISGUISES = {1: BY_NAME["uint8"], 2: BY_NAME["uint16"]}
+# complex32 and the quantized types would lose what their integers mean, so they are not among them
+DISGUISED = tuple(
+    row for row in TABLE if not row.numpy and (row.is_float or row.name == "float4_e2m1fn_x2")
+)
+DTYPES = (*BY_NUMPY.values(), *DISGUISED)  # what an array can hold, by either way
+
+# A dict of plain literals. Python's own parser would do, but it also recurses, and takes long
+# integers, before anything can be checked. Python 2 wrote 3L for long dimensions.
+_BLANKS = " \t\n\r\f"  # between Python's tokens; not \v, nor what else Unicode calls space
+_GAP = rf"[{_BLANKS}]*"
+_ITEM = re.compile(
+    rf"""{_GAP}(['"])(?P<key>\w+)\1{_GAP}:{_GAP}
+    (?:(['"])(?P<descr>[^'"\\]*)\3 | (?P<flag>True|False) | \((?P<shape>[\d{_BLANKS}L,]*)\))
+    {_GAP}(?P<end>[,}}])""",
+    re.VERBOSE | re.ASCII,
+)
+_START = re.compile(rf"{_GAP}\{{")
+_END = re.compile(rf"{_GAP}\}}{_GAP}")
+_STRUCTURED = re.compile(rf"""{_GAP}\{{{_GAP}['"]descr['"]{_GAP}:{_GAP}[\[(]""")
+# (3) is a number in Python, not a tuple; leading zeros, which were once octal, it refuses
+_DIM = rf"(?:0|[1-9]\d{{0,{len(str(INT64)) - 1}}})L?{_GAP}"
+_SHAPE = re.compile(rf"{_GAP}(?:{_DIM},{_GAP}(?:{_DIM},{_GAP})*(?:{_DIM})?)?", re.ASCII)
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_PYTHON_2 = (1, 2)  # versions in which numpy reads what that wrote
+
+
+class Header(NamedTuple):
+    """What an npy header says."""
+
+    dtype: DType
+    byteorder: str
+    shape: tuple[int, ...]
+    fortran_order: bool
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements."""
+        return c_strides(self.shape[::-1])[::-1] if self.fortran_order else c_strides(self.shape)
+
+
+def header_bytes(tensor: Tensor) -> bytes:
+    """The header that `numpy.save` writes for the tensor in C order, in version 1.0.
+
+    Version 2.0 is for headers past 64 KiB; a tensor of 64 dimensions takes 2 KiB.
+    """
+    descr = (tensor.dtype if tensor.dtype.numpy else _DISGUISES[tensor.dtype.nbytes]).numpy
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {tensor.shape!r}, }}"
+    if tensor.shape:
+        text += " " * (_GROWTH_DIGITS - len(str(tensor.shape[0])))
+    used = len(MAGIC) + 2 + 2 + len(text) + 1  # version, length, and the final newline
+    text += " " * (_ALIGN - used % _ALIGN) + "\n"
+    return MAGIC + bytes((1, 0)) + len(text).to_bytes(2, "little") + text.encode("ascii")
+
+
+def parse_header(raw: bytes, where: str) -> Header:
+    """The header in `raw`. Raises Unsupported for arrays of anything but plain numbers."""
+    start = len(MAGIC) + 2
+    width, encoding = _LENGTHS[raw[start - 2], raw[start - 1]]
+    try:
+        text = raw[start + width :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise Malformed("an npy header that is not UTF-8", where=where) from error
+    if _STRUCTURED.match(text):
+        raise Unsupported("a structured array", where=where, hint="save its fields apart")
+    items = _items(text, where)
+    descr, fortran, shape = items["descr"], items["fortran_order"], items["shape"]
+    if descr["descr"] is None or fortran["flag"] is None or shape["shape"] is None:
+        raise Malformed("an npy header whose values are of the wrong types", where=where)
+    if "L" in shape["shape"] and raw[start - 2] not in _PYTHON_2:
+        raise Malformed(f"the shape ({shape['shape'][:80]})", where=where)
+    dtype, byteorder = _dtype(descr["descr"], where)
+    dims = _dims(shape["shape"], where)
+    return Header(dtype, byteorder, dims, fortran["flag"] == "True")
+
+
+def array(whole: Storage) -> Tensor:
+    """The tensor of the npy that `whole` covers, header and all; its key is the tensor's name.
+
+    Raises Malformed unless the sizes match exactly. Where `whole` has a CRC-32, the tensor's
+    storage has that of the elements alone.
+    """
+    raw, where = _read_header(whole), whole.label
+    header = parse_header(raw, where)
+    nbytes = _reading.checked_nbytes(header.shape, 8 * header.dtype.nbytes, where)
+    if nbytes != whole.nbytes - len(raw):
+        found = whole.nbytes - len(raw)
+        raise Malformed(f"{found:,} bytes of elements; its shape takes {nbytes:,}", where=where)
+    crc = None if whole.crc32 is None else _crc_after(raw, nbytes, whole.crc32)
+    elements = replace(
+        whole,
+        offset=whole.offset + len(raw),
+        nbytes=nbytes,
+        byteorder=header.byteorder,
+        crc32=crc,
+    )
+    return Tensor(whole.key, header.dtype, header.shape, header.strides, 0, elements)
+
+
+def undisguised(tensor: Tensor, name: str, where: str) -> Tensor:
+    """The tensor as what it truly is, the type called `name`."""
+    dtype = next((row for row in DISGUISED if row.name == name), None)
+    if dtype is None or tensor.stored != _DISGUISES[dtype.nbytes]:
+        raise Malformed(f"{tensor.name}: {tensor.stored.name} cannot hold {name}", where=where)
+    return replace(tensor, stored=dtype)
+
+
+def big_endian(storages: list[Storage]) -> list[Finding]:
+    """The finding that some storages are big-endian, if some are."""
+    big = sum(storage.byteorder == "big" for storage in storages)
+    return [Finding(BIG_ENDIAN, f"{big} of {len(storages)} arrays")] if big else []
+
+
+def _read_header(whole: Storage) -> bytes:
+    """The header, unparsed, from the magic to the last byte before the elements."""
+    fixed = len(MAGIC) + 2 + 4  # with the longer of the two lengths: no header is shorter
+    if whole.nbytes < fixed:
+        raise Malformed("too short for an npy array", where=whole.label)
+    head = read(whole.source, whole.offset, fixed)
+    if not head.startswith(MAGIC):
+        raise Malformed("not an npy array", where=whole.label)
+    version = (head[len(MAGIC)], head[len(MAGIC) + 1])
+    if version not in _LENGTHS:
+        raise Unsupported(f"version {version[0]}.{version[1]} of npy", where=whole.label)
+    start = len(MAGIC) + 2
+    end = start + _LENGTHS[version][0]
+    size = end + int.from_bytes(head[start:end], "little")
+    if size > whole.nbytes:
+        raise Malformed(f"cut off inside its header of {size:,} bytes", where=whole.label)
+    if size > NPY_HEADER_BYTES:
+        raise Unsupported(f"an npy header of {size:,} bytes", where=whole.label)
+    return read(whole.source, whole.offset, size)
+
+
+def _crc_after(head: bytes, nbytes: int, crc: int) -> int:
+    """The CRC-32 of `nbytes` bytes which, following `head`, have the CRC-32 `crc` together."""
+    from isal import isal_zlib
+
+    # crc(head + rest) is crc(head), moved on by the rest's length, xor crc(rest)
+    moved: int = isal_zlib.crc32_combine(isal_zlib.crc32(head), 0, nbytes)
+    return crc ^ moved
+
+
+def _items(text: str, where: str) -> dict[str, re.Match[str]]:
+    """The matches of the three items, by key."""
+    found: dict[str, re.Match[str]] = {}
+    start = _START.match(text)
+    at = start.end() if start else 0
+    while item := _ITEM.match(text, at):
+        if item["key"] in found:
+            raise Malformed(f"an npy header with two {item['key']}", where=where)
+        found[item["key"]] = item
+        at = item.end()
+        if item["end"] == "}":
+            at -= 1
+            break
+    if start is None or not _END.fullmatch(text, at):
+        raise Malformed("an npy header that is no dict of plain values", where=where)
+    if found.keys() != {"descr", "fortran_order", "shape"}:
+        raise Malformed(f"an npy header with the keys {sorted(found)}", where=where)
+    return found
+
+
+def _dtype(descr: str, where: str) -> tuple[DType, str]:
+    if "O" in descr:
+        raise Unsupported(
+            "Python objects, which would need unpickling", where=where, hint="save numbers instead"
+        )
+    order, code = descr[:1], descr[1:]
+    dtype = BY_NUMPY.get(f"<{code}") or BY_NUMPY.get(f"|{code}")
+    if dtype is None or order not in "<>|" or (order == "|" and dtype.nbytes > 1):
+        raise Unsupported(f"the NumPy type {descr!r}", where=where)
+    return dtype, "big" if order == ">" and dtype.nbytes > 1 else "little"
+
+
+def _dims(text: str, where: str) -> tuple[int, ...]:
+    if not _SHAPE.fullmatch(text):
+        raise Malformed(f"the shape ({text[:80]})", where=where)
+    return tuple(map(int, _DIGITS.findall(text)))

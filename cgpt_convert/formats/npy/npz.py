@@ -1,0 +1,165 @@
+"""npz: a zip of npy arrays, as `numpy.load` reads it.
+
+The bytes are those of `numpy.savez` for the same C-order arrays. What NumPy cannot say stands in
+one more array, `__metadata__`: UTF-8 JSON of aliases (dropped name -> kept), true element types
+(see `_npy`) and metadata; it is there only if there is something to say.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+
+from cgpt_convert.archives import zip_writer as _zip
+from cgpt_convert.archives.zip_archive import Archive, open_archive
+from cgpt_convert.archives.zip_directory import STORED
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core import strict_json
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.findings import UNREFERENCED, Finding
+from cgpt_convert.core.limits import INDEX_BYTES, NAME_BYTES
+from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.formats import write_checks as _planning
+from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.plan import FilePlan, Late, Part, Request, part_nbytes
+from cgpt_convert.sources.local import MemoryBytes, Source
+from cgpt_convert.sources.paths import open_source
+from cgpt_convert.tensors.dtypes import UINT8
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+NAME = "npz"
+SUFFIX = ".npz"
+FOLDER = False
+
+DTYPES = _npy.DTYPES  # what it can hold
+
+_METADATA = "__metadata__"
+_KEYS = {"aliases", "dtypes", "metadata"}
+# absolute, a drive, a step upward, an empty part; and what no file system takes as it is
+_UNSAFE = re.compile(r"[\0-\x1f\x7f\\]|^[A-Za-z]:|(^|/)\.{0,2}(/|$)")
+
+
+def plan(request: Request) -> list[FilePlan]:
+    """One file. Raises Unsupported naming all tensors whose type it cannot hold, or whose name.
+
+    Names become the members of an archive that people unpack: none may leave its folder, and no
+    two may be equal where case is ignored.
+    """
+    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    _check_names(request)
+    members: list[tuple[str, tuple[Part, ...]]] = [
+        (tensor.name + _npy.SUFFIX, (_npy.header_bytes(tensor), tensor))
+        for tensor in request.tensors
+    ]
+    notes = _notes(request)
+    if notes:
+        head = _npy.header_bytes(_octets(part_nbytes(notes)))
+        members.append((_METADATA + _npy.SUFFIX, (head, notes)))
+    return [FilePlan(os.path.basename(request.name), _zip.stored(members))]
+
+
+def read(path: str) -> Checkpoint:
+    """What the file at `path` holds, in the archive's order; members may be deflated.
+
+    Arrays of objects (pickles), strings, dates and records, and members that are no arrays, are
+    listed as unreadable. Raises Malformed or Unsupported, as `archive.open_archive` does of the
+    zip, and if no array can be read.
+    """
+    return from_source(open_source(path), path)
+
+
+def from_source(source: Source, path: str) -> Checkpoint:
+    """What `source` holds; see `read`."""
+    archive = open_archive(source)
+    arrays = [name for name in archive.members if name.endswith(_npy.SUFFIX)]
+    others = [name for name in archive.members if not name.endswith(_npy.SUFFIX)]
+    if others and not arrays:
+        raise Unsupported("a zip without arrays: not an npz", where=path)
+    tensors, unread = _reading.each_read(
+        (name.removesuffix(_npy.SUFFIX), functools.partial(_tensor, archive, name))
+        for name in arrays
+    )
+    notes = _taken_notes(tensors, source.name)
+    for name, dtype in notes["dtypes"].items():
+        if name not in tensors:
+            raise Malformed(f"{_METADATA} tells of {name}, which is no array", where=source.name)
+        tensors[name] = _npy.undisguised(tensors[name], dtype, source.name)
+    storages = [tensor.storage for tensor in tensors.values()]
+    _reading.add_aliases(tensors, notes["aliases"], source.name)
+    found = archive.findings + _npy.big_endian(storages)
+    if others:
+        found.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
+    checkpoint = Checkpoint(
+        path, "NumPy npz", (source,), tensors, storages, findings=found, metadata=notes["metadata"]
+    )
+    _reading.add_unread(checkpoint, unread)
+    return checkpoint
+
+
+def _tensor(archive: Archive, member: str) -> Tensor:
+    """The array in `member`, by its name less the suffix."""
+    entry = archive.members[member]
+    name, crc = member.removesuffix(_npy.SUFFIX), entry.crc32 if archive.has_crcs else None
+    tensor = _npy.array(Storage(*archive.open(member), name, crc32=crc))
+    if entry.method == STORED:
+        return tensor
+    # reading its header left a quarter of a megabyte in the inflater; a new one is small
+    fresh, _, _ = archive.open(member)
+    return replace(tensor, storage=replace(tensor.storage, source=fresh))
+
+
+def _taken_notes(tensors: dict[str, Tensor], where: str) -> dict[str, dict[str, str]]:
+    """What `__metadata__` says, taken out of `tensors`; another's array of that name stays."""
+    array = tensors.get(_METADATA)
+    if array is None or array.stored != UINT8 or len(array.shape) != 1:
+        return {key: {} for key in _KEYS}
+    if array.nbytes > INDEX_BYTES:
+        raise Unsupported(f"{_METADATA} of {array.nbytes:,} bytes", where=where)
+    data = bytearray(array.nbytes)
+    array.storage.readinto(0, memoryview(data))
+    notes = strict_json.loads(bytes(data), array.storage.label)
+    if notes.keys() != _KEYS or not all(map(strict_json.is_text_map, notes.values())):
+        raise Malformed(f"not the aliases, dtypes and metadata of {_METADATA}", where=where)
+    del tensors[_METADATA]
+    return notes
+
+
+def _check_names(request: Request) -> None:
+    names = [tensor.name for tensor in request.tensors]
+    longest = NAME_BYTES - len(_npy.SUFFIX)
+    unsafe = (repr(n) for n in names if _UNSAFE.search(n) or len(n.encode()) > longest)
+    folded = Counter(map(_folded, [*names, _METADATA]))
+    same = [name for name in names if folded[_folded(name)] > 1]
+    # numpy.load takes the key x.npy for the member x.npy, which is the tensor x
+    files = {name + _npy.SUFFIX for name in names}
+    same += [name for name in names if name in files]
+    hint = "rename or leave them out, or write another format"
+    _planning.refuse(request, "names that an archive cannot hold", unsafe, hint)
+    _planning.refuse(request, "names that readers would mix up", same, hint)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _notes(request: Request) -> bytes | Late:
+    """The elements of the `__metadata__` array, none if there is nothing to note."""
+    dtypes = {t.name: t.dtype.name for t in request.tensors if t.dtype in _npy.DISGUISED}
+
+    def make(metadata: Mapping[str, str]) -> bytes:
+        notes = {"aliases": request.aliases, "dtypes": dtypes, "metadata": dict(metadata)}
+        if not any(notes.values()):
+            return b""
+        return json.dumps(notes, sort_keys=True, separators=(",", ":")).encode()
+
+    return _planning.with_metadata(request, make)
+
+
+def _octets(nbytes: int) -> Tensor:
+    """An array of so many bytes, as far as its header tells."""
+    return Storage(MemoryBytes(_METADATA, b""), 0, nbytes, _METADATA).whole()

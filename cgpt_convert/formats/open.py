@@ -1,0 +1,283 @@
+"""A path -> Checkpoint: what lies there is told by its content, never by its suffix."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+from collections.abc import Collection
+from typing import Protocol
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import sharded_reader as shards
+from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind, sniff
+from cgpt_convert.sources.local import Source
+from cgpt_convert.sources.paths import is_file, is_url, listing, named, open_source
+
+_INDEX = ".index.json"
+# what a model folder holds its weights as, Hugging Face's names first
+_IN_FOLDERS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+_OF_FOLDERS = ("mapping.json", "tensors.json")  # what lists the files of a folder of raw ones
+_ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], mapping: str | None = None, *, salvage: bool = False
+) -> Checkpoint:
+    """What the file or folder at `path` holds, its tensors unread.
+
+    `mapping` names a model whose ready name -> file mapping tells what a folder of bare numbered
+    files is. To `salvage`, what is whole of a cut-off file, or of shards of which some are missing,
+    is returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
+    CgptError that says what is wrong
+    and what to do next.
+    """
+    checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
+    if salvage:
+        for name, entry in list(checkpoint.exotic.items()):
+            if isinstance(entry.error, Malformed):
+                checkpoint.lose(name, entry.detail)
+    return checkpoint
+
+
+def _opened(path: str, mapping: str | None, *, salvage: bool) -> Checkpoint:
+    if mapping is not None:
+        return _with_mapping(path, mapping)
+    if is_url(path):
+        path, inside = _look(path)
+        if inside is not None:
+            return _open_folder(path, inside, salvage=salvage)
+        return _open_weights(path, salvage=salvage)
+    return _open_local(path, salvage=salvage)
+
+
+def _open_local(path: str, *, salvage: bool) -> Checkpoint:
+    if os.path.isdir(path):
+        return _open_folder(path, listing(path) or (), salvage=salvage)
+    if re.fullmatch(_HUB_NAME, path) and not os.path.lexists(path) and not _is_named(path):
+        hint = f"for a model on the Hugging Face Hub, write hf://{path}"
+        raise BadRequest("no such file or folder", where=path, hint=hint)
+    return _open_weights(path, salvage=salvage)
+
+
+_HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # owner/name
+
+
+def _is_named(path: str) -> bool:
+    """Return whether the path ends as the name of a weight file."""
+    return path.lower().endswith((*WEIGHT_SUFFIXES, ".npy", _INDEX))
+
+
+def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
+    """What the file at `path` holds, or the shards of which it is the index."""
+    open_file = functools.partial(_open_file, salvage=salvage)
+    if path.endswith(_INDEX):
+        return shards.read_index(path, open_file, salvage=salvage)
+    checkpoint = open_file(path)
+    index = shards.lone_shard(path)
+    if index:
+        detail = f"{os.path.basename(path)}; {index} or the folder opens all"
+        checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
+    return checkpoint
+
+
+def _open_file(path: str, *, salvage: bool) -> Checkpoint:
+    """What one file holds, by the reader of its kind; the readers are imported when needed.
+
+    `salvage` takes what is whole of a file that is cut off. One that contradicts itself in another
+    way is refused as ever.
+    """
+    source = open_source(path)
+    kind = sniff(source)
+    try:
+        return _read(kind, source, path, salvage=salvage)
+    except Malformed as error:
+        from cgpt_convert.formats import diagnose_transfer as transfer
+
+        raise transfer.diagnose(source) or error from None
+
+
+def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
+    """Return what the file `source`, called `path`, contains, by the reader of its kind."""
+    if kind in _OF_TORCH or (kind is Kind.CUT_ZIP and salvage):
+        return _read_torch(kind, source, salvage=salvage)
+    if kind is Kind.SAFETENSORS:
+        from cgpt_convert.formats.safetensors import reader as _safetensors
+
+        return _read_header(_safetensors, source, path, salvage=salvage)
+    if kind is Kind.NPZ:
+        from cgpt_convert.formats.npy import npz
+
+        return npz.from_source(source, path)
+    if kind is Kind.NPY:
+        from cgpt_convert.formats.npy import folder as npy
+
+        return npy.from_source(source, path)
+    if kind is Kind.GGUF:
+        from cgpt_convert.formats.gguf import reader as _gguf
+
+        return _read_header(_gguf, source, path, salvage=salvage)
+    from cgpt_convert.formats.diagnose import refuse
+
+    raise refuse(kind, source)
+
+
+_OF_TORCH = (Kind.TORCH_ZIP, Kind.LEGACY, Kind.TORCH_TAR)
+
+
+def _read_torch(kind: Kind, source: Source, *, salvage: bool) -> Checkpoint:
+    if kind is Kind.TORCH_ZIP:
+        from cgpt_convert.formats.torch import zip_reader as torchzip
+
+        return torchzip.read(source)
+    if kind is Kind.LEGACY:
+        from cgpt_convert.formats.torch import legacy_reader as legacy
+
+        return legacy.read(source, salvage=salvage)
+    if kind is Kind.TORCH_TAR:
+        from cgpt_convert.formats.torch import tar_reader as torchtar
+
+        return torchtar.read(source)
+    from cgpt_convert.formats.torch import truncated_zip as cutzip
+
+    return cutzip.salvage(source).checkpoint
+
+
+def _read_header(reader: _Reader, source: Source, path: str, *, salvage: bool) -> Checkpoint:
+    """What a file holds whose header tells all; with `salvage`, what is whole of it."""
+    checkpoint, end = reader.described(source, path)
+    if salvage and end > source.nbytes:
+        from cgpt_convert.formats.salvage import sift
+
+        return sift(checkpoint, source.nbytes, end).checkpoint
+    return reader.checked(source, checkpoint, end)
+
+
+class _Reader(Protocol):
+    """A module that reads such headers."""
+
+    def described(self, source: Source, path: str) -> tuple[Checkpoint, int]:
+        """What the header tells, and where the last tensor ends."""
+
+    def checked(self, source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
+        """The same checkpoint; Malformed if the file does not end there."""
+
+
+def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
+    """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
+    if is_url(path):
+        path = path.rstrip("/") + "/"  # by which a folder's URL is told from a file's
+    if "mapping.json" in inside:
+        return formats.by_name("parameters").read(path)
+    found = _weights(inside)
+    arrays = not found and any(name.endswith(".npy") for name in inside)
+    if arrays or "tensors.json" in inside:
+        return formats.by_name("npy").read(path)
+    one = _the_one(path, found, inside)
+    return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
+
+
+def _weights(inside: Collection[str]) -> list[str]:
+    """The files among the names of a folder that may be meant by it."""
+    found = [name for name in _IN_FOLDERS if name in inside]
+    found = found or sorted(name for name in inside if name.endswith(_INDEX))
+    return found or sorted(
+        name for name in inside if name.endswith(WEIGHT_SUFFIXES) and name != _ARGUMENTS
+    )
+
+
+def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
+    """Return the path of the only file of `found`; raise an error that says what to name."""
+    if len(found) == 1:
+        return os.path.join(folder, found[0])
+    from cgpt_convert.formats import diagnose_folder as folders
+
+    if not found:
+        raise folders.without_weights(folder, inside)
+    raise folders.several(folder, found) or BadRequest(
+        f"the folder contains several weight files: {', '.join(found)}",
+        where=folder,
+        hint=f"name the one that is meant, such as {os.path.join(folder, found[0])}",
+    )
+
+
+def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
+    """The name of what is at the URL; and what is in it, if it is a folder."""
+    from cgpt_convert.sources.remote.open import look
+
+    found = look(path)
+    if not found.is_folder:
+        return found.name, None
+    if found.inside is not None:
+        return found.name, found.inside
+    tried = (*_IN_FOLDERS, *_OF_FOLDERS)
+    there = tuple(
+        itertools.islice((name for name in tried if is_file(os.path.join(path, name))), 1)
+    )
+    if not there:
+        raise Unsupported(
+            f"a folder that cannot be listed, and that has none of {', '.join(tried)}",
+            where=path,
+            hint="name the file itself",
+        )
+    return found.name, there
+
+
+def _with_mapping(path: str, mapping: str) -> Checkpoint:
+    from cgpt_convert.architectures.known_models import storage_mapping
+    from cgpt_convert.formats.raw import writer as parameters
+
+    if not is_url(path) and not os.path.isdir(path):
+        raise BadRequest("--mapping is for a folder of numbered files", where=path)
+    return parameters.read_mapped(path, storage_mapping(mapping))
+
+
+def weights_below(path: str) -> list[str]:
+    """Return the weight files in the subfolders of the folder at `path`, relative to it.
+
+    Names tell them. Links to folders are not followed; a URL is not looked into.
+    """
+    if is_url(path) or not os.path.isdir(path):
+        return []
+    found: list[str] = []
+    for folder, inside, files in os.walk(path):
+        inside.sort()
+        depth = os.path.relpath(folder, path).count(os.sep) + 1
+        if depth >= _DEEPEST:
+            inside.clear()
+        if folder != path:
+            names = (name for name in files if name.lower().endswith(WEIGHT_SUFFIXES))
+            found += (os.path.relpath(os.path.join(folder, name), path) for name in names)
+    return sorted(found)
+
+
+_DEEPEST = 4  # subfolders inside each other
+
+
+def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
+    """The weight files of the folder at `path`, by name, that `checkpoint`, opened there, lacks.
+
+    None if `path` is no folder. Names tell them, as they tell which one of a folder is taken.
+    """
+    if is_url(path):
+        inside = set(_look(named(path))[1] or ())
+        inside -= {os.path.basename(source.name) for source in checkpoint.sources}
+    elif os.path.isdir(path):
+        inside = {*(listing(path) or ())}
+        inside -= {os.path.relpath(source.name, path) for source in checkpoint.sources}
+    else:
+        return []
+    found = [
+        name for name in inside if name.lower().endswith(WEIGHT_SUFFIXES) and name != _ARGUMENTS
+    ]
+    return sorted(found)

@@ -1,0 +1,1 @@
+"""Raw storages with a mapping, as written by `extract`."""

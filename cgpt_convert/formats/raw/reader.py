@@ -1,0 +1,156 @@
+"""What a mapping.json says of tensors -> views of the files of a folder, each file one storage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.core import file_names as names
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.sources.local import File, Source
+from cgpt_convert.sources.paths import join, open_all
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace, view
+
+_FIELDS = {
+    "file",
+    "dtype",
+    "shape",
+    "strides",
+    "start",
+    "byteorder",
+    "sha256",
+    "crc32",
+    "tied_to",
+    "conj",
+    "neg",
+    "quantizer",
+}
+_REQUIRED = {"file", "dtype", "shape", "strides", "start"}
+_LISTED = 100  # missing files that are named
+# components that do not begin with a dot, joined by slashes
+_INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")
+_CRC = re.compile("[0-9a-f]{8}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def parts(exotic: dict[str, Any]) -> Iterator[object]:
+    """The rows of what tensors that are not dense are made of."""
+    for row in exotic.values():
+        parts = row.get("parts") if isinstance(row, dict) else None
+        if isinstance(parts, dict):
+            yield from parts.values()
+
+
+def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
+    """The files that `rows` name, by their paths in the folder.
+
+    Raises Malformed listing every one that is not there.
+    """
+    files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
+    inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
+    names = list(dict.fromkeys(inside))
+    found = dict(zip(names, open_all([join(folder, f) for f in names]), strict=True))
+    lost = [name for name, file in found.items() if file is None]
+    if lost:
+        listed = ", ".join(map(printable, lost[:_LISTED])) + (" ..." if lost[_LISTED:] else "")
+        raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
+    return {name: file for name, file in found.items() if file is not None}
+
+
+class Recorded(NamedTuple):
+    """What a row says of the file that a tensor lies in."""
+
+    tensor: str  # "" if it is for other programs
+    file: str  # its path inside the folder
+    source: Source
+    sha256: str | None  # in hex; None if it does not say
+
+
+class Reader:
+    """Rows of a mapping -> tensors over the files of a folder, each file one storage.
+
+    `rows` are all that it will be given.
+    """
+
+    def __init__(self, folder: str, rows: Iterable[object]) -> None:
+        self.folder = folder
+        self._files = opened(folder, rows)
+        self.storages: dict[str, Storage] = {}
+
+    def tensor(self, name: str, row: object) -> Tensor:
+        """Return the tensor `name` that the row describes."""
+        where = f"{self.folder}[{name}]"
+        if not isinstance(row, dict) or row.keys() - _FIELDS or not row.keys() >= _REQUIRED:
+            needed = ", ".join(sorted(_REQUIRED))
+            raise Malformed(f"a row that has not {needed}, or more than is known", where=where)
+        dtype = BY_NAME.get(row["dtype"]) if isinstance(row["dtype"], str) else None
+        if dtype is None:
+            raise Unsupported(f"unknown dtype {row['dtype']!r}", where=where)
+        shape, strides = (_naturals(row[key], where) for key in ("shape", "strides"))
+        if type(row["start"]) is not int:
+            raise Malformed("a start that is no integer", where=where)
+        storage = self.storage(row, where)
+        try:
+            tensor = view(dtype, shape, strides, row["start"], storage)
+        except CgptError as error:
+            error.where = where  # the tensor, not its file: others may lie in that
+            raise
+        return replace(
+            tensor,
+            name=name,
+            conj=row.get("conj") is True,
+            neg=row.get("neg") is True,
+            quantizer=str(row.get("quantizer", "")),
+        )
+
+    def storage(self, row: dict[str, Any], where: str) -> Storage:
+        """Return the storage that the row names, the same one for the same file."""
+        file, order, crc = row["file"], row.get("byteorder", "little"), row.get("crc32")
+        if not isinstance(file, str) or not _INSIDE.fullmatch(file):
+            raise Malformed(f"a file outside the folder: {file!r}", where=where)
+        if order not in ("little", "big"):
+            raise Malformed(f"byte order {order!r}", where=where)
+        if crc is not None and not (isinstance(crc, str) and _CRC.fullmatch(crc)):
+            raise Malformed(f"a checksum that is none: {crc!r}", where=where)
+        if file not in self.storages:
+            source = self._files[file]
+            value = int(crc, 16) if crc is not None else None
+            key = names.tensor_name(file)  # as it was before it became a file's name
+            key = file if key is None else key
+            self.storages[file] = Storage(source, 0, source.nbytes, key, order, value)
+        return self.storages[file]
+
+    def recorded(self, name: str, row: object) -> Recorded:
+        """What the row records of its file."""
+        where = f"{self.folder}[{name}]"
+        if not isinstance(row, dict) or "file" not in row:
+            raise Malformed("a row without file", where=where)
+        digest = row.get("sha256")
+        if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+            raise Malformed(f"a sha256 that is none: {digest!r:.80}", where=where)
+        return Recorded(name, row["file"], self.storage(row, where).source, digest)
+
+    def exotic(self, name: str, row: object) -> Exotic:
+        """Return the tensor of several parts that the row describes."""
+        match row:
+            case {
+                "kind": str(kind),
+                "dtype": str(dtype),
+                "shape": list(shape),
+                "detail": str(detail),
+                "parts": dict(parts),
+            }:
+                dims = _naturals(shape, name)
+                found = tuple(self.tensor(key, part) for key, part in parts.items())
+                return Exotic(name, kind, dtype, dims, detail, found)
+        raise Malformed("a mapping of a tensor that is not dense lacks its parts", where=name)
+
+
+def _naturals(value: object, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise Malformed(f"not a list of natural numbers: {value!r}", where=where)
+    return tuple(value)

@@ -1,0 +1,80 @@
+"""What every format's reader checks, and how it makes tensors of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from cgpt_convert.checkpoint import Checkpoint, unreadable
+from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unsupported
+from cgpt_convert.core.findings import UNREADABLE, Finding
+from cgpt_convert.core.limits import INT64, RANK
+from cgpt_convert.core.text import printable
+from cgpt_convert.tensors.tensor import Tensor
+
+AGAIN = f"download the file again; {SALVAGE}"  # where a file ends too early
+
+
+Unread = dict[str, CgptError]  # name of an entry -> why it cannot be read
+
+
+def each_read(
+    entries: Iterable[tuple[str, Callable[[], Tensor]]],
+) -> tuple[dict[str, Tensor], Unread]:
+    """Return the tensors by name, and the entries whose reader raised Malformed or Unsupported.
+
+    Raises the first of those errors if no tensor can be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    unread: Unread = {}
+    for name, read in entries:
+        found = _caught(read)
+        if isinstance(found, CgptError):
+            unread[name] = found
+        else:
+            tensors[name] = found
+    if unread and not tensors:
+        raise next(iter(unread.values()))
+    return tensors, unread
+
+
+def _caught(read: Callable[[], Tensor]) -> Tensor | CgptError:
+    try:
+        return read()
+    except (Malformed, Unsupported) as error:
+        return error
+
+
+def add_unread(checkpoint: Checkpoint, unread: Unread) -> None:
+    """List the entries that cannot be read, and add the finding that says so."""
+    for name, error in unread.items():
+        checkpoint.exotic[name] = unreadable(name, error)
+    if unread:
+        names = ", ".join(map(printable, unread))
+        checkpoint.findings.append(Finding(UNREADABLE, names))
+
+
+def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
+    """The bytes that a dense tensor of `shape` takes, its elements having `bits` bits each.
+
+    Raises Malformed if that is no whole or no 63-bit number, Unsupported beyond `limits.RANK`.
+    """
+    if len(shape) > RANK:
+        raise Unsupported(f"{len(shape)} dimensions; at most {RANK} are read", where=where)
+    # strides count a dimension of 0 as 1, and must not overflow either
+    if math.prod([size or 1 for size in shape], start=bits) >= INT64:
+        raise Malformed("a shape of more bytes than can be counted", where=where)
+    total = math.prod(shape, start=bits)
+    if total % 8:
+        raise Malformed("elements that do not fill whole bytes", where=where)
+    return total // 8
+
+
+def add_aliases(tensors: dict[str, Tensor], aliases: Mapping[str, str], where: str) -> None:
+    """Add each alias to `tensors` as another name of the very view of the tensor it names."""
+    for name, kept in aliases.items():
+        if name in tensors:
+            raise Malformed(f"the alias {name} is a tensor, too", where=where)
+        if kept not in tensors or kept in aliases:
+            raise Malformed(f"the alias {name} names {kept}, which is no tensor", where=where)
+        tensors[name] = tensors[kept].renamed(name)

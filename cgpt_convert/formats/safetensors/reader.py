@@ -1,0 +1,142 @@
+"""The reader of safetensors: every rule of the library, and a few where it lets readers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core import strict_json
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.limits import HEADER_BYTES, TENSORS
+from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.sources.local import Source, read
+from cgpt_convert.tensors.dtypes import BY_NAME, BY_SAFETENSORS
+from cgpt_convert.tensors.shapes import c_strides
+from cgpt_convert.tensors.tensor import Storage, Tensor
+
+METADATA = "__metadata__"
+FRAMEWORK = "format"  # the metadata key that says "pt", "tf", "np"...: never an alias
+F4 = "F4"
+N_LEN = 8  # tensor.rs `N_LEN`: the header's length, little-endian
+_FLOAT4 = BY_NAME["float4_e2m1fn_x2"]
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def is_alias(key: str, value: str, tensors: Container[str]) -> bool:
+    """Does this metadata entry say that the name `key` was dropped in favour of `value`?"""
+    return value in tensors and key not in tensors and key != FRAMEWORK
+
+
+def from_source(source: Source, path: str) -> Checkpoint:
+    """What `source` holds; see `formats.safetensors.read`."""
+    return checked(source, *described(source, path))
+
+
+def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
+    """The checkpoint, whose tensors end at `end`. Raises Malformed if `source` does not fit it."""
+    if end != source.nbytes:
+        raise Malformed(
+            f"{source.nbytes:,} bytes; tensors end at {end:,}",
+            where=source.name,
+            hint=_reading.AGAIN if end > source.nbytes else "",
+        )
+    return checkpoint
+
+
+def described(source: Source, path: str) -> tuple[Checkpoint, int]:
+    """What the header tells, and where the last tensor ends, which may be past the file's end."""
+    fields, start = _header(source)
+    metadata = fields.pop(METADATA, None) or {}
+    if not strict_json.is_text_map(metadata):
+        raise Malformed(f"{METADATA} is not a map of strings", where=source.name)
+    # by offset: older writers had other orders in the header (tensor.rs `try_from`)
+    entries = sorted(
+        ((name, _checked_entry(value, f"{source.name}[{name}]")) for name, value in fields.items()),
+        key=lambda item: item[1]["data_offsets"],
+    )
+    tensors: dict[str, Tensor] = {}
+    unread: _reading.Unread = {}
+    end = 0
+    for name, entry in entries:
+        where = f"{source.name}[{name}]"
+        first, last = entry["data_offsets"]
+        if first != end:
+            raise Malformed(f"starts at {first:,} where {end:,} bytes are taken", where=where)
+        try:
+            tensors[name] = _tensor(name, entry, Storage(source, start + first, last - first, name))
+        except Unsupported as error:  # a type of a later version
+            unread[name] = error
+        end = last
+    if unread and not tensors:
+        raise next(iter(unread.values()))
+    storages = [tensor.storage for tensor in tensors.values()]
+    aliases = {key: kept for key, kept in metadata.items() if is_alias(key, kept, tensors)}
+    if len(entries) + len(aliases) > TENSORS.of(start):
+        message = f"{len(tensors):,} tensors and {len(aliases):,} names of such"
+        raise Unsupported(f"{message}, in a header of {start:,} bytes", where=source.name)
+    _reading.add_aliases(tensors, aliases, source.name)
+    rest = {key: value for key, value in metadata.items() if key not in aliases}
+    checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
+    _reading.add_unread(checkpoint, unread)
+    return checkpoint, start + end
+
+
+def _header(source: Source) -> tuple[dict[str, Any], int]:
+    """The header's object, and the offset of the first byte after it."""
+    if source.nbytes < N_LEN:
+        raise Malformed("too short for the length of a header", where=source.name)
+    nbytes = int.from_bytes(read(source, 0, N_LEN), "little")
+    if nbytes > max(HEADER_BYTES, source.nbytes - N_LEN):
+        raise Malformed(
+            f"a header of {nbytes:,} bytes; at most {HEADER_BYTES:,}", where=source.name
+        )
+    if nbytes > HEADER_BYTES:
+        raise Unsupported(
+            f"a header of {nbytes:,} bytes; the safetensors library reads at most "
+            f"{HEADER_BYTES:,}, and so does this program",
+            where=source.name,
+            hint="ask for the model in shards, or with shorter tensor names",
+        )
+    if N_LEN + nbytes > source.nbytes:
+        raise Malformed(f"cut off inside its header of {nbytes:,} bytes", where=source.name)
+    data = read(source, N_LEN, nbytes)
+    if not data.startswith(b"{"):
+        raise Malformed("the header does not begin with {", where=source.name)
+    return strict_json.loads(data, source.name), N_LEN + nbytes
+
+
+def _checked_entry(entry: object, where: str) -> dict[str, Any]:
+    """The tensor's description, its fields present and of the right types."""
+    if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
+        raise Malformed("not described by dtype, shape and data_offsets", where=where)
+    unknown = entry.keys() - _FIELDS
+    if unknown:
+        raise Unsupported(f"unknown fields: {', '.join(sorted(unknown))}", where=where)
+    if not _naturals(entry["shape"]):
+        raise Malformed("a shape that is not a list of numbers", where=where)
+    offsets = entry["data_offsets"]
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 a pair
+        raise Malformed("data_offsets that are no range", where=where)
+    return entry
+
+
+def _naturals(value: object) -> bool:
+    # not isinstance: True is an int. Negative numbers and fractions never leave strict_json
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _tensor(name: str, entry: dict[str, Any], storage: Storage) -> Tensor:
+    where, code, shape = storage.label, entry["dtype"], entry["shape"]
+    dtype = _FLOAT4 if code == F4 else BY_SAFETENSORS.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise Unsupported(f"the element type {code!r}", where=where)
+    nbytes = _reading.checked_nbytes(shape, 4 if code == F4 else 8 * dtype.nbytes, where)
+    if nbytes != storage.nbytes:
+        raise Malformed(f"{storage.nbytes:,} bytes; its shape takes {nbytes:,}", where=where)
+    if code == F4:
+        if not shape or shape[-1] % 2:
+            raise Unsupported(f"float4 whose rows do not fill bytes: {shape}", where=where)
+        shape = [*shape[:-1], shape[-1] // 2]
+    dims = tuple(shape)
+    return Tensor(name, dtype, dims, c_strides(dims), 0, storage)

@@ -1,0 +1,115 @@
+"""safetensors: a JSON header, then the tensors' bytes without gaps.
+
+Byte for byte what the library writes; the rules are those of safetensors 0.8 `src/tensor.rs`.
+Aliases stand in `__metadata__`, dropped name -> kept name, as the library's `save_model` has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.limits import HEADER_BYTES
+from cgpt_convert.formats import sharded_writer as _shards
+from cgpt_convert.formats import write_checks as _planning
+from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.plan import FilePlan, Request, part_nbytes
+from cgpt_convert.sources.paths import open_source
+from cgpt_convert.tensors.dtypes import BY_NAME, BY_SAFETENSORS
+from cgpt_convert.tensors.tensor import Tensor
+
+NAME = "safetensors"
+SUFFIX = ".safetensors"
+FOLDER = False
+
+DTYPES = (*BY_SAFETENSORS.values(), BY_NAME["float4_e2m1fn_x2"])  # what it can hold
+
+# tensor.rs `enum Dtype`: a tensor stands before those of earlier types, so that all are aligned
+# fmt: off
+_ORDER = (
+    "BOOL", "F4", "F6_E2M3", "F6_E3M2",
+    "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+    "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+)
+# fmt: on
+_RANK_OF = {code: rank for rank, code in enumerate(_ORDER)}
+
+
+def plan(request: Request) -> list[FilePlan]:
+    """One file, or shards and their index if `request.max_shard_nbytes` makes more than one.
+
+    Raises Unsupported naming all tensors of types that safetensors cannot hold (complex128,
+    complex32, quantized, raw bits), and all metadata that would read as something else.
+    """
+    _planning.check(request, NAME, _holds, splits=True)
+    _check_metadata(request)
+    return _shards.plan(request, SUFFIX, _file)
+
+
+def read(path: str) -> Checkpoint:
+    """What the file at `path` holds, in the order of its bytes.
+
+    Raises Malformed wherever the library would refuse the file, or readers could disagree about
+    it; Unsupported for element types and fields this version does not know.
+    """
+    return _safetensors.from_source(open_source(path), path)
+
+
+def _code(tensor: Tensor) -> str:
+    return tensor.dtype.safetensors or _safetensors.F4
+
+
+def _holds(tensor: Tensor) -> bool:
+    # half a byte is no file: the library, too, refuses a float4 scalar
+    return tensor.dtype in DTYPES and bool(_code(tensor) != _safetensors.F4 or tensor.shape)
+
+
+def _check_metadata(request: Request) -> None:
+    """Refuse what the one map cannot tell apart: metadata and aliases, by key or by value."""
+    names = {tensor.name for tensor in request.tensors}
+    reserved = [name for name in names if name == _safetensors.METADATA]
+    _planning.refuse(request, "a name that safetensors reserves", reserved)
+    aliases, metadata = request.aliases, request.metadata
+    clashes = [key for key in aliases if key == _safetensors.FRAMEWORK or key in metadata]
+    _planning.refuse(request, "aliases that are metadata keys, too", clashes)
+    lookalikes = (
+        f"{key} = {value}"
+        for key, value in metadata.items()
+        if _safetensors.is_alias(key, value, names)
+    )
+    _planning.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
+
+
+def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
+    ordered = sorted(tensors, key=lambda tensor: (-_RANK_OF[_code(tensor)], tensor.name))
+    header = _planning.with_metadata(request, lambda more: _header(ordered, request, more))
+    nbytes = part_nbytes(header) - _safetensors.N_LEN
+    if nbytes > HEADER_BYTES:
+        raise Unsupported(
+            f"a header of {nbytes:,} bytes; readers take {HEADER_BYTES:,}",
+            where=name,
+            hint="split the output with --max-shard-size",
+        )
+    return FilePlan(name, (header, *ordered))
+
+
+def _header(tensors: list[Tensor], request: Request, pairs: Mapping[str, str]) -> bytes:
+    """Its length, and the JSON: compact, escaped as serde_json does, padded to 8 bytes."""
+    here = {tensor.name for tensor in tensors}
+    aliases = {name: kept for name, kept in request.aliases.items() if kept in here}
+    metadata = {_safetensors.FRAMEWORK: "pt", **aliases, **pairs}
+    fields: dict[str, object] = {_safetensors.METADATA: dict(sorted(metadata.items()))}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        shape = list(tensor.shape)
+        if _code(tensor) == _safetensors.F4:  # two elements in a byte; torch counts the bytes
+            shape[-1] *= 2
+        entry = {"dtype": _code(tensor), "shape": shape, "data_offsets": [offset, end]}
+        fields[tensor.name] = entry
+        offset = end
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(_safetensors.N_LEN, "little") + text

@@ -1,0 +1,125 @@
+"""What is left of a file that is cut off: the tensors that are whole, and the names of the lost."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import SALVAGE, Malformed
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.text import printable
+from cgpt_convert.sources.local import CHUNK, Source, read
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+AGAIN = "download or copy the file again"
+_SHOWN = 3
+
+
+class Partial(NamedTuple):
+    """A file as far as it goes. `checkpoint` has only tensors of which every byte is there."""
+
+    checkpoint: Checkpoint  # its `lost` are the tensors left out
+    end: int  # bytes that are there; behind it nothing, zeros or damage
+    needed: int  # bytes that a whole file has at least
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The names of the tensors left out."""
+        return tuple(self.checkpoint.lost)
+
+    def error(self) -> Malformed:
+        """How far the file goes and what it costs, as an error to raise."""
+        checkpoint = self.checkpoint
+        source = checkpoint.sources[0]
+        whole = len(checkpoint.tensors) + len(checkpoint.exotic)
+        where = f"byte {self.end:,} of at least {self.needed:,}"
+        percent = 100 * self.end // max(self.needed, 1)
+        what = _cause(source, self.end, where)
+        lost = ", ".join(printable(name) for name in self.lost[:_SHOWN])
+        if len(self.lost) > _SHOWN:
+            lost += f" and {len(self.lost) - _SHOWN:,} more"
+        return Malformed(
+            f"{what} ({percent} %); "
+            f"{whole:,} of {whole + len(self.lost):,} tensors are whole"
+            + (f" (lost: {lost})" if lost else ""),
+            where=source.name,
+            hint=f"{AGAIN}; {SALVAGE}" if whole else AGAIN,
+        )
+
+
+def _cause(source: Source, end: int, where: str) -> str:
+    """What is wrong with a file that is whole up to byte `end`, which `where` describes."""
+    cut = end == source.nbytes
+    return f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
+
+
+def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
+    """`checkpoint` without the tensors that need bytes of its file from `end` on.
+
+    A storage that goes past `end` becomes as short as it is, so that nothing can read further.
+    """
+    source = checkpoint.sources[0]
+    cut: dict[int, Storage] = {
+        id(storage): _shorten(storage, end)
+        for storage in _all_storages(checkpoint)
+        if storage.source is source and storage.offset + storage.nbytes > end
+    }
+
+    def left(tensor: Tensor) -> Tensor | None:
+        short = cut.get(id(tensor.storage))
+        if short is None:
+            return tensor
+        return replace(tensor, storage=short) if _fits(tensor, short.nbytes) else None
+
+    why = _cause(source, end, f"byte {end:,}")
+    for name, tensor in list(checkpoint.tensors.items()):
+        kept = left(tensor)
+        if kept is None:
+            checkpoint.lose(name, why)
+        else:
+            checkpoint.tensors[name] = kept
+    for name, exotic in list(checkpoint.exotic.items()):
+        parts = tuple(part for part in map(left, exotic.parts) if part)
+        if len(parts) < len(exotic.parts):
+            checkpoint.lose(name, why)
+        else:
+            checkpoint.exotic[name] = exotic._replace(parts=parts)
+    shortened = [cut.get(id(storage), storage) for storage in checkpoint.storages]
+    checkpoint.storages = [s for s in shortened if s.nbytes or s.offset <= end]
+    partial = Partial(checkpoint, end, needed)
+    checkpoint.findings.append(Finding(findings.CUT_OFF, partial.error().message))
+    return partial
+
+
+def _all_storages(checkpoint: Checkpoint) -> list[Storage]:
+    parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
+    return [*checkpoint.storages, *(t.storage for t in (*checkpoint.values(), *parts))]
+
+
+def _shorten(storage: Storage, end: int) -> Storage:
+    return replace(storage, nbytes=max(0, end - storage.offset), crc32=None)
+
+
+def _fits(tensor: Tensor, nbytes: int) -> bool:
+    """Does every element lie in the first `nbytes` bytes of the storage?"""
+    if not tensor.numel:
+        return True
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = tensor.start + sum((size - 1) * step for size, step in steps)
+    return tensor.stored.size(last + 1) <= nbytes
+
+
+def content_end(source: Source, at: int = 0) -> int:
+    """The offset behind the last byte that is not zero, from byte `at` on; `at` if all are zero.
+
+    A download that was given its full size beforehand ends in zeros where it was broken off.
+    """
+    end = source.nbytes
+    while end > at:
+        size = min(CHUNK, end - at)
+        data = read(source, end - size, size)
+        if data != bytes(size):  # rstrip takes 20 times as long to see as much
+            return end - size + len(data.rstrip(b"\0"))
+        end -= size
+    return at

@@ -1,0 +1,196 @@
+"""A checkpoint in several files, tied together by `*.index.json`: one tensor table of all.
+
+The index is Hugging Face's: {"metadata": {"total_size": N}, "weight_map": {name: file}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+
+from cgpt_convert.checkpoint import Checkpoint, Lost
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unreadable, Unsupported
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.limits import INDEX_BYTES
+from cgpt_convert.core.strict_json import check_count, unique
+from cgpt_convert.core.text import printable
+from cgpt_convert.sources.local import LocalFile, read
+from cgpt_convert.sources.paths import is_url, join, open_source
+
+_SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
+
+
+def lone_shard(path: str) -> str | None:
+    """The index that a file named like one shard of several belongs to; None for other files."""
+    name = os.path.basename(path)
+    match = re.fullmatch(_SHARD, name) if "-of-" in name else None
+    return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
+
+
+def read_index(
+    path: str, open_file: Callable[[str], Checkpoint], *, salvage: bool = False
+) -> Checkpoint:
+    """All the tensors that the index at `path` maps, each from its shard.
+
+    Raises Malformed listing every shard and every tensor that is missing or not in the index. To
+    `salvage`, the tensors of shards that are missing or cannot be read are lost instead.
+    """
+    weight_map, metadata = _parse(path)
+    folder = os.path.dirname(path)
+    files = sorted(set(weight_map.values()))
+    opened = _open_all if is_url(path) else _open_each
+    every = opened({name: join(folder, name) for name in files}, open_file)
+    shards, unread = _sort(path, every, salvage=salvage)
+    lost = {name: file for name, file in weight_map.items() if file in unread}
+    weight_map = {name: file for name, file in weight_map.items() if file not in unread}
+    kind = next(iter(shards.values())).kind
+    merged = Checkpoint(path, f"{kind}, {len(files)} shards", (), {})
+    merged.lost = {name: Lost(None, f"{file} {unread[file]}") for name, file in lost.items()}
+    _check_names(path, weight_map, shards)
+    for name, shard in shards.items():
+        _merge(merged, shard, name)
+    for source in merged.sources:
+        if isinstance(source, LocalFile):
+            source.index = path
+    _compare_size(merged, metadata.get("total_size"))
+    merged.metadata |= {k: value for k, value in metadata.items() if isinstance(value, str)}
+    return merged
+
+
+_Opened = dict[str, Checkpoint | CgptError | None]  # None is a file that is missing
+
+
+def _open_each(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
+    def opened(path: str) -> Checkpoint | CgptError | None:
+        try:
+            return open_file(path) if os.path.isfile(path) else None
+        except CgptError as error:  # whether it matters is not known here
+            return error
+
+    return {name: opened(path) for name, path in paths.items()}
+
+
+def _open_all(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
+    """The same of remote shards, several at a time."""
+    from cgpt_convert.sources.remote.remote_object import Absent
+    from cgpt_convert.sources.remote.retry import in_parallel
+
+    opened = zip(paths, in_parallel(open_file, paths.values()), strict=True)
+    return {name: None if isinstance(each, Absent) else each for name, each in opened}
+
+
+def _sort(
+    index: str, opened: _Opened, *, salvage: bool
+) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+    """The shards, and to `salvage`, why others are not among them; else what is wrong is raised."""
+    missing = [name for name, each in opened.items() if each is None]
+    if missing and (not salvage or len(missing) == len(opened)):
+        listed = ", ".join(map(printable, missing))
+        raise Malformed(
+            f"{len(missing)} of {len(opened)} shards are missing: {listed}",
+            where=index,
+            hint=f"download them beside the index; {SALVAGE}",
+        )
+    # a network may come back
+    damage: tuple[type[CgptError], ...] = (Malformed, *(() if is_url(index) else (Unreadable,)))
+    shards: dict[str, Checkpoint] = {}
+    unread = dict.fromkeys(missing, "is missing")
+    for name, each in opened.items():
+        if isinstance(each, Checkpoint):
+            shards[name] = each
+        elif each is not None:
+            if not salvage or not isinstance(each, damage):
+                raise each
+            unread[name] = f"cannot be read: {each.message}"
+    if not shards:
+        raise Malformed("none of its shards can be read", where=index)
+    return shards, unread
+
+
+def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
+    """The index's `weight_map` and `metadata`."""
+    source = open_source(path)
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
+    data = read(source, 0, source.nbytes)
+    check_count(data, path)
+    try:
+        index = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not an index: {error}", where=path) from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise Malformed("not an index: it has no weight_map", where=path)
+    files = {name: _plain(file) for name, file in weight_map.items()}
+    bad = dict.fromkeys(repr(weight_map[name]) for name, file in files.items() if not file)
+    if bad:
+        listed = ", ".join(list(bad)[:3])
+        back = any("\\" in name for name in bad)
+        hint = "edit the index: write its shards as plain names, without \\" if back else ""
+        raise Malformed(
+            f"shards that are not files in the index's own folder: {listed}",
+            where=path,
+            hint=hint or "put the shards beside the index, and edit the names in it",
+        )
+    metadata = index.get("metadata")
+    return files, metadata if isinstance(metadata, dict) else {}
+
+
+def _plain(name: object) -> str:
+    """Return the shard's file name, without `./` before it; "" if it is none in the same folder."""
+    if not isinstance(name, str):
+        return ""
+    plain = re.sub(r"^(\./+)+", "", name)
+    return "" if plain in (".", "..") or re.search(r"[/\\\x00]", plain) else plain
+
+
+def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> None:
+    """Every name of the index in its shard, every tensor of a shard in the index."""
+    wrong = []
+    inside = {f: dict.fromkeys((*s, *s.exotic, *s.lost)) for f, s in shards.items()}
+    holders = {name: file for file, names in inside.items() for name in names}
+    for name, file in weight_map.items():
+        if name not in inside[file]:
+            instead = f"in {holders[name]} and " if name in holders else ""
+            wrong.append(f"{printable(name)} is {instead}not in {file}")
+    for file, names in inside.items():
+        ties = shards[file].ties
+        for name in names:
+            mapped = weight_map.get(name)
+            if mapped is None and name not in ties:
+                wrong.append(f"{printable(name)} in {file} is not in the index")
+            elif mapped is not None and mapped != file and name in inside[mapped]:
+                wrong.append(f"{printable(name)} is in {file} and in {mapped}")
+    if wrong:
+        raise Malformed("index and shards disagree:\n  " + "\n  ".join(wrong), where=path)
+
+
+def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
+    merged.sources += shard.sources
+    merged.tensors.update(shard.tensors)
+    merged.exotic.update(shard.exotic)
+    merged.lost.update(shard.lost)
+    merged.storages += shard.storages
+    merged.others += [leaf._replace(path=f"{file}:{leaf.path}") for leaf in shard.others]
+    merged.globals = list(dict.fromkeys(merged.globals + shard.globals))
+    merged.findings += [f._replace(detail=f"{file}: {f.detail}") for f in shard.findings]
+    merged.metadata.update(shard.metadata)
+    merged.containers.update(shard.containers)
+    merged.extras.update(shard.extras)
+    merged.within.update(shard.within)
+    merged.unsaved |= shard.unsaved
+    merged.collisions |= shard.collisions
+    merged.code += shard.code
+    merged.root = merged.root or shard.root
+
+
+def _compare_size(merged: Checkpoint, total_size: object) -> None:
+    """Note a total_size that counts tied tensors neither once nor each time."""
+    each = sum(tensor.nbytes for tensor in merged.values())
+    once = each - sum(merged[name].nbytes for name in merged.ties)
+    if isinstance(total_size, int) and total_size not in (each, once):
+        detail = f"{total_size:,} in the index, {each:,} in the shards"
+        merged.findings.append(Finding(findings.INDEX_SIZE, detail))

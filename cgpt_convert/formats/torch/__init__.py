@@ -1,0 +1,1 @@
+"""PyTorch files: zip archive, legacy stream, tar."""

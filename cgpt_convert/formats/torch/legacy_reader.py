@@ -1,0 +1,272 @@
+"""The stream that torch.save wrote before 1.6 -> Checkpoint.
+
+torch/serialization.py `_legacy_save`: five pickles (magic number, protocol version, system, the
+object, the storages' keys), then for each key an int64 number of elements and the elements.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint, Leaf
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.salvage import AGAIN, content_end, sift
+from cgpt_convert.formats.torch.pickle_stream import CutOff, Stream
+from cgpt_convert.formats.torch.storage_views import Windows
+from cgpt_convert.formats.torch.zip_reader import storage_reference
+from cgpt_convert.pickles.decode.decoder import Decoded, decode
+from cgpt_convert.pickles.flatten.flatten import fill, record_globals
+from cgpt_convert.pickles.nodes import Dict, Global, PersistentId, Value, text
+from cgpt_convert.sources.local import Source
+from cgpt_convert.sources.unpack import Window
+from cgpt_convert.tensors.dtypes import DType
+from cgpt_convert.tensors.tensor import Storage
+
+MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
+_WRITTEN = (MAGIC.to_bytes(10, "little"), str(MAGIC).encode())  # by protocols from 2 on, and before
+_PROTOCOL = 1001  # PROTOCOL_VERSION
+_MAGIC_NBYTES = 64  # more than the number takes in any pickle protocol
+_OBJECT_FIRST = 64 << 10  # bytes of the object's pickle tried first
+_COUNT_NBYTES = 8
+_SHOWN = 5
+
+
+def is_legacy(start: bytes) -> bool:
+    """Do these first bytes of a file begin a legacy stream? Any pickle protocol may hold it."""
+    if not any(number in start for number in _WRITTEN):
+        return False
+    try:
+        value = decode(start[:_MAGIC_NBYTES]).value
+    except CgptError:
+        return False
+    return is_magic(value)
+
+
+def read(source: Source, *, salvage: bool = False) -> Checkpoint:
+    """What the stream in `source` holds; with `salvage`, of one that is cut off what is whole.
+
+    Raises Malformed or Unsupported, naming the part or every tensor that cannot be understood; of
+    a file that is cut off it says what is whole.
+    """
+    checkpoint, extent = _parse(source)
+    if extent.present < extent.needed:
+        partial = sift(checkpoint, *extent)
+        if salvage:
+            return partial.checkpoint
+        raise partial.error()
+    if extent.needed < source.nbytes:
+        detail = f"{source.nbytes - extent.needed:,} bytes"
+        checkpoint.findings.append(Finding(findings.TRAILING, detail))
+    return checkpoint
+
+
+class _Extent(NamedTuple):
+    """How many bytes are there, and how many a whole file has."""
+
+    present: int
+    needed: int
+
+
+def is_magic(value: Value) -> bool:
+    """Return whether the first pickle of a legacy stream has this value."""
+    return type(value) is int and value == MAGIC
+
+
+def storages_end(source: Source, at: int) -> int | None:
+    """Return where the legacy stream at byte `at` ends; None if it is not whole and well-formed.
+
+    Nothing else tells that the bytes behind its five pickles are numbers.
+    """
+    stream = Window(source, at, source.nbytes - at, source.name)
+    table = LegacyStorages(stream)
+    try:
+        head = _unpickle(Stream(stream), table)
+        extent = table.locate(head.stream, _keys(head.keys, source.name))
+    except CgptError as error:
+        if error.kind == "unreadable":
+            raise
+        return None
+    return at + extent.needed if extent.needed == extent.present else None
+
+
+class _Head(NamedTuple):
+    """The last three of the pickles that a stream begins with, and the position behind them."""
+
+    stream: Stream
+    system: Value
+    decoded: Decoded
+    keys: Value
+
+
+def _unpickle(stream: Stream, table: LegacyStorages) -> _Head:
+    """Decode the five pickles. Raises Malformed or Unsupported."""
+    where = stream.source.name
+    if stream.unpickle("magic number").value != MAGIC:
+        raise Malformed("no legacy stream of torch: another magic number", where=where)
+    version = stream.unpickle("protocol version").value
+    if version != _PROTOCOL:
+        raise Unsupported(f"protocol version {text(version)}", where=where)
+    system = stream.unpickle("system").value
+    decoded = stream.unpickle("object", table.resolve, _OBJECT_FIRST)
+    return _Head(stream, system, decoded, stream.unpickle("storage keys").value)
+
+
+def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
+    """Everything but the storages' bytes, which may be missing."""
+    checkpoint = Checkpoint(source.name, "PyTorch legacy stream", (source,), {})
+    table = LegacyStorages(source)
+    try:
+        head = _unpickle(Stream(source), table)
+    except CutOff as error:
+        error.message = f"cut off before the tensors' data begin: {error.message}"
+        error.hint = AGAIN
+        raise
+    check_system(head.system, checkpoint)
+    record_globals(checkpoint, head.decoded.globals)
+    extent = table.locate(head.stream, _keys(head.keys, source.name))
+    fill(checkpoint, head.decoded, table)
+    table.account(checkpoint)
+    return checkpoint, extent
+
+
+def check_system(system: Value, checkpoint: Checkpoint) -> None:
+    """Take in where the file was written: a note if on a big-endian machine.
+
+    torch reads none of it: elements are little-endian whatever it says (torch/csrc/serialization
+    `THPStorage_writeFileRaw`). Raises Unsupported for machines with other type sizes.
+    """
+    info = dict(_text_items(system, checkpoint.path))
+    sizes = dict(_text_items(info.get("type_sizes", Dict()), checkpoint.path))
+    for name, usual in (("short", (2,)), ("int", (4,)), ("long", (4, 8))):
+        if sizes.get(name, usual[0]) not in usual:
+            found = f"written where a C {name} has {text(sizes[name])} bytes"
+            raise Unsupported(found, where=checkpoint.path)
+    if info.get("little_endian", True) is not True:
+        detail = "of the machine that wrote the file; its data are little-endian all the same"
+        checkpoint.findings.append(Finding(findings.BIG_ENDIAN, detail))
+
+
+def _text_items(value: Value, where: str) -> list[tuple[str, Value]]:
+    if not isinstance(value, Dict):
+        raise Malformed(f"system information that is no dict: {text(value)}", where=where)
+    return [(key, item) for key, item in value.items if isinstance(key, str)]
+
+
+def _keys(value: Value, where: str) -> list[str]:
+    """The storages' keys, each once; Python 2 wrote them as bytes."""
+    if not isinstance(value, list) or not all(isinstance(key, str | bytes) for key in value):
+        raise Malformed(f"not a list of storage keys: {text(value)}", where=where)
+    keys = [key if isinstance(key, str) else key.decode("latin-1") for key in value]
+    if len(set(keys)) != len(keys):
+        raise Malformed("a storage key is listed twice", where=where)
+    return keys
+
+
+class _Declared(NamedTuple):
+    """What the pickle says of a storage. Its elements are bytes if it is untyped."""
+
+    dtype: DType | None
+    numel: int
+    device: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * (self.dtype.nbytes if self.dtype else 1)
+
+
+class LegacyStorages:
+    """The storages of a stream: declared while its object is decoded, located after it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.declared: dict[str, _Declared] = {}
+        self.storages: dict[str, Storage] = {}
+        self.made: dict[object, tuple[object, Storage]] = {}
+        self.windows = Windows()
+        self.used: set[str] = set()
+        self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it
+
+    def resolve(self, reference: Value) -> Value:
+        """The value of a persistent id: a class is itself, a storage stays a reference."""
+        if isinstance(reference, tuple) and reference[:1] == ("module",):
+            match reference:
+                case (_, Global() as cls, file, code):
+                    self.code[str(cls)] = (file, code)
+                    return cls
+            raise Malformed(f"not a reference to a class: {text(reference)}")
+        key, dtype, numel, device = storage_reference(reference)
+        known = self.declared.setdefault(key, _Declared(dtype, numel, device))
+        # storages without elements share an address, so torch may give one to two types
+        if known[:2] != (dtype, numel) and (numel or known.numel):
+            raise Malformed(f"storage {key} is declared with two types or sizes")
+        return PersistentId(reference)
+
+    def locate(self, stream: Stream, keys: list[str]) -> _Extent:
+        """Place every storage; those of a file that is cut off go past its end."""
+        self._check(keys)
+        at, present = stream.at, self.source.nbytes
+        for key in keys:
+            declared = self.declared[key]
+            if at + _COUNT_NBYTES <= present:
+                numel = Stream(self.source, at).integer()
+                if numel != declared.numel:
+                    present = self._end_before(stream.at, at, key, numel)
+            offset = at + _COUNT_NBYTES
+            self.storages[key] = Storage(
+                self.source, offset, declared.nbytes, key, device=declared.device
+            )
+            at = offset + declared.nbytes
+        return _Extent(min(present, at), at)
+
+    def _check(self, keys: list[str]) -> None:
+        listed = set(keys)
+        missing = [key for key in self.declared if key not in listed]
+        unknown = [key for key in keys if key not in self.declared]
+        for found, what in (
+            (missing, "are referenced but not in the file"),
+            # torch refuses them too; without a type nobody can tell where the next one begins
+            (unknown, "are in the file but of unknown type, for nothing references them"),
+        ):
+            if found:
+                shown = printable(", ".join(found[:_SHOWN]))
+                raise Malformed(f"{len(found)} storages {what}: {shown}", where=self.source.name)
+
+    def _end_before(self, start: int, at: int, key: str, numel: int) -> int:
+        """Where the data ended, if from `at` on there are only zeros; else the file is wrong."""
+        end = content_end(self.source, start)
+        if end > at:
+            raise Malformed(
+                f"storage {printable(key)} has {numel:,} elements and "
+                f"{self.declared[key].numel:,} are declared",
+                where=self.source.name,
+            )
+        return end
+
+    def get(self, reference: Value) -> tuple[Storage, DType | None]:
+        """The storage, and the element type its class declares; None if it is untyped.
+
+        A sixth part of the reference tells of a window: (key, first element, elements).
+        """
+        key, dtype, _, _ = storage_reference(reference)
+        self.used.add(key)
+        storage = self.storages[key]
+        match reference[5:]:
+            case () | (None,):
+                return storage, dtype
+            case ((str() | bytes() as name, int() as first, int() as numel),) if dtype:
+                name = name if isinstance(name, str) else name.decode("latin-1")
+                size = dtype.nbytes
+                return self.windows.get(name, storage, first * size, numel * size), dtype
+        raise Malformed(f"not a view of a storage: {text(reference)}")
+
+    def account(self, checkpoint: Checkpoint) -> None:
+        """List the storages, used or not, and the classes' source texts."""
+        self.windows.onto_roots(checkpoint)
+        checkpoint.storages += self.storages.values()
+        unused = sum(s.nbytes for key, s in self.storages.items() if key not in self.used)
+        if unused:
+            checkpoint.findings.append(Finding(findings.UNREFERENCED, f"{unused:,} bytes"))
+        checkpoint.others += [Leaf(f"source of {cls}", code) for cls, code in self.code.items()]

@@ -1,0 +1,77 @@
+"""A source read front to back: pickles one after another, with numbers between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.limits import PICKLE
+from cgpt_convert.pickles.decode.argument_reader import Incomplete
+from cgpt_convert.pickles.decode.decoder import Decoded, decode
+from cgpt_convert.pickles.nodes import PersistentId, Value
+from cgpt_convert.sources.local import Source, read
+
+_FIRST = 4 << 10  # bytes tried first; most pickles of these containers are shorter
+_LARGE = 1 << 20
+
+
+class CutOff(Malformed):
+    """The data end before what they begin does; with the rest of the file they might be right."""
+
+
+class Stream:
+    """A position in the bytes `at` to `end` of a source. `part` names what is read, in errors."""
+
+    def __init__(self, source: Source, at: int = 0, end: int | None = None) -> None:
+        self.source = source
+        self.at = at
+        self.end = source.nbytes if end is None else end
+
+    def unpickle(
+        self, part: str, persistent: Callable[[Value], Value] = PersistentId, first: int = _FIRST
+    ) -> Decoded:
+        """The pickle that begins here, whose length only decoding it can tell; moves past it.
+
+        `persistent` may be called more than once for the same reference.
+        """
+        place = f"{self.source.name}[{part}]"
+        size = first
+        while True:
+            window = min(size, self.end - self.at, PICKLE.nbytes)
+            data = read(self.source, self.at, window)
+            try:
+                decoded = decode(data, persistent=persistent)
+            except Incomplete as error:
+                if window == self.end - self.at:
+                    raise CutOff(error.message, where=place) from None
+                if window == PICKLE.nbytes:
+                    raise Unsupported(
+                        f"a pickle of more than {window:,} bytes", where=place
+                    ) from None
+                size *= 16 if size < _LARGE else 4  # each time all of it is decoded again
+            except CgptError as error:
+                raise error.at(place) from None
+            else:
+                self.at += decoded.end
+                return decoded
+
+    def integer(self, nbytes: int = 8) -> int:
+        """The signed little-endian integer of that many bytes that stands here; moves past it."""
+        self.need(nbytes)
+        value = int.from_bytes(read(self.source, self.at, nbytes), "little", signed=True)
+        self.at += nbytes
+        return value
+
+    def skip(self, nbytes: int) -> int:
+        """The offset of the `nbytes` bytes that begin here; moves past them."""
+        self.need(nbytes)
+        self.at += nbytes
+        return self.at - nbytes
+
+    def need(self, nbytes: int) -> None:
+        """Raise CutOff unless that many bytes are left."""
+        if nbytes > self.end - self.at:
+            raise CutOff(
+                f"needs {nbytes:,} bytes at byte {self.at:,}, which go past byte {self.end:,}",
+                where=self.source.name,
+            )

@@ -1,0 +1,63 @@
+"""Storages that are windows on other storages, as torch up to 0.3 saved them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+
+class _Window(NamedTuple):
+    storage: Storage
+    root: Storage
+    offset: int  # bytes from the root's start
+
+
+class Windows:
+    """The windows of one file, by key."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, _Window] = {}
+        self._by_id: dict[int, _Window] = {}
+
+    def get(self, key: str, root: Storage, offset: int, nbytes: int) -> Storage:
+        """The storage of `nbytes` bytes from byte `offset` of `root`; one object for each key.
+
+        Raises Malformed if it leaves `root`, or if the key has been another window before.
+        """
+        known = self._by_key.get(key)
+        if known is None:
+            if offset < 0 or nbytes < 0 or offset + nbytes > root.nbytes:
+                raise Malformed(
+                    f"storage {key} is bytes {offset:,} to {offset + nbytes:,} of storage "
+                    f"{root.key}, which has {root.nbytes:,}"
+                )
+            known = _Window(
+                replace(root, offset=root.offset + offset, nbytes=nbytes, key=key), root, offset
+            )
+            self._by_key[key] = self._by_id[id(known.storage)] = known
+        elif (known.root, known.offset, known.storage.nbytes) != (root, offset, nbytes):
+            raise Malformed(f"storage {key} is declared as two windows")
+        return known.storage
+
+    def root(self, storage: Storage) -> Storage:
+        """What `storage` is a window on; itself if it is none."""
+        window = self._by_id.get(id(storage))
+        return window.root if window else storage
+
+    def onto_roots(self, checkpoint: Checkpoint) -> None:
+        """Make every tensor a view of the root itself, so that shared memory is seen as shared."""
+        for name, tensor in checkpoint.tensors.items():
+            checkpoint.tensors[name] = self._onto_root(tensor)
+        for name, exotic in checkpoint.exotic.items():
+            parts = tuple(self._onto_root(part) for part in exotic.parts)
+            checkpoint.exotic[name] = exotic._replace(parts=parts)
+
+    def _onto_root(self, tensor: Tensor) -> Tensor:
+        window = self._by_id.get(id(tensor.storage))
+        if window is None:
+            return tensor
+        start = tensor.start + window.offset // tensor.stored.nbytes
+        return replace(tensor, storage=window.root, start=start)

@@ -1,0 +1,248 @@
+"""A torch zip that is cut off: its records from the front, without the directory at its end.
+
+torch's local headers have no sizes (APPNOTE.TXT 4.4.4, bit 3). The pickle, which comes first, ends
+at its STOP and says how long each storage is; any other record ends where a data descriptor
+(4.3.9) with its very length stands.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from typing import NamedTuple
+
+from cgpt_convert.archives.zip_archive import Archive
+from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, Member
+from cgpt_convert.archives.zip_local_header import LOCAL
+from cgpt_convert.checkpoint import Lost
+from cgpt_convert.core.errors import CgptError, Malformed
+from cgpt_convert.core.limits import MEMBERS
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.salvage import AGAIN, Partial, content_end, sift
+from cgpt_convert.formats.torch.pickle_stream import CutOff, Stream
+from cgpt_convert.formats.torch.zip_reader import of_archive, storage_reference, storage_told
+from cgpt_convert.pickles.decode.decoder import Decoded
+from cgpt_convert.pickles.nodes import PersistentId, Value
+from cgpt_convert.sources.local import CHUNK, Source, read
+
+_DESCRIPTOR_FORMS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the second is zip64's
+_DIRECTORY = (b"PK\1\2", b"PK\6\6", b"PK\5\6")  # what follows the last record
+_CENTRAL_NBYTES, _END_NBYTES = 46, 22  # of a directory entry without its name; of the end record
+_UNKNOWN_CRC = -1
+_FALSE_DESCRIPTORS = 10_000  # chance makes one in 4 GiB; a crafted file may hold no more
+
+
+def diagnose(source: Source) -> CgptError:
+    """One error that says how far the file goes and how many of its tensors are whole.
+
+    Malformed unless what is there cannot be read for another reason.
+    """
+    try:
+        return salvage(source).error()
+    except CgptError as error:
+        return error.at(source.name)
+
+
+def salvage(source: Source) -> Partial:
+    """The tensors of the archive that are whole.
+
+    Raises Malformed if not even its pickle is, or if the archive was not written by torch.
+    """
+    walk = _Walk(source)
+    try:
+        walk.run()
+    except CutOff as error:
+        raise Malformed(
+            f"cut off at byte {source.nbytes:,}, inside the pickle that names the tensors",
+            where=source.name,
+            hint=AGAIN,
+        ) from error
+    if walk.sizes is None:
+        raise Malformed(
+            f"a zip archive cut off at byte {walk.end:,}; no data.pkl before it tells of tensors",
+            where=source.name,
+            hint=AGAIN,
+        )
+    members = walk.members | walk.missing()
+    if not any(member.crc32 for member in walk.members.values()):  # the archive records none
+        members = {name: member._replace(crc32=0) for name, member in members.items()}
+    directory = sum(_CENTRAL_NBYTES + len(name) for name in members) + _END_NBYTES
+    ends = [member.offset + member.nbytes for member in members.values()]
+    needed = max(max(ends) + directory, source.nbytes + (walk.end == source.nbytes))
+    partial = sift(of_archive(Archive(source, members), walk.decoded()), walk.end, needed)
+    script = any(f"{walk.root}/code/" in name for name in members)
+    if script and f"{walk.root}/constants.pkl" not in members:
+        partial.checkpoint.lost["constants"] = Lost(None, "what names them is cut off")
+    return partial
+
+
+class _Sized(NamedTuple):
+    """How long a record is, and where the next begins; None if the file does not tell."""
+
+    nbytes: int
+    crc32: int
+    following: int | None
+
+
+class _Walk:
+    """The records from the start to the `end` of what makes sense."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.members: dict[str, Member] = {}
+        self.sizes: dict[str, int] | None = None  # of the storages, by record name
+        self.pickle: tuple[str, Decoded] | None = None  # that told the sizes, and its record's name
+        self.root = ""
+        self.end = source.nbytes
+
+    def run(self) -> None:
+        """Walk as far as possible."""
+        at: int | None = 0
+        while at is not None:
+            header = _local_header(self.source, at)
+            if header is None:
+                self._stop(at)
+                return
+            if header.name in self.members or len(self.members) == MEMBERS:
+                found = f"{printable(header.name)} comes twice, or too many records"
+                raise Malformed(found, where=self.source.name)
+            sized = self._measure(header)
+            if sized is None:
+                kept = content_end(self.source, header.offset)
+                if self.source.nbytes - kept > _DESCRIPTOR_FORMS[1].size:  # not a descriptor's own
+                    self.end = kept
+                return
+            self.members[header.name] = header._replace(
+                nbytes=sized.nbytes, compressed=sized.nbytes, crc32=sized.crc32
+            )
+            at = sized.following
+
+    def _stop(self, at: int) -> None:
+        """Nothing but whole records lies before `at`: what is behind?"""
+        rest = read(self.source, at, min(4, self.source.nbytes - at))
+        if rest in _DIRECTORY or self.source.nbytes - at < LOCAL.size:
+            return
+        if rest != b"PK\3\4":
+            self.end = min(at, content_end(self.source))
+
+    def _measure(self, header: Member) -> _Sized | None:
+        """The record's length; None if it cannot be known."""
+        place = f"{self.source.name}[{printable(header.name)}]"
+        if header.method != STORED:
+            raise Malformed("compressed, in an archive that is cut off", where=place, hint=AGAIN)
+        if header.name.endswith("/data.pkl") and self.sizes is None:
+            nbytes: int | None = self._read_pickle(header)
+        else:
+            nbytes = (self.sizes or {}).get(header.name)
+        if not header.flags & DESCRIPTOR:
+            end = header.offset + header.nbytes
+            whole = end <= self.source.nbytes
+            crc = header.crc32 if whole else _UNKNOWN_CRC
+            return _Sized(header.nbytes, crc, end if whole else None)
+        if nbytes is None:
+            nbytes = _find_descriptor(self.source, header.offset)
+            if nbytes is None:
+                return None
+        return self._described(header, nbytes)
+
+    def _described(self, header: Member, nbytes: int) -> _Sized:
+        """The record of `nbytes` bytes, once its data descriptor confirms them."""
+        end = header.offset + nbytes
+        tail = read(self.source, min(end, self.source.nbytes), _left(self.source, end))
+        described = _descriptor(tail, nbytes)
+        if described:
+            crc, length = described
+            return _Sized(nbytes, crc, end + length)
+        if not nbytes:  # torch writes none after an empty record
+            return _Sized(0, 0, end)
+        if len(tail) < _DESCRIPTOR_FORMS[0].size:  # the file ends in or right behind the record
+            return _Sized(nbytes, _UNKNOWN_CRC, None)
+        told = _find_descriptor(self.source, header.offset)
+        if told is not None:
+            return self._described(header, told)
+        kept = content_end(self.source, header.offset)
+        self.end = kept if kept <= end else header.offset  # zeros from there on, or damage
+        return _Sized(nbytes, _UNKNOWN_CRC, None)
+
+    def _read_pickle(self, header: Member) -> int:
+        """The pickle's length; on the way, what it says of the storages'."""
+        self.root = header.name.removesuffix("/data.pkl")
+        sizes: dict[str, int] = {}
+
+        def note(reference: Value) -> Value:
+            if storage_told(reference):  # of others the reader will say so, and of which tensor
+                with suppress(CgptError):
+                    key, dtype, numel, _ = storage_reference(reference)
+                    sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
+            return PersistentId(reference)
+
+        name = printable(header.name)
+        self.pickle = header.name, Stream(self.source, header.offset).unpickle(name, note)
+        self.sizes = sizes
+        return self.pickle[1].end
+
+    def decoded(self) -> dict[str, Decoded]:
+        """The pickle by its record's name, unless the record turned out to be too short."""
+        if self.pickle is None:
+            return {}
+        name, decoded = self.pickle
+        return {name: decoded} if self.members[name].nbytes >= decoded.reach else {}
+
+    def missing(self) -> dict[str, Member]:
+        """The storages that were not found, one after another where the file should go on."""
+        at = max([self.end, *(m.offset + m.nbytes for m in self.members.values())])
+        found = {}
+        for name, nbytes in (self.sizes or {}).items():
+            if name not in self.members:
+                at += LOCAL.size + len(name)
+                found[name] = Member(name, at, at, nbytes, nbytes, STORED, DESCRIPTOR, _UNKNOWN_CRC)
+                at += nbytes + (_DESCRIPTOR_FORMS[0].size if nbytes else 0)
+        return found
+
+
+def _local_header(source: Source, at: int) -> Member | None:
+    """The record whose local header stands at `at`, its sizes as given there; None if none does."""
+    if at + LOCAL.size > source.nbytes:
+        return None
+    fields = LOCAL.unpack(read(source, at, LOCAL.size))
+    magic, _, flags, method, _, _, crc, compressed, nbytes, n_name, n_extra = fields
+    offset = at + LOCAL.size + n_name + n_extra
+    if magic != b"PK\3\4" or offset > source.nbytes:
+        return None
+    raw = read(source, at + LOCAL.size, n_name)
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"a record name that is not UTF-8: {raw[:80]!r}"
+        raise Malformed(message, where=source.name) from error
+    return Member(name, at, offset, nbytes, compressed, method, flags, crc)
+
+
+def _left(source: Source, at: int) -> int:
+    """How many bytes of the longest data descriptor can stand at `at`."""
+    return max(0, min(_DESCRIPTOR_FORMS[1].size, source.nbytes - at))
+
+
+def _descriptor(tail: bytes, nbytes: int, at: int = 0) -> tuple[int, int] | None:
+    """The checksum and own length of the data descriptor at `tail[at:]` of a record that long."""
+    for form in _DESCRIPTOR_FORMS:
+        if at + form.size <= len(tail):
+            magic, crc, compressed, size = form.unpack_from(tail, at)
+            if magic == b"PK\7\x08" and compressed == size == nbytes:
+                return crc, form.size
+    return None
+
+
+def _find_descriptor(source: Source, offset: int) -> int | None:
+    """The length of the record at `offset`, told by the data descriptor that fits; None if none."""
+    base, tried, overlap = offset, 0, _DESCRIPTOR_FORMS[1].size
+    while base < source.nbytes and tried < _FALSE_DESCRIPTORS:
+        data = read(source, base, min(CHUNK + overlap, source.nbytes - base))
+        at = data.find(b"PK\7\x08")
+        while 0 <= at < CHUNK and tried < _FALSE_DESCRIPTORS:
+            if _descriptor(data, base + at - offset, at):
+                return base + at - offset
+            tried += 1
+            at = data.find(b"PK\7\x08", at + 1)
+        base += CHUNK
+    return None

@@ -1,0 +1,106 @@
+"""torch: a zip archive around a pickled state dict, as `torch.load` reads it.
+
+Byte for byte what torch 2.13's `torch.save` writes to a file object for an OrderedDict of C-order
+tensors, less `.data/serialization_id`, which torch only logs. Aliases are further names of the
+same storage. Metadata is an attribute `metadata` of the dict, as `_metadata` is in torch's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from cgpt_convert.checkpoint import Checkpoint, Folded, Leaf
+from cgpt_convert.formats import sharded_writer as _shards
+from cgpt_convert.formats import write_checks as _planning
+from cgpt_convert.formats.torch import pickle_writer as _torch_pickle
+from cgpt_convert.formats.torch import zip_reader as torchzip
+from cgpt_convert.formats.torch import zip_writer as _torch_zip
+from cgpt_convert.formats.torch.pickle_writer import Entry
+from cgpt_convert.pickles.nodes import Dict
+from cgpt_convert.plan import FilePlan, Part, Request
+from cgpt_convert.sources.paths import open_source
+from cgpt_convert.tensors.dtypes import TABLE
+from cgpt_convert.tensors.tensor import Tensor
+
+NAME = "torch"
+SUFFIX = ".bin"
+ALSO = (".pt", ".pth")
+FOLDER = False
+
+DTYPES = tuple(row for row in TABLE if row.kind != "q")  # what it can hold
+
+_ROOT = "archive"  # as torch.save names it for a file object; a file's name would change the bytes
+_METADATA = "metadata"
+
+
+def plan(request: Request) -> list[FilePlan]:
+    """One file, or shards and their index if `request.max_shard_nbytes` makes more than one.
+
+    Raises Unsupported naming all quantized tensors.
+    """
+    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES, splits=True)
+    suffix = os.path.splitext(request.name)[1]
+    return _shards.plan(
+        request,
+        suffix if suffix.lower() in (SUFFIX, *ALSO) else SUFFIX,
+        _file,
+        request.aliases,
+    )
+
+
+def read(path: str) -> Checkpoint:
+    """What the file at `path` holds, whatever its objects are.
+
+    Raises Malformed or Unsupported as `torchzip.read` does.
+    """
+    checkpoint = torchzip.read(open_source(path))
+    checkpoint.metadata |= metadata(checkpoint)
+    return checkpoint
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The text pairs that `plan` gave the state dict, of whatever container; often none."""
+    pairs: dict[str, str] = {}
+    for leaf in checkpoint.others:
+        pairs |= _metadata(leaf)
+    return pairs
+
+
+def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
+    """The file called `name`: `tensors` and their aliases."""
+    entries = {
+        tensor.name: Entry(tensor.name, tensor.dtype, tensor.shape, tensor.numel, str(key))
+        for key, tensor in enumerate(tensors)
+    }
+    # at the end, where state dicts have them: an lm_head comes after its embedding
+    tied = [
+        entries[kept]._replace(name=alias)
+        for alias, kept in request.aliases.items()
+        if kept in entries
+    ]
+
+    def pickled(pairs: Mapping[str, str]) -> bytes:
+        attributes = {_METADATA: dict(pairs)} if pairs else {}
+        return _torch_pickle.state_dict([*entries.values(), *tied], attributes)
+
+    records: list[tuple[str, Part]] = [
+        ("data.pkl", _planning.with_metadata(request, pickled)),
+        (".format_version", b"1"),  # data records in the pickle's order
+        (".storage_alignment", str(_torch_zip.ALIGNMENT).encode()),
+        ("byteorder", b"little"),
+        *((f"data/{key}", tensor) for key, tensor in enumerate(tensors)),
+        ("version", b"3\n"),  # caffe2/serialize/versions.h kProducedFileFormatVersion
+    ]
+    return FilePlan(name, _torch_zip.stored((f"{_ROOT}/{name}", part) for name, part in records))
+
+
+def _metadata(leaf: Leaf) -> dict[str, str]:
+    """The text pairs of the outermost dict's attribute `metadata`; of anything else, none.
+
+    A dict inside the state dict is a container and no leaf, unless it is folded.
+    """
+    if leaf.path != _METADATA or isinstance(leaf, Folded) or not isinstance(leaf.value, Dict):
+        return {}
+    pairs = leaf.value.items
+    return {k: v for k, v in pairs if isinstance(k, str) and isinstance(v, str)}

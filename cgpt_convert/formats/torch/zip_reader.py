@@ -1,0 +1,239 @@
+"""A torch zip archive (torch 1.6 and later, TorchScript too) -> Checkpoint.
+
+The layout is that of caffe2/serialize/inline_container.cc: `ROOT/data.pkl` names storages by key,
+`ROOT/data/KEY` holds each one's bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+
+from cgpt_convert.archives.zip_archive import SCRIPT, Archive, open_archive
+from cgpt_convert.archives.zip_directory import STORED, Member
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core import findings, limits
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.diagnose_zip import MACOS, of_names
+from cgpt_convert.formats.torch.torchscript import CONSTANT, script_classes
+from cgpt_convert.pickles.decode.decoder import Decoded, decode
+from cgpt_convert.pickles.flatten.children import ScriptClasses
+from cgpt_convert.pickles.flatten.flatten import fill, record_globals
+from cgpt_convert.pickles.nodes import Global, Value, text
+from cgpt_convert.sources.local import Source
+from cgpt_convert.tensors import dtypes
+from cgpt_convert.tensors.dtypes import DType
+from cgpt_convert.tensors.tensor import Storage
+
+_VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileFormatVersion
+
+
+def read(source: Source) -> Checkpoint:
+    """What the archive in `source` holds.
+
+    Raises Malformed or Unsupported, naming the record or every tensor that cannot be understood.
+    """
+    return of_archive(open_archive(source))
+
+
+def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> Checkpoint:
+    """What an archive holds whose records are known already; raises as `read` does.
+
+    `known` are pickles that have been decoded, by the names of their records.
+    """
+    source = archive.source
+    root = next(iter(archive.members)).split("/")[0] if archive.members else ""
+    _check_root(archive, root)
+    script = f"{root}/constants.pkl" in archive.members
+    kind = SCRIPT if script else "PyTorch zip archive"
+    checkpoint = Checkpoint(source.name, kind, (source,), {}, root=root)
+    checkpoint.findings += archive.findings
+    if not archive.has_crcs:
+        checkpoint.findings.append(Finding(findings.NO_CRC, "a damaged byte would go unnoticed"))
+    names: dict[tuple[str, str], int] = {}
+    tables = []
+    classes: ScriptClasses = {}
+    for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
+        table = ZipStorages(archive, root, folder)
+        name = f"{root}/{pickle}.pkl"
+        written = _pickle(archive, name)  # even if it is known: its checksum is compared
+        try:
+            decoded = known[name] if known and name in known else decode(written)
+        except CgptError as error:
+            raise error.at(f"{source.name}[{name}]") from None
+        del written  # it can be large
+        names |= decoded.globals
+        if script and pickle == "data":
+            code = functools.partial(_pickle, archive)
+            classes = script_classes(archive.members, root, decoded.globals, code)
+        before = {*checkpoint, *checkpoint.exotic}
+        fill(checkpoint, decoded, table, "constants" if pickle != "data" else "", classes)
+        if before - checkpoint.extras.keys():  # there are weights
+            constants = {*checkpoint, *checkpoint.exotic} - before
+            checkpoint.extras |= dict.fromkeys(sorted(constants), CONSTANT)
+        tables.append(table)
+    record_globals(checkpoint, names)
+    checkpoint.code = [n for n in archive.members if n.startswith(f"{root}/code/")]
+    _account(checkpoint, archive, tables)
+    return checkpoint
+
+
+def _check_root(archive: Archive, root: str) -> None:
+    where = archive.source.name
+    if f"{root}/data.pkl" not in archive.members:
+        if f"{root}/.data/extern_modules" in archive.members:
+            raise Unsupported("a torch.package archive, which holds code, not weights", where=where)
+        raise of_names(where, list(archive.members))
+    outside = [name for name in archive.members if not name.startswith(root + "/")]
+    if any(name.startswith(MACOS) for name in outside):
+        raise of_names(where, list(archive.members))
+    if outside:
+        raise Malformed(f"{printable(outside[0])} lies outside the folder {root}", where=where)
+    for name in (f"{root}/version", f"{root}/.data/version"):
+        if name in archive.members:
+            version = _record(archive, name, limits.NAME_BYTES).strip()
+            if not version.isdigit() or int(version) not in _VERSIONS:
+                raise Unsupported(f"archive format version {version[:20]!r}", where=where)
+
+
+def _pickle(archive: Archive, name: str) -> bytes:
+    """A pickle's bytes, of which a few deflated ones must not make hundreds of millions."""
+    most = limits.MiB + limits.INFLATION * archive.members[name].compressed
+    return _record(archive, name, min(most, limits.PICKLE.nbytes))
+
+
+def _record(archive: Archive, name: str, most: int) -> bytes:
+    """A small record's bytes, checked against its CRC-32."""
+    place = f"{archive.source.name}[{name}]"
+    try:
+        data = archive.read(name, most)
+    except CgptError as error:
+        raise error.at(place) from None
+    if archive.crc32(name) not in (None, zlib.crc32(data)):
+        raise Malformed("the bytes do not match their checksum", where=place)
+    return data
+
+
+class ZipStorages:
+    """The storages of one folder of an archive, by the persistent ids of its pickle."""
+
+    def __init__(self, archive: Archive, root: str, folder: str) -> None:
+        self.archive = archive
+        self.folder = f"{root}/{folder}/"
+        self.byteorder = "little"  # absent before torch 2.1
+        if f"{root}/byteorder" in archive.members:
+            order = _record(archive, f"{root}/byteorder", limits.NAME_BYTES)
+            if order not in (b"little", b"big"):
+                raise Malformed(f"byte order {order[:20]!r}", where=archive.source.name)
+            self.byteorder = order.decode()
+        self.storages: dict[str, Storage] = {}
+        # by id: tensors may share a reference, which is kept so that no other one gets its id
+        self.known: dict[int, tuple[Value, tuple[Storage, DType | None]]] = {}
+        self.declared: dict[str, tuple[DType | None, int]] = {}
+        self.made: dict[object, tuple[object, Storage]] = {}
+        self.longer: list[str] = []
+        self.skipped: list[Storage] = []
+
+    def get(self, reference: Value) -> tuple[Storage, DType | None]:
+        """The storage, and the element type its class declares; None if it is untyped."""
+        if id(reference) in self.known:
+            return self.known[id(reference)][1]
+        key, dtype, numel, location = storage_reference(reference)
+        if self.declared.setdefault(key, (dtype, numel)) != (dtype, numel):
+            raise Malformed(f"storage {key} is declared with two types or sizes")
+        if key not in self.storages:
+            self.storages[key] = self._open(key, numel * (dtype.nbytes if dtype else 1), location)
+        self.known[id(reference)] = reference, (self.storages[key], dtype)
+        return self.storages[key], dtype
+
+    def _open(self, key: str, nbytes: int, location: str) -> Storage:
+        name = self.folder + key
+        member = self.archive.members.get(name)
+        if member is None:
+            raise Malformed(f"the archive has no record {name}")
+        if member.nbytes < nbytes:
+            raise Malformed(f"{name} has {member.nbytes:,} bytes and {nbytes:,} are declared")
+        if member.nbytes > nbytes:
+            self.longer.append(f"{key} by {member.nbytes - nbytes:,} bytes")
+        source, offset, size = self.archive.open(name)
+        crc = None if _is_skipped(member) else self.archive.crc32(name)
+        storage = Storage(source, offset, size, key, self.byteorder, crc, location)
+        if self.archive.has_crcs and _is_skipped(member):
+            self.skipped.append(storage)
+        return storage
+
+
+def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
+    """Key, element type (None if untyped), number of elements and device of a persistent id.
+
+    torch/serialization.py `persistent_id`: ("storage", class, key, location, numel). Python 2
+    files have bytes for text.
+    """
+    told = storage_told(reference)
+    if told is None:
+        raise Malformed(f"not a storage reference: {text(reference)}")
+    cls, key, numel, location = told
+    return key, storage_dtype(cls), numel, location
+
+
+def storage_told(reference: Value) -> tuple[Global, str, int, str] | None:
+    """Class, key, number of elements and device; None if it is no such reference.
+
+    Errors take time to word, of which a file can ask for a million.
+    """
+    match reference:
+        case (kind, Global() as cls, key, location, int() as numel, *_):
+            kind, key, location = (
+                value.decode("latin-1") if isinstance(value, bytes) else value
+                for value in (kind, key, location)
+            )
+            counts = 0 <= numel < limits.INT64 and type(numel) is not bool
+            named = isinstance(key, str) and isinstance(location, str)
+            if kind == "storage" and counts and named:
+                return cls, key, numel, location
+    return None
+
+
+def storage_dtype(cls: Global) -> DType | None:
+    """The element type of a torch storage class; None for the untyped one."""
+    if cls.module == "torch.storage" and cls.name in ("UntypedStorage", "_UntypedStorage"):
+        return None
+    name = cls.name.removesuffix("Storage")
+    if cls.module in ("torch", "torch.cuda") and name != cls.name:
+        if name == "Untyped":
+            return None
+        if name in dtypes.BY_STORAGE:
+            return dtypes.BY_STORAGE[name]
+    raise Unsupported(f"unknown storage class {cls}")
+
+
+def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]) -> None:
+    """List the storages, referenced or not, and say what of the file no tensor uses."""
+    unused = 0
+    for table in tables:
+        checkpoint.storages += table.storages.values()
+        if table.longer:
+            checkpoint.findings.append(Finding(findings.LONGER_STORAGE, ", ".join(table.longer)))
+        for name, member in archive.members.items():
+            key = name.removeprefix(table.folder)
+            if key == name or key in table.storages or name.endswith("/"):
+                continue
+            unused += member.nbytes
+            source, offset, size = archive.open(name)
+            crc = archive.crc32(name)
+            checkpoint.storages.append(Storage(source, offset, size, key, crc32=crc))
+    if unused:
+        checkpoint.findings.append(Finding(findings.UNREFERENCED, f"{unused:,} bytes"))
+    skipped = {id(storage) for table in tables for storage in table.skipped}
+    if skipped:
+        checkpoint.unsaved = {n for n, t in checkpoint.items() if id(t.storage) in skipped}
+        detail = ", ".join(map(printable, sorted(checkpoint.unsaved)))
+        checkpoint.findings.append(Finding(findings.VALUES_NOT_SAVED, detail))
+
+
+def _is_skipped(member: Member) -> bool:
+    """Was the record reserved under torch.serialization.skip_data()? It then has checksum 0."""
+    return member.nbytes > 0 and member.crc32 == 0 and member.method == STORED

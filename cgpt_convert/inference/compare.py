@@ -1,0 +1,222 @@
+"""Two files of one model, given the same tokens: where they first differ, and how much.
+
+Both run side by side, a block at a time, and their logits are compared part by part of the
+vocabulary, so that neither a model nor its embeddings have to fit into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.checks import FAILED, PASSED, Check
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.inference.gpt2.hyperparameters import as_config
+from cgpt_convert.inference.model import Model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+# By the type of the target's weights: the NMSE up to which states and logits are as near as that
+# type allows. docs/models.md has what was measured; these are about three times the most of it.
+TOLERANCES = {
+    "float64": 1e-10,
+    "float32": 1e-10,
+    "float16": 2e-6,
+    "bfloat16": 1e-4,
+    "q8_0": 1e-3,
+    "q5_1": 5e-2,
+    "q5_0": 6e-2,
+    "q4_1": 0.2,
+    "q4_0": 0.3,
+}
+
+_PIECE = 1 << 18  # elements compared at once, in double precision: 2 MiB stay near the processor
+
+
+class Difference(NamedTuple):
+    """How far a state of the target, or its logits, are from the source's."""
+
+    name: str  # "embeddings", "h.0" ..., "ln_f", "logits"
+    greatest: float  # of |target - source|
+    nmse: float  # sum of (target - source)^2 by sum of source^2
+
+
+class Comparison(NamedTuple):
+    """What came out. `differences` are in the order in which the model computes."""
+
+    tokens: int
+    dtype: str  # the coarsest type of the target's weights, which the tolerance is of
+    tolerance: float
+    differences: tuple[Difference, ...]
+    agreement: float  # the part of the positions at which both have the same likeliest token
+
+    @property
+    def first(self) -> Difference | None:
+        """The first that is past the tolerance, or no number; None if all is well."""
+        return next((d for d in self.differences if not d.nmse <= self.tolerance), None)
+
+    @property
+    def ok(self) -> bool:
+        """Is nothing past the tolerance?"""
+        return self.first is None
+
+    @property
+    def agreeing(self) -> str:
+        """The agreement in words."""
+        same = round(self.agreement * self.tokens)
+        return f"the same likeliest token at {same:,} of {self.tokens:,} positions"
+
+    def checks(self, path: str) -> list[Check]:
+        """A check for each state, `tensor` being its name, and for the logits; of the target."""
+        return [self._check(each, path) for each in self.differences]
+
+    def _check(self, found: Difference, path: str) -> Check:
+        name = "logits" if found is self.differences[-1] else "state"
+        detail = f"max difference {found.greatest:.2g}, NMSE {found.nmse:.2g}"
+        if name == "logits":
+            detail += f", {self.agreeing}"
+        if found.nmse <= self.tolerance:
+            return Check(name, PASSED, detail, path, found.name)
+        first = ", the first that differs" if found is self.first else ""
+        past = f"{detail}; the tolerance is {self.tolerance:g}{first}"
+        return Check(name, FAILED, past, path, found.name)
+
+
+def compare(
+    source: Checkpoint,
+    target: Checkpoint,
+    ids: Sequence[int],
+    *,
+    tolerance: float | None = None,
+    engine: str = "numpy",
+) -> Comparison:
+    """How far what `target` computes of these tokens is from what `source` does.
+
+    Each is computed as its own configuration says, see `counterpart`. `tolerance` goes before
+    that of the target's type. Raises BadRequest for models of different sizes, and as `Model`.
+    """
+    ours = Model(source, engine)
+    return compare_models(ours, counterpart(ours, target), ids, tolerance)
+
+
+def counterpart(ours: Model, target: Checkpoint) -> Model:
+    """The model in `target`, which is to be compared with `ours`.
+
+    What its files do not tell, such as the activation function in a GGUF, is taken to be as in
+    `ours`. Raises BadRequest for a model of other sizes.
+    """
+    theirs = Model(target, ours.xp, assumed=as_config(ours.hyper))
+    _check_sizes(ours, theirs)
+    return theirs
+
+
+def compare_models(
+    ours: Model,
+    theirs: Model,
+    ids: Sequence[int],
+    tolerance: float | None = None,
+    advance: Callable[[int], object] = lambda _states: None,
+) -> Comparison:
+    """As `compare`. `advance` is told of each of the n_layer + 1 states that was compared."""
+    dtype = coarsest(theirs)
+    totals: list[_Total] = []
+    for one, other in zip(ours.states([ids]), theirs.states([ids]), strict=True):
+        name = f"h.{len(totals) - 1}" if totals else "embeddings"
+        totals.append(_Total(name))
+        totals[-1].add(one, other)
+        last = one.copy(), other.copy()
+        advance(1)
+    normed = [model.normed(state[0]) for model, state in zip((ours, theirs), last, strict=True)]
+    totals.append(_Total("ln_f"))
+    totals[-1].add(*normed)
+    logits, same = _logits(ours, theirs, *normed)
+    for model in (ours, theirs):
+        model.source.checkpoint.check_unchanged()
+    return Comparison(
+        len(ids),
+        dtype,
+        TOLERANCES[dtype] if tolerance is None else tolerance,
+        tuple(total.difference() for total in (*totals, logits)),
+        same / len(ids),
+    )
+
+
+def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_Total, int]:
+    """Of normed states: how far the logits are apart, and how many have the same greatest."""
+    total, tops = _Total("logits"), (_Likeliest(len(one)), _Likeliest(len(other)))
+    for parts in zip(
+        ours.logits_by_vocabulary(one), theirs.logits_by_vocabulary(other), strict=True
+    ):
+        total.add(*parts)
+        for top, part in zip(tops, parts, strict=True):
+            top.add(part)
+    return total, int((tops[0].tokens == tops[1].tokens).sum())
+
+
+def coarsest(model: Model) -> str:
+    """The type of its tensors that loses most: the one with the greatest tolerance."""
+    names = {tensor.stored.name for tensor in model.source.tensors.values()}
+    unknown = sorted(names - TOLERANCES.keys())
+    if unknown:
+        raise BadRequest(f"there is no tolerance for weights of {unknown[0]}", where=model.path)
+    return max(names, key=lambda name: TOLERANCES[name])
+
+
+class _Total:
+    """Sums over pieces of what is compared, in double precision."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._greatest = self._error = self._power = 0.0
+
+    def add(self, source: Floats, target: Floats) -> None:
+        one, other = source.reshape(-1), target.reshape(-1)
+        for start in range(0, len(one), _PIECE):
+            wide = one[start : start + _PIECE].astype(np.float64)
+            difference = other[start : start + _PIECE] - wide
+            self._error += float(np.dot(difference, difference))
+            self._power += float(np.dot(wide, wide))
+            # not max(): it would lose a NaN
+            greatest = np.abs(difference, out=difference).max()
+            self._greatest = float(np.maximum(self._greatest, greatest))
+
+    def difference(self) -> Difference:
+        nmse = self._error / self._power if self._power else float(self._error > 0)
+        return Difference(self._name, self._greatest, nmse)
+
+
+class _Likeliest:
+    """Each position's likeliest token, from parts of the vocabulary that come in order.
+
+    As `argmax` of them all: the first of equals, and what is no number before all others.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self.tokens = np.zeros(positions, np.int64)
+        self._greatest = np.full(positions, -np.inf, np.float32)
+        self._seen = 0
+
+    def add(self, logits: Floats) -> None:
+        found = logits.argmax(axis=-1)
+        greatest = logits[np.arange(len(found)), found]
+        better = ~(greatest <= self._greatest) & ~np.isnan(self._greatest)
+        self.tokens[better] = found[better] + self._seen
+        self._greatest[better] = greatest[better]
+        self._seen += logits.shape[1]
+
+
+def _check_sizes(ours: Model, theirs: Model) -> None:
+    """BadRequest for models that cannot be compared layer by layer."""
+    for size in ("n_layer", "n_embd", "vocab_size"):
+        one, other = getattr(ours.hyper, size), getattr(theirs.hyper, size)
+        if one != other:
+            raise BadRequest(
+                f"{size} is {other}, but {one} in {ours.path}: not the same model",
+                where=theirs.path,
+            )

@@ -1,0 +1,82 @@
+"""A text as a model is to predict it: its tokens, and how they are cut into windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.inference.evaluate.windows import Window, count, rolling_windows
+from cgpt_convert.inference.model import Model
+from cgpt_convert.inference.text import Encoder, find
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Passage(NamedTuple):
+    """A text's tokens and the windows that they are predicted in."""
+
+    sequence: NDArray[np.int64]  # the token before a text's first, then the text's
+    context: int
+    stride: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are to be predicted."""
+        return len(self.sequence) - 1
+
+    @property
+    def window_count(self) -> int:
+        """How many windows there are."""
+        return count(self.tokens, self.context, self.stride)
+
+    def windows(self) -> Iterator[Window]:
+        """The slices of `sequence` that are computed at once."""
+        return rolling_windows(self.tokens, self.context, self.stride)
+
+
+def read_passage(
+    model: Model, text: str, folder: str | None, context: int | None, stride: int | None
+) -> Passage:
+    """The text, encoded by the tokenizer in `folder`, else in or beside the model.
+
+    By default the context is all positions of the model, and a window is all new tokens. Raises
+    BadRequest for a context or a stride that cannot be, and where there is no tokenizer.
+    """
+    most = model.hyper.n_positions
+    context = context or most
+    stride = stride or context
+    if context > most:
+        raise BadRequest(
+            f"a context of {context:,} tokens; the model has {most:,} positions", where=model.path
+        )
+    if stride > context:
+        raise BadRequest(f"a stride of {stride:,} tokens does not fit a context of {context:,}")
+    tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
+    ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text, special=False)]
+    return Passage(np.array(ids, np.int64), context, stride)
+
+
+def prefix_id(tokenizer: Tokenizer, path: str) -> int:
+    """The token before a text's first: the tokenizer's beginning, else its end, as lm-eval has it.
+
+    Raises Unsupported, naming the model's `path`, where there is neither.
+    """
+    found = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    if found is None:
+        raise Unsupported("its tokenizer has no token that texts begin or end with", where=path)
+    return found
+
+
+def check_alike(model: Model, other: Model) -> None:
+    """Raise BadRequest unless both predict the same tokens from as many."""
+    for size in ("vocab_size", "n_positions"):
+        ours, theirs = getattr(model.hyper, size), getattr(other.hyper, size)
+        if ours != theirs:
+            raise BadRequest(
+                f"its {size} is {theirs:,}, and that of {model.path} is {ours:,}", where=other.path
+            )

@@ -1,0 +1,87 @@
+"""The JSON that hosted text-generation endpoints take: prompts, and transformers' parameters."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from cgpt_convert.core.errors import BadRequest, Malformed
+from cgpt_convert.core.text import printable
+from cgpt_convert.inference.generate.sampling import Warp
+from cgpt_convert.inference.generate.settings import Settings
+from cgpt_convert.sources.local import read
+from cgpt_convert.sources.paths import named, open_source
+
+_MOST = 1 << 20  # bytes of a request: a thousand prompts of a full context fit
+_HINT = 'it has the form {"input_data": ["a prompt"], "params": {"max_new_tokens": 20}}'
+# parameter -> its type and what is meant without it, as transformers' GenerationConfig has it
+_PARAMS: dict[str, tuple[type | tuple[type, ...], Any]] = {
+    "max_new_tokens": (int, 20),
+    "do_sample": (bool, False),
+    "temperature": ((int, float), 1.0),
+    "top_k": (int, 50),
+    "top_p": ((int, float), 1.0),
+    "num_beams": (int, 1),
+    "early_stopping": (bool, False),
+    "no_repeat_ngram_size": (int, 0),
+    "seed": (int, None),
+    "return_full_text": (bool, True),
+}
+
+
+class Request(NamedTuple):
+    """What is asked for: the answer is a list of texts, one for each prompt."""
+
+    prompts: list[str]
+    settings: Settings
+    full_text: bool  # with the prompt before it
+
+
+def read_request(path: str) -> Request:
+    """The request in a JSON file. Raises BadRequest, naming the key, for anything else."""
+    path = named(path)
+    source = open_source(path)
+    try:
+        if source.nbytes > _MOST:
+            raise BadRequest(f"a request of {source.nbytes:,} bytes", where=path, hint=_HINT)
+        content = json.loads(read(source, 0, source.nbytes))
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {printable(str(error))}", where=path, hint=_HINT) from error
+    finally:
+        source.close()
+    return _parsed(content, path)
+
+
+def _parsed(content: object, path: str) -> Request:
+    if not isinstance(content, dict) or not content.keys() <= {"input_data", "params"}:
+        raise BadRequest("no request to generate text", where=path, hint=_HINT)
+    prompts, params = content.get("input_data"), content.get("params", {})
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        raise BadRequest("input_data is no list of texts", where=path, hint=_HINT)
+    if not isinstance(params, dict):
+        raise BadRequest("params is no object", where=path, hint=_HINT)
+    values = {key: _value(key, params, path) for key in (*_PARAMS, *params)}
+    warp = Warp(float(values["temperature"]), values["top_k"], float(values["top_p"]))
+    settings = Settings(
+        values["max_new_tokens"],
+        no_repeat_ngram=values["no_repeat_ngram_size"],
+        warp=warp if values["do_sample"] else None,
+        seed=values["seed"],
+        beams=values["num_beams"],
+        early_stopping=values["early_stopping"],
+    )
+    return Request(prompts, settings, values["return_full_text"])
+
+
+def _value(key: str, params: dict[str, Any], path: str) -> Any:
+    """The parameter's value, or what is meant without it."""
+    if key not in _PARAMS:
+        known = ", ".join(_PARAMS)
+        raise BadRequest(f"no parameter {printable(key)!r}", where=path, hint=f"known are {known}")
+    kind, default = _PARAMS[key]
+    value = params.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise BadRequest(f"{key} is {printable(repr(value))[:80]}", where=path, hint=_HINT)
+    return value

@@ -1,0 +1,60 @@
+"""How a text is to be continued, and whether that can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.inference.generate.sampling import Warp
+from cgpt_convert.inference.model import Model
+
+
+class Settings(NamedTuple):
+    """How to continue. Without `warp` the likeliest token is taken, or the best of `beams`."""
+
+    max_new_tokens: int
+    ends: frozenset[int] = frozenset()  # tokens that end the text; the one that does is given, too
+    no_repeat_ngram: int = 0  # no run of so many tokens occurs twice; 0 allows all
+    warp: Warp | None = None
+    seed: int | None = None  # None: another text each time
+    beams: int = 1
+    early_stopping: bool = False  # end when there are as many finished texts as beams
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise BadRequest for numbers that mean nothing, and for what cannot be had together."""
+    warp = settings.warp or Warp()
+    wrong = {
+        "max_new_tokens": settings.max_new_tokens < 1,
+        "no_repeat_ngram": settings.no_repeat_ngram < 0,
+        "beams": settings.beams < 1,
+        "seed": (settings.seed or 0) < 0,
+        "temperature": not 0 < warp.temperature < float("inf"),
+        "top_k": warp.top_k < 0,
+        "top_p": not 0 < warp.top_p <= 1,
+    }
+    values = settings._asdict() | warp._asdict()
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise BadRequest(f"{name} is {values[name]}")
+    if settings.beams > 1 and settings.warp:
+        raise BadRequest("beams search and do not sample", hint="ask for one of the two")
+
+
+def check(model: Model, prompt: Sequence[int], settings: Settings) -> None:
+    """Raise BadRequest if the model has not the positions for all that is asked for."""
+    check_settings(settings)
+    most, needed = model.hyper.n_positions, len(prompt) + settings.max_new_tokens
+    if not prompt:
+        raise BadRequest("the prompt has no tokens", hint="give the model a word to begin with")
+    if needed > most:
+        room = most - len(prompt)
+        hint = f"say --max-new-tokens {room} or fewer" if room > 0 else "shorten the prompt"
+        raise BadRequest(
+            f"a prompt of {len(prompt):,} and {settings.max_new_tokens:,} new tokens: more than "
+            f"the {most:,} positions of the model",
+            where=model.path,
+            hint=hint,
+        )
+    model.checked([prompt])

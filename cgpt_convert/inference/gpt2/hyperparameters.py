@@ -1,0 +1,136 @@
+"""What a GPT-2's tensors do not tell: heads, activation, scales. Honoured or refused, all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
+from cgpt_convert.architectures.hf_config_check import CONFIG
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.core.text import printable
+
+_EPSILON = 1e-5  # transformers' GPT2Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """A GPT-2's sizes, called as in config.json, and its options."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_inner: int
+    n_positions: int
+    vocab_size: int
+    activation: str  # ERF or TANH
+    layer_norm_epsilon: float
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+
+    @property
+    def d_head(self) -> int:
+        """The width of one head."""
+        return self.n_embd // self.n_head
+
+    def score_scale(self, layer: int) -> float:
+        """What attention scores of that layer are multiplied by."""
+        scale = self.d_head**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def as_config(hyper: Hyperparameters) -> dict[str, Any]:
+    """What a config.json says for what tensors do not tell of such a model."""
+    return {
+        "n_head": hyper.n_head,
+        "activation_function": "gelu" if hyper.activation == ERF else "gelu_new",
+        "layer_norm_epsilon": hyper.layer_norm_epsilon,
+        "scale_attn_weights": hyper.scale_attn_weights,
+        "scale_attn_by_inverse_layer_idx": hyper.scale_attn_by_inverse_layer_idx,
+    }
+
+
+def hyperparameters(
+    found: Recognised, config: Mapping[str, Any], path: str, activation: str | None = None
+) -> Hyperparameters:
+    """What the tensors, the configuration and the table of known models tell.
+
+    `activation`, one of `ACTIVATIONS`, goes before what is configured. Raises BadRequest where
+    nothing tells what is needed, Unsupported for options that are not computed here.
+    """
+    if found.n_head is None:
+        raise BadRequest(
+            "the number of attention heads is not known: tensors do not tell it",
+            where=path,
+            hint=f"put the model's {CONFIG} beside the weights, or say --heads N",
+        )
+    settings = _Settings(config, path)
+    settings.expect("add_cross_attention", (None, False))
+    settings.expect("position_embedding_type", (None, "learned"))
+    # that only changes the order of operations in 16-bit types; here all is float32
+    settings.expect("reorder_and_upcast_attn", (None, False, True))
+    known = found.shape_of.layer_norm_epsilon if found.shape_of else _EPSILON
+    return Hyperparameters(
+        **found.sizes,
+        n_head=found.n_head,
+        activation=_activation(found, config, path, activation),
+        layer_norm_epsilon=settings.epsilon("layer_norm_epsilon", known),
+        scale_attn_weights=settings.flag("scale_attn_weights", default=True),
+        scale_attn_by_inverse_layer_idx=settings.flag(
+            "scale_attn_by_inverse_layer_idx", default=False
+        ),
+    )
+
+
+def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: str | None) -> str:
+    """What is asked for, else configured, else known of the model of these shapes."""
+    name: object = given or config.get("activation_function")
+    if name is None and found.shape_of:
+        name = found.shape_of.activation
+    if name is None:
+        raise BadRequest(
+            "the activation function is not known: tensors do not tell it",
+            where=path,
+            hint=f"put the model's {CONFIG} beside the weights, or say --activation NAME",
+        )
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise Unsupported(
+            f"the activation function {printable(repr(name))}",
+            where=path,
+            hint=f"computed here are {', '.join(ACTIVATIONS)}",
+        )
+    return ACTIVATIONS[name]
+
+
+class _Settings:
+    """The values of a config.json, of whatever types they are there."""
+
+    def __init__(self, config: Mapping[str, Any], path: str) -> None:
+        self._config, self._path = config, path
+
+    def expect(self, key: str, allowed: tuple[object, ...]) -> None:
+        value = self._config.get(key)
+        if not any(value is each or (value == each and type(value) is str) for each in allowed):
+            raise self._refusal(key, value)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._config.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self._refusal(key, value)
+        return value
+
+    def epsilon(self, key: str, default: float) -> float:
+        value = self._config.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise self._refusal(key, value)
+        return float(value)
+
+    def _refusal(self, key: str, value: object) -> Unsupported:
+        shown = printable(repr(value))[:80]
+        return Unsupported(f"{CONFIG} has {key} {shown}, which is not computed", where=self._path)

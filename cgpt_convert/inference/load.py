@@ -1,0 +1,148 @@
+"""A checkpoint -> a model that can be computed: its tensors by what they are, its configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.hf_config_check import CONFIG, check_config, read_config
+from cgpt_convert.architectures.recognise import recognise
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.inference.gpt2.hyperparameters import Hyperparameters, hyperparameters
+from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
+from cgpt_convert.targets.whole_model import end_id, folder_of, refuse_misnamed
+from cgpt_convert.tensors.tensor import Tensor
+
+Key = tuple[str, int | None]  # a rule's name, and the layer
+# what transformers' GPT2Config means where a config.json does not say
+_DEFAULTS = {"activation_function": "gelu_new", "tie_word_embeddings": True}
+_ARCHITECTURE = "gpt2"
+
+
+class Source(NamedTuple):
+    """A model that can be computed, unread."""
+
+    checkpoint: Checkpoint
+    tensors: Mapping[Key, Tensor]
+    hyper: Hyperparameters
+    config: Mapping[str, Any]  # config.json and the like
+    recognised: Recognised
+    tied: bool  # the head is the token embedding
+    lines: tuple[str, ...]  # in what the configuration contradicts the tensors
+
+
+class _Named(dict[str, Tensor]):
+    """Tensors and the path that they are from: a name of muP weights tells that they are."""
+
+    path = ""
+
+
+def source(
+    checkpoint: Checkpoint,
+    heads: int | None = None,
+    activation: str | None = None,
+    assumed: Mapping[str, Any] | None = None,
+) -> Source:
+    """The model in a checkpoint of any kind; only config.json is read.
+
+    `heads` and `activation` go before what is configured; `assumed` has keys of config.json for
+    what is not. Raises Unsupported, naming every misfit,
+    unless the tensors are a model of an architecture that is computed here.
+    """
+    where = checkpoint.path
+    inside = llama_undo.is_gguf(checkpoint)
+    named = llama_undo.undo(checkpoint) if inside else checkpoint
+    tensors = _Named((t.name, t) for t in select(named, Wish(tied="copy")).tensors)
+    tensors.path = where
+    config = {**(assumed or {}), **_configuration(checkpoint, tensors)}
+    if heads is not None:
+        config["n_head"] = heads
+    recognised = recognise(tensors, config)
+    if recognised is None:
+        refuse_misnamed(where, tensors, config)
+    found = _computable(recognised, where)
+    if heads not in (None, found.n_head):
+        width = found.sizes["n_embd"]
+        raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
+    places = {place.key: found.laid_out(n, tensors[n]) for n, place in found.places.items()}
+    hyper = hyperparameters(found, config, where, activation)
+    lines = check_config(found, config) if config else []
+    tied = _tied(found, config, where)
+    return Source(checkpoint, places, hyper, config, found, tied, tuple(lines))
+
+
+def ends(model: Source, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The tokens that end a text: configured, else the tokenizer's, else GPT-2's, else none."""
+    said = model.config.get("eos_token_id")
+    if isinstance(said, list):
+        return frozenset(token for token in said if type(token) is int)
+    end = end_id(model.config, tokenizer, "eos", model.hyper.vocab_size)
+    return frozenset() if end is None else frozenset([end])
+
+
+def beside(path: str) -> Iterator[str]:
+    """The folders where the configuration and the tokenizer of the weights at `path` may lie.
+
+    What was extracted into a folder has them beside that folder.
+    """
+    yield folder_of(path)
+    if os.path.isdir(path):
+        yield os.path.dirname(os.path.abspath(path))
+
+
+def _configuration(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a GGUF's header and the config.json beside say, the header going before.
+
+    A config.json that may be another model's, beside a GGUF or in the folder above, is only taken
+    where it contradicts nothing.
+    """
+    own: dict[str, Any] = {}
+    if llama_undo.is_gguf(checkpoint):
+        own = llama_undo.config(checkpoint) or {}
+        own["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    for number, folder in enumerate(beside(checkpoint.path)):
+        config = read_config(folder)
+        if config is not None:
+            theirs = _DEFAULTS | config
+            if not (own or number) or _fits({**theirs, **own}, config, tensors):
+                return {**theirs, **own}
+            break
+    return own
+
+
+def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    found = recognise(tensors, config)
+    return found is not None and not check_config(found, said)
+
+
+def _computable(found: Recognised | None, where: str) -> Recognised:
+    """The model that the tensors are; Unsupported unless logits can be had from it."""
+    if found is None or found.architecture.name != _ARCHITECTURE:
+        raise Unsupported(
+            "the tensors are of no architecture that is computed here",
+            where=where,
+            hint=f"computed is {_ARCHITECTURE}; inspect shows what the tensors are",
+        )
+    if found.refusal:
+        raise Unsupported(found.refusal, where=where)
+    if found.misfits:
+        count = f"{len(found.misfits)} differences from {found.architecture.name}"
+        raise Unsupported(f"{count}: {'; '.join(found.misfits)}", where=where)
+    return found
+
+
+def _tied(found: Recognised, config: Mapping[str, Any], where: str) -> bool:
+    """Is the head the token embedding? As transformers: if configured so, whatever is stored."""
+    tied = config.get("tie_word_embeddings")
+    if tied is None:
+        return found.head != "own copy"
+    if not tied and found.head == "absent":
+        raise Malformed(
+            f"{CONFIG} says tie_word_embeddings false, but there is no lm_head.weight", where=where
+        )
+    return bool(tied)

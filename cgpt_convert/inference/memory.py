@@ -1,0 +1,118 @@
+"""The memory that a model needs, and what there is of it: known before anything is loaded.
+
+Linux ends a process that exceeds it by SIGKILL, without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from typing import Protocol
+
+from cgpt_convert.core.errors import Unsupported
+
+_OTHERS = 64 << 20  # bytes: what is in memory of files while they are read, and small things
+_UNLIMITED = 1 << 60  # what cgroup v1 writes for no limit is near 2^63
+
+
+class Need(Protocol):
+    """A model, as far as it counts here."""
+
+    def outstanding(self) -> int:
+        """Return the bytes that it needs and has not taken yet."""
+
+
+_promised: weakref.WeakSet[Need] = weakref.WeakSet()
+
+
+def require(owner: Need, nbytes: int, free: int | None, where: str) -> None:
+    """Raise Unsupported, with the figures, unless `owner` can take `nbytes` more.
+
+    What other models of this process are still to take is not available. `free` is the memory of a
+    device; None is main memory.
+    """
+    others = sum(other.outstanding() for other in _promised if other is not owner)
+    needed = nbytes + others + (0 if free is not None else _OTHERS)
+    limit = available() if free is None else free
+    if limit is not None and needed > limit:
+        what = "memory" if free is None else "memory of the GPU"
+        also = f", {_shown(others)} of it for other models" if others else ""
+        raise Unsupported(
+            f"it needs {_shown(needed)} of {what}{also}; {_shown(limit)} is available",
+            where=where,
+            hint="free memory, raise the limit of the container, or take a smaller model; "
+            "inspect, convert and verify stream, and need about 100 MB",
+        )
+    _promised.add(owner)
+
+
+def _shown(nbytes: int) -> str:
+    return f"{max(nbytes, 0) / 1e9:,.2f} GB"
+
+
+def available(root: str = "/") -> int | None:
+    """Return the bytes that this process can take before it is killed; None if nothing says.
+
+    That is the least of what the system has free (without swap nothing else counts), what the
+    limits of its cgroups leave, of version 1 and 2, and what `ulimit -v` leaves.
+    """
+    return min((*_of_system(root), *_of_cgroups(root), *_of_process(root)), default=None)
+
+
+def _of_system(root: str) -> Iterator[int]:
+    rows = dict(line.split(":", 1) for line in _lines(root, "proc/meminfo") if ":" in line)
+    if "MemAvailable" in rows:
+        kib = (rows.get(name, "0").split()[0] for name in ("MemAvailable", "SwapFree"))
+        yield sum(map(int, kib)) << 10
+
+
+def _of_process(root: str) -> Iterator[int]:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = next(iter(_lines(root, "proc/self/statm")), "")
+    if limit != resource.RLIM_INFINITY and used:
+        yield limit - int(used.split()[0]) * resource.getpagesize()
+
+
+def _of_cgroups(root: str) -> Iterator[int]:
+    """What the groups of this process, and those around them, leave of their limits."""
+    for line in _lines(root, "proc/self/cgroup"):
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                names = ("memory.max", "memory.current", "inactive_file")
+                yield from _of_groups(root, mount, path, names)
+        elif "memory" in kinds.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _of_groups(root, "sys/fs/cgroup/memory", path, names)
+
+
+def _of_groups(root: str, mount: str, path: str, names: tuple[str, str, str]) -> Iterator[int]:
+    """Go up from the group to the mount. In a container the path may be one of outside."""
+    parts = [part for part in path.split("/") if part]
+    for depth in range(len(parts), -1, -1):
+        folder = "/".join([mount, *parts[:depth]])
+        limit = _number(root, f"{folder}/{names[0]}")
+        used = _number(root, f"{folder}/{names[1]}")
+        if limit is not None and used is not None and limit < _UNLIMITED:
+            rows = (line.split() for line in _lines(root, f"{folder}/memory.stat"))
+            # pages of files that can be dropped are counted as used
+            cached = sum(int(row[1]) for row in rows if row[:1] == [names[2]])
+            yield limit - max(used - cached, 0)
+
+
+def _number(root: str, path: str) -> int | None:
+    text = next(iter(_lines(root, path)), "")
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(root: str, path: str) -> list[str]:
+    try:
+        with open(os.path.join(root, path), encoding="utf-8") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,149 @@
+"""A model to ask: token ids in, hidden states and logits out, whatever file it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.inference.backend import Array, Backend, backend
+from cgpt_convert.inference.gpt2 import forward as gpt2
+from cgpt_convert.inference.kv_cache import Cache
+from cgpt_convert.inference.load import source
+from cgpt_convert.inference.weights import Weights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROWS = 256  # positions whose logits are computed at once
+PART_NBYTES = 4 << 20  # of the head, and of logits, where they come in parts of the vocabulary
+
+
+class Model:
+    """A model and the backend that computes it. Arrays that come out are NumPy's, float32.
+
+    Unless `resident`, each pass reads the weights anew: in memory is one block, and the head once
+    whole rows of logits were asked for. Ids are checked: BadRequest for those that are no tokens
+    of the model's, and for more than it has positions. Unsupported is raised where the memory that
+    is available is less than what is needed.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        engine: str | Backend = "numpy",
+        *,
+        heads: int | None = None,
+        activation: str | None = None,
+        assumed: Mapping[str, Any] | None = None,
+        resident: bool = False,
+    ) -> None:
+        self.source = source(checkpoint, heads, activation, assumed)
+        self.hyper = self.source.hyper
+        self.xp = backend(engine) if isinstance(engine, str) else engine
+        self.weights = Weights(self.source, self.xp, resident=resident)
+        self.path = checkpoint.path
+
+    def load(self, jobs: int) -> None:
+        """Read what is kept in memory now, with so many threads."""
+        self.weights.load(jobs)
+
+    def cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
+        """An empty cache of so many sequences, by default for all positions.
+
+        Raises Unsupported if it does not fit in memory, beside the weights that are kept.
+        """
+        nbytes = Cache.nbytes(self.hyper, batch, capacity or self.hyper.n_positions)
+        self.weights.require_memory(nbytes)
+        return Cache(self.xp, self.hyper, batch, capacity or self.hyper.n_positions)
+
+    def states(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> Iterator[np.ndarray]:
+        """The residual stream (b, t, n_embd): after the embeddings, then after each layer.
+
+        Without a copy where that can be: an array is valid until the next is asked for.
+        """
+        checked = self.checked(ids, cache)
+        for state in gpt2.hidden_states(self.xp, checked, self.weights, cache):
+            yield self.xp.numpy(state)
+
+    def hidden(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> np.ndarray:
+        """The last state (b, t, n_embd), normed: what `logits` takes rows of."""
+        return self.xp.numpy(self._hidden(self.checked(ids, cache), cache))
+
+    def normed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (m, n_embd) of the last of `states`, normed."""
+        ln_f = self.weights.ln_f
+        return self.xp.numpy(gpt2.final_norm(self.xp, self.xp.array(rows), ln_f, self.hyper))
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
+        return self.xp.numpy(gpt2.logits(self.xp, self.xp.array(rows), self.weights.head))
+
+    def logits_by_vocabulary(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """The same in parts (m, k) of the vocabulary, in order; of the head a part is in memory.
+
+        Two models of the same sizes give parts of the same sizes.
+        """
+        x, vocabulary = self.xp.array(rows), self.hyper.vocab_size
+        step = max(PART_NBYTES // (4 * max(rows.shape)), 1)
+        for start in range(0, vocabulary, step):
+            stop = min(start + step, vocabulary)
+            yield self.xp.numpy(gpt2.logits(self.xp, x, self.weights.head_rows(start, stop)))
+
+    def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+        """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
+        import numpy as np
+
+        hidden = self.hidden(np.asarray(ids)[None])[0]
+        for start in range(0, len(hidden), ROWS):
+            yield self.logits(hidden[start : start + ROWS])
+
+    def next_logits(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> np.ndarray:
+        """The logits (b, vocab_size) of what follows each sequence, new; others are not computed.
+
+        Raises Unsupported if there is no greatest among them.
+        """
+        import numpy as np
+
+        hidden = self._hidden(self.checked(ids, cache), cache)
+        logits = self.xp.numpy(gpt2.logits(self.xp, hidden[:, -1], self.weights.head))
+        if not np.isfinite(logits.max(axis=-1)).all():
+            raise Unsupported(
+                "the logits are not numbers",
+                where=self.path,
+                hint="inspect --stats shows which tensors hold NaN or Inf",
+            )
+        return logits
+
+    def checked(
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+    ) -> np.ndarray:
+        """The ids (b, t) as int64, if they can be computed; see the class."""
+        import numpy as np
+
+        checked = np.asarray(ids, np.int64)
+        if checked.ndim != 2 or checked.size == 0:  # noqa: PLR2004  sequences of tokens
+            raise BadRequest("there are no tokens to compute", where=self.path)
+        low, high, vocabulary = int(checked.min()), int(checked.max()), self.hyper.vocab_size
+        if low < 0 or high >= vocabulary:
+            bad = low if low < 0 else high
+            raise BadRequest(f"no token {bad}: ids are 0 to {vocabulary - 1}", where=self.path)
+        past, most = (cache.length, cache.capacity) if cache else (0, self.hyper.n_positions)
+        if past + checked.shape[1] > min(most, self.hyper.n_positions):
+            raise BadRequest(
+                f"{past + checked.shape[1]:,} tokens; the model has {most:,} positions",
+                where=self.path,
+            )
+        return checked
+
+    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
+        for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
+            last = state
+        return gpt2.final_norm(self.xp, last, self.weights.ln_f, self.hyper)

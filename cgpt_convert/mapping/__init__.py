@@ -1,1 +1,0 @@
-"""Known architectures and models, from the TOML files of `mappings/`."""

@@ -1,1 +1,0 @@
-"""Writing: temporary siblings, checksums, threads, the rename."""

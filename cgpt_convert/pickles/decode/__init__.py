@@ -1,0 +1,1 @@
+"""The strict decoder: pickle bytes to a tree of inert values."""

@@ -1,0 +1,1 @@
+"""The decoded tree to named tensors."""

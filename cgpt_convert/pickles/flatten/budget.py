@@ -1,0 +1,78 @@
+"""What the walk through the tree of one pickle may cost, by the pickle's size."""
+
+from __future__ import annotations
+
+from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.limits import NAME, NAMES, NODES, REPEATED, TENSORS
+from cgpt_convert.pickles.flatten.children import PLAIN
+from cgpt_convert.pickles.nodes import List, Value
+from cgpt_convert.tensors.tensor import Tensor
+
+_VALUES = "values"
+_TOLD = "characters of names"
+_MANY = 9  # dimensions, more than a weight has
+_LINE = 64  # values that a line has room for
+_PER_VISIT = 8  # values written in the time of one visit
+
+
+class Budget:
+    """What is left. Each method takes off from it, and raises Unsupported when it is used up."""
+
+    def __init__(self, path: str, nbytes: int) -> None:
+        self.path = path
+        self.nodes = NODES.of(nbytes)
+        self.repeated = REPEATED.of(nbytes)
+        self.tensors = TENSORS.of(nbytes)
+        self.names = NAMES.of(nbytes)
+
+    def visit(self, name: str, cost: int = 1) -> None:
+        """Take off one value under `name`, or what costs as much as several."""
+        self.nodes -= cost
+        if len(name) > NAME:
+            raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
+        self.names -= len(name)
+        if self.nodes < 0 or self.names < 0:
+            raise self._exceeded(_VALUES if self.nodes < 0 else _TOLD)
+
+    def fits(self, count: int) -> None:
+        """Raise at once if so many values are more than may be visited."""
+        if count > self.nodes:
+            raise self._exceeded(_VALUES)
+
+    def spell(self, name: str) -> None:
+        """Take off a name's characters, each time that it is told."""
+        self.names -= len(name)
+        if self.names < 0:
+            raise self._exceeded(_TOLD)
+
+    def again(self, cost: int) -> None:
+        """Take off a value that was met before: five bytes of pickle can double the tree."""
+        self.repeated -= cost
+        if self.repeated < 0:
+            raise self._exceeded("shared values")
+
+    def tensor(self, tensor: Tensor | Exotic) -> None:
+        """Take off a tensor and those that it is made of; of many dimensions as several."""
+        self.tensors -= _tensor_cost(tensor)
+        if self.tensors < 0:
+            raise self._exceeded("tensors")
+
+    def _exceeded(self, what: str) -> Unsupported:
+        return Unsupported(f"too many {what} for a pickle of its size", where=self.path)
+
+
+def text_cost(value: Value) -> int:
+    """What showing a value that is no container costs, in plain values: its line is long or not."""
+    if type(value) in PLAIN:
+        return 1
+    if type(value) in (List, tuple):
+        return 1 + min(len(value), _LINE) // _PER_VISIT
+    return 1 + _LINE // _PER_VISIT
+
+
+def _tensor_cost(tensor: Tensor | Exotic) -> int:
+    """What taking in a tensor costs, in plain ones of few dimensions."""
+    if isinstance(tensor, Exotic):
+        return 1 + sum(map(_tensor_cost, tensor.parts))
+    return 1 + len(tensor.shape) // _MANY

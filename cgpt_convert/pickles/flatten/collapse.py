@@ -1,0 +1,76 @@
+"""Large containers without a tensor: logs, vocabularies, samples. Each is one value, not many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cgpt_convert.core.limits import NESTING
+from cgpt_convert.pickles.flatten.children import FEW, PLAIN, Pairs, children, is_short
+from cgpt_convert.pickles.nodes import Call, Dict, Global, PersistentId, Value
+from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+
+_SIMPLE = PLAIN | {Global}
+_MANY = 1_000  # values: more are no settings that somebody would look for by name
+# calls by which plain values are written, protocol 2's bytes among them
+_VALUES = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode")}) | {
+    (module, name) for module in ("builtins", "__builtin__") for name in ("bytes", "complex")
+}
+
+
+class Folding:
+    """Which containers of one tree are taken as one value."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most  # containers that are looked into
+        self.known: dict[int, bool] = {}  # id of a container -> whether it holds no tensor
+
+    def folds(self, value: Value, pairs: Pairs) -> bool:
+        """Is the container, whose `pairs` are given, large and without a tensor?"""
+        attributes = isinstance(value, Call) and value.state is not None
+        return len(pairs) > _MANY and not attributes and self.is_free(value)
+
+    def is_free(self, value: Value, depth: int = 0) -> bool:
+        """Is no tensor in the value? False, too, where telling takes going round or deep."""
+        key = id(value)
+        if key not in self.known:
+            if depth > NESTING or len(self.known) == self.most:
+                return False
+            self.known[key] = False  # if it is met again inside of itself
+            self.known[key] = self._is_free(value, depth)
+        return self.known[key]
+
+    def are_free(self, values: Iterable[Value], depth: int) -> bool:
+        """Is no tensor in any of the values of a container?"""
+        for value in values:  # a million, it may be
+            if type(value) in _SIMPLE or not value or _is_short(value):
+                continue
+            if type(value) is Call and _is_value(value):
+                continue
+            if not self.is_free(value, depth + 1):
+                return False
+        return True
+
+    def _is_free(self, value: Value, depth: int) -> bool:
+        if isinstance(value, list | tuple):
+            return self.are_free(value, depth)
+        pairs = children(value)
+        if pairs is not None:
+            return self.are_free((held for _, held in pairs), depth)
+        return not isinstance(value, Call | PersistentId)
+
+
+def _is_value(call: Call) -> bool:
+    """Does the call make a plain value, and nothing more?"""
+    if call.state is not None or call.items or call.elements or call.kwargs is not None:
+        return False
+    if not (isinstance(call.func, Global) and isinstance(call.args, tuple)):
+        return False
+    written = call.func.pair in _VALUES and all(map(is_short, call.args))
+    return written or ndarray.scalar(call) is not None
+
+
+def _is_short(value: Value) -> bool:
+    """Is it a few plain values, in a dict perhaps? Remembering that would take longer."""
+    if type(value) is Dict:
+        return len(value.items) <= FEW and PLAIN.issuperset([type(v) for _, v in value.items])
+    return is_short(value)

@@ -1,0 +1,334 @@
+"""Inert tree -> names: containers are flattened, tensors recognised, the rest listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cgpt_convert.checkpoint import Checkpoint, Exotic, Folded, Leaf, unreadable
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.limits import EXPANSION, EXPANSION_FLOOR, NESTING
+from cgpt_convert.core.text import printable
+from cgpt_convert.pickles.decode.decoder import Decoded
+from cgpt_convert.pickles.flatten.budget import Budget, text_cost
+from cgpt_convert.pickles.flatten.children import (
+    PLAIN,
+    TENSOR_ATTRIBUTE,
+    Groups,
+    Pairs,
+    ScriptClasses,
+    children,
+    comes_twice,
+    distinct,
+    has_keys,
+    is_data_parallel,
+    is_script_class,
+    is_script_object,
+    is_short,
+    members,
+    script_members,
+)
+from cgpt_convert.pickles.flatten.collapse import Folding
+from cgpt_convert.pickles.nodes import Call, Dict, List, Set, Value, text
+from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+from cgpt_convert.pickles.torch_calls.argument_checks import Ambiguous
+from cgpt_convert.pickles.torch_calls.dense import StorageTable
+from cgpt_convert.pickles.torch_calls.rebuild import KNOWN, rebuild
+from cgpt_convert.pickles.torch_calls.wrappers import DATA, attached
+from cgpt_convert.tensors.tensor import Tensor
+
+
+def fill(
+    checkpoint: Checkpoint,
+    decoded: Decoded,
+    storages: StorageTable,
+    prefix: str = "",
+    classes: ScriptClasses | None = None,
+) -> None:
+    """Add to `checkpoint` what a pickle holds, under names that begin with `prefix`.
+
+    `classes` are those of a TorchScript archive. A tensor that cannot be understood is listed as
+    unreadable. Raises one error that lists them all if no other tensor is left, and Unsupported
+    where the pickle unfolds to far more than its bytes.
+    """
+    budget = Budget(checkpoint.path, decoded.end)
+    walk = _Walk(checkpoint, storages, budget, classes or {})
+    try:
+        walk.visit(prefix, decoded.value, 0)
+    except Ambiguous as error:
+        raise error.at(checkpoint.path) from None
+    if walk.errors and not checkpoint.is_readable:
+        raise _together(checkpoint.path, walk.errors)
+    walk.report()
+    _check_expansion(checkpoint, budget)
+
+
+def _check_expansion(checkpoint: Checkpoint, budget: Budget) -> None:
+    """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that.
+
+    Or if those that are the same tell of a name together that is long.
+    """
+    parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
+    views = {part.view: part for part in parts}
+    for tensor in checkpoint.tensors.values():
+        first = views.setdefault(tensor.view, tensor)
+        if first is not tensor:
+            budget.spell(first.name)
+    stored = {id(tensor.storage): tensor.storage.nbytes for tensor in views.values()}
+    allowed = EXPANSION * sum(stored.values()) + EXPANSION_FLOOR
+    claimed = sum(tensor.nbytes for tensor in views.values())
+    if claimed > allowed:
+        worst = sorted(views.values(), key=lambda tensor: tensor.nbytes, reverse=True)[:_WORST]
+        names = ", ".join(f"{printable(t.name)} ({t.nbytes:,} bytes)" for t in worst)
+        raise Unsupported(
+            f"tensors of {claimed:,} bytes over storages of {sum(stored.values()):,}: {names}",
+            where=checkpoint.path,
+        )
+
+
+_WORST = 3
+
+
+def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> None:
+    """Add the names that a pickle mentions to `checkpoint`, and findings for foreign ones."""
+    pairs = {".".join(pair): pair for pair in names}
+    checkpoint.globals = list(dict.fromkeys([*checkpoint.globals, *pairs]))
+    strange = foreign(list(pairs))
+    if not strange:
+        return
+    from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous
+
+    dangerous = {name for name in strange if is_dangerous(*pairs[name])}
+    if dangerous:
+        detail = f"names {_listed([name for name in strange if name in dangerous])}"
+        checkpoint.findings.append(Finding(findings.DANGEROUS, detail))
+    if len(dangerous) < len(strange):
+        found = ", ".join(printable(name) for name in strange if name not in dangerous)
+        checkpoint.findings.append(Finding(findings.FOREIGN, found))
+
+
+def foreign(names: list[str]) -> list[str]:
+    """The names that are neither torch's data forms nor classes of a TorchScript archive."""
+    return [name for name in names if name not in KNOWN and not is_script_class(name)]
+
+
+class _Walk:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        storages: StorageTable,
+        budget: Budget,
+        classes: ScriptClasses,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.classes = classes
+        self.storages = storages
+        self.budget = budget
+        self.folding = Folding(budget.nodes)
+        self.errors: list[tuple[str, CgptError]] = []
+        self.cycles: list[str] = []
+        self.collisions: dict[str, None] = {}
+        self.doubted = 0  # keys that came twice, among those that we are inside of
+        self.seen: set[int] = set()  # ids of all values that hold others
+        self.path: set[int] = set()  # ids of those that we are inside of
+        self.dicts = [""]  # paths of the dicts among them
+        self.objects = 0  # how many objects we are inside of; their dicts are no containers
+        self.extra = ""  # what the tensors are that state_dict() does not contain
+
+    def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
+        """Take in `value` under `name`; of a foreign object's inside only the tensors."""
+        self.budget.visit(name)
+        pairs = children(value)
+        self.count_again(value, pairs)
+        if pairs is None:
+            self.take(name, value, depth, tensors_only=tensors_only)
+            return
+        if id(value) in self.path:
+            self.cycles.append(name)
+            return
+        named = has_keys(value) and not self.objects
+        if named:
+            self.checkpoint.containers.setdefault(name, self.dicts[-1])
+        if self.folding.folds(value, pairs):
+            self.enter(Folded(name, value), tensors_only=tensors_only)
+            return
+        if named:
+            self.dicts.append(name)
+        if is_script_object(value):
+            groups = script_members(value, pairs, self.classes)
+            self.object(name, value, groups, depth, tensors_only=tensors_only)
+        else:
+            self.inside(name, value, pairs, depth, tensors_only=tensors_only)
+        if named:
+            self.dicts.pop()
+        if isinstance(value, Call) and value.state is not None and not tensors_only:
+            self.state_of_container(name, value.state)
+
+    def count_again(self, value: Value, pairs: Pairs | None) -> None:
+        """Bound the work that sharing makes, which looking at the elements is part of."""
+        if type(value) not in _HOLDING:
+            return
+        if id(value) in self.seen:
+            self.budget.again(1 + _looked_at(value, pairs))
+        self.seen.add(id(value))
+
+    def inside(
+        self, name: str, value: Value, pairs: Pairs, depth: int, *, tensors_only: bool
+    ) -> None:
+        """Visit what `value` holds, unless we are inside of it already."""
+        if id(value) in self.path:
+            return
+        if depth > NESTING:
+            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+        self.budget.fits(len(pairs))
+        self.path.add(id(value))
+        twice: frozenset[Value] = frozenset()
+        if has_keys(value):
+            pairs, twice = distinct(pairs)
+        for key, child in pairs:
+            path = _join(name, key)
+            if not is_short(child):
+                doubted = comes_twice(key, twice)
+                self.doubted += doubted
+                self.visit(path, child, depth + 1, tensors_only=tensors_only)
+                self.doubted -= doubted
+                continue
+            self.budget.visit(path, text_cost(child))
+            if not tensors_only and (child or type(child) in PLAIN):  # empty lists hold no value
+                self.checkpoint.others.append(Leaf(path, child))
+        self.path.discard(id(value))
+
+    def object(
+        self, name: str, value: Call, groups: Groups, depth: int, *, tensors_only: bool
+    ) -> None:
+        """Visit what an object holds. If it is in a dict it can be a root; what it holds cannot."""
+        outermost = not self.objects
+        before = self.count()
+        if outermost:
+            self.dicts.append(_join(name, "module") if is_data_parallel(value) else name)
+        self.objects += 1
+        for extra, pairs in groups:
+            outer, self.extra = self.extra, self.extra or extra
+            self.inside(name, value, pairs, depth, tensors_only=tensors_only)
+            self.extra = outer
+        self.objects -= 1
+        if outermost:
+            inner = self.dicts.pop()
+            if self.count() > before:
+                self.checkpoint.containers.setdefault(name, self.dicts[-1])
+                if inner != name:
+                    self.checkpoint.containers.setdefault(inner, name)
+
+    def count(self) -> int:
+        """Return how many tensors there are so far."""
+        return len(self.checkpoint.tensors) + len(self.checkpoint.exotic)
+
+    def state_of_container(self, name: str, state: Value) -> None:
+        """What a dict carries beside its items: torch's `_metadata`, module versions."""
+        pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
+        for key, value in pairs:
+            path = _join(name, key)
+            self.budget.visit(path, text_cost(value))
+            self.checkpoint.others.append(Leaf(path, value))
+
+    def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
+        """Take in one value that is no container."""
+        if isinstance(value, Call):
+            try:
+                tensor, states = rebuild(value, self.storages)
+            except Ambiguous:
+                raise
+            except CgptError as error:
+                self.errors.append((name, error))
+                if len(self.errors) == _LISTED:
+                    raise _together(self.checkpoint.path, self.errors) from None
+                self.add(name, unreadable(name, error))
+                return
+            if tensor is not None:
+                self.add(name, tensor)
+                if states:
+                    pairs = [pair for pair in attached(states) if pair[0] != DATA]
+                    extra = TENSOR_ATTRIBUTE if isinstance(tensor, Tensor) else ""
+                    groups: Groups = [(extra, pairs)]
+                    self.object(name, value, groups, depth, tensors_only=tensors_only)
+                return
+            number = ndarray.scalar(value)
+            if number is not None:
+                value = number
+        self.enter(Leaf(name, value), tensors_only=tensors_only)
+        if isinstance(value, Call):  # the tensors in an object of an unknown class
+            self.object(name, value, members(value), depth, tensors_only=True)
+
+    def enter(self, leaf: Leaf, *, tensors_only: bool) -> None:
+        """Enter a value that is no tensor, and that counted as one until now."""
+        if not tensors_only:
+            if more := text_cost(leaf.value) - 1:
+                self.budget.visit("", more)
+            self.checkpoint.others.append(leaf)
+
+    def add(self, name: str, tensor: Tensor | Exotic) -> None:
+        """Enter the tensor under its name; a second one of that name is a finding."""
+        checkpoint = self.checkpoint
+        self.budget.tensor(tensor)
+        if self.doubted:
+            self.collisions.setdefault(name)
+        if name in checkpoint.tensors or name in checkpoint.exotic:
+            self.collisions.setdefault(name)
+            return
+        checkpoint.within[name] = self.dicts[-1]
+        if self.extra:
+            checkpoint.extras[name] = self.extra
+        if isinstance(tensor, Tensor):
+            checkpoint.tensors[name] = tensor.renamed(name)
+        else:
+            parts = tuple(part.renamed(f"{name}.{part.name}") for part in tensor.parts)
+            checkpoint.exotic[name] = tensor._replace(name=name, parts=parts)
+
+    def report(self) -> None:
+        """Enter what was odd about the values, one finding a kind."""
+        self.checkpoint.collisions.update(self.collisions)
+        for rule, names in (
+            (findings.COLLISION, list(self.collisions)),
+            (findings.CYCLE, self.cycles),
+            (findings.UNREADABLE, [name for name, _ in self.errors]),
+        ):
+            if names:
+                self.checkpoint.findings.append(Finding(rule, _listed(names)))
+
+
+def _looked_at(value: Value, pairs: Pairs | None) -> int:
+    """Over how many elements `children` went; those of a Dict it takes as they are."""
+    if isinstance(value, list | tuple):
+        return len(value)
+    if isinstance(value, Set):
+        return len(value.members)
+    return len(pairs or ()) if isinstance(value, Call) else 0
+
+
+_HOLDING = frozenset({List, tuple, Dict, Set, Call})
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(printable, names[:_SHOWN])) + more
+
+
+def _join(name: str, key: Value) -> str:
+    part = key if type(key) is str else str(key) if type(key) is int else text(key)
+    return f"{name}.{part}" if name and part else name or part
+
+
+_SHOWN = 20
+_LISTED = 5000  # more errors than that tell nobody more
+
+
+def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:
+    """One error that names every tensor that failed; malformed if any of them is."""
+    kind = next((type(e) for _, e in errors if isinstance(e, Malformed)), type(errors[0][1]))
+    lines = [f"{printable(name)}: {str(error).splitlines()[0]}" for name, error in errors[:_SHOWN]]
+    if len(errors) == 1:
+        return kind(lines[0], where=path)
+    if len(errors) > _SHOWN:
+        lines.append(f"and {len(errors) - _SHOWN} more")
+    return kind(f"{len(errors)} tensors cannot be read:\n  " + "\n  ".join(lines), where=path)

@@ -1,0 +1,1 @@
+"""The exact call patterns by which torch and NumPy write tensors."""

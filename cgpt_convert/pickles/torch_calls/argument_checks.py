@@ -1,0 +1,104 @@
+"""What the arguments of a recognised call must be; whatever does not fit is Malformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.limits import INT64, RANK
+from cgpt_convert.pickles.nodes import Call, Dict, Global, List, Value, text
+from cgpt_convert.tensors import dtypes
+from cgpt_convert.tensors.dtypes import DType
+
+
+def name_of(call: Call) -> tuple[str, str]:
+    """Module and name of the global that is called; two empty texts if it is no global."""
+    func = call.func
+    return func.pair if isinstance(func, Global) else ("", "")
+
+
+def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tuple[Value, ...]:
+    """The call's arguments, if `recognise` takes as many after those `given`, and nothing is added.
+
+    torch's unpicklers let a file change a tensor that they have made (BUILD, SETITEM). No torch
+    writes that, and readers would disagree about the values.
+    """
+    if recognise not in _COUNTS:
+        most = recognise.__code__.co_argcount - given
+        _COUNTS[recognise] = range(most - len(recognise.__defaults__ or ()), most + 1)
+    if not (isinstance(call.args, tuple) and len(call.args) in _COUNTS[recognise]):
+        raise Malformed(f"{call.func} with the arguments {text(call.args)}")
+    if call.how != "REDUCE" or call.state is not None or call.items or call.elements:
+        raise Malformed(f"a tensor that is changed after it is made: {text(call)}")
+    if not are_settled(call.args, call.position):
+        raise Malformed(f"an argument is changed after the call: {text(call)}")
+    return call.args
+
+
+class Ambiguous(Malformed):
+    """The values in the file depend on the order in which a loader does things."""
+
+
+def are_settled(values: Sequence[Value], position: int, depth: int = 0) -> bool:
+    """Return whether no list, dict or call among the values is changed after byte `position`.
+
+    A call has its arguments as they are when it is made. What is in tuples counts, too.
+    """
+    for value in values:
+        kind = type(value)
+        if kind is tuple:
+            if depth == _NESTED or len(value) > RANK or _INTEGER.issuperset(map(type, value)):
+                continue
+            if not are_settled(value, position, depth + 1):
+                return False
+        elif kind in _CHANGEABLE and value.changed > position:
+            return False
+    return True
+
+
+_CHANGEABLE = frozenset({List, Dict, Call})
+_NESTED = 3  # tuples in the arguments of a call in the arguments of a wrapper
+
+
+_COUNTS: dict[Callable[..., object], range] = {}  # of arguments; worked out once for each function
+
+
+def integers(value: Value) -> tuple[int, ...]:
+    """The integers of a tuple, a list or a torch.Size; at most as many as a tensor has sizes."""
+    if type(value) is tuple and len(value) <= RANK and _INTEGER.issuperset(map(type, value)):
+        return value  # as torch writes it
+    if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
+        if value.changed or not are_settled(value.args, value.position):
+            raise Malformed(f"a size that is changed after it is made: {text(value)}")
+        value = value.args[0] if len(value.args) == 1 else value.args
+    if isinstance(value, tuple | list) and len(value) > RANK:
+        raise Unsupported(f"{len(value)} dimensions")
+    if not isinstance(value, tuple | list) or not _INTEGER.issuperset(map(type, value)):
+        raise Malformed(f"not a tuple of integers: {text(value)}")
+    return tuple(value)
+
+
+_INTEGER = frozenset({int})
+
+
+def shape_of(value: Value) -> tuple[int, ...]:
+    """The sizes of a tensor that is no view, so that no storage bounds them."""
+    sizes = integers(value)
+    if len(sizes) > RANK or not all(0 <= size < INT64 for size in sizes):
+        raise Malformed(f"a tensor of shape {text(sizes)}")
+    return sizes
+
+
+def integer(value: Value) -> int:
+    """The value, which must be an integer and no bool."""
+    if type(value) is not int:
+        raise Malformed(f"not an integer: {text(value)}")
+    return value
+
+
+def dtype_of(value: Value) -> DType:
+    """The element type that a pickled `torch.dtype` names."""
+    match value:
+        case Global(module="torch", name=name) if name in dtypes.BY_TORCH:
+            return dtypes.BY_TORCH[name]
+    raise Unsupported(f"unknown dtype {text(value)}")

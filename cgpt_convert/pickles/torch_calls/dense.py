@@ -1,0 +1,155 @@
+"""The calls by which torch writes a tensor that is one strided view of a storage.
+
+Each function takes the arguments that the function of the same name in torch/_utils.py takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.pickles.nodes import Call, Dict, PersistentId, Value, text
+from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+from cgpt_convert.pickles.torch_calls.argument_checks import (
+    arguments,
+    dtype_of,
+    integer,
+    integers,
+    name_of,
+)
+from cgpt_convert.pickles.torch_calls.wrappers import data_of, tensor_call, unwrap
+from cgpt_convert.tensors import dtypes
+from cgpt_convert.tensors.dtypes import DType
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace, view
+
+
+class StorageTable(Protocol):
+    """The storages of a file, by the persistent ids of its pickle.
+
+    `made` keeps the storages that this package makes of calls and of other storages, so that what
+    the file shares stays shared: by id, with what has that id, which keeps it from being reused.
+    """
+
+    made: dict[object, tuple[object, Storage]]
+
+    def get(self, reference: Value) -> tuple[Storage, DType | None]:
+        """The storage, and the element type its class declares; None if it is untyped."""
+
+
+def plain(call: Call, storages: StorageTable) -> Tensor | None:
+    """The tensor that is one strided view; None if the call makes no such tensor."""
+    recognise = DENSE.get(name_of(call))
+    if recognise is not None:
+        return recognise(storages, *arguments(call, recognise, given=1))
+    module, name = name_of(call)
+    if module in ("torch", "torch.cuda") and name.removesuffix("Tensor") in dtypes.BY_STORAGE:
+        return _typed_tensor(storages, call)
+    if (module, name) in _CONSTRUCTED or module in _SPARSE:
+        raise Unsupported(f"a tensor made by the constructor of {module}.{name}")
+    if ndarray.is_array(call):
+        try:
+            tensor = ndarray.array(call)
+        except Unsupported:  # of text or of objects: no tensor to any reader
+            return None
+        _, storage = storages.made.setdefault(id(call), (call, tensor.storage))
+        return replace(tensor, storage=storage)
+    return None
+
+
+_CONSTRUCTED = (("torch", "Tensor"), ("torch._tensor", "Tensor"))
+_SPARSE = ("torch.sparse", "torch.cuda.sparse")
+
+
+def inner(storages: StorageTable, data: Value) -> Tensor:
+    """A tensor that another one is made of; it must be a plain one."""
+    call, states = unwrap(tensor_call(data))
+    tensor = plain(call, storages)
+    if tensor is None or data_of(states) is not None:
+        raise Malformed(f"not a dense tensor: {text(data)}")
+    return tensor
+
+
+def storage_of(storages: StorageTable, value: Value) -> tuple[Storage, DType | None]:
+    """The storage that a persistent id refers to; the rest is as of StorageTable.get."""
+    if not isinstance(value, PersistentId):
+        raise Malformed(f"not a reference to a storage: {text(value)}")
+    return storages.get(value.value)
+
+
+def _dense(
+    storages: StorageTable, storage: Value, offset: Value, size: Value, stride: Value
+) -> Tensor:
+    where, dtype = storage_of(storages, storage)
+    return view(dtype or dtypes.UINT8, integers(size), integers(stride), integer(offset), where)
+
+
+def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
+    """The tensor with torch's lazy conjugate and negative bits, which its bytes do not have."""
+    if metadata is None:
+        return tensor
+    bits = {}
+    if not isinstance(metadata, Dict):
+        raise Malformed(f"tensor metadata that is no dict: {text(metadata)}")
+    for key, value in metadata.items:  # torch looks at the keys only, and never writes False
+        if key not in ("conj", "neg") or value is not True:
+            raise Unsupported(f"tensor metadata {text(metadata)}")
+        bits[key] = value
+    if bits.get("conj") and tensor.stored.kind != "c":
+        raise Malformed(f"a conjugate bit on {tensor.stored.name}")
+    return replace(tensor, conj=bits.get("conj", False), neg=bits.get("neg", False))
+
+
+def _rebuild_tensor(
+    storages: StorageTable, storage: Value, offset: Value, size: Value, stride: Value
+) -> Tensor:
+    return _dense(storages, storage, offset, size, stride)
+
+
+def _rebuild_tensor_v2(
+    storages: StorageTable,
+    storage: Value,
+    offset: Value,
+    size: Value,
+    stride: Value,
+    _requires_grad: Value,
+    _hooks: Value,
+    metadata: Value = None,
+) -> Tensor:
+    return _with_bits(_dense(storages, storage, offset, size, stride), metadata)
+
+
+def _rebuild_tensor_v3(
+    storages: StorageTable,
+    storage: Value,
+    offset: Value,
+    size: Value,
+    stride: Value,
+    _requires_grad: Value,
+    _hooks: Value,
+    dtype: Value,
+    metadata: Value = None,
+) -> Tensor:
+    where, _ = storage_of(storages, storage)  # untyped: its size counts bytes
+    tensor = view(dtype_of(dtype), integers(size), integers(stride), integer(offset), where)
+    return _with_bits(tensor, metadata)
+
+
+def _typed_tensor(storages: StorageTable, call: Call) -> Tensor:
+    """`torch.FloatTensor` and kin, as torch 0.1 pickled them: the state is the view."""
+    state = call.state
+    match state, call.args:
+        case (storage, offset, size, stride), ():
+            tensor = _dense(storages, storage, offset, size, stride)
+        case _:
+            raise Malformed(f"{call.func} with {text(call.args)} and state {text(state)}")
+    if tensor.stored.storage != name_of(call)[1].removesuffix("Tensor"):
+        raise Malformed(f"{call.func} over a storage of {tensor.stored.name}")
+    return tensor
+
+
+DENSE: dict[tuple[str, str], Callable[..., Tensor]] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+}

@@ -1,0 +1,167 @@
+"""Pickle bytes -> opcodes and the bytes of their arguments, front to back, however many there are.
+
+For looking at pickles that nobody trusts: what is too long to be kept is passed over and stands
+as the place where it lies.
+"""
+
+from __future__ import annotations
+
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.sources.local import CHUNK, Source, read
+
+KEPT = 4096  # bytes of a text that are kept: no name that can be imported is longer
+_HEAD = 200  # bytes kept of what is longer, to be shown
+_FIRST = 4 << 10  # most things that are looked at turn out not to be pickles at once
+
+
+class Span:
+    """Bytes or text of the pickle, left where they are. `form` is how they are written there.
+
+    "bytes" as they are; "utf-8" for text; "quoted" for a string of protocol 0 with its quotes, and
+    "escaped" for a text of protocol 0.
+    """
+
+    __slots__ = ("form", "head", "nbytes", "offset")
+
+    def __init__(self, offset: int, nbytes: int, head: bytes, form: str) -> None:
+        self.offset = offset  # in the source
+        self.nbytes = nbytes
+        self.head = head
+        self.form = form
+
+    def __repr__(self) -> str:
+        shown = self.head[:_HEAD]
+        more = "..." if self.nbytes > len(shown) else ""
+        if self.form == "bytes":
+            return f"{shown!r}{more}"
+        text = shown.decode("utf-8", "backslashreplace")
+        return f"{text}{more}" if self.form == "quoted" else f"{text!r}{more}"
+
+
+class Fault(Malformed):
+    """Bytes that end, or that no unpickler would go on with."""
+
+
+class Opcodes:
+    """A position in the bytes of a source from `at` on, moving forward only."""
+
+    def __init__(self, source: Source, at: int = 0) -> None:
+        self.source = source
+        self.end = source.nbytes
+        self.buffer = b""
+        self.base = at  # the offset in the source of the buffer's first byte
+        self.index = 0  # in the buffer, of the next byte
+        self.begun = 0  # in the buffer, of the opcode that was begun last
+        self._size = _FIRST
+
+    @property
+    def at(self) -> int:
+        """The offset in the source of the next byte."""
+        return self.base + self.index
+
+    @property
+    def position(self) -> int:
+        """The offset in the source of the opcode that was begun last."""
+        return self.base + self.begun
+
+    def next(self) -> int:
+        """The next byte of an argument. Raises Fault where there is none."""
+        index = self.index
+        if index == len(self.buffer):
+            self.fill(1)
+            index = 0
+        self.index = index + 1
+        return self.buffer[index]
+
+    def take(self, nbytes: int) -> bytes:
+        """The next few bytes."""
+        stop = self.index + nbytes
+        if stop > len(self.buffer):
+            self.fill(nbytes)
+            stop = nbytes
+        data = self.buffer[stop - nbytes : stop]
+        self.index = stop
+        return data
+
+    def short(self) -> bytes:
+        """Bytes that follow their number, which is one byte."""
+        start, buffer = self.index + 1, self.buffer
+        if start <= len(buffer):  # nearly always; calls take half of the time here
+            stop = start + buffer[start - 1]
+            if stop <= len(buffer):
+                self.index = stop
+                return buffer[start:stop]
+        return self.take(self.next())
+
+    def skip(self, nbytes: int) -> None:
+        """Move on without reading."""
+        if nbytes > self.end - self.at:
+            raise Fault("it ends inside an argument")
+        if self.index + nbytes <= len(self.buffer):
+            self.index += nbytes
+            return
+        self.base += self.index + nbytes
+        self.begun -= self.index + nbytes
+        self.buffer, self.index = b"", 0
+
+    def fill(self, nbytes: int) -> None:
+        """Have at least that many bytes in the buffer, from the present position on.
+
+        Raises Fault if there are not as many.
+        """
+        rest = self.buffer[self.index :]
+        start = self.at + len(rest)
+        size = min(max(self._size, nbytes - len(rest)), self.end - start)
+        if len(rest) + size < nbytes:
+            raise Fault("it ends before its STOP opcode")
+        self.buffer, self.base = rest + read(self.source, start, size), start - len(rest)
+        self.begun -= self.index
+        self.index = 0
+        self._size = CHUNK
+
+    def line(self, most: int | None = None, legal: frozenset[int] | None = None) -> Span:
+        """A line, less its end. Faults past `most` bytes, or on a byte that is not `legal`.
+
+        Where the data end first, the last byte goes instead: Python's own unpickler does that.
+        """
+        offset, head, nbytes = self.at, b"", 0
+        while True:
+            if self.index == len(self.buffer):
+                if self.at == self.end:
+                    kept = max(nbytes - 1, 0)
+                    return Span(offset, kept, head[:kept], "utf-8")
+                self.fill(1)
+            found = self.buffer.find(b"\n", self.index)
+            piece = self.buffer[self.index : found if found >= 0 else len(self.buffer)]
+            if legal is not None:
+                number, zero, _ = piece.partition(b"\0")
+                if not legal.issuperset(number):
+                    raise Fault("a text argument with bytes that do not belong there")
+                legal = None if zero else legal  # C takes a number up to there
+            head += piece[: KEPT - len(head)]
+            nbytes += len(piece)
+            self.index += len(piece)
+            if most is not None and nbytes > most:
+                raise Fault("a name longer than any that can be imported")
+            if found >= 0:
+                self.index += 1
+                return Span(offset, nbytes, head, "utf-8")
+
+    def short_line(self, most: int) -> bytes | None:
+        """A line, if it has at most so many bytes and they are at hand; else it is not taken."""
+        found = self.buffer.find(b"\n", self.index, self.index + most + 1)
+        if found < 0:
+            return None
+        piece = self.buffer[self.index : found]
+        self.index = found + 1
+        return piece
+
+    def sized(self, nbytes: int, form: str) -> Span:
+        """An argument of that many bytes."""
+        offset = self.at
+        kept = min(nbytes, KEPT)
+        if nbytes > self.end - offset:
+            raise Fault("it ends inside an argument")
+        head = self.take(kept)
+        self.skip(nbytes - kept)
+        return Span(offset, nbytes, head, form)

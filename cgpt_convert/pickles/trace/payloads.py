@@ -1,0 +1,70 @@
+"""What the opcodes for text and bytes do in `trace`: those that look like files are remembered."""
+
+from __future__ import annotations
+
+from cgpt_convert.pickles.nodes import Value
+from cgpt_convert.pickles.trace.cursor import Opcodes, Span
+from cgpt_convert.pickles.trace.stack import DROPPED, SHOWN, Exhausted, Stack
+
+_NESTED = 10_000  # byte strings that look like files
+_PER_OPCODE = 128  # characters that are copied in the time of an opcode
+_SHORTEST = 3  # bytes of a pickle that says its protocol
+_FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+
+
+class Nested(Stack):
+    """A stack onto which text and bytes come, some of them to be looked into."""
+
+    def __init__(self, opcodes: Opcodes) -> None:
+        super().__init__(opcodes)
+        self.nested: dict[tuple[int, bytes], Span] = {}
+
+    def text(self, value: Value) -> None:
+        """Push text, if there is room for it."""
+        if isinstance(value, str):
+            self.room[2] -= len(value)
+            if value[:1] == "\x80":
+                self.nest(_written(value))
+            self.stack.append(value if self.room[2] > 0 else DROPPED)
+        else:
+            self.span(value)
+
+    def span(self, value: Value) -> None:
+        """Push bytes or text; remember those that look like a file of their own."""
+        if isinstance(value, Span):
+            if value.nbytes >= _SHORTEST and _is_file(value):
+                self.nest(value)
+        elif isinstance(value, str) and value[:1] == "\x80":
+            self.nest(_written(value))
+        self.stack.append(value)
+
+    def nest(self, span: Span) -> None:
+        """Remember what is to be looked into."""
+        if len(self.nested) == _NESTED:
+            raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
+        self.nested[span.offset, span.head] = span
+
+    def into_call(self, args: tuple[Value, ...]) -> None:
+        """Whoever is called with a byte string may load it: look into those that it gets."""
+        for value in args[:SHOWN]:
+            if isinstance(value, Span):
+                self.nest(value)
+            elif isinstance(value, str) and len(value) > 1:
+                self.extra += len(value) // _PER_OPCODE
+                self.nest(_written(value))
+
+
+def _is_file(span: Span) -> bool:
+    """Do the bytes begin as a pickle or a container of some does?"""
+    if span.form == "bytes":
+        pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
+        return pickled or span.head.startswith(_FILES)
+    if span.form == "escaped":
+        return span.head.startswith((b"\x80", b"\\u0080"))
+    return span.head.startswith((b"\xc2\x80", b"'\\x80", b'"\\x80'))
+
+
+def _written(value: str) -> Span:
+    """A short text as a span that holds all of it."""
+    data = value.encode("utf-8", "surrogateescape")
+    return Span(-1, len(data), data, "utf-8")

@@ -1,0 +1,335 @@
+"""What loading a pickle would name and call, in the order in which it would, up to where it ends.
+
+Unlike `unpickle`, this goes on where a pickle is wrong only for us, keeps what was seen before an
+error (an unpickler would have done all of that), and holds little however large the pickle is.
+What it does not keep can only make a call look more suspicious, never less: a function that is not
+known by name counts as computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.core.limits import PICKLE
+from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Set, Value
+from cgpt_convert.pickles.trace.cursor import Fault, Opcodes, Span
+from cgpt_convert.pickles.trace.dispatch import dispatch
+from cgpt_convert.pickles.trace.payloads import Nested
+from cgpt_convert.pickles.trace.signatures import referenced, signature_of
+from cgpt_convert.pickles.trace.stack import (
+    DROPPED,
+    SHOWN,
+    UNKNOWN,
+    Exhausted,
+    Items,
+    Unknown,
+    pairs,
+)
+from cgpt_convert.pickles.trace.uses import EXTENSION, Made, Name, Use, class_of, spelled
+from cgpt_convert.sources.local import Source
+
+Allowed = Callable[[Value, Value], bool]
+
+_NAMES = 10_000  # different foreign names
+_CHANGE = 4  # opcodes, for which a change to a class counts besides: it takes as long
+_CALLED = 3  # the same of a call that is remembered
+_STOP = ord(".")
+
+
+class Trace(NamedTuple):
+    """What was seen. `fault` is why loading stops before the STOP; "" if it does not."""
+
+    value: Value
+    end: int
+    uses: list[Use]
+    nested: list[Span]
+    fault: str
+    fault_at: int
+    exhausted: bool  # a limit of ours was reached: there may be more
+    marked: bool  # it begins as a pickle of protocol 2 or later does
+    opcodes: int
+    odd: str  # what no writer of pickles does, though loading goes on
+    misframed: bool  # is that a frame, by which loaders would read other opcodes?
+    known: bool  # does it name anything that is allowed?
+
+
+def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes) -> Trace:
+    """What loading the pickle at byte `at` would do, up to so many opcodes at `most`.
+
+    Positions are bytes of the source.
+
+    Raises nothing but Unreadable.
+    """
+    machine = _Machine(Opcodes(source, at), allowed, most)
+    fault, exhausted = "", False
+    try:
+        machine.run()
+    except Exhausted as error:
+        fault, exhausted = error.message, True
+    except CgptError as error:
+        if error.kind == "unreadable":
+            raise
+        fault = error.message
+    return Trace(
+        machine.value,
+        machine.opcodes.at,
+        [*machine.uses.values(), *machine.computed],
+        [*machine.nested.values()],
+        fault,
+        machine.position,
+        exhausted,
+        machine.marked,
+        machine.count,
+        machine.odd,
+        machine.misframed,
+        any(name.use is None for name in machine.named.values()),
+    )
+
+
+class _Machine(Nested):
+    """The opcodes for names and calls; each method is named after the opcode."""
+
+    def __init__(self, opcodes: Opcodes, allowed: Allowed, most: int) -> None:
+        super().__init__(opcodes)
+        self.most = most
+        self.start = opcodes.at
+        self.count = 0
+        self.allowed = allowed
+        self.uses: dict[tuple[str, str], Use] = {}
+        self.named: dict[tuple[str, str], Name] = {}
+        self.computed: list[Use] = []
+        self.beyond = Use("", "", 0)  # of those calls that are too many to be shown
+        self.marked = False
+        self.value: Value = UNKNOWN
+
+    def run(self) -> None:
+        table, opcodes = _TABLE, self.opcodes
+        left = self.most
+        buffer, index = opcodes.buffer, opcodes.index
+        try:
+            while True:  # half a millionth of a second, a million times
+                opcodes.begun = index
+                if index == len(buffer):
+                    opcodes.fill(1)
+                    buffer, index = opcodes.buffer, 0
+                byte = buffer[index]
+                index += 1
+                opcodes.index = index
+                if byte == _STOP:
+                    break
+                method, argument, cost = table[byte]
+                if argument is None:
+                    method(self)
+                else:
+                    if method is None:
+                        self.stack.append(argument(opcodes))
+                    else:
+                        method(self, argument(opcodes))
+                    buffer, index = opcodes.buffer, opcodes.index
+                    if self.frame_end and self.position < self.frame_end < opcodes.at:
+                        self.misframe("a frame that ends inside an argument")
+                left -= cost
+                if left < self.extra:
+                    raise Exhausted(f"more than {self.most:,} opcodes")
+            self.value = self.stack.pop()
+            if self.frame_end > opcodes.at:  # C goes on behind the frame with the next pickle
+                self.misframe("a frame that ends behind the pickle")
+        except IndexError:  # the stack's: nothing else raises one
+            raise Fault("an opcode needs a value and the stack has none") from None
+        finally:
+            self.count = self.most - left + self.extra
+
+    def PROTO(self, version: int) -> None:
+        super().PROTO(version)
+        self.marked |= self.position == self.start
+
+    def unknown(self) -> None:
+        raise Fault("no such opcode")
+
+    # -- additions to what is on the stack
+
+    def add(self, values: list[Value]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            _grow(target, values)
+        elif isinstance(target, Set):
+            _grow(target.members, values)
+        elif isinstance(target, Call):
+            if len(target.elements) < SHOWN:
+                target.add_elements(values[: SHOWN - len(target.elements)])
+        elif isinstance(target, Name):
+            self.change(target)
+        elif isinstance(target, Made) and not target.elements:
+            self.misuse(target).add_elements(values[:SHOWN])
+
+    def add_items(self, values: list[Value]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Items):
+            target.add(values)
+        elif isinstance(target, Call):
+            if len(target.items) < SHOWN:
+                target.add_items(pairs(values)[: SHOWN - len(target.items)])
+        elif isinstance(target, Name):
+            self.change(target)
+        elif isinstance(target, Made) and not target.items:
+            self.misuse(target).add_items(pairs(values))
+
+    def APPEND(self) -> None:
+        self.add([self.stack.pop()])
+
+    def APPENDS(self) -> None:
+        self.add(self.pop_to_mark())
+
+    def SETITEM(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.add_items([key, value])
+
+    def SETITEMS(self) -> None:
+        self.add_items(self.pop_to_mark())
+
+    def BUILD(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Call):
+            target.state = state
+            self.into_call((state,))
+        elif isinstance(target, Name):
+            self.change(target)
+        elif isinstance(target, Made):
+            if not target.takes(state):
+                self.never_kept(state)
+                self.misuse(target).state = state
+        elif target is not UNKNOWN:
+            self.odd = self.odd or "a state is set on a plain value"
+
+    # -- names and calls
+
+    def GLOBAL(self, names: tuple[Value, Value]) -> None:
+        self.name(*names)
+
+    def STACK_GLOBAL(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.name(module, name)
+
+    def name(self, module: Value, name: Value) -> None:
+        """Push a class or function. However often it is named, it is looked up once."""
+        module, name = spelled(module), spelled(name)
+        known = self.named.get((module, name))
+        if known is None:
+            known = self.look_up(module, name)
+            if len(self.named) < _NAMES:
+                self.named[module, name] = known
+        self.stack.append(known)
+
+    def look_up(self, module: str, name: str) -> Name:
+        if self.allowed(module, name):
+            return Name(module, name, None, signature_of(module, name))
+        return Name(module, name, self.use(module, name))
+
+    def use(self, module: str, name: str) -> Use:
+        key = (module, name)
+        if key not in self.uses:
+            if len(self.uses) == _NAMES:
+                raise Exhausted(f"more than {_NAMES:,} foreign names")
+            self.uses[key] = Use(module, name, self.position)
+        return self.uses[key]
+
+    def EXT(self, code: int) -> None:
+        self.name(EXTENSION, str(code))
+
+    def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
+        """Push what a call gives, and remember the call unless it is an allowed one."""
+        func = class_of(func)
+        use = func.use if isinstance(func, Name) else None
+        if isinstance(func, Name) and use is None:
+            result = func.signature.result(args, how, kwargs)
+            if result is not None:
+                self.stack.append(result)
+                return
+            self.never_kept(args)
+            use = self.use(func.module, func.name)
+            use.misused = True
+        if not isinstance(func, _CALLABLE):
+            raise Fault("a plain value is called")
+        self.extra += _CALLED
+        made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
+        if use is None:
+            use = self.beyond
+            if len(self.computed) < SHOWN:
+                use = Use("", "what another call returns", made.position)
+                self.computed.append(use)
+        _count(use, made)
+        self.into_call(made.args)
+        self.keep(made)
+
+    def misuse(self, target: Made) -> Call:
+        """Record that something is set on an object that weight files do not set."""
+        self.extra += _CALLED
+        module, _, name = target.maker.rpartition(".")
+        made = Call(Global(module, name), (UNKNOWN,), self.position)
+        use = self.use(module, name)
+        use.misused = True
+        _count(use, made)
+        return made
+
+    def never_kept(self, value: Value) -> None:
+        """Raise Exhausted if the value, of which more is to be known, is one of too many."""
+        parts = value if type(value) is tuple else (value,)
+        if any(part is DROPPED for part in parts):
+            raise Exhausted("more lists, dicts and tuples than are kept")
+
+    def change(self, target: Name) -> None:
+        """Attributes or items are set on a class or module itself."""
+        self.extra += _CHANGE
+        self.use(target.module, target.name).changed = True
+
+    def REDUCE(self) -> None:
+        args, func = self.stack.pop(), self.stack.pop()
+        self.call(func, args, "REDUCE")
+
+    def NEWOBJ(self) -> None:
+        args, func = self.stack.pop(), self.stack.pop()
+        self.call(func, args, "NEWOBJ")
+
+    def NEWOBJ_EX(self) -> None:
+        pop = self.stack.pop
+        kwargs, args, func = pop(), pop(), pop()
+        self.call(func, args, "NEWOBJ_EX", kwargs)
+
+    def INST(self, names: tuple[Value, Value]) -> None:
+        self.name(*names)  # first: Python's own unpickler imports it before it misses a MARK
+        func = self.stack.pop()
+        self.call(func, tuple(self.pop_to_mark()[:SHOWN]), "INST")
+
+    def OBJ(self) -> None:
+        values = self.pop_to_mark()
+        if not values:
+            raise Fault("OBJ without a class")
+        self.call(values[0], tuple(values[1 : SHOWN + 1]), "OBJ")
+
+    def PERSID(self, reference: Value) -> None:
+        self.never_kept(reference)
+        value = referenced(reference)
+        if isinstance(value, PersistentId):
+            self.odd = self.odd or "a persistent id of no form that torch writes"
+        self.keep(value, 1)
+
+    def BINPERSID(self) -> None:
+        self.PERSID(self.stack.pop())
+
+
+def _count(use: Use, call: Call) -> None:
+    use.count += 1
+    if use.call is None:
+        use.call, use.position = call, call.position
+
+
+def _grow(shown: list[Any], values: list[Any]) -> None:
+    """Add as many of the values as are kept."""
+    if len(shown) < SHOWN:
+        shown.extend(values[: SHOWN - len(shown)])
+
+
+_CALLABLE = (Global, Call, PersistentId, Unknown, Made)
+_TABLE = dispatch(_Machine)

@@ -1,0 +1,95 @@
+"""Names that a pickle mentions, what it does with them, and what accepted calls return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Value
+from cgpt_convert.pickles.trace.cursor import KEPT
+
+EXTENSION = "extension code"  # the module of names that only the loading program knows
+
+
+class Use:
+    """What a pickle does with a name that is not allowed, or not so.
+
+    `count` is how often it is called, `changed` whether attributes are set on it, `misused` whether
+    it is an allowed name that is called in another way than weight files need.
+    """
+
+    __slots__ = ("call", "changed", "count", "misused", "module", "name", "position")
+
+    def __init__(self, module: str, name: str, position: int) -> None:
+        self.module = module
+        self.name = name
+        self.position = position  # of the first mention, and then of the first call
+        self.call: Call | None = None
+        self.count = 0
+        self.changed = False
+        self.misused = False
+
+    @property
+    def dotted(self) -> str:
+        """The whole name."""
+        return f"{self.module}.{self.name}" if self.module else self.name
+
+
+class Name(Global):
+    """A name as it lies on the stack, with the use that is made of it; None if it is allowed.
+
+    `signature` is how it may be called (signatures.py).
+    """
+
+    __slots__ = ("signature", "use")
+
+    def __init__(self, module: str, name: str, use: Use | None, signature: object = None) -> None:
+        super().__init__(module, name)
+        self.use = use
+        self.signature: Any = signature
+
+
+class Made:
+    """The result of calls that are accepted: its kind, the function, and what may be added to it.
+
+    `state` tells whether BUILD may set a state. Whatever no writer adds is not accepted. Of
+    elements of arrays `nbytes` is their size.
+    """
+
+    __slots__ = ("elements", "items", "kind", "maker", "nbytes", "state")
+
+    def __init__(
+        self,
+        kind: str,
+        maker: str,
+        *,
+        state: Callable[[Value], bool] | None = None,
+        items: bool = False,
+        elements: bool = False,
+        nbytes: int = 0,
+    ) -> None:
+        self.kind = kind
+        self.maker = maker
+        self.state = state
+        self.items = items
+        self.elements = elements
+        self.nbytes = nbytes
+
+    def __repr__(self) -> str:
+        return "..."
+
+    def takes(self, state: Value) -> bool:
+        """Return whether BUILD may set that state."""
+        return self.state is not None and self.state(state)
+
+
+def spelled(name: Value) -> str:
+    """A module or name; where it is no text or too long to be one, a word for that."""
+    return name if isinstance(name, str) and len(name) <= KEPT else "(not a name)"
+
+
+def class_of(func: Value) -> Value:
+    """The class that a persistent id of older torch stands for: one saved with its source."""
+    if isinstance(func, PersistentId) and isinstance(func.value, tuple):
+        return next((part for part in func.value if isinstance(part, Global)), func)
+    return func

@@ -1,0 +1,89 @@
+"""Which names weight files need: an exact list of what is allowed, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.pickles.flatten.children import is_script_class
+from cgpt_convert.pickles.nodes import Value
+from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous, reads_on, runs_input
+from cgpt_convert.pickles.trace.signatures import SIGNATURES
+
+ALLOWED = frozenset(SIGNATURES)
+
+
+class Rule:
+    """What is allowed in one file: the exact list, and what the user adds to it."""
+
+    def __init__(self, extra: tuple[str, ...] = ()) -> None:
+        """Raise BadRequest for a name that cannot be allowed."""
+        self.extra = frozenset(extra)
+        for name in extra:
+            _check(name)
+
+    def unused(self, added: Iterable[str]) -> list[str]:
+        """Return what the user allows that is not among the names that were allowed for it."""
+        met = frozenset(added)
+        return sorted(name for name in self.extra if name.replace(":", ".") not in met)
+
+    def allows(self, module: Value, name: Value) -> bool:
+        """Is it one of the names? A name with dots leads from one object to another: it is not."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            return False
+        return ("." not in name and f"{module}.{name}" in ALLOWED) or self.adds(module, name)
+
+    def adds(self, module: str, name: str) -> bool:
+        """Is it one of the names that the user added?"""
+        if "." in name:
+            return f"{module}:{name}" in self.extra
+        return not self.extra.isdisjoint((f"{module}.{name}", f"{module}:{name}"))
+
+    def allows_script(self, module: Value, name: Value) -> bool:
+        """The same inside a TorchScript archive, whose classes are its own."""
+        script = isinstance(module, str) and isinstance(name, str) and "." not in name
+        return self.allows(module, name) or (script and is_script_class(f"{module}.{name}"))
+
+    def others(self, dotted: Iterable[str], *, script: bool = False) -> list[str]:
+        """Those of the names, as `Checkpoint.globals` has them, that are not allowed.
+
+        A module and a name are joined by a dot there, and so they are in what the user allows.
+        """
+        allowed = ALLOWED | {name.replace(":", ".") for name in self.extra}
+        unknown = [name for name in dotted if name not in allowed]
+        return [name for name in unknown if not (script and is_script_class(name))]
+
+
+_GLOBS = frozenset("*?[]")
+
+
+def _check(name: str) -> None:
+    """Raise BadRequest for a name that is none, or of what runs or reads what a file chooses."""
+    if _GLOBS.intersection(name):
+        raise BadRequest(
+            f"--allow takes exact names, not patterns: {name}", hint="name each class by itself"
+        )
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if not module:
+        raise BadRequest(f"not a full name: {name}", hint="write it as module.name")
+    if reads_on(module, attribute):
+        raise BadRequest(
+            f"{name} cannot be allowed: it reads raw data between the opcodes of a pickle, and "
+            "nothing behind it can be scanned",
+            hint="load the file where it is trusted, and save the arrays alone",
+        )
+    if runs_input(attribute) or any(is_dangerous(*split) for split in _splits(name)):
+        raise BadRequest(
+            f"{name} cannot be allowed: what it does is up to the file",
+            hint="--allow is for classes that only hold data",
+        )
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Return the module and the name; of a path of attributes also those of what it leads to."""
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    yield module, attribute
+    _, colon, path = name.partition(":")
+    parts = path.split(".") if colon else []
+    for at in range(len(parts) - 1):
+        yield ".".join(parts[at:-1]), parts[-1]

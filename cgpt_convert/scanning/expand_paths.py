@@ -1,0 +1,65 @@
+"""What to scan: files, folders with all that is in them, and patterns -> files, each once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from cgpt_convert.core.errors import BadRequest, CgptError
+from cgpt_convert.sources.local import unreadable
+from cgpt_convert.sources.paths import is_url
+
+_MAGIC = frozenset("*?[")
+
+
+def files(paths: Iterable[str]) -> Iterator[str | CgptError]:
+    """The files, in order; an error in the place of a folder that cannot be listed.
+
+    Links are followed, folders of a model cache are full of them; each folder is entered once.
+    Devices and pipes in folders are passed over. Raises BadRequest for a path that is not there
+    and for a pattern that fits nothing.
+    """
+    seen: set[tuple[int, int]] = set()
+    named = [found for path in paths for found in _expanded(path)]
+    for path in named:
+        if os.path.isdir(path):
+            yield from _below(path, seen)
+        else:
+            yield path
+
+
+def _expanded(path: str) -> list[str]:
+    if is_url(path) or os.path.lexists(path):
+        return [path]
+    if not _MAGIC.isdisjoint(path):
+        import glob
+
+        found = sorted(glob.glob(path, recursive=True))
+        if found:
+            return found
+        raise BadRequest("the pattern fits no file", where=path)
+    raise BadRequest("no such file", where=path)
+
+
+def _below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str | CgptError]:
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        inside = sorted(os.listdir(folder))
+    except OSError as error:
+        yield unreadable(error, folder)
+        return
+    for name in inside:
+        path = os.path.join(folder, name)
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            yield unreadable(error, path)
+            continue
+        if stat.S_ISDIR(mode):
+            yield from _below(path, seen)
+        elif stat.S_ISREG(mode):
+            yield path

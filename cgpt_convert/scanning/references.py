@@ -1,0 +1,58 @@
+"""Is it a pickle, and what is to be said of a name that it uses?"""
+
+from __future__ import annotations
+
+from cgpt_convert.core import findings
+from cgpt_convert.core.text import printable
+from cgpt_convert.pickles.nodes import text
+from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous, is_known_package
+from cgpt_convert.pickles.trace.tracer import Trace
+from cgpt_convert.pickles.trace.uses import EXTENSION, Use
+from cgpt_convert.scanning.result import Sighting
+
+
+def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bool:
+    """Return whether an unpickler makes something of it, or does something before it fails.
+
+    Bytes that do not begin as pickles do since protocol 2 can form a few opcodes by chance. Of
+    those of a storage or of a text file more is needed to tell.
+    """
+    if traced.exhausted or traced.misframed or traced.known:
+        return True
+    uses = [use for use in traced.uses if use.dotted.isprintable()]
+    named = any(use.module not in ("", EXTENSION) for use in uses)
+    if traced.marked and (named or not traced.fault):
+        return True
+    complete = not (traced.fault or storage or text)  # and then a name that is odd counts too
+    if complete and any(use.module not in ("", EXTENSION) for use in traced.uses):
+        return True
+    if (named and not traced.fault) or (traced.marked and not storage and any(map(_acts, uses))):
+        return True
+    return any(_can_be_imported(use, text=text and not _acts(use)) for use in traced.uses)
+
+
+def _acts(use: Use) -> bool:
+    return use.count > 0 or use.changed
+
+
+def _can_be_imported(use: Use, *, text: bool) -> bool:
+    """Return whether an import may succeed. A list of words is no pickle that names modules.
+
+    What the name in the module is makes no difference, if the module is known to exist: Python's
+    unpickler takes a name that the end of the file cuts off for an empty one.
+    """
+    plain = all(map(str.isidentifier, use.dotted.removesuffix(".").split(".")))
+    if text:
+        return plain and is_dangerous(use.module, use.name)
+    return (plain and use.name != "") or is_known_package(use.module.partition(".")[0])
+
+
+def sighting(use: Use, place: str) -> Sighting:
+    """What a pickle at `place` does with a name, in words."""
+    dangerous = use.changed or not use.module or is_dangerous(use.module, use.name)
+    how = "calls" if use.call else "changes" if use.changed else "names"
+    shown = text(use.call) if use.call else printable(use.dotted)
+    if use.misused:
+        shown += ", in a way that weight files do not need"
+    rule = findings.DANGEROUS if dangerous else findings.FOREIGN
+    return Sighting(rule, place, use.position, use.dotted, how, use.count, shown)

@@ -1,0 +1,52 @@
+"""One file, by its path -> what a scan says of it."""
+
+from __future__ import annotations
+
+from cgpt_convert.archives.zip_archive import SCRIPT
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.formats.detect import Kind, sniff
+from cgpt_convert.scanning import allowlist as names
+from cgpt_convert.scanning import raw_folders as extracted
+from cgpt_convert.scanning.result import Scanned
+from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.sources.paths import named, open_source
+
+
+def scan_file(path: str, rule: names.Rule) -> Scanned:
+    """What the file at `path` would run. Errors are among what is found; none is raised."""
+    look = Look(rule)
+    kind = Kind.UNKNOWN
+    path = named(path)
+    try:
+        source = open_source(path)
+        try:
+            kind = sniff(source)
+            look.file(source, kind)
+            if look.unread and not extracted.is_raw(path):
+                look.settle(path)
+            source.check_unchanged()
+        finally:
+            source.close()
+    except CgptError as error:
+        look.problem(error, "")
+    return Scanned(
+        path,
+        _label(path, kind, look),
+        look.weights,
+        look.pickles,
+        sorted(look.added),
+        look.sightings,
+        look.problems,
+        look.notes,
+    )
+
+
+def _label(path: str, kind: Kind, look: Look) -> str:
+    """What to call the file, now that its parts are known: as `inspect` calls it."""
+    if look.script:
+        return SCRIPT
+    if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):
+        return Kind.PICKLE.value
+    if not (look.weights or look.problems) and extracted.is_raw(path):
+        return extracted.RAW
+    return kind.value

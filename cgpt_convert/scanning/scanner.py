@@ -1,0 +1,467 @@
+"""What loading a file would run, by whatever reader, in every part of it.
+
+Content decides what a part is. Besides what its kind says, the beginning of every part is read as
+a pickle: a file can be two things at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+
+from cgpt_convert.archives import zip_archive as zips
+from cgpt_convert.archives import zip_chain as zipchain
+from cgpt_convert.archives.zip_archive import Archive
+from cgpt_convert.archives.zip_polyglot import (
+    END_NBYTES,
+    find_zip,
+    refuse_hidden_zips,
+    refuse_zip_behind,
+)
+from cgpt_convert.core import findings
+from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.detect import HEAD, Kind, sniff
+from cgpt_convert.formats.torch import legacy_reader as legacy
+from cgpt_convert.pickles.trace.tracer import Trace
+from cgpt_convert.scanning import allowlist as names
+from cgpt_convert.scanning import code, kinds
+from cgpt_convert.scanning import zip_records as records
+from cgpt_convert.scanning.budget import PART, UNPACKING, Allowance, SpentError
+from cgpt_convert.scanning.embedded import source_of
+from cgpt_convert.scanning.evidence import Found
+from cgpt_convert.scanning.references import is_pickle, sighting
+from cgpt_convert.scanning.result import Sighting
+from cgpt_convert.sources.compression import recognise
+from cgpt_convert.sources.local import Source, read
+from cgpt_convert.sources.unpack import Room, Window, unpacked
+
+_DEPTH = 8  # of files inside files
+_PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
+_OBJECTS = rb"""['"]([<>|=]?O[48]?|object)['"]"""  # in an npy header: NumPy unpickles what follows
+# one of strings, times or raw bytes as NumPy writes it, none of which it unpickles
+_PLAIN_HEADER = (
+    rb"\{'descr': '[<>|=]?[SUVaMm]\d*(\[\w+\])?', 'fortran_order': (True|False), "
+    rb"'shape': \([\d, L]*\), ?\}\s*"
+)
+_TEXTS = (Kind.TEXT, Kind.JSON, Kind.INDEX, Kind.XML, Kind.WEB_PAGE)
+
+_ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
+_TARS = (Kind.TORCH_TAR, Kind.TAR)
+_WEIGHTS = (
+    *(Kind.TORCH_ZIP, Kind.NPZ, Kind.TORCH_TAR, Kind.LEGACY, Kind.PICKLE, Kind.NPY),
+    *(Kind.SAFETENSORS, Kind.GGUF),
+)
+
+
+_STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
+_SERVED = "a TorchServe archive, whose handler runs: unpack it and scan the result"
+_TORCH_RECORDS = ("data.pkl", ".data")  # in the root folder of what torch writes
+
+
+# raw tensors of an exported program: torch/export/pt2_archive/constants.py
+_EXPORTED = re.compile(r"[^/]+/data/(weights/weight|constants/tensor)_\d+")
+
+
+# joblib's placeholders: the elements follow in the file, where an unpickler reads opcodes
+_JOBLIB = {
+    ("joblib.numpy_pickle", name)
+    for name in ("NumpyArrayWrapper", "NDArrayWrapper", "ZNDArrayWrapper")
+} | {("joblib.numpy_pickle_compat", name) for name in ("NDArrayWrapper", "ZNDArrayWrapper")}
+
+
+class Role(Enum):
+    """What a part is to torch."""
+
+    PICKLE = "a pickle"
+    STORAGE = "numbers, whatever its bytes are"
+    ANY = "nothing that is known"
+
+
+class Look(Found):
+    """The looking into one file, part by part."""
+
+    def __init__(self, rule: names.Rule) -> None:
+        super().__init__(rule)
+        self.room, self.allowance = Room(0), Allowance(0)  # of the file, once it is known
+        self.path = ""
+        self.unread: list[tuple[str, str]] = []  # places of unknown kinds, and what they are
+
+    def file(self, source: Source, kind: Kind) -> None:
+        """Look at the file `source`, which is of that kind, and into it."""
+        self.path = source.name
+        self.room, self.allowance = Room(source.nbytes), Allowance(source.nbytes)
+        try:
+            self.part(source, "", 0, kind=kind)
+        except SpentError as error:
+            self.problem(error.unsupported, "")
+
+    def settle(self, path: str) -> None:
+        """Decide which of the parts that nobody understood are problems."""
+        for place, what in self.unread:
+            if self.matters(path, place, what):
+                self.problem(Unsupported(what), place)
+
+    def matters(self, path: str, place: str, what: str) -> bool:
+        """Return whether a file or part that nobody understands can be one that a loader reads.
+
+        In a Python environment programs and unknown files are ordinary, except with weights.
+        """
+        if kinds.names_weights(path) or (place and self.weights):
+            return True
+        if kinds.in_environment(path):
+            return False
+        return bool(place) or what == kinds.PROGRAM or kinds.names_packed(path)
+
+    def part(
+        self,
+        source: Source,
+        place: str,
+        depth: int,
+        *,
+        kind: Kind | None = None,
+        role: Role = Role.ANY,
+    ) -> int:
+        """Look at a part of the file, and into it. Returns how many pickles it was.
+
+        `place` names the part in messages; it is "" for the file itself.
+        """
+        self.parts += 1
+        self.allowance.spend(PART if depth else 0)
+        if self.parts > _PARTS or depth > _DEPTH:
+            what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
+            self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
+            return 0
+        kind = sniff(source, record=True) if kind is None else kind
+        self.weights |= kind in _WEIGHTS
+        if kind in kinds.CLOSED:
+            self.problem(Unsupported(kinds.CLOSED[kind]), place)
+        if kind in _ZIPS or kind is Kind.CUT_ZIP:
+            self.guarded(self.zip, source, place, depth)
+            return 0
+        if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
+            role = Role.PICKLE
+        text = kind in _TEXTS and not kinds.names_weights(place or source.name)
+        named = kind in _TARS and _imports_nothing(source)
+        count = 0 if named else self.pickled(source, place, depth, role, text=text)
+        opened = kind not in kinds.UNREAD
+        opened |= self.opened(source, place, depth, kind, role)
+        if role is Role.ANY:
+            self.guarded(self.texts, source, place, kind)
+        if not (opened or count or role is Role.STORAGE):
+            self.unread.append((place, kinds.UNREAD[kind]))
+        if kind not in _TARS and role is not Role.STORAGE:
+            self.guarded(lambda *_: refuse_zip_behind(source), source, place)
+        return count
+
+    def opened(self, source: Source, place: str, depth: int, kind: Kind, role: Role) -> bool:
+        """Look into a part by its kind. Returns whether it is understood by that."""
+        if kind in _TARS:
+            return self.guarded(self.tar, source, place, depth)
+        if kind is Kind.NPY:
+            return self.guarded(self.npy, source, place, depth)
+        if kind in (Kind.SAFETENSORS, Kind.GGUF) and role is not Role.STORAGE:
+            return self.guarded(self.header, source, place, kind)
+        return self.guarded(self.compressed, source, place, depth, role)
+
+    # -- pickles
+
+    def pickled(
+        self,
+        source: Source,
+        place: str,
+        depth: int,
+        role: Role,
+        *,
+        at: int = 0,
+        text: bool = False,
+    ) -> int:
+        """Look at the pickles from byte `at` on, one after another. Returns how many there are.
+
+        `text` tells that the bytes are a text, which a few opcodes in it make no pickle.
+        """
+        count, end, unmarked, plain = 0, at, 0, True
+        expected = int(role is Role.PICKLE)  # pickles that a loader reads whatever they are
+        begun = -1  # where the legacy stream begins that they belong to, if they do
+        while at < source.nbytes:
+            self.passed.clear()
+            traced = self.traced(source, at)
+            magic = begun < 0 and legacy.is_magic(traced.value)
+            if expected or magic or is_pickle(traced, storage=role is Role.STORAGE, text=text):
+                if role is Role.STORAGE and traced.opcodes >= PICKLE.opcodes and _is_idle(traced):
+                    break  # millions of one number that is an opcode
+                count += 1
+                self.take(traced, source, place, depth)
+                end = traced.end
+            elif role is Role.STORAGE or traced.fault:
+                break
+            else:
+                unmarked += 1
+                plain &= not traced.uses
+            if traced.fault:
+                break
+            # one of plain values, which nothing marks as a pickle, may come before others
+            begun, at, expected = (at if magic else begun), traced.end, max(expected - 1, 0)
+            if magic:
+                expected = _LEGACY_PICKLES - 1
+            elif begun >= 0 and not expected:
+                at = end = legacy.storages_end(source, begun) or at
+                begun = -1
+        if unmarked and plain and at == source.nbytes and not text:
+            count, end = count + unmarked, at  # nothing is left over: so they are what it holds
+            self.pickles += unmarked
+            self.weights = True
+        if count and end < source.nbytes:
+            detail = f"{source.nbytes - end:,} bytes" + f" of {printable(place)}" * bool(place)
+            self.found(self.notes, findings.AFTER_PICKLE, detail)
+        return count
+
+    def traced(self, source: Source, at: int) -> Trace:
+        """What the pickle at byte `at` would do."""
+        return self.allowance.trace(source, at, self.allowed)
+
+    def take(self, traced: Trace, source: Source, place: str, depth: int) -> None:
+        """Take in one pickle, and look into the byte strings that it holds."""
+        self.pickles += 1
+        self.weights = True
+        self.added |= self.passed
+        uses = [use for use in traced.uses if (use.module, use.name) not in _JOBLIB]
+        joblib = len(uses) < len(traced.uses)
+        for use in uses:
+            self.sight(sighting(use, place))
+        if joblib:
+            self.problem(Unsupported("a joblib file, in which arrays lie between opcodes"), place)
+        elif traced.fault:
+            message = f"{traced.fault} (at byte {traced.fault_at:,})"
+            error = Unsupported if traced.exhausted else Malformed
+            self.problem(error(f"the pickle breaks off: {message}"), place)
+        if traced.odd:
+            self.problem(Malformed(traced.odd), place)
+        for span in traced.nested:
+            label = f"{place} > " * bool(place) + f"bytes at {max(span.offset, 0):,}"
+            try:
+                inner = source_of(span, source, label)
+            except CgptError as error:
+                self.problem(error, label)
+                continue
+            if inner is not None:
+                self.part(inner, label, depth + 1, role=Role.STORAGE)
+
+    # -- containers
+
+    def zip(self, source: Source, place: str, depth: int) -> None:
+        """Look at every record of the archive, or of each archive of several back to back."""
+        chained = zipchain.archives(source)
+        for window in chained:
+            label = _inside(place, f"archive at byte {window.offset:,}")
+            self.guarded(self.archive, window, label, depth + 1)
+        if not chained:
+            self.archive(source, place, depth)
+
+    def archive(self, source: Source, place: str, depth: int) -> None:
+        """Look at every record, then whether the pickles' bytes are those of their checksums."""
+        archive = zips.open_archive(source)
+        refuse_hidden_zips(archive)
+        for found in archive.findings:
+            if found.rule.level == "warning":
+                self.found(self.notes, found.rule, found.detail)
+        roots = {name.partition("/")[0] for name in archive.members}
+        torchs = [root for root in roots if f"{root}/data.pkl" in archive.members]
+        if torchs and len(roots) > 1:
+            raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
+        script = bool(torchs) and f"{torchs[0]}/constants.pkl" in archive.members
+        loaded = [f"{root}/{name}.pkl" for root in torchs for name in ("data", "constants")]
+        self.script |= script and not depth
+        allows = self.rule.allows_script if script else self.rule.allows
+        exported = _is_exported(archive)
+        outer, self.allowed = self.allowed, self.noted(allows)
+        storages = tuple(f"{root}/{name}/" for root in torchs for name in _STORAGES)
+        try:
+            for name in sorted(archive.members, key=lambda name: name not in loaded):  # those first
+                raw = name.startswith(storages) or (exported and _EXPORTED.fullmatch(name))
+                role = Role.STORAGE if raw else Role.ANY
+                self.record(archive, name, place, depth, Role.PICKLE if name in loaded else role)
+        finally:
+            self.allowed = outer
+        self.sources(archive, place, script=script)
+        count = sum(script and name.split("/")[1:2] == ["code"] for name in archive.members)
+        if count:
+            detail = f"{count:,} records that torch.jit.load compiles and the model runs"
+            self.found(self.notes, findings.SCRIPT, detail)
+
+    def record(self, archive: Archive, name: str, place: str, depth: int, role: Role) -> None:
+        """Look at one record of a zip."""
+        label = _inside(place, name)
+        try:
+            source = records.opened(archive, name, label, self.room)
+            count = self.part(source, label, depth + 1, role=role)
+            if count and archive.crc32(name) not in (None, records.crc32(source)):
+                raise Malformed("the bytes do not match their checksum; torch does not look")
+        except CgptError as error:
+            if error.kind == "unreadable":
+                raise
+            self.problem(error, label)
+
+    def tar(self, source: Source, place: str, depth: int) -> None:
+        """Look at every file of a tar; of torch's own also at the pickles between storages."""
+        from cgpt_convert.archives import tar_walk as tarwalk
+        from cgpt_convert.scanning import tar_pickles as torchtar
+
+        end = find_zip(source)  # one in the last member is found there
+        outside = end is not None
+        for member in tarwalk.files(source):
+            room = (
+                member.nbytes - END_NBYTES
+            )  # one that reaches beyond the member is not found there
+            if member.name.endswith("MAR-INF/MANIFEST.json"):
+                self.problem(Unsupported(_SERVED), place)
+            outside &= end is None or not 0 <= end - member.offset <= room
+            label = _inside(place, member.name)
+            inner = Window(source, member.offset, member.nbytes, label)
+            self.part(inner, label, depth + 1)
+            if member.name in torchtar.WALKED:
+                for traced in torchtar.pickles(inner, member.name, self.traced):
+                    self.take(traced, inner, label, depth + 1)
+        if outside:
+            raise Malformed("a zip archive behind a tar: readers disagree what the file is")
+
+    def npy(self, source: Source, place: str, depth: int) -> None:
+        """Look at what follows the header, unless it says that the elements are plain."""
+        from cgpt_convert.formats.npy import header as _npy
+        from cgpt_convert.tensors.tensor import Storage
+
+        refused: CgptError | None = None
+        try:
+            _npy.array(Storage(source, 0, source.nbytes, "array"))
+        except CgptError as error:
+            refused = error
+        if refused is not None:
+            head = read(source, 0, min(HEAD, source.nbytes))
+            width = 2 if head[6:7] == b"\1" else 4
+            start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+            header = head[8 + width : start]
+            objects = 0
+            if not re.fullmatch(_PLAIN_HEADER, header):
+                loaded = re.search(_OBJECTS, header) is not None
+                role = Role.PICKLE if loaded else Role.ANY  # others may be text, which is no pickle
+                objects = self.pickled(source, place, depth, role, at=start, text=not loaded)
+            if not objects and isinstance(refused, Malformed):
+                raise refused
+
+    def texts(self, source: Source, place: str, kind: Kind) -> None:
+        """Look for code in a document or text that a loader reads beside the weights."""
+        name = place or source.name
+        if source.nbytes > TOKENIZER_BYTES:  # no loader reads one as large
+            return
+        if kind in _TEXTS and kinds.is_template(name):
+            self.code(code.template(_decoded(source)), place)
+        elif kind in _TEXTS and name.endswith(".pth"):
+            lines = _decoded(source).splitlines()
+            self.code(code.site(lines, installed=kinds.in_environment(self.path)), place)
+        elif kind in (Kind.JSON, Kind.INDEX):
+            try:
+                self.code(code.document(read(source, 0, source.nbytes)), place)
+            except RecursionError:
+                self.problem(Unsupported("a JSON document that is nested too deeply"), place)
+
+    def code(self, found: Iterable[str], place: str) -> None:
+        """Record code in another form than a pickle's."""
+        for text in found:
+            self.sight(Sighting(findings.CODE, place, 0, text, "contains", 0, printable(text)))
+
+    def sources(self, archive: Archive, place: str, *, script: bool) -> None:
+        """Look for Python source, TorchScript and other code among the records of an archive."""
+        folders = [name.split("/") for name in archive.members]
+        torch = any(len(parts) > 1 and parts[1] in _TORCH_RECORDS for parts in folders)
+        serve = "MAR-INF/MANIFEST.json" in archive.members
+        packaged = any(parts[1:] == [".data", "extern_modules"] for parts in folders)
+        for name, parts in zip(archive.members, folders, strict=True):
+            compiled = script and parts[1:2] == ["code"]
+            if compiled and name.endswith(".py"):
+                text = archive.read(name, TOKENIZER_BYTES).decode("utf-8", "replace")
+                module = ".".join(parts[2:]).removesuffix(".py")
+                self.code(code.script(text, module, self.adds), _inside(place, name))
+            elif name.endswith("/bytecode.pkl"):
+                data = archive.read(name, TOKENIZER_BYTES)
+                self.code(code.mobile(data), _inside(place, name))
+            elif "/data/aotinductor/" in name and not name.endswith("/"):
+                self.code(["compiled code, or source that torch compiles"], _inside(place, name))
+            elif name.endswith((".py", ".pyc")) and (torch or serve):
+                self.code(["Python source that loading imports"], _inside(place, name))
+        if packaged:
+            reason = "a torch.package archive, whose importer calls what its pickles refer to"
+            self.problem(Unsupported(reason), place)
+        elif serve:
+            self.problem(Unsupported(_SERVED), place)
+
+    def adds(self, module: str, name: str) -> bool:
+        """Return whether the user allows a class, and remember that it occurs."""
+        allowed = self.rule.adds(module, name)
+        if allowed:
+            self.added.add(f"{module}.{name}")
+        return allowed
+
+    def header(self, source: Source, _place: str, kind: Kind) -> None:
+        """Check the header of a file that can hold nothing but weights."""
+        from cgpt_convert.formats.gguf import reader as _gguf
+        from cgpt_convert.formats.safetensors import reader as _safetensors
+
+        reader = _gguf if kind is Kind.GGUF else _safetensors
+        reader.from_source(source, source.name)
+        if kind is Kind.GGUF:
+            for key, stored in _gguf.fields(source).items():
+                if key.startswith("tokenizer.chat_template") and stored.type == "string":
+                    self.code(code.template(str(stored.value())), key)
+
+    def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
+        """Look into a compressed file. Returns whether it is one."""
+        method = recognise(read(source, 0, min(HEAD, source.nbytes)))
+        inner = unpacked(source, method, self.room) if method else None
+        if method is None or inner is None or (inner.damage and not inner.nbytes):
+            return False
+        if inner.damage and not method.certain:
+            role = Role.STORAGE  # most likely other bytes that begin like this by chance
+        self.allowance.spend(UNPACKING)
+        before = self.weights, len(self.problems)
+        whole = records.held(inner, records.HELD)  # parts of it are read anew again and again
+        if whole is not inner:
+            self.room.left += inner.nbytes  # unpacked to be measured, and once more to be held
+        role = role if role is Role.STORAGE else Role.ANY
+        self.part(whole, _inside(place, "unpacked"), depth + 1, role=role)
+        if inner.damage and (role is Role.ANY or (self.weights, len(self.problems)) != before):
+            raise inner.damage
+        return method.certain or not inner.damage
+
+
+def _imports_nothing(source: Source) -> bool:
+    """Return whether the first opcode imports a name with a NUL, which no import finds.
+
+    The header of a tar does whose first member has a name that begins with "c" or "i".
+    """
+    head = read(source, 0, min(HEAD, source.nbytes))
+    return head[:1] in (b"c", b"i") and b"\0" in head.partition(b"\n")[0]
+
+
+def _is_exported(archive: Archive) -> bool:
+    """Return whether this is an exported program whose tensors are raw bytes, not pickles."""
+    if not any(name.endswith("/archive_format") for name in archive.members):
+        return False
+    configs = [name for name in archive.members if name.endswith("_config.json")]
+    pickled = re.compile(rb'"use_pickle"\s*:\s*(?!\s|false)')
+    return not any(pickled.search(archive.read(name, INDEX_BYTES)) for name in configs)
+
+
+def _decoded(source: Source) -> str:
+    return read(source, 0, source.nbytes).decode("utf-8-sig", "replace")
+
+
+def _is_idle(traced: Trace) -> bool:
+    """Does it neither say that it is a pickle nor name anything?"""
+    return not (traced.marked or traced.uses)
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place} > {name}" if place else name

@@ -1,0 +1,65 @@
+"""The pickles of a torch tar: its loader reads many from one member, with raw data between them.
+
+torch/serialization.py `legacy_load`; `formats/torch/tar_reader.py` reads what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.core.limits import RANK
+from cgpt_convert.formats.torch.pickle_stream import Stream
+from cgpt_convert.formats.torch.zip_reader import storage_dtype
+from cgpt_convert.pickles.nodes import Global
+from cgpt_convert.pickles.trace.tracer import Trace
+from cgpt_convert.sources.local import Source
+
+WALKED = ("storages", "tensors")
+
+
+def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) -> Iterator[Trace]:
+    """Every pickle of the member `storages` or `tensors` behind the first, which is a number.
+
+    `trace` tells what the one at a position would do.
+
+    Raises Malformed where it cannot be told where the next one begins.
+    """
+    first = trace(source, 0)
+    stream = Stream(source, first.end)
+    if first.exhausted:  # our limit, not the loader's: nobody knows what follows
+        yield first
+    if first.fault:
+        return  # the loader fails there as well
+    if not isinstance(first.value, int):  # it may be one to the loader: torch writes it plainly
+        raise Malformed(f"{name}: it cannot be told how many pickles follow")
+    for _ in range(first.value):
+        traced = trace(source, stream.at)
+        yield traced
+        stream.at = traced.end
+        if traced.fault:
+            return
+        (_skip_storage if name == "storages" else _skip_tensor)(stream, traced)
+    if name == "storages" and stream.at < stream.end:
+        yield trace(source, stream.at)
+
+
+def _skip_storage(stream: Stream, traced: Trace) -> None:
+    match traced.value:
+        case (_, _, Global() as cls):
+            dtype = storage_dtype(cls)
+            numel = stream.integer()
+            if dtype is None or numel < 0:
+                raise Malformed("a storage without a type or size")
+            stream.skip(numel * dtype.nbytes)
+        case _:
+            raise Malformed("not a storage")
+
+
+def _skip_tensor(stream: Stream, traced: Trace) -> None:
+    if not isinstance(traced.value, tuple):
+        raise Malformed("not a tensor")
+    rank = stream.integer(4)
+    if not 0 <= rank <= RANK:
+        raise Malformed(f"a tensor of {rank} dimensions")
+    stream.skip(4 + 8 * (2 * rank + 1))

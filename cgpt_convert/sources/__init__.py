@@ -1,0 +1,1 @@
+"""Random-access bytes: local files, remote objects and compressed data."""

@@ -1,0 +1,131 @@
+"""Deflated members of a zip, which can only be unpacked forward."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.sources.local import CHUNK, Source, read
+from cgpt_convert.sources.temp_cache import NoRoom, Shelf, Spool
+
+_WASTE = 2  # times its size that a member may be unpacked for nothing; then the rest is spooled
+_SHELF = Shelf()
+
+
+class Deflated:
+    """A deflated member, inflated as it is read.
+
+    Reading backwards starts again from its start. What is unpacked in vain is counted; when it is
+    too much, all that the member unpacks to goes into a temporary file, if there is room for it.
+    Elements that lie far apart would take an unpacking each, and a small file can have thousands.
+    """
+
+    def __init__(
+        self, source: Source, offset: int, compressed: int, nbytes: int, name: str
+    ) -> None:
+        self.name = name
+        self.nbytes = nbytes
+        self.within = source
+        self._source, self._offset, self._compressed = source, offset, compressed
+        self._lock = threading.Lock()  # the position is shared by all who read
+        self._wasted = 0  # bytes that were unpacked and not asked for
+        self._spool: tuple[Spool, int] | None = None  # and where in it the bytes begin
+        self._end, self._damage = nbytes, ""  # where the spooled bytes end, and why there
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._taken = 0  # compressed bytes read
+        self._position = 0  # inflated bytes delivered
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the inflated bytes."""
+        with self._lock:
+            if self._spool is None and offset < self._position:
+                self._rewind()
+                if self._wasted > _WASTE * self.nbytes:
+                    self._spool_all()
+            spooled, end, damage = self._spool, self._end, self._damage
+            if spooled is None:
+                self._inflate_into(offset, buffer)
+                return
+        if offset + len(buffer) > end:
+            raise Malformed(damage, where=self.name)
+        spool, start = spooled
+        spool.readinto(start + offset, buffer)
+
+    def _inflate_into(self, offset: int, buffer: memoryview) -> None:
+        self._wasted += max(0, offset - self._position)
+        while self._position < offset:
+            self._next(min(CHUNK, offset - self._position))
+        done = 0
+        while done < len(buffer):
+            piece = self._next(min(CHUNK, len(buffer) - done))
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def _spool_all(self) -> None:
+        """Unpack all of it, as far as it goes, into a temporary file; not if there is no room."""
+        self._wasted = 0
+        try:
+            place = _SHELF.place(self.nbytes, self)
+            if place is None:
+                return
+            self._damage = self._unpack_into(*place)
+        except NoRoom:
+            _SHELF.clear()
+            self._rewind()
+            return
+        self._end = self._position
+        self._rewind()
+        _SHELF.settle(self, place)
+
+    def _unpack_into(self, spool: Spool, start: int) -> str:
+        """What is wrong behind the last byte that can be unpacked."""
+        most, damage = CHUNK, "the deflated data ends early"
+        while most and self._position < self.nbytes:
+            at, before = self._position, (self._inflate.copy(), self._taken)
+            try:
+                spool.write(self._next(min(most, self.nbytes - at)), start + at)
+            except Malformed as error:  # somewhere in these bytes: those before it are whole
+                damage, most = error.message, most // 2
+                self._inflate, self._taken = before
+        return damage
+
+    def hold(self, place: tuple[Spool, int]) -> None:
+        """Read from the temporary file from now on, where the bytes begin at that place."""
+        self._spool = place
+
+    def let_go(self) -> None:
+        """Hold the temporary file no longer. Whoever is reading it still has it."""
+        self._spool = None
+
+    def _next(self, most: int) -> bytes:
+        """At least one and at most `most` further inflated bytes."""
+        while True:
+            feed = self._inflate.unconsumed_tail
+            if not feed and self._taken < self._compressed:
+                feed = read(
+                    self._source,
+                    self._offset + self._taken,
+                    min(CHUNK, self._compressed - self._taken),
+                )
+                self._taken += len(feed)
+            if self._inflate.eof:
+                raise Malformed("the deflated data ends early", where=self.name)
+            try:  # without feed, too: of the last that was fed there may be bytes to come
+                piece = self._inflate.decompress(feed, most)
+            except zlib.error as error:
+                raise Malformed(
+                    f"the deflated data is damaged ({error})", where=self.name
+                ) from error
+            if piece:
+                self._position += len(piece)
+                return piece
+            if not feed:
+                raise Malformed("the deflated data ends early", where=self.name)
+
+    def check_unchanged(self) -> None:
+        """As the file it lies in."""
+        self._source.check_unchanged()

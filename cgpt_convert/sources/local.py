@@ -1,0 +1,202 @@
+"""Random-access bytes. Everything above reads through `Source.readinto` and nothing else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from typing import Protocol
+
+from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unreadable
+
+CHUNK = 256 << 10  # one read; larger buffers leave the L2 cache and stream slower
+
+
+class Source(Protocol):
+    """A named, sized run of bytes that can be read at any offset."""
+
+    @property
+    def name(self) -> str:
+        """The file it is from, for messages."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill the whole of `buffer` from byte `offset`, or raise Malformed or Unreadable."""
+
+    def check_unchanged(self) -> None:
+        """Raise Unreadable if the bytes are no longer those that were opened."""
+
+
+class File(Source, Protocol):
+    """A source that holds something open."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def origin(source: Source) -> Source:
+    """Return the file that the source is a part of or computed from; itself if it is one."""
+    while (inner := getattr(source, "within", None)) is not None:
+        source = inner
+    return source
+
+
+def is_distant(source: Source) -> bool:
+    """Does each read of it take a journey, so that a few long ones are better?"""
+    return getattr(source, "distant", False)
+
+
+def expect(reads: Iterable[tuple[Source, int, int]]) -> None:
+    """Tell distant sources what will be read of them, and in which order: offset and size.
+
+    They may then fetch it ahead. Nothing else may be inferred from it.
+    """
+    by_source: dict[int, tuple[Source, list[tuple[int, int]]]] = {}
+    for source, offset, nbytes in reads:
+        if is_distant(source):
+            by_source.setdefault(id(source), (source, []))[1].append((offset, nbytes))
+    for source, ranges in by_source.values():
+        if hasattr(source, "expect"):
+            source.expect(ranges)
+
+
+class LocalFile:
+    """A regular file, read with `pread`: no shared position, no page faults.
+
+    It stays open from the start, so that the bytes checked are the bytes used. Of folders with
+    thousands of files only the first `HELD` stay open; the others are opened again for each read,
+    and must still be the same file.
+    """
+
+    HELD = 256
+    _held = 0
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self.index = ""  # the path of the index that names this file as a shard
+        self._fd = -1
+        descriptor = self._open()
+        self._opened = os.fstat(descriptor)
+        if not stat.S_ISREG(self._opened.st_mode):
+            os.close(descriptor)
+            raise BadRequest("not a regular file", where=self.name)
+        self.nbytes = self._opened.st_size
+        if LocalFile._held < self.HELD:
+            LocalFile._held += 1
+            self._fd = descriptor
+        else:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        # O_NONBLOCK so that opening a FIFO returns and can be refused; O_BINARY for Windows
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            return os.open(self.name, flags | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise unreadable(error, self.name) from error
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        descriptor = self._fd
+        if descriptor < 0:
+            descriptor = self._open()
+        try:
+            if self._fd < 0:
+                self._compare(os.fstat(descriptor))
+            done = 0
+            while done < len(buffer):
+                count = pread(descriptor, buffer[done:], offset + done)
+                if count == 0:
+                    raise self._short(descriptor, offset + done)
+                done += count
+        except OSError as error:
+            raise unreadable(error, self.name) from error
+        finally:
+            if self._fd < 0:
+                os.close(descriptor)
+
+    def _short(self, descriptor: int, position: int) -> CgptError:
+        if os.fstat(descriptor).st_size < self.nbytes:
+            return Unreadable("the file became shorter while it was read", where=self.name)
+        return Malformed(f"the file ends before byte {position:,}", where=self.name)
+
+    def check_unchanged(self) -> None:
+        """Raise Unreadable if size or modification time moved since the file was opened."""
+        try:
+            self._compare(os.fstat(self._fd) if self._fd >= 0 else os.stat(self.name))
+        except OSError as error:
+            raise unreadable(error, self.name) from error
+
+    def _compare(self, now: os.stat_result) -> None:
+        then = self._opened
+        same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        if not (same and os.path.samestat(now, then)):
+            raise Unreadable(
+                "the file changed while it was read",
+                where=self.name,
+                hint="run again when nothing is writing to it",
+            )
+
+    def same_file(self, other: os.stat_result) -> bool:
+        """Is this the file that `other` describes, under whatever path?"""
+        return os.path.samestat(self._opened, other)
+
+    def close(self) -> None:
+        """Let go of the descriptor; a further read opens the file again."""
+        if self._fd >= 0:
+            LocalFile._held -= 1
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def pread(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """The number of bytes read from `offset` into `buffer`; 0 at the end of the file."""
+    if _HAS_PREADV:
+        return os.preadv(descriptor, [buffer], offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows: one thread reads a file there
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+_HAS_PREADV = hasattr(os, "preadv")  # asked once: a large transpose makes 100,000s of small reads
+
+
+class MemoryBytes:
+    """Bytes that are in memory already, such as an array inside a pickle."""
+
+    def __init__(self, name: str, data: bytes | bytearray) -> None:
+        self.name = name
+        self._data = memoryview(data)
+        self.nbytes = len(data)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+        buffer[:] = self._data[offset : offset + len(buffer)]
+
+    def check_unchanged(self) -> None:
+        """Memory of ours does not change."""
+
+
+def read(source: Source, offset: int, nbytes: int) -> bytes:
+    """Exactly `nbytes` bytes of `source` from `offset`; only for small or already limited sizes."""
+    if offset < 0 or offset + nbytes > source.nbytes:
+        raise Malformed(f"needs bytes {offset:,} to {offset + nbytes:,}", where=source.name)
+    data = bytearray(nbytes)
+    source.readinto(offset, memoryview(data))
+    return bytes(data)
+
+
+def unreadable(error: OSError, path: str) -> CgptError:
+    """The error value for an OSError that reading `path` met."""
+    if isinstance(error, FileNotFoundError):
+        return BadRequest("no such file", where=path)
+    return Unreadable(os.strerror(error.errno or 0), where=path)

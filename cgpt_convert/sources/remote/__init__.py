@@ -1,0 +1,1 @@
+"""Sources behind URLs: HTTP, object stores and the Hugging Face Hub."""

@@ -1,0 +1,78 @@
+"""Bytes of a remote object that are held locally: read in order once, then at any place."""
+
+from __future__ import annotations
+
+import os
+
+from cgpt_convert.core.errors import Malformed, Unreadable
+from cgpt_convert.sources.remote.remote_object import Broken, Object
+from cgpt_convert.sources.remote.retry import patiently
+from cgpt_convert.sources.remote.settings import traffic
+from cgpt_convert.sources.temp_cache import Spool, room
+
+
+class Downloaded:
+    """A remote object, read whole into a temporary file that has no name: it goes with us."""
+
+    def __init__(self, thing: Object) -> None:
+        self.name = thing.name
+        self._spool = Spool(self.name)
+        self.nbytes = self._download(thing)
+        traffic.add(total=self.nbytes)
+
+    def _download(self, thing: Object) -> int:
+        done = 0
+
+        def attempt() -> None:
+            nonlocal done
+            done, total, pieces = thing.stream(done)
+            most = done + _space(self.name, None if total is None else total - done)
+            for piece in pieces:
+                if done + len(piece) > most:
+                    raise _no_space(self.name, f"more than {most:,} bytes")
+                self._spool.write(piece, done)
+                done += len(piece)
+            if total is not None and done != total:
+                raise Broken("the answer ended early")
+
+        patiently(self.name, attempt, lambda: done)
+        return done
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed(f"the file ends before byte {offset + len(buffer):,}", where=self.name)
+        self._spool.readinto(offset, buffer)
+
+    def check_unchanged(self) -> None:
+        """The file is ours alone."""
+
+    def same_file(self, _other: os.stat_result) -> bool:
+        """No file that has a name is this one."""
+        return False
+
+    def close(self) -> None:
+        """Let it go."""
+        self._spool.close()
+
+
+def _space(name: str, announced: int | None) -> int:
+    """Return how many bytes may be written; raises Unreadable if those announced do not fit.
+
+    Of a size that is not announced, half of the free space: the disk is not ours alone.
+    """
+    free, _ = room()
+    if announced is None:
+        return free // 2
+    if announced > free:
+        raise _no_space(name, f"{announced:,} bytes")
+    return announced
+
+
+def _no_space(name: str, what: str) -> Unreadable:
+    free, folder = room()
+    return Unreadable(
+        f"{what} do not fit into {folder}, which has {free:,} free",
+        where=name,
+        hint="set TMPDIR to a folder that has room",
+    )

@@ -1,0 +1,179 @@
+"""Objects of the stores that fsspec knows: s3, gs, ftp, memory ..."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable
+from cgpt_convert.sources.remote.http import HttpObject, Request
+from cgpt_convert.sources.remote.remote_object import HEAD, Broken, Opened, absent, changed
+from cgpt_convert.sources.remote.retry import patiently
+from cgpt_convert.sources.remote.settings import settings, traffic
+
+SIGNED = ("s3", "s3a")
+_SIGNED_FOR = 3600  # seconds; then it is signed again
+# what stores call that by which a version is told; sizes are compared as well
+_TELLING = ("etag", "generation", "lastmodified", "last_modified", "mtime", "updated", "created")
+
+
+class StoreObject:
+    """A path in an fsspec file system."""
+
+    def __init__(self, name: str, system: Any, path: str) -> None:
+        self.name = name
+        self._system, self._path = system, path
+        self._version: dict[str, object] = {}
+        self._nbytes = 0
+
+    def open(self, head: int = HEAD) -> Opened:
+        """Size and first bytes."""
+        info = self._asked("info", self._path)
+        if info.get("type") == "directory":
+            raise absent(self.name)
+        if info.get("size") is None:
+            raise Unreadable("the store does not tell the size", where=self.name)
+        self._nbytes = int(info["size"])
+        self._version = _version(info)
+        return Opened(self._nbytes, b"".join(self.pieces(0, min(head, self._nbytes))))
+
+    def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
+        """The bytes, in one piece."""
+        if nbytes == 0:
+            return
+        data = self._asked("cat_file", self._path, start=offset, end=offset + nbytes)
+        traffic.add(nbytes=len(data))
+        if len(data) != nbytes:
+            raise changed(self.name)
+        yield data
+
+    def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
+        """All the bytes from `offset`, in pieces of moderate size."""
+        if not self._version:
+            self.open()
+        step, end = 16 * HEAD, self._nbytes
+        starts = range(offset, end, step)
+        pieces = (p for at in starts for p in self.pieces(at, min(step, end - at)))
+        return offset, end, pieces
+
+    def check_unchanged(self) -> None:
+        """Ask for size, time and tag again."""
+        self._system.invalidate_cache()
+        if _version(self._asked("info", self._path)) != self._version:
+            raise changed(self.name)
+
+    def _asked(self, method: str, *words: Any, **more: Any) -> Any:
+        traffic.add(requests=1)
+        try:
+            return getattr(self._system, method)(*words, **more)
+        except Exception as error:  # noqa: BLE001  each store has its own kinds
+            raise worded(error, self.name) from None
+
+
+def _version(info: dict[str, Any]) -> dict[str, object]:
+    told = {key: str(value) for key, value in info.items() if key.lower() in _TELLING}
+    return {**told, "size": info.get("size")}
+
+
+def store(name: str, url: str) -> tuple[Any, str]:
+    """The file system of `url` and the path in it; BadRequest, saying what to install."""
+    scheme = url.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations
+    except ImportError:
+        extra = "s3" if scheme in SIGNED else "remote"
+        raise BadRequest(
+            f"{scheme}:// needs fsspec", where=name, hint=f"pip install 'cgpt-convert[{extra}]'"
+        ) from None
+    known = known_implementations.get(scheme, {})
+    options: dict[str, Any] = {}
+    if scheme in SIGNED:
+        seconds = {"connect_timeout": settings.timeout, "read_timeout": settings.timeout}
+        once = {"retries": {"total_max_attempts": 1}}  # who asks again, and how often, is us
+        options = {"config_kwargs": {**seconds, **once, "signature_version": "s3v4"}}
+        options["cache_regions"] = True  # a signature is for the bucket's own region
+    try:
+        system, path = url_to_fs(url, **options)
+    except ImportError:
+        hint = "pip install 'cgpt-convert[s3]'" if scheme in SIGNED else known.get("err", "")
+        raise BadRequest(f"{scheme}:// needs another library", where=name, hint=hint) from None
+    except Exception as error:  # noqa: BLE001  each store has its own kinds
+        if not known:
+            raise BadRequest(f"nothing reads {scheme}://", where=name) from None
+        raise _final(error, name) from None
+    if scheme in SIGNED:
+        system.retries = 1
+    return system, path
+
+
+def store_object(name: str, url: str) -> StoreObject | HttpObject:
+    """The object at `url`. What can be signed is read by HTTP: that tells versions apart best."""
+    system, path = store(name, url)
+    if url.partition("://")[0] not in SIGNED:
+        return StoreObject(name, system, path)
+
+    def locate() -> Request:
+        return Request(_asked(name, lambda: system.sign(path, expiration=_SIGNED_FOR), requests=0))
+
+    return HttpObject(name, locate)
+
+
+def listed(name: str, url: str) -> list[str]:
+    """The names in the folder at `url`; BadRequest if there is none."""
+    system, path = store(name, url)
+    rows = _asked(name, lambda: system.ls(path, detail=False))
+    return [str(row).rstrip("/").rpartition("/")[2] for row in rows]
+
+
+def is_folder(name: str, url: str) -> bool:
+    """Is `url` a folder, not a file?"""
+    system, path = store(name, url)
+    return bool(_asked(name, lambda: system.isdir(path)))
+
+
+def _asked(name: str, question: Callable[[], Any], requests: int = 1) -> Any:
+    """The answer, asked for again where that may help."""
+
+    def attempt() -> Any:
+        traffic.add(requests=requests)
+        try:
+            return question()
+        except Exception as error:  # noqa: BLE001  each store has its own kinds
+            raise worded(error, name) from None
+
+    return patiently(name, attempt)
+
+
+def worded(error: Exception, name: str) -> Broken | CgptError:
+    """What to do about an error. Its own text may have credentials or signed URLs."""
+    if isinstance(error, (FileNotFoundError, IsADirectoryError)):
+        return absent(name)
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        return _final(error, name)
+    if isinstance(error, OSError) and error.errno in _LASTING:
+        return _final(error, name)
+    kinds = {each.__name__ for each in type(error).__mro__}
+    if isinstance(error, OSError) or kinds & _PASSING:
+        return Broken(f"the store fails ({_called(error)})")
+    return _final(error, name)
+
+
+# OSErrors of s3fs that tell of a request which no server will take
+_LASTING = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EMSGSIZE)
+_PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError"})  # botocore's
+
+
+def _called(error: Exception) -> str:
+    """The kind of an error: the server's own word for it, if one came."""
+    answer = getattr(error.__cause__, "response", None)  # of botocore's ClientError
+    told = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return str(told or type(error).__name__)
+
+
+def _final(error: Exception, name: str) -> CgptError:
+    hint = ""
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        hint = "it wants credentials that have access; docs/remote.md tells where they go"
+    return Unreadable(f"the store refuses it ({_called(error)})", where=name, hint=hint)

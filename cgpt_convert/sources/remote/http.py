@@ -1,0 +1,506 @@
+"""An object behind HTTP, in ranges (RFC 9110, sections 8.8, 13.1.5 and 14), by urllib3.
+
+Every request for a range names the version that it is meant for (If-Range), and every answer is
+compared with the first: bytes of two versions are never mixed. A server is not trusted to end: no
+more is read than was asked for, and every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import functools
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    HTTPError,
+    InvalidHeader,
+    LocationValueError,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
+from urllib3.exceptions import TimeoutError as NothingCame
+
+from cgpt_convert import __version__
+from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable, Unsupported
+from cgpt_convert.sources.remote.remote_object import (
+    HEAD,
+    SMALL,
+    Broken,
+    Opened,
+    absent,
+    changed,
+    no_ranges,
+)
+from cgpt_convert.sources.remote.settings import settings, traffic
+
+_PIECE = 64 << 10
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+_GONE = (404, 410)
+_REFUSED = (401, 403)
+_REDIRECTS = 10
+_REDIRECTING = (301, 302, 303, 307, 308)
+_LONGEST_WAIT = 60.0  # of those that a server may ask for
+_SLOWEST = 1 << 10  # bytes a second, on average over `settings.timeout`
+_UNANNOUNCED = 4 << 30  # bytes of a body whose size the server does not give
+_DIGITS = 18  # of a number in a header: an exabyte; int() and files take no more for certain
+_LETTING_IN = ("authorization", "cookie", "proxy-authorization")
+
+
+class Request(NamedTuple):
+    """Where an object is, now, and what to say to be let in."""
+
+    url: str
+    headers: Mapping[str, str] = {}
+
+
+class _Version(NamedTuple):
+    """What tells one version of an object from another (RFC 9110, 8.8)."""
+
+    etag: str
+    modified: str
+    nbytes: int
+
+    @property
+    def if_range(self) -> str:
+        """The field's value; empty where only a weak validator is there (13.1.5)."""
+        return "" if self.etag.startswith("W/") else self.etag or self.modified
+
+
+class HttpObject:
+    """A URL. `locate` gives it, and again when what it gave is no longer accepted."""
+
+    def __init__(self, name: str, locate: Callable[[], Request]) -> None:
+        self.name = name
+        self._locate = locate
+        self._request = locate()
+        self._version: _Version | None = None
+
+    def open(self, head: int = HEAD) -> Opened:
+        """Size and first bytes, by asking for those."""
+        with self._get(0, head - 1) as answer:
+            if answer.status == 416 and _total(answer) == 0:  # noqa: PLR2004  nothing to range over
+                self._version = _version(answer, 0)
+                return Opened(0, b"")
+            nbytes = _total(answer) if answer.status == 206 else _length(answer)  # noqa: PLR2004
+            if answer.status == 200 and (nbytes is None or nbytes > SMALL):  # noqa: PLR2004
+                raise no_ranges(self.name)
+            if nbytes is None:
+                raise Unsupported("the server does not tell the size", where=self.name)
+            wanted = min(head, nbytes) if answer.status == 206 else nbytes  # noqa: PLR2004
+            self._check_range(answer, 0, wanted)
+            data = b"".join(answer.body(wanted))
+            if len(data) < wanted:
+                raise Broken("the answer ended early")
+            self._version = _version(answer, nbytes)
+            return Opened(nbytes, data)
+
+    @property
+    def is_page(self) -> bool:
+        """Was it a web page that came? Some servers answer with one for whatever is not there."""
+        return self._kind == "text/html"
+
+    _kind = ""
+
+    def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
+        """The bytes as they arrive."""
+        with self._get(offset, offset + nbytes - 1) as answer:
+            self._compare(answer)
+            if answer.status != 206:  # noqa: PLR2004
+                raise Unreadable("the server no longer serves byte ranges", where=self.name)
+            self._check_range(answer, offset, nbytes)
+            yield from answer.body(nbytes)
+
+    def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
+        """All the bytes from `offset`, or from 0 if the server must.
+
+        As many as the server announces; without a size the number is limited.
+        """
+        stack = contextlib.ExitStack()
+        answer = stack.enter_context(self._get(offset, None))
+        partial = answer.status == 206  # noqa: PLR2004
+        nbytes = _total(answer) if partial else _length(answer)
+        if self._version is None and nbytes is not None:
+            self._version = _version(answer, nbytes)
+        elif self._version is not None:
+            self._compare(answer)
+        start = max(_first(answer), 0) if partial else 0
+
+        def body() -> Iterator[bytes]:
+            with stack:
+                if partial and start != offset:
+                    raise Unreadable("the server sent another range", where=self.name)
+                most = _UNANNOUNCED - start if nbytes is None else nbytes - start
+                yield from answer.body(most)
+                if nbytes is None and answer.has_more():
+                    raise Unreadable(
+                        f"the server announces no size and sent more than {_UNANNOUNCED:,} bytes",
+                        where=self.name,
+                        hint="fetch it with another program and give the file",
+                    )
+
+        return start, nbytes, body()
+
+    def check_unchanged(self) -> None:
+        """Nothing to ask: each answer was of the version that was opened."""
+
+    def _compare(self, answer: _Answer) -> None:
+        then = self._version
+        nbytes = _total(answer) if answer.status in (206, 416) else _length(answer)
+        now = _version(answer, -1 if nbytes is None else nbytes)
+        if then is None:
+            return
+        if then.etag and now.etag:
+            same = then.etag == now.etag
+        else:
+            same = not (then.modified and now.modified) or then.modified == now.modified
+        if not same or now.nbytes not in (then.nbytes, -1):
+            raise changed(self.name)
+
+    def _check_range(self, answer: _Answer, offset: int, nbytes: int) -> None:
+        """Raise Unreadable unless the answer is of the range, or of how that begins."""
+        found = _range(answer)
+        if answer.status == 206 and (found is None or not found.fits(offset, nbytes)):  # noqa: PLR2004
+            raise Unreadable("the server sent another range", where=self.name)
+        if (_length(answer) or 0) > nbytes:
+            raise Unreadable("the server sends more bytes than were asked for", where=self.name)
+
+    @contextlib.contextmanager
+    def _get(self, first: int, last: int | None) -> Iterator[_Answer]:
+        answer = self._send(first, last)
+        if answer.status in _REFUSED and self._version:  # what is signed, or led to, expires
+            answer.close()
+            self._request = self._locate()
+            answer = self._send(first, last)
+        try:
+            self._check_status(answer)
+            yield answer
+        except (HTTPError, OSError) as error:
+            raise _broken(error, self.name) from None
+        finally:
+            answer.close()
+
+    def _send(self, first: int, last: int | None) -> _Answer:
+        """Return the answer after redirects, whose bodies are not read: they may be endless."""
+        ask = {"Accept-Encoding": "identity", "User-Agent": f"cgpt-convert/{__version__}"}
+        if first or last is not None:
+            ask["Range"] = f"bytes={first}-{'' if last is None else last}"
+            if self._version is not None and self._version.if_range:
+                ask["If-Range"] = self._version.if_range
+        request = self._request
+        for _ in range(_REDIRECTS + 1):
+            answer = self._asked(request.url, {**request.headers, **ask})
+            target = answer.headers.get("Location")
+            if answer.status not in _REDIRECTING or target is None:
+                break
+            answer.close()
+            request = self._redirected(request, target)
+        else:
+            raise Unreadable(f"more than {_REDIRECTS} redirects", where=self.name)
+        self._kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if urlsplit(request.url).netloc != urlsplit(self._request.url).netloc:
+            # ask at once where the redirects led to; credentials are not sent there
+            self._request = Request(request.url)
+        return answer
+
+    def _asked(self, url: str, headers: Mapping[str, str]) -> _Answer:
+        traffic.add(requests=1)
+        deadline = _current.deadline = _Deadline()
+        try:
+            answer = _pool(url).request(
+                "GET",
+                url,
+                headers=headers,
+                preload_content=False,
+                decode_content=False,
+                redirect=False,
+                retries=False,
+                timeout=settings.timeout,
+            )
+        except (HTTPError, OSError, ValueError) as error:
+            deadline.cancel()
+            raise _broken(error, self.name) from None
+        return _Answer(answer, deadline)
+
+    def _redirected(self, request: Request, target: str) -> Request:
+        """Return the request that a redirect leads to, without credentials on another host."""
+        try:
+            url = urljoin(request.url, target)
+            then, now = urlsplit(request.url), urlsplit(url)
+            valid = now.scheme in ("http", "https") and bool(now.hostname)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise Unreadable("the server redirects to what is not a URL for HTTP", where=self.name)
+        if (then.scheme, then.netloc) == (now.scheme, now.netloc):
+            return Request(url, request.headers)
+        kept = {k: v for k, v in request.headers.items() if k.lower() not in _LETTING_IN}
+        return Request(url, kept)
+
+    def _check_status(self, answer: _Answer) -> None:
+        status = answer.status
+        if status in (200, 206):
+            coding = answer.headers.get("Content-Encoding", "identity")
+            if coding != "identity":
+                raise Unsupported(f"the server sends it {coding}-encoded", where=self.name)
+        elif status in PASSING:
+            raise Broken(
+                f"the server answers {_told(answer)}",
+                retry_after(answer.headers.get("Retry-After", "")),
+            )
+        elif self._version is not None and status in (416, *_GONE):
+            raise changed(self.name)
+        elif status in _GONE:
+            raise absent(self.name)
+        elif status in _REFUSED:
+            raise Refused(
+                f"the server refuses it: {_told(answer)}",
+                where=self.name,
+                hint="it wants credentials that have access; docs/remote.md tells where they go",
+            )
+        elif not (status == 416 and _total(answer) == 0):  # noqa: PLR2004
+            raise Unreadable(f"the server answers {_told(answer)}", where=self.name)
+
+
+class Refused(Unreadable):
+    """The server wants other credentials, or does not want us."""
+
+
+def _told(answer: _Answer) -> str:
+    return f"{answer.status} {answer.reason or ''}".strip()
+
+
+def retry_after(text: str) -> float:
+    """Return the seconds that Retry-After (RFC 9110, 10.2.3) asks for, a minute at most."""
+    if text.isascii() and text.isdigit():
+        return min(float(text), _LONGEST_WAIT)
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        ahead = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        return min(max(ahead, 0.0), _LONGEST_WAIT)
+    return 0.0
+
+
+class _Range(NamedTuple):
+    """A Content-Range (RFC 9110, 14.4). `first` and `last` are None where none is satisfied."""
+
+    first: int | None
+    last: int | None
+    total: int | None
+
+    def fits(self, offset: int, nbytes: int) -> bool:
+        """Return whether it is the range asked for, or the beginning of that."""
+        last = offset + nbytes - 1
+        return self.first == offset and self.last is not None and offset <= self.last <= last
+
+
+def _range(answer: _Answer) -> _Range | None:
+    digits = f"([0-9]{{1,{_DIGITS}}})"
+    text = answer.headers.get("Content-Range", "")
+    found = re.fullmatch(rf"bytes (?:{digits}-{digits}|\*)/(?:{digits}|\*)", text.strip())
+    if found is None:
+        return None
+    return _Range(*(int(number) if number else None for number in found.groups()))
+
+
+def _total(answer: _Answer) -> int | None:
+    found = _range(answer)
+    return found.total if found else None
+
+
+def _first(answer: _Answer) -> int:
+    found = _range(answer)
+    return -1 if found is None or found.first is None else found.first
+
+
+def _length(answer: _Answer) -> int | None:
+    text = answer.headers.get("Content-Length", "")
+    return int(text) if re.fullmatch(f"[0-9]{{1,{_DIGITS}}}", text) else None
+
+
+def _version(answer: _Answer, nbytes: int) -> _Version:
+    headers = answer.headers
+    return _Version(headers.get("ETag", ""), headers.get("Last-Modified", ""), nbytes)
+
+
+def _broken(error: Exception, name: str) -> Broken | CgptError:
+    """Return the error for one of urllib3's, whose own text has the URL, secrets and all."""
+    final: tuple[tuple[type[Exception], type[CgptError], str], ...] = (
+        (LocationValueError, BadRequest, "not a URL that can be asked for"),
+        (SSLError, Unreadable, "the server's certificate or TLS is not accepted"),
+        (InvalidHeader, Unreadable, "the server's answer is not valid HTTP"),
+    )
+    for kind, becomes, told in final:
+        if isinstance(error, kind):
+            return becomes(told, where=name)
+    if isinstance(error, NameResolutionError):
+        return Broken("the host's name cannot be resolved")
+    if isinstance(error, NewConnectionError):
+        return Broken("no connection to the host")
+    if isinstance(error, (NothingCame, TimeoutError)):
+        return Broken(f"nothing came for {settings.timeout:g} seconds")
+    return Broken("the connection was cut")
+
+
+class _Deadline:
+    """Cuts a connection on which something takes longer than `settings.timeout`.
+
+    A socket's own timeout begins anew with each byte, and http.client reads headers and trailers
+    for as long as they go on.
+    """
+
+    def __init__(self) -> None:
+        self.passed = False
+        self._socket: Any = None
+        self._end = 0.0
+        self._cancelled = threading.Event()
+
+    def watch(self, connected: Any) -> None:
+        """Begin, with the socket of the connection."""
+        self._socket = connected
+        self.extend()
+        with contextlib.suppress(RuntimeError):  # no thread is to be had
+            threading.Thread(target=self._wait, daemon=True).start()
+
+    def extend(self) -> None:
+        """Begin anew: something arrived."""
+        self._end = time.monotonic() + settings.timeout
+
+    def cancel(self) -> None:
+        """Leave the connection alone from now on."""
+        self._cancelled.set()
+
+    def _wait(self) -> None:
+        while (left := self._end - time.monotonic()) > 0:
+            if self._cancelled.wait(left):
+                return
+        self.passed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Current(threading.local):
+    """The deadline of the request that this thread is sending."""
+
+    deadline: _Deadline | None = None
+
+
+_current = _Current()
+
+
+class _Answer:
+    """The head of an answer, and its body for as long as it is wanted."""
+
+    def __init__(self, answer: urllib3.BaseHTTPResponse, deadline: _Deadline) -> None:
+        self.status, self.reason, self.headers = answer.status, answer.reason, answer.headers
+        self._answer, self._deadline = answer, deadline
+
+    def body(self, most: int) -> Iterator[bytes]:
+        """Return the body in pieces, as they arrive, `most` bytes at most.
+
+        Raises Broken where bytes arrive too slowly to wait for the end.
+        """
+        waited = arrived = 0.0
+        while most > 0:
+            begun = time.monotonic()
+            piece = self._read(min(_PIECE, most))
+            if not piece:
+                return
+            most -= len(piece)
+            waited, arrived = waited + time.monotonic() - begun, arrived + len(piece)
+            if waited >= settings.timeout:
+                if arrived < _SLOWEST * waited and most:
+                    raise Broken(f"less than {_SLOWEST:,} bytes a second came for {waited:.0f} s")
+                waited = arrived = 0.0
+            yield piece
+
+    def has_more(self) -> bool:
+        """Return whether the body goes on, by reading a byte of it."""
+        return bool(self._read(1))
+
+    def _read(self, most: int) -> bytes:
+        self._deadline.extend()
+        try:
+            piece = self._answer.read1(most, decode_content=False)
+        except (HTTPError, OSError, ValueError) as error:
+            if self._deadline.passed:
+                raise TimeoutError from None
+            if isinstance(error, ValueError):  # http.client's, of what is no chunk
+                raise Broken("the answer is not valid HTTP") from None
+            raise
+        if self._deadline.passed:  # it looks like the end of the body
+            raise TimeoutError
+        traffic.add(nbytes=len(piece))
+        return piece
+
+    def close(self) -> None:
+        """Let go of it. The connection is kept if nothing is left of the body."""
+        self._deadline.cancel()
+        if self._answer.length_remaining == 0 and not self._deadline.passed:
+            self._answer.release_conn()
+        else:
+            self._answer.close()
+
+
+class _Http(HTTPConnection):
+    """A connection on which the head of an answer has a deadline."""
+
+    def getresponse(self) -> Any:
+        """As the base class; raises TimeoutError past the deadline."""
+        deadline = _current.deadline
+        if deadline is None:
+            return super().getresponse()
+        deadline.watch(self.sock)
+        try:
+            answer = super().getresponse()
+        except Exception:
+            if deadline.passed:
+                raise TimeoutError from None
+            raise
+        if deadline.passed:  # it looks like the end of the head
+            raise TimeoutError
+        return answer
+
+
+class _Https(_Http, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Http
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Https
+
+
+@functools.cache
+def _manager(proxy: str) -> urllib3.PoolManager:
+    kept = 2 * settings.connections
+    if proxy:
+        user = urlsplit(proxy).netloc.rpartition("@")[0]
+        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
+        manager: urllib3.PoolManager = urllib3.ProxyManager(
+            proxy, maxsize=kept, proxy_headers=headers
+        )
+    else:
+        manager = urllib3.PoolManager(maxsize=kept)
+    manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    return manager
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    """The connections for `url`, through the proxy that the environment names for it."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme, "")
+    return _manager("" if not proxy or proxy_bypass(parts.hostname or "") else proxy)

@@ -1,0 +1,120 @@
+"""`hf://owner/name[@revision][/path]`, also `hf://datasets/...`: files of Hugging Face's Hub.
+
+A branch is looked up once and replaced by its commit, so that what is read is one version for
+ever. Who asks is told by huggingface_hub's own conventions: HF_TOKEN or `hf auth login`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable
+from cgpt_convert.sources.remote.http import PASSING, HttpObject, Request, retry_after
+from cgpt_convert.sources.remote.remote_object import Broken, absent
+from cgpt_convert.sources.remote.retry import patiently
+from cgpt_convert.sources.remote.settings import settings, traffic
+
+_KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
+_COMMIT = r"[0-9a-f]{40}"
+_COMMON_REVISIONS = r"refs/(?:pr|convert)/[^/]+"  # the only ones that may have a slash
+_FORM = rf"(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@({_COMMON_REVISIONS}|[^/]+))?(?:/(.*))?"
+
+
+class Place(NamedTuple):
+    """A file or folder of a repository; `path` is empty for the whole."""
+
+    kind: str  # "model", "dataset" or "space"
+    repo: str
+    revision: str | None
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The place as a URL."""
+        folder = {"dataset": "datasets/", "space": "spaces/"}.get(self.kind, "")
+        at = f"@{self.revision}" if self.revision else ""
+        return f"hf://{folder}{self.repo}{at}" + (f"/{self.path}" if self.path else "")
+
+
+def parsed(name: str) -> Place:
+    """What `name` points at; BadRequest if it is not of the form."""
+    found = re.fullmatch(_FORM, name.removeprefix("hf://"))
+    if found is None:
+        raise BadRequest(
+            "not a repository of the Hub", where=name, hint="hf://OWNER/NAME[@REVISION][/FILE]"
+        )
+    kind, repo, revision, path = found.groups()
+    return Place(_KINDS.get(kind or "models", "model"), repo, revision, (path or "").strip("/"))
+
+
+def pinned(name: str) -> tuple[str, list[str]]:
+    """The same place at the commit that its revision is now, and all files of the repository.
+
+    The files are not listed, and nothing is asked, if `name` has a commit and a path already.
+    """
+    place = parsed(name)
+    if place.path and place.revision and re.fullmatch(_COMMIT, place.revision):
+        return name, []
+    info = patiently(place.name, functools.partial(_info, place))
+    files = [each.rfilename for each in info.siblings or ()]
+    return place._replace(revision=info.sha).name, files
+
+
+def _info(place: Place) -> Any:
+    library = _library(place.name)
+    from huggingface_hub.errors import HfHubHTTPError
+
+    traffic.add(requests=1)
+    try:
+        return library.HfApi().repo_info(
+            place.repo, repo_type=place.kind, revision=place.revision, timeout=settings.timeout
+        )
+    except HfHubHTTPError as error:
+        raise _worded(error, place) from None
+    except Exception as error:  # noqa: BLE001  its HTTP library's own: which that is, has changed
+        told = f"the Hub did not answer ({type(error).__name__})"
+        raise Unreadable(told, where=place.name) from None
+
+
+def _worded(error: Any, place: Place) -> CgptError | Broken:
+    status = getattr(error.response, "status_code", 0)
+    if status in PASSING:
+        wait = retry_after(error.response.headers.get("Retry-After", ""))
+        return Broken(f"the Hub answers {status}", wait)
+    if status in (401, 403, 404):
+        return BadRequest(
+            f"no such repository or revision, or none that may be seen ({status})",
+            where=place.name,
+            hint="private and gated ones want HF_TOKEN, or: hf auth login",
+        )
+    return Unreadable(f"the Hub answers {status}", where=place.name)
+
+
+def hub_object(name: str) -> HttpObject:
+    """The file called `name`, which has a commit."""
+    place = parsed(name)
+    if not place.path:
+        raise absent(name)
+
+    def locate() -> Request:
+        library = _library(name)
+        url = library.hf_hub_url(
+            place.repo, place.path, repo_type=place.kind, revision=place.revision
+        )
+        headers: Mapping[str, str] = library.utils.build_hf_headers(library_name="cgpt-convert")
+        return Request(url, headers)
+
+    return HttpObject(name, locate)
+
+
+def _library(name: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise BadRequest(
+            "hf:// needs huggingface_hub", where=name, hint="pip install 'cgpt-convert[remote]'"
+        ) from None
+    return huggingface_hub

@@ -1,0 +1,133 @@
+"""A URL's name -> the Source of its bytes, or the names in its folder."""
+
+from __future__ import annotations
+
+import netrc
+import posixpath
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.sources.local import File, Source
+from cgpt_convert.sources.remote.download import Downloaded
+from cgpt_convert.sources.remote.range_cache import RemoteFile
+from cgpt_convert.sources.remote.remote_object import Absent, Object
+from cgpt_convert.sources.remote.retry import in_parallel
+from cgpt_convert.sources.remote.settings import settings
+from cgpt_convert.sources.remote.urls import check_installed, url_of
+
+_HTTP = ("http", "https")
+_HEAD_OF_RAW = 4 << 10  # bytes: a vector of biases comes whole
+
+
+def open_remote(name: str) -> File:
+    """The object called `name`; raises Absent, a BadRequest, if there is none."""
+    thing = _object(name)
+    return Downloaded(thing) if settings.download else RemoteFile(thing)
+
+
+def open_several(names: Sequence[str]) -> list[File | None]:
+    """The objects, None for each that is not there; of raw data, so that a little is fetched."""
+
+    def opened(name: str) -> File:
+        thing = _object(name)
+        return Downloaded(thing) if settings.download else RemoteFile(thing, _HEAD_OF_RAW)
+
+    return [_or_none(each) for each in in_parallel(opened, names)]
+
+
+def _or_none(opened: File | CgptError) -> File | None:
+    if isinstance(opened, Absent):
+        return None
+    if isinstance(opened, CgptError):
+        raise opened
+    return opened
+
+
+def find_remote(name: str) -> Source | None:
+    """What lies beside the weights, if it is there; None where it may not be seen, either.
+
+    Stores answer 403 for what is not there if listing is not allowed, and some sites answer with
+    a web page.
+    """
+    thing = _object(name)
+    from cgpt_convert.sources.remote.http import HttpObject, Refused
+
+    try:
+        source = RemoteFile(thing)
+    except (Absent, Refused):
+        return None
+    return None if isinstance(thing, HttpObject) and thing.is_page else source
+
+
+class Found(NamedTuple):
+    """What a name stands for: a file, or a folder with what is known to be in it."""
+
+    name: str  # that of one version for ever, where there is such a name
+    is_folder: bool = False
+    inside: tuple[str, ...] | None = None  # None where it cannot be listed, as by HTTP
+
+
+def look(name: str) -> Found:
+    """Is `name` a file or a folder? Asks as little as the kind of store allows."""
+    check_installed(name)
+    scheme = _scheme(name)
+    if scheme in _HTTP:
+        return Found(name, is_folder=name.endswith("/") or not urlsplit(name).path)
+    if scheme == "hf":
+        from cgpt_convert.sources.remote import hub
+
+        fixed, files = hub.pinned(name)
+        path = hub.parsed(name).path
+        prefix = f"{path}/" if path else ""
+        below = [f.removeprefix(prefix) for f in files if f.startswith(prefix)]
+        is_folder = not path or bool(below)
+        return Found(fixed, is_folder, tuple(f for f in below if "/" not in f))
+    from cgpt_convert.sources.remote import fsspec_store as stores
+
+    url = url_of(name)
+    if "." in posixpath.basename(name) or not stores.is_folder(name, url):
+        return Found(name)
+    return Found(name, is_folder=True, inside=tuple(stores.listed(name, url)))
+
+
+def _scheme(name: str) -> str:
+    return name.partition("://")[0].lower()
+
+
+def _object(name: str) -> Object:
+    check_installed(name)
+    scheme = _scheme(name)
+    if scheme == "hf":
+        from cgpt_convert.sources.remote.hub import hub_object
+
+        return hub_object(name)
+    if scheme in _HTTP:
+        return _http_object(name)
+    from cgpt_convert.sources.remote.fsspec_store import store_object
+
+    return store_object(name, url_of(name))
+
+
+def _http_object(name: str) -> Object:
+    import urllib3
+
+    from cgpt_convert.sources.remote.http import HttpObject, Request
+
+    scheme, netloc, path, query, _ = urlsplit(url_of(name))
+    user, _, host = netloc.rpartition("@")
+    bare = urlunsplit((scheme, host, quote(path, safe="/%:@!$&'()*+,;=~"), query, ""))
+    user = unquote(user) or _from_netrc(urlsplit(bare).hostname or "")
+    headers = urllib3.make_headers(basic_auth=user) if user else {}
+    request = Request(bare, dict(headers))
+    return HttpObject(name, lambda: request)
+
+
+def _from_netrc(host: str) -> str:
+    """user:password that ~/.netrc has for the host; empty if it has none."""
+    try:
+        found = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return ""
+    return f"{found[0]}:{found[2]}" if found else ""

@@ -1,0 +1,234 @@
+"""A remote object as a Source: few requests to look, parallel ones to stream, bounded memory.
+
+Reads are answered from ranges that were fetched. A read that none covers fetches a new one: small
+where reads are small, twice the one before where they go on in order. Where long reads go on in
+order, ranges are fetched ahead of them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.sources.remote.remote_object import HEAD, Object
+from cgpt_convert.sources.remote.retry import Fetch, patiently, workers
+from cgpt_convert.sources.remote.settings import traffic
+
+MEMORY = 64 << 20  # bytes of all ranges that are kept
+_BLOCK = 4 << 20  # the longest range
+_SMALL = 16 << 10  # the shortest
+_TAIL = 128 << 10  # of the end: a zip's directory is there
+_LONG = 64 << 10  # a read of so much wants data, not structure
+_AHEAD = 4  # ranges
+_SOON = 16  # reads
+_GAP = 4 << 10  # bytes between two records worth fetching in vain
+
+_lock = threading.RLock()  # over everything below, and the ranges of all files
+_kept: OrderedDict[Fetch, RemoteFile] = OrderedDict()  # the one touched last is last
+_interrupts = itertools.count(1)
+_epoch = [0]  # changes with every Ctrl-C: whoever waits for what was opened before gives up
+
+
+class RemoteFile:
+    """A remote object's bytes, by `readinto` from any thread."""
+
+    distant = True  # see source.is_distant
+
+    def __init__(self, thing: Object, head: int = HEAD) -> None:
+        self.name = thing.name
+        self._thing = thing
+        self._epoch = _epoch[0]
+        self.nbytes, data = patiently(thing.name, functools.partial(thing.open, head))
+        self._starts: list[int] = []
+        self._fetches: list[Fetch] = []  # sorted, none overlaps another
+        self._plan: list[tuple[int, int]] = []  # ranges to be read, in that order
+        self._planned: list[tuple[int, int]] = []  # the same: start and number, sorted
+        self._begun: set[int] = set()  # the numbers of those that were begun
+        self._sizes: OrderedDict[int, int] = OrderedDict()  # end of a range -> its size
+        traffic.add(total=self.nbytes)
+        if data:
+            first = Fetch(thing, 0, len(data))
+            first.arrived(data)
+            with _lock:
+                self._insert(first)
+                self._touch(first)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed(f"the file ends before byte {offset + len(buffer):,}", where=self.name)
+        done, wanted = 0, len(buffer)
+        while done < wanted:
+            at = offset + done
+            fetch = self._covering(at, wanted - done, is_long=wanted >= _LONG)
+            data = self._wait(fetch)
+            piece = memoryview(data)[at - fetch.start : at - fetch.start + wanted - done]
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def check_unchanged(self) -> None:
+        """Raise Unreadable if the object is no longer the version that was opened."""
+        self._thing.check_unchanged()
+
+    def same_file(self, _other: os.stat_result) -> bool:
+        """No local file is this one."""
+        return False
+
+    def close(self) -> None:
+        """Let go of what is kept of it."""
+        with _lock:
+            for fetch in self._fetches:
+                _kept.pop(fetch, None)
+            self._fetches, self._starts = [], []
+
+    def _wait(self, fetch: Fetch) -> bytes:
+        try:
+            return fetch.wait(lambda: self._epoch != _epoch[0])
+        except KeyboardInterrupt:
+            _epoch[0] = next(_interrupts)
+            raise
+        finally:
+            if fetch.failed:
+                with _lock:
+                    self._drop(fetch)
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """What will be read, offset and size, in this order: cut into what is fetched at once.
+
+        What is small is fetched with what lies before it, if that is read soon before or after.
+        """
+        runs: list[list[int]] = []
+        turn = -_SOON  # of the range before
+        ranges = [(offset, nbytes) for offset, nbytes in ranges if nbytes]
+        for (offset, nbytes), now in sorted((each, turn) for turn, each in enumerate(ranges)):
+            near = runs and offset - runs[-1][1] <= _GAP and abs(now - turn) <= _SOON
+            if near and nbytes < _BLOCK // 4:
+                runs[-1][1] = max(runs[-1][1], offset + nbytes)
+            else:
+                runs.append([offset, offset + nbytes])
+            turn = now
+        blocks = [
+            (at, min(at + _BLOCK, end)) for start, end in runs for at in range(start, end, _BLOCK)
+        ]
+        order: dict[int, None] = {}
+        for offset, nbytes in ranges:
+            first = bisect.bisect_right(blocks, (offset, self.nbytes)) - 1
+            last = bisect.bisect_left(blocks, (offset + nbytes,))
+            order.update(dict.fromkeys(range(first, last)))
+        with _lock:
+            self._plan = [blocks[i] for i in order]
+            self._planned = sorted((start, i) for i, (start, _) in enumerate(self._plan))
+            self._begun = set()
+
+    def _block(self, at: int) -> int | None:
+        """The number of the expected range that has byte `at`; None if none has."""
+        index = bisect.bisect_right(self._planned, (at, len(self._plan))) - 1
+        if index < 0:
+            return None
+        number = self._planned[index][1]
+        return number if at < self._plan[number][1] else None
+
+    def _covering(self, at: int, wanted: int, *, is_long: bool) -> Fetch:
+        """The range that has byte `at`, on its way if not here; others ahead of it are begun."""
+        with _lock:
+            fetch = self._find(at) or self._begin(at, wanted, is_long=is_long)
+            is_first = not fetch.touched
+            self._touch(fetch)
+            if is_first:  # not for each of 100,000s of small reads
+                self._begin_ahead(fetch, at, is_long=is_long)
+                _forget()
+        return fetch
+
+    def _find(self, at: int) -> Fetch | None:
+        index = bisect.bisect_right(self._starts, at) - 1
+        if index >= 0 and at < self._fetches[index].end:
+            return self._fetches[index]
+        return None
+
+    def _begin(self, at: int, wanted: int, *, is_long: bool) -> Fetch:
+        index = bisect.bisect_right(self._starts, at)
+        before = self._fetches[index - 1].end if index else 0
+        limit = self._starts[index] if index < len(self._starts) else self.nbytes
+        number = self._block(at)
+        if number is not None:
+            self._begun.add(number)
+            return self._submit(at, min(self._plan[number][1], limit))
+        size = max(wanted, 2 * self._sizes.get(at, 0), _SMALL)
+        size = min(size, _BLOCK if is_long else max(wanted, _BLOCK // 4))
+        start, end = at, min(at + min(size, _BLOCK), limit)
+        if at + wanted == self.nbytes and wanted < _TAIL:
+            start, end = max(before, self.nbytes - _TAIL, 0), self.nbytes
+        return self._submit(start, end)
+
+    def _submit(self, start: int, end: int) -> Fetch:
+        fetch = Fetch(self._thing, start, end)
+        workers.submit(fetch.run)
+        self._insert(fetch)
+        return fetch
+
+    def _begin_ahead(self, fetch: Fetch, at: int, *, is_long: bool) -> None:
+        """See that what is expected after byte `at`, or seems to be, is on its way."""
+        untouched = sum(each.end - each.start for each in _kept if not each.touched)
+        number = self._block(at)
+        if number is not None:
+            for ahead in range(number + 1, min(number + 1 + _AHEAD, len(self._plan))):
+                start = self._plan[ahead][0]
+                if ahead not in self._begun and untouched < MEMORY // 2:
+                    self._begun.add(ahead)
+                    if self._find(start) is None:
+                        untouched += _BLOCK
+                        self._begin(start, _BLOCK, is_long=True)
+            return
+        if not is_long or self._sizes.get(fetch.start, 0) < _BLOCK // 4:
+            return
+        end = fetch.end
+        for _ in range(_AHEAD):
+            if end >= self.nbytes or untouched >= MEMORY // 2:
+                return
+            following = self._find(end)
+            if following is None:
+                following = self._begin(end, _BLOCK, is_long=True)
+                untouched += _BLOCK
+            end = following.end
+
+    def _insert(self, fetch: Fetch) -> None:
+        index = bisect.bisect_right(self._starts, fetch.start)
+        self._starts.insert(index, fetch.start)
+        self._fetches.insert(index, fetch)
+        self._sizes[fetch.end] = fetch.end - fetch.start
+        if len(self._sizes) > _STREAMS:
+            self._sizes.popitem(last=False)
+        _kept[fetch] = self
+
+    def _touch(self, fetch: Fetch) -> None:
+        fetch.touched = True
+        if fetch in _kept:
+            _kept.move_to_end(fetch)
+
+    def _drop(self, fetch: Fetch) -> None:
+        if _kept.pop(fetch, None) is not None:
+            index = self._fetches.index(fetch)
+            del self._fetches[index], self._starts[index]
+
+
+_STREAMS = 256  # places in a file where reading may go on in order
+
+
+def _forget() -> None:
+    """Drop ranges until what is kept fits: first what has been used, the longest ago first."""
+    over = sum(fetch.end - fetch.start for fetch in _kept) - MEMORY
+    if over <= 0:
+        return
+    latest = next(reversed(_kept))
+    for fetch in sorted(_kept, key=lambda each: not each.touched):  # stable: in order of use
+        if over <= 0:
+            return
+        if fetch.is_ready and fetch is not latest:
+            _kept[fetch]._drop(fetch)  # noqa: SLF001  of this module
+            over -= fetch.end - fetch.start

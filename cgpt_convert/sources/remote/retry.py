@@ -1,0 +1,184 @@
+"""Ranges fetched by a few threads, each tried again for as long as that may help."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from cgpt_convert.core.errors import CgptError, Unreadable
+from cgpt_convert.core.events import Event
+from cgpt_convert.sources.remote.remote_object import Broken, Object
+from cgpt_convert.sources.remote.settings import settings
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 20.0  # seconds; each wait is twice the one before
+_IDLE = 2.0  # seconds after which a thread without work ends
+_LOOK = 0.2  # seconds after which whoever waits looks again
+_PROGRESS = 64 << 10  # bytes after which a range counts as begun anew
+
+
+def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
+    """What `attempt` gives, tried again after each Broken, with longer and longer pauses.
+
+    `done` counts bytes: where some have arrived, failures are counted anew. Raises Unreadable
+    after `settings.retries` further attempts in a row.
+    """
+    failures = mark = 0
+    while True:
+        try:
+            return attempt()
+        except Broken as broken:  # noqa: PERF203  that is the point of the loop
+            if done() - mark >= _PROGRESS:
+                failures, mark = 0, done()
+            if failures == settings.retries:
+                times = f"{failures + 1} times in a row" if failures else "once"
+                raise Unreadable(
+                    f"{broken.reason}, {times}",
+                    where=name,
+                    hint="try again later; --retries and --timeout allow for more",
+                ) from None
+            pause = min(_FIRST_WAIT * 2**failures, _LONGEST_WAIT)
+            # at random, so that several that failed together do not come back together
+            time.sleep(max(broken.wait, pause * random.uniform(0.5, 1.0)))  # noqa: S311
+            failures += 1
+
+
+def fill(thing: Object, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` from `offset`; an attempt begins where the one before was cut."""
+    done = 0
+
+    def attempt() -> None:
+        nonlocal done
+        for piece in thing.pieces(offset + done, len(buffer) - done):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+        if done < len(buffer):
+            raise Broken("the answer ended early")
+
+    patiently(thing.name, attempt, lambda: done)
+
+
+class Fetch:
+    """Bytes `start` to `end` of an object, on their way or here."""
+
+    def __init__(self, thing: Object, start: int, end: int) -> None:
+        self.thing, self.start, self.end = thing, start, end
+        self.data = b""  # a bytearray, once it is here
+        self.touched = False
+        self._error: BaseException | None = None
+        self._ready = Event()
+
+    def run(self) -> None:
+        """Fetch them; called by one thread."""
+        data = bytearray(self.end - self.start)
+        try:
+            fill(self.thing, self.start, memoryview(data))
+            self.data = data  # type: ignore[assignment]
+        except BaseException as error:  # noqa: BLE001  whoever waits for it raises it
+            self._error = error
+        self._ready.set()
+
+    def arrived(self, data: bytes) -> None:
+        """Here they are, fetched by another way."""
+        self.data = data
+        self._ready.set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Is nothing more to come?"""
+        return self._ready.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Did it end with an error?"""
+        return self._error is not None
+
+    def wait(self, interrupted: Callable[[], bool]) -> bytes:
+        """The bytes, once they are here; raises what fetching them raised."""
+        while not self._ready.wait(0.2):
+            if interrupted():
+                raise Unreadable("reading was interrupted", where=self.thing.name)
+        if isinstance(self._error, CgptError):
+            raise type(self._error)(
+                self._error.message, where=self._error.where, hint=self._error.hint
+            )
+        if self._error:
+            raise self._error
+        return self.data
+
+
+class Workers:
+    """Threads that fetch, as many as `settings.connections`, begun when they are needed.
+
+    They are daemons: a Ctrl-C does not wait for a server.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = self._open = 0  # how many there are; jobs not yet done
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Do `job`, which raises nothing, soon."""
+        with self._lock:
+            self._open += 1
+            self._queue.put(job)
+            if self._threads < min(self._open, settings.connections):
+                self._threads += 1
+                threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._queue.get(timeout=_IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if self._queue.empty():
+                        self._threads -= 1
+                        return
+                continue
+            job()
+            with self._lock:
+                self._open -= 1
+
+
+workers = Workers()
+
+
+def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | CgptError]:
+    """What `function` gives for each item, in order, or the CgptError it raises; few at a time."""
+    todo = list(items)
+    results: list[R | CgptError | BaseException] = [Unreadable("not begun")] * len(todo)
+    place, lock = iter(range(len(todo))), threading.Lock()
+    ended = []
+
+    def work(end: Event) -> None:
+        while True:
+            with lock:
+                index = next(place, None)
+            if index is None:
+                break
+            try:
+                results[index] = function(todo[index])
+            except BaseException as error:  # noqa: BLE001  raised below
+                results[index] = error
+        end.set()
+
+    for _ in range(min(settings.connections, len(todo))):
+        ended.append(Event())
+        threading.Thread(target=work, args=(ended[-1],), daemon=True).start()
+    for end in ended:
+        while not end.wait(_LOOK):
+            pass
+    done: list[R | CgptError] = []
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, CgptError):
+            raise result
+        done.append(result)
+    return done

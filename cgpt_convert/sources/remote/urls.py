@@ -1,0 +1,70 @@
+"""URLs and the names that are shown for them: never with a password, a query or a fragment.
+
+Those may be secrets (a signed URL's are in its query), so they are kept here and given back only
+to what sends the request.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit, urlunsplit
+
+from cgpt_convert.core.errors import BadRequest
+
+_READ_ONLY = ("http", "https", "hf")
+_given: dict[str, str] = {}  # name -> the URL as it was given
+_users: dict[tuple[str, str], str] = {}  # scheme and host -> "user:password", given for one URL
+
+
+def name_of(url: str) -> str:
+    """Return what to call `url` from now on; `url_of` finds the way back.
+
+    Raises BadRequest for a URL that cannot be taken apart.
+    """
+    try:
+        scheme, netloc, path, _, _ = urlsplit(url)
+    except ValueError as error:
+        shown = url.partition("?")[0].rpartition("@")[2]
+        hint = "an IPv6 address is written [::1]"
+        raise BadRequest("not a valid URL", where=shown, hint=hint) from error
+    user, at, host = netloc.rpartition("@")
+    name = urlunsplit((scheme, host, path, "", ""))
+    _users.pop((scheme, host), None)  # the URL given last is the one that counts
+    _given.pop(name, None)
+    if at:
+        _users[scheme, host] = user
+    if name != url:
+        _given[name] = url
+    return name
+
+
+def url_of(name: str) -> str:
+    """The URL that `name` stands for.
+
+    What lies beside a URL that was given with a password is asked for with that password, too.
+    """
+    if name in _given:
+        return _given[name]
+    scheme, netloc, path, query, fragment = urlsplit(name)
+    user = _users.get((scheme, netloc))
+    return urlunsplit((scheme, f"{user}@{netloc}", path, query, fragment)) if user else name
+
+
+def check_installed(name: str) -> None:
+    """Raise BadRequest, telling what to install, unless HTTP can be spoken, which most needs."""
+    import importlib.util
+
+    if importlib.util.find_spec("urllib3") is None:
+        raise BadRequest("URLs need urllib3", where=name, hint="pip install 'cgpt-convert[remote]'")
+
+
+def check_writable(name: str) -> None:
+    """Raise BadRequest if it is clear that nothing can be written to the URL called `name`."""
+    check_installed(name)
+    scheme, _, path = name.partition("://")
+    if scheme.lower() in _READ_ONLY:
+        hint = "write it to a local disk, or to a store such as s3://, and copy it there"
+        raise BadRequest(f"nothing is written to {scheme}://", where=name, hint=hint)
+    if scheme.lower() in ("file", "local"):
+        raise BadRequest("not written by way of a URL", where=name, hint="give the path itself")
+    if not path.strip("/").partition("/")[2]:
+        raise BadRequest("no path in a bucket or folder", where=name)

@@ -1,0 +1,142 @@
+"""A temporary file without a name, for bytes that would be fetched or unpacked again and again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from typing import Protocol
+
+from cgpt_convert.core.errors import Unreadable
+from cgpt_convert.sources.local import pread
+
+
+class Spool:
+    """Bytes in a temporary file, to be read at any place. They go when nobody holds them.
+
+    Raises NoRoom if the folder for temporary files cannot take them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()  # of the file's position
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  as long as we live
+        except OSError as error:
+            raise _no_room(error) from None
+
+    def write(self, piece: memoryview | bytes, offset: int) -> None:
+        """Put the bytes at `offset`."""
+        rest = memoryview(piece)
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _no_room(error) from None
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = pread(self._file.fileno(), buffer[done:], offset + done)
+            except OSError as error:
+                raise _no_room(error) from None
+            if not count:
+                raise Unreadable("the temporary file became shorter", where=self.name)
+            done += count
+
+    def close(self) -> None:
+        """Let them go."""
+        self._file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
+
+class NoRoom(Unreadable):
+    """The folder for temporary files failed us."""
+
+
+def room() -> tuple[int, str]:
+    """How many bytes the folder for temporary files has free, and its path."""
+    try:
+        folder = tempfile.gettempdir()
+        return shutil.disk_usage(folder).free, folder
+    except OSError as error:
+        raise _no_room(error) from None
+
+
+def _no_room(error: OSError) -> NoRoom:
+    folder = tempfile.tempdir  # found by now, unless there is none
+    return NoRoom(
+        os.strerror(error.errno or 0),
+        where=os.fsdecode(folder) if folder else "temporary files",
+        hint="set TMPDIR to a folder that can take them",
+    )
+
+
+class Shelf:
+    """One spool that many share, each with a place of its own, so that it takes one descriptor.
+
+    It may fill half of the room that there is. Then all have to let go, and it begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spool: weakref.ref[Spool] | None = None  # it lives as long as somebody holds it
+        self._filled = 0
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+
+    def place(self, nbytes: int, user: User) -> tuple[Spool, int] | None:
+        """The spool, and where in it there are so many bytes for `user`; None if it has no room.
+
+        Raises NoRoom if the folder for temporary files cannot be used.
+        """
+        with self._lock:
+            spool = self._spool() if self._spool else None
+            free, _ = room()
+            filled = self._filled if spool else 0
+            if 2 * nbytes > free + filled:
+                return None
+            if spool is None or 2 * (filled + nbytes) > free + filled:
+                self._clear()
+                spool, filled = Spool(user.name), 0
+                self._spool = weakref.ref(spool)
+            self._filled = filled + nbytes
+            self._users.add(user)
+            return spool, filled
+
+    def settle(self, user: User, place: tuple[Spool, int]) -> None:
+        """Have `user` hold its place, now that its bytes are there, if it still has it."""
+        with self._lock:
+            if user in self._users and self._spool and self._spool() is place[0]:
+                user.hold(place)
+
+    def clear(self) -> None:
+        """Have all let go."""
+        with self._lock:
+            self._clear()
+
+    def _clear(self) -> None:
+        for user in list(self._users):
+            user.let_go()
+        self._users.clear()
+        self._spool = None
+
+
+class User(Protocol):
+    """Who has a place on a shelf."""
+
+    name: str
+
+    def hold(self, place: tuple[Spool, int]) -> None:
+        """Read from the spool from now on."""
+
+    def let_go(self) -> None:
+        """Hold the spool no longer. Who reads it at the moment may go on."""

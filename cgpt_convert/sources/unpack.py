@@ -1,0 +1,252 @@
+"""Sources that lie inside other sources: a part of one, or what a part unpacks to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.limits import UNPACKED, UNPACKED_FLOOR
+from cgpt_convert.sources.compression import MEMORY_MIB, Method, exceeds_memory
+from cgpt_convert.sources.local import CHUNK, Source, read
+
+_FEED = 16 << 10  # packed bytes at a time: what a stream leaves over is copied for the next one
+_POINTS = 256  # places to go on from, at most; each takes some 50 KiB
+
+
+class Window:
+    """The `nbytes` bytes from `offset` of another source."""
+
+    def __init__(self, source: Source, offset: int, nbytes: int, name: str) -> None:
+        self.source, self.offset, self.nbytes, self.name = source, offset, nbytes, name
+        self.within = source
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+        self.source.readinto(self.offset + offset, buffer)
+
+    def check_unchanged(self) -> None:
+        """As what it lies in."""
+        self.source.check_unchanged()
+
+
+class Room:
+    """How much may yet be unpacked of a file of `nbytes` bytes and of all that is inside it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.most = self.left = UNPACKED_FLOOR + UNPACKED * nbytes
+
+    def take(self, nbytes: int, where: str) -> None:
+        """Count bytes that were unpacked. Raises Unsupported if they are too many."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise Unsupported(
+                f"it takes unpacking more than {self.most:,} bytes to look into the file",
+                where=where,
+                hint="unpack it and scan the result",
+            )
+
+
+class Unpacked:
+    """A compressed part, unpacked as it is read.
+
+    Reading backwards goes on from the last point that was kept, if the method can be copied.
+    `nbytes` is taken as it is given, or measured by unpacking the whole; of what is damaged it is
+    how far unpacking goes, and `damage` says so: who reads it as it comes reads that much.
+    """
+
+    def __init__(
+        self,
+        packed: Window,
+        start: Callable[[], Any],
+        room: Room,
+        nbytes: int | None = None,
+        *,
+        padded: bool = True,
+    ) -> None:
+        self.name = packed.name
+        self.damage: Malformed | None = None
+        self.within = packed
+        self._packed, self._start = packed, start
+        self._several = nbytes is None  # streams, one after another
+        self._padded = padded  # may zeros lie between them?
+        self._room = room
+        self._points: list[tuple[int, int, bytes, Any]] = []
+        self._read, self._at = b"", 0  # packed bytes that were read last, and from where
+        self._spacing = CHUNK
+        self._rewind()
+        self.nbytes = self._measure() if nbytes is None else nbytes
+
+    def _rewind(self) -> None:
+        self._state = self._start()
+        self._feed = b""
+        self._taken = 0  # packed bytes fed
+        self._position = 0  # unpacked bytes delivered
+        self._stream = (0, 0)  # the same two where the current stream begins
+        self._broken: Malformed | None = None
+
+    def _measure(self) -> int:
+        try:
+            while self._next(CHUNK):
+                pass
+        except Malformed as error:
+            self.damage = error
+        if not self._state.eof and not self.damage:
+            self.damage = Malformed("the compressed data ends early", where=self.name)
+        return self._position
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the unpacked bytes."""
+        if offset < self._position:
+            self._back_to(offset)
+        done = 0
+        while done < len(buffer):
+            behind = max(offset - self._position, 0)
+            piece = self._next(min(CHUNK, behind or len(buffer) - done))
+            if not piece:
+                raise Malformed("the compressed data ends early", where=self.name)
+            if not behind:
+                buffer[done : done + len(piece)] = piece
+                done += len(piece)
+
+    def _back_to(self, offset: int) -> None:
+        kept = [point for point in self._points if point[0] <= offset]
+        self._rewind()
+        if kept:
+            self._position, self._taken, self._feed, state = kept[-1]
+            self._state = state.copy()
+
+    def _next(self, most: int) -> bytes:
+        """The next unpacked bytes, at most `most`; none at the end."""
+        while True:
+            if self._state.eof and not self._another():
+                return b""
+            wanting = getattr(self._state, "needs_input", True)  # zlib does not say
+            fed = self._feed or (self._more() if wanting else b"")
+            piece = self._unpack(fed, most)
+            if piece:
+                self._advance(len(piece))
+                return piece
+            if wanting and not fed and not self._state.eof:
+                return b""
+
+    def _more(self) -> bytes:
+        """Packed bytes that were not fed yet; read are more at once, which may take a journey."""
+        if not self._at <= self._taken < self._at + len(self._read):
+            self._at = self._taken
+            self._read = read(self._packed, self._at, min(CHUNK, self._packed.nbytes - self._at))
+        start = self._taken - self._at
+        fed = self._read[start : start + _FEED]
+        self._taken += len(fed)
+        return fed
+
+    def _another(self) -> bool:
+        """Begin the stream that follows the one that ended. Returns whether there is one."""
+        self._feed = self._state.unused_data or self._more()
+        if not self._several:
+            return False
+        while self._feed and (self._padded or not any(self._feed)):
+            stripped = self._feed.lstrip(b"\0")
+            if stripped:
+                self._feed = stripped
+                break
+            self._feed = self._more()
+        if not self._feed:
+            return False
+        self._state = self._start()
+        self._stream = (self._taken - len(self._feed), self._position)
+        return True
+
+    def _unpack(self, fed: bytes, most: int) -> bytes:
+        import lzma
+
+        if self._broken:
+            raise self._broken
+        before = self._state.copy() if hasattr(self._state, "copy") else None
+        try:
+            piece: bytes = self._state.decompress(fed, most)
+        except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+            if exceeds_memory(error):
+                raise _dictionary_too_large(self.name) from error
+            message = f"the compressed data is damaged ({error})"
+            self._broken = Malformed(message, where=self.name)
+            piece = _until_error(before, fed) if before else self._until_error()
+            if not piece:
+                raise self._broken from error
+        except MemoryError as error:  # the dictionary is within the limit, the free memory is not
+            raise _dictionary_too_large(self.name) from error
+        self._feed = getattr(self._state, "unconsumed_tail", b"")
+        return piece
+
+    def _until_error(self) -> bytes:
+        """Return what the damaged stream still gives to a reader of one byte at a time."""
+        import lzma
+
+        at, position = self._stream
+        state, found = self._start(), bytearray()
+        try:
+            while len(found) < _FEED and not state.eof:
+                fed = b""
+                if state.needs_input:
+                    fed = read(self._packed, at, min(_FEED, self._packed.nbytes - at))
+                    at += len(fed)
+                    if not fed:
+                        break
+                piece = state.decompress(fed, min(CHUNK, max(self._position - position, 1)))
+                if position >= self._position:
+                    found += piece
+                position += len(piece)
+        except (lzma.LZMAError, OSError, EOFError):
+            pass
+        return bytes(found)
+
+    def _advance(self, nbytes: int) -> None:
+        self._position += nbytes
+        self._room.take(nbytes, self.name)
+        self._keep_point()
+
+    def _keep_point(self) -> None:
+        last = self._points[-1][0] if self._points else 0
+        if self._position < last + self._spacing or not hasattr(self._state, "copy"):
+            return
+        if len(self._points) == _POINTS:  # thin them out: the file is larger than thought
+            del self._points[::2]
+            self._spacing *= 2
+        self._points.append((self._position, self._taken, self._feed, self._state.copy()))
+
+    def check_unchanged(self) -> None:
+        """As what it lies in."""
+        self._packed.check_unchanged()
+
+
+def _until_error(state: Any, fed: bytes) -> bytes:
+    """What the bytes unpack to before zlib objects: a reader of less at a time gets that."""
+    unpacked_bytes = bytearray()
+    try:
+        for byte in fed:
+            unpacked_bytes += state.decompress(bytes((byte,)))
+    except zlib.error:
+        pass
+    return bytes(unpacked_bytes)
+
+
+def _dictionary_too_large(name: str) -> Unsupported:
+    return Unsupported(
+        f"unpacking needs more memory than {MEMORY_MIB} MiB (the dictionary is too large)",
+        where=name,
+        hint="unpack it and scan the result",
+    )
+
+
+def inflated(packed: Window, nbytes: int, room: Room) -> Unpacked:
+    """A deflated record of a zip."""
+    return Unpacked(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), room, nbytes)
+
+
+def unpacked(source: Source, method: Method, room: Room) -> Unpacked:
+    """Return what the compressed file `source` unpacks to. Raises Unsupported past the limits."""
+    packed = Window(source, method.skip, source.nbytes - method.skip, source.name)
+    return Unpacked(packed, method.start, room, padded=method.padded)

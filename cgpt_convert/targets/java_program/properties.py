@@ -1,0 +1,222 @@
+"""model.properties: what demo-gpt-java, a program that reads raw storages, wants beside them.
+
+The keys and the grammar are those of its `config/Settings.java`: `key = value` lines with exactly
+one `=`, comments that begin with `#`, ASCII.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Context, Decimal
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.hf_config_check import CONFIG
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.plan import FilePlan
+from cgpt_convert.targets.hf.config import configured
+from cgpt_convert.targets.java_program import raw_files
+from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS
+from cgpt_convert.targets.whole_model import (
+    end_id,
+    folder_of,
+    heads,
+    refuse_incomplete,
+    whole_model,
+)
+from cgpt_convert.tensors.digest import tensor_digest
+from cgpt_convert.tensors.dtypes import FLOAT32
+from cgpt_convert.tensors.tensor import Tensor
+
+NAME = "model.properties"
+FOLDER = "parameters"  # where the program looks for the files, beside the properties
+_DIGITS = 32  # of the attention dividend, as its author writes it
+_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # tanh forms, one of which the program has
+_EXACT_GELU = "gelu"
+
+
+class Exported(NamedTuple):
+    """What to write, and what the user should know of it, a line each."""
+
+    parameters: list[FilePlan]  # paths are relative to the folder FOLDER
+    properties: FilePlan
+    lines: tuple[str, ...]
+
+    def model_folder(self) -> list[FilePlan]:
+        """The files of a folder that holds both, as the program wants it; the properties last."""
+        return [*raw_files.moved(self.parameters, f"{FOLDER}/"), self.properties]
+
+
+def plan(checkpoint: Checkpoint) -> Exported:
+    """The raw storages with `mapping.json`, and the properties that make the program read them.
+
+    The configuration is the one beside the checkpoint, if there is one. Raises Unsupported, with
+    the reason, for every model on which the program would run and be wrong.
+    """
+    path = checkpoint.path
+    config = configured(folder_of(path)) or {}
+    chosen = select(checkpoint, Wish(tied="copy"))
+    refuse_incomplete(chosen, path)
+    tensors = {t.name: t for t in chosen.tensors}
+    found = whole_model(path, tensors.values(), config)
+    if found is None:
+        raise _refused(path, "the tensors are of no known architecture")
+    if found.linear:
+        raise Unsupported(
+            "its weights are Linear layers' (out, in); the raw-parameters program reads GPT-2's "
+            "Conv1D layout",
+            where=path,
+            hint="convert with --to hf, which transposes them, then extract from that folder",
+        )
+    _check_types(found, tensors, path)
+    _check_config(found, config, path)
+    _check_head(found, tensors, path)
+    raw = raw_files.plan(checkpoint, found, tensors)
+    blocks = (
+        *_settings(found, config, path),
+        _layout(transposed=raw.transposed),
+        _files(raw.files),
+    )
+    text = "\n".join("".join(_lines(block)) for block in blocks)
+    lines = tuple(_notes(found, config, raw.copies))
+    return Exported(raw.plans, FilePlan(NAME, (text.encode("ascii"),)), lines)
+
+
+def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
+    strange = [name for name in found.places if tensors[name].dtype != FLOAT32]
+    if strange:
+        some = ", ".join(f"{printable(n)} ({tensors[n].dtype.name})" for n in strange[:3])
+        raise Unsupported(
+            f"the raw-parameters program is right on float32 only; {len(strange)} tensors are of "
+            f"other types: {some}{' ...' if strange[3:] else ''}",
+            where=path,
+            hint="convert to safetensors with --dtype float32, then extract from that",
+        )
+
+
+def _check_config(found: Recognised, config: Mapping[str, Any], path: str) -> None:
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        raise _refused(path, "the attention scores are scaled by the layer's number")
+    activation = _activation(found, config)
+    if activation not in (*_GELU, _EXACT_GELU):
+        raise _refused(path, f"the activation is {printable(activation)}; the program has GELU")
+
+
+def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
+    """Raise Unsupported for a head that is not the embedding; to know, a copy has to be read."""
+    names = {place.rule.name: name for name, place in found.places.items()}
+    for name, place in found.places.items():
+        if place.rule.tied_to:
+            head, twin = tensors[name], tensors[names[place.rule.tied_to]]
+            if head.view != twin.view and tensor_digest(head) != tensor_digest(twin):
+                raise _refused(
+                    path, f"{name} differs from {twin.name}; the program has one of them"
+                )
+
+
+def _settings(
+    found: Recognised, config: Mapping[str, Any], path: str
+) -> tuple[dict[str, str], ...]:
+    """The properties of the model, block by block as in the program's own examples."""
+    sizes, n_head = found.sizes, heads(found, path, config)
+    end = end_id(config, None, "eos", sizes["vocab_size"])
+    if end is None:
+        hint = f"put the model's {CONFIG}, with eos_token_id, beside the weights"
+        raise Unsupported("the end-of-text token is not known", where=path, hint=hint)
+    scaled = config.get("scale_attn_weights", True)
+    d_head = Decimal(sizes["n_embd"] // n_head if scaled else 1)
+    return (
+        {
+            "name": _name(found),
+            "source": found.identity.family if found.identity else "unknown",
+        },
+        {
+            "tokenizer": "GPT-2",
+            "tokenizer.config": "GPT-2",
+            "token.count": str(sizes["vocab_size"]),
+            "end.of.text.token": str(end),
+            "max.length": str(sizes["n_positions"]),
+        },
+        {
+            "position.embedding": "LEARNED",
+            "pre.normalization": "true",  # without it the last norm is not applied
+        },
+        {
+            "hidden.size": str(sizes["n_embd"]),
+            "feedforward.size": str(sizes["n_inner"]),
+            "decoder.count": str(sizes["n_layer"]),
+            "attention.head.count": str(n_head),
+            "attention.dividend": str(Context(prec=_DIGITS).sqrt(d_head)),
+        },
+        {f"attention.type.{number}": "global" for number in range(1, sizes["n_layer"] + 1)},
+        {"epsilon": _epsilon(found, config, path)},
+    )
+
+
+def _name(found: Recognised) -> str:
+    if found.identity:
+        return found.identity.title
+    if found.shape_of:
+        return f"shape of {found.shape_of.title}"
+    return f"{found.architecture.name} {found.sizes['n_embd']} wide"
+
+
+def _layout(*, transposed: bool) -> dict[str, str]:
+    return {
+        "data.type": FLOAT32.name.upper(),
+        "byte.order": "LITTLE_ENDIAN",  # without it big-endian is meant
+        "weights.transposed": "true" if transposed else "false",
+        "merged.qkv": "false" if transposed else "true",
+    }
+
+
+def _files(files: Mapping[str, str]) -> dict[str, str]:
+    return {f"file.{key}": file for key, file in files.items()}
+
+
+def _lines(block: Mapping[str, str]) -> Iterator[str]:
+    for key, value in block.items():
+        line = f"{key} = {value}\n"
+        if not line.isascii() or line.count("=") != 1:
+            raise Unsupported(f"{printable(line)} cannot be said", where=NAME)
+        yield line
+
+
+def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
+    """As Java's Float.parseFloat takes it and the program's examples have it: 1e-5f."""
+    usual = found.shape_of.layer_norm_epsilon if found.shape_of else 1e-5  # transformers' default
+    value = config.get("layer_norm_epsilon", usual)
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise _refused(path, f"layer_norm_epsilon is {value!r}")
+    return re.sub("e-0", "e-", repr(value)) + "f"
+
+
+def _activation(found: Recognised, config: Mapping[str, Any]) -> str:
+    usual = found.shape_of.activation if found.shape_of else _GELU[0]  # transformers' default
+    return str(config.get("activation_function", usual))
+
+
+def _notes(
+    found: Recognised, config: Mapping[str, Any], copies: Mapping[str, Tensor]
+) -> Iterator[str]:
+    if copies:
+        nbytes = sum(tensor.nbytes for tensor in copies.values())
+        yield (
+            f"{len(copies):,} files, {nbytes:,} bytes, hold tensors once more, as the program "
+            f"needs them: {next(iter(copies))} ..."
+        )
+    if _activation(found, config) == _EXACT_GELU:
+        yield "the program approximates GELU by tanh; the model has the exact one"
+    vocab_size = found.sizes["vocab_size"]
+    if vocab_size != GPT2_TOKENS:
+        yield f"the program has GPT-2's vocabulary only; this one is of {vocab_size:,} tokens"
+
+
+def _refused(path: str, why: str) -> Unsupported:
+    return Unsupported(
+        f"{NAME} cannot say it: {why}", where=path, hint="extract without --properties"
+    )

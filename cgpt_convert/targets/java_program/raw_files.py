@@ -1,0 +1,97 @@
+"""The raw files that demo-gpt-java reads: which tensor is in which, and in which order.
+
+As its `ParameterReader.java` and `QueryKeyValueParameters.java` read them: a file is exactly one
+tensor. A weight's bytes lie (out, in), or all of them (in, out) if `weights.transposed` is true;
+query, key and value may be one matrix (`merged.qkv`) only if it is (3*out, in).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.formats.raw import writer as parameters
+from cgpt_convert.plan import Digests, FilePlan, Late, Part
+from cgpt_convert.tensors.tensor import Tensor, replace
+
+_MERGED = "query.key.value"
+
+
+class RawFiles(NamedTuple):
+    """`files` has the program's name of each tensor and its file, relative to the folder."""
+
+    plans: list[FilePlan]
+    files: dict[str, str]
+    copies: dict[str, Tensor]  # files that hold a tensor once more, by path
+    transposed: bool  # the program's word for (in, out)
+
+
+def plan(checkpoint: Checkpoint, found: Recognised, tensors: Mapping[str, Tensor]) -> RawFiles:
+    """Every storage as it lies in the archive, and the files that the program needs besides.
+
+    `tensors` has what `found` names. What does not fill a storage of its own, as the program reads
+    it, gets a file of its own under the program's standard name.
+    """
+    transposed = found.conv1d == "contiguous"
+    views = dict(_views(found, tensors, transposed=transposed))
+    files = {key: f"{key}.dat" for key, view in views.items() if not _fills_storage(view)}
+    copies = {file: views[key] for key, file in files.items()}
+    everything = list(checkpoint.values()), list(checkpoint.exotic.values())
+    plans = parameters.plan_storages(checkpoint, *everything, copies)
+    raw = [each for each in plans if each.path not in copies]
+    stored = {id(p.storage): each.path for each in raw for p in each.parts if isinstance(p, Tensor)}
+    files = {key: files.get(key) or stored[id(view.storage)] for key, view in views.items()}
+    return RawFiles(plans, files, copies, transposed)
+
+
+def _views(
+    found: Recognised, tensors: Mapping[str, Tensor], *, transposed: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """The program's name of each tensor, and the tensor as its file should hold it."""
+    for name, key in found.names("raw").items():
+        tensor = tensors[name]
+        if transposed and _MERGED in key:
+            for number, part in enumerate(_MERGED.split(".")):
+                yield key.replace(_MERGED, part), _third(tensor, number)
+        elif found.places[name].rule.conv1d and not transposed:
+            yield key, tensor.transposed()
+        else:
+            yield key, tensor
+
+
+def _third(tensor: Tensor, number: int) -> Tensor:
+    """One of three equal parts of the last dimension."""
+    width = tensor.shape[-1] // 3
+    start = tensor.start + number * width * tensor.strides[-1]
+    return replace(tensor, shape=(*tensor.shape[:-1], width), start=start)
+
+
+def _fills_storage(tensor: Tensor) -> bool:
+    """Are the bytes of the storage just the tensor's, as it is to be read?"""
+    extent = tensor.extent()
+    return extent is not None and (extent.start, extent.nbytes) == (0, tensor.storage.nbytes)
+
+
+def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
+    """The same files inside of `folder`, which ends with a slash."""
+
+    def part(each: Part) -> Part:
+        return _inside(each, folder) if isinstance(each, Late) else each
+
+    return [
+        dataclasses.replace(each, path=folder + each.path, parts=tuple(map(part, each.parts)))
+        for each in plans
+    ]
+
+
+def _inside(late: Late, folder: str) -> Late:
+    """The part, which knows its files by the paths they had before."""
+
+    def make(digests: Digests) -> bytes:
+        files = {path.removeprefix(folder): each for path, each in digests.files.items()}
+        return late.make(digests._replace(files=files))
+
+    return late._replace(make=make)

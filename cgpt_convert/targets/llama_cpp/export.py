@@ -1,0 +1,179 @@
+"""A model -> the GGUF file that llama.cpp runs: names, layout, types, header fields.
+
+Which tensors stay float32 is llama.cpp's rule (conversion/base.py `prepare_tensors`), so the bytes
+of tensors are those that its own converter writes. It has no rule for the 4- and 5-bit types; there
+the output matrix is q8_0, as in llama.cpp's llama-quant.cpp where q6_k does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.hf_config_check import check_config
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.architectures.schema import architectures
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
+from cgpt_convert.targets.hf.config import configured
+from cgpt_convert.targets.hf.model_card import Card, read_card
+from cgpt_convert.targets.llama_cpp import fields as llama_fields
+from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find, source_lines
+from cgpt_convert.targets.whole_model import folder_of, layout_lines, whole_model
+from cgpt_convert.tensors.digest import same_values
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
+from cgpt_convert.tensors.shapes import in_blocks
+from cgpt_convert.tensors.tensor import Tensor
+
+_EMBEDDING, _HEAD, _POSITIONS = "token_embd.weight", "output.weight", "position_embd.weight"
+_KEPT = ("float32", "float16", "bfloat16")  # what `keep` leaves as it is
+
+
+class LlamaFile(NamedTuple):
+    """What is to be written, and what the user should know of it, a line each."""
+
+    plans: list[FilePlan]
+    lines: tuple[str, ...]
+    recognised: Recognised
+    request: Request
+
+
+class Source(NamedTuple):
+    """What is known of a model besides its tensors. `path` is for messages, and told to muP."""
+
+    path: str
+    config: Mapping[str, Any] | None
+    tokenizer: Tokenizer | None
+    card: Card = Card()
+
+
+def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    name: str,
+    dtype: str = "keep",
+    given: str | None = None,
+    *,
+    no_vocab: bool = False,
+    sign: AddProvenance = unsigned,
+) -> LlamaFile:
+    """The file called `name` that holds the model whose chosen, uncast `tensors` are given.
+
+    Configuration and tokenizer lie beside the checkpoint, or in it if it is a GGUF file; `given`
+    is a folder with a tokenizer that goes before, and `no_vocab` leaves it out. `sign` may add
+    metadata to the request. Raises Unsupported where llama.cpp could not run the result, and
+    BadRequest where a tokenizer is missing, with what to do.
+    """
+    path, folder = checkpoint.path, folder_of(checkpoint.path)
+    inside = llama_undo.is_gguf(checkpoint)
+    config = llama_undo.config(checkpoint) if inside else configured(folder)
+    found = recognised(path, tensors, config)
+    tokenizer = None
+    if not no_vocab:
+        own = llama_undo.tokenizer(checkpoint) if inside and given is None else None
+        tokenizer = own or find(folder, given, found.sizes["vocab_size"])
+        if tokenizer is None:
+            raise BadRequest(
+                f"no tokenizer for its {found.sizes['vocab_size']:,} tokens lies beside it",
+                where=path,
+                hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
+                "--no-vocab",
+            )
+        tokenizer = tokenizer.with_config(config or {})
+        llama_fields.check_tokenizer(tokenizer, path)
+    card = llama_undo.card(checkpoint) if inside else read_card(folder)
+    made, lines = request(name, found, tensors, dtype, Source(path, config, tokenizer, card))
+    made = sign(made)
+    return LlamaFile(gguf.plan(made), lines, found, made)
+
+
+def recognised(
+    path: str, tensors: Sequence[Tensor], config: Mapping[str, Any] | None
+) -> Recognised:
+    """What the tensors are; Unsupported unless llama.cpp knows it and they are all there."""
+    found = whole_model(path, tensors, config)
+    if found is None or not found.architecture.gguf_name:
+        known = [each.name for each in architectures().values() if each.gguf_name]
+        raise Unsupported(
+            "the tensors are of no architecture that is written as GGUF",
+            where=path,
+            hint=f"written is {', '.join(known)}; --to safetensors writes any tensors",
+        )
+    return found
+
+
+def request(
+    name: str, found: Recognised, tensors: Sequence[Tensor], dtype: str, source: Source
+) -> tuple[Request, tuple[str, ...]]:
+    """What the file called `name` is to hold, and a line for each thing worth knowing of it.
+
+    `dtype` is one of `dtypes.WISHES`. Without a tokenizer, llama.cpp can only be given token ids.
+    Raises Unsupported, as `plan` does, for settings that llama.cpp has not.
+    """
+    config = source.config or {}
+    lines = [*_stripped(found), *check_config(found, config), *source_lines(source.tokenizer)]
+    renamed, left_out = _renamed(found, tensors)
+    lines += [f"{name} is the token embedding, written once" for name in left_out]
+    head = _HEAD if any(tensor.name == _HEAD for tensor in renamed) else _EMBEDDING
+    written = []
+    for tensor in renamed:
+        target = _target(tensor, dtype, head)
+        if not in_blocks(target, tensor.shape):
+            lines.append(f"{tensor.name} is float16: rows of {tensor.shape[-1]} are no blocks")
+            target = BY_NAME["float16"]
+        written.append(tensor.cast(target))
+    if source.tokenizer is None:
+        vocabulary = llama_fields.no_vocabulary(found)
+    else:
+        vocabulary = llama_fields.vocabulary(source.tokenizer, found.sizes["vocab_size"])
+    fields = (
+        *llama_fields.general(found, config, source.card, written),
+        *llama_fields.hyperparameters(found, config, source.path),
+        *llama_fields.storage(written),
+        *vocabulary,
+        *llama_fields.own(found, config),
+    )
+    lines += llama_fields.notes(found, config)
+    return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
+
+
+def _stripped(found: Recognised) -> list[str]:
+    """Return the line that says which wrapper the names lose; a Linear layout is llama.cpp's."""
+    return layout_lines(found._replace(linear=False))
+
+
+def _target(tensor: Tensor, dtype: str, head: str) -> DType:
+    """What a tensor is written as: its name is llama.cpp's, `head` is the output matrix."""
+    if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight"):  # noqa: PLR2004 a matrix
+        return FLOAT32
+    if tensor.name == _POSITIONS or not tensor.name.endswith(".weight"):
+        return FLOAT32
+    if dtype == "keep":
+        return tensor.dtype if tensor.dtype.name in _KEPT else FLOAT32
+    if dtype in BLOCK_CASTS and tensor.name == head:
+        return BY_NAME["q8_0"]
+    return BY_NAME[dtype]
+
+
+def _renamed(found: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
+    """The tensors under llama.cpp's names and in its layout, and the names of tied ones left out.
+
+    A Conv1D's weight is (in, out) here and (out, in) there, as a Linear layer's is everywhere.
+    """
+    names = found.names("gguf")
+    by_rule = {found.places[t.name].rule.name: t for t in tensors if t.name in found.places}
+    renamed, left_out = [], []
+    for tensor in tensors:
+        if tensor.name not in names:
+            continue  # a buffer
+        rule = found.places[tensor.name].rule
+        if rule.tied_to and same_values(tensor, by_rule[rule.tied_to]):
+            left_out.append(tensor.name)
+            continue
+        turned = tensor.transposed() if rule.conv1d and not found.linear else tensor
+        renamed.append(turned.renamed(names[tensor.name]))
+    return renamed, left_out

@@ -1,0 +1,230 @@
+"""The key-value pairs that llama.cpp wants to find in a GGUF file of a model.
+
+Keys, types and order are those of llama.cpp's converter (conversion/base.py, conversion/gpt2.py);
+ggml/docs/gguf.md explains them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
+from cgpt_convert.architectures.hf_config_check import CONFIG
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.plan import Field
+from cgpt_convert.targets.hf import config as hf_config
+from cgpt_convert.targets.hf.model_card import Card
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
+from cgpt_convert.targets.tokenizer.files import ChatTemplate
+from cgpt_convert.targets.whole_model import heads
+from cgpt_convert.tensors.tensor import Tensor
+
+# gguf-py/gguf/constants.py `LlamaFileType`: what most of the weights are
+FILE_TYPES = {
+    "float32": 0,
+    "float16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "bfloat16": 32,
+}
+ARCHITECTURE, NAME, LICENSE = "general.architecture", "general.name", "general.license"
+# ours: llama.cpp's GPT-2 computes the tanh GELU whatever the model has, so it has no key for it
+ACTIVATION = "cgpt_convert.activation_function"
+SHAPE_OF = "shape of "  # begins the name of a model that nothing names
+TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+TYPES = "tokenizer.ggml.token_type"
+MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+_ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # so it is spelt there
+# in the order in which gguf-py's SpecialVocab writes them
+ROLES = {
+    role: f"tokenizer.ggml.{_ROLE_NAMES.get(role, role)}_token_id"
+    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "eot")
+}
+ADD = {name: f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep")}
+TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
+
+_QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
+_EPSILON = 1e-5  # transformers' GPT2Config, where config.json does not say
+_PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+
+
+def general(
+    found: Recognised, config: Mapping[str, Any], card: Card, tensors: Sequence[Tensor]
+) -> list[Field]:
+    """Return what the model is. Nothing of it depends on where the files lie.
+
+    The name and the licence are what a model card or config.json says. Shapes say neither.
+    """
+    size = size_label(sum(tensor.numel for tensor in tensors))
+    given = config.get("_name_or_path")
+    base = given.rstrip("/").rpartition("/")[2] if isinstance(given, str) else ""
+    shaped = f"{SHAPE_OF}{found.shape_of.title}" if found.shape_of else ""
+    name = card.name or printable(base) or shaped or f"{found.architecture.name} {size}"
+    fields = [
+        Field(ARCHITECTURE, "string", found.architecture.gguf_name),
+        Field("general.type", "string", "model"),
+        Field(NAME, "string", name),
+        Field("general.size_label", "string", size),
+    ]
+    if card.license:
+        fields.append(Field(LICENSE, "string", card.license))
+    return fields
+
+
+def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> list[Field]:
+    """The sizes, the heads and the epsilon of the layer norms.
+
+    Raises Unsupported for heads that nothing tells, for what is no epsilon, and for settings that
+    llama.cpp's graph of the architecture has not.
+    """
+    _check_settings(config, path)
+    values: dict[str, int | float] = {
+        **found.sizes,
+        "n_head": heads(found, path, config),
+        "layer_norm_epsilon": _epsilon(found, config, path),
+    }
+    return [
+        Field(
+            f"{found.architecture.gguf_name}.{key}",
+            "float32" if isinstance(values[size], float) else "uint32",
+            values[size],
+        )
+        for size, key in found.architecture.gguf_keys.items()
+    ]
+
+
+def own(found: Recognised, config: Mapping[str, Any]) -> list[Field]:
+    """Return what llama.cpp does not ask for, and this program needs to compute the model."""
+    return [Field(ACTIVATION, "string", activation(found, config))]
+
+
+def activation(found: Recognised, config: Mapping[str, Any]) -> str:
+    """Return what is configured, else what the known model of these shapes has, else GPT-2's."""
+    said = config.get("activation_function")
+    return said if isinstance(said, str) else hf_config.make_activation(found)
+
+
+def storage(tensors: Sequence[Tensor]) -> list[Field]:
+    """What type most of the weights are, and how they are quantized."""
+    nbytes = dict.fromkeys(FILE_TYPES, 0)
+    for tensor in tensors:
+        nbytes[tensor.dtype.name] += tensor.nbytes * (len(tensor.shape) > 1)
+    most = max(nbytes, key=lambda name: nbytes[name])
+    return [
+        Field("general.file_type", "uint32", FILE_TYPES[most]),
+        Field("general.quantization_version", "uint32", _QUANTIZATION_VERSION),
+    ]
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
+    """The tokenizer, with unused tokens up to the model's number of them."""
+    have = len(tokenizer.tokens)
+    pads = tuple(f"[PAD{number}]" for number in range(have, vocab_size))
+    types = [NORMAL] * have + [UNUSED] * len(pads)
+    for number in tokenizer.added | tokenizer.special:
+        types[number] = CONTROL if number in tokenizer.special else USER_DEFINED
+    fields: list[Field] = [
+        Field(MODEL, "string", "gpt2"),
+        Field(PRE, "string", "gpt-2"),
+        Field(TOKENS, "string", tokenizer.tokens + pads),
+        Field(TYPES, "int32", tuple(types)),
+        Field(MERGES, "string", tokenizer.merges),
+    ]
+    roles = {"bos": tokenizer.bos, "eos": tokenizer.eos, **tokenizer.roles}
+    if tokenizer.after and tokenizer.after[0] != tokenizer.eos:
+        # what llama.cpp puts after a text is the end token: the other one is its end of turn
+        roles |= {"eos": tokenizer.after[0], "eot": tokenizer.eos}
+    ids = ((key, roles.get(role)) for role, key in ROLES.items())
+    fields += [Field(key, "uint32", number) for key, number in ids if number is not None]
+    stated = ((key, tokenizer.adds.get(name)) for name, key in ADD.items())
+    fields += [Field(key, "bool", value) for key, value in stated if value is not None]
+    return [*fields, *_chat_template(tokenizer.template)]
+
+
+def _chat_template(template: ChatTemplate) -> Iterator[Field]:
+    """Yield the fields of a chat template, as gguf-py's `add_chat_template` writes them."""
+    if isinstance(template, str):
+        yield Field(TEMPLATE, "string", template)
+        return
+    named = {re.sub("[^a-zA-Z0-9]", "_", name): text for name, text in template or ()}
+    default = named.pop("default", None)
+    for name, text in named.items():
+        yield Field(f"{TEMPLATE}.{name}", "string", text)
+    if named:
+        yield Field(TEMPLATES, "string", tuple(named))
+    if default is not None:
+        yield Field(TEMPLATE, "string", default)
+
+
+def check_tokenizer(tokenizer: Tokenizer, path: str) -> None:
+    """Raise Unsupported, with every reason, if llama.cpp would give a text other tokens."""
+    problems = list(tokenizer.problems)
+    before, after = tokenizer.before, tokenizer.after
+    if len(before) > 1 or len(after) > 1:
+        problems.append(f"it puts {len(before)} tokens before a text and {len(after)} after it")
+    elif before and before[0] != tokenizer.bos:
+        problems.append(f"a text begins with {tokenizer.tokens[before[0]]!r}, not its bos_token")
+    if problems:
+        raise Unsupported(
+            f"llama.cpp cannot do what its tokenizer does: {printable('; '.join(problems))}",
+            where=path,
+            hint="--no-vocab writes the GGUF without a tokenizer; --to hf keeps the tokenizer",
+        )
+
+
+def no_vocabulary(found: Recognised) -> list[Field]:
+    """What lets llama.cpp evaluate token ids without knowing what they stand for."""
+    return [
+        Field(f"{found.architecture.gguf_name}.vocab_size", "uint32", found.sizes["vocab_size"]),
+        Field(MODEL, "string", "none"),
+    ]
+
+
+def size_label(parameters: int) -> str:
+    """The number of parameters as gguf-py's `size_label` rounds it: 111M, 1.3B."""
+    scales = {"T": 1e-12, "B": 1e-9, "M": 1e-6, "K": 1e-3}
+    suffix = next((s for s, scale in scales.items() if parameters * scale > 1), "K")
+    scaled = parameters * scales[suffix]
+    digits = len(str(round(scaled)).lstrip("0"))
+    return f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
+
+
+def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+    """A line for what llama.cpp does otherwise than the model."""
+    if ACTIVATIONS.get(activation(found, config)) == ERF:
+        yield (
+            "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
+            "differ in the fourth digit after the point"
+        )
+
+
+def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
+    known = found.shape_of.layer_norm_epsilon if found.shape_of else _EPSILON
+    said = config.get("layer_norm_epsilon", known)
+    if type(said) not in (int, float) or not 0 < said < math.inf:
+        raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
+    return float(said)
+
+
+def _check_settings(config: Mapping[str, Any], path: str) -> None:
+    """llama.cpp's src/models/gpt2.cpp: GELU by tanh, scores scaled by the head's width only."""
+    wrong = [key for key, plain in _PLAIN.items() if config.get(key, plain) is not plain]
+    said = config.get("activation_function")
+    if said is not None and not (isinstance(said, str) and said in ACTIVATIONS):
+        wrong.append("activation_function")
+    if wrong:
+        shown = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
+        raise Unsupported(
+            f"{CONFIG} says {printable(shown)}, which llama.cpp's GPT-2 does not compute",
+            where=path,
+            hint="--to safetensors or --to hf writes the weights for other programs",
+        )

@@ -1,0 +1,187 @@
+"""A GGUF file of llama.cpp's -> names and layout as transformers has them, and what it says.
+
+The inverse of `llama`: the same table, read the other way.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cgpt_convert.architectures.schema import Architecture, Place, architectures, template
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.plan import Field
+from cgpt_convert.targets.hf.model_card import Card
+from cgpt_convert.targets.llama_cpp import fields as keys
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
+from cgpt_convert.targets.tokenizer.files import ChatTemplate
+from cgpt_convert.tensors.dtypes import FLOAT32
+
+# the names of pre-tokenizers that are GPT-2's in llama.cpp (src/llama-vocab.cpp `impl::load`)
+_GPT2_PRE = ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "mpt", "olmo")
+_SIZE_LABEL = "general.size_label"
+_VERSION_LINE = "#version: 0.2"  # the first of a merges.txt
+
+
+class Inside(NamedTuple):
+    """What else a GGUF file holds of a model: what other forms have in files beside the weights."""
+
+    config: dict[str, Any] | None  # what config.json would say, as far as the fields tell
+    tokenizer: Tokenizer | None
+
+
+def is_gguf(checkpoint: Checkpoint) -> bool:
+    """Is it what `formats.gguf` reads, under whatever names?"""
+    return checkpoint.kind == "GGUF"
+
+
+def inside(checkpoint: Checkpoint) -> Inside | None:
+    """What the file says of itself; None for what is no GGUF."""
+    return Inside(config(checkpoint), tokenizer(checkpoint)) if is_gguf(checkpoint) else None
+
+
+def undo(checkpoint: Checkpoint) -> Checkpoint:
+    """A GGUF checkpoint with transformers' names, Conv1D weights (in, out), numbers not blocks.
+
+    Of an architecture that is not known names and layout stay as they are; so do tensors that it
+    does not have. Nothing is read.
+    """
+    architecture = _architecture(checkpoint)
+    places = _places(architecture) if architecture else {}
+
+    def place_of(name: str) -> Place | None:
+        pattern, layer = template(name)
+        found = places.get(pattern)
+        return Place(found.rule, layer) if found else None
+
+    def renamed(name: str) -> str:
+        place = place_of(name)
+        return place.name(architecture.canonical) if architecture and place else name
+
+    tensors = {}
+    for name, tensor in checkpoint.items():
+        place = place_of(name)
+        wide = tensor.cast(FLOAT32) if tensor.stored.block > 1 else tensor
+        turned = wide.transposed() if place and place.rule.conv1d else wide
+        tensors[renamed(name)] = turned.renamed(renamed(name))
+    done = copy.copy(checkpoint)
+    done.tensors = tensors
+    done.lost = {renamed(name): why for name, why in checkpoint.lost.items()}
+    return done
+
+
+def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What config.json would say of the model, as far as the fields tell; None if not known."""
+    architecture = _architecture(checkpoint)
+    if architecture is None:
+        return None
+    known: dict[str, Any] = {"model_type": architecture.model_types[0]}
+    for size, key in architecture.gguf_keys.items():
+        text = checkpoint.metadata.get(f"{architecture.gguf_name}.{key}")
+        value = _number(text) if text is not None else None
+        if value is not None:
+            known[architecture.config_keys.get(size, (size,))[0]] = value
+    told = {
+        "activation_function": checkpoint.metadata.get(keys.ACTIVATION),
+        "_name_or_path": card(checkpoint).name,
+    }
+    return known | {key: value for key, value in told.items() if value}
+
+
+def card(checkpoint: Checkpoint) -> Card:
+    """Return the name and the licence that the file states, as a model card does."""
+    said = checkpoint.metadata
+    name = said.get(keys.NAME, "")
+    made = f"{said.get(keys.ARCHITECTURE)} {said.get(_SIZE_LABEL)}"
+    told = "" if name == made or name.startswith(keys.SHAPE_OF) else name
+    return Card(told, said.get(keys.LICENSE, ""))
+
+
+def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer in the file, less unused tokens at its end; None if it has no such one.
+
+    Its `files` are the vocab.json and merges.txt that say the same.
+    """
+    said = checkpoint.metadata
+    if said.get(keys.MODEL) != "gpt2" or said.get(keys.PRE) not in _GPT2_PRE:
+        return None
+    found = {field.key: field for field in gguf.fields(checkpoint)}
+    tokens, merges = (_array(found.get(key), "string") for key in (keys.TOKENS, keys.MERGES))
+    types = _array(found.get(keys.TYPES), "int32")
+    if not tokens or len(types) != len(tokens):
+        return None
+    last = max((i for i, kind in enumerate(types) if kind != keys.UNUSED), default=-1)
+    tokens = tokens[: last + 1]
+    special = frozenset(i for i, kind in enumerate(types) if kind == keys.CONTROL)
+    added = special | {i for i, kind in enumerate(types) if kind == keys.USER_DEFINED}
+    vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    files = {
+        "vocab.json": vocabulary.encode(),
+        "merges.txt": "\n".join((_VERSION_LINE, *merges, "")).encode(),
+    }
+    read = {role: _token(found.get(key), len(tokens)) for role, key in keys.ROLES.items()}
+    roles = {role: number for role, number in read.items() if number is not None}
+    bos, eos = roles.pop("bos", None), roles.pop("eos", None)
+    stated = {name: _flag(found.get(key)) for name, key in keys.ADD.items()}
+    adds = {name: value for name, value in stated.items() if value is not None}
+    before = (bos,) if adds.get("bos") and bos is not None else ()
+    after = (eos,) if adds.get("eos") and eos is not None else ()
+    if after and "eot" in roles:  # see `llama_fields.vocabulary`
+        eos = roles.pop("eot")
+    made = Tokenizer(tokens, merges, bos, eos, special, files, frozenset(added), roles)
+    return made._replace(before=before, after=after, adds=adds, template=_template(found))
+
+
+def _flag(field: Field | None) -> bool | None:
+    return field.value if field is not None and isinstance(field.value, bool) else None
+
+
+def _template(found: Mapping[str, Field]) -> ChatTemplate:
+    """Return the chat template, or all of them by name, the one without a name as `default`."""
+    main = found.get(keys.TEMPLATE)
+    default = main.value if main is not None and isinstance(main.value, str) else None
+    named = []
+    for name in _array(found.get(keys.TEMPLATES), "string"):
+        field = found.get(f"{keys.TEMPLATE}.{name}")
+        if field is not None and isinstance(field.value, str):
+            named.append((name, field.value))
+    if not named:
+        return default
+    return (*named, *([("default", default)] if default is not None else ()))
+
+
+def _architecture(checkpoint: Checkpoint) -> Architecture | None:
+    name = checkpoint.metadata.get(keys.ARCHITECTURE)
+    known = architectures().values()
+    return next((each for each in known if each.gguf_name and each.gguf_name == name), None)
+
+
+def _places(architecture: Architecture) -> dict[str, Place]:
+    """llama.cpp's name, with {i} for the layer -> which tensor of the architecture it is."""
+    rules = architecture.rules.values()
+    return {rule.names["gguf"]: Place(rule, None) for rule in rules if "gguf" in rule.names}
+
+
+def _number(text: str) -> int | float | None:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _array(field: Field | None, kind: str) -> tuple[Any, ...]:
+    if field is None or field.type != kind or not isinstance(field.value, tuple):
+        return ()
+    return field.value
+
+
+def _token(field: Field | None, most: int) -> int | None:
+    value = field.value if field else None
+    return value if type(value) is int and 0 <= value < most else None

@@ -1,0 +1,178 @@
+"""A checkpoint and a wish -> what is to be written: the one place where targets differ in kind.
+
+Most targets are formats, which hold whatever tensors they are given. `gguf` and `hf` hold a model:
+its names, configuration and tokenizer too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
+from cgpt_convert.sources.paths import is_url
+from cgpt_convert.targets.hf_view import undone
+from cgpt_convert.targets.selection import Selection, Wish, select
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS
+from cgpt_convert.writing.destination import write_files, write_folder
+from cgpt_convert.writing.source_guard import check_apart, inputs_of
+from cgpt_convert.writing.writer import Options
+
+HF, GGUF = "hf", "gguf"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to write, and where. `tokenizer` and `vocabulary` are for whole models."""
+
+    to: str  # a format's name, or "hf"
+    output: str  # the path, whose last part names the file
+    max_shard_nbytes: int | None = None
+    tokenizer: str | None = None  # a folder that goes before the source's own
+    vocabulary: bool = True
+    # makes the function that adds provenance metadata; None writes none
+    provenance: Callable[[Selection], AddProvenance] | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Files to write, in a folder of their own or beside each other, and what to say of them."""
+
+    plans: list[FilePlan]
+    selection: Selection
+    request: Request
+    lines: tuple[str, ...] = ()
+    folder: bool = False
+    inputs: tuple[str, ...] = ()  # what it is made from, which the output must not replace
+
+    def check_apart(self, output: str) -> None:
+        """Raise BadRequest if writing to `output` would replace something it is made from."""
+        paths = [output]
+        if not self.folder:
+            paths = [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
+        check_apart(self.plans, self.inputs, paths, folder=self.folder)
+
+    def write(self, output: str, options: Options | None = None) -> list[str]:
+        """Write the files to `output`, a path or a URL; return the paths written."""
+        settings = options or Options()
+        settings.inputs += self.inputs
+        if self.folder:
+            return write_folder(self.plans, output, settings)
+        return write_files(self.plans, os.path.dirname(output), settings)
+
+    def opened_by(self, output: str) -> str:
+        """What to name to open what was written to `output`: the index, where it is in shards."""
+        last = self.plans[-1].path
+        if self.folder or not last.endswith(".index.json"):
+            return output
+        return os.path.join(os.path.dirname(output), last)
+
+
+def targets() -> list[str]:
+    """What `Target.to` may be."""
+    return sorted([*formats.names(), HF])
+
+
+def target_for(output: str) -> str:
+    """The target that the suffix of `output` tells; BadRequest if it tells none."""
+    form = formats.for_suffix(output)
+    if form is None:
+        raise BadRequest(
+            "the format is not clear from the name",
+            where=output,
+            hint=f"say --to {'|'.join(targets())}",
+        )
+    return form.NAME
+
+
+def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
+    """The plan; nothing is read or written yet. Raises BadRequest for what cannot be done."""
+    _check(wish, target)
+    made = _planned(checkpoint, wish, target)
+    return replace(made, inputs=inputs_of(checkpoint) + _beside(checkpoint, target))
+
+
+def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
+    """Return the paths of the configuration and tokenizer files that a whole model is made with."""
+    if target.to not in (GGUF, HF):
+        return ()
+    from cgpt_convert.targets.hf.tokenizer import NAMES
+
+    folders = (os.path.dirname(checkpoint.path), target.tokenizer)
+    if os.path.isdir(checkpoint.path):
+        folders = (checkpoint.path, target.tokenizer)
+    found = (f for f in folders if f is not None and not is_url(f))
+    names = (*NAMES, "config.json", "generation_config.json")
+    return tuple(os.path.join(folder, name) for folder in found for name in names)
+
+
+def _planned(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
+    name = os.path.basename(target.output.rstrip("/"))
+    if target.to == GGUF:
+        from cgpt_convert.targets.llama_cpp import export as llama
+        from cgpt_convert.targets.whole_model import refuse_incomplete
+
+        chosen = select(checkpoint, wish._replace(dtype="keep", tied="copy"))
+        refuse_incomplete(chosen, checkpoint.path)
+        made = llama.plan(
+            checkpoint,
+            chosen.tensors,
+            name,
+            wish.dtype,
+            target.tokenizer,
+            no_vocab=not target.vocabulary,
+            sign=_provenance(chosen, target),
+        )
+        return Conversion(made.plans, chosen, made.request, made.lines)
+    checkpoint = undone(checkpoint)
+    if target.to == HF:
+        from cgpt_convert.targets.hf import folder as hf
+        from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+        from cgpt_convert.targets.whole_model import refuse_incomplete
+
+        chosen = select(checkpoint, wish._replace(tied="copy"))
+        refuse_incomplete(chosen, checkpoint.path)
+        folder = hf.plan(
+            checkpoint.path,
+            chosen.tensors,
+            target.tokenizer,
+            target.max_shard_nbytes,
+            inside=llama_undo.inside(checkpoint),
+            sign=_provenance(chosen, target),
+        )
+        return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
+    form = formats.by_name(target.to)
+    chosen = select(checkpoint, wish)
+    request = Request(
+        name, tuple(chosen.tensors), chosen.aliases, max_shard_nbytes=target.max_shard_nbytes
+    )
+    request = _provenance(chosen, target)(request)
+    return Conversion(form.plan(request), chosen, request, folder=form.FOLDER)
+
+
+def _provenance(chosen: Selection, target: Target) -> AddProvenance:
+    return unsigned if target.provenance is None else target.provenance(chosen)
+
+
+def _check(wish: Wish, target: Target) -> None:
+    """Refuse settings that the target has no use for: they were meant for something."""
+    form = formats.by_name(target.to) if target.to != HF else None
+    if form and not form.FOLDER and not os.path.basename(target.output):
+        raise BadRequest(
+            f"{form.NAME} is written as a file, not as a folder",
+            where=target.output,
+            hint=f"name it, say {os.path.join(target.output, 'model' + form.SUFFIX)}",
+        )
+    model = target.to in (GGUF, HF)
+    if wish.dtype in BLOCK_CASTS and target.to != GGUF:
+        raise BadRequest(f"only GGUF has {wish.dtype}", hint="write a .gguf file, or another dtype")
+    if target.tokenizer is not None and not model:
+        raise BadRequest(f"{target.to} holds no tokenizer", hint="leave --tokenizer out")
+    if not target.vocabulary and target.to != GGUF:
+        raise BadRequest(f"{target.to} holds no vocabulary", hint="leave --no-vocab out")
+    if target.max_shard_nbytes is not None and target.to == GGUF:
+        raise BadRequest("GGUF files are not split here", hint="leave --max-shard-size out")

@@ -1,0 +1,1 @@
+"""Tokenizer files, read for other programs' formats."""

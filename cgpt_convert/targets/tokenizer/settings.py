@@ -1,0 +1,170 @@
+"""What a byte-level tokenizer does besides merging: what it puts around a text, and added tokens.
+
+llama.cpp adds at most one token before a text and one after it, and matches added tokens wherever
+they stand, the longest first. What goes beyond that is a problem, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from cgpt_convert.core.text import printable
+
+# a token's flags that llama.cpp has only for a few models by name
+# The texts by which llama.cpp knows tokens that end a text or fill a gap, whatever their type is
+# (src/llama-vocab.cpp `impl::load`): it finds them in texts, where transformers would not.
+_ENDS = "</s> <eos> <EOT> _<EOT> [EOT] [EOS] <end_of_turn> <end_of_utterance> <turn|> [e~["
+_ENDS += " <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|>"
+_ENDS += " <|endoftext|> <|end_of_text|> <\uff5cend\u2581of\u2581sentence\uff5c>"
+_ENDS += " <|channel|> <|message|> <|start|> <|constrain|> <|tool_response>"
+_FILLS = "<|fim_{}|> <fim-{}> <fim_{}> <|{}|> <|code_{}|>"
+_GAPS = "<PRE> <SUF> <MID> \u2581<PRE> \u2581<SUF> \u2581<MID> <PAD> [PAD] <REPO> <reponame>"
+_GAPS += " <|repo_name|> <|file_sep|>"
+_GAPS += "".join(f" <\uff5cfim\u2581{part}\uff5c>" for part in ("begin", "hole", "end"))
+_TAKEN_FOR_SPECIAL = frozenset(
+    [*_ENDS.split(), *_GAPS.split()]
+    + [
+        text
+        for part in ("prefix", "suffix", "middle", "pad", "repo")
+        for text in _FILLS.replace("{}", part).split()
+    ]
+)
+_FLAGS = ("lstrip", "rstrip", "single_word")
+
+
+class Around(NamedTuple):
+    """The ids that are put before and after a text, and what is not understood of it; "" if all."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    problem: str = ""
+
+
+NOTHING = Around()
+
+
+def around(processor: object) -> Around:
+    """Return what the post_processor of a tokenizer.json puts around a single text."""
+    match processor:
+        case None | {"type": "ByteLevel"}:
+            return Around()
+        case {"type": "Sequence", "processors": list(inner)}:
+            found = Around()
+            for each in map(around, inner):  # a later one comes around what the earlier ones gave
+                problem = found.problem or each.problem
+                found = Around(each.before + found.before, found.after + each.after, problem)
+            return found
+        case {
+            "type": "RobertaProcessing" | "BertProcessing",
+            "cls": [str(), int(cls)],
+            "sep": [str(), int(sep)],
+        }:
+            return Around((cls,), (sep,))
+        case {"type": "TemplateProcessing", "single": list(pieces), "special_tokens": dict(tokens)}:
+            return _template(pieces, tokens)
+        case {"type": str(kind)}:
+            return Around(problem=f"its post_processor is a {printable(kind)}")
+    return Around(problem="its post_processor is not understood")
+
+
+def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> Around:
+    sides: tuple[list[int], list[int]] = ([], [])
+    texts = 0
+    for piece in pieces:
+        match piece:
+            case {"Sequence": {"id": "A"}}:
+                texts += 1
+            case {"SpecialToken": {"id": str(name)}}:
+                match tokens.get(name):
+                    case {"ids": list(ids)} if all(type(each) is int for each in ids):
+                        sides[min(texts, 1)].extend(ids)
+                    case _:
+                        texts = -1
+                        break
+            case _:
+                texts = -1
+                break
+    if texts != 1:
+        return Around(problem="its post_processor's template is not understood")
+    return Around(tuple(sides[0]), tuple(sides[1]))
+
+
+def model_problems(model: Mapping[str, Any], alphabet: Iterable[str]) -> Iterator[str]:
+    """Yield what the model of a tokenizer.json does that llama.cpp's merging does not."""
+    if model.get("ignore_merges"):
+        yield "its model has ignore_merges"
+    if model.get("dropout"):
+        yield "its model has dropout"
+    vocabulary = model.get("vocab")
+    complete = isinstance(vocabulary, dict) and vocabulary.keys() >= set(alphabet)
+    if model.get("unk_token") is not None and not complete:
+        yield "its vocabulary lacks bytes, for which its model has an unk_token"
+
+
+def taken_for_special(vocabulary: Iterable[str]) -> Iterator[str]:
+    """Yield a line for an ordinary token that llama.cpp takes for a special one by its text."""
+    shown = [token for token in vocabulary if token in _TAKEN_FOR_SPECIAL]
+    if shown:
+        yield f"llama.cpp takes its ordinary token {shown[0]!r} for a special one"
+
+
+def flags(row: Mapping[str, Any]) -> list[str]:
+    """Return the flags of an added token that llama.cpp cannot express."""
+    return [flag for flag in _FLAGS if row.get(flag)]
+
+
+def overlaps(plain: Iterable[str], normalized: Iterable[str]) -> Iterator[str]:
+    """Yield a line for the first added tokens between which llama.cpp would choose otherwise.
+
+    The tokenizers library takes the leftmost, then the longest, and `plain` ones before
+    `normalized` ones; llama.cpp takes the longest of all, wherever it stands.
+    """
+    groups = (frozenset(plain), frozenset(normalized))
+    for one in groups:
+        for other in groups:
+            found = _overlapping(one, other)
+            if found:
+                yield f"its added tokens {found[0]!r} and {found[1]!r} overlap"
+                return
+    inside = next((pair for pair in _inside(*groups)), None)
+    if inside:
+        yield f"its added token {inside[0]!r} is inside of {inside[1]!r}"
+
+
+def _overlapping(first: frozenset[str], second: frozenset[str]) -> tuple[str, str] | None:
+    """Return a token of `first` and one of `second`, no shorter, that begins inside of it."""
+    longest: dict[str, list[str]] = {}  # a beginning -> the two longest tokens that have it
+    for token in sorted(second, key=len, reverse=True):
+        for stop in range(1, len(token)):
+            tokens = longest.setdefault(token[:stop], [])
+            if len(tokens) < 2:  # noqa: PLR2004  the token itself, and another
+                tokens.append(token)
+    for token in sorted(first):
+        for start in range(1, len(token)):
+            for other in longest.get(token[start:], ()):
+                run = len(set(token + other)) == 1  # spaces: either way the longest from the left
+                if other != token and len(other) >= len(token) and not run:
+                    return token, other
+    return None
+
+
+def _inside(plain: frozenset[str], normalized: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for token in sorted(normalized) if plain else ():
+        size = len(token)
+        for start in range(size):
+            for stop in range(start + 1, size + 1):
+                if stop - start < size and token[start:stop] in plain:
+                    yield token[start:stop], token
+
+
+def chat_template(value: object) -> str | tuple[tuple[str, str], ...] | None:
+    """Return a chat template, or named ones; None for what is neither."""
+    if isinstance(value, str):
+        return value
+    named = []
+    for each in value if isinstance(value, list) else ():
+        match each:
+            case {"name": str(name), "template": str(text)}:
+                named.append((name, text))
+    return tuple(named) or None

@@ -1,0 +1,163 @@
+"""What outputs need that are a model and not just tensors: all of it, its heads, its end token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cgpt_convert.architectures.hf_config_check import CONFIG, count, head_lines, mup_refusal
+from cgpt_convert.architectures.recognise import recognise
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.architectures.schema import LAYERS, Architecture, architectures
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.targets.selection import Selection
+from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS, Tokenizer
+from cgpt_convert.tensors.tensor import Tensor
+
+_SHOWN = 5
+_CLASSES = "GPT2"  # how the classes of transformers begin whose model_type is gpt2
+_ONLY_WEIGHTS = "--to safetensors writes the weights alone"
+
+
+def folder_of(path: str) -> str:
+    """The folder where the configuration and the tokenizer of the weights at `path` lie."""
+    return path if os.path.isdir(path) else os.path.dirname(path) or "."
+
+
+def whole_model(
+    path: str, tensors: Iterable[Tensor], config: Mapping[str, Any] | None
+) -> Recognised | None:
+    """What the tensors of the file at `path` are; None if of no known architecture.
+
+    Raises Unsupported, naming every misfit, unless they are a model of it, neither more nor less,
+    and for those whose logits the architecture does not give (muP).
+    """
+    named = {tensor.name: tensor for tensor in tensors}
+    found = recognise(named, config)
+    if found is None:
+        refuse_misnamed(path, named, config or {})
+        return None
+    if found.misfits and _lacks_biases(found):
+        raise Unsupported(
+            f"the model has no biases ({len(found.misfits)} are missing): it was trained without, "
+            f"as nanoGPT's with bias=False; {found.architecture.name} has them",
+            where=path,
+            hint=_ONLY_WEIGHTS,
+        )
+    if found.misfits:
+        raise Unsupported(
+            f"{len(found.misfits)} differences from {found.architecture.name}: "
+            f"{'; '.join(found.misfits)}",
+            where=path,
+            hint=_ONLY_WEIGHTS,
+        )
+    layers = count(config or {}, found.architecture.config_keys.get(LAYERS, ()))
+    have = found.sizes[LAYERS]
+    if layers is not None and layers > have:
+        raise Unsupported(
+            f"{CONFIG} says that the model has {layers:,} layers, and the file has {have:,}: some "
+            f"are missing, or {CONFIG} is another model's",
+            where=path,
+            hint=f"mend {CONFIG} if these are all; or {_ONLY_WEIGHTS}",
+        )
+    if found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
+        raise Unsupported(
+            f"{CONFIG} says that the head is not the token embedding (tie_word_embeddings false), "
+            "and the file has no lm_head.weight",
+            where=path,
+            hint=f"set it to true in {CONFIG} if the head is the embedding; or {_ONLY_WEIGHTS}",
+        )
+    refusal = mup_refusal(found.architecture, config or {}, path)
+    if refusal:
+        raise Unsupported(refusal, where=path, hint=_ONLY_WEIGHTS)
+    return found._replace(refusal="")
+
+
+def _lacks_biases(found: Recognised) -> bool:
+    """Return whether the only difference from the architecture is that no bias is there."""
+    biases = any(place.rule.name.endswith(".bias") for place in found.places.values())
+    return not biases and all(".bias: missing" in line for line in found.misfits)
+
+
+def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Raise Unsupported, with what the names begin with, if config.json says they are known."""
+    known = _configured_architecture(config)
+    if known is not None:
+        firsts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        shown = ", ".join(printable(first) for first in firsts[:_SHOWN])
+        more = f" and {len(firsts) - _SHOWN:,} more" if firsts[_SHOWN:] else ""
+        raise Unsupported(
+            f"{CONFIG} describes a {known.name} model, and the tensors are not those of one; their "
+            f"names begin with {shown}{more}",
+            where=path,
+            hint="convert --match 'NAME.*' takes the tensors of one model; --to safetensors writes "
+            "all weights under the names that they have",
+        )
+
+
+def _configured_architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """Return the known architecture that config.json names; None if it names another or none."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    for architecture in architectures().values():
+        if kind in architecture.model_types:
+            return architecture
+        named = classes if kind is None and isinstance(classes, list) else []
+        if any(isinstance(each, str) and each.startswith(_CLASSES) for each in named):
+            return architecture
+    return None
+
+
+def layout_lines(found: Recognised) -> list[str]:
+    """Return a line for what is changed of the names and the layout that the file has."""
+    lines = []
+    if found.wrapper:
+        lines.append(f"the wrapper {printable(found.wrapper)!r} is stripped from the names")
+    if found.linear:
+        count = sum(place.rule.conv1d for place in found.places.values())
+        lines.append(
+            f"{count} weights of Linear layers, stored (out, in), are transposed to (in, out)"
+        )
+    return lines
+
+
+def refuse_incomplete(chosen: Selection, path: str) -> None:
+    """Raise Malformed, naming them, if tensors of what is to be a whole model are lost."""
+    if chosen.lost:
+        raise Malformed(
+            f"a whole model is wanted, and {len(chosen.lost):,} of its tensors are lost: "
+            f"{', '.join(map(printable, chosen.lost))}",
+            where=path,
+            hint=f"leave them out with --exclude if they are buffers; or {_ONLY_WEIGHTS}",
+        )
+
+
+def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
+    """Return the number of attention heads.
+
+    Raises Unsupported, with what to do, where nothing tells it or config.json has it wrong.
+    """
+    wrong = list(head_lines(found, config))
+    if found.n_head is None and wrong:
+        raise Unsupported(f"{CONFIG} says {wrong[0]}", where=path, hint=f"mend {CONFIG}")
+    if found.n_head is None:
+        raise Unsupported(
+            "the number of attention heads is not known: tensors do not tell it, and the model is "
+            "none that is known by name",
+            where=path,
+            hint=f"put the model's {CONFIG}, with n_head, beside the weights",
+        )
+    return found.n_head
+
+
+def end_id(
+    config: Mapping[str, Any], tokenizer: Tokenizer | None, key: str, vocab_size: int
+) -> int | None:
+    """The id of `key`, "bos" or "eos": what config.json says, else the tokenizer, else GPT-2's."""
+    said = config.get(f"{key}_token_id")
+    if type(said) is int:
+        return said
+    if tokenizer is not None:
+        return tokenizer.bos if key == "bos" else tokenizer.eos
+    return GPT2_TOKENS - 1 if vocab_size == GPT2_TOKENS else None

@@ -1,0 +1,1 @@
+"""Element types, strided views, and the reading, casting and comparing of elements."""

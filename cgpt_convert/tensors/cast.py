@@ -1,0 +1,197 @@
+"""Casts among real floating-point types, equal to torch's `.to(dtype)` bit for bit, NaNs aside.
+
+Everything goes through float32, as in torch: float64 to float16 rounds twice there too. NumPy has
+no bfloat16 and no float8, and its float16 is scalar code. Here both 16-bit types are made in
+integer and float32 steps that NumPy does in vector registers, on chunks that stay in the L2 cache.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.tensors.dtypes import CASTS, DType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cgpt_convert.tensors.read import CastCounts
+
+    Words = NDArray[Any]  # little-endian bit patterns, unsigned
+    Floats = NDArray[np.float32]
+
+CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and as much for every step's result
+# Beside other threads: after each step a thread waits for the interpreter's lock, so that fewer and
+# longer steps take less, though they leave the cache. Their memory is worth it for large tensors.
+_LONG, _LARGE = 256 << 10, 8 << 20
+_NBYTES = 24  # that a cast holds for each element of a step
+
+# Exponent bits, mantissa bits, bias, codes of NaN. torch/headeronly/util/Float8_*.h; OCP 8-bit
+# floating point 1.0 (e4m3fn, e5m2); arXiv:2206.02915 (fnuz); OCP microscaling 1.0 (e8m0fnu).
+FLOAT8 = {
+    "float8_e4m3fn": (4, 3, 7, (0x7F, 0xFF)),
+    "float8_e5m2": (5, 2, 15, (0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF)),
+    "float8_e4m3fnuz": (4, 3, 8, (0x80,)),
+    "float8_e5m2fnuz": (5, 2, 16, (0x80,)),
+}
+# An infinity's bits shifted left by one, which drops the sign: zero's are 0, a NaN's are greater.
+INFINITY = {
+    "float64": 0x7FF << 53,
+    "float32": 0xFF << 24,
+    "float16": 0x1F << 11,
+    "bfloat16": 0xFF << 8,
+}
+
+OVERFLOW = 65520.0  # float16's greatest value and half a step: from here on it rounds to infinity
+
+UNDERFLOW = 2.0**-25  # half of its least value: up to here it rounds to zero
+
+
+def at_once(numel: int, max_bytes: int, threads: int) -> int:
+    """How many elements of so many to cast or quantize at once: more beside other threads.
+
+    What they take is no more than `max_bytes`, or what `CHUNK` elements take.
+    """
+    if threads == 1 or numel < _LARGE:
+        return CHUNK
+    return max(CHUNK, min(_LONG, max_bytes // _NBYTES // CHUNK * CHUNK))
+
+
+class Cast:
+    """A cast of up to `most` elements at a time. `counts` gathers what is lost; None skips that.
+
+    Raises Unsupported for a target other than float32, float16 and bfloat16.
+    """
+
+    def __init__(self, stored: DType, target: DType, most: int, counts: CastCounts | None) -> None:
+        if not stored.is_float or target.name not in CASTS:
+            raise Unsupported(f"there is no cast from {stored.name} to {target.name}")
+        self._stored, self._target, self._counts = stored.name, target.name, counts
+        self._wide = np.empty(most, "<f4")
+        self._steps = np.empty((2, most), "<u4")
+        self._halves = np.empty((2, most), "<u2")
+        self._negative = np.empty(most, "?")
+        self._tiny = np.full(most, 2.0**-14, "<f4")  # float16's least normal value
+
+    def __call__(self, words: Words) -> Words:
+        """The cast elements of `words`, as bit patterns, valid until the next call."""
+        if self._stored == "float32":
+            wide = words.view("<f4")
+        else:
+            wide = self._wide[: len(words)]
+            widen(words, self._stored, wide)
+        bits = wide.view("<u4")
+        if self._stored == "float64" and not _is_plain(bits, "float32"):
+            self._count(words.view("<u8"), "float64", bits, "float32")
+        if self._target == "float32":
+            return bits
+        out = self._halves[0, : len(words)]
+        if self._target == "float16":
+            plain = self._to_float16(wide, out)
+        else:
+            self._to_bfloat16(bits, out)
+            plain = _is_plain(out, "bfloat16")
+        if not plain:
+            self._look_back(bits, out)
+        return out
+
+    def _to_bfloat16(self, bits: Words, out: Words) -> None:
+        """The high halves of float32 `bits`, rounded to nearest, ties to even; NaNs may break."""
+        rounded = self._steps[0, : len(bits)]
+        np.right_shift(bits, 16, out=rounded)
+        np.bitwise_and(rounded, 1, out=rounded)
+        np.add(rounded, 0x7FFF, out=rounded)
+        np.add(rounded, bits, out=rounded)
+        np.right_shift(rounded, 16, out=rounded)
+        np.copyto(out, rounded, casting="unsafe")
+
+    def _to_float16(self, wide: Floats, out: Words) -> bool:
+        """float32 rounded to float16, to nearest, ties to even. False if something may be lost.
+
+        A value of exponent e is added to 2^(e+13), whose last mantissa bit weighs 2^(e-10) as in
+        float16, so the processor rounds, and the sum's mantissa m is the result's significand.
+        Below float16's normal range e stays -14. The result's bits are ((e + 14) << 10) + m: the
+        hidden bit of m makes the exponent field e + 15, and so does a carry out of the mantissa.
+        After M. Dukhan's FP16 library, fp16_ieee_from_fp32_value.
+        """
+        n, bits = len(wide), wide.view("<u4")
+        total, power = self._steps[0, :n], self._steps[1, :n]
+        signs, negative = self._halves[1, :n], self._negative[:n]
+        np.absolute(wide, out=total.view("<f4"))
+        with np.errstate(all="ignore"):  # overflow is counted, not warned of; NaNs are kept
+            if not np.maximum.reduce(total.view("<f4")) < OVERFLOW:  # or there is a NaN
+                np.copyto(out.view("<f2"), wide, casting="same_kind")
+                return False
+        plain = self._counts is None or np.minimum.reduce(total.view("<f4")) > UNDERFLOW
+        np.bitwise_and(bits, 0xFF << 23, out=power)
+        np.maximum(power.view("<f4"), self._tiny[:n], out=power.view("<f4"))
+        # 126 is 127 - 14 + 13, too much in the sum's exponent field. Of that the low 6 bits remain,
+        # where -126 is 2: that is put into the mantissa.
+        np.add(power, 13 << 23 | 2 << 10, out=power)
+        np.add(total.view("<f4"), power.view("<f4"), out=total.view("<f4"))
+        np.right_shift(power, 13, out=power)
+        np.add(total, power, out=total)  # its low half: m + (exponent field of the power << 10)
+        np.copyto(out, total, casting="unsafe")
+        np.signbit(wide, out=negative)
+        np.copyto(signs, negative)
+        np.left_shift(signs, 15, out=signs)
+        np.add(out, signs, out=out)
+        return bool(plain)
+
+    def _look_back(self, bits: Words, out: Words) -> None:
+        """Mend NaNs and count losses, where zeros, infinities or NaNs came out: seldom."""
+        if self._target == "bfloat16":  # the carry may have made a NaN an infinity or a zero
+            nan = bits << 1 > INFINITY["float32"]
+            out[nan] = (bits[nan] >> 16) | 0x40  # its high half, made quiet
+        self._count(bits, "float32", out, self._target)
+
+    def _count(self, before: Words, source: str, after: Words, target: str) -> None:
+        """Add what a cast lost: what is an infinity or a zero now and was none before."""
+        if self._counts is None:
+            return
+        before, after = before << 1, after << 1
+        infinite = np.count_nonzero(after == INFINITY[target])
+        infinite -= np.count_nonzero(before == INFINITY[source])
+        self._counts.overflowed += int(infinite)
+        self._counts.zeroed += int(np.count_nonzero(after == 0) - np.count_nonzero(before == 0))
+
+
+def widen(words: Words, stored: str, out: Floats) -> None:
+    """Write the values of `words`, bit patterns of the type `stored`, to `out` as float32."""
+    if stored in FLOAT8 or stored == "float8_e8m0fnu":
+        np.take(float8_values(stored), words, out=out, mode="clip")  # "raise" would buffer
+    elif stored == "bfloat16":
+        np.copyto(out.view("<u4"), words)
+        np.left_shift(out.view("<u4"), 16, out=out.view("<u4"))
+    else:
+        with np.errstate(all="ignore"):
+            np.copyto(out, words.view(f"<f{words.itemsize}"), casting="same_kind")
+
+
+@cache
+def float8_values(name: str) -> Floats:
+    """The 256 values of a float8 type by code, as float32."""
+    codes = np.arange(256)
+    if name == "float8_e8m0fnu":  # an exponent, no sign, no mantissa
+        values = np.ldexp(1.0, codes - 127)
+        values[0xFF] = np.nan
+        return np.asarray(values, "<f4")
+    exponent_bits, mantissa_bits, bias, nans = FLOAT8[name]
+    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    mantissa = codes & ((1 << mantissa_bits) - 1)
+    hidden = (exponent > 0) << mantissa_bits
+    values = np.ldexp(hidden + mantissa, np.maximum(exponent, 1) - bias - mantissa_bits)
+    values = np.where(codes >> 7, -values, values)
+    if name == "float8_e5m2":
+        values[[0x7C, 0xFC]] = np.inf, -np.inf
+    values[list(nans)] = np.nan
+    return np.asarray(values, "<f4")
+
+
+def _is_plain(words: Words, name: str) -> bool:
+    """Is no element a zero, an infinity or a NaN? Then a cast that ended here lost nothing."""
+    magnitude = words << 1
+    return bool(magnitude.min() > 0 and magnitude.max() < INFINITY[name])

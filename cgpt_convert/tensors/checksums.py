@@ -1,0 +1,108 @@
+"""CRC-32 of storages, which torch's archives record and torch never checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from isal.isal_zlib import crc32
+
+from cgpt_convert.core.errors import SALVAGE, Malformed, Unsupported
+from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.sources.local import CHUNK, is_distant
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+
+def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> list[Storage]:
+    """The storages whose bytes do not match their recorded CRC-32; each byte is read once."""
+    return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
+
+
+class Summed:
+    """A storage's bytes as a source of their own, summed while they are read from the first on.
+
+    Whoever reads them in order, in whatever pieces, has the checksum without reading them again.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.name, self.nbytes = storage.source.name, storage.nbytes
+        self.within = storage.source
+        self.distant = is_distant(storage.source)
+        self._storage = storage
+        self._summed = self._value = 0  # how many bytes from the start, and their checksum
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        self._storage.readinto(offset, buffer)
+        if offset == self._summed:
+            self._value = crc32(buffer, self._value)
+            self._summed += len(buffer)
+
+    def crc32(self) -> int:
+        """The CRC-32 of all the bytes; what was not read in order is read now."""
+        return storage_crc32(self._storage, start=self._summed, value=self._value)
+
+    def check_unchanged(self) -> None:
+        """As the file it lies in."""
+        self._storage.source.check_unchanged()
+
+
+@contextmanager
+def compared(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[list[Tensor]]:
+    """The tensors, to be read in the context; at its end their storages match their checksums.
+
+    Each storage is compared once: `seen` has the ids of those that were. Raises Malformed, also
+    in place of Unsupported: values that are no numbers, say, may have been made by damage.
+    """
+    watched: list[tuple[Tensor, Summed]] = []
+
+    def watch(tensor: Tensor) -> Tensor:
+        storage = tensor.storage
+        if storage.crc32 is None or id(storage) in seen:
+            return tensor
+        seen.add(id(storage))
+        summed = Summed(storage)
+        watched.append((tensor, summed))
+        return replace(tensor, storage=replace(storage, source=summed, offset=0))
+
+    try:
+        yield [watch(tensor) for tensor in tensors]
+    except Unsupported:
+        _check(watched)
+        raise
+    _check(watched)
+
+
+def _check(watched: Iterable[tuple[Tensor, Summed]]) -> None:
+    for tensor, summed in watched:
+        if summed.crc32() != tensor.storage.crc32:
+            raise damaged(tensor)
+
+
+def damaged(tensor: Tensor) -> Malformed:
+    """The error value for a tensor whose storage does not match its checksum."""
+    return Malformed(
+        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
+        where=tensor.storage.source.name,
+        hint=f"download the file again; {SALVAGE}",
+    )
+
+
+def storage_crc32(
+    storage: Storage, advance: Advance = untold, start: int = 0, value: int = 0
+) -> int:
+    """The CRC-32 of the storage's bytes, read in chunks; `value` is of those before `start`."""
+    buffer = memoryview(bytearray(min(CHUNK, storage.nbytes - start)))
+    for at in range(start, storage.nbytes, CHUNK):
+        piece = buffer[: min(CHUNK, storage.nbytes - at)]
+        storage.readinto(at, piece)
+        value = crc32(piece, value)
+        advance(len(piece))
+    return value
+
+
+def _matches(storage: Storage, advance: Advance) -> bool:
+    try:
+        return storage_crc32(storage, advance) == storage.crc32
+    except Malformed:  # deflated data that cannot be inflated
+        return False

@@ -1,0 +1,139 @@
+"""Two tensors of one shape, element by element, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgpt_convert.tensors.dtypes import FLOAT32
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from cgpt_convert.tensors.tensor import Tensor
+
+    Array = NDArray[Any]
+
+MOST = 4 << 20  # bytes of either tensor at a time
+
+
+@dataclass(slots=True)
+class Bits:
+    """How many units differ in their bits, of how many, and which is the first, in C order.
+
+    A unit is an element; of a type that is stored in blocks, a block.
+    """
+
+    units: int = 0
+    differing: int = 0
+    first: int | None = None
+
+
+@dataclass(slots=True)
+class Values:
+    """How far the values of two tensors are apart, NaNs and infinities that agree left out."""
+
+    numel: int = 0
+    differing: int = 0  # values; a NaN equals a NaN, -0.0 equals 0.0
+    most: float = 0.0  # the greatest |difference|; NaN where only one is a number
+    squares: float = 0.0  # of the differences
+    dot: float = 0.0
+    left: float = 0.0  # sum of squares of either
+    right: float = 0.0
+
+    @property
+    def rms(self) -> float:
+        """The root of the mean squared difference."""
+        return math.sqrt(self.squares / self.numel) if self.numel else 0.0
+
+    @property
+    def cosine(self) -> float | None:
+        """Of the angle between the two; None if one is zero or not finite."""
+        product = math.sqrt(self.left) * math.sqrt(self.right)
+        if not product or not math.isfinite(product) or not math.isfinite(self.dot):
+            return None
+        return max(-1.0, min(1.0, self.dot / product))
+
+
+def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Bits:
+    """The units in which two tensors of the same type and shape differ. NaNs are compared, too."""
+    found = Bits()
+    unit = f"V{one.dtype.nbytes}"
+    for a, b in _together(_arrays(one, unit, max_bytes), _arrays(other, unit, max_bytes)):
+        if not np.array_equal(a.view("|u1"), b.view("|u1")):
+            rows = a.view("|u1").reshape(len(a), -1) != b.view("|u1").reshape(len(b), -1)
+            where = np.flatnonzero(rows.any(axis=1))
+            found.differing += len(where)
+            if found.first is None:
+                found.first = found.units + int(where[0])
+        found.units += len(a)
+    return found
+
+
+def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Values | None:
+    """How far the values are apart, as double precision; None for types that stand for no number.
+
+    Of complex numbers the absolute values of the differences.
+    """
+    one, other = _wide(one), _wide(other)
+    if not (one.dtype.numpy and other.dtype.numpy):
+        return None
+    found = Values()
+    pairs = _together(
+        _arrays(one, one.dtype.numpy, max_bytes), _arrays(other, other.dtype.numpy, max_bytes)
+    )
+    with np.errstate(all="ignore"):
+        for a, b in pairs:
+            _add(found, a, b)
+    return found
+
+
+def _add(found: Values, a: Array, b: Array) -> None:
+    found.numel += len(a)
+    kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+    differ = a != b
+    wide_a, wide_b = a.astype(kind), b.astype(kind)
+    differ &= ~(np.isnan(wide_a) & np.isnan(wide_b))
+    found.differing += int(np.count_nonzero(differ))
+    if differ.any():
+        apart = np.absolute(wide_a[differ] - wide_b[differ])
+        found.most = float(np.maximum(found.most, apart.max()))  # a NaN stays
+        found.squares += float(np.dot(apart, apart))
+    if kind is np.float64:
+        usable = np.isfinite(wide_a) & np.isfinite(wide_b)
+        if not usable.all():
+            wide_a, wide_b = wide_a[usable], wide_b[usable]
+        found.dot += float(np.dot(wide_a, wide_b))
+        found.left += float(np.dot(wide_a, wide_a))
+        found.right += float(np.dot(wide_b, wide_b))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The same values, as a type that NumPy has if there is one."""
+    if tensor.dtype.casts and not tensor.dtype.numpy:
+        return tensor.cast(FLOAT32)
+    return tensor
+
+
+def _arrays(tensor: Tensor, dtype: str, max_bytes: int) -> Iterator[Array]:
+    return (np.frombuffer(block, dtype) for block in tensor.blocks(max_bytes))
+
+
+def _together(one: Iterator[Array], other: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
+    """Both sequences in pieces of equal length, however they are cut."""
+    empty = np.empty(0, "|u1")
+    a, b = empty, empty
+    while True:
+        # a piece is valid until the next is asked for: never ask before it is used up
+        a = a if len(a) else next(one, empty)
+        b = b if len(b) else next(other, empty)
+        n = min(len(a), len(b))
+        if n == 0:
+            return
+        yield a[:n], b[:n]
+        a, b = a[n:], b[n:]

@@ -1,0 +1,102 @@
+"""NaN and infinity among the elements of a tensor, counted in the bytes that go by.
+
+An element is not finite if all bits of its exponent are set. Each piece is tested for one: with
+NumPy, if it is imported, by the greatest element as a signed and as an unsigned integer, else by an
+addition of long integers. Elements are counted only in pieces that have one.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cgpt_convert.tensors.dtypes import DType
+
+
+@dataclass(slots=True)
+class Special:
+    """How many elements of a tensor are not finite; of a complex number, each part counts."""
+
+    nan: int = 0
+    infinite: int = 0
+
+
+class _Layout(NamedTuple):
+    width: int  # bytes of an element
+    exponent: int  # its bits, all set; the bit above is the sign
+    has_infinity: bool = True
+
+
+_LAYOUTS = {
+    "float64": _Layout(8, 0x7FF0_0000_0000_0000),
+    "float32": _Layout(4, 0x7F80_0000),
+    "float16": _Layout(2, 0x7C00),
+    "bfloat16": _Layout(2, 0x7F80),
+    "float8_e5m2": _Layout(1, 0x7C),
+    "float8_e4m3fn": _Layout(1, 0x7F, has_infinity=False),
+    "complex128": _Layout(8, 0x7FF0_0000_0000_0000),
+    "complex64": _Layout(4, 0x7F80_0000),
+    "complex32": _Layout(2, 0x7C00),
+}
+
+
+def may_have(dtype: DType) -> bool:
+    """Return whether elements of the type can be NaN, and are looked for."""
+    return dtype.name in _LAYOUTS
+
+
+def watched(pieces: Iterable[memoryview], dtype: DType, found: Special) -> Iterator[memoryview]:
+    """Pass on the pieces of a tensor of that type, little-endian, and count into `found`."""
+    layout = _LAYOUTS[dtype.name]
+    rest = b""  # of an element that a piece ends in
+    for piece in pieces:
+        data = memoryview(rest + piece) if rest else piece
+        whole = len(data) - len(data) % layout.width
+        if whole and _any(data[:whole], layout):
+            _count(data[:whole], layout, found)
+        rest = bytes(data[whole:])
+        yield piece
+
+
+def _any(data: memoryview, layout: _Layout) -> bool:
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not hasattr(numpy, "frombuffer"):  # another thread is importing it
+        return _any_of_integer(data, layout)
+    signed = numpy.frombuffer(data, f"<i{layout.width}").max()
+    return bool(
+        signed >= layout.exponent
+        or numpy.frombuffer(data, f"<u{layout.width}").max() >= layout.exponent | _sign(layout)
+    )
+
+
+def _sign(layout: _Layout) -> int:
+    return 1 << (8 * layout.width - 1)
+
+
+def _any_of_integer(data: memoryview, layout: _Layout) -> bool:
+    """Add to each exponent what carries into the sign's place only if all its bits are set."""
+    values, step, signs = _constants(layout.width, layout.exponent, len(data) // layout.width)
+    return bool((int.from_bytes(data, "little") & values) + step & signs)
+
+
+@functools.lru_cache(64)
+def _constants(width: int, exponent: int, count: int) -> tuple[int, int, int]:
+    sign = 1 << (8 * width - 1)
+    each = (sign - 1, sign - exponent, sign)
+    values, step, signs = (
+        int.from_bytes(number.to_bytes(width, "little") * count, "little") for number in each
+    )
+    return values, step, signs
+
+
+def _count(data: memoryview, layout: _Layout, found: Special) -> None:
+    import numpy as np
+
+    values: Any = np.frombuffer(data, f"<u{layout.width}") & (_sign(layout) - 1)
+    not_finite = int(np.count_nonzero(values >= layout.exponent))
+    infinite = int(np.count_nonzero(values == layout.exponent)) if layout.has_infinity else 0
+    found.infinite += infinite
+    found.nan += not_finite - infinite

@@ -1,0 +1,55 @@
+"""A part of a distant storage, fetched once, to be read in any order."""
+
+from __future__ import annotations
+
+from cgpt_convert.sources.local import CHUNK, MemoryBytes, is_distant
+from cgpt_convert.sources.temp_cache import Spool
+from cgpt_convert.tensors.strided_copy import span
+from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+_IN_MEMORY = 32 << 20  # bytes; more go to a temporary file without a name
+
+
+def near(tensor: Tensor) -> Tensor:
+    """The same view; if its storage is distant, of bytes that were fetched once and are here."""
+    if not is_distant(tensor.storage.source):
+        return tensor
+    first, size = tensor.stored.size(tensor.start), span(tensor.shape, tensor.strides)
+    return replace(tensor, storage=held(tensor.storage, first, tensor.stored.size(size)))
+
+
+def held(storage: Storage, start: int, nbytes: int) -> Storage:
+    """The storage, of which only bytes `start` to `start + nbytes` can be read, and are here."""
+    return replace(storage, source=_Held(storage, start, nbytes), offset=0)
+
+
+class _Held:
+    def __init__(self, storage: Storage, start: int, nbytes: int) -> None:
+        self.name, self.nbytes = storage.source.name, storage.nbytes
+        self.within = storage.source
+        self._storage, self._start = storage, start
+        self._bytes = self._in_memory(nbytes) if nbytes <= _IN_MEMORY else self._spooled(nbytes)
+
+    def _in_memory(self, nbytes: int) -> MemoryBytes:
+        data = bytearray(nbytes)
+        view = memoryview(data)
+        for at in range(0, nbytes, CHUNK):
+            self._storage.readinto(self._start + at, view[at : at + CHUNK])
+        return MemoryBytes(self.name, data)
+
+    def _spooled(self, nbytes: int) -> Spool:
+        spool = Spool(self.name)
+        buffer = memoryview(bytearray(CHUNK))
+        for at in range(0, nbytes, CHUNK):
+            piece = buffer[: min(CHUNK, nbytes - at)]
+            self._storage.readinto(self._start + at, piece)
+            spool.write(piece, at)
+        return spool
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the storage."""
+        self._bytes.readinto(offset - self._start, buffer)
+
+    def check_unchanged(self) -> None:
+        """As the file it is from."""
+        self._storage.source.check_unchanged()

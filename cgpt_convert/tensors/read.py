@@ -1,0 +1,150 @@
+"""Tensor -> its elements in C order, little-endian, block by block.
+
+Bytes that already lie so are passed on as they are read, and NumPy is not imported for them. Any
+other view, byte order or cast goes through `gather` and `cast`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.sources.local import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+    from cgpt_convert.tensors.tensor import Range, Tensor
+
+    Tap = Callable[[memoryview], object] | None
+
+
+@dataclass(slots=True)
+class CastCounts:
+    """What casts lost so far: finite values that became infinite, nonzero ones that became zero."""
+
+    overflowed: int = 0
+    zeroed: int = 0
+
+
+def of(
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap = None, threads: int = 1
+) -> Iterator[memoryview]:
+    """The elements in C order, little-endian, as `tensor.dtype`: whole elements in each block.
+
+    A block has at most `max_bytes` bytes (but at least one element), often far fewer, and is valid
+    until the next is asked for. `counts` gathers what a cast loses; None skips the counting. `tap`
+    is told the elements before a cast, and nothing where there is none. `threads` is how many read
+    tensors at the same time. Some three times `max_bytes` of memory are in use. Raises Unsupported
+    for a cast or a lazy negation that is not known here, Malformed or Unreadable where the bytes
+    cannot be read.
+    """
+    extent = tensor.extent()
+    if extent is None and tensor.stored.block > 1:
+        from cgpt_convert.tensors import dequantize
+
+        tensor = dequantize.widened(tensor)
+        extent = tensor.extent()
+    if extent is not None:
+        return _stream(extent, tensor.dtype.nbytes, max_bytes)
+    if tensor.dtype.block > 1:
+        return _quantize(tensor, max_bytes, counts, tap, threads)
+    return _arrange(tensor, max_bytes, counts, tap, threads)
+
+
+def import_all() -> None:
+    """Import now what is otherwise imported when a tensor first needs it."""
+    for name in ("cast", "dequantize", "fixups", "gather", "quantize"):
+        importlib.import_module(f"cgpt_convert.tensors.{name}")
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The values as a new C-order array; bfloat16 and float8 come widened to float32.
+
+    Raises Unsupported for types that NumPy cannot hold (quantized, raw bits, half complex) and
+    for more dimensions than it has.
+    """
+    import numpy as np
+
+    from cgpt_convert.tensors import cast
+
+    dtype = tensor.dtype
+    if not (dtype.numpy or dtype.is_float):
+        raise Unsupported(f"NumPy has no {dtype.name}", where=tensor.name)
+    flat = np.empty(tensor.numel, dtype.numpy or "<f4")
+    extent = tensor.extent()
+    if extent is not None and extent.nbytes and dtype.numpy:
+        extent.storage.readinto(extent.start, flat.view(np.uint8).data)
+    else:
+        done = 0
+        for block in of(tensor, 8 << 20, None):
+            into = flat[done : done + len(block) // dtype.nbytes]
+            if dtype.numpy:
+                into[:] = np.frombuffer(block, dtype.numpy)
+            else:
+                cast.widen(np.frombuffer(block, f"<u{dtype.nbytes}"), dtype.name, into)
+            done += len(into)
+    try:
+        return flat.reshape(tensor.shape)
+    except ValueError as error:
+        raise Unsupported(f"NumPy refuses this shape ({error})", where=tensor.name) from error
+
+
+def _stream(extent: Range, itemsize: int, max_bytes: int) -> Iterator[memoryview]:
+    """The bytes of `extent` as they are, through one buffer small enough to stay in the cache."""
+    most = max(min(max_bytes, CHUNK) // itemsize, 1) * itemsize
+    buffer = memoryview(bytearray(min(most, extent.nbytes)))
+    for done in range(0, extent.nbytes, most):
+        block = buffer[: min(most, extent.nbytes - done)]
+        extent.storage.readinto(extent.start + done, block)
+        yield block
+
+
+def _arrange(
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
+) -> Iterator[memoryview]:
+    """The elements of a view that is to be reordered, swapped, negated or cast."""
+    import numpy as np
+
+    from cgpt_convert.tensors import cast, gather
+    from cgpt_convert.tensors import fixups as bits
+
+    fix = bits.fixes(tensor)
+    widest = max(tensor.stored.nbytes, tensor.dtype.nbytes)
+    most = max(min(max_bytes // widest, cast.at_once(tensor.numel, max_bytes, threads)), 1)
+    convert = cast.Cast(tensor.stored, tensor.target, most, counts) if tensor.target else None
+    for words in gather.elements(tensor, max_bytes, most):
+        for step in fix:
+            step(words)
+        if convert is None:
+            yield words.view(np.uint8).data
+        else:
+            if tap:
+                tap(words.data)
+            for done in range(0, len(words), most):
+                yield convert(words[done : done + most]).view(np.uint8).data
+
+
+def _quantize(
+    tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
+) -> Iterator[memoryview]:
+    """The blocks of a tensor that is cast to a type stored in blocks; at least one at a time."""
+    from cgpt_convert.tensors import cast, gather, quantize
+    from cgpt_convert.tensors import fixups as bits
+
+    fix = bits.fixes(tensor)
+    whole = quantize.BLOCK * 32  # bytes: whatever part of it gather takes, that is whole blocks
+    wanted = cast.at_once(tensor.numel, max_bytes, threads)
+    most = max(min(max_bytes // whole * quantize.BLOCK, wanted), quantize.BLOCK)
+    blocks = quantize.Quantizer(tensor.stored, tensor.dtype, most, counts, tensor.name)
+    for words in gather.elements(tensor, max(max_bytes // whole, 1) * whole, most):
+        for step in fix:
+            step(words)
+        if tap:
+            tap(words.data)
+        for done in range(0, len(words), most):
+            yield blocks(words[done : done + most]).data

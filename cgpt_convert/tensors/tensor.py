@@ -1,0 +1,295 @@
+"""A tensor is a byte range plus a strided view. Nothing is read until someone asks."""
+
+from __future__ import annotations
+
+import math
+from operator import mul
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
+from cgpt_convert.core.limits import INT64, RANK
+from cgpt_convert.sources.local import Source, expect
+from cgpt_convert.tensors.dtypes import FLOAT32, UINT8, DType
+from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy as np
+
+    from cgpt_convert.tensors.read import CastCounts
+
+
+# plain classes: a decorator that makes one takes longer than to look into a small file
+
+
+class Storage:
+    """A run of bytes in a source that tensors are views of. The same object means shared memory."""
+
+    __slots__ = ("byteorder", "crc32", "device", "key", "nbytes", "offset", "source")
+
+    def __init__(
+        self,
+        source: Source,
+        offset: int,
+        nbytes: int,
+        key: str,  # as the file names it: "0", "archive/data/0" ...
+        byteorder: str = "little",
+        crc32: int | None = None,  # of all its bytes, where the file records one
+        device: str = "cpu",  # where it lay when it was saved
+    ) -> None:
+        self.source: Final = source
+        self.offset: Final = offset
+        self.nbytes: Final = nbytes
+        self.key: Final = key
+        self.byteorder: Final = byteorder
+        self.crc32: Final = crc32
+        self.device: Final = device
+
+    def __repr__(self) -> str:
+        return f"<Storage {self.label}: {self.nbytes:,} bytes>"
+
+    @property
+    def label(self) -> str:
+        """File and key, for messages."""
+        return f"{self.source.name}[{self.key}]"
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `offset` of this storage."""
+        if offset < 0 or offset + len(buffer) > self.nbytes:
+            raise Malformed("a read past the end of the storage", where=self.label)
+        self.source.readinto(self.offset + offset, buffer)
+
+    def whole(self) -> Tensor:
+        """All the bytes, as a 1-D uint8 tensor named by the key."""
+        return Tensor(self.key, UINT8, (self.nbytes,), (1,), 0, self)
+
+
+Content = tuple[object, ...]  # what `Tensor.content` gives
+
+
+class Range(NamedTuple):
+    """Bytes `start` to `start + nbytes` of a storage."""
+
+    storage: Storage
+    start: int
+    nbytes: int
+
+
+class Tensor:
+    """A named view of a storage. `strides` and `start` count elements; `nbytes` is of the result.
+
+    `stored` is what the bytes are, `dtype` what `blocks()` yields; they differ after `cast`. Of a
+    type that is stored in blocks, whole blocks lie along the rows.
+    `conj` and `neg` are torch's lazy bits: the bytes are not yet conjugated or negated.
+    """
+
+    __slots__ = (
+        "conj",
+        "name",
+        "neg",
+        "quantizer",
+        "shape",
+        "start",
+        "storage",
+        "stored",
+        "strides",
+        "target",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        stored: DType,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        start: int,
+        storage: Storage,
+        target: DType | None = None,
+        *,
+        conj: bool = False,
+        neg: bool = False,
+        quantizer: str = "",  # how a quantized tensor's integers map to numbers, as text
+    ) -> None:
+        self.name: Final = name
+        self.stored: Final = stored
+        self.shape: Final = shape
+        self.strides: Final = strides
+        self.start: Final = start
+        self.storage: Final = storage
+        self.target: Final = target
+        self.conj: Final = conj
+        self.neg: Final = neg
+        self.quantizer: Final = quantizer
+
+    def __repr__(self) -> str:
+        return f"<Tensor {self.name!r}: {self.dtype.name} {dims(self.shape)}, {self.origin}>"
+
+    @property
+    def dtype(self) -> DType:
+        """What `blocks()` yields."""
+        return self.target or self.stored
+
+    @property
+    def numel(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that `blocks()` yields in all."""
+        return self.dtype.size(self.numel)
+
+    @property
+    def is_c_order(self) -> bool:
+        """Do the elements lie in row-major order without gaps?"""
+        return self.strides == c_strides(self.shape) or is_c_order(self.shape, self.strides)
+
+    @property
+    def origin(self) -> str:
+        """Where the bytes come from and what is done to them, for messages and errors."""
+        done = [f"{self.storage.label}+{self.stored.size(self.start)}"]
+        if not self.is_c_order:
+            done.append(f"strides {self.strides}")
+        if self.conj or self.neg:
+            done.append("conjugated" if self.conj else "negated")
+        if self.target:
+            done.append(f"as {self.target.name}")
+        return ", ".join(done)
+
+    @property
+    def view(self) -> tuple[object, ...]:
+        """What makes two tensors the same values by construction: tied weights are equal here."""
+        return (
+            id(self.storage),
+            self.stored,
+            self.shape,
+            self.strides,
+            self.start,
+            self.conj,
+            self.neg,
+        )
+
+    @property
+    def content(self) -> Content:
+        """What `blocks()` yields, by where it comes from: equal content has equal digests."""
+        return (*self.view, self.dtype, self.quantizer)
+
+    @property
+    def uncast(self) -> Tensor:
+        """The same view as it is stored; of a type that is stored in blocks, as float32."""
+        target = FLOAT32 if self.stored.block > 1 else None
+        return self if target is self.target else replace(self, target=target)
+
+    def renamed(self, name: str) -> Tensor:
+        """The same view under another name."""
+        return Tensor(  # as replace() does; every tensor is named, so this is worth it
+            name,
+            self.stored,
+            self.shape,
+            self.strides,
+            self.start,
+            self.storage,
+            self.target,
+            conj=self.conj,
+            neg=self.neg,
+            quantizer=self.quantizer,
+        )
+
+    def transposed(self) -> Tensor:
+        """The view with its dimensions reversed."""
+        return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
+
+    def cast(self, dtype: DType) -> Tensor:
+        """The same values as `dtype`. Only types of real numbers; anything else is refused."""
+        if dtype == self.dtype:
+            return self
+        if not (self.stored.casts and dtype.casts):
+            raise BadRequest(f"cannot cast {self.dtype.name} to {dtype.name}", where=self.name)
+        if not in_blocks(dtype, self.shape):
+            rows = f"rows of whole blocks of {dtype.block}, not shape {self.shape}"
+            raise BadRequest(f"{dtype.name} takes {rows}", where=self.name)
+        return replace(self, target=None if dtype == self.stored else dtype)
+
+    def extent(self) -> Range | None:
+        """The raw bytes, if they are already what `blocks()` would yield; else None."""
+        swapped = self.storage.byteorder != "little" and self.stored.swap_width > 1
+        if self.target or self.conj or self.neg or swapped or not self.is_c_order:
+            return None
+        if self.start % self.stored.block or not in_blocks(self.stored, self.shape):
+            return None
+        return Range(self.storage, self.stored.size(self.start), self.nbytes)
+
+    def blocks(
+        self,
+        max_bytes: int = 16 << 20,
+        counts: CastCounts | None = None,
+        tap: Callable[[memoryview], object] | None = None,
+        threads: int = 1,
+    ) -> Iterator[memoryview]:
+        """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
+
+        A block is valid until the next is asked for. `counts` gathers what a cast lost; `tap` is
+        told the elements before they are cast, in order; `threads` read tensors at the same time.
+        """
+        from cgpt_convert.tensors import read as blocks
+
+        return blocks.of(self, max_bytes, counts, tap, threads)
+
+    def numpy(self) -> np.ndarray:
+        """The values as a new C-order array; bfloat16 and float8 come widened to float32.
+
+        Raises Unsupported for types that NumPy cannot hold (quantized, raw bits, half complex).
+        """
+        from cgpt_convert.tensors import read as blocks
+
+        return blocks.array(self)
+
+
+View = TypeVar("View", Storage, Tensor)
+
+
+def replace(view: View, **changes: Any) -> View:
+    """Another storage or tensor, which differs in these attributes."""
+    for name in view.__slots__:
+        if name not in changes:
+            changes[name] = getattr(view, name)
+    return type(view)(**changes)
+
+
+def announce(tensors: Iterable[Tensor]) -> None:
+    """Tell distant sources that the bytes of these tensors will be read, in this order."""
+    reads = []
+    for tensor in tensors:
+        storage, extent = tensor.storage, tensor.extent()
+        start, nbytes = (0, storage.nbytes) if extent is None else extent[1:]
+        reads.append((storage.source, storage.offset + start, nbytes))
+    expect(reads)
+
+
+def view(
+    dtype: DType, shape: tuple[int, ...], strides: tuple[int, ...], start: int, storage: Storage
+) -> Tensor:
+    """The unnamed tensor of that view, every number checked against the storage.
+
+    Raises Malformed for negative or inconsistent numbers and for a view that leaves its storage,
+    Unsupported for more dimensions than torch has.
+    """
+    if len(shape) != len(strides):
+        raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
+    if len(shape) > RANK:
+        raise Unsupported(f"{len(shape)} dimensions", where=storage.label)
+    told = (*shape, *strides, start)
+    if not 0 <= min(told) <= max(told) < INT64:
+        numbers = f"{shape}, {strides}, {start}"
+        raise Malformed(f"a negative or too large number in {numbers}", where=storage.label)
+    tensor = Tensor("", dtype, shape, strides, start, storage)
+    if tensor.numel:
+        last = start + sum(map(mul, shape, strides)) - sum(strides)
+        if dtype.size(last + 1) > storage.nbytes:
+            raise Malformed(
+                f"shape {shape}, strides {strides} at {start} need "
+                f"{dtype.size(last + 1):,} bytes; the storage has {storage.nbytes:,}",
+                where=storage.label,
+            )
+    return tensor

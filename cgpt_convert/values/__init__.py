@@ -1,1 +1,0 @@
-"""A tensor's elements: gathered from strides, byte-swapped, cast, quantized, measured."""

@@ -1,0 +1,1 @@
+"""Digests, locks, provenance and comparisons of weights."""

@@ -1,0 +1,143 @@
+"""Tensors under their own names and under those that they have whatever the container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from cgpt_convert.architectures.recognise import recognise
+from cgpt_convert.checkpoint import Checkpoint, Exotic
+from cgpt_convert.sources.local import Source
+from cgpt_convert.targets.hf_view import undone
+from cgpt_convert.targets.selection import EVERYTHING, Wish, chosen_names, everything, relative
+from cgpt_convert.tensors.tensor import Tensor
+from cgpt_convert.verification.pairing import Names
+
+_LINEAR = "weights are stored as Linear layers' (out, in)"  # which no digest of the model is of
+LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds of tensors without a view
+
+
+class Weights(NamedTuple):
+    """The tensors of a checkpoint, each under each of its names, uncast, layout undone.
+
+    `keys` are what tensors are compared by: the architecture's names, with its first prefix; of a
+    tensor or an architecture that is not known, its own name.
+    """
+
+    path: str
+    kind: str  # the container: "GGUF" ...
+    tensors: dict[str, Tensor]  # by own name, in the file's order
+    odd: dict[str, Exotic]  # by own name: what is not one dense view, or has no value
+    keys: dict[str, str]  # own name -> key, all different; of `tensors` and of `odd`
+    buffers: frozenset[str]  # own names of what is computed, not learned, so no model needs it
+    extras: Mapping[str, str]  # own name of what state_dict() does not contain -> what it is
+    ties: Mapping[str, str]  # key of what may be left out -> key of what it equals then
+    architecture: str  # "" if it is not known
+    misfits: tuple[str, ...]  # why it is not all of a model of that architecture, and no more
+    root: str = ""  # own names are those behind it
+    outside: tuple[str, ...] = ()  # names in the file of the tensors that were not chosen
+    sources: tuple[Source, ...] = ()  # the files
+    # own names of weights that are stored (out, in), as Linear layers', and (in, out) elsewhere
+    linear: frozenset[str] = frozenset()
+
+    @property
+    def is_model(self) -> bool:
+        """Are these all the tensors of a known architecture and nothing else?"""
+        return bool(self.architecture) and not self.misfits and not self.odd
+
+    @property
+    def total(self) -> int:
+        """The number of all tensors in the file."""
+        return len(self.keys) + len(self.outside)
+
+    def name_in_file(self, name: str) -> str:
+        """What the file itself calls the tensor: a GGUF file's names were undone."""
+        tensor = self.tensors.get(name) if self.kind == "GGUF" else None
+        return tensor.storage.key if tensor else name
+
+    def full_name(self, name: str) -> str:
+        """Return the name with the root before it."""
+        return f"{self.root}.{name}" if self.root else name
+
+    @property
+    def names(self) -> Names:
+        """What the tensors are compared by, without them."""
+        return Names(self.keys, self.buffers, self.extras, self.ties, self.architecture)
+
+
+def weights(checkpoint: Checkpoint, wish: Wish | None = None, *, extras: bool = True) -> Weights:
+    """Return the tensors that `wish` chooses: all of the file, if it names no root and no globs.
+
+    Without `extras`, and with no root named, they are those that `convert` writes. Raises
+    BadRequest where no tensor is chosen, Unsupported where there is none.
+    """
+    wish = wish or Wish()
+    if extras and wish.root is None:
+        wish = wish._replace(root=EVERYTHING)
+    checkpoint = undone(checkpoint)
+    root, chosen = chosen_names(checkpoint, wish, extras=extras)
+    own = {name: relative(name, root) for name in chosen}
+    odd = {name: each for name in chosen if (each := _odd(checkpoint, name))}
+    dense = [checkpoint[name].renamed(own[name]) for name in chosen if name not in odd]
+    found = named(dense, checkpoint.path, checkpoint.kind)
+    keys = found.keys | {own[name]: own[name] for name in odd}
+    if len(set(keys.values())) < len(keys):
+        keys = {name: name for name in keys}
+    return found._replace(
+        odd={own[name]: each for name, each in odd.items()},
+        keys={own[name]: keys[own[name]] for name in chosen},
+        extras={own[n]: checkpoint.extras[n] for n in chosen if n in checkpoint.extras},
+        root=root,
+        outside=tuple(name for name in everything(checkpoint) if name not in own),
+        sources=checkpoint.sources,
+    )
+
+
+def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
+    """The tensors, whose names are different, with all that is known of their names."""
+    own = {tensor.name: tensor.uncast for tensor in tensors}
+    found = recognise(own)
+    plain = dict(zip(own, own, strict=True))
+    if found is None:
+        return Weights(path, kind, own, {}, plain, frozenset(), {}, {}, "", ())
+    canonical = found.names("hf")
+    keys = {name: canonical.get(name, name) for name in own}
+    if len(set(keys.values())) < len(keys):  # a name is another's canonical one: it stays apart
+        keys = plain
+    return Weights(
+        path=path,
+        kind=kind,
+        tensors=own,
+        odd={},
+        keys=keys,
+        buffers=frozenset(found.skipped),
+        extras={},
+        ties=found.architecture.ties,
+        architecture=found.architecture.name,
+        misfits=(*found.misfits, *([_LINEAR] if found.linear else ())),
+        linear=frozenset(
+            name for name, place in found.places.items() if found.linear and place.rule.conv1d
+        ),
+    )
+
+
+def aligned(one: Weights, other: Weights, pairs: Mapping[str, str]) -> tuple[Weights, set[str]]:
+    """Return `one` in the layout of `other`, and the names of the weights that are transposed.
+
+    `pairs` has own names of both. Linear layers' weights are (out, in), Conv1D's (in, out).
+    """
+    turned = {name for name, own in pairs.items() if (name in one.linear) != (own in other.linear)}
+    tensors = {name: t.transposed() if name in turned else t for name, t in one.tensors.items()}
+    return one._replace(tensors=tensors), turned
+
+
+def _odd(checkpoint: Checkpoint, name: str) -> Exotic | None:
+    """Return what the tensor is instead of one dense view; None if it is one."""
+    if name in checkpoint.lost:
+        return Exotic(name, LOST, "", (), checkpoint.lost[name].why)
+    if name in checkpoint.collisions:
+        return Exotic(name, AMBIGUOUS, "", (), "the name stands for two values")
+    if name in checkpoint.unsaved:
+        tensor = checkpoint[name]
+        return Exotic(name, UNSAVED, tensor.dtype.name, tensor.shape, "its values were not saved")
+    return checkpoint.exotic.get(name)

@@ -1,0 +1,78 @@
+"""What TARGET has besides the tensors that are compared: code it names, other weight files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.checks import FAILED, NOTE, Check
+from cgpt_convert.core.findings import DANGEROUS, FOREIGN, LONE_SHARD
+from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import other_weights, weights_below
+from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
+from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.verification.file_digests import same_bytes
+from cgpt_convert.verification.scope import listed
+
+
+def besides(
+    checkpoint: Checkpoint, path: str, rule: Rule, source: Checkpoint | None = None
+) -> list[Check]:
+    """Return a failed check for each, none if there is nothing. `path` is what was opened.
+
+    Equal tensors say nothing of either: whoever loads the file runs the one, and may load the
+    other. The pickles that were read are looked at by name alone; `scan` looks at all there is.
+    Code in a copy of `source`, byte for byte, is no difference: it is a note.
+    """
+    named = list(_named(checkpoint, rule))
+    if named and source is not None and same_bytes(source.sources, checkpoint.sources):
+        named = [check._replace(outcome=NOTE) for check in named]
+    return [*named, *_unread(checkpoint, path), *not_compared(checkpoint, path)]
+
+
+def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> Iterator[Check]:
+    """Yield a note for each other thing that a loader may read and that is not compared."""
+    if checkpoint.code:
+        told = f"not {verb}: {len(checkpoint.code):,} records of TorchScript code"
+        yield Check("code", NOTE, told, checkpoint.path)
+    for found in checkpoint.findings:
+        if found.rule is LONE_SHARD:
+            told = f"not {verb}: the other shards of the checkpoint ({found.detail})"
+            yield Check("files", NOTE, told, checkpoint.path, finding=found.rule.id)
+    below = weights_below(path)
+    if below:
+        told = f"not {verb}: weight files in subfolders: {listed(below)}"
+        yield Check("files", NOTE, told, path)
+
+
+def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list[Check]:
+    """Return a note for each other weight file in the folder that SOURCE was opened from."""
+    what = "another weight file of the folder"
+    return [
+        Check("files", NOTE, f"not {verb}: {printable(name)}, {what}", path)
+        for name in other_weights(path, checkpoint)
+    ]
+
+
+def foreign(checkpoint: Checkpoint, rule: Rule) -> list[str]:
+    """The names in its pickles, dotted, that neither weight files need nor the rule allows."""
+    return rule.others(checkpoint.globals, script=bool(checkpoint.code))
+
+
+def _named(checkpoint: Checkpoint, rule: Rule) -> Iterator[Check]:
+    for name in foreign(checkpoint, rule):
+        found, word = (FOREIGN, "foreign")
+        if is_dangerous_path(name):
+            found, word = (DANGEROUS, "dangerous")
+        told = f"{word}: the pickle names {printable(name)}; scan says what it would do"
+        yield Check("globals", FAILED, told, checkpoint.path, finding=found.id)
+
+
+def _unread(checkpoint: Checkpoint, path: str) -> Iterator[Check]:
+    what = "verify each file by its own name" if checkpoint.path != path else "take it away"
+    for name in other_weights(path, checkpoint):
+        told = (
+            f"not verified: {printable(name)}, another weight file of the folder, which programs "
+            f"may load instead: {what}"
+        )
+        yield Check("files", FAILED, told, path)

@@ -1,0 +1,226 @@
+"""Weights against a lock: complete both ways, and every bit as it was when it was locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from cgpt_convert.architectures.schema import architectures
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.text import printable
+from cgpt_convert.sources.local import MemoryBytes
+from cgpt_convert.targets.selection import (
+    WELL_KNOWN_ROOTS,
+    Wish,
+    choose_root,
+    everything,
+    is_under,
+    no_match,
+    relative,
+    under,
+    wanted,
+)
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.tensors.shapes import c_strides, dims
+from cgpt_convert.tensors.tensor import Storage, Tensor
+from cgpt_convert.verification import composite_digests as odd
+from cgpt_convert.verification.canonical_names import Weights, named, weights
+from cgpt_convert.verification.digests import digests_of
+from cgpt_convert.verification.lock import Lock, Row
+from cgpt_convert.verification.pairing import Names, Pairing, paired, unpaired
+from cgpt_convert.verification.scope import (
+    OPTION,
+    PROVENANCE,
+    Part,
+    Scope,
+    best,
+    part_of,
+    part_under,
+    root_hint,
+)
+
+
+class Locked(NamedTuple):
+    """The tensors of a lock, or those under a root there."""
+
+    rows: dict[str, Row]  # by the name behind the root
+    names: Names
+    root: str
+
+
+class LockSides(NamedTuple):
+    """A lock and a file, how their tensors are paired, and what of them is compared."""
+
+    locked: Locked
+    target: Weights
+    pairing: Pairing
+    scope: Scope
+
+
+def lock_sides(
+    lock: Lock, path: str, target: Checkpoint, wish: Wish, claimed_root: str | None = None
+) -> LockSides:
+    """Return what of the lock, read from `path`, and of TARGET is compared with what.
+
+    All of both; with a root, what is under it, as far as either has such names. `claimed_root` is
+    the root that TARGET's provenance metadata names, which counts if the user names none.
+    """
+    taken = lock.scope or Wish()
+    root, by = (wish.root or "").removeprefix("."), ""
+    other = weights(target)
+    locked = _whole(lock)
+    if root:
+        locked = _narrowed(lock, root, target) or locked
+        by = OPTION
+    elif claimed_root and wish.root is None:
+        fits = [locked, *([part] if (part := _narrowed(lock, claimed_root, target)) else [])]
+        locked = max(fits, key=lambda fit: len(paired(fit.names, other.names).both))
+        root, by = (claimed_root, PROVENANCE) if locked.root else ("", "")
+    within = root if by == OPTION else taken.root or ("" if lock.scope else _usual_root(target))
+    inside = part_under(target, within) if within else []
+    if by == OPTION and not inside and not locked.root and taken.root != root:
+        raise BadRequest(f"no tensor is under {root!r}", where=target.path)
+    same = within in target.containers
+    other = best([other, *inside], locked.names, same_layout=same)
+    return _restricted(lock, path, locked, other, wish, Scope(locked.root or other.root, wish, by))
+
+
+def _usual_root(checkpoint: Checkpoint) -> str:
+    """Return the root that a lock without a scope was taken at, if the file was such a one."""
+    try:
+        return choose_root(checkpoint)
+    except BadRequest:
+        return ""
+
+
+def _restricted(
+    lock: Lock, path: str, locked: Locked, other: Weights, wish: Wish, scope: Scope
+) -> LockSides:
+    taken = lock.scope or Wish()
+    pairing = paired(locked.names, other.names)
+
+    def fits(name: str) -> bool:
+        return wanted(name, wish.match, wish.exclude)
+
+    def fits_there(name: str) -> bool:
+        return fits(name) and wanted(name, taken.match, taken.exclude)
+
+    pairing = pairing.within(fits, fits_there)
+    if not pairing.names():
+        raise no_match(path, [*locked.rows])
+    inside = {*pairing.names()}
+    full = {f"{locked.root}.{name}" if locked.root else name: name for name in locked.rows}
+    left = [name for name, own in full.items() if own not in inside]
+    left += [name for name in lock.tensors if name not in full]
+    if (wish.match or wish.exclude or lock.outside) and not scope.by:
+        scope = scope._replace(by=OPTION)
+    if not (wish.match or wish.exclude):  # those that the lock was made with
+        scope = scope._replace(wish=taken._replace(root=wish.root))
+    parts = (
+        Part(path, locked.root, len(inside), (*left, *lock.outside)),
+        part_of(other, pairing.names_there()),
+    )
+    return LockSides(locked, other, pairing, scope._replace(parts=parts))
+
+
+def against_lock(sides: LockSides, jobs: int = 0, advance: Advance = untold) -> list[Check]:
+    """Return a check for each tensor that is locked or that is there, in the scope."""
+    locked, target, pairing, _scope = sides
+    own_names = [*pairing.both.values(), *pairing.added, *_both_of(pairing.tied_there)]
+    digests = digests_of(target, dict.fromkeys(own_names), jobs, advance)
+    checks = [
+        _check(locked.rows[name], target, own, digests[own]) for name, own in pairing.both.items()
+    ]
+    digests_locked = {name: row.sha256 for name, row in locked.rows.items()}
+    return checks + unpaired(pairing, digests_locked, digests, target.path)
+
+
+def _both_of(tied: dict[str, str]) -> Iterable[str]:
+    return (*tied, *tied.values())
+
+
+def _whole(lock: Lock) -> Locked:
+    known = architectures().get(lock.architecture)
+    rows = lock.tensors.items()
+    names = Names(
+        {name: row.key for name, row in rows},
+        frozenset(name for name, row in rows if row.buffer),
+        {name: row.extra for name, row in rows if row.extra},
+        known.ties if known else {},
+        lock.architecture,
+    )
+    return Locked(lock.tensors, names, "")
+
+
+def _narrowed(lock: Lock, root: str, target: Checkpoint) -> Locked | None:
+    """Return what is locked under the root, recognised anew; None if nothing is.
+
+    Names of TARGET that only seem to be under the root are not meant: `model.optimizer` can be a
+    key beside `model`.
+    """
+    beside = {*everything(target)} - {*under(target, root)}
+    inside = {
+        relative(name, root): row
+        for name, row in lock.tensors.items()
+        if is_under(name, root) and name not in beside
+    }
+    if not inside:
+        return None
+    storage = Storage(MemoryBytes("", b""), 0, 0, "")
+    found = named(
+        Tensor(name, BY_NAME[row.dtype], row.shape, c_strides(row.shape), 0, storage)
+        for name, row in inside.items()
+        if not row.kind
+    )
+    keys = {name: found.keys.get(name, name) for name in inside}
+    if len(set(keys.values())) < len(keys):
+        keys = {name: name for name in inside}
+    extras = {name: row.extra for name, row in inside.items() if row.extra}
+    names = found.names._replace(keys=keys, extras=extras)
+    return Locked(inside, names, root)
+
+
+def _check(row: Row, target: Weights, own: str, digest: str) -> Check:
+    strange = target.odd.get(own)
+    name, outcome, told = ("digest", PASSED, "as locked")
+    if strange and odd.is_unknown(strange):
+        told = f"not compared: {printable(strange.detail)}; skip it with --exclude"
+        name, outcome = "not compared", ERROR
+    elif digest != row.sha256:
+        name, told = _difference(row, target, own, digest)
+        outcome = FAILED
+    elif strange and not strange.parts:
+        name, outcome = "not compared", NOTE
+        told = f"not compared: {strange.kind}, no values are saved in it"
+    return Check(name, outcome, told, target.path, own)
+
+
+def _difference(row: Row, target: Weights, own: str, digest: str) -> tuple[str, str]:
+    """Return the name of the check that fails, and how the tensor differs."""
+    strange = target.odd.get(own)
+    shape = strange.shape if strange else target.tensors[own].shape
+    kind = strange.kind if strange else ""
+    if kind != row.kind:
+        return "dtype", f"{kind or 'dense'}, locked {row.kind or 'dense'}"
+    if shape != row.shape:
+        return "shape", f"shape {dims(shape)}, locked {dims(row.shape)}"
+    if not strange:
+        tensor = target.tensors[own]
+        if (tensor.dtype.name, tensor.stored.block) != (row.dtype, 1):
+            told = f"{tensor.stored.name}, locked {row.dtype}; a lock has no values to cast: "
+            return "dtype", f"{told}compare with the source, or lock this file itself"
+    return "digest", f"sha256 {digest}, locked {row.sha256}"
+
+
+def lock_hint(lock: Lock, path: str, checks: Iterable[Check], scope: Scope) -> list[Check]:
+    """Return a note on `--root`, if all of the lock was compared and it has a usual root."""
+    missing = any(c.outcome == FAILED and c.name in ("lost", "added", "renamed") for c in checks)
+    if not missing or scope.root or scope.wish.root is not None:
+        return []
+    roots = [root for root in WELL_KNOWN_ROOTS if any(is_under(n, root) for n in lock.tensors)]
+    if len(roots) != 1:
+        return []
+    return [root_hint(path, roots[0], sum(is_under(name, roots[0]) for name in lock.tensors))]

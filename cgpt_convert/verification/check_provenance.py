@@ -1,0 +1,116 @@
+"""A converted file against its own claim, and the claim against the source that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.checks import FAILED, PASSED, Check
+from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.formats.raw import writer as parameters
+from cgpt_convert.formats.raw.reader import Recorded
+from cgpt_convert.verification.canonical_names import named
+from cgpt_convert.verification.digests import digested, hashed
+from cgpt_convert.verification.file_digests import file_digests
+from cgpt_convert.verification.provenance import MODEL, SOURCE, Claimed
+from cgpt_convert.verification.scope import Sides
+
+
+def against_claim(
+    checkpoint: Checkpoint, claim: Claimed, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """A check for each tensor that the file has or says it has; `detail` names the transforms."""
+    found = hashed(checkpoint.values(), jobs, advance)
+    return list(_checks(checkpoint, claim, found))
+
+
+def _checks(
+    checkpoint: Checkpoint, claim: Claimed, found: Mapping[tuple[object, ...], str]
+) -> Iterator[Check]:
+    path = checkpoint.path
+    for name, row in claim.tensors.items():
+        tensor = checkpoint.get(name)
+        if tensor is None:
+            yield Check("lost", FAILED, "lost: the file claims to hold it", path, name)
+            continue
+        digest = found[tensor.content]
+        if digest != row.sha256:
+            told = f"sha256 {digest}, claimed {row.sha256}"
+            yield Check("digest", FAILED, told, path, name)
+        else:
+            told = ", ".join(row.steps) or f"tied to {row.origin}"
+            yield Check("digest", PASSED, told, path, name)
+    for name in (*checkpoint, *checkpoint.exotic):
+        if name not in claim.tensors:
+            yield Check("added", FAILED, "added: the file does not claim it", path, name)
+
+
+def against_mapping(
+    checkpoint: Checkpoint, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """A check for each tensor of a folder whose `mapping.json` records its files' SHA-256.
+
+    None at all for anything else. Files are compared whole, with what no tensor uses of them.
+    """
+    if checkpoint.kind != parameters.KIND:
+        return []
+    rows = parameters.recorded(checkpoint.path)
+    if not any(row.sha256 for row in rows):
+        return []
+    found = file_digests([row.source for row in rows], jobs, advance)
+    return [_recorded(row, found[row.source.name], checkpoint.path) for row in rows]
+
+
+def _recorded(row: Recorded, digest: str, path: str) -> Check:
+    name = row.tensor
+    if row.sha256 is None:
+        told = f"file {row.file}: {parameters.MAPPING} records no sha256"
+        return Check("digest", FAILED, told, path, name)
+    if row.sha256 != digest:
+        told = f"file {row.file}: sha256 {digest}, {parameters.MAPPING} records {row.sha256}"
+        return Check("digest", FAILED, told, path, name)
+    return Check("digest", PASSED, "file as recorded", path, name)
+
+
+def source_of(
+    claim: Claimed, sides: Sides, file: str, jobs: int = 0, advance: Advance = untold
+) -> list[Check]:
+    """Return whether the weights compared are the source that the claim of `file` names."""
+    if not (claim.source or claim.model):
+        return []
+    weights = sides.one
+    mentioned = {*claim.tensors, *(row.origin for row in claim.tensors.values())}
+    inside = {*sides.pairing.names()}
+    written = [
+        tensor
+        for name, tensor in weights.tensors.items()
+        if name in inside and (name not in weights.extras or name in mentioned)
+    ]
+    found = digested(named(written, weights.path), jobs, advance)
+    checks = []
+    for key, said, is_so in (
+        (SOURCE, claim.source, found.whole),
+        (MODEL, claim.model, found.model),
+    ):
+        if said and is_so:
+            told = f"{key} is sha256:{said}"
+            if said != is_so:
+                told += f"; that of {weights.path} is sha256:{is_so}"
+            checks.append(Check("claim", PASSED if said == is_so else FAILED, told, file))
+    return checks
+
+
+def declared(checks: list[Check], claim: Claimed) -> list[Check]:
+    """The checks against a source, failed where what was done is not what the file claims."""
+
+    def compared(check: Check) -> Check:
+        row = claim.tensors.get(check.tensor)
+        if row is None or check.name != "bytes" or check.outcome != PASSED or not row.steps:
+            return check
+        done = check.detail.partition(", max |error|")[0]
+        if done == ", ".join(row.steps):
+            return check
+        told = f"{done}; the file claims {', '.join(row.steps)}"
+        return check._replace(name="transform", outcome=FAILED, detail=told)
+
+    return [compared(check) for check in checks]

@@ -1,0 +1,163 @@
+"""Converted weights against their source: complete both ways, and what was done to each tensor.
+
+What was cast or quantized is not compared within some tolerance: the source is cast or quantized
+again, and every bit must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from cgpt_convert.core.checks import FAILED, PASSED, Check
+from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.tensors.dtypes import CASTS
+from cgpt_convert.tensors.shapes import dims, in_blocks
+from cgpt_convert.tensors.tensor import Tensor, replace
+from cgpt_convert.verification import composite_pairs as odd_pairs
+from cgpt_convert.verification.canonical_names import Weights, aligned
+from cgpt_convert.verification.digests import digests_of, hashed
+from cgpt_convert.verification.pairing import Pairing, unpaired
+from cgpt_convert.verification.parallel import in_pairs
+from cgpt_convert.verification.scope import Sides
+
+
+class Step(NamedTuple):
+    """A tensor as a file holds it, and what it should hold; `steps` lead from the source there."""
+
+    held: Tensor
+    expected: Tensor
+    steps: tuple[str, ...]
+
+
+def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Check]:
+    """A check for each tensor of either; `detail` names what was done to it.
+
+    Identity, rename, transpose, cast, quantize, dequantize, drop (of computed buffers) and tie are
+    the transforms there are. Anything else is a difference. Raises Malformed where bytes do not
+    match the checksum that a file records.
+    """
+    source, target, pairing, _scope = sides
+    dense = {
+        name: own
+        for name, own in pairing.both.items()
+        if name in source.tensors and own in target.tensors
+    }
+
+    one, other = _digests(source, target, pairing, jobs)
+    source, turned = aligned(source, target, dense)
+
+    def check(one: Tensor, other: Tensor) -> Check:
+        found = _check(one, other, target, turned=one.name in turned)
+        return found._replace(tensor=target.name_in_file(other.name))
+
+    checks = [*in_pairs(dense, source, target, check, jobs, advance).values()]
+    _tell_swapped(checks, source, target, dense, jobs)
+    rest = {name: own for name, own in pairing.both.items() if name not in dense}
+    checks += odd_pairs.checks(odd_pairs.compared(rest, source, target, jobs), target.path, rest)
+    for tensor in (*source.tensors.values(), *target.tensors.values()):
+        tensor.storage.source.check_unchanged()
+    return checks + unpaired(pairing, one, other, target.path)
+
+
+def transform(
+    source: Tensor, target: Tensor, weights: Weights, *, turned: bool = False
+) -> Step | str:
+    """What leads from a tensor to the one of `weights` that is made of it; or why nothing does.
+
+    Both are in one layout, for which the source was `turned`.
+    """
+    steps = ("rename",) if source.name != weights.name_in_file(target.name) else ()
+    if source.shape != target.shape:
+        return f"shape {dims(target.shape)}, expected {dims(source.shape)}"
+    held = replace(target, target=None)
+    if held.stored == source.stored:
+        source = replace(source, target=None)
+    if weights.kind == "GGUF" and not held.is_c_order:
+        held, source = held.transposed(), source.transposed()
+        turned = not turned  # back, or for the first time
+    if turned:
+        steps = (*steps, "transpose")
+    if source.stored.block > 1 and source.target:
+        steps = (*steps, f"dequantize {source.stored.name}")
+    if held.quantizer != source.quantizer:
+        return f"quantizer {held.quantizer or 'none'}, expected {source.quantizer or 'none'}"
+    if held.dtype == source.dtype:
+        return Step(held, source, steps or ("identity",))
+    blocks = held.dtype.block > 1
+    if not (source.dtype.casts and (blocks or held.dtype.name in CASTS)):
+        return f"{held.dtype.name}, expected {source.dtype.name}"
+    if not in_blocks(held.dtype, source.shape):
+        return f"{held.dtype.name} in rows that are no whole blocks"
+    word = "quantize" if blocks else "cast"
+    return Step(held, source.cast(held.dtype), (*steps, f"{word} {held.dtype.name}"))
+
+
+def _check(source: Tensor, target: Tensor, weights: Weights, *, turned: bool) -> Check:
+    from cgpt_convert.tensors.compare import bits, values
+
+    step = transform(source, target, weights, turned=turned)
+    file, name = weights.path, target.name
+    if isinstance(step, str):
+        return Check("shape" if step.startswith("shape") else "dtype", FAILED, step, file, name)
+    found = bits(step.held, step.expected)
+    told = ", ".join(step.steps)
+    if found.differing:
+        what = "blocks" if step.held.dtype.block > 1 else "elements"
+        told += f": {found.differing:,} of {found.units:,} {what} differ, the first at "
+        told += f"{found.first:,}{_how(source, target, step)}"
+        return Check("bytes", FAILED, told, file, name)
+    if step.held.dtype.block > 1 and step.expected.stored != step.held.stored:
+        apart = values(target, source)
+        if apart is not None:
+            told += f", max |error| {apart.most:.3g}, rms {apart.rms:.3g}"
+    return Check("bytes", PASSED, told, file, name)
+
+
+def _how(source: Tensor, target: Tensor, step: Step) -> str:
+    """In which way values differ, as far as that can be said."""
+    from cgpt_convert.tensors.compare import bits, values
+
+    expected = step.expected
+    square = len(expected.shape) > 1 and expected.shape == expected.shape[::-1]
+    if square and not bits(step.held, expected.transposed()).differing:
+        return "; it is transposed"
+    apart = values(target, source)
+    if apart is None:
+        return ""
+    if not apart.differing:
+        return "; equal in value (signs of zeros, or bits of NaNs)"
+    return f"; max |difference| {apart.most:.3g}"
+
+
+def _digests(
+    source: Weights, target: Weights, pairing: Pairing, jobs: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By name, of what has no pair in the source, and in the target."""
+    names = (*pairing.lost, *_both_of(pairing.tied))
+    there = (*pairing.added, *_both_of(pairing.tied_there))
+    return digests_of(source, names, jobs), digests_of(target, there, jobs)
+
+
+def _both_of(tied: dict[str, str]) -> Iterator[str]:
+    for pair in tied.items():
+        yield from pair
+
+
+def _tell_swapped(
+    checks: list[Check], source: Weights, target: Weights, pairs: Mapping[str, str], jobs: int
+) -> None:
+    """Add to failed checks whose values a tensor has, if it has those of another that failed."""
+    steps: dict[str, Step] = {}
+    for check, (name, own) in zip(checks, pairs.items(), strict=True):
+        step = transform(source.tensors[name], target.tensors[own], target)
+        if check.outcome == FAILED and isinstance(step, Step):
+            steps[name] = step
+    digests = hashed([each for step in steps.values() for each in step[:2]], jobs)
+    owners = {digests[step.expected.content]: name for name, step in steps.items()}
+    for at, name in enumerate(pairs):
+        owner = owners.get(digests[steps[name].held.content]) if name in steps else None
+        if owner is not None:
+            checks[at] = checks[at]._replace(
+                detail=f"{checks[at].detail}; it has the values of {owner}"
+            )

@@ -1,0 +1,53 @@
+"""Tensors that are not one dense view (sparse, nested, packed ...): compared by digests.
+
+docs/digest.md defines the digest: of what the tensor is, and of the dense tensors it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
+from cgpt_convert.tensors.tensor import Content, Tensor
+from cgpt_convert.verification.canonical_names import AMBIGUOUS, LOST, Weights
+
+
+def is_unknown(exotic: Exotic) -> bool:
+    """Return whether the value of the tensor is not known: it cannot be read, or there are two."""
+    return exotic.error is not None or exotic.kind in (LOST, AMBIGUOUS)
+
+
+def parts(weights: Weights, names: Iterable[str] | None = None) -> Iterator[Tensor]:
+    """Yield the dense tensors that odd ones are made of: all, or those of `names`."""
+    for name in weights.odd if names is None else names:
+        yield from weights.odd[name].parts
+
+
+def digest(exotic: Exotic, found: Mapping[Content, str]) -> str:
+    """Return the digest of an odd tensor, given those of its parts."""
+    import hashlib
+
+    lines = [f"{exotic.kind} {exotic.dtype} {'x'.join(map(str, exotic.shape))}", exotic.detail]
+    lines += [found[part.content] for part in exotic.parts]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def reject_unknown(weights: Weights, doing: str) -> None:
+    """Raise Unsupported, naming them, if the values of some tensors are not known."""
+    unknown = [each for each in weights.odd.values() if is_unknown(each)]
+    if unknown:
+        listed = "; ".join(f"{printable(each.name)}: {each.detail}" for each in unknown)
+        raise Unsupported(
+            f"{doing}: {listed}", where=weights.path, hint="skip these tensors with --exclude"
+        )
+
+
+def described(weights: Weights, name: str) -> tuple[str, tuple[int, ...]]:
+    """Return type and shape of a tensor, odd or dense."""
+    odd = weights.odd.get(name)
+    tensor = weights.tensors.get(name)
+    return (
+        (odd.dtype, odd.shape) if odd else (tensor.dtype.name, tensor.shape) if tensor else ("", ())
+    )

@@ -1,0 +1,94 @@
+"""Pairs of tensors of which one is not a dense view: compared by what they are, and by digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
+from cgpt_convert.tensors.shapes import dims
+from cgpt_convert.verification.canonical_names import UNSAVED, Weights
+from cgpt_convert.verification.composite_digests import digest, is_unknown, parts
+from cgpt_convert.verification.digests import hashed
+from cgpt_convert.verification.file_digests import same_bytes
+
+
+def compared(
+    pairs: Mapping[str, str], one: Weights, other: Weights, jobs: int = 0
+) -> dict[str, tuple[str, str]]:
+    """Return the outcome and what to say of each pair, by the first name.
+
+    The outcome is PASSED, FAILED, NOTE (a kind without values, such as meta), or ERROR (the tensor
+    cannot be compared, and the files are not the same).
+    """
+    if not pairs:
+        return {}
+    told = {}
+    names = [name for name in pairs if name in one.odd]
+    there = [own for own in pairs.values() if own in other.odd]
+    found = hashed([*parts(one, names), *parts(other, there)], jobs)
+    same = False
+    if any(_has_no_known_value(side.odd[n]) for n, side in _strange(pairs, one, other)):
+        same = same_bytes(one.sources, other.sources, jobs)
+    for name, own in pairs.items():
+        left, right = one.odd.get(name), other.odd.get(own)
+        unknown = [each for each in (left, right) if each and is_unknown(each)]
+        if left and right and left.kind == right.kind == UNSAVED:
+            unknown = [right]
+        if unknown and same and name == own:
+            told[name] = (PASSED, f"{unknown[0].detail}; the files are equal, byte for byte")
+        elif unknown:
+            told[name] = (ERROR, f"not compared: {unknown[0].detail}; skip it with --exclude")
+        elif left is None or right is None:
+            kinds = _kind(other, own), _kind(one, name)
+            told[name] = (FAILED, f"{kinds[0]}, expected {kinds[1]}")
+        elif digest(left, found) != digest(right, found):
+            told[name] = (FAILED, _difference(left, right))
+        elif left.parts:
+            told[name] = (PASSED, "identity")
+        else:
+            told[name] = (NOTE, f"not compared: {left.kind}, {_why(name, one)}")
+    return told
+
+
+def _why(name: str, weights: Weights) -> str:
+    """Return why a tensor without parts is not compared: what it is made of stands elsewhere."""
+    if any(other.startswith(f"{name}.") for other in weights.keys):
+        return "the tensors in it are compared under names of their own"
+    return "no values are saved in either file"
+
+
+def _strange(
+    pairs: Mapping[str, str], one: Weights, other: Weights
+) -> Iterator[tuple[str, Weights]]:
+    yield from ((name, one) for name in pairs if name in one.odd)
+    yield from ((own, other) for own in pairs.values() if own in other.odd)
+
+
+def _has_no_known_value(exotic: Exotic) -> bool:
+    """Return whether nothing can be compared: the value is not known, or was never saved."""
+    return is_unknown(exotic) or exotic.kind == UNSAVED
+
+
+def checks(told: Mapping[str, tuple[str, str]], file: str, pairs: Mapping[str, str]) -> list[Check]:
+    """Return a check for each pair."""
+    word = {ERROR: "not compared", NOTE: "not compared"}
+    return [
+        Check(word.get(outcome, "bytes"), outcome, detail, file, pairs[name])
+        for name, (outcome, detail) in told.items()
+    ]
+
+
+def _kind(weights: Weights, name: str) -> str:
+    odd = weights.odd.get(name)
+    return f"{odd.kind} {odd.dtype}" if odd else f"dense {weights.tensors[name].stored.name}"
+
+
+def _difference(one: Exotic, other: Exotic) -> str:
+    if (one.kind, one.dtype) != (other.kind, other.dtype):
+        return f"{other.kind} {other.dtype}, expected {one.kind} {one.dtype}"
+    if one.shape != other.shape:
+        return f"shape {dims(other.shape)}, expected {dims(one.shape)}"
+    if one.detail != other.detail:
+        return f"{other.detail}, expected {one.detail}"
+    return f"{one.kind}: the values differ"

@@ -1,0 +1,124 @@
+"""The digests of weights: of each tensor, of all of them, and of the model they are."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.threads import Crew, crew_size
+from cgpt_convert.tensors import read as blocks
+from cgpt_convert.tensors.digest import listed
+from cgpt_convert.tensors.tensor import Content, Tensor, announce
+from cgpt_convert.verification import composite_digests as odd
+from cgpt_convert.verification.canonical_names import Weights
+from cgpt_convert.writing.schedule import in_turn
+from cgpt_convert.writing.tensor_stream import Pieces
+
+ALGORITHM = "sha256:"  # before digests that stand for all tensors
+
+
+class Digested(NamedTuple):
+    """Digests in hex: of the tensors by name, of all of them, and of the model, "" if it is none.
+
+    docs/digest.md defines them.
+    """
+
+    tensors: dict[str, str]
+    whole: str
+    model: str
+
+
+def digested(weights: Weights, jobs: int = 0, advance: Advance = untold) -> Digested:
+    """The digests of all the tensors, read by `jobs` threads; 0 is one a core.
+
+    Raises Malformed where bytes do not match the checksum that the source records.
+    """
+    odd.reject_unknown(weights, "no digest of everything")
+    found = hashed([*weights.tensors.values(), *odd.parts(weights)], jobs, advance)
+    tensors = _by_name(weights, weights.keys, found)
+    return Digested(tensors, listed(tensors), model_digest(weights, tensors))
+
+
+def of_part(part: Weights, whole: Digested) -> Digested:
+    """Return the digests of a part of weights whose digests are known."""
+    tensors = {name: whole.tensors[part.full_name(name)] for name in part.keys}
+    return Digested(tensors, listed(tensors), model_digest(part, tensors))
+
+
+def _by_name(
+    weights: Weights, names: Iterable[str], found: Mapping[Content, str]
+) -> dict[str, str]:
+    return {
+        name: odd.digest(weights.odd[name], found)
+        if name in weights.odd
+        else found[weights.tensors[name].content]
+        for name in names
+    }
+
+
+def model_digest(weights: Weights, tensors: Mapping[str, str]) -> str:
+    """The digest of the model, from those of its tensors by name; "" if it is none."""
+    if not weights.is_model:
+        return ""
+    keyed = {
+        weights.keys[name]: digest
+        for name, digest in tensors.items()
+        if name not in weights.buffers
+    }
+    for key, twin in weights.ties.items():
+        if key in keyed and keyed[key] == keyed.get(twin):
+            del keyed[key]
+    return listed(keyed, f"model 1 {weights.architecture}")
+
+
+def hashed(
+    tensors: Iterable[Tensor], jobs: int = 0, advance: Advance = untold
+) -> dict[Content, str]:
+    """Content -> digest. What several names have in common is read once."""
+    each = {tensor.content: tensor for tensor in tensors}
+    crew = Crew(crew_size(jobs), advance)
+    pieces = Pieces(crew, wanted=each)
+
+    def hash_one(tensor: Tensor) -> None:
+        for piece in pieces.of(tensor):
+            crew.advance(len(piece))
+
+    by_size = sorted(each.values(), key=lambda tensor: -tensor.nbytes)
+    announce(by_size)
+    work = in_turn((tensor, functools.partial(hash_one, tensor)) for tensor in _dealt(by_size))
+    crew.run(work, prepare=functools.partial(prepare_for, list(each.values())))
+    for source in {id(t.storage.source): t.storage.source for t in each.values()}.values():
+        source.check_unchanged()
+    return pieces.digests
+
+
+def digests_of(
+    weights: Weights, names: Iterable[str], jobs: int = 0, advance: Advance = untold
+) -> dict[str, str]:
+    """The digests of some of the tensors, by name."""
+    names = [*names]
+    dense = [weights.tensors[name] for name in names if name in weights.tensors]
+    strange = [name for name in names if name in weights.odd]
+    found = hashed([*dense, *odd.parts(weights, strange)], jobs, advance)
+    return _by_name(weights, names, found)
+
+
+def _dealt(by_size: list[Tensor]) -> list[Tensor]:
+    """Largest first from either end, where a crew begins: so no thread is left with a large one."""
+    return by_size[::2] + by_size[1::2][::-1]
+
+
+def is_digest(text: str) -> bool:
+    """Is it a SHA-256 in hex, as all digests here are written?"""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def prepare_for(tensors: Iterable[Tensor] = ()) -> None:
+    """Import what a crew needs to hash, and to read these tensors."""
+    importlib.import_module("hashlib")
+    if any(tensor.extent() is None for tensor in tensors):
+        blocks.import_all()

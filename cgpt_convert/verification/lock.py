@@ -1,0 +1,266 @@
+"""A lock: which weights were reviewed, as a text file that a pull request can show.
+
+docs/digest.md defines the digests, docs/json.md has the keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.limits import INDEX_BYTES
+from cgpt_convert.core.strict_json import loads
+from cgpt_convert.sources.local import read
+from cgpt_convert.sources.paths import named, open_source
+from cgpt_convert.targets.selection import Wish
+from cgpt_convert.tensors.digest import listed
+from cgpt_convert.tensors.dtypes import BY_NAME
+from cgpt_convert.verification.canonical_names import Weights
+from cgpt_convert.verification.digests import ALGORITHM, Digested, is_digest
+from cgpt_convert.verification.file_digests import file_digests
+
+FORMAT = "cgpt-convert lock 1"
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:x-cgpt-convert:lock:1"
+_TENSORS, _MODEL = "cgptConvertTensorsV1", "cgptConvertModelV1"  # algorithms of a DigestSet
+
+
+class Row(NamedTuple):
+    """A tensor that was locked. `key` is what it is compared by in any container."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    key: str
+    tied_to: str = ""  # the first name of the same values
+    buffer: bool = False  # computed, not learned, so that a converted model may lack it
+    extra: str = ""  # what it is, if state_dict() does not contain it
+    kind: str = ""  # sparse_coo, nested ...; "" of a dense tensor
+
+
+class File(NamedTuple):
+    """A file that the weights were read from."""
+
+    name: str  # less its folder
+    nbytes: int
+    sha256: str
+
+
+class Lock(NamedTuple):
+    """The content of a lock: digests in hex, "" where there is none."""
+
+    digest: str
+    model: str
+    architecture: str
+    files: tuple[File, ...]
+    tensors: dict[str, Row]
+    scope: Wish | None  # what was locked; None if the lock does not say, and took a root by itself
+    outside: tuple[str, ...] = ()  # names in the file of the tensors that were not locked
+
+
+def lock(
+    checkpoint: Checkpoint,
+    weights: Weights,
+    digested: Digested,
+    scope: Wish,
+    jobs: int = 0,
+) -> Lock:
+    """Return the lock of weights whose digests are known; the files are read again.
+
+    `scope` is what chose the weights. Raises Unsupported where the value of one is not known.
+    """
+    first: dict[str, str] = {}
+    rows = {}
+    for name, key in weights.keys.items():
+        odd = weights.odd.get(name)
+        digest = digested.tensors[name]
+        kept = first.setdefault(digest, name)
+        rows[name] = Row(
+            odd.dtype if odd else weights.tensors[name].dtype.name,
+            odd.shape if odd else weights.tensors[name].shape,
+            digest,
+            key,
+            kept if kept != name else "",
+            name in weights.buffers,
+            weights.extras.get(name, ""),
+            odd.kind if odd else "",
+        )
+    known = weights.architecture if digested.model else ""
+    return Lock(
+        digested.whole,
+        digested.model,
+        known,
+        _files(checkpoint, jobs),
+        rows,
+        scope,
+        weights.outside,
+    )
+
+
+def encoded(lock: Lock) -> bytes:
+    """The lock as JSON: a tensor a line, sorted by name, so that a change is a changed line."""
+    model = None
+    if lock.model:
+        model = {"architecture": lock.architecture, "digest": ALGORITHM + lock.model}
+    scope = lock.scope or Wish()
+    told = {"root": scope.root, "match": [*scope.match], "exclude": [*scope.exclude]}
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "digest": ALGORITHM + lock.digest,
+        "model": model,
+        "scope": told,
+    }
+    if lock.outside:
+        head["not_locked"] = [*lock.outside]
+    files = [json.dumps(file._asdict()) for file in sorted(lock.files)]
+    rows = [f"{json.dumps(name)}: {_row(name, row)}" for name, row in sorted(lock.tensors.items())]
+    parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    parts.append(f'"files": [{_lines(files)}]')
+    parts.append(f'"tensors": {{{_lines(rows)}}}')
+    return ("{\n " + ",\n ".join(parts) + "\n}\n").encode()
+
+
+def _lines(items: list[str]) -> str:
+    return ("\n  " + ",\n  ".join(items) + "\n ") if items else ""
+
+
+def statement(lock: Lock) -> bytes:
+    """An in-toto Statement v1 about the files and the weights in them; the lock is its predicate.
+
+    See https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md. Digests of weights
+    are no SHA-256 of bytes that lie somewhere, so their algorithms have names of their own.
+    """
+    weights = {_TENSORS: lock.digest} | ({_MODEL: lock.model} if lock.model else {})
+    subjects: list[dict[str, Any]] = [
+        {"name": file.name, "digest": {"sha256": file.sha256}} for file in sorted(lock.files)
+    ]
+    told = {
+        "_type": STATEMENT,
+        "subject": [*subjects, {"name": "weights", "digest": weights}],
+        "predicateType": PREDICATE,
+        "predicate": json.loads(encoded(lock)),
+    }
+    return json.dumps(told, indent=1).encode() + b"\n"
+
+
+def _row(name: str, row: Row) -> str:
+    told: dict[str, Any] = {"dtype": row.dtype, "shape": list(row.shape), "sha256": row.sha256}
+    told |= {"key": row.key} if row.key != name else {}
+    told |= {"tied_to": row.tied_to} if row.tied_to else {}
+    told |= {"buffer": "yes"} if row.buffer else {}
+    told |= {"extra": row.extra} if row.extra else {}
+    told |= {"kind": row.kind} if row.kind else {}
+    return json.dumps(told)
+
+
+def read_lock(path: str) -> Lock:
+    """The lock that the file at `path` holds.
+
+    Raises Malformed where it is none or contradicts itself, Unsupported for other versions.
+    """
+    path = named(path)
+    source = open_source(path)
+    if source.nbytes > INDEX_BYTES:
+        raise Unsupported(f"a lock of {source.nbytes:,} bytes", where=path)
+    about = f"not a lock of the form {FORMAT!r}"
+    hint = "`cgpt-convert lock SOURCE -o FILE` writes one"
+    try:
+        told = loads(read(source, 0, source.nbytes), path)
+    except Malformed as error:
+        raise Malformed(f"{about}: {error.message}", where=path, hint=hint) from error
+    if told.get("_type") == STATEMENT and isinstance(told.get("predicate"), dict):
+        told = told["predicate"]
+    match told:
+        case {
+            "format": str(form),
+            "digest": str(digest),
+            "model": None | dict() as model,
+            "files": list(files),
+            "tensors": dict(tensors),
+        } if form == FORMAT and _is_titled(digest):
+            pass
+        case _:
+            raise Malformed(about, where=path, hint=hint)
+    architecture, known = _model(model, path)
+    rows = {name: _read_row(name, row, path) for name, row in tensors.items()}
+    if listed({name: row.sha256 for name, row in rows.items()}) != digest.removeprefix(ALGORITHM):
+        hint = "take it from where it was reviewed, or make a new one"
+        raise Malformed(
+            "the digest is not that of the tensors: it was edited", where=path, hint=hint
+        )
+    if len({row.key for row in rows.values()}) < len(rows):
+        raise Malformed("two tensors have one key", where=path)
+    listing = tuple(_read_file(file, path) for file in files)
+    whole, scope = digest.removeprefix(ALGORITHM), _scope(told.get("scope"), path)
+    return Lock(whole, known, architecture, listing, rows, scope, _outside(told, path))
+
+
+def _outside(told: dict[str, Any], path: str) -> tuple[str, ...]:
+    names = told.get("not_locked", [])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    raise Malformed("not_locked is no list of names", where=path)
+
+
+def _is_titled(digest: str) -> bool:
+    return digest.startswith(ALGORITHM) and is_digest(digest.removeprefix(ALGORITHM))
+
+
+def _model(told: object, path: str) -> tuple[str, str]:
+    match told:
+        case None:
+            return "", ""
+        case {"architecture": str(name), "digest": str(digest)} if _is_titled(digest):
+            return name, digest.removeprefix(ALGORITHM)
+    raise Malformed("a model without architecture and digest", where=path)
+
+
+def _scope(told: object, path: str) -> Wish | None:
+    match told:
+        case None:
+            return None
+        case {"root": None | str() as root, "match": list(match), "exclude": list(exclude)} if all(
+            isinstance(glob, str) for glob in (*match, *exclude)
+        ):
+            return Wish(root, tuple(match), tuple(exclude))
+    raise Malformed("a scope without root, match and exclude", where=path)
+
+
+def _read_file(told: object, path: str) -> File:
+    match told:
+        case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if is_digest(digest):
+            return File(name, nbytes, digest)
+    raise Malformed("a file without name, nbytes and sha256", where=path)
+
+
+def _read_row(name: str, told: Any, path: str) -> Row:
+    match told:
+        case {"dtype": str(dtype), "shape": list(shape), "sha256": str(digest)} if (
+            (dtype in BY_NAME or "kind" in told)
+            and all(type(size) is int for size in shape)
+            and is_digest(digest)
+        ):
+            key, tied = told.get("key", name), told.get("tied_to", "")
+            extra, kind = told.get("extra", ""), told.get("kind", "")
+            if all(isinstance(each, str) for each in (key, tied, extra, kind)):
+                buffer = told.get("buffer") == "yes"
+                return Row(dtype, tuple(shape), digest, key, tied, buffer, extra, kind)
+    raise Malformed("a tensor without dtype, shape and sha256", where=f"{path}[{name}]")
+
+
+def _files(checkpoint: Checkpoint, jobs: int) -> tuple[File, ...]:
+    """All the files, hashed by `jobs` threads; in folders of files, under their paths in there."""
+    sources = {source.name: source for source in checkpoint.sources}
+    folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
+    found = file_digests(sources.values(), jobs)
+    return tuple(
+        File(
+            os.path.relpath(path, folder or ".").replace(os.sep, "/"),
+            sources[path].nbytes,
+            digest,
+        )
+        for path, digest in found.items()
+    )

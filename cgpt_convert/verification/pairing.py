@@ -1,0 +1,177 @@
+"""Which tensor of one file is which of another: by name, or by what it is in the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
+
+
+class Names(NamedTuple):
+    """The tensors of a file by name; see `canonical.Weights` for what the fields are."""
+
+    keys: Mapping[str, str]
+    buffers: frozenset[str]
+    extras: Mapping[str, str]
+    ties: Mapping[str, str]
+    architecture: str
+
+    def by_key(self) -> dict[str, str]:
+        """Key -> own name."""
+        return {key: name for name, key in self.keys.items()}
+
+
+class Pairing(NamedTuple):
+    """Own names of two files' tensors: every name of either is in one field."""
+
+    both: dict[str, str]  # name in the one file -> in the other
+    dropped: list[str]  # only in the one: buffers, which are computed
+    tied: dict[str, str]  # only in the one: what may be left out -> the twin that it must equal
+    extra: dict[str, str]  # only in the one: what state_dict() does not contain -> what it is
+    lost: list[str]  # only in the one
+    added: list[str]  # only in the other
+    computed: list[str]  # only in the other: buffers
+    tied_there: dict[str, str]  # only in the other: as `tied`
+    extra_there: dict[str, str]  # only in the other: as `extra`
+
+    def within(self, one: Callable[[str], bool], other: Callable[[str], bool]) -> Pairing:
+        """Return the pairing of the tensors whose name in the one file passes `one`.
+
+        Of those that only the other file has, the own name has to pass `other`.
+        """
+        return Pairing(
+            {name: own for name, own in self.both.items() if one(name)},
+            [name for name in self.dropped if one(name)],
+            {name: twin for name, twin in self.tied.items() if one(name)},
+            {name: what for name, what in self.extra.items() if one(name)},
+            [name for name in self.lost if one(name)],
+            [name for name in self.added if other(name)],
+            [name for name in self.computed if other(name)],
+            {name: twin for name, twin in self.tied_there.items() if other(name)},
+            {name: what for name, what in self.extra_there.items() if other(name)},
+        )
+
+    def names(self) -> list[str]:
+        """Return the names in the one file."""
+        return [*self.both, *self.dropped, *self.tied, *self.extra, *self.lost]
+
+    def names_there(self) -> list[str]:
+        """Return the names in the other file."""
+        there = (*self.added, *self.computed, *self.tied_there, *self.extra_there)
+        return [*self.both.values(), *there]
+
+
+def paired(one: Names, other: Names) -> Pairing:
+    """The pairs, by key if both are of the same architecture, else by name."""
+    same = one.architecture == other.architecture
+    left = one.by_key() if same else {name: name for name in one.keys}
+    right = other.by_key() if same else {name: name for name in other.keys}
+    both = {name: right[key] for key, name in left.items() if key in right}
+    gone = [name for key, name in left.items() if key not in right]
+    new = [name for key, name in right.items() if key not in left]
+    tied = _ties(one, gone) if same else {}
+    tied_there = _ties(other, new) if same else {}
+    dropped = [name for name in gone if same and name in one.buffers]
+    extra = {n: one.extras[n] for n in gone if n in one.extras and n not in {*tied, *dropped}}
+    lost = [name for name in gone if name not in tied and name not in {*dropped, *extra}]
+    computed = [name for name in new if same and name in other.buffers]
+    known = {*tied_there, *computed}
+    extra_there = {n: other.extras[n] for n in new if n in other.extras and n not in known}
+    added = [name for name in new if name not in known and name not in extra_there]
+    return Pairing(both, dropped, tied, extra, lost, added, computed, tied_there, extra_there)
+
+
+def _ties(names: Names, chosen: list[str]) -> dict[str, str]:
+    """Those of the chosen that may be left out, and the twin's name, if the twin is there."""
+    own = names.by_key()
+    twins = {name: own.get(names.ties.get(names.keys[name], "")) for name in chosen}
+    return {name: twin for name, twin in twins.items() if twin is not None}
+
+
+def unpaired(
+    pairing: Pairing, one: Mapping[str, str], other: Mapping[str, str], file: str
+) -> list[Check]:
+    """A check for every tensor that is in one of two files only.
+
+    `one` and `other` have digests by name, at least of the tensors that are not in both files.
+    `file` is the other one.
+    """
+    checks = [
+        Check("drop", PASSED, "dropped: computed, not learned", file, name)
+        for name in pairing.dropped
+    ]
+    checks += [
+        Check("computed", PASSED, "computed, not learned: its values are not compared", file, name)
+        for name in pairing.computed
+    ]
+    for words, extras in (("only SOURCE has it", pairing.extra), ("added", pairing.extra_there)):
+        for name, what in extras.items():
+            told = f"not compared: {words}; {what}, which state_dict() does not contain"
+            checks.append(Check("not compared", NOTE, told, file, name))
+    for kind, digests, tied in (("lost", one, pairing.tied), ("added", other, pairing.tied_there)):
+        for name, twin in tied.items():
+            if digests[name] == digests[twin]:
+                checks.append(Check("tie", PASSED, f"tied to {twin}", file, name))
+            else:
+                told = f"{kind}, and its values are not those of {twin}"
+                checks.append(Check(kind, FAILED, told, file, name))
+    moved = renamed({n: one[n] for n in pairing.lost}, {n: other[n] for n in pairing.added})
+    for name, new in moved.items():
+        told = f"renamed: {new} has its values, which no rule says"
+        checks.append(Check("renamed", FAILED, told, file, name))
+    there = set(moved.values())
+    gone = [name for name in pairing.lost if name not in moved]
+    new_ones = [name for name in pairing.added if name not in there]
+    checks += [Check("lost", FAILED, "lost: it is not there", file, name) for name in gone]
+    checks += [Check("added", FAILED, "added: it should not be there", file, n) for n in new_ones]
+    return checks
+
+
+def renamed(lost: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """Return lost name -> added name of the same digest, where it is clear which one it is.
+
+    It is clear if no other tensor of either has the digest. Among several (zero biases, say), it
+    is the one whose name differs as those of the clear ones do, by what stands before a common
+    end: `model.fc.bias` -> `fc.bias` if `model.fc.weight` -> `fc.weight`.
+    """
+    gone, new = _by_digest(lost), _by_digest(added)
+    found = {
+        names[0]: new[digest][0]
+        for digest, names in gone.items()
+        if len(names) == 1 == len(new.get(digest, ()))
+    }
+    changes = dict.fromkeys(_change(*pair) for pair in found.items())
+    taken = set(found.values())
+    for name, digest in lost.items():
+        if name in found:
+            continue
+        heads = [(old, head) for old, head in changes if name.startswith(old)]
+        fits = {head + name.removeprefix(old): None for old, head in heads}
+        fits = {n: None for n in fits if added.get(n) == digest and n not in taken}
+        if len(fits) == 1:
+            found[name] = next(iter(fits))
+            taken.add(found[name])
+    return {name: found[name] for name in lost if name in found}
+
+
+def _by_digest(digests: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, digest in digests.items():
+        found.setdefault(digest, []).append(name)
+    return found
+
+
+def _change(old: str, new: str) -> tuple[str, str]:
+    """Return what stands before the common end of two names, whole parts of them."""
+    left, right = old.split("."), new.split(".")
+    same = 0
+    for one, other in zip(reversed(left), reversed(right), strict=False):
+        if one != other:
+            break
+        same += 1
+    return _head(left[: len(left) - same]), _head(right[: len(right) - same])
+
+
+def _head(parts: Iterable[str]) -> str:
+    return "".join(f"{part}." for part in parts)

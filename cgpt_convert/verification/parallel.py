@@ -1,0 +1,55 @@
+"""The tensors of two files, pair by pair, by several threads."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from cgpt_convert.core.events import Advance
+from cgpt_convert.core.threads import Crew, crew_size
+from cgpt_convert.tensors.checksums import compared
+from cgpt_convert.tensors.read import import_all
+from cgpt_convert.tensors.tensor import Tensor
+from cgpt_convert.verification.canonical_names import Weights
+from cgpt_convert.verification.digests import prepare_for
+from cgpt_convert.writing.schedule import in_turn
+
+T = TypeVar("T")
+
+
+def in_pairs(
+    pairs: Mapping[str, str],
+    one: Weights,
+    other: Weights,
+    look: Callable[[Tensor, Tensor], T],
+    jobs: int,
+    advance: Advance,
+) -> dict[str, T]:
+    """What `look` says of each of the pairs (name in the one, in the other), by the first name.
+
+    `advance` counts the bytes of the other. Raises Malformed where bytes do not match the checksum
+    that a file records.
+    """
+    crew = Crew(crew_size(jobs), advance)
+    found: dict[str, T] = {}
+    seen: set[int] = set()
+
+    def compare(name: str, own: str) -> None:
+        crew.wait_prepared()
+        crew.go_on()
+        with compared((one.tensors[name], other.tensors[own]), seen) as (left, right):
+            found[name] = look(left, right)
+        crew.advance(right.nbytes)
+
+    work = ((one.tensors[name], functools.partial(compare, name, pairs[name])) for name in pairs)
+    crew.run(in_turn(work), prepare=prepare)
+    return {name: found[name] for name in pairs}
+
+
+def prepare() -> None:
+    """Import what a crew needs to compare."""
+    prepare_for()
+    import_all()
+    importlib.import_module("cgpt_convert.tensors.compare")

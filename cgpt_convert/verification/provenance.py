@@ -1,0 +1,181 @@
+"""What a converted file says of itself: the digest of its source, and what became of each tensor.
+
+It stands in the container's own text pairs, docs/verify.md has them. It proves nothing to someone
+who does not trust the file, but accidents show, and with the source at hand the chain is closed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from cgpt_convert import __version__
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import Malformed
+from cgpt_convert.core.strict_json import loads
+from cgpt_convert.plan import Claim, Request
+from cgpt_convert.targets.selection import Selection
+from cgpt_convert.tensors.digest import listed
+from cgpt_convert.tensors.tensor import Content, Tensor
+from cgpt_convert.verification.canonical_names import Weights, named
+from cgpt_convert.verification.digests import ALGORITHM, is_digest, model_digest
+
+PREFIX = "cgpt_convert."
+VERSION, SOURCE, MODEL = f"{PREFIX}version", f"{PREFIX}source", f"{PREFIX}source_model"
+TENSORS, DROPPED = f"{PREFIX}tensors", f"{PREFIX}dropped"
+ROOT = f"{PREFIX}root"
+
+_BLANK = "0" * 64  # as long as every digest
+
+
+class Row(NamedTuple):
+    """What is claimed of a tensor: its digest as the file holds it, and where it comes from."""
+
+    sha256: str
+    origin: str  # name in the source
+    steps: tuple[str, ...]
+
+
+class Claimed(NamedTuple):
+    """A file's claim. `source` and `model` are the source's digests in hex, "" if not claimed."""
+
+    source: str
+    model: str
+    tensors: dict[str, Row]
+    root: str  # under which the tensors are in the source; "" if it is not claimed
+
+
+def signed(chosen: Selection, request: Request) -> Request:
+    """The request with the claim that its tensors come from those chosen.
+
+    The digests in it are known when all is written.
+    """
+    every = [*chosen.tensors]
+    by_name = {tensor.name: tensor for tensor in every}
+    every += [by_name[kept].renamed(name) for name, kept in chosen.aliases.items()]
+    sources = named(every)
+    origins = _origins(sources, request.tensors)
+    rows = {t.name: _row(sources.tensors[origins[t.name]], t) for t in request.tensors}
+    hashed = _hashed(sources, set(origins.values()))
+    dropped = sorted(sources.tensors.keys() - hashed.keys())
+
+    def metadata(known: Mapping[Content, str]) -> dict[str, str]:
+        def digest(tensor: Tensor) -> str:
+            return known[tensor.content] if known else _BLANK
+
+        told = {t.name: {"sha256": digest(t), **rows[t.name]} for t in request.tensors}
+        told |= {name: {"tied_to": kept} for name, kept in request.aliases.items()}
+        found = {name: digest(tensor) for name, tensor in hashed.items()}
+        pairs = {VERSION: f"cgpt-convert {__version__}", TENSORS: _json(told)}
+        if chosen.root:
+            pairs[ROOT] = chosen.root
+        if dropped:
+            pairs[DROPPED] = _json(dropped)
+        else:
+            pairs[SOURCE] = ALGORITHM + listed(found)
+        if sources.is_model:
+            model = model_digest(sources, found)
+            pairs[MODEL] = f"{sources.architecture} {ALGORITHM}{model}"
+        return dict(sorted(pairs.items()))
+
+    return replace(request, claim=Claim((*request.tensors, *hashed.values()), metadata))
+
+
+def _origins(sources: Weights, tensors: Sequence[Tensor]) -> dict[str, str]:
+    """Name of a written tensor -> name of the source's that it is a view of."""
+    owners: dict[Content, list[str]] = {}
+    for name, tensor in sources.tensors.items():
+        owners.setdefault(tensor.content, []).append(name)
+    found = {}
+    for tensor in tensors:
+        names = owners.get(tensor.uncast.content)
+        if names is None:
+            names = owners[tensor.uncast.transposed().content]
+        found[tensor.name] = tensor.name if tensor.name in names else names[0]
+    return found
+
+
+def _hashed(sources: Weights, written: set[str]) -> dict[str, Tensor]:
+    """Name -> tensor whose digest is its, of all that is not dropped.
+
+    What was left out because its values are its twin's has the twin's digest.
+    """
+    own = sources.names.by_key()
+    found = {}
+    for name, tensor in sources.tensors.items():
+        twin = own.get(sources.ties.get(sources.keys[name], ""))
+        if name not in written and twin is not None:
+            found[name] = sources.tensors[twin]
+        elif name in written or name not in sources.buffers:
+            found[name] = tensor
+    return found
+
+
+def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
+    """What is claimed of a tensor besides its digest: nothing, of one that is as it was."""
+    steps = []
+    if target.uncast.content != source.content:
+        steps.append("transpose")
+    if source.stored.block > 1:
+        steps.append(f"dequantize {source.stored.name}")
+    if target.dtype != source.dtype:
+        word = "quantize" if target.dtype.block > 1 else "cast"
+        steps.append(f"{word} {target.dtype.name}")
+    renamed = {"from": source.name} if source.name != target.name else {}
+    return {**renamed, **({"steps": steps} if steps else {})}
+
+
+def claimed(checkpoint: Checkpoint) -> Claimed | None:
+    """What the file claims, None if nothing. Raises Malformed for a claim that is none."""
+    from cgpt_convert.formats.torch import writer as torch
+
+    pairs = checkpoint.metadata | torch.metadata(checkpoint)
+    if TENSORS not in pairs:
+        return None
+    where = f"{checkpoint.path}[{TENSORS}]"
+    rows: dict[str, Row] = {}
+    for name, told in loads(pairs[TENSORS].encode("utf-8", "replace"), where).items():
+        rows[name] = _read_row(name, told, where)
+    for name, row in rows.items():
+        if not row.sha256:  # tied: the twin's
+            twin = rows.get(row.origin)
+            if twin is None or not twin.sha256:
+                raise Malformed(f"{name} is tied to {row.origin}, which is no tensor", where=where)
+            rows[name] = row._replace(sha256=twin.sha256)
+    digests = _digest(pairs, SOURCE, where), _digest(pairs, MODEL, where)
+    return Claimed(*digests, rows, pairs.get(ROOT, ""))
+
+
+def claimed_root(checkpoint: Checkpoint) -> str | None:
+    """Return the root that the file's provenance metadata names; None if there is none."""
+    claim = claimed(checkpoint)
+    return claim.root or None if claim else None
+
+
+def _read_row(name: str, told: Any, where: str) -> Row:
+    match told:
+        case {"sha256": str(digest)} if is_digest(digest):
+            origin, steps = told.get("from", name), told.get("steps", [])
+            texts = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
+            if isinstance(origin, str) and texts:
+                renamed = () if origin == name else ("rename",)
+                return Row(digest, origin, (*renamed, *steps) or ("identity",))
+        case {"tied_to": str(kept)}:
+            return Row("", kept, ())
+    raise Malformed(f"a claim about {name} without its sha256", where=where)
+
+
+def _digest(pairs: Mapping[str, str], key: str, where: str) -> str:
+    """The digest under `key`, in hex, and "" if there is none."""
+    if key not in pairs:
+        return ""
+    digest = pairs[key].rpartition(ALGORITHM)[2]
+    if not is_digest(digest):
+        raise Malformed(f"{key} is no digest: {pairs[key]:.80}", where=where)
+    return digest
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,75 @@
+"""What was written, read again by its format and compared, before it gets its name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from cgpt_convert.core.errors import CheckFailed
+from cgpt_convert.core.text import printable
+from cgpt_convert.core.threads import Crew, crew_size
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.targets.plan_conversion import HF, Conversion
+from cgpt_convert.tensors.checksums import check_storages
+from cgpt_convert.tensors.tensor import Tensor, replace
+from cgpt_convert.verification.parallel import prepare
+from cgpt_convert.writing.schedule import in_turn
+
+
+def reread(
+    conversion: Conversion, to: str, jobs: int, folder: str, written: Mapping[str, str]
+) -> None:
+    """Return if every tensor of the conversion is there as it was to be, and no other.
+
+    `written` are the files by planned path, `folder` is where they lie if the output is one. The
+    source is read again, too. Raises CheckFailed, naming every tensor that is not.
+    """
+    expected = {tensor.name: tensor for tensor in conversion.request.tensors}
+    aliases = conversion.request.aliases
+    found: dict[str, Tensor] = {}
+    wrong = []
+    if conversion.folder:
+        read = [open_checkpoint(folder)]
+    else:
+        form = formats.by_name(to if to != HF else "safetensors")
+        holding = [p for p in conversion.plans if any(isinstance(x, Tensor) for x in p.parts)]
+        read = [form.read(written[plan.path]) for plan in holding or conversion.plans]
+    for checkpoint in read:
+        wrong += [f"storage {s.key}: damaged" for s in check_storages(checkpoint.storages)]
+        found |= checkpoint
+    wrong += [
+        f"{name}: not tied to {kept}"
+        for name, kept in aliases.items()
+        if name not in found or (kept in found and found[name].view != found[kept].view)
+    ]
+    found = {name: tensor for name, tensor in found.items() if name not in aliases}
+    wrong += [f"{name}: lost" for name in expected.keys() - found.keys()]
+    wrong += [f"{name}: added" for name in found.keys() - expected.keys()]
+    both = expected.keys() & found.keys()
+    wrong += _differing({name: (expected[name], found[name]) for name in both}, jobs)
+    if wrong:
+        listed = "; ".join(printable(line) for line in sorted(wrong))
+        where = conversion.request.name
+        raise CheckFailed(f"not what was written: {listed}", where=where, hint="nothing was kept")
+
+
+def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[str]:
+    crew = Crew(crew_size(jobs))
+    wrong: list[str] = []
+
+    def compare(name: str, expected: Tensor, found: Tensor) -> None:
+        crew.wait_prepared()
+        from cgpt_convert.tensors.compare import bits
+
+        crew.go_on()
+        if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+            wrong.append(f"{name}: of another type or shape")
+            return
+        different = bits(replace(found, name=name), expected)
+        if different.differing:
+            wrong.append(f"{name}: {different.differing:,} of {different.units:,} differ")
+
+    work = ((pair[0], functools.partial(compare, name, *pair)) for name, pair in pairs.items())
+    crew.run(in_turn(work), prepare=prepare)
+    return wrong

@@ -1,0 +1,191 @@
+"""Which part of two files is compared: all of it, or what the user or the provenance names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.checks import FAILED, NOTE, Check
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.text import printable
+from cgpt_convert.targets.selection import Wish, choose_root, everything, no_match, under, wanted
+from cgpt_convert.verification.canonical_names import Weights, weights
+from cgpt_convert.verification.pairing import Names, Pairing, paired
+
+_SHOWN = 10
+OPTION, PROVENANCE = "option", "provenance"
+
+
+class Part(NamedTuple):
+    """How much of a file is compared."""
+
+    file: str
+    root: str  # names of the file are compared behind this; "" for all
+    compared: int
+    outside: tuple[str, ...]  # names in the file of the tensors that are not compared
+
+
+class Scope(NamedTuple):
+    """What is compared of two files, and who said so: an option, the provenance, or nobody ("")."""
+
+    root: str
+    wish: Wish
+    by: str
+    parts: tuple[Part, ...] = ()
+
+    def words(self) -> str:
+        """Return the scope as a phrase; "" if it is everything."""
+        told = [f"under {printable(self.root)!r}"] if self.root else []
+        if self.by == PROVENANCE:
+            told[0] += " (the root that the provenance metadata names)"
+        told += [f"matching {printable(glob)!r}" for glob in self.wish.match]
+        told += [f"not matching {printable(glob)!r}" for glob in self.wish.exclude]
+        return ", ".join(told)
+
+    def checks(self, verb: str = "compared") -> list[Check]:
+        """Return a note for each file of which tensors are not compared."""
+        return [
+            Check("scope", NOTE, counted_out(part, self.words(), verb), part.file)
+            for part in self.parts
+            if part.outside
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the scope as `--json` prints it; docs/json.md has the keys."""
+        return {
+            "root": self.root or None,
+            "match": [*self.wish.match],
+            "exclude": [*self.wish.exclude],
+            "by": self.by or None,
+            "files": [
+                {
+                    "file": part.file,
+                    "root": part.root or None,
+                    "compared": part.compared,
+                    "tensors": part.compared + len(part.outside),
+                    "not_compared": [*part.outside],
+                }
+                for part in self.parts
+            ],
+        }
+
+
+def part_scope(chosen: Weights, wish: Wish) -> Scope:
+    """Return the scope of a choice from one file."""
+    by = OPTION if chosen.outside else ""
+    part = Part(chosen.path, chosen.root, len(chosen.keys), chosen.outside)
+    return Scope(chosen.root, wish, by, (part,))
+
+
+def counted_out(part: Part, words: str, verb: str = "compared") -> str:
+    """Return a line that says how many tensors are compared, and which are not."""
+    total = part.compared + len(part.outside)
+    where = f", {words}" if words else ""
+    return (
+        f"{verb} {part.compared:,} of {total:,} {'tensor' if total == 1 else 'tensors'}{where}; "
+        f"not {verb}: {listed(part.outside)}"
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names as text, of many only the first."""
+    names = [*names]
+    shown = ", ".join(map(printable, names[:_SHOWN]))
+    more = len(names) - _SHOWN
+    return f"{shown} and {more:,} more (--json lists all)" if more > 0 else shown
+
+
+class Sides(NamedTuple):
+    """Two files' tensors, how they are paired, and what of them is compared."""
+
+    one: Weights
+    other: Weights
+    pairing: Pairing
+    scope: Scope
+
+
+def sides(
+    source: Checkpoint, target: Checkpoint, wish: Wish, claimed_root: str | None = None
+) -> Sides:
+    """Return what of SOURCE and TARGET is compared with what.
+
+    All of both; with a root, what is under it in SOURCE, with all of TARGET or what is under the
+    same root there, whichever fits; with globs, those whose names in SOURCE match. `claimed_root`
+    is the root that TARGET's provenance metadata names, which counts if the user names none.
+    """
+    if wish.root is None and claimed_root:
+        fits = [weights(source), *part_under(source, claimed_root)]
+        other = weights(target)
+        one = best(fits, other.names, same_layout=claimed_root in source.containers)
+        by = PROVENANCE if one.root else ""
+    else:
+        one = weights(source, Wish(wish.root))
+        other = weights(target)
+        if one.root:
+            names = {*everything(source)} == {*everything(target)}
+            same = names or one.root in target.containers
+            other = best([other, *part_under(target, one.root)], one.names, same_layout=same)
+        by = OPTION if one.root or wish.match or wish.exclude else ""
+    return restricted(one, other, wish, by)
+
+
+def restricted(one: Weights, other: Weights, wish: Wish, by: str) -> Sides:
+    """Return the two sides with the globs of `wish` applied; BadRequest where nothing matches."""
+    pairing = paired(one.names, other.names)
+    if wish.match or wish.exclude:
+
+        def fits(name: str) -> bool:
+            return wanted(name, wish.match, wish.exclude)
+
+        pairing = pairing.within(fits, fits)
+        if not pairing.names():
+            raise no_match(one.path, [*one.keys])
+    parts = (part_of(one, pairing.names()), part_of(other, pairing.names_there()))
+    return Sides(one, other, pairing, Scope(one.root, wish, by, parts))
+
+
+def part_of(side: Weights, names: Iterable[str]) -> Part:
+    """Return how much of a file is compared, if `names` are, given behind the root."""
+    inside = {*names}
+    left = tuple(side.full_name(name) for name in side.keys if name not in inside)
+    return Part(side.path, side.root, len(inside), (*left, *side.outside))
+
+
+def part_under(checkpoint: Checkpoint, root: str) -> list[Weights]:
+    """Return the tensors under the root, if there are any."""
+    return [weights(checkpoint, Wish(root))] if under(checkpoint, root) else []
+
+
+def best(candidates: list[Weights], names: Names, *, same_layout: bool = False) -> Weights:
+    """Return which of the candidates has the most names in common; of several the first.
+
+    With `same_layout`, it is the last one that has as many.
+    """
+
+    def common(candidate: Weights) -> int:
+        return len(paired(candidate.names, names).both)
+
+    ordered = candidates[::-1] if same_layout else candidates
+    return max(ordered, key=common)
+
+
+def hint(source: Checkpoint, checks: Iterable[Check], scope: Scope) -> list[Check]:
+    """Return a note on `--root`, if all of SOURCE was compared and a part of it fits better."""
+    missing = any(c.outcome == FAILED and c.name in ("lost", "added", "renamed") for c in checks)
+    if not missing or scope.root or scope.wish.root is not None:
+        return []
+    try:
+        root = choose_root(source)
+    except BadRequest:
+        return []
+    return [root_hint(source.path, root, len(under(source, root)))] if root else []
+
+
+def root_hint(path: str, root: str, count: int) -> Check:
+    """Return the note that the `count` tensors under a root can be compared alone."""
+    told = (
+        f"all of {printable(path)} was compared; {count:,} of its tensors are under "
+        f"{printable(root)!r}: use --root {printable(root)} to compare these alone"
+    )
+    return Check("scope", NOTE, told, path)

@@ -1,0 +1,1 @@
+"""File plans to files: atomic, streamed, checked."""

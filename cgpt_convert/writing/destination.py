@@ -1,0 +1,28 @@
+"""Output to a path or to a URL; what sends is imported for URLs only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cgpt_convert.plan import FilePlan
+from cgpt_convert.sources.paths import is_url
+from cgpt_convert.writing import writer as sink
+from cgpt_convert.writing.writer import Options
+
+
+def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """The paths written, as `sink.write_files` tells; `folder` may be a URL's name."""
+    if is_url(folder):
+        from cgpt_convert.writing.remote_sink import send_files
+
+        return send_files(plans, folder, options)
+    return sink.write_files(plans, folder, options)
+
+
+def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """The paths written, as `sink.write_folder` tells; `folder` may be a URL's name."""
+    if is_url(folder):
+        from cgpt_convert.writing.remote_sink import send_folder
+
+        return send_folder(plans, folder, options)
+    return sink.write_folder(plans, folder, options)

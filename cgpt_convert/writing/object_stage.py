@@ -1,0 +1,222 @@
+"""An output's files in a store, under temporary names until all are there.
+
+No store gives several objects their names in one step. So the last one, the index or the mapping
+that tells of the others, gets its name last, and where it is replaced, loses it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cgpt_convert.core.errors import CannotWrite, CgptError
+from cgpt_convert.core.text import printable
+from cgpt_convert.plan import FilePlan
+from cgpt_convert.writing.output_checks import components, exists
+from cgpt_convert.writing.remote.store import Writable
+from cgpt_convert.writing.remote.upload import Outbox, Transfer, Upload, move, upload
+from cgpt_convert.writing.stage import File, Stage
+from cgpt_convert.writing.temp_files import temporary_name
+
+_PATIENCE = 10.0  # seconds for what is on its way, when it is no longer wanted
+
+
+class Objects(Stage):
+    """Objects beside each other, in the folder of the store that the URL called `folder` names."""
+
+    def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
+        self._url = folder.rstrip("/")
+        self._store = Writable(self._url)
+        self._names, self._overwrite = names, overwrite
+        self._outbox = Outbox(parallel=self.takes_parts)
+        self._temporary: dict[str, str] = {}  # planned path -> that of the temporary, in `_url`
+        self._nbytes: dict[str, int] = {}
+        self._uploads: list[Upload] = []
+        self._moves: list[Transfer] = []
+        self._given: list[str] = []  # planned paths that have, or are about to have, their names
+        self._complete = False
+        self._left: list[str] = []  # what could not be removed
+        self._check_replaceable()
+
+    @property
+    def takes_parts(self) -> bool:
+        """Does the store take the parts of an object in any order?"""
+        return self._store.takes_parts
+
+    def _check_replaceable(self) -> None:
+        """Raise CannotWrite if something is there that may not be replaced."""
+        for name in self._names:
+            kind = self._store.kind(self._path(self._last(name)))
+            if kind == "directory":
+                raise CannotWrite("is a folder", where=self.final(name))
+            if kind and not self._overwrite:
+                raise exists(self.final(name))
+
+    def _path(self, inside: str) -> str:
+        """What the store calls what is there in the folder of the URL."""
+        return f"{self._store.path}/{inside}"
+
+    def _last(self, path: str) -> str:
+        """Where an output will be, in the folder of the URL."""
+        return components(path, most=1)[0]
+
+    def _first(self, path: str) -> str:
+        """Where it is until then."""
+        return temporary_name(path)
+
+    def final(self, path: str) -> str:
+        """As a URL."""
+        return f"{self._url}/{self._last(path)}"
+
+    def open(self, plan: FilePlan) -> File:
+        """An object that is sent while it is written."""
+        self._last(plan.path)
+        first = self._temporary[plan.path] = self._first(plan.path)
+        self._nbytes[plan.path] = plan.nbytes
+        sent = upload(self._store, self._path(first), plan.nbytes, self._outbox)
+        self._uploads.append(sent)
+        return _Sent(sent)
+
+    @property
+    def place(self) -> str:
+        """As a URL."""
+        return f"{self._url}/"
+
+    def written(self) -> dict[str, str]:
+        """The URL of each, now that it is there."""
+        self._finish(self._uploads)
+        return {path: f"{self._url}/{first}" for path, first in self._temporary.items()}
+
+    def _finish(self, transfers: list[Upload] | list[Transfer]) -> None:
+        self._outbox.wait()
+        for each in transfers:
+            self._outbox.submit(each.finish)
+        self._outbox.wait()
+
+    def publish(self) -> list[str]:
+        """Give all but the last their names, then that."""
+        self._check_replaceable()  # again: hours may have passed
+        *others, last = self._temporary
+        if others and self._overwrite:
+            self._given.append(last)
+            self._outbox.submit(functools.partial(self._store.remove, self._path(self._last(last))))
+            self._outbox.wait()
+        for group in (others, [last]):
+            for path in group:
+                self._give(path)
+            self._finish(self._moves)
+            self._moves = []
+        self._complete = True
+        return [self.final(path) for path in self._temporary]
+
+    def _give(self, path: str) -> None:
+        self._given.append(path)
+        old, new = self._path(self._temporary[path]), self._path(self._last(path))
+        self._moves.append(move(self._store, old, new, self._nbytes[path], self._outbox))
+
+    def discard(self) -> None:
+        """Remove the temporaries; what has its name, too, unless all have."""
+        self._outbox.stop()
+        self._outbox.is_done(_PATIENCE)
+        ours = list(self._temporary.values())
+        if not (self._complete or self._replaces_at_once):
+            ours += map(self._last, self._given)
+        jobs: list[tuple[str, Callable[[], object]]] = [
+            (self._url, each.abort) for each in (*self._uploads, *self._moves)
+        ]
+        for inside in ours:
+            remove = functools.partial(self._store.remove, self._path(inside))
+            jobs.append((f"{self._url}/{inside}", remove))
+        self._remove(jobs)
+
+    @property
+    def _replaces_at_once(self) -> bool:
+        """Is there an old or a new object under the name whenever we stop, and whole?"""
+        return self.takes_parts and self._overwrite and len(self._temporary) == 1
+
+    def _remove(self, jobs: list[tuple[str, Callable[[], object]]]) -> None:
+        """Do what removes, each once; keep in mind what that fails for."""
+        self._left = [name for name, _ in jobs]
+        outbox = Outbox(parallel=self.takes_parts)
+        for name, job in jobs:
+            outbox.submit(functools.partial(self._tried, name, job))
+        outbox.is_done(_PATIENCE)
+
+    def _tried(self, name: str, job: Callable[[], object]) -> None:
+        with contextlib.suppress(Exception):  # each store has its own kinds
+            job()
+            self._left.remove(name)
+
+    def left(self, error: BaseException | None) -> None:
+        """Tell what could not be removed."""
+        if not self._left:
+            return
+        left = f"left behind: {', '.join(map(printable, sorted(set(self._left))))}"
+        if isinstance(error, CgptError):
+            error.hint = "\n  ".join(filter(None, (error.hint, left)))
+        elif error is None:
+            raise CannotWrite("all is written, but not all was removed", where=self._url, hint=left)
+
+
+class Folder(Objects):
+    """The objects of a folder. One that is there may be replaced only object by object."""
+
+    def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
+        parent, _, self._name = folder.rstrip("/").rpartition("/")
+        if "://" not in parent:
+            hint = f"name a folder in it, as {folder.rstrip('/')}/NAME"
+            raise CannotWrite("the folder to be written needs a name", where=folder, hint=hint)
+        self._folder = temporary_name(self._name)
+        super().__init__(parent, names, overwrite=overwrite)
+
+    def _check_replaceable(self) -> None:
+        path = self._path(self._name)
+        final = f"{self._url}/{self._name}"
+        if self._store.kind(path) == "file":
+            raise CannotWrite("exists and is not a folder", where=final)
+        inside = self._store.below(path)
+        if inside and not self._overwrite:
+            raise exists(final)
+        strange = [name for name in inside if name not in self._names]
+        if strange:
+            raise CannotWrite(
+                f"the folder holds {printable(strange[0])}, which would not be replaced",
+                where=final,
+                hint="name another folder, or remove this one yourself",
+            )
+
+    def _last(self, path: str) -> str:
+        return "/".join((self._name, *components(path)))
+
+    def _first(self, path: str) -> str:
+        return "/".join((self._folder, *components(path)))
+
+    @property
+    def place(self) -> str:
+        """The temporary folder, as a URL."""
+        return f"{self._url}/{self._folder}/"
+
+    def discard(self) -> None:
+        """The folder, too, in stores that have such."""
+        super().discard()
+        with contextlib.suppress(CgptError):
+            self._store.remove_folder(self._path(self._folder))
+
+
+class _Sent(NamedTuple):
+    """An object as a file that is written."""
+
+    upload: Upload
+
+    def write(self, data: memoryview, at: int) -> int:
+        self.upload.write(data, at)
+        return len(data)
+
+    def read(self, nbytes: int, at: int) -> bytes:
+        """Never asked for: what is hashed is hashed as it goes by."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """What counts is that all bytes came."""

@@ -1,0 +1,168 @@
+"""Output that goes to a store: each file from front to back, so that little of it is kept here.
+
+What tells of bytes that come after it, as a checksum in a header does, is written as soon as it is
+known; where a store takes bytes in order only, all is read once before, to know it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cgpt_convert.core.threads import Crew
+from cgpt_convert.plan import Crc32, FilePlan, Late, Part, part_nbytes
+from cgpt_convert.tensors.tensor import Tensor, announce
+from cgpt_convert.writing.object_stage import Folder, Objects
+from cgpt_convert.writing.output_file import Output
+from cgpt_convert.writing.source_guard import check_apart
+from cgpt_convert.writing.stage import File, Stage
+from cgpt_convert.writing.writer import (
+    Options,
+    Work,
+    check_unchanged,
+    import_for,
+    is_hashed_in_order,
+    tensors_of,
+)
+
+
+def send_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """As `sink.write_files`; `folder` is a URL's name."""
+    outputs = [f"{folder.rstrip('/')}/{plan.path}" for plan in plans]
+    check_apart(plans, options.inputs, outputs, folder=False)
+    with Objects(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
+        return _sent(stage, plans, options)
+
+
+def send_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """As `sink.write_folder`; `folder` is a URL's name."""
+    check_apart(plans, options.inputs, [folder], folder=True)
+    names = [plan.path for plan in plans]
+    with Folder(folder, names, overwrite=options.overwrite) as stage:
+        return _sent(stage, plans, options)
+
+
+def _sent(stage: Objects, plans: Sequence[FilePlan], options: Options) -> list[str]:
+    if not stage.takes_parts:
+        plans = _known(plans, options)
+    _InOrder(stage, options).write(plans)
+    options.check(stage.place, stage.written())
+    return stage.publish()
+
+
+class _InOrder(Work):
+    """The files of one output, written one after the other by this thread."""
+
+    def __init__(self, stage: Stage, options: Options) -> None:
+        super().__init__(stage, options)
+        self.crew = Crew(1, options.advance)
+
+    def write(self, plans: Sequence[FilePlan]) -> None:
+        """Write them all, under their temporary names."""
+        self.expect(plans)
+        announce(tensors_of(plans))
+        jobs = [functools.partial(self._front_to_back, plan) for plan in plans]
+        self.crew.run(jobs, prepare=functools.partial(import_for, plans))
+        check_unchanged(plans)
+
+    def _front_to_back(self, plan: FilePlan) -> None:
+        for _, job in self.unwritten(plan):
+            job()
+        if is_hashed_in_order(plan):
+            self.hashed_file(plan)
+            return
+        out = self.output(plan)
+        with out:
+            waiting: list[tuple[int, int, Part]] = []
+            for placed in out.placed():
+                waiting.append(placed)
+                while known := [each for each in waiting if self._is_known(out, each[2])]:
+                    for each in known:
+                        waiting.remove(each)
+                        self._place(out, *each)
+
+    def _is_known(self, out: Output, part: Part) -> bool:
+        if isinstance(part, Crc32):
+            return all(index in out.sums for index in range(part.first, part.last))
+        if isinstance(part, Late):
+            return all(tensor.content in self.pieces.digests for tensor in part.tensors)
+        return True
+
+    def _place(self, out: Output, at: int, index: int, part: Part) -> None:
+        if isinstance(part, Crc32):
+            out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
+        else:
+            self.part(out, at, index, part)
+
+
+def _known(plans: Sequence[FilePlan], options: Options) -> list[FilePlan]:
+    """The plans, with bytes in place of what tells of what comes after it: that is read for it."""
+    early = [plan for plan in plans if _looks_ahead(plan)]
+    if not early:
+        return list(plans)
+    notes = _Notes()
+    Work(notes, Options(jobs=options.jobs)).write(early)
+    return [notes.filled(plan) for plan in plans]
+
+
+def _looks_ahead(plan: FilePlan) -> bool:
+    holds = any(isinstance(part, Tensor) for part in plan.parts)
+    return any(
+        (isinstance(part, Crc32) and part.last > index)
+        or (isinstance(part, Late) and part.tensors and holds)
+        for index, part in enumerate(plan.parts)
+    )
+
+
+class _Notes(Stage):
+    """Keeps nothing of what is written but what plans did not know."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, _Note] = {}
+
+    def final(self, path: str) -> str:
+        """Nowhere."""
+        return path
+
+    def open(self, plan: FilePlan) -> File:
+        """What forgets most."""
+        self._files[plan.path] = _Note(plan)
+        return self._files[plan.path]
+
+    def discard(self) -> None:
+        """There is nothing."""
+
+    def filled(self, plan: FilePlan) -> FilePlan:
+        """The plan with what was noted."""
+        note = self._files.get(plan.path)
+        if note is None:
+            return plan
+        parts = (note.noted.get(index, part) for index, part in enumerate(plan.parts))
+        return replace(plan, parts=tuple(parts))
+
+
+class _Note:
+    """The parts of a file that its plan did not know."""
+
+    def __init__(self, plan: FilePlan) -> None:
+        self.noted: dict[int, bytes] = {}  # by the index of the part
+        self._unknown: dict[int, int] = {}  # offset -> index
+        at = 0
+        for index, part in enumerate(plan.parts):
+            if isinstance(part, Crc32 | Late):
+                self._unknown[at] = index
+            at += part_nbytes(part)
+
+    def write(self, data: memoryview, at: int) -> int:
+        """Note it, or not."""
+        if at in self._unknown:
+            self.noted[self._unknown[at]] = bytes(data)
+        return len(data)
+
+    def read(self, nbytes: int, at: int) -> bytes:
+        """Never asked for: what is hashed has no checksums inside."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to do."""

@@ -1,0 +1,101 @@
+"""The bytes of tensors, compared with the checksums of their source and hashed as they go by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from isal.isal_zlib import crc32
+
+from cgpt_convert.core.threads import Crew
+from cgpt_convert.sources.local import CHUNK
+from cgpt_convert.tensors.checksums import compared, damaged
+from cgpt_convert.tensors.digest import begun
+from cgpt_convert.tensors.read import CastCounts
+from cgpt_convert.tensors.tensor import Content, Range, Tensor
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+_BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
+
+
+class Pieces:
+    """The bytes of tensors in pieces, compared with the checksum that the source records.
+
+    `lost` gathers what casts cost, by tensor name; `digests`, the digests of the contents that are
+    `wanted`, whether they are what is written or what is cast to it.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        lost: dict[str, CastCounts] | None = None,
+        wanted: Iterable[Content] = (),
+    ) -> None:
+        self.crew = crew
+        self.digests: dict[Content, str] = {}
+        self._lost = {} if lost is None else lost
+        self._wanted = frozenset(wanted)
+        self._block = _BLOCK // crew.size
+        self._checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
+
+    def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
+        """The tensor's bytes; each piece is valid until the next. `position` is in the output."""
+        written = self._hash(tensor)
+        is_cast = tensor.uncast.content != tensor.content
+        source = self._hash(tensor.uncast) if is_cast else None
+        pieces = self._checked_pieces(tensor, position, source.update if source else None)
+        if written is None:
+            yield from pieces
+        else:
+            for piece in pieces:
+                written.update(piece)
+                yield piece
+        for content, digest in ((tensor.content, written), (tensor.uncast.content, source)):
+            if digest is not None:
+                with self.crew.lock:
+                    self.digests[content] = digest.hexdigest()
+
+    def hashes(self, parts: Iterable[object]) -> bool:
+        """Is any of these a tensor whose digest is wanted?"""
+        tensors = (part for part in parts if isinstance(part, Tensor))
+        return any({t.content, t.uncast.content} & self._wanted for t in tensors)
+
+    def _hash(self, tensor: Tensor) -> Hash | None:
+        if tensor.content not in self._wanted:
+            return None
+        self.crew.wait_prepared()
+        return begun(tensor)
+
+    def _checked_pieces(
+        self, tensor: Tensor, position: int, tap: Callable[[memoryview], object] | None
+    ) -> Iterator[memoryview]:
+        storage, extent = tensor.storage, tensor.extent()
+        if extent is not None and extent.nbytes == storage.nbytes:
+            yield from self._whole(tensor, extent, position)
+            return
+        if self.crew.size > 1 and extent is None:
+            self.crew.wait_prepared()
+        counts = self._lost.setdefault(tensor.name, CastCounts()) if tensor.target else None
+        with compared([tensor], self._checked) as (watched,):
+            for block in watched.blocks(self._block, counts, tap, self.crew.size):
+                self.crew.go_on()
+                yield block
+
+    def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
+        storage, start, nbytes = extent
+        buffer = memoryview(bytearray(min(CHUNK, nbytes)))
+        value = done = 0
+        while done < nbytes:
+            self.crew.go_on()
+            # up to a multiple of CHUNK in the output: whole pages cost less to write
+            piece = buffer[: min(CHUNK - (position + done) % CHUNK, nbytes - done)]
+            storage.readinto(start + done, piece)
+            if storage.crc32 is not None:
+                value = crc32(piece, value)
+            done += len(piece)
+            yield piece
+        if storage.crc32 not in (None, value):
+            raise damaged(tensor)
+        self._checked.add(id(storage))

@@ -1,0 +1,304 @@
+"""The only module that writes. Whatever the format: temporary sibling, stream, check, rename.
+
+Whoever kills the process finds the old output or none. A temporary that a kill left behind is
+removed by the next run that writes the same output.
+
+A plan says where every part lies, so parts can be written in any order: where elements must be
+rearranged or hashed, a few threads share them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from isal.isal_zlib import crc32
+
+from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.threads import Crew, Job, crew_size
+from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
+from cgpt_convert.sources.local import CHUNK
+from cgpt_convert.tensors import non_finite as special
+from cgpt_convert.tensors import read as blocks
+from cgpt_convert.tensors.non_finite import Special
+from cgpt_convert.tensors.read import CastCounts
+from cgpt_convert.tensors.tensor import Content, Tensor, announce
+from cgpt_convert.writing import local_stage as staging
+from cgpt_convert.writing.output_file import Output
+from cgpt_convert.writing.schedule import do_all, in_turn
+from cgpt_convert.writing.source_guard import check_apart
+from cgpt_convert.writing.stage import Stage
+from cgpt_convert.writing.tensor_stream import Pieces
+
+
+def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
+    """It is as it was written."""
+
+
+@dataclass(slots=True)
+class Options:
+    """How to write, and by how many threads.
+
+    `lost` gathers what casts cost, `special` the elements written that are not finite, by tensor.
+    `inputs` are paths that the output must not replace, besides those of the tensors it is made of.
+    `check` is told where the files lie, the folder and the path of each by its planned one, when
+    they are written and have no name yet; an error that it raises keeps them from getting one.
+    """
+
+    overwrite: bool = False
+    inputs: tuple[str, ...] = ()
+    advance: Advance = untold
+    jobs: int = 0  # 0: as many as the process may use cores
+    lost: dict[str, CastCounts] = field(default_factory=dict)
+    special: dict[str, Special] = field(default_factory=dict)
+    check: Callable[[str, Mapping[str, str]], object] = _unchecked
+
+
+def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """The paths written: each plan's file in the existing `folder`, all of them or none.
+
+    Raises CannotWrite; BadRequest where the output would replace its own source; Malformed where
+    bytes read do not match the checksum the source records.
+    """
+    outputs = [os.path.join(folder, plan.path) for plan in plans]
+    check_apart(plans, options.inputs, outputs, folder=False)
+    with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
+        Work(stage, options).write(plans)
+        options.check(stage.place, stage.written())
+        return stage.publish()
+
+
+def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+    """The paths written: a new folder with each plan's file, whole or not at all."""
+    check_apart(plans, options.inputs, [folder], folder=True)
+    with staging.Folder(folder, overwrite=options.overwrite) as stage:
+        Work(stage, options).write(plans)
+        options.check(stage.place, stage.written())
+        return stage.publish()
+
+
+def write_blocks(tensor: Tensor, descriptor: int) -> None:
+    """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
+    for piece in Pieces(Crew(1)).of(tensor):
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  what is left of it
+    tensor.storage.source.check_unchanged()
+
+
+class Work:
+    """The files of one output being written."""
+
+    def __init__(self, stage: Stage, options: Options) -> None:
+        self.stage = stage
+        self.options = options
+        self.crew = Crew(crew_size(options.jobs), options.advance)
+        self.pieces = Pieces(self.crew)
+        self.files: dict[str, FileDigest] = {}
+        self.streamed: set[Content] = set()  # what the parts are, and what they are cast from
+
+    def write(self, plans: Sequence[FilePlan]) -> None:
+        """Write them all, under their temporary names."""
+        self.stage.check_space(sum(plan.nbytes for plan in plans))
+        self.expect(plans)
+        for apart, group in groupby(plans, key=self._is_one_job):
+            if apart:
+                files = list(group)
+                announce(tensors_of(files))
+                jobs = ((_first(p), functools.partial(self._whole_file, p)) for p in files)
+                self.crew.run(in_turn(jobs), prepare=functools.partial(import_for, files))
+            else:
+                for plan in group:
+                    self._file(plan)
+        check_unchanged(plans)
+
+    def expect(self, plans: Sequence[FilePlan]) -> None:
+        """Find out what is to be hashed, and get ready to count what casts lose."""
+        for tensor in tensors_of(plans):  # in their order, whatever thread is done first
+            if special.may_have(tensor.dtype):
+                self.options.special.setdefault(tensor.name, Special())
+            if tensor.target:
+                self.options.lost.setdefault(tensor.name, CastCounts())
+        wanted = [t.content for plan in plans for late in _late(plan) for t in late.tensors]
+        self.pieces = Pieces(self.crew, self.options.lost, wanted)
+        self.streamed = {content for plan in plans for content in _contents(plan)}
+
+    def output(self, plan: FilePlan) -> Output:
+        """The temporary file for what is planned."""
+        return Output(self.stage, plan, self.crew)
+
+    def _is_one_job(self, plan: FilePlan) -> bool:
+        """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.
+
+        What is only copied is not: `_copy` shares it out.
+        """
+        if is_hashed_in_order(plan):
+            return True
+        tensors = [part for part in plan.parts if isinstance(part, Tensor)]
+        if len(tensors) != 1 or any(late.tensors for late in _late(plan)):
+            return False
+        return tensors[0].extent() is None or self.pieces.hashes(tensors)
+
+    def _whole_file(self, plan: FilePlan) -> None:
+        self.crew.wait_prepared()
+        if is_hashed_in_order(plan):
+            self.hashed_file(plan)
+            return
+        out = self.output(plan)
+        with out:
+            for at, index, part in out.placed():
+                if not isinstance(part, Crc32 | Late):
+                    self.part(out, at, index, part)
+            self._finish(out)
+            if plan.hashed:
+                self.files[plan.path] = out.digest()
+
+    def hashed_file(self, plan: FilePlan) -> None:
+        """Write a file whose digest is wanted, from front to back."""
+        import hashlib
+
+        out = self.output(plan)
+        digest, value = hashlib.sha256(), 0
+        with out:
+            for at, _, part in out.placed():
+                for piece in self._pieces(part, at):
+                    digest.update(piece)
+                    value = crc32(piece, value)
+                    out.write(piece, at)
+                    at += len(piece)  # noqa: PLW2901  the place of the next piece
+        with self.crew.lock:
+            self.files[plan.path] = FileDigest(digest.hexdigest(), value)
+
+    def _file(self, plan: FilePlan) -> None:
+        out = self.output(plan)
+        with out:
+            turned: list[tuple[Part, Job]] = []  # at the front, where the calling thread begins
+            copied: list[tuple[Part, Job]] = []
+            announce(sorted(tensors_of([plan]), key=lambda part: not _is_rearranged(part)))
+            for at, index, part in out.placed():
+                if not isinstance(part, Crc32 | Late):
+                    job = functools.partial(self.part, out, at, index, part)
+                    (turned if _is_rearranged(part) else copied).append((part, job))
+            hashed: list[tuple[Part, Job]] = list(self.unwritten(plan))
+            jobs = in_turn([*hashed, *turned, *copied])
+            if hashed or turned or self.pieces.hashes(plan.parts):
+                self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
+            else:
+                self._copy(jobs, plan)
+            self._finish(out)
+            if plan.hashed:
+                self.files[plan.path] = out.digest()
+
+    def _copy(self, jobs: list[Job], plan: FilePlan) -> None:
+        """Do the jobs in order, which only copy: several at a time if they are large.
+
+        What lies side by side is copied at the same time, as a disk that turns wants it. Small
+        parts are Python's work, of which several threads do no more.
+        """
+        some = functools.partial(do_all, deque(jobs))
+        if plan.nbytes < CHUNK * len(jobs):
+            some()
+        else:
+            prepare = functools.partial(_import_to_look, [plan])
+            self.crew.run([some] * self.crew.size, prepare=prepare)
+
+    def unwritten(self, plan: FilePlan) -> Iterator[tuple[Tensor, Job]]:
+        """The hashing of tensors that the file tells digests of and that are not written."""
+        tensors = {t.content: t for late in _late(plan) for t in late.tensors}
+        missing = tensors.keys() - self.streamed - self.pieces.digests.keys()
+        for content, tensor in tensors.items():
+            if content in missing:
+                yield tensor, functools.partial(self._drain, tensor)
+
+    def _drain(self, tensor: Tensor) -> None:
+        for _ in self.pieces.of(tensor):
+            pass
+
+    def _finish(self, out: Output) -> None:
+        """Write what could not be known before the rest: what tells digests, then checksums."""
+        for at, index, part in out.placed():
+            if isinstance(part, Late):
+                self.part(out, at, index, part)
+        for at, _, part in out.placed():
+            if isinstance(part, Crc32):
+                out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
+
+    def part(self, out: Output, at: int, index: int, part: Part) -> None:
+        """Write one, at the offset, and note its CRC-32 if that is wanted."""
+        value = 0
+        for piece in self._pieces(part, at):
+            if index in out.covered:
+                value = crc32(piece, value)
+            out.write(piece, at)
+            at += len(piece)
+        out.sums[index] = value
+
+    def _pieces(self, part: Part, at: int) -> Iterator[memoryview]:
+        if isinstance(part, Tensor):
+            pieces = self.pieces.of(part, at)
+            if not special.may_have(part.dtype):
+                return pieces
+            return special.watched(pieces, part.dtype, self.options.special[part.name])
+        if isinstance(part, Late):
+            part = part.make(Digests(self.files, self.pieces.digests))
+        return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
+
+
+_MUCH = 32 << 20  # bytes, of which NumPy finds NaN in less time than importing it takes
+
+
+def _import_to_look(plans: Sequence[FilePlan]) -> None:
+    """Import NumPy if it is faster to look for NaN with it."""
+    if sum(t.nbytes for t in tensors_of(plans) if special.may_have(t.dtype)) > _MUCH:
+        importlib.import_module("numpy")
+
+
+def import_for(plans: Sequence[FilePlan]) -> None:
+    """Import what hashing, rearranging and casting import when they are first used."""
+    importlib.import_module("hashlib")
+    _import_to_look(plans)
+    parts = [part for plan in plans for part in plan.parts]
+    parts += [tensor for plan in plans for late in _late(plan) for tensor in late.tensors]
+    if any(map(_is_rearranged, parts)):
+        blocks.import_all()
+
+
+def _first(plan: FilePlan) -> Part:
+    """The first tensor in the file, if there is one."""
+    return next(tensors_of([plan]), b"")
+
+
+def _late(plan: FilePlan) -> Iterator[Late]:
+    return (part for part in plan.parts if isinstance(part, Late))
+
+
+def _contents(plan: FilePlan) -> Iterator[Content]:
+    for part in plan.parts:
+        if isinstance(part, Tensor):
+            yield part.content
+            yield part.uncast.content
+
+
+def is_hashed_in_order(plan: FilePlan) -> bool:
+    """Is the digest of the file that of its bytes as they go by?"""
+    return plan.hashed and not any(isinstance(part, Crc32) for part in plan.parts)
+
+
+def _is_rearranged(part: Part) -> bool:
+    return isinstance(part, Tensor) and part.extent() is None
+
+
+def check_unchanged(plans: Sequence[FilePlan]) -> None:
+    """Raise Unreadable if a source is no longer what it was when it was opened."""
+    sources = {id(t.storage.source): t.storage.source for t in tensors_of(plans)}
+    for source in sources.values():
+        source.check_unchanged()
+
+
+def tensors_of(plans: Sequence[FilePlan]) -> Iterator[Tensor]:
+    """The tensors that are written, in order."""
+    return (part for plan in plans for part in plan.parts if isinstance(part, Tensor))
