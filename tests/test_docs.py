@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from cgpt_convert.core.checks import Check
 from cgpt_convert.core.findings import Rule
 from cgpt_convert.formats import registry as formats
 from cgpt_convert.scanning.result import Sighting
+from tests.running import environ
 
 TOP = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")]}
@@ -213,3 +215,16 @@ def demo(demo_run: tuple[Path, str]) -> Path:
 @pytest.fixture(scope="module")
 def demo_output(demo_run: tuple[Path, str]) -> str:
     return demo_run[1]
+
+
+@pytest.mark.parametrize("page", ["library.md", "models.md"])
+def test_the_python_of_a_page_runs(page: str, demo: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo, tmp_path / "demo")
+    shutil.copy(folder / "model.gguf", folder / "m.gguf")
+    (folder / "model.npz").unlink()  # the page writes it
+    code = "\n".join(re.findall(r"```python\n(.*?)```", DOCS[page], re.DOTALL))
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(
+        line, cwd=folder, env=environ(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
