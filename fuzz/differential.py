@@ -22,6 +22,7 @@ import re
 import resource
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +207,9 @@ def warm_up() -> None:
     from fuzz import warming
 
     warming.warm()
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of whoever used this process before
+        gc.collect()
     gc.freeze()
 
 
