@@ -1,4 +1,4 @@
-"""Checkpoint -> what `inspect` shows, as plain data ready for JSON. docs/json.md has the keys."""
+"""Collect the data that `inspect` shows, ready for JSON. docs/json.md lists the keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cgpt_convert.tensors.tensor import Tensor
 
 
 def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything about a checkpoint that is known without reading tensor data."""
+    """Return everything about a checkpoint that is known without reading tensor data."""
     ties = checkpoint.ties
     model, buffers = _model(checkpoint)
     single = [t for name, t in checkpoint.items() if name not in ties]
@@ -62,7 +62,7 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def checks_of(summary: dict[str, Any]) -> list[Check]:
-    """What `inspect --check` found: the checksums, and what is odd about the file as notes."""
+    """Return the results of `inspect --check`: checksums, and anomalies of the file as notes."""
     file, check = summary["source"], summary["check"]
     checks = [
         Check("checksums", FAILED, f"storage {key} is not as it was written", file)
@@ -78,7 +78,7 @@ def checks_of(summary: dict[str, Any]) -> list[Check]:
 
 
 def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
-    """What the tensors are if they are of a known architecture, and the names of its buffers."""
+    """Return the description of a known architecture, or None, and the names of its buffers."""
     config = configuration(checkpoint)
     recognised = recognise(undone(checkpoint), config)
     if recognised is None:
@@ -102,12 +102,12 @@ def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
 
 
 def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
-    """One row of the tensor table. `offset` is the byte in the file where the view starts.
+    """Return one row of the tensor table. `offset` is the byte in the file where the view starts.
 
-    It is None where the bytes are compressed, so that no place in the file is theirs alone.
+    It is None for compressed data, which has no such position in the file.
     """
     storage = tensor.storage
-    plain = hasattr(storage.source, "same_file")  # the file itself, not something inflated from it
+    plain = hasattr(storage.source, "same_file")  # the file itself, not decompressed data
     row = {
         "name": tensor.name,
         "dtype": tensor.stored.name,

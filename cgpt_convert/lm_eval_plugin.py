@@ -1,11 +1,11 @@
-"""The model class `cgpt` of lm-evaluation-harness: any source that is read here, without torch.
+"""The model class `cgpt` for lm-evaluation-harness: evaluates any supported source without torch.
 
-lm-eval (0.4.13) finds models by a table of its own and looks for none in other packages, so its
-command has to be started from here, where the class is added to the table:
+lm-eval (0.4.13) finds models in its own table and does not search other packages. Its command
+therefore has to be started from this module, which adds the class to the table:
 
-    python -m cgpt_convert.lm_eval_plugin --model cgpt --model_args path=SOURCE --tasks ...
+python -m cgpt_convert.lm_eval_plugin --model cgpt --model_args path=SOURCE --tasks ...
 
-In Python, it is enough to `import cgpt_convert.lm_eval_plugin` before
+In Python, `import cgpt_convert.lm_eval_plugin` before calling
 `lm_eval.simple_evaluate(model="cgpt", ...)`.
 """
 
@@ -49,17 +49,17 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")  # a request
 A = TypeVar("A")  # the answer to it
-_NEW_TOKENS = 256  # that a task gets if it does not say how many, as with `hf`
+_NEW_TOKENS = 256  # default for tasks that do not set a number, as with `hf`
 
 
 @register_model("cgpt")
 class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """A model that lm-eval asks. It is read once and kept in memory, as float32.
+    """A model for lm-eval. It is read once and kept in memory as float32.
 
-    Arguments of `--model_args`: `path`, SOURCE as commands take it; `tokenizer`, a folder;
-    `engine`, `heads`, `activation` as of `generate`; `max_length`, the context, by default all
-    positions of the model; `max_gen_toks`. Requests are computed one by one: `batch_size` and
-    `device`, which lm-eval passes on, change nothing.
+    Arguments of `--model_args`: `path`, a SOURCE as for the commands; `tokenizer`, a folder;
+    `engine`, `heads`, `activation` as for `generate`; `max_length`, the context size (default: all
+    positions of the model); `max_gen_toks`. Requests are computed one by one, so `batch_size` and
+    `device`, which lm-eval passes, have no effect.
     """
 
     def __init__(
@@ -85,24 +85,24 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The ID of the token that ends a text."""
         end = self._tokenizer.eos
         return self.prefix_token_id if end is None else end
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text's first."""
+        """The ID of the token that precedes a text."""
         return prefix_id(self._tokenizer, self.model.path)
 
     @property
     def tokenizer_name(self) -> str:
-        """What stands for the tokenizer in the names of cached requests."""
+        """The name of the tokenizer in the keys of cached requests."""
         return self.model.path.replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_unused: object
     ) -> list[int]:
-        """Return the ids of a text; tokens around it are added only if they are asked for."""
+        """Return the token IDs of a text; special tokens are added only on request."""
         return self._encoder.encode(string, special=bool(add_special_tokens))
 
     def _loglikelihood_tokens(
@@ -111,7 +111,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         disable_tqdm: bool = False,
         **_unused: object,
     ) -> list[tuple[float, bool]]:
-        """Log-probabilities of continuations, and whether each would be generated greedily."""
+        """Return each continuation's log-probability and whether greedy decoding yields it."""
 
         def answer(request: tuple[Any, list[int], list[int]]) -> tuple[float, bool]:
             loss = self._loss(*request[1:])
@@ -122,7 +122,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Each whole text's log-probability, in nats."""
+        """Return the log-probability of each whole text, in nats."""
 
         def answer(arguments: tuple[str]) -> float:
             ids = np.array([self.prefix_token_id, *self.tok_encode(*arguments)], np.int64)
@@ -132,7 +132,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._answers("loglikelihood_rolling", [r.args for r in requests], answer)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model goes on with, up to a stop sequence."""
+        """Return the generated continuation of each context, up to a stop sequence."""
 
         def answer(arguments: tuple[str, dict[str, Any]]) -> str:
             return self._generate(*arguments)
@@ -146,7 +146,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         answer: Callable[[R], A],
         key: Callable[[R], Any] = lambda request: request,
     ) -> list[A]:
-        """The answers, which lm-eval may keep on disk under their keys."""
+        """Return the answers, which lm-eval may cache on disk under their keys."""
         answers = []
         with progress(kind, len(requests), unit=" requests") as advance:
             for request in requests:
@@ -156,7 +156,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return answers
 
     def _loss(self, context: list[int], continuation: list[int]) -> Loss:
-        """Of the continuation; what is too long loses its beginning."""
+        """Return the loss of the continuation; input that is too long is cut at its start."""
         ids = (context + continuation)[-(self.max_length + 1) :]
         window = Window(0, len(ids) - 1, min(len(continuation), len(ids) - 1))
         return evaluate(self.model, np.array(ids, np.int64), [window], self._vocabulary)
@@ -173,7 +173,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
 
 def _warp(wanted: dict[str, Any]) -> Warp | None:
-    """How to sample, if a task asks for it; what it does not say is as transformers has it."""
+    """Return the sampling settings of a task, None for greedy; defaults are transformers'."""
     if not wanted["do_sample"]:
         return None
     cut = {"top_k": wanted.get("top_k", 50), "top_p": wanted.get("top_p", 1.0)}
@@ -181,7 +181,7 @@ def _warp(wanted: dict[str, Any]) -> Warp | None:
 
 
 def main() -> None:
-    """Run lm-eval's command line, which now knows the model `cgpt`."""
+    """Run lm-eval's command line with the model `cgpt` registered."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

@@ -1,10 +1,10 @@
-"""The activation functions of GPT-2 models that are known here, under transformers' names."""
+"""The supported activation functions of GPT-2 models, under their transformers names."""
 
 from __future__ import annotations
 
 ERF, TANH = "erf", "tanh"
-# transformers/activations.py `ACT2CLS`: names with one value are one function. quick_gelu and
-# gelu_10 are others.
+# transformers/activations.py `ACT2CLS`: names with the same value are the same function.
+# quick_gelu and gelu_10 are different functions.
 ACTIVATIONS = {
     **dict.fromkeys(("gelu", "gelu_python"), ERF),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), TANH),

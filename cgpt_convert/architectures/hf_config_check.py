@@ -1,4 +1,7 @@
-"""The config.json beside a checkpoint: what shapes cannot tell. It may lie, so it is compared."""
+"""Read the config.json beside a checkpoint and compare it with the tensors.
+
+It contains what shapes cannot show, but it may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ _MUP_NAME = r"(?i)[_-]mup(?![a-z0-9])"
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The content of the folder's config.json, None if there is none.
+    """Return the content of the folder's config.json, or None if there is none.
 
-    Raises Malformed for one that is no JSON object, Unsupported for one of more than
-    `limits.CONFIG_BYTES`, Unreadable where the system refuses it.
+    Raises Malformed if it is not a JSON object, Unsupported if it is larger than
+    `limits.CONFIG_BYTES`, Unreadable if the system denies access.
     """
     path = os.path.join(os.fspath(folder), CONFIG)
     source = find(path)
@@ -39,7 +42,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     data = read(source, 0, source.nbytes)
     check_count(data, path, _HINT)
     try:
-        # unlike headers, this is other people's file: fractions, NaN and repeated keys may be there
+        # unlike a header, it may be edited by hand: fractions, NaN and repeated keys are accepted
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"not JSON: {error}", where=path, hint=_HINT) from error
@@ -52,15 +55,15 @@ _HINT = "mend it, or move it away: the weights are read without it"
 
 
 def count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
-    """The first of these keys' values that is a positive integer."""
+    """Return the first value of these keys that is a positive integer."""
     values = (config.get(key) for key in keys)
     return next((v for v in values if type(v) is int and v > 0), None)
 
 
 def check_config(recognised: Recognised, config: Mapping[str, Any]) -> list[str]:
-    """A line for everything in which the content of config.json contradicts the tensors.
+    """Return one line for each contradiction between config.json and the tensors.
 
-    Also where it contradicts the known model that has exactly these shapes.
+    Contradictions to the known model that has exactly these shapes are included.
     """
     architecture = recognised.architecture
     lines = []
@@ -76,11 +79,11 @@ def check_config(recognised: Recognised, config: Mapping[str, Any]) -> list[str]
 
 
 def mup_refusal(architecture: Architecture, config: Mapping[str, Any], path: str) -> str:
-    """Why logits cannot be had from muP weights, with what tells that they are; "" for others."""
+    """Return why muP weights give no valid logits, with the evidence of muP, or ""."""
     if not architecture.mup_reason:
         return ""
     signs = [f"{CONFIG} has {key} {_shown(config[key])}" for key in _mup_keys(architecture, config)]
-    # CerebrasGPT-111_muP/checkpoint_4866/pytorch_model.bin: what lies above is the user's own
+    # CerebrasGPT-111_muP/checkpoint_4866/pytorch_model.bin: folders above these are the user's
     parts = os.path.abspath(path).split(os.sep)[-3:] if path else []
     for name in (*parts, config.get("_name_or_path")):
         signs += [f"it is called {_shown(name)}"] if _is_mup_name(name) else []
@@ -88,7 +91,7 @@ def mup_refusal(architecture: Architecture, config: Mapping[str, Any], path: str
 
 
 def _is_mup_name(name: object) -> bool:
-    # most names need no pattern, and so no time to compile one
+    # avoids compiling the pattern for most names
     return isinstance(name, str) and "mup" in name.lower() and bool(re.search(_MUP_NAME, name))
 
 
@@ -121,7 +124,7 @@ def _sizes(
 
 
 def head_lines(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the number of heads in the content of config.json."""
+    """Yield a line for each error in the number of attention heads in config.json."""
     width = recognised.sizes.get("n_embd")
     for key in recognised.architecture.config_keys.get("n_head", ()):
         said = config.get(key)
@@ -134,7 +137,7 @@ def head_lines(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[st
 
 
 def _known(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
-    """Where it differs from the only known model of these shapes, in what shapes cannot tell."""
+    """Yield differences from the only known model of these shapes that shapes cannot show."""
     architecture = recognised.architecture
     rows = [
         model

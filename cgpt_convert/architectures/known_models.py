@@ -1,4 +1,4 @@
-"""The models that are known by name: sizes, what was published, where their storages lie."""
+"""The table of known models: sizes, published figures and the order of their storages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cgpt_convert.tensors.shapes import c_strides
 
 
 class StoredAs(NamedTuple):
-    """A tensor in a folder of bare files: the file starts with it. Strides count elements."""
+    """A tensor stored at the start of a file in a raw folder. Strides count elements."""
 
     file: str  # relative to the folder; parts are separated by `/`
     dtype: str
@@ -30,15 +30,15 @@ class Storages(NamedTuple):
     first: tuple[str, ...]
     layer: tuple[str, ...]
     last: tuple[str, ...]
-    conv1d_transposed: bool  # do the bytes of a Conv1D weight lie (out, in)?
+    conv1d_transposed: bool  # whether Conv1D weights are stored as (out, in)
 
     def count(self, n_layer: int) -> int:
-        """How many storages a checkpoint of so many layers has, masks included."""
+        """Return the number of storages of a checkpoint with `n_layer` layers, masks included."""
         return len(self.first) + n_layer * len(self.layer) + len(self.last)
 
 
 class Model(NamedTuple):
-    """One row of `mappings/models/`. What was not published is None or empty."""
+    """One row of `mappings/models/`. Values that were not published are None or empty."""
 
     title: str  # as published, without the owner
     family: str
@@ -47,25 +47,25 @@ class Model(NamedTuple):
     n_head: int
     activation: str  # as config.json's activation_function
     layer_norm_epsilon: float
-    license: str  # as model cards have it: "apache-2.0"
-    published: str  # the number of parameters, as its authors write it
+    license: str  # as in model cards: "apache-2.0"
+    published: str  # the number of parameters, as published by its authors
     training_tokens: int | None = None
     training_flops: float | None = None
-    pile_loss: float | None = None  # nats a token, on the Pile's test set; from the model card
-    pile_loss_paper: float | None = None  # from the paper, where it may differ
+    pile_loss: float | None = None  # nats per token on the Pile's test set, from the model card
+    pile_loss_paper: float | None = None  # from the paper, which may differ
     training: Mapping[str, Any] = MappingProxyType({})
     zero_shot: Mapping[str, float] = MappingProxyType({})  # task of lm-eval -> published accuracy
     five_shot: Mapping[str, float] = MappingProxyType({})  # the same, with five examples
     storages: Storages | None = None
-    shard_storages: tuple[int, ...] = ()  # how many each shard has; empty for a single file
+    shard_storages: tuple[int, ...] = ()  # number in each shard; empty for a single file
 
     @property
     def name(self) -> str:
-        """What users call it: the title in lower case."""
+        """The name of the model for users: the title in lower case."""
         return self.title.lower()
 
     def is_named(self, name: object) -> bool:
-        """Return whether `name` is this model's; case, and a path or an owner before it, aside."""
+        """Return whether `name` is this model's, ignoring case and a leading path or owner."""
         return isinstance(name, str) and name.rstrip("/").rpartition("/")[2].lower() == self.name
 
     @property
@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """The exact number of parameters, tied tensors counted once; from the shapes."""
+        """The exact number of parameters, computed from the shapes; tied tensors count once."""
         architecture = architectures()[self.architecture]
         places = architecture.places(self.sizes[LAYERS])
         rules = [place.rule for place in places if not place.rule.tied_to]
@@ -83,14 +83,14 @@ class Model(NamedTuple):
 
     @property
     def float32_nbytes(self) -> int:
-        """The bytes of the parameters as float32, computed; a file adds masks and its header."""
+        """The computed size of the parameters as float32, in bytes, without masks and headers."""
         return self.parameters * FLOAT32.nbytes
 
     @property
     def file_nbytes(self) -> int | None:
-        """The bytes of all storages of files in the vendor's layout, computed: with the masks.
+        """The computed size of all storages in the vendor's layout, masks included, in bytes.
 
-        None where the order of storages is not known. The archives add some 300 bytes for each.
+        None if the order of storages is unknown. Archives add about 300 bytes per storage.
         """
         if self.storages is None:
             return None
@@ -103,14 +103,14 @@ class Model(NamedTuple):
             return math.prod(rules[name].shape(self.sizes) or ()) * FLOAT32.nbytes
         if name.endswith(".masked_bias"):
             return FLOAT32.nbytes
-        return self.sizes["n_positions"] ** 2  # a causal mask, a byte an element
+        return self.sizes["n_positions"] ** 2  # a causal mask, one byte per element
 
 
 @functools.cache
 def models() -> tuple[Model, ...]:
-    """Every known model: files by name, the rows of each in its order. Read once.
+    """Return every known model, by file name and then in file order. The files are read once.
 
-    Raises Malformed, naming the file, where one is not of the form.
+    Raises Malformed, naming the file, if a file is invalid.
     """
     rows: list[Model] = []
     for path, content in parsed("models"):
@@ -120,9 +120,9 @@ def models() -> tuple[Model, ...]:
 
 
 def find_model(name: str) -> Model:
-    """The model of that name; case and an owner before it (`cerebras/`) do not matter.
+    """Return the model called `name`, ignoring case and a leading owner (`cerebras/`).
 
-    Raises BadRequest, listing the names there are, for others.
+    Raises BadRequest, listing the known names, if there is none.
     """
     wanted = name.rpartition("/")[2].lower()
     for model in models():
@@ -133,10 +133,10 @@ def find_model(name: str) -> Model:
 
 
 def storage_mapping(model_name: str) -> dict[str, StoredAs]:
-    """Where each parameter lies in a folder of a model's bare storages, under canonical names.
+    """Return where each parameter is stored in a raw folder of the model, by canonical name.
 
-    The masks and the tied head, which have no values of their own, are left out. Raises BadRequest
-    for a model that is not known or has no ready mapping.
+    Masks and the tied head are omitted, since they have no values of their own. Raises BadRequest
+    for an unknown model and for a model without a built-in mapping.
     """
     model = find_model(model_name)
     if model.storages is None:
@@ -158,7 +158,7 @@ def storage_mapping(model_name: str) -> dict[str, StoredAs]:
 
 
 def _order(storages: Storages, sizes: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
-    """What each storage holds: the name of a rule or a mask, and the layer."""
+    """Yield the content of each storage: the name of a rule or mask, and the layer."""
     yield from ((name, None) for name in storages.first)
     for layer in range(sizes[LAYERS]):
         yield from ((name, layer) for name in storages.layer)
@@ -166,7 +166,7 @@ def _order(storages: Storages, sizes: Mapping[str, int]) -> Iterator[tuple[str, 
 
 
 def _files(count: int, shards: tuple[int, ...]) -> Iterator[str]:
-    """The storages' files in order: 0, 1, 2 ..., or 1/0, 1/1 ... 2/0 ... where there are shards."""
+    """Yield the storages' files in order: 0, 1, 2 ...; with shards 1/0, 1/1 ... 2/0 ...."""
     if not shards:
         yield from map(str, range(count))
     for shard, part in enumerate(shards, 1):

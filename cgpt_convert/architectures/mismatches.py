@@ -1,7 +1,7 @@
-"""Where a file's tensors differ from its architecture's: every difference, with what was expected.
+"""Every difference between a file's tensors and the architecture's, with the expected value.
 
-Sizes are what most tensors agree on, one-dimensional ones before others because they cannot be
-transposed. So one wrong tensor is reported as that, not as all others being wrong.
+Each size is the value that most tensors agree on. One-dimensional tensors vote first because they
+cannot be transposed. A single wrong tensor is then reported as wrong, rather than all others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cgpt_convert.tensors.tensor import Tensor
 
 
 def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
-    """The sizes that the tensors' shapes tell; those that nothing tells are left out."""
+    """Return the sizes that the tensors' shapes imply, without those that no tensor shows."""
     by_rank: dict[int, list[tuple[Sequence[Dim], tuple[int, ...]]]] = defaultdict(list)
     for place, tensor in found:
         if len(tensor.shape) == len(place.rule.dims):
@@ -34,7 +34,7 @@ def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
 
 
 def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """A line for each of these tensors, which the architecture does not have."""
+    """Yield a line for each of these tensors, which the architecture does not have."""
     for name, tensor in tensors.items():
         yield (
             f"{printable(name)}: unexpected ({tensor.stored.name}, {_dims(tensor)}); "
@@ -43,15 +43,15 @@ def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Ite
 
 
 def repeated(names: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each name of a tensor that the file has under another name, too."""
+    """Yield a line for each tensor that the file contains under a second name."""
     for name, owner in names.items():
         yield f"{printable(name)}: the same tensor of the model as {printable(owner)}"
 
 
 def is_linear(found: Iterable[tuple[Place, Tensor]], sizes: Mapping[str, int]) -> bool:
-    """Return whether the Conv1D weights are stored (out, in), as Linear layers' are.
+    """Return whether Conv1D weights are stored as (out, in), as in Linear layers.
 
-    Square ones fit both ways, so the others decide: every one of them has to be (out, in).
+    Square weights fit both ways and are ignored; all others have to be (out, in).
     """
     turned = straight = 0
     for place, tensor in found:
@@ -65,7 +65,7 @@ def is_linear(found: Iterable[tuple[Place, Tensor]], sizes: Mapping[str, int]) -
 def ill_shaped(
     found: Mapping[str, tuple[Place, Tensor]], sizes: Mapping[str, int], *, linear: bool
 ) -> Iterator[str]:
-    """Yield a line for each tensor of another shape, or of a type that weights do not have."""
+    """Yield a line for each tensor with an unexpected shape or a non-floating-point dtype."""
     for name, (place, tensor) in found.items():
         shape = place.rule.shape(sizes)
         wanted = shape[::-1] if shape and linear and place.rule.conv1d else shape
@@ -85,9 +85,9 @@ def ill_shaped(
 def missing(
     architecture: Architecture, prefix: Prefix, present: Iterable[Place], sizes: Mapping[str, int]
 ) -> Iterator[str]:
-    """Yield a line for each tensor that is not there; one for a run of layers that are not there.
+    """Yield a line for each missing tensor, and one for each run of missing layers.
 
-    A tied tensor may be absent. The highest layer that is there says how many there are.
+    A tied tensor may be absent. The highest layer present determines the number of layers.
     """
     keys = {place.key for place in present}
     layered = [rule for rule in architecture.rules.values() if rule.layered]
@@ -128,9 +128,9 @@ def _lost_layers(layers: list[int], prefix: Prefix, tensors: int) -> Iterator[st
 def _solved(
     dims: Sequence[Dim], shape: tuple[int, ...], known: Mapping[str, int]
 ) -> dict[str, int]:
-    """The sizes under which these dimensions have that shape, or the reverse of it.
+    """Return the sizes that give these dimensions the shape, or the reversed shape.
 
-    Empty if there are none that agree with what is known already.
+    Empty if no sizes agree with the known ones.
     """
     for candidate in (shape, shape[::-1]):
         sizes = dict(known)
@@ -144,7 +144,7 @@ def _solved(
 
 
 def _wanted(place: Place, sizes: Mapping[str, int]) -> str:
-    """The shape in numbers, as far as they are known, and in symbols."""
+    """Return the shape in numbers, as far as they are known, and in symbols."""
     dims = place.rule.dims
     numbers = [str(d.factor * sizes[d.symbol]) if d.symbol in sizes else str(d) for d in dims]
     return f"{' x '.join(numbers)} ({' x '.join(map(str, dims))})"

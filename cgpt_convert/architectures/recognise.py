@@ -1,4 +1,4 @@
-"""Whose tensors are these? A file's names and shapes against the architectures that are known."""
+"""Match a file's tensor names and shapes against the known architectures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cgpt_convert.tensors.tensor import Tensor
 def recognise(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
 ) -> Recognised | None:
-    """What the tensors of a checkpoint are; None if they are of no architecture that is known.
+    """Return the architecture and roles of the tensors; None if no known architecture fits.
 
-    `config` is the content of the config.json beside it, for what shapes cannot tell; believed for
-    heads and muP only, `check_config` says where it contradicts the tensors.
+    `config` is the content of config.json beside the checkpoint. It is trusted only for the number
+    of heads and for muP; `check_config` lists its contradictions to the tensors.
     """
     for architecture in architectures().values():
         prefix = wrappers.find_prefix(architecture, map(wrappers.unwrapped, tensors))
@@ -33,9 +33,9 @@ def recognise(
 
 
 def _is_another(found: Recognised, config: Mapping[str, Any]) -> bool:
-    """Return whether config.json names another architecture, and the tensors may well be of it.
+    """Return whether config.json names another architecture that may fit the tensors.
 
-    gpt_bigcode, jais and others have GPT-2's names, and compute otherwise.
+    gpt_bigcode, jais and others use GPT-2's tensor names but compute differently.
     """
     kind = config.get("model_type")
     named = isinstance(kind, str) and kind not in found.architecture.model_types
@@ -80,7 +80,7 @@ def _recognised(
 
 
 def _wrapper(prefix: Prefix, places: Mapping[str, Place]) -> str:
-    """Return what the names in the file have of wrappers, the most that one of them has."""
+    """Return the longest wrapper prefix that occurs in the file's tensor names."""
     own = (
         wrappers.removed(name, place.name(prefix.own))
         for name, place in places.items()
@@ -92,9 +92,9 @@ def _wrapper(prefix: Prefix, places: Mapping[str, Place]) -> str:
 def _sort(
     architecture: Architecture, prefix: Prefix, names: Iterable[str]
 ) -> tuple[dict[str, Place], list[str], list[str], dict[str, str]]:
-    """Return the names that are the architecture's tensors, its buffers, and neither.
+    """Sort names into the architecture's tensors, buffers, unexpected names and duplicates.
 
-    The last are names of tensors that another name stands for already, with that name.
+    A duplicate is a further name of a tensor; it is returned with the name found first.
     """
     places: dict[str, Place] = {}
     skipped: list[str] = []
@@ -115,14 +115,14 @@ def _sort(
 
 
 def _place(architecture: Architecture, prefix: Prefix, name: str) -> tuple[Place | None, bool]:
-    """Return which tensor of the architecture it is; else whether it is one of its buffers."""
+    """Return the architecture's tensor of that name, else None and whether it is a buffer."""
     before = prefix.wrapper + prefix.own
     bare = name[len(before) :] if name.startswith(before) else ""
     pattern, layer = template(bare)
     rule = architecture.rules.get(pattern)
     if rule is not None and rule.prefixed:
         return Place(rule, layer), False
-    # what stands outside the architecture's prefix, such as the head
+    # tensors outside the architecture's prefix, such as the head
     rule = architecture.rules.get(name.removeprefix(prefix.wrapper))
     if rule is not None and not rule.prefixed:
         return Place(rule, None), False
@@ -132,7 +132,10 @@ def _place(architecture: Architecture, prefix: Prefix, name: str) -> tuple[Place
 def _heads(
     architecture: Architecture, sizes: Mapping[str, int], config: Mapping[str, Any]
 ) -> tuple[Model | None, int | None, str]:
-    """The known model, the number of heads, and who says so: config.json first, then the table."""
+    """Return the known model, the number of heads and its source.
+
+    config.json takes precedence over the model table.
+    """
     rows = [m for m in models() if m.architecture == architecture.name and m.sizes == sizes]
     said = count(config, architecture.config_keys.get("n_head", ()))
     width = sizes.get("n_embd", 0)

@@ -1,7 +1,7 @@
-"""What tensors a model architecture has: names, symbolic shapes, names elsewhere. Pure data.
+"""The tensors of a model architecture: names, symbolic shapes, names in other formats.
 
-Sizes have the same names in every architecture, GPT-2's: n_layer, n_embd (the width), n_inner (of
-the feed-forward layer), n_positions, vocab_size. `config_keys` has what config.json calls them.
+All architectures use GPT-2's names for sizes: n_layer, n_embd (hidden size), n_inner (feed-forward
+size), n_positions, vocab_size. `config_keys` has the corresponding keys of config.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cgpt_convert.architectures.toml_files import parsed, reading
 
 LAYER = "{i}"  # in names: the layer's number, from 0
 LAYERS = "n_layer"  # the size that counts them
-# the first number that is a component of a name; no model has ten thousand layers
+# the first numeric component of a name; at most 9,999, which exceeds any model's layer count
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,3})(?=\.)", re.ASCII)
 
 
@@ -27,7 +27,7 @@ class Dim(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Dim:
-        """The dimension that `text` says: `n_embd` or `3*n_embd`. Raises ValueError for others."""
+        """Parse a dimension such as `n_embd` or `3*n_embd`. Raises ValueError if invalid."""
         found = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z_]+)", text)
         if found is None:
             raise ValueError(f"{text!r} is no dimension")
@@ -38,40 +38,40 @@ class Dim(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A tensor of the architecture, or one in each layer if `{i}` is in its name."""
+    """A tensor of the architecture, or one per layer if its name contains `{i}`."""
 
     name: str  # without the architecture's prefix
     dims: tuple[Dim, ...]
     names: Mapping[str, str]  # target ("gguf", "raw") -> its name there
-    conv1d: bool  # stored (in, out), as transformers' Conv1D is; other programs want (out, in)
+    conv1d: bool  # stored as (in, out), as in transformers' Conv1D; other programs use (out, in)
     prefixed: bool
-    tied_to: str  # the tensor whose values it shares and that a file may leave it out for, or ""
+    tied_to: str  # the tensor with the same values, in which case it may be absent; or ""
 
     @property
     def layered(self) -> bool:
-        """Is there one in each layer?"""
+        """Whether each layer has one."""
         return LAYER in self.name
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
-        """The shape under these sizes, None if one of those it needs is not known."""
+        """Return the shape for these sizes; None if a required size is missing."""
         if any(dim.symbol not in sizes for dim in self.dims):
             return None
         return tuple(dim.factor * sizes[dim.symbol] for dim in self.dims)
 
 
 class Place(NamedTuple):
-    """Which tensor of the architecture something is. `layer` counts from 0, None outside layers."""
+    """A tensor's place in the architecture. `layer` counts from 0; None outside layers."""
 
     rule: Rule
     layer: int | None
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """The rule's name and the layer: the same for the same tensor."""
+        """The rule's name and the layer: equal for the same tensor."""
         return self.rule.name, self.layer
 
     def name(self, prefix: str) -> str:
-        """The tensor's name in a file whose names have that prefix."""
+        """Return the tensor's name in a file whose names have that prefix."""
         return (prefix if self.rule.prefixed else "") + fill(self.rule.name, self.layer)
 
 
@@ -93,11 +93,11 @@ class Architecture(NamedTuple):
 
     @property
     def canonical(self) -> str:
-        """The prefix that names are given where there is a choice."""
+        """The prefix used for output names."""
         return self.prefixes[0]
 
     def places(self, n_layer: int) -> Iterator[Place]:
-        """Every tensor of a model of so many layers, in the file's order."""
+        """Yield every tensor of a model with `n_layer` layers, in the file's order."""
         rules = list(self.rules.values())
         first = next((at for at, rule in enumerate(rules) if rule.layered), len(rules))
         yield from (Place(rule, None) for rule in rules[:first])
@@ -109,9 +109,9 @@ class Architecture(NamedTuple):
     def shapes(
         self, sizes: Mapping[str, int], prefix: str | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor of a model of these sizes, tied ones too.
+        """Return name -> shape of every tensor of a model of these sizes, tied ones included.
 
-        `prefix` is the canonical one if it is None. Raises KeyError if a size is missing.
+        `prefix` defaults to the canonical one. Raises KeyError if a size is missing.
         """
         before = self.canonical if prefix is None else prefix
         return {
@@ -121,7 +121,7 @@ class Architecture(NamedTuple):
 
     @property
     def ties(self) -> dict[str, str]:
-        """Canonical name of what may be left out -> of the tensor it equals then: the head's."""
+        """Canonical name of each tensor that may be absent -> name of the tensor it then equals."""
         return {
             (self.canonical if rule.prefixed else "") + rule.name: self.canonical + rule.tied_to
             for rule in self.rules.values()
@@ -130,14 +130,14 @@ class Architecture(NamedTuple):
 
     @property
     def symbols(self) -> frozenset[str]:
-        """The names of all sizes that the tensors tell."""
+        """The names of all sizes that the tensors determine."""
         return frozenset(dim.symbol for rule in self.rules.values() for dim in rule.dims) | {LAYERS}
 
 
 def template(name: str) -> tuple[str, int | None]:
-    """The name with `{i}` for its first numeric component, and that number; None without one."""
+    """Replace the first numeric component with `{i}`; return the result and the number or None."""
     if LAYER in name:
-        return "", None  # a file may call a tensor so, but it is none of ours
+        return "", None  # a literal `{i}` in a file's name must not match a rule
     found = _NUMBER.search(name)
     if found is None:
         return name, None
@@ -145,7 +145,7 @@ def template(name: str) -> tuple[str, int | None]:
 
 
 def fill(name: str, layer: int | None) -> str:
-    """The name with the layer's number for `{i}`, and counted from 1 for `{i+1}`."""
+    """Replace `{i}` with the layer's number and `{i+1}` with the number plus one."""
     if layer is None:
         return name
     return name.replace(LAYER, str(layer)).replace("{i+1}", str(layer + 1))
@@ -153,9 +153,9 @@ def fill(name: str, layer: int | None) -> str:
 
 @functools.cache
 def architectures() -> Mapping[str, Architecture]:
-    """Name -> architecture, of every file in `mappings/architectures/`. Read once.
+    """Return name -> architecture for every file in `mappings/architectures/`, read once.
 
-    Raises Malformed, naming the file, where one is not of that form.
+    Raises Malformed, naming the file, if a file is invalid.
     """
     found = {}
     for path, content in parsed("architectures"):

@@ -1,4 +1,4 @@
-"""The TOML files of `mappings/`: what is known of architectures and models, for people to edit."""
+"""Read the TOML files of `mappings/`, which describe known architectures and models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _FOLDERS = (os.path.join(_HERE, "_mappings"), os.path.join(os.path.dirname(_HERE
 
 
 def parsed(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and content of each file of `kind` ("architectures" or "models"), by file name.
+    """Yield path and content of each file of `kind` ("architectures" or "models"), by file name.
 
-    Raises Unreadable where the files were not installed, Malformed for one that is no TOML.
+    Raises Unreadable if the files are not installed, Malformed if a file is not TOML.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -40,7 +40,7 @@ def parsed(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Inside it, what a mapping file lacks or has wrongly becomes Malformed, naming the file."""
+    """Convert errors about missing or invalid content into Malformed, naming the file."""
     try:
         yield
     except KeyError as error:

@@ -1,7 +1,7 @@
-"""Names of tensors that were saved inside a wrapper module, such as `module._orig_mod.`.
+"""Tensor names saved inside a wrapper module, such as `module._orig_mod.`.
 
 DataParallel, torch.compile, FSDP, Lightning and hand-written trainers put the model into a module
-of their own, and `state_dict()` then puts that module's attribute before every name.
+of their own. `state_dict()` then puts the wrapper's attribute before every name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DATA_PARALLEL = "module"  # the attribute of DataParallel and DistributedDataPa
 
 
 class Prefix(NamedTuple):
-    """What stands before the names of a model: `wrapper` of other modules, then `own`."""
+    """The prefix of a model's names: `wrapper` of outer modules, then `own`."""
 
     wrapper: str  # "" or ends with a dot; without TRANSPARENT components
     own: str  # one of the architecture's prefixes
@@ -33,9 +33,9 @@ def unwrapped(name: str) -> str:
 
 
 def removed(name: str, bare: str) -> str:
-    """Return what `name` has and `bare`, its name in the architecture, has not.
+    """Return the components of `name` that `bare`, its name in the architecture, lacks.
 
-    A prefix ends with a dot. Components removed from inside the name have commas between them.
+    A leading prefix ends with a dot. Components removed from inside the name are joined by commas.
     """
     if name.endswith(bare):
         return name[: len(name) - len(bare)]
@@ -50,10 +50,10 @@ def removed(name: str, bare: str) -> str:
 
 
 def find_prefix(architecture: Architecture, names: Iterable[str]) -> Prefix | None:
-    """Return the prefix under which the architecture's anchors are; None if they are nowhere.
+    """Return the prefix under which all the architecture's anchors occur; None if there is none.
 
-    `names` are unwrapped. A wrapper counts only if every name is behind it, except a head, which
-    may stand outside. Of several prefixes the one with the most anchors is taken.
+    `names` are unwrapped. A wrapper counts only if it precedes every name; a head may be outside
+    it. If several prefixes qualify, the one with the most anchors is used.
     """
     every = list(names)
     hits: dict[str, Counter[int]] = defaultdict(Counter)
@@ -73,9 +73,9 @@ def find_prefix(architecture: Architecture, names: Iterable[str]) -> Prefix | No
 
 
 def wrapped_by_torch(names: Iterable[str]) -> str:
-    """Return the wrapper that torch itself put around a model of any architecture; "" for none.
+    """Return the wrapper that torch added to a model of any architecture; "" if there is none.
 
-    No architecture of transformers has such names, so it would find none of its tensors.
+    Transformers has no such names, so it would match none of the tensors.
     """
     every = list(names)
     for part in TRANSPARENT:
@@ -93,7 +93,7 @@ def _inside(architecture: Architecture, prefix: Prefix, name: str) -> bool:
 
 
 def _split(architecture: Architecture, before: str) -> Prefix:
-    """Return `before` as a wrapper and the longest prefix of the architecture that ends it."""
+    """Split `before` into a wrapper and the longest matching prefix of the architecture."""
     for own in sorted(architecture.prefixes, key=len, reverse=True):
         wrapper = before.removesuffix(own)
         if wrapper + own == before and (not wrapper or wrapper.endswith(".")):
@@ -102,7 +102,7 @@ def _split(architecture: Architecture, before: str) -> Prefix:
 
 
 def _before(name: str, pattern: str) -> str | None:
-    """Return what stands before `pattern`, which may have a layer's number, at the name's end."""
+    """Return what precedes `pattern` at the name's end, where `{i}` matches a layer number."""
     head, layered, tail = pattern.partition(LAYER)
     if not layered:
         head, tail = "", pattern
