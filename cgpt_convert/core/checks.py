@@ -1,6 +1,6 @@
-"""The result of one check: what verify, scan and `inspect --check` give, and reports word.
+"""Check results, as produced by verify, scan and `inspect --check` and rendered by `reports`.
 
-Checks are values; nothing here prints. A command's exit code follows from the worst of them.
+Checks are values; nothing in this module prints. A command's exit code is that of the worst check.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _EXIT_CODES = {PASSED: 0, NOTE: 0, FAILED: 1, ERROR: 3}
 
 
 class Check(NamedTuple):
-    """What was checked, where, and how it ended.
+    """One check: its subject, its location and its outcome.
 
-    `outcome` is "passed", "note" (worth saying, not wrong), "failed" (a difference or a danger) or
-    "error" (it could not be checked: the input is malformed, unsupported or unreadable).
+    `outcome` is "passed", "note" (informational), "failed" (a difference or unsafe content) or
+    "error" (not checked, because the input is malformed, unsupported or unreadable).
     """
 
     name: str  # what was checked: "bytes", "shape", "globals" ...
@@ -28,5 +28,5 @@ class Check(NamedTuple):
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """0 if all passed, 1 if one failed, 3 if one could not be made; an error outweighs."""
+    """Return 3 if a check ended in an error, else 1 if one failed, else 0."""
     return max((_EXIT_CODES[check.outcome] for check in checks), default=0)

@@ -1,4 +1,4 @@
-"""The error kinds. Exit codes live on them; each message says where, what, and what to do next."""
+"""Error classes with their exit codes. A message says where, what is wrong, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ SALVAGE = "with --salvage, extract and convert write the tensors that are whole"
 
 
 class CgptError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base class of every error this package raises on purpose.
 
     `where` is a file, or a file and a member or tensor in it; `hint` is what the user can do next.
     """
@@ -22,7 +22,7 @@ class CgptError(Exception):
         self.hint = hint
 
     def at(self, where: str) -> CgptError:
-        """The error, with its place filled in if whoever raised it could not know the place."""
+        """Return this error, with `where` set if it was empty."""
         if not self.where:
             self.where = where
         return self
@@ -39,9 +39,10 @@ class Malformed(CgptError):
 
 
 class Unsupported(CgptError):
-    """The input is valid but holds what this version does not read, or what a limit forbids.
+    """Valid input with a feature that is not supported, or input that exceeds a limit.
 
-    Or what is asked for wants another: a GGUF, say, a model of an architecture that GGUF has.
+    Also raised when the input does not fit the requested output, such as GGUF output of a model
+    whose architecture GGUF does not have.
     """
 
     kind = "unsupported"
@@ -54,21 +55,21 @@ class Unreadable(CgptError):
 
 
 class BadRequest(CgptError):
-    """What the user asked for cannot be done with this input, or with any; another wish can."""
+    """A request that cannot be carried out as given; a different request can."""
 
     exit_code = 2
     kind = "bad request"
 
 
 class CannotWrite(CgptError):
-    """The output could not be written; nothing half-written is left."""
+    """The output could not be written; no partial output is left behind."""
 
     exit_code = 4
     kind = "cannot write"
 
 
 class CheckFailed(CgptError):
-    """A check found a difference or a danger."""
+    """A check found a difference or unsafe content."""
 
     exit_code = 1
     kind = "check failed"

@@ -1,4 +1,4 @@
-"""Threads: an event that a Ctrl-C cannot break, and what progress is told to."""
+"""An event that is safe under Ctrl-C, and the type of progress callbacks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def untold(_units: int) -> None:
 
 
 class Event:
-    """As `threading.Event`, made of one lock of the interpreter's own.
+    """A replacement for `threading.Event` built on a single interpreter lock.
 
-    `threading.Event` is written in Python: a KeyboardInterrupt in the main thread can come when it
-    has taken the inner lock and before it can give it back. A thread that calls `set` then waits
-    for ever. Here the worst is that a waiter notices at the end of its timeout.
+    `threading.Event` is written in Python: a KeyboardInterrupt in the main thread can arrive after
+    it has acquired the inner lock and before it releases it. A thread that calls `set` then blocks
+    for ever. In this class the worst case is a waiter that returns only at the end of its timeout.
     """
 
     def __init__(self) -> None:
@@ -31,13 +31,13 @@ class Event:
         return self._set
 
     def set(self) -> None:
-        """Let all that wait go on."""
+        """Set the event and wake all waiting threads."""
         self._set = True
         with contextlib.suppress(RuntimeError):  # it was set already
             self._lock.release()
 
     def wait(self, timeout: float) -> bool:
-        """Return whether it is set, at the latest after `timeout` seconds."""
+        """Return whether the event is set, after at most `timeout` seconds."""
         if not self._set and self._lock.acquire(timeout=timeout):
             with contextlib.suppress(RuntimeError):  # set once more meanwhile
                 self._lock.release()  # for the next that waits

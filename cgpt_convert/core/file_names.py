@@ -1,8 +1,8 @@
-"""Tensor names as file names: safe on every file system, and back again.
+"""Conversion of tensor names to portable file names, and back.
 
-A name that is ordinary ASCII stays as it is. Anything else is percent-encoded as in RFC 3986 2.1,
-so that a file name tells the tensor's name without a table. Two names never give one file, not
-even where case is ignored (Windows, macOS) or Unicode is normalised (macOS).
+Plain ASCII names are kept. Other characters are percent-encoded as in RFC 3986, 2.1, so that the
+tensor name can be recovered without a table. Two names never map to the same file, even on file
+systems that ignore case (Windows, macOS) or normalise Unicode (macOS).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FILE_NAME_BYTES = 255  # NAME_MAX of Linux and macOS; NTFS counts 255 UTF-16 uni
 
 
 def _encoding(literal: bytes) -> dict[int, str]:
-    """How each byte is written, for `str.translate`."""
+    """Return the `str.translate` table that percent-encodes all bytes except those in `literal`."""
     return {byte: chr(byte) if byte in literal else f"%{byte:02X}" for byte in range(256)}
 
 
@@ -30,7 +30,7 @@ _ENCODED = re.compile(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+", re.ASCII)
 
 
 def excluding(names: Sequence[str]) -> str:
-    """Return the options that skip these tensors, the first few of them, to paste into a shell."""
+    """Return `--exclude` options for the first of these tensors, to paste into a shell."""
     shown = " ".join(f"--exclude '{name}'" for name in names[:_SHOWN])
     return shown + " ..." * (len(names) > _SHOWN)
 
@@ -39,10 +39,10 @@ _SHOWN = 3
 
 
 def file_names(names: Iterable[str], suffix: str = "") -> dict[str, str]:
-    """A file name ending in `suffix` for each name; all different, whatever a file system ignores.
+    """Return a distinct file name ending in `suffix` for each tensor name.
 
-    Names that differ only in case have their capitals encoded. Names whose file name would be
-    longer than 255 bytes are cut and end in a digest: the only ones `tensor_name` cannot give back.
+    If names differ only in case, their capitals are encoded. If a file name would exceed 255 bytes,
+    it is cut and ends in a digest; `tensor_name` cannot convert such a name back.
     """
     plain = {name: _encoded(name, _UNRESERVED) for name in names}
     folded = Counter(text.lower() for text in plain.values())
@@ -55,7 +55,7 @@ def file_names(names: Iterable[str], suffix: str = "") -> dict[str, str]:
 
 
 def tensor_name(stem: str) -> str | None:
-    """The name that `stem` (a file name less its suffix) stands for; None if it stands for none."""
+    """Return the tensor name for `stem` (a file name without suffix); None if it is no encoding."""
     if stem == _EMPTY:
         return ""
     if not _ENCODED.fullmatch(stem):

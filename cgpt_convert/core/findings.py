@@ -1,6 +1,6 @@
-"""What can be odd about a file that still can be read, and what makes us refuse one, by id.
+"""The rules for findings: anomalies in readable files, and reasons to reject a file.
 
-Ids are stable: people's CI matches on them. A rule's number is never given to another rule.
+Ids are stable, because CI configurations refer to them. A rule's number is never reused.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """A kind of finding. `level`: "note" informs, "warning" wants a look, "error" fails a scan.
+    """A kind of finding. `level`: "note" (information), "warning" (check it), "error" (scan fails).
 
-    `text` says what it means and what to do; docs/findings.md says more.
+    `text` explains the finding and what to do about it; docs/findings.md has the details.
     """
 
     id: str
@@ -182,7 +182,7 @@ BY_ID = {rule.id: rule for rule in RULES}
 
 
 class Finding(NamedTuple):
-    """A rule that applies to a file, with what exactly was seen."""
+    """A rule that applies to a file, with the details of the case."""
 
     rule: Rule
     detail: str

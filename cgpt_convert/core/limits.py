@@ -1,7 +1,7 @@
-"""What a file may cost, in one place, with reasons.
+"""Resource limits on input files, with the reason for each.
 
-Sized for a 1 TB model with optimizer state (about 100,000 tensors); a file that needs more is
-refused as unsupported before it costs more.
+They are sized for a 1 TB model with optimizer state (about 100,000 tensors). A file that exceeds a
+limit is rejected as unsupported before it uses more resources.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ GiB = 1 << 30
 
 
 class Share(NamedTuple):
-    """A number that a file may use by its size: some always, then one for every `per` bytes."""
+    """A limit that depends on file size: `always`, plus one per `per` bytes, at most `most`."""
 
     always: int
     per: int
     most: int
 
     def of(self, nbytes: int) -> int:
-        """What a file or a pickle of that many bytes may use."""
+        """Return the limit for a file or pickle of `nbytes` bytes."""
         return min(self.always + nbytes // self.per, self.most)
 
 
 class Limits(NamedTuple):
-    """The bounds on decoding one pickle."""
+    """Limits on decoding one pickle."""
 
     nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
     opcodes: int = 10_000_000  # a tensor takes about 40

@@ -1,4 +1,4 @@
-"""JSON that every reader understands alike: RFC 8259 less what readers disagree about."""
+"""Strict JSON: RFC 8259 without the constructs that parsers interpret differently."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _AS_ZERO = bytes.maketrans(b"123456789 \n\r\t", b"000000000,,,,")
 
 
 def loads(data: bytes, where: str) -> dict[str, Any]:
-    """The object that `data` holds; its numbers are non-negative integers, each key is once there.
+    """Return the JSON object in `data`, with unique keys and non-negative integers as numbers.
 
-    Raises Malformed for anything else, among it duplicate keys (4: readers differ), numbers other
-    than natural ones, lone surrogates and nesting too deep to read; Unsupported for more values
-    than `limits.JSON_VALUES`.
+    Raises Malformed for anything else, including duplicate keys (RFC 8259, 4: parsers differ),
+    other numbers, lone surrogates and nesting too deep to read; Unsupported for more values than
+    `limits.JSON_VALUES`.
     """
     check_count(data, where)
     import json
@@ -43,21 +43,21 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
 
 
 def check_count(data: bytes, where: str, hint: str = "") -> None:
-    """Raise Unsupported for JSON of more than `limits.JSON_VALUES` values, before they exist.
+    """Raise Unsupported for JSON of more than `limits.JSON_VALUES` values, before parsing it.
 
-    A bracket costs a byte in the file and 64 in memory.
+    A bracket takes one byte in the file and 64 in memory.
     """
     if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
         raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where, hint=hint)
 
 
 def is_text_map(value: object) -> bool:
-    """Is `value` an object of strings?"""
+    """Return whether `value` is a dict whose values are all strings."""
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError for a key that is there twice."""
+    """Return a JSON object as a dict; raise ValueError for a duplicate key."""
     value = dict(pairs)
     if len(value) < len(pairs):
         left = iter(value)  # in the order of the file, so the first that is not next comes twice
@@ -67,10 +67,11 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _may_be_odd(data: bytes) -> bool:
-    """May there be integers that `_natural` refuses? If not, a vocabulary is read in half the time.
+    """Return whether `data` may contain integers that `_natural` rejects.
 
-    What stands around numbers may stand around digits in a string, too, but seldom does: around
-    those that are tokens of GPT-2's are quotation marks.
+    If it cannot, the default integer parser is used, which halves the time for a vocabulary. Digits
+    inside strings can cause false positives, but rarely do: in GPT-2's vocabulary, digit tokens are
+    surrounded by quotation marks.
     """
     plain = data.translate(_AS_ZERO)
     long = b"0" * (_DIGITS + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class _Escapes(dict[int, str]):
-    """How each character is printed, made when it is met."""
+    """A `str.translate` table of printable forms, filled on demand."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -16,7 +16,7 @@ _ESCAPES = _Escapes()
 
 
 def printable(text: str) -> str:
-    """The text with control, formatting and other unprintable characters escaped."""
+    """Return `text` with control, formatting and other unprintable characters escaped."""
     if text.isprintable():
         return text
     return text.translate(_ESCAPES)

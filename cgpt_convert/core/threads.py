@@ -1,4 +1,4 @@
-"""A few threads that work off jobs. The first error, or a Ctrl-C, stops them all."""
+"""A small thread pool for jobs. The first error, or a Ctrl-C, stops all threads."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _MOST = 64  # threads; more make the blocks too small
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def crew_size(jobs: int) -> int:
-    """How many threads `--jobs` means: 0 is as many as the process may use cores."""
+    """Return the number of threads for `--jobs`: 0 means one per available core."""
     return min(jobs or cores(), _MOST)
 
 
 class Stopped(Exception):  # no error: another thread has that
-    """Raised in a job so that it ends, because another one failed."""
+    """Raised in a job to end it, because another job failed."""
 
 
 class Crew:
-    """`size` threads, the calling one among them.
+    """A pool of `size` threads, including the calling one.
 
-    `told` is called with the units of work that are done, by the thread that calls `run` and by no
-    other: what draws a progress bar has locks of its own, and a thread that waits for one which a
-    Ctrl-C left taken would never end.
+    `told` is called with the number of units of work that are done, and only by the thread that
+    calls `run`. A progress bar has its own locks, and a thread that waits for a lock that was held
+    at a Ctrl-C would never end.
     """
 
     def __init__(self, size: int, told: Advance = untold) -> None:
@@ -54,18 +54,18 @@ class Crew:
         self._done: deque[int] = deque()  # units that are not told yet
 
     def go_on(self) -> None:
-        """Raise Stopped if the work is to end. A long job asks now and then."""
+        """Raise Stopped if the work is to end. Long jobs call this regularly."""
         if self._stop:
             raise Stopped
 
     def wait_prepared(self) -> None:
-        """Return when `prepare` is done; Stopped if the work is to end before."""
+        """Wait until `prepare` is done; raise Stopped if the work is to end first."""
         while not self._is_prepared:
             self.go_on()
             time.sleep(_SOON)
 
     def advance(self, units: int) -> None:
-        """Count units of work that are done; called by any thread."""
+        """Count units of work as done; any thread may call this."""
         self._done.append(units)
         if threading.get_ident() == self._caller:
             self._tell()
@@ -78,13 +78,13 @@ class Crew:
             self._told(units)
 
     def run(self, jobs: Iterable[Job], prepare: Job) -> None:
-        """Do all the jobs, from both ends; raise what the first to fail raised.
+        """Run all jobs, taking them from both ends; raise the first error.
 
-        The calling thread takes them from the front, the others from the end: put what differs in
-        kind at different ends, so that a job that computes runs beside one that copies. `prepare`
-        imports what jobs need, in the calling thread while the others are at work already: the
-        interpreter's import locks do not survive a Ctrl-C while two threads import. A job that
-        needs it calls `wait_prepared`.
+        The calling thread takes jobs from the front, the others from the end. Put different kinds
+        of jobs at different ends, so that a job that computes runs in parallel with one that
+        copies. `prepare` imports what the jobs need, in the calling thread while the others already
+        work, because the interpreter's import locks do not survive a Ctrl-C while two threads
+        import. A job that needs these imports calls `wait_prepared`.
         """
         queue = deque(jobs)
         self._is_prepared = False
@@ -117,7 +117,7 @@ class Crew:
             raise self._error
 
     def _wait(self, ended: list[Event]) -> None:
-        """Wait for the other threads, and tell meanwhile what they have done."""
+        """Wait for the other threads and report their progress in the meantime."""
         for end in ended:
             while not end.wait(_DRAWN):
                 self._tell()

@@ -1,9 +1,9 @@
-"""Recognise every compression that a loader of weights opens without being told its name.
+"""Detection of the compression formats that weight loaders open without an explicit name.
 
-gzip, bz2, lzma and zlib of Python's standard library, and what pandas and joblib add to them. Each
-is recognised as leniently as the loader that is most lenient: RFC 1950 and 1952, and Python's gzip
-module, which ignores reserved flags and the checksum of the header; the .lzma format of the LZMA
-SDK ("lzma-file-format.txt" of XZ Utils).
+The formats are gzip, bz2, lzma and zlib of Python's standard library, and the additions of pandas
+and joblib. Each is detected as leniently as the most lenient loader does: RFC 1950 and 1952, and
+Python's gzip module, which ignores reserved flags and the header's checksum; the .lzma format of
+the LZMA SDK ("lzma-file-format.txt" of XZ Utils).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _UNKNOWN_SIZE, _LARGEST = (1 << 64) - 1, 1 << 38  # liblzma's auto decoder takes
 
 
 class Method(NamedTuple):
-    """A way to unpack. `start` makes a decompressor; the data begin at byte `skip`.
+    """A decompression method. `start` makes a decompressor; the data begin at byte `skip`.
 
-    Without `certain`, other files begin like this by chance. `padded` says whether zeros may stand
-    between two streams.
+    If `certain` is False, files of other kinds may begin the same way by chance. `padded` says
+    whether zeros may appear between two streams.
     """
 
     start: Callable[[], Any]
@@ -38,7 +38,7 @@ class Method(NamedTuple):
 
 
 def recognise(head: bytes) -> Method | None:
-    """Return how to unpack the file that begins with `head`; None if it is not compressed."""
+    """Return how to decompress the file that begins with `head`; None if it is not compressed."""
     for magic, method in _BY_MAGIC:
         if head.startswith(magic):
             return method
@@ -61,7 +61,7 @@ def _is_zfile(head: bytes) -> bool:
 
 
 def _is_zlib(head: bytes) -> bool:
-    """RFC 1950: deflate, any window, no preset dictionary, and a check of both bytes."""
+    """Check for an RFC 1950 header: deflate, any window, no preset dictionary, valid FCHECK."""
     if len(head) < 2:  # noqa: PLR2004  CMF and FLG
         return False
     method, flags = head[0], head[1]
@@ -69,7 +69,7 @@ def _is_zlib(head: bytes) -> bool:
 
 
 def _is_lzma_alone(head: bytes) -> bool:
-    """Any properties that a decoder takes; the first byte of the data is always 0."""
+    """Check for valid .lzma properties; the first byte of the data is always 0."""
     if len(head) <= _ALONE_NBYTES or head[_ALONE_NBYTES]:
         return False
     rest, literal_bits = divmod(head[0], 9)
@@ -86,7 +86,7 @@ def _is_lzma_alone(head: bytes) -> bool:
 
 
 class Gzip:
-    """A decompressor of one gzip member, with the interface of zlib's."""
+    """A decompressor for one gzip member, with the interface of zlib's decompressor."""
 
     def __init__(self) -> None:
         self.eof = False
@@ -97,7 +97,7 @@ class Gzip:
         self._crc = self._size = 0
 
     def decompress(self, data: bytes, most: int = 0) -> bytes:
-        """Return at most `most` unpacked bytes. Raises zlib.error for damage."""
+        """Return at most `most` decompressed bytes. Raises zlib.error for damaged data."""
         if self._inflate is None:
             self._header += data
             size = _gzip_header(self._header)
@@ -139,7 +139,7 @@ class Gzip:
 
 
 def _gzip_header(data: bytes) -> int | None:
-    """Return the size of the header that `data` begins with; None if it is not complete."""
+    """Return the size of the gzip header at the start of `data`; None if it is incomplete."""
     if len(data) < _GZIP_FIXED:
         return None
     if data[:3] != b"\x1f\x8b\x08":
@@ -182,7 +182,7 @@ def _lzma_alone() -> Any:
 
 
 def exceeds_memory(error: Exception) -> bool:
-    """Return whether liblzma stopped at the memory limit, which has no exception of its own."""
+    """Return whether liblzma hit the memory limit, which has no exception type of its own."""
     return "Memory usage limit" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Deflated members of a zip, which can only be unpacked forward."""
+"""Deflated ZIP members, which can be decompressed only from front to back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _SHELF = Shelf()
 
 
 class Deflated:
-    """A deflated member, inflated as it is read.
+    """A deflated member, decompressed as it is read.
 
-    Reading backwards starts again from its start. What is unpacked in vain is counted; when it is
-    too much, all that the member unpacks to goes into a temporary file, if there is room for it.
-    Elements that lie far apart would take an unpacking each, and a small file can have thousands.
+    Reading backwards restarts at the beginning. Bytes decompressed without being requested are
+    counted. If they exceed a limit, the whole member is decompressed into a temporary file, if
+    there is room: distant elements would otherwise need one decompression each, and a small file
+    can have thousands.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Deflated:
         self._position = 0  # inflated bytes delivered
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` of the inflated bytes."""
+        """Fill `buffer` from `offset` of the decompressed bytes."""
         with self._lock:
             if self._spool is None and offset < self._position:
                 self._rewind()
@@ -66,7 +67,7 @@ class Deflated:
             done += len(piece)
 
     def _spool_all(self) -> None:
-        """Unpack all of it, as far as it goes, into a temporary file; not if there is no room."""
+        """Decompress the member, as far as possible, into a temporary file if there is room."""
         self._wasted = 0
         try:
             place = _SHELF.place(self.nbytes, self)
@@ -82,7 +83,7 @@ class Deflated:
         _SHELF.settle(self, place)
 
     def _unpack_into(self, spool: Spool, start: int) -> str:
-        """What is wrong behind the last byte that can be unpacked."""
+        """Write all decompressible bytes to `spool`; return the error after the last of them."""
         most, damage = CHUNK, "the deflated data ends early"
         while most and self._position < self.nbytes:
             at, before = self._position, (self._inflate.copy(), self._taken)
@@ -94,15 +95,15 @@ class Deflated:
         return damage
 
     def hold(self, place: tuple[Spool, int]) -> None:
-        """Read from the temporary file from now on, where the bytes begin at that place."""
+        """Read from the temporary file from now on; `place` is where the bytes begin."""
         self._spool = place
 
     def let_go(self) -> None:
-        """Hold the temporary file no longer. Whoever is reading it still has it."""
+        """Release the temporary file. Reads in progress keep it open."""
         self._spool = None
 
     def _next(self, most: int) -> bytes:
-        """At least one and at most `most` further inflated bytes."""
+        """Return at least one and at most `most` further decompressed bytes."""
         while True:
             feed = self._inflate.unconsumed_tail
             if not feed and self._taken < self._compressed:
@@ -127,5 +128,5 @@ class Deflated:
                 raise Malformed("the deflated data ends early", where=self.name)
 
     def check_unchanged(self) -> None:
-        """As the file it lies in."""
+        """Check the file that contains the member."""
         self._source.check_unchanged()

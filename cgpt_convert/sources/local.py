@@ -1,4 +1,4 @@
-"""Random-access bytes. Everything above reads through `Source.readinto` and nothing else."""
+"""Random-access byte sources. All other layers read through `Source.readinto` only."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ CHUNK = 256 << 10  # one read; larger buffers leave the L2 cache and stream slow
 
 
 class Source(Protocol):
-    """A named, sized run of bytes that can be read at any offset."""
+    """A named sequence of bytes of known size that can be read at any offset."""
 
     @property
     def name(self) -> str:
-        """The file it is from, for messages."""
+        """The name of the file, for messages."""
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """The size in bytes."""
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill the whole of `buffer` from byte `offset`, or raise Malformed or Unreadable."""
 
     def check_unchanged(self) -> None:
-        """Raise Unreadable if the bytes are no longer those that were opened."""
+        """Raise Unreadable if the bytes have changed since the source was opened."""
 
 
 class File(Source, Protocol):
-    """A source that holds something open."""
+    """A source that holds an open resource."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the resource."""
 
 
 def origin(source: Source) -> Source:
-    """Return the file that the source is a part of or computed from; itself if it is one."""
+    """Return the file that the source is part of or computed from; a file returns itself."""
     while (inner := getattr(source, "within", None)) is not None:
         source = inner
     return source
 
 
 def is_distant(source: Source) -> bool:
-    """Does each read of it take a journey, so that a few long ones are better?"""
+    """Return whether reads are remote, so that few large reads are preferable."""
     return getattr(source, "distant", False)
 
 
 def expect(reads: Iterable[tuple[Source, int, int]]) -> None:
-    """Tell distant sources what will be read of them, and in which order: offset and size.
+    """Announce future reads (source, offset, size), in order, to remote sources.
 
-    They may then fetch it ahead. Nothing else may be inferred from it.
+    They may prefetch these ranges. The announcement has no other effect.
     """
     by_source: dict[int, tuple[Source, list[tuple[int, int]]]] = {}
     for source, offset, nbytes in reads:
@@ -66,9 +66,9 @@ def expect(reads: Iterable[tuple[Source, int, int]]) -> None:
 class LocalFile:
     """A regular file, read with `pread`: no shared position, no page faults.
 
-    It stays open from the start, so that the bytes checked are the bytes used. Of folders with
-    thousands of files only the first `HELD` stay open; the others are opened again for each read,
-    and must still be the same file.
+    The file stays open from the start, so that the bytes that were checked are the bytes that are
+    used. Only the first `HELD` files stay open, for folders with thousands of them; the others are
+    reopened for each read and must still be the same file.
     """
 
     HELD = 256
@@ -124,7 +124,7 @@ class LocalFile:
         return Malformed(f"the file ends before byte {position:,}", where=self.name)
 
     def check_unchanged(self) -> None:
-        """Raise Unreadable if size or modification time moved since the file was opened."""
+        """Raise Unreadable if size or modification time changed since the file was opened."""
         try:
             self._compare(os.fstat(self._fd) if self._fd >= 0 else os.stat(self.name))
         except OSError as error:
@@ -141,11 +141,11 @@ class LocalFile:
             )
 
     def same_file(self, other: os.stat_result) -> bool:
-        """Is this the file that `other` describes, under whatever path?"""
+        """Return whether `other` describes this file, under whatever path."""
         return os.path.samestat(self._opened, other)
 
     def close(self) -> None:
-        """Let go of the descriptor; a further read opens the file again."""
+        """Close the descriptor; a further read opens the file again."""
         if self._fd >= 0:
             LocalFile._held -= 1
             os.close(self._fd)
@@ -156,7 +156,7 @@ class LocalFile:
 
 
 def pread(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """The number of bytes read from `offset` into `buffer`; 0 at the end of the file."""
+    """Read from `offset` into `buffer`; return the number of bytes read, 0 at the file's end."""
     if _HAS_PREADV:
         return os.preadv(descriptor, [buffer], offset)
     os.lseek(descriptor, offset, os.SEEK_SET)  # Windows: one thread reads a file there
@@ -169,7 +169,7 @@ _HAS_PREADV = hasattr(os, "preadv")  # asked once: a large transpose makes 100,0
 
 
 class MemoryBytes:
-    """Bytes that are in memory already, such as an array inside a pickle."""
+    """Bytes in memory, such as an array inside a pickle."""
 
     def __init__(self, name: str, data: bytes | bytearray) -> None:
         self.name = name
@@ -183,11 +183,11 @@ class MemoryBytes:
         buffer[:] = self._data[offset : offset + len(buffer)]
 
     def check_unchanged(self) -> None:
-        """Memory of ours does not change."""
+        """Do nothing: the bytes in memory do not change."""
 
 
 def read(source: Source, offset: int, nbytes: int) -> bytes:
-    """Exactly `nbytes` bytes of `source` from `offset`; only for small or already limited sizes."""
+    """Return `nbytes` bytes of `source` from `offset`; for small or already limited sizes only."""
     if offset < 0 or offset + nbytes > source.nbytes:
         raise Malformed(f"needs bytes {offset:,} to {offset + nbytes:,}", where=source.name)
     data = bytearray(nbytes)
@@ -196,7 +196,7 @@ def read(source: Source, offset: int, nbytes: int) -> bytes:
 
 
 def unreadable(error: OSError, path: str) -> CgptError:
-    """The error value for an OSError that reading `path` met."""
+    """Return the error for an OSError raised while reading `path`."""
     if isinstance(error, FileNotFoundError):
         return BadRequest("no such file", where=path)
     return Unreadable(os.strerror(error.errno or 0), where=path)

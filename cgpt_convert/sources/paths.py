@@ -1,4 +1,4 @@
-"""What a path names: a file here, or a URL. What reads remote files is imported for URLs only."""
+"""Paths of local files and URLs. The modules for remote files are imported for URLs only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cgpt_convert.sources.local import File, LocalFile, Source, unreadable
 
 
 def is_url(path: str) -> bool:
-    """Does `path` begin with a scheme and `://`?"""
+    """Return whether `path` begins with a scheme and `://`."""
     scheme, found, _ = path.partition("://")
     return bool(found) and scheme[:1].isalpha() and scheme.replace("+", "").isalnum()
 
 
 def join(folder: str, path: str) -> str:
-    """What names the file at `path`, a file's own path, inside the folder.
+    """Return the path or URL of the file `path` inside `folder`.
 
-    In a URL for HTTP some characters mean something else; of a file's name they are escaped.
+    In an HTTP URL, characters of the file name that have a special meaning are escaped.
     """
     if folder.partition("://")[0].lower() in ("http", "https"):
         from urllib.parse import quote
@@ -28,7 +28,7 @@ def join(folder: str, path: str) -> str:
 
 
 def open_source(path: str) -> File:
-    """The bytes of the file at `path`; BadRequest if there is none."""
+    """Open the file at `path`; raise BadRequest if it does not exist."""
     if is_url(path):
         from cgpt_convert.sources.remote.open import open_remote
 
@@ -37,7 +37,7 @@ def open_source(path: str) -> File:
 
 
 def open_all(paths: Sequence[str]) -> list[File | None]:
-    """The bytes of files that are looked into later, None for each that is not there."""
+    """Open files that are read later; None for each that does not exist."""
     if paths and is_url(paths[0]):
         from cgpt_convert.sources.remote.open import open_several
 
@@ -46,7 +46,7 @@ def open_all(paths: Sequence[str]) -> list[File | None]:
 
 
 def listing(path: str) -> list[str] | None:
-    """The names in the folder at `path`, sorted; None where it cannot be listed, as by HTTP."""
+    """Return the sorted names in a folder; None where it cannot be listed, as over HTTP."""
     if is_url(path):
         from cgpt_convert.sources.remote.open import look
 
@@ -61,7 +61,7 @@ def listing(path: str) -> list[str] | None:
 
 
 def find(path: str) -> Source | None:
-    """The bytes of a file that may lie beside weights; None if nothing is there."""
+    """Open an optional file next to the weights; None if it does not exist."""
     if is_url(path):
         from cgpt_convert.sources.remote.open import find_remote
 
@@ -70,12 +70,12 @@ def find(path: str) -> Source | None:
 
 
 def is_file(path: str) -> bool:
-    """Is there a file?"""
+    """Return whether a file exists at `path`."""
     return find(path) is not None if is_url(path) else os.path.isfile(path)
 
 
 def named(path: str) -> str:
-    """What to call `path` from now on: of a URL, what has no secrets in it."""
+    """Return the name to show for `path`: for a URL, one without secrets."""
     if not is_url(path):
         return path
     from cgpt_convert.sources.remote.urls import name_of

@@ -1,4 +1,4 @@
-"""A temporary file without a name, for bytes that would be fetched or unpacked again and again."""
+"""Unnamed temporary files for bytes that would otherwise be fetched or decompressed repeatedly."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cgpt_convert.sources.local import pread
 
 
 class Spool:
-    """Bytes in a temporary file, to be read at any place. They go when nobody holds them.
+    """Random-access bytes in a temporary file, deleted with the last reference.
 
-    Raises NoRoom if the folder for temporary files cannot take them.
+    Raises NoRoom if the folder for temporary files cannot store them.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,7 +28,7 @@ class Spool:
             raise _no_room(error) from None
 
     def write(self, piece: memoryview | bytes, offset: int) -> None:
-        """Put the bytes at `offset`."""
+        """Write the bytes at `offset`."""
         rest = memoryview(piece)
         try:
             with self._lock:
@@ -51,7 +51,7 @@ class Spool:
             done += count
 
     def close(self) -> None:
-        """Let them go."""
+        """Close the temporary file."""
         self._file.close()
 
     def __del__(self) -> None:
@@ -60,11 +60,11 @@ class Spool:
 
 
 class NoRoom(Unreadable):
-    """The folder for temporary files failed us."""
+    """The folder for temporary files is full or cannot be used."""
 
 
 def room() -> tuple[int, str]:
-    """How many bytes the folder for temporary files has free, and its path."""
+    """Return the free bytes in the folder for temporary files, and its path."""
     try:
         folder = tempfile.gettempdir()
         return shutil.disk_usage(folder).free, folder
@@ -82,9 +82,10 @@ def _no_room(error: OSError) -> NoRoom:
 
 
 class Shelf:
-    """One spool that many share, each with a place of its own, so that it takes one descriptor.
+    """A temporary file shared by many users, so that it needs one descriptor.
 
-    It may fill half of the room that there is. Then all have to let go, and it begins anew.
+    It may use half of the free space. When that is full, all users are invalidated and a new file
+    is started.
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class Shelf:
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
 
     def place(self, nbytes: int, user: User) -> tuple[Spool, int] | None:
-        """The spool, and where in it there are so many bytes for `user`; None if it has no room.
+        """Return a file and the start of `nbytes` bytes in it for `user`; None if it does not fit.
 
         Raises NoRoom if the folder for temporary files cannot be used.
         """
@@ -113,13 +114,13 @@ class Shelf:
             return spool, filled
 
     def settle(self, user: User, place: tuple[Spool, int]) -> None:
-        """Have `user` hold its place, now that its bytes are there, if it still has it."""
+        """Hand the written place to `user`, unless it was invalidated meanwhile."""
         with self._lock:
             if user in self._users and self._spool and self._spool() is place[0]:
                 user.hold(place)
 
     def clear(self) -> None:
-        """Have all let go."""
+        """Invalidate all users."""
         with self._lock:
             self._clear()
 
@@ -131,12 +132,12 @@ class Shelf:
 
 
 class User(Protocol):
-    """Who has a place on a shelf."""
+    """A user of a place in a shared temporary file."""
 
     name: str
 
     def hold(self, place: tuple[Spool, int]) -> None:
-        """Read from the spool from now on."""
+        """Read from the temporary file from now on."""
 
     def let_go(self) -> None:
-        """Hold the spool no longer. Who reads it at the moment may go on."""
+        """Release the temporary file. Reads in progress may continue."""

@@ -1,4 +1,4 @@
-"""Sources that lie inside other sources: a part of one, or what a part unpacks to."""
+"""Sources inside other sources: a part of one, or the decompressed bytes of a part."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Window:
         self.source.readinto(self.offset + offset, buffer)
 
     def check_unchanged(self) -> None:
-        """As what it lies in."""
+        """Check the enclosing source."""
         self.source.check_unchanged()
 
 
 class Room:
-    """How much may yet be unpacked of a file of `nbytes` bytes and of all that is inside it."""
+    """The remaining decompression budget for a file of `nbytes` bytes and everything inside it."""
 
     def __init__(self, nbytes: int) -> None:
         self.most = self.left = UNPACKED_FLOOR + UNPACKED * nbytes
 
     def take(self, nbytes: int, where: str) -> None:
-        """Count bytes that were unpacked. Raises Unsupported if they are too many."""
+        """Count decompressed bytes. Raises Unsupported if the budget is exceeded."""
         self.left -= nbytes
         if self.left < 0:
             raise Unsupported(
@@ -51,11 +51,11 @@ class Room:
 
 
 class Unpacked:
-    """A compressed part, unpacked as it is read.
+    """A compressed part, decompressed as it is read.
 
-    Reading backwards goes on from the last point that was kept, if the method can be copied.
-    `nbytes` is taken as it is given, or measured by unpacking the whole; of what is damaged it is
-    how far unpacking goes, and `damage` says so: who reads it as it comes reads that much.
+    Reading backwards resumes from the last saved state, if the decompressor can be copied. `nbytes`
+    is taken as given, or measured by decompressing everything. For damaged data, `nbytes` is the
+    length that can be decompressed, and `damage` holds the error.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Unpacked:
         return self._position
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` of the unpacked bytes."""
+        """Fill `buffer` from `offset` of the decompressed bytes."""
         if offset < self._position:
             self._back_to(offset)
         done = 0
@@ -120,7 +120,7 @@ class Unpacked:
             self._state = state.copy()
 
     def _next(self, most: int) -> bytes:
-        """The next unpacked bytes, at most `most`; none at the end."""
+        """Return the next decompressed bytes, at most `most`; empty at the end."""
         while True:
             if self._state.eof and not self._another():
                 return b""
@@ -134,7 +134,7 @@ class Unpacked:
                 return b""
 
     def _more(self) -> bytes:
-        """Packed bytes that were not fed yet; read are more at once, which may take a journey."""
+        """Return compressed bytes not fed yet. Larger parts are read, as reads may be remote."""
         if not self._at <= self._taken < self._at + len(self._read):
             self._at = self._taken
             self._read = read(self._packed, self._at, min(CHUNK, self._packed.nbytes - self._at))
@@ -144,7 +144,7 @@ class Unpacked:
         return fed
 
     def _another(self) -> bool:
-        """Begin the stream that follows the one that ended. Returns whether there is one."""
+        """Begin the stream after the one that ended; return whether there is one."""
         self._feed = self._state.unused_data or self._more()
         if not self._several:
             return False
@@ -182,7 +182,7 @@ class Unpacked:
         return piece
 
     def _until_error(self) -> bytes:
-        """Return what the damaged stream still gives to a reader of one byte at a time."""
+        """Return what a reader of one byte at a time still gets from the damaged stream."""
         import lzma
 
         at, position = self._stream
@@ -218,12 +218,12 @@ class Unpacked:
         self._points.append((self._position, self._taken, self._feed, self._state.copy()))
 
     def check_unchanged(self) -> None:
-        """As what it lies in."""
+        """Check the enclosing source."""
         self._packed.check_unchanged()
 
 
 def _until_error(state: Any, fed: bytes) -> bytes:
-    """What the bytes unpack to before zlib objects: a reader of less at a time gets that."""
+    """Return the bytes before zlib's error, which a reader of smaller pieces would get."""
     unpacked_bytes = bytearray()
     try:
         for byte in fed:
@@ -242,11 +242,11 @@ def _dictionary_too_large(name: str) -> Unsupported:
 
 
 def inflated(packed: Window, nbytes: int, room: Room) -> Unpacked:
-    """A deflated record of a zip."""
+    """Return the decompressed bytes of a deflated ZIP record."""
     return Unpacked(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), room, nbytes)
 
 
 def unpacked(source: Source, method: Method, room: Room) -> Unpacked:
-    """Return what the compressed file `source` unpacks to. Raises Unsupported past the limits."""
+    """Return the decompressed bytes of `source`. Raises Unsupported beyond the limits."""
     packed = Window(source, method.skip, source.nbytes - method.skip, source.name)
     return Unpacked(packed, method.start, room, padded=method.padded)

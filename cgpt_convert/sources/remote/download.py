@@ -1,4 +1,4 @@
-"""Bytes of a remote object that are held locally: read in order once, then at any place."""
+"""Remote objects downloaded to a temporary file: one sequential read, then random access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgpt_convert.sources.temp_cache import Spool, room
 
 
 class Downloaded:
-    """A remote object, read whole into a temporary file that has no name: it goes with us."""
+    """A remote object, downloaded into an unnamed temporary file that ends with the process."""
 
     def __init__(self, thing: Object) -> None:
         self.name = thing.name
@@ -45,21 +45,22 @@ class Downloaded:
         self._spool.readinto(offset, buffer)
 
     def check_unchanged(self) -> None:
-        """The file is ours alone."""
+        """Do nothing: no other process can change the temporary file."""
 
     def same_file(self, _other: os.stat_result) -> bool:
-        """No file that has a name is this one."""
+        """Return False: the temporary file has no name."""
         return False
 
     def close(self) -> None:
-        """Let it go."""
+        """Close the temporary file."""
         self._spool.close()
 
 
 def _space(name: str, announced: int | None) -> int:
-    """Return how many bytes may be written; raises Unreadable if those announced do not fit.
+    """Return how many bytes may be written; raise Unreadable if `announced` bytes do not fit.
 
-    Of a size that is not announced, half of the free space: the disk is not ours alone.
+    If the size is not announced, half of the free space is allowed, because others use the disk
+    too.
     """
     free, _ = room()
     if announced is None:

@@ -1,4 +1,4 @@
-"""Objects of the stores that fsspec knows: s3, gs, ftp, memory ..."""
+"""Objects in the stores that fsspec supports: s3, gs, ftp, memory and others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoreObject:
         self._nbytes = 0
 
     def open(self, head: int = HEAD) -> Opened:
-        """Size and first bytes."""
+        """Return the size and the first bytes."""
         info = self._asked("info", self._path)
         if info.get("type") == "directory":
             raise absent(self.name)
@@ -39,7 +39,7 @@ class StoreObject:
         return Opened(self._nbytes, b"".join(self.pieces(0, min(head, self._nbytes))))
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
-        """The bytes, in one piece."""
+        """Yield the bytes, in one piece."""
         if nbytes == 0:
             return
         data = self._asked("cat_file", self._path, start=offset, end=offset + nbytes)
@@ -49,7 +49,7 @@ class StoreObject:
         yield data
 
     def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        """All the bytes from `offset`, in pieces of moderate size."""
+        """Return all bytes from `offset`, in pieces of moderate size."""
         if not self._version:
             self.open()
         step, end = 16 * HEAD, self._nbytes
@@ -58,7 +58,7 @@ class StoreObject:
         return offset, end, pieces
 
     def check_unchanged(self) -> None:
-        """Ask for size, time and tag again."""
+        """Query size, time and tag again; raise Unreadable if they changed."""
         self._system.invalidate_cache()
         if _version(self._asked("info", self._path)) != self._version:
             raise changed(self.name)
@@ -77,7 +77,10 @@ def _version(info: dict[str, Any]) -> dict[str, object]:
 
 
 def store(name: str, url: str) -> tuple[Any, str]:
-    """The file system of `url` and the path in it; BadRequest, saying what to install."""
+    """Return the file system of `url` and the path in it.
+
+    Raises BadRequest, with the package to install, if the scheme cannot be opened.
+    """
     scheme = url.partition("://")[0]
     try:
         from fsspec.core import url_to_fs
@@ -109,7 +112,7 @@ def store(name: str, url: str) -> tuple[Any, str]:
 
 
 def store_object(name: str, url: str) -> StoreObject | HttpObject:
-    """The object at `url`. What can be signed is read by HTTP: that tells versions apart best."""
+    """Return the object at `url`, over signed HTTP if possible: it identifies versions best."""
     system, path = store(name, url)
     if url.partition("://")[0] not in SIGNED:
         return StoreObject(name, system, path)
@@ -121,20 +124,20 @@ def store_object(name: str, url: str) -> StoreObject | HttpObject:
 
 
 def listed(name: str, url: str) -> list[str]:
-    """The names in the folder at `url`; BadRequest if there is none."""
+    """Return the names in the folder at `url`; raise BadRequest if it does not exist."""
     system, path = store(name, url)
     rows = _asked(name, lambda: system.ls(path, detail=False))
     return [str(row).rstrip("/").rpartition("/")[2] for row in rows]
 
 
 def is_folder(name: str, url: str) -> bool:
-    """Is `url` a folder, not a file?"""
+    """Return whether `url` is a folder."""
     system, path = store(name, url)
     return bool(_asked(name, lambda: system.isdir(path)))
 
 
 def _asked(name: str, question: Callable[[], Any], requests: int = 1) -> Any:
-    """The answer, asked for again where that may help."""
+    """Return the result of `question`, with retries where they may help."""
 
     def attempt() -> Any:
         traffic.add(requests=requests)
@@ -147,7 +150,7 @@ def _asked(name: str, question: Callable[[], Any], requests: int = 1) -> Any:
 
 
 def worded(error: Exception, name: str) -> Broken | CgptError:
-    """What to do about an error. Its own text may have credentials or signed URLs."""
+    """Return our error for a store's error, whose text may contain credentials or signed URLs."""
     if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return absent(name)
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
@@ -166,7 +169,7 @@ _PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError
 
 
 def _called(error: Exception) -> str:
-    """The kind of an error: the server's own word for it, if one came."""
+    """Return a name for the error: the server's own error code, if there is one."""
     answer = getattr(error.__cause__, "response", None)  # of botocore's ClientError
     told = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     return str(told or type(error).__name__)

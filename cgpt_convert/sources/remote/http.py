@@ -1,8 +1,8 @@
-"""An object behind HTTP, in ranges (RFC 9110, sections 8.8, 13.1.5 and 14), by urllib3.
+"""HTTP objects read in ranges (RFC 9110, sections 8.8, 13.1.5 and 14), using urllib3.
 
-Every request for a range names the version that it is meant for (If-Range), and every answer is
-compared with the first: bytes of two versions are never mixed. A server is not trusted to end: no
-more is read than was asked for, and every wait has a deadline.
+Every range request names the expected version (If-Range), and every response is compared with the
+first, so bytes of two versions are never mixed. A server is not trusted to stop: no more is read
+than was requested, and every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ _LETTING_IN = ("authorization", "cookie", "proxy-authorization")
 
 
 class Request(NamedTuple):
-    """Where an object is, now, and what to say to be let in."""
+    """The current URL of an object and the headers that authorise access."""
 
     url: str
     headers: Mapping[str, str] = {}
 
 
 class _Version(NamedTuple):
-    """What tells one version of an object from another (RFC 9110, 8.8)."""
+    """The validators that identify a version of an object (RFC 9110, 8.8)."""
 
     etag: str
     modified: str
@@ -72,12 +72,12 @@ class _Version(NamedTuple):
 
     @property
     def if_range(self) -> str:
-        """The field's value; empty where only a weak validator is there (13.1.5)."""
+        """The value of If-Range; empty if there is only a weak validator (13.1.5)."""
         return "" if self.etag.startswith("W/") else self.etag or self.modified
 
 
 class HttpObject:
-    """A URL. `locate` gives it, and again when what it gave is no longer accepted."""
+    """An object behind a URL. `locate` returns the URL, and is called again if it expires."""
 
     def __init__(self, name: str, locate: Callable[[], Request]) -> None:
         self.name = name
@@ -86,7 +86,7 @@ class HttpObject:
         self._version: _Version | None = None
 
     def open(self, head: int = HEAD) -> Opened:
-        """Size and first bytes, by asking for those."""
+        """Return the size and the first bytes, using a request for those bytes."""
         with self._get(0, head - 1) as answer:
             if answer.status == 416 and _total(answer) == 0:  # noqa: PLR2004  nothing to range over
                 self._version = _version(answer, 0)
@@ -106,13 +106,13 @@ class HttpObject:
 
     @property
     def is_page(self) -> bool:
-        """Was it a web page that came? Some servers answer with one for whatever is not there."""
+        """Whether the response was a web page, as some servers send for missing files."""
         return self._kind == "text/html"
 
     _kind = ""
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
-        """The bytes as they arrive."""
+        """Yield the bytes as they arrive."""
         with self._get(offset, offset + nbytes - 1) as answer:
             self._compare(answer)
             if answer.status != 206:  # noqa: PLR2004
@@ -121,9 +121,9 @@ class HttpObject:
             yield from answer.body(nbytes)
 
     def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        """All the bytes from `offset`, or from 0 if the server must.
+        """Return all bytes from `offset`, or from 0 if the server does not support ranges.
 
-        As many as the server announces; without a size the number is limited.
+        Reads as many bytes as the server announces; if it announces no size, the number is limited.
         """
         stack = contextlib.ExitStack()
         answer = stack.enter_context(self._get(offset, None))
@@ -151,7 +151,7 @@ class HttpObject:
         return start, nbytes, body()
 
     def check_unchanged(self) -> None:
-        """Nothing to ask: each answer was of the version that was opened."""
+        """Do nothing: every response was checked against the version that was opened."""
 
     def _compare(self, answer: _Answer) -> None:
         then = self._version
@@ -167,7 +167,7 @@ class HttpObject:
             raise changed(self.name)
 
     def _check_range(self, answer: _Answer, offset: int, nbytes: int) -> None:
-        """Raise Unreadable unless the answer is of the range, or of how that begins."""
+        """Raise Unreadable unless the response is the range or a prefix of it."""
         found = _range(answer)
         if answer.status == 206 and (found is None or not found.fits(offset, nbytes)):  # noqa: PLR2004
             raise Unreadable("the server sent another range", where=self.name)
@@ -190,7 +190,7 @@ class HttpObject:
             answer.close()
 
     def _send(self, first: int, last: int | None) -> _Answer:
-        """Return the answer after redirects, whose bodies are not read: they may be endless."""
+        """Return the response after redirects, whose bodies are not read: they may be endless."""
         ask = {"Accept-Encoding": "identity", "User-Agent": f"cgpt-convert/{__version__}"}
         if first or last is not None:
             ask["Range"] = f"bytes={first}-{'' if last is None else last}"
@@ -232,7 +232,7 @@ class HttpObject:
         return _Answer(answer, deadline)
 
     def _redirected(self, request: Request, target: str) -> Request:
-        """Return the request that a redirect leads to, without credentials on another host."""
+        """Return the redirected request, without credentials if the host changes."""
         try:
             url = urljoin(request.url, target)
             then, now = urlsplit(request.url), urlsplit(url)
@@ -272,7 +272,7 @@ class HttpObject:
 
 
 class Refused(Unreadable):
-    """The server wants other credentials, or does not want us."""
+    """The server rejected the request: the credentials are missing or insufficient."""
 
 
 def _told(answer: _Answer) -> str:
@@ -280,7 +280,7 @@ def _told(answer: _Answer) -> str:
 
 
 def retry_after(text: str) -> float:
-    """Return the seconds that Retry-After (RFC 9110, 10.2.3) asks for, a minute at most."""
+    """Return the seconds that Retry-After (RFC 9110, 10.2.3) asks for, at most a minute."""
     if text.isascii() and text.isdigit():
         return min(float(text), _LONGEST_WAIT)
     with contextlib.suppress(ValueError, OverflowError, OSError):
@@ -290,14 +290,14 @@ def retry_after(text: str) -> float:
 
 
 class _Range(NamedTuple):
-    """A Content-Range (RFC 9110, 14.4). `first` and `last` are None where none is satisfied."""
+    """A Content-Range (RFC 9110, 14.4). `first` and `last` are None in an unsatisfied range."""
 
     first: int | None
     last: int | None
     total: int | None
 
     def fits(self, offset: int, nbytes: int) -> bool:
-        """Return whether it is the range asked for, or the beginning of that."""
+        """Return whether this is the requested range or a prefix of it."""
         last = offset + nbytes - 1
         return self.first == offset and self.last is not None and offset <= self.last <= last
 
@@ -332,7 +332,7 @@ def _version(answer: _Answer, nbytes: int) -> _Version:
 
 
 def _broken(error: Exception, name: str) -> Broken | CgptError:
-    """Return the error for one of urllib3's, whose own text has the URL, secrets and all."""
+    """Return our error for one of urllib3's, whose text contains the URL with its secrets."""
     final: tuple[tuple[type[Exception], type[CgptError], str], ...] = (
         (LocationValueError, BadRequest, "not a URL that can be asked for"),
         (SSLError, Unreadable, "the server's certificate or TLS is not accepted"),
@@ -351,10 +351,10 @@ def _broken(error: Exception, name: str) -> Broken | CgptError:
 
 
 class _Deadline:
-    """Cuts a connection on which something takes longer than `settings.timeout`.
+    """Shuts down a connection on which an operation exceeds `settings.timeout`.
 
-    A socket's own timeout begins anew with each byte, and http.client reads headers and trailers
-    for as long as they go on.
+    A socket's own timeout restarts with each byte, and http.client reads headers and trailers as
+    long as they continue.
     """
 
     def __init__(self) -> None:
@@ -364,18 +364,18 @@ class _Deadline:
         self._cancelled = threading.Event()
 
     def watch(self, connected: Any) -> None:
-        """Begin, with the socket of the connection."""
+        """Start the deadline for the connection's socket."""
         self._socket = connected
         self.extend()
         with contextlib.suppress(RuntimeError):  # no thread is to be had
             threading.Thread(target=self._wait, daemon=True).start()
 
     def extend(self) -> None:
-        """Begin anew: something arrived."""
+        """Restart the deadline, because data arrived."""
         self._end = time.monotonic() + settings.timeout
 
     def cancel(self) -> None:
-        """Leave the connection alone from now on."""
+        """Stop watching the connection."""
         self._cancelled.set()
 
     def _wait(self) -> None:
@@ -388,7 +388,7 @@ class _Deadline:
 
 
 class _Current(threading.local):
-    """The deadline of the request that this thread is sending."""
+    """The deadline of the request that the current thread is sending."""
 
     deadline: _Deadline | None = None
 
@@ -397,16 +397,16 @@ _current = _Current()
 
 
 class _Answer:
-    """The head of an answer, and its body for as long as it is wanted."""
+    """The head of a response, and its body as far as it is needed."""
 
     def __init__(self, answer: urllib3.BaseHTTPResponse, deadline: _Deadline) -> None:
         self.status, self.reason, self.headers = answer.status, answer.reason, answer.headers
         self._answer, self._deadline = answer, deadline
 
     def body(self, most: int) -> Iterator[bytes]:
-        """Return the body in pieces, as they arrive, `most` bytes at most.
+        """Yield the body in pieces as they arrive, at most `most` bytes.
 
-        Raises Broken where bytes arrive too slowly to wait for the end.
+        Raises Broken if the data arrives too slowly.
         """
         waited = arrived = 0.0
         while most > 0:
@@ -423,7 +423,7 @@ class _Answer:
             yield piece
 
     def has_more(self) -> bool:
-        """Return whether the body goes on, by reading a byte of it."""
+        """Return whether the body continues, by reading one byte."""
         return bool(self._read(1))
 
     def _read(self, most: int) -> bytes:
@@ -442,7 +442,7 @@ class _Answer:
         return piece
 
     def close(self) -> None:
-        """Let go of it. The connection is kept if nothing is left of the body."""
+        """Close the response. The connection is reused if the body was read completely."""
         self._deadline.cancel()
         if self._answer.length_remaining == 0 and not self._deadline.passed:
             self._answer.release_conn()
@@ -451,10 +451,10 @@ class _Answer:
 
 
 class _Http(HTTPConnection):
-    """A connection on which the head of an answer has a deadline."""
+    """A connection with a deadline for the head of a response."""
 
     def getresponse(self) -> Any:
-        """As the base class; raises TimeoutError past the deadline."""
+        """Return the response; raise TimeoutError if the deadline has passed."""
         deadline = _current.deadline
         if deadline is None:
             return super().getresponse()
@@ -471,7 +471,7 @@ class _Http(HTTPConnection):
 
 
 class _Https(_Http, HTTPSConnection):
-    """The same over TLS."""
+    """The same connection over TLS."""
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
@@ -498,7 +498,7 @@ def _manager(proxy: str) -> urllib3.PoolManager:
 
 
 def _pool(url: str) -> urllib3.PoolManager:
-    """The connections for `url`, through the proxy that the environment names for it."""
+    """Return the connection pool for `url`, using the proxy that the environment defines."""
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(url)

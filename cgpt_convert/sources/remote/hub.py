@@ -1,7 +1,7 @@
-"""`hf://owner/name[@revision][/path]`, also `hf://datasets/...`: files of Hugging Face's Hub.
+"""`hf://owner/name[@revision][/path]`, also `hf://datasets/...`: files on the Hugging Face Hub.
 
-A branch is looked up once and replaced by its commit, so that what is read is one version for
-ever. Who asks is told by huggingface_hub's own conventions: HF_TOKEN or `hf auth login`.
+A branch is resolved once and replaced by its commit, so that all reads use the same version.
+Credentials follow the conventions of huggingface_hub: HF_TOKEN or `hf auth login`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORM = rf"(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@({_COMMON_REVISIONS}
 
 
 class Place(NamedTuple):
-    """A file or folder of a repository; `path` is empty for the whole."""
+    """A file or folder in a repository; an empty `path` is the whole repository."""
 
     kind: str  # "model", "dataset" or "space"
     repo: str
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 def parsed(name: str) -> Place:
-    """What `name` points at; BadRequest if it is not of the form."""
+    """Parse `name`; raise BadRequest if it is not a valid hf:// URL."""
     found = re.fullmatch(_FORM, name.removeprefix("hf://"))
     if found is None:
         raise BadRequest(
@@ -51,9 +51,9 @@ def parsed(name: str) -> Place:
 
 
 def pinned(name: str) -> tuple[str, list[str]]:
-    """The same place at the commit that its revision is now, and all files of the repository.
+    """Return the place with its revision replaced by the commit, and all files of the repository.
 
-    The files are not listed, and nothing is asked, if `name` has a commit and a path already.
+    If `name` already has a commit and a path, no request is sent and the list is empty.
     """
     place = parsed(name)
     if place.path and place.revision and re.fullmatch(_COMMIT, place.revision):
@@ -94,7 +94,7 @@ def _worded(error: Any, place: Place) -> CgptError | Broken:
 
 
 def hub_object(name: str) -> HttpObject:
-    """The file called `name`, which has a commit."""
+    """Return the object for the file `name`, which includes a commit."""
     place = parsed(name)
     if not place.path:
         raise absent(name)

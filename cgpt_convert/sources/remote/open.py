@@ -1,4 +1,4 @@
-"""A URL's name -> the Source of its bytes, or the names in its folder."""
+"""Opening of remote files, and listing of remote folders."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _HEAD_OF_RAW = 4 << 10  # bytes: a vector of biases comes whole
 
 
 def open_remote(name: str) -> File:
-    """The object called `name`; raises Absent, a BadRequest, if there is none."""
+    """Open the object `name`; raise Absent, a BadRequest, if it does not exist."""
     thing = _object(name)
     return Downloaded(thing) if settings.download else RemoteFile(thing)
 
 
 def open_several(names: Sequence[str]) -> list[File | None]:
-    """The objects, None for each that is not there; of raw data, so that a little is fetched."""
+    """Open raw data files; None for each that does not exist. Little is fetched initially."""
 
     def opened(name: str) -> File:
         thing = _object(name)
@@ -46,10 +46,10 @@ def _or_none(opened: File | CgptError) -> File | None:
 
 
 def find_remote(name: str) -> Source | None:
-    """What lies beside the weights, if it is there; None where it may not be seen, either.
+    """Open an optional file next to the weights; None if it does not exist or is not accessible.
 
-    Stores answer 403 for what is not there if listing is not allowed, and some sites answer with
-    a web page.
+    Stores answer 403 for missing files if listing is not allowed, and some sites answer with a web
+    page.
     """
     thing = _object(name)
     from cgpt_convert.sources.remote.http import HttpObject, Refused
@@ -62,7 +62,7 @@ def find_remote(name: str) -> Source | None:
 
 
 class Found(NamedTuple):
-    """What a name stands for: a file, or a folder with what is known to be in it."""
+    """A file, or a folder with its known contents."""
 
     name: str  # that of one version for ever, where there is such a name
     is_folder: bool = False
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 def look(name: str) -> Found:
-    """Is `name` a file or a folder? Asks as little as the kind of store allows."""
+    """Return whether `name` is a file or a folder, with as few requests as the store allows."""
     check_installed(name)
     scheme = _scheme(name)
     if scheme in _HTTP:
@@ -125,7 +125,7 @@ def _http_object(name: str) -> Object:
 
 
 def _from_netrc(host: str) -> str:
-    """user:password that ~/.netrc has for the host; empty if it has none."""
+    """Return user:password for the host from ~/.netrc; empty if there is none."""
     try:
         found = netrc.netrc().authenticators(host)
     except (OSError, netrc.NetrcParseError):

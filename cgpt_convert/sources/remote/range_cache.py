@@ -1,8 +1,8 @@
-"""A remote object as a Source: few requests to look, parallel ones to stream, bounded memory.
+"""Remote objects as sources: few requests to inspect, parallel ones to stream, bounded memory.
 
-Reads are answered from ranges that were fetched. A read that none covers fetches a new one: small
-where reads are small, twice the one before where they go on in order. Where long reads go on in
-order, ranges are fetched ahead of them.
+Reads are served from fetched ranges. A read outside them fetches a new range: small for small
+reads, twice the previous size for sequential ones. For long sequential reads, ranges are
+prefetched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _epoch = [0]  # changes with every Ctrl-C: whoever waits for what was opened bef
 
 
 class RemoteFile:
-    """A remote object's bytes, by `readinto` from any thread."""
+    """The bytes of a remote object; `readinto` may be called from any thread."""
 
     distant = True  # see source.is_distant
 
@@ -77,11 +77,11 @@ class RemoteFile:
         self._thing.check_unchanged()
 
     def same_file(self, _other: os.stat_result) -> bool:
-        """No local file is this one."""
+        """Return False: no local file is this object."""
         return False
 
     def close(self) -> None:
-        """Let go of what is kept of it."""
+        """Drop the cached ranges."""
         with _lock:
             for fetch in self._fetches:
                 _kept.pop(fetch, None)
@@ -99,9 +99,9 @@ class RemoteFile:
                     self._drop(fetch)
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """What will be read, offset and size, in this order: cut into what is fetched at once.
+        """Plan the fetches for future reads, given as offset and size in order.
 
-        What is small is fetched with what lies before it, if that is read soon before or after.
+        Adjacent small ranges are fetched together if they are read at nearly the same time.
         """
         runs: list[list[int]] = []
         turn = -_SOON  # of the range before
@@ -127,7 +127,7 @@ class RemoteFile:
             self._begun = set()
 
     def _block(self, at: int) -> int | None:
-        """The number of the expected range that has byte `at`; None if none has."""
+        """Return the number of the planned range that contains byte `at`; None if there is none."""
         index = bisect.bisect_right(self._planned, (at, len(self._plan))) - 1
         if index < 0:
             return None
@@ -135,7 +135,7 @@ class RemoteFile:
         return number if at < self._plan[number][1] else None
 
     def _covering(self, at: int, wanted: int, *, is_long: bool) -> Fetch:
-        """The range that has byte `at`, on its way if not here; others ahead of it are begun."""
+        """Return the range that contains byte `at`, fetching it if needed; start prefetching."""
         with _lock:
             fetch = self._find(at) or self._begin(at, wanted, is_long=is_long)
             is_first = not fetch.touched
@@ -173,7 +173,7 @@ class RemoteFile:
         return fetch
 
     def _begin_ahead(self, fetch: Fetch, at: int, *, is_long: bool) -> None:
-        """See that what is expected after byte `at`, or seems to be, is on its way."""
+        """Prefetch what is planned, or likely, to be read after byte `at`."""
         untouched = sum(each.end - each.start for each in _kept if not each.touched)
         number = self._block(at)
         if number is not None:
@@ -221,7 +221,7 @@ _STREAMS = 256  # places in a file where reading may go on in order
 
 
 def _forget() -> None:
-    """Drop ranges until what is kept fits: first what has been used, the longest ago first."""
+    """Drop ranges until the rest fits: used ones first, least recently used first."""
     over = sum(fetch.end - fetch.start for fetch in _kept) - MEMORY
     if over <= 0:
         return

@@ -1,4 +1,4 @@
-"""What all remote objects have in common: a version, ranges, and the ways in which they fail."""
+"""The interface and the errors of remote objects."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ SMALL = 1 << 20  # what a server without ranges may send whole
 
 
 class Opened(NamedTuple):
-    """The answer to the first request."""
+    """The result of the first request."""
 
     nbytes: int  # of the whole object
     head: bytes  # its first bytes: as many as were asked for, or all
 
 
 class Object(Protocol):
-    """A remote object: it is opened, then asked for ranges, from many threads.
+    """A remote object: opened once, then read in ranges from many threads.
 
-    Both raise Broken for what may pass, a CgptError for what will not.
+    The methods raise Broken for transient errors and a CgptError for permanent ones.
     """
 
     name: str
 
     def open(self, head: int = HEAD) -> Opened:
-        """Its size and its first `head` bytes; which version it is, is noted."""
+        """Return the size and the first `head` bytes; remember the version."""
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
-        """The bytes from `offset` as they arrive, `nbytes` of them at most, of that version."""
+        """Yield at most `nbytes` bytes of that version from `offset`, as they arrive."""
 
     def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        """Where the answer begins (0 if ranges are not served), the object's size, its bytes."""
+        """Return the start of the response (0 without ranges), the object's size and its bytes."""
 
     def check_unchanged(self) -> None:
-        """Raise Unreadable if it is no longer that version."""
+        """Raise Unreadable if the object is no longer that version."""
 
 
 class Broken(Exception):  # no error yet: it is tried again
-    """A request that failed in a way that may pass. `wait` is what the server asked for, or 0."""
+    """A transient request failure. `wait` is the delay the server asked for in seconds, or 0."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -49,17 +49,17 @@ class Broken(Exception):  # no error yet: it is tried again
 
 
 class Absent(BadRequest):
-    """There is no such object, or none that may be seen."""
+    """The object does not exist or is not visible."""
 
 
 def absent(name: str) -> Absent:
-    """The error for an object that is not there."""
+    """Return the error for an object that does not exist."""
     hint = "a folder's URL ends with /" if name.startswith("http") else ""
     return Absent("no such file", where=name, hint=hint)
 
 
 def changed(name: str) -> Unreadable:
-    """The error for an object that is no longer the version that was opened."""
+    """Return the error for an object that has changed since it was opened."""
     return Unreadable(
         "the remote file changed while it was read",
         where=name,
@@ -68,7 +68,7 @@ def changed(name: str) -> Unreadable:
 
 
 def no_ranges(name: str) -> Unsupported:
-    """The error for a server that sends the whole object whatever is asked for."""
+    """Return the error for a server that ignores range requests."""
     return Unsupported(
         "the server does not serve byte ranges",
         where=name,

@@ -1,4 +1,4 @@
-"""Ranges fetched by a few threads, each tried again for as long as that may help."""
+"""Fetching of ranges by a few threads, with retries."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PROGRESS = 64 << 10  # bytes after which a range counts as begun anew
 
 
 def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
-    """What `attempt` gives, tried again after each Broken, with longer and longer pauses.
+    """Return the result of `attempt`, retrying after each Broken with growing delays.
 
-    `done` counts bytes: where some have arrived, failures are counted anew. Raises Unreadable
-    after `settings.retries` further attempts in a row.
+    `done` returns the number of bytes received so far; progress resets the failure count. Raises
+    Unreadable after `settings.retries` consecutive retries.
     """
     failures = mark = 0
     while True:
@@ -50,7 +50,7 @@ def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lam
 
 
 def fill(thing: Object, offset: int, buffer: memoryview) -> None:
-    """Fill `buffer` from `offset`; an attempt begins where the one before was cut."""
+    """Fill `buffer` from `offset`; a retry continues where the previous attempt stopped."""
     done = 0
 
     def attempt() -> None:
@@ -65,7 +65,7 @@ def fill(thing: Object, offset: int, buffer: memoryview) -> None:
 
 
 class Fetch:
-    """Bytes `start` to `end` of an object, on their way or here."""
+    """Bytes `start` to `end` of an object, in flight or received."""
 
     def __init__(self, thing: Object, start: int, end: int) -> None:
         self.thing, self.start, self.end = thing, start, end
@@ -75,7 +75,7 @@ class Fetch:
         self._ready = Event()
 
     def run(self) -> None:
-        """Fetch them; called by one thread."""
+        """Fetch the bytes; called by one thread."""
         data = bytearray(self.end - self.start)
         try:
             fill(self.thing, self.start, memoryview(data))
@@ -85,22 +85,22 @@ class Fetch:
         self._ready.set()
 
     def arrived(self, data: bytes) -> None:
-        """Here they are, fetched by another way."""
+        """Store bytes that were fetched by other means."""
         self.data = data
         self._ready.set()
 
     @property
     def is_ready(self) -> bool:
-        """Is nothing more to come?"""
+        """Whether the fetch has ended, successfully or not."""
         return self._ready.is_set()
 
     @property
     def failed(self) -> bool:
-        """Did it end with an error?"""
+        """Whether the fetch ended with an error."""
         return self._error is not None
 
     def wait(self, interrupted: Callable[[], bool]) -> bytes:
-        """The bytes, once they are here; raises what fetching them raised."""
+        """Wait for the bytes and return them; raise the error of the fetch."""
         while not self._ready.wait(0.2):
             if interrupted():
                 raise Unreadable("reading was interrupted", where=self.thing.name)
@@ -114,9 +114,9 @@ class Fetch:
 
 
 class Workers:
-    """Threads that fetch, as many as `settings.connections`, begun when they are needed.
+    """Up to `settings.connections` fetching threads, started on demand.
 
-    They are daemons: a Ctrl-C does not wait for a server.
+    The threads are daemons, so a Ctrl-C does not wait for a server.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Workers:
         self._threads = self._open = 0  # how many there are; jobs not yet done
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Do `job`, which raises nothing, soon."""
+        """Run `job`, which must not raise, in one of the threads."""
         with self._lock:
             self._open += 1
             self._queue.put(job)
@@ -152,7 +152,7 @@ workers = Workers()
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | CgptError]:
-    """What `function` gives for each item, in order, or the CgptError it raises; few at a time."""
+    """Return, in order, the result of `function` or its CgptError for each item."""
     todo = list(items)
     results: list[R | CgptError | BaseException] = [Unreadable("not begun")] * len(todo)
     place, lock = iter(range(len(todo))), threading.Lock()

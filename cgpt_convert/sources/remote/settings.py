@@ -1,4 +1,4 @@
-"""How this process reaches out, and how much it did: one of each, as connections are shared."""
+"""Process-wide settings for remote access, and traffic counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Settings:
-    """What the command line may change. Times are seconds."""
+    """Settings that the command line can change. Times are in seconds."""
 
     timeout: float = 30.0  # without a byte, or until connected
     retries: int = 5  # in a row, of one range, without progress
@@ -18,7 +18,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent and received. `total` is the size of all objects that were opened."""
+    """Counters of traffic. `total` is the size of all objects that were opened."""
 
     requests: int = 0  # redirects and attempts that failed are counted, too
     nbytes: int = 0  # of the bodies that were read
@@ -27,7 +27,7 @@ class Traffic:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, requests: int = 0, nbytes: int = 0, total: int = 0, sent: int = 0) -> None:
-        """Count more of each."""
+        """Add to the counters."""
         with self._lock:
             self.requests += requests
             self.nbytes += nbytes
@@ -35,7 +35,7 @@ class Traffic:
             self.sent += sent
 
     def take(self) -> tuple[int, int, int, int]:
-        """Requests, bytes, total and bytes sent so far; counting begins anew."""
+        """Return requests, bytes, total and bytes sent so far, and reset the counters."""
         with self._lock:
             told = self.requests, self.nbytes, self.total, self.sent
             self.requests = self.nbytes = self.total = self.sent = 0

@@ -1,7 +1,7 @@
-"""URLs and the names that are shown for them: never with a password, a query or a fragment.
+"""URLs and their display names, which never contain a password, query or fragment.
 
-Those may be secrets (a signed URL's are in its query), so they are kept here and given back only
-to what sends the request.
+These parts may be secret (signed URLs use the query), so the full URL is stored in this module and
+returned only to the code that sends the request.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _users: dict[tuple[str, str], str] = {}  # scheme and host -> "user:password", g
 
 
 def name_of(url: str) -> str:
-    """Return what to call `url` from now on; `url_of` finds the way back.
+    """Return the display name of `url`; `url_of` is the inverse.
 
-    Raises BadRequest for a URL that cannot be taken apart.
+    Raises BadRequest for a URL that cannot be parsed.
     """
     try:
         scheme, netloc, path, _, _ = urlsplit(url)
@@ -38,9 +38,9 @@ def name_of(url: str) -> str:
 
 
 def url_of(name: str) -> str:
-    """The URL that `name` stands for.
+    """Return the URL for a display name.
 
-    What lies beside a URL that was given with a password is asked for with that password, too.
+    Other files on a host for which a URL with a password was given use the same password.
     """
     if name in _given:
         return _given[name]
@@ -50,7 +50,7 @@ def url_of(name: str) -> str:
 
 
 def check_installed(name: str) -> None:
-    """Raise BadRequest, telling what to install, unless HTTP can be spoken, which most needs."""
+    """Raise BadRequest, with the package to install, if urllib3 is missing."""
     import importlib.util
 
     if importlib.util.find_spec("urllib3") is None:
@@ -58,7 +58,7 @@ def check_installed(name: str) -> None:
 
 
 def check_writable(name: str) -> None:
-    """Raise BadRequest if it is clear that nothing can be written to the URL called `name`."""
+    """Raise BadRequest if the URL called `name` clearly cannot be written to."""
     check_installed(name)
     scheme, _, path = name.partition("://")
     if scheme.lower() in _READ_ONLY:
