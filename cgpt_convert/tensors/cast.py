@@ -1,8 +1,8 @@
-"""Casts among real floating-point types, equal to torch's `.to(dtype)` bit for bit, NaNs aside.
+"""Casts among real floating-point types, bit-identical to torch's `.to(dtype)` except for NaNs.
 
-Everything goes through float32, as in torch: float64 to float16 rounds twice there too. NumPy has
-no bfloat16 and no float8, and its float16 is scalar code. Here both 16-bit types are made in
-integer and float32 steps that NumPy does in vector registers, on chunks that stay in the L2 cache.
+All casts go through float32, as in torch: float64 to float16 is rounded twice there too. NumPy has
+no bfloat16 and no float8, and its float16 code is scalar. This module computes both 16-bit types in
+integer and float32 steps that NumPy vectorises, on chunks that stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ UNDERFLOW = 2.0**-25  # half of its least value: up to here it rounds to zero
 
 
 def at_once(numel: int, max_bytes: int, threads: int) -> int:
-    """How many elements of so many to cast or quantize at once: more beside other threads.
+    """Return how many of `numel` elements to cast or quantize at once; more if several threads run.
 
-    What they take is no more than `max_bytes`, or what `CHUNK` elements take.
+    The buffers take at most `max_bytes`, or as much as `CHUNK` elements need.
     """
     if threads == 1 or numel < _LARGE:
         return CHUNK
@@ -61,7 +61,7 @@ def at_once(numel: int, max_bytes: int, threads: int) -> int:
 
 
 class Cast:
-    """A cast of up to `most` elements at a time. `counts` gathers what is lost; None skips that.
+    """A cast of up to `most` elements at a time. `counts` collects losses; None skips counting.
 
     Raises Unsupported for a target other than float32, float16 and bfloat16.
     """
@@ -77,7 +77,7 @@ class Cast:
         self._tiny = np.full(most, 2.0**-14, "<f4")  # float16's least normal value
 
     def __call__(self, words: Words) -> Words:
-        """The cast elements of `words`, as bit patterns, valid until the next call."""
+        """Return the cast elements of `words`, as bit patterns valid until the next call."""
         if self._stored == "float32":
             wide = words.view("<f4")
         else:
@@ -99,7 +99,7 @@ class Cast:
         return out
 
     def _to_bfloat16(self, bits: Words, out: Words) -> None:
-        """The high halves of float32 `bits`, rounded to nearest, ties to even; NaNs may break."""
+        """Write the high halves of float32 `bits`, ties rounded to even; NaNs may be corrupted."""
         rounded = self._steps[0, : len(bits)]
         np.right_shift(bits, 16, out=rounded)
         np.bitwise_and(rounded, 1, out=rounded)
@@ -109,7 +109,7 @@ class Cast:
         np.copyto(out, rounded, casting="unsafe")
 
     def _to_float16(self, wide: Floats, out: Words) -> bool:
-        """float32 rounded to float16, to nearest, ties to even. False if something may be lost.
+        """Round float32 to float16, ties to even; return False if values may be lost.
 
         A value of exponent e is added to 2^(e+13), whose last mantissa bit weighs 2^(e-10) as in
         float16, so the processor rounds, and the sum's mantissa m is the result's significand.
@@ -142,14 +142,14 @@ class Cast:
         return bool(plain)
 
     def _look_back(self, bits: Words, out: Words) -> None:
-        """Mend NaNs and count losses, where zeros, infinities or NaNs came out: seldom."""
+        """Repair NaNs and count losses, if zeros, infinities or NaNs resulted (rare)."""
         if self._target == "bfloat16":  # the carry may have made a NaN an infinity or a zero
             nan = bits << 1 > INFINITY["float32"]
             out[nan] = (bits[nan] >> 16) | 0x40  # its high half, made quiet
         self._count(bits, "float32", out, self._target)
 
     def _count(self, before: Words, source: str, after: Words, target: str) -> None:
-        """Add what a cast lost: what is an infinity or a zero now and was none before."""
+        """Count the infinities and zeros that the cast introduced."""
         if self._counts is None:
             return
         before, after = before << 1, after << 1
@@ -160,7 +160,7 @@ class Cast:
 
 
 def widen(words: Words, stored: str, out: Floats) -> None:
-    """Write the values of `words`, bit patterns of the type `stored`, to `out` as float32."""
+    """Write the values of `words`, bit patterns of type `stored`, to `out` as float32."""
     if stored in FLOAT8 or stored == "float8_e8m0fnu":
         np.take(float8_values(stored), words, out=out, mode="clip")  # "raise" would buffer
     elif stored == "bfloat16":
@@ -173,7 +173,7 @@ def widen(words: Words, stored: str, out: Floats) -> None:
 
 @cache
 def float8_values(name: str) -> Floats:
-    """The 256 values of a float8 type by code, as float32."""
+    """Return the 256 values of a float8 type as float32, indexed by code."""
     codes = np.arange(256)
     if name == "float8_e8m0fnu":  # an exponent, no sign, no mantissa
         values = np.ldexp(1.0, codes - 127)
@@ -192,6 +192,6 @@ def float8_values(name: str) -> Floats:
 
 
 def _is_plain(words: Words, name: str) -> bool:
-    """Is no element a zero, an infinity or a NaN? Then a cast that ended here lost nothing."""
+    """Return whether no element is zero, infinite or NaN, so that a cast to it lost nothing."""
     magnitude = words << 1
     return bool(magnitude.min() > 0 and magnitude.max() < INFINITY[name])

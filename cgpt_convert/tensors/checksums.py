@@ -1,4 +1,4 @@
-"""CRC-32 of storages, which torch's archives record and torch never checks."""
+"""CRC-32 checks of storages. torch's archives record checksums that torch never checks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 
 def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> list[Storage]:
-    """The storages whose bytes do not match their recorded CRC-32; each byte is read once."""
+    """Return the storages that do not match their recorded CRC-32; each byte is read once."""
     return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
 
 
 class Summed:
-    """A storage's bytes as a source of their own, summed while they are read from the first on.
+    """A source over a storage that computes the CRC-32 while it is read sequentially.
 
-    Whoever reads them in order, in whatever pieces, has the checksum without reading them again.
+    A reader that reads all bytes in order, in pieces of any size, gets the checksum without a
+    second read.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -39,20 +40,21 @@ class Summed:
             self._summed += len(buffer)
 
     def crc32(self) -> int:
-        """The CRC-32 of all the bytes; what was not read in order is read now."""
+        """Return the CRC-32 of all bytes; bytes that were not read in order are read now."""
         return storage_crc32(self._storage, start=self._summed, value=self._value)
 
     def check_unchanged(self) -> None:
-        """As the file it lies in."""
+        """Check the file that contains the storage."""
         self._storage.source.check_unchanged()
 
 
 @contextmanager
 def compared(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[list[Tensor]]:
-    """The tensors, to be read in the context; at its end their storages match their checksums.
+    """Yield the tensors for reading; on exit, compare their storages with their checksums.
 
-    Each storage is compared once: `seen` has the ids of those that were. Raises Malformed, also
-    in place of Unsupported: values that are no numbers, say, may have been made by damage.
+    Each storage is compared once: `seen` has the ids of those already compared. Raises Malformed
+    for a mismatch, also in place of Unsupported, because damage may have caused it (NaN values, for
+    example).
     """
     watched: list[tuple[Tensor, Summed]] = []
 
@@ -80,7 +82,7 @@ def _check(watched: Iterable[tuple[Tensor, Summed]]) -> None:
 
 
 def damaged(tensor: Tensor) -> Malformed:
-    """The error value for a tensor whose storage does not match its checksum."""
+    """Return the error for a tensor whose storage does not match its checksum."""
     return Malformed(
         f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
         where=tensor.storage.source.name,
@@ -91,7 +93,7 @@ def damaged(tensor: Tensor) -> Malformed:
 def storage_crc32(
     storage: Storage, advance: Advance = untold, start: int = 0, value: int = 0
 ) -> int:
-    """The CRC-32 of the storage's bytes, read in chunks; `value` is of those before `start`."""
+    """Return the CRC-32 of a storage, read in chunks; `value` is that of bytes before `start`."""
     buffer = memoryview(bytearray(min(CHUNK, storage.nbytes - start)))
     for at in range(start, storage.nbytes, CHUNK):
         piece = buffer[: min(CHUNK, storage.nbytes - at)]

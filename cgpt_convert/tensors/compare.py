@@ -1,4 +1,4 @@
-"""Two tensors of one shape, element by element, in bounded memory."""
+"""Elementwise comparison of two tensors of the same shape, in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MOST = 4 << 20  # bytes of either tensor at a time
 
 @dataclass(slots=True)
 class Bits:
-    """How many units differ in their bits, of how many, and which is the first, in C order.
+    """How many of `units` units differ in their bits, and the first that does, in row-major order.
 
-    A unit is an element; of a type that is stored in blocks, a block.
+    A unit is an element, or a block for block-quantized types.
     """
 
     units: int = 0
@@ -36,7 +36,7 @@ class Bits:
 
 @dataclass(slots=True)
 class Values:
-    """How far the values of two tensors are apart, NaNs and infinities that agree left out."""
+    """Differences between the values of two tensors; NaNs and infinities that agree are skipped."""
 
     numel: int = 0
     differing: int = 0  # values; a NaN equals a NaN, -0.0 equals 0.0
@@ -48,12 +48,12 @@ class Values:
 
     @property
     def rms(self) -> float:
-        """The root of the mean squared difference."""
+        """The root mean square of the differences."""
         return math.sqrt(self.squares / self.numel) if self.numel else 0.0
 
     @property
     def cosine(self) -> float | None:
-        """Of the angle between the two; None if one is zero or not finite."""
+        """The cosine similarity of the tensors; None if one is zero or not finite."""
         product = math.sqrt(self.left) * math.sqrt(self.right)
         if not product or not math.isfinite(product) or not math.isfinite(self.dot):
             return None
@@ -61,7 +61,7 @@ class Values:
 
 
 def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Bits:
-    """The units in which two tensors of the same type and shape differ. NaNs are compared, too."""
+    """Compare two tensors of the same type and shape bit by bit, including NaNs."""
     found = Bits()
     unit = f"V{one.dtype.nbytes}"
     for a, b in _together(_arrays(one, unit, max_bytes), _arrays(other, unit, max_bytes)):
@@ -76,9 +76,9 @@ def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Bits:
 
 
 def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Values | None:
-    """How far the values are apart, as double precision; None for types that stand for no number.
+    """Compare values in double precision; None for types that do not represent numbers.
 
-    Of complex numbers the absolute values of the differences.
+    For complex numbers, the absolute values of the differences are used.
     """
     one, other = _wide(one), _wide(other)
     if not (one.dtype.numpy and other.dtype.numpy):
@@ -114,7 +114,7 @@ def _add(found: Values, a: Array, b: Array) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The same values, as a type that NumPy has if there is one."""
+    """Return the tensor as float32 if NumPy does not have its type but it represents numbers."""
     if tensor.dtype.casts and not tensor.dtype.numpy:
         return tensor.cast(FLOAT32)
     return tensor
@@ -125,7 +125,7 @@ def _arrays(tensor: Tensor, dtype: str, max_bytes: int) -> Iterator[Array]:
 
 
 def _together(one: Iterator[Array], other: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
-    """Both sequences in pieces of equal length, however they are cut."""
+    """Yield both sequences in pieces of equal length, however they are divided."""
     empty = np.empty(0, "|u1")
     a, b = empty, empty
     while True:

@@ -1,8 +1,8 @@
-"""ggml's block types -> float32, as a source whose bytes are computed when they are read.
+"""Dequantization of ggml's block types to float32, as a source that computes bytes when read.
 
-Whatever view a tensor is of its blocks, it is the same view of the computed bytes, so transposes
-and casts work on it as on any other. The routines are ggml/src/ggml-quants.c `dequantize_row_q8_0`
-and its like, bit for bit.
+A view of the blocks becomes the same view of the computed bytes, so transposes and casts work as
+for any tensor. The results are bit-identical to `dequantize_row_q8_0` and its siblings in
+ggml/src/ggml-quants.c.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ CHUNK = 32 << 10  # elements at once: 128 KiB of float32 stay in the cache
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The same values of a tensor stored in blocks, its storage float32.
+    """Return a block-quantized tensor with the same values in a float32 storage.
 
-    Raises Unsupported for a view that is to be written as blocks but is none of whole blocks.
+    Raises Unsupported for a view that is to be written as blocks but does not consist of whole
+    blocks.
     """
     if tensor.target is None:
         raise Unsupported(
@@ -43,7 +44,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 class Dequantized:
-    """The float32 bytes of a storage of blocks, computed as they are read."""
+    """The float32 bytes of a block-quantized storage, computed as they are read."""
 
     def __init__(self, storage: Storage, dtype: DType) -> None:
         self.name = storage.source.name
@@ -54,7 +55,7 @@ class Dequantized:
         self._wide = np.empty(CHUNK, "<f4")
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the float32 bytes from `offset` on."""
+        """Fill `buffer` with the float32 bytes from `offset`."""
         block = self._dtype.block * FLOAT32.nbytes
         done = 0
         while done < len(buffer):
@@ -78,7 +79,7 @@ class Dequantized:
 
 
 def _decode(rows: Octets, dtype: DType, out: Floats) -> None:
-    """Write the values of blocks, one a row, to `out`: code times scale, and what is added."""
+    """Write the values of blocks, one per row, to `out`: code times scale, plus the minimum."""
     grid = out.reshape(len(rows), dtype.block)
     with np.errstate(all="ignore"):  # infinite scales give what they give
         if dtype.name == "q8_0":
@@ -98,7 +99,7 @@ def _halves(rows: Octets, column: int) -> Floats:
 
 
 def _codes(rows: Octets, *, five_bits: bool) -> Array:
-    """The codes of 4 or 5 bits, one a byte: elements 0 to 15 are low nibbles, the rest high."""
+    """Return 4- or 5-bit codes, one per byte: elements 0 to 15 are low nibbles, the rest high."""
     codes = np.empty((len(rows), 2, 16), "|u1")
     nibbles = rows[:, -16:]
     np.bitwise_and(nibbles, 15, out=codes[:, 0])

@@ -1,6 +1,6 @@
 """Content digests of tensors, independent of container, layout and storage order.
 
-docs/digest.md defines them, exact enough to write another implementation from.
+docs/digest.md defines them precisely enough for another implementation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WHOLE = "tensors 1"  # the title of the digest of everything; the number is the 
 
 
 def begun(tensor: Tensor) -> _Hash:
-    """SHA-256 that has taken a tensor's type and shape: the elements follow."""
+    """Return a SHA-256 object updated with a tensor's type and shape; the elements follow."""
     import hashlib
 
     shape = "x".join(map(str, tensor.shape))
@@ -28,10 +28,11 @@ def begun(tensor: Tensor) -> _Hash:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256, in hex, of a line `DTYPE D0xD1x...` and the elements in C order, little-endian.
+    """Return SHA-256, in hex, of a line `DTYPE D0xD1x...` and the row-major elements.
 
-    Two tensors have the same digest exactly if type, shape and every bit of the values are equal,
-    whatever file they are in. A scalar's line ends after the space.
+    Elements are little-endian. Two tensors have the same digest exactly if type, shape and every
+    bit of the values are equal, whatever file they are in. The line of a scalar ends after the
+    space.
     """
     digest = begun(tensor)
     for block in tensor.blocks():
@@ -40,12 +41,12 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """The same view, or the same values, which have to be read to be compared."""
+    """Return whether both are the same view or have the same values, reading them if needed."""
     return one.view == other.view or tensor_digest(one) == tensor_digest(other)
 
 
 def listed(digests: Mapping[str, str], title: str = WHOLE) -> str:
-    """SHA-256, in hex, of all the tensors' digests, given by name; `title` says what they are."""
+    """Return SHA-256, in hex, of all tensor digests, given by name; `title` names their scope."""
     import hashlib
 
     lines = [title.encode()]
@@ -54,5 +55,5 @@ def listed(digests: Mapping[str, str], title: str = WHOLE) -> str:
 
 
 def sorted_lines(rows: Iterable[tuple[bytes, str]]) -> list[bytes]:
-    """A line for each name: digest, the name's length in bytes, the name. In order of the names."""
+    """Return one line per name, sorted by name: digest, the name's length in bytes, the name."""
     return [b"%s %d %s" % (digest.encode(), len(name), name) for name, digest in sorted(rows)]

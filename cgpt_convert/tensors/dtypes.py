@@ -1,4 +1,4 @@
-"""The one table of element types. Every other spelling of a type is looked up here."""
+"""The table of element types. All other spellings of a type are looked up here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class DType(NamedTuple):
-    """An element type. `name` is ours and torch's; an empty spelling: it has no name there."""
+    """An element type. `name` is torch's too; a format without the type has an empty spelling."""
 
     name: str
     nbytes: int  # of one element; of one block, where `block` is more than 1
@@ -19,21 +19,21 @@ class DType(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        """True for real floating-point types, one number an element."""
+        """True for real floating-point types with one number per element."""
         return self.kind == "f"
 
     @property
     def casts(self) -> bool:
-        """True for types that stand for real numbers: those that are cast to one another."""
+        """True for types that represent real numbers and can be cast to one another."""
         return self.is_float or self.block > 1
 
     def size(self, numel: int) -> int:
-        """The bytes of so many elements in whole blocks."""
+        """Return the size in bytes of `numel` elements in whole blocks."""
         return -(-numel // self.block) * self.nbytes
 
     @property
     def swap_width(self) -> int:
-        """The bytes that reverse together when the byte order changes: a complex number has two."""
+        """The bytes that a change of byte order reverses as a unit; complex types have two."""
         return self.nbytes // 2 if self.kind == "c" else self.nbytes
 
 

@@ -1,4 +1,4 @@
-"""Bytes as stored -> little-endian elements, conjugated and negated as torch's lazy bits say."""
+"""In-place corrections to stored elements: byte order, and torch's lazy conj and neg bits."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NEGATABLE = ("f", "c", "i", "u")  # kinds that torch negates
 
 
 def fixes(tensor: Tensor) -> list[Callable[[Words], None]]:
-    """What is to be done, in place and in this order, to each array of stored elements.
+    """Return the functions to apply in place, in order, to each array of stored elements.
 
-    Raises Unsupported for a negation bit on a type that torch itself does not negate.
+    Raises Unsupported for a negation bit on a type that torch does not negate.
     """
     stored = tensor.stored
     part = np.dtype(f"<u{stored.swap_width}")  # the real and the imaginary part are apart

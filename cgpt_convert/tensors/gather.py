@@ -1,10 +1,10 @@
-"""A strided view of a storage, read into C order with bounded memory.
+"""Reading of strided views in row-major order with bounded memory.
 
-The output is cut into boxes: one index of the leading dimensions, a range of the next, the rest
+The output is divided into boxes: one index of the leading dimensions, a range of the next, the rest
 whole. If the dimensions already descend by stride, a box is read in its final order. If they do
-not, a larger box (a panel) is read in the order of the file, and small boxes are copied out of
-it. Nothing is mapped: mapped pages count as memory in use, and a file that shrinks under a map
-kills the process.
+not, a larger box (a panel) is read in the order of the file, and small boxes are copied out of it.
+Files are not memory-mapped: mapped pages count as memory in use, and a file that shrinks while
+mapped kills the process.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ SPAN = 1 << 20  # bytes read at once when there are gaps among them
 
 
 def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
-    """The elements of `tensor` in C order, uncast: 1-D arrays of words of `stored.nbytes` bytes.
+    """Yield the elements of `tensor` in row-major order, uncast, as 1-D arrays.
 
-    What need not be rearranged comes `run` elements at a time, or 256 KiB if those are fewer bytes.
-
-    Bytes are as stored, whatever their order. An array has at most `max_bytes` bytes (but holds
-    at least one element), may be written to, and is valid until the next is asked for. In all,
-    about 2.75 times `max_bytes`, and 1 MiB, are in use.
+    The arrays are words of `stored.nbytes` bytes, in the stored byte order. Elements that need no
+    rearranging come `run` at a time, or as many as 256 KiB hold, if that is more. An array has at
+    most `max_bytes` bytes (but at least one element), is writable, and is valid until the next is
+    requested. Memory use is about 2.75 times `max_bytes`, plus 1 MiB.
     """
     if tensor.numel == 0:
         return
@@ -60,7 +59,7 @@ def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
 
 
 class _Reader:
-    """Reads views of one storage through buffers that are made once and used again."""
+    """A reader of views of one storage that reuses its buffers."""
 
     def __init__(self, storage: Storage, dtype: np.dtype[Any], max_bytes: int, run: int) -> None:
         self._storage, self._dtype, self._max_bytes = storage, dtype, max_bytes
@@ -68,7 +67,7 @@ class _Reader:
         self._buffers: dict[str, Words] = {}
 
     def in_order(self, shape: Ints, strides: Ints, start: int) -> Iterator[Words]:
-        """The elements of a view whose strides descend."""
+        """Yield the elements of a view whose strides descend."""
         most = self._numel(min(self._max_bytes, self._run))
         for at, box in boxes(shape, strides, start, most):
             out = self._buffer("out", math.prod(box))
@@ -76,9 +75,9 @@ class _Reader:
             yield out
 
     def permuted(self, shape: Ints, strides: Ints, start: int) -> Iterator[Words]:
-        """The elements of a view whose strides do not descend: panels, then boxes of them.
+        """Yield the elements of a view whose strides do not descend: read panels, cut boxes.
 
-        The longer the panel, the fewer and longer its reads; boxes only need to fill cache lines.
+        Longer panels mean fewer and longer reads; boxes only need to fill cache lines.
         """
         most = self._numel(self._max_bytes // 4)
         scratch = self._buffer("tile", views.scratch_numel(self._dtype.itemsize))
@@ -91,7 +90,7 @@ class _Reader:
                 yield out
 
     def _panel(self, start: int, shape: Ints, strides: Ints) -> tuple[Words, Ints]:
-        """A buffer that holds a box of the storage, and the box's strides in it."""
+        """Return a buffer that contains a box of the storage, and the box's strides in it."""
         length = span(shape, strides)
         axes = sorted(range(len(shape)), key=lambda axis: -strides[axis])
         axes = [axis for axis in axes if strides[axis]]  # an expanded dimension is read once
@@ -106,7 +105,7 @@ class _Reader:
         return panel, tuple(dense.get(axis, 0) for axis in range(len(shape)))
 
     def _fill(self, out: Words, start: int, strides: Ints) -> None:
-        """Read a view whose strides descend into `out`, which is contiguous and has its shape."""
+        """Read a view whose strides descend into the contiguous array `out` of the same shape."""
         if is_c_order(out.shape, strides):
             self._read(start, out)
             return
@@ -130,7 +129,7 @@ class _Reader:
                 self._fill(out[i : i + rows], start + i * strides[0], strides)
 
     def _gaps_are_small(self, shape: Ints, strides: Ints) -> bool:
-        """Is one read of the whole span of this view cheaper than one for each run?"""
+        """Return whether one read of the view's whole span is cheaper than one per run."""
         length = 1
         for n, stride in zip(reversed(shape), reversed(strides), strict=True):
             if n > 1 and (stride - length) * self._dtype.itemsize > GAP:
@@ -142,7 +141,7 @@ class _Reader:
         self._storage.readinto(start * self._dtype.itemsize, _octets(out))
 
     def _read_rows(self, start: int, stride: int, out: Words) -> None:
-        """Read each row of `out`, `stride` elements apart. The loop is most of a slow read."""
+        """Read each row of `out`, `stride` elements apart. This loop dominates slow reads."""
         octets = _octets(out)
         nbytes = len(octets) // len(out)
         offset, step = start * self._dtype.itemsize, stride * self._dtype.itemsize
@@ -161,7 +160,7 @@ class _Reader:
         return buffer[:numel]
 
     def _view(self, buffer: Words, start: int, shape: Ints, strides: Ints) -> Words:
-        """A view of `buffer`, start and strides in elements; NumPy checks that it lies inside."""
+        """Return a view of `buffer`; start and strides in elements. NumPy checks the bounds."""
         size = self._dtype.itemsize
         return np.ndarray(shape, self._dtype, buffer, start * size, [size * s for s in strides])
 

@@ -1,8 +1,8 @@
-"""NaN and infinity among the elements of a tensor, counted in the bytes that go by.
+"""Counts of NaN and infinite elements in the data of a tensor as it is streamed.
 
-An element is not finite if all bits of its exponent are set. Each piece is tested for one: with
-NumPy, if it is imported, by the greatest element as a signed and as an unsigned integer, else by an
-addition of long integers. Elements are counted only in pieces that have one.
+An element is not finite if all bits of its exponent are set. Each piece is tested first: if NumPy
+is imported, with the largest element as a signed and as an unsigned integer, else with an addition
+of long integers. Elements are counted only in pieces with a match.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cgpt_convert.tensors.dtypes import DType
 
 @dataclass(slots=True)
 class Special:
-    """How many elements of a tensor are not finite; of a complex number, each part counts."""
+    """Numbers of NaN and infinite elements; each part of a complex number is counted."""
 
     nan: int = 0
     infinite: int = 0
@@ -44,12 +44,12 @@ _LAYOUTS = {
 
 
 def may_have(dtype: DType) -> bool:
-    """Return whether elements of the type can be NaN, and are looked for."""
+    """Return whether elements of the type can be NaN and are counted."""
     return dtype.name in _LAYOUTS
 
 
 def watched(pieces: Iterable[memoryview], dtype: DType, found: Special) -> Iterator[memoryview]:
-    """Pass on the pieces of a tensor of that type, little-endian, and count into `found`."""
+    """Yield the little-endian pieces of a tensor of type `dtype`, counting into `found`."""
     layout = _LAYOUTS[dtype.name]
     rest = b""  # of an element that a piece ends in
     for piece in pieces:
@@ -77,7 +77,7 @@ def _sign(layout: _Layout) -> int:
 
 
 def _any_of_integer(data: memoryview, layout: _Layout) -> bool:
-    """Add to each exponent what carries into the sign's place only if all its bits are set."""
+    """Test with one addition: it carries into the sign bit only if all exponent bits are set."""
     values, step, signs = _constants(layout.width, layout.exponent, len(data) // layout.width)
     return bool((int.from_bytes(data, "little") & values) + step & signs)
 

@@ -1,4 +1,4 @@
-"""A part of a distant storage, fetched once, to be read in any order."""
+"""Prefetched parts of remote storages, for reads in any order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _IN_MEMORY = 32 << 20  # bytes; more go to a temporary file without a name
 
 
 def near(tensor: Tensor) -> Tensor:
-    """The same view; if its storage is distant, of bytes that were fetched once and are here."""
+    """Return the same view; if its storage is remote, on bytes that are fetched now."""
     if not is_distant(tensor.storage.source):
         return tensor
     first, size = tensor.stored.size(tensor.start), span(tensor.shape, tensor.strides)
@@ -19,7 +19,7 @@ def near(tensor: Tensor) -> Tensor:
 
 
 def held(storage: Storage, start: int, nbytes: int) -> Storage:
-    """The storage, of which only bytes `start` to `start + nbytes` can be read, and are here."""
+    """Return the storage limited to bytes `start` to `start + nbytes`, which are fetched now."""
     return replace(storage, source=_Held(storage, start, nbytes), offset=0)
 
 
@@ -51,5 +51,5 @@ class _Held:
         self._bytes.readinto(offset - self._start, buffer)
 
     def check_unchanged(self) -> None:
-        """As the file it is from."""
+        """Check the file that the bytes are from."""
         self._storage.source.check_unchanged()

@@ -1,8 +1,8 @@
-"""float32 -> ggml's block types, bit-identical with ggml's reference routines.
+"""Quantization of float32 to ggml's block types, bit-identical to ggml's reference routines.
 
-A block is 32 consecutive elements of a row: one or two float16 numbers, then 32 small integers.
-The routines are ggml/src/ggml-quants.c `quantize_row_q8_0_ref` and its like. NumPy reduces rows of
-32 slowly, so extremes are found by halving, and each step goes over a whole chunk.
+A block is 32 consecutive elements of a row: one or two float16 numbers, then 32 small integers. The
+reference is `quantize_row_q8_0_ref` and its siblings in ggml/src/ggml-quants.c. NumPy reduces rows
+of 32 slowly, so extremes are found by halving, and each step processes a whole chunk.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _INFINITY = 0x7C00  # float16's
 
 
 class Quantizer:
-    """Quantizes up to `most` elements at a time, whole blocks of them, to the type `target`.
+    """Quantizes up to `most` elements (whole blocks) at a time to the type `target`.
 
-    `counts` gathers what was lost: elements of blocks whose scale became infinite or zero as
-    float16; None skips that. `name` is the tensor's, for errors.
+    `counts` collects losses: elements of blocks whose scale became infinite or zero as float16;
+    None skips counting. `name` is the tensor's name, for errors.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Quantizer:
         self._out = np.empty(target.size(most), "|u1")
 
     def __call__(self, words: Words) -> Octets:
-        """The blocks of `words`, bit patterns of stored elements, valid until the next call.
+        """Return the blocks of `words`, bit patterns of stored elements; valid until the next call.
 
-        Raises Unsupported where a value is infinite or NaN, which would spoil its whole block.
+        Raises Unsupported if a value is infinite or NaN, which would corrupt its whole block.
         """
         values = self._widen(words).view("<f4")
         rows = self._out[: self._target.size(len(values))].reshape(-1, self._target.nbytes)
@@ -66,7 +66,7 @@ class Quantizer:
         return rows.reshape(-1)
 
     def _signed(self, values: Floats, rows: Octets) -> None:
-        """q8_0: the scale, then values / scale rounded to nearest, ties away from zero."""
+        """q8_0: write the scale, then values / scale rounded to nearest, ties away from zero."""
         work = self._work[: len(values)]
         np.absolute(values, out=work)
         most = self._extreme(np.maximum, work)
@@ -80,7 +80,7 @@ class Quantizer:
         np.copyto(rows[:, 2:], work.view("<u4").reshape(-1, BLOCK), casting="unsafe")
 
     def _nibbles(self, values: Floats, rows: Octets) -> None:
-        """The types of 4 and 5 bits: one or two float16, the fifth bits, then pairs of nibbles."""
+        """4- and 5-bit types: write one or two float16, the fifth bits, then pairs of nibbles."""
         name, work = self._target.name, self._work[: len(values)]
         most, least = self._extreme(np.maximum, values), self._extreme(np.minimum, values)
         top, steps = _STEPS[name]
@@ -109,7 +109,7 @@ class Quantizer:
         _pack(codes, rows, five_bits=name.startswith("q5"))
 
     def _extreme(self, pick: np.ufunc, values: Floats) -> Floats:
-        """What `pick`, maximum or minimum, makes of each block. Raises Unsupported, see above."""
+        """Reduce each block with `pick` (maximum or minimum); Unsupported if not finite."""
         size, blocks, done = len(values), len(values) // BLOCK, 0
         while size > blocks:
             size //= 2
@@ -125,7 +125,7 @@ class Quantizer:
         return values.copy()
 
     def _put_halves(self, rows: Octets, column: int, numbers: Floats, wide: Floats) -> None:
-        """Write `numbers` as float16 to a column of `rows`. They are made from `wide`."""
+        """Write `numbers` as float16 to a column of `rows`; `wide` tells zeros from underflow."""
         halves = numbers.astype("<f2").view("<u2")
         rows.view("<u2")[:, column] = halves
         if self._counts is not None:
@@ -136,13 +136,13 @@ class Quantizer:
 
 
 def _spread(numbers: Floats) -> Floats:
-    """Each number `BLOCK` times, in a new array."""
+    """Return a new array with each number repeated `BLOCK` times."""
     fours = np.repeat(numbers, 4).view("<c16")  # as much as NumPy repeats in one step
     return np.repeat(fours, BLOCK // 4).view("<f4")
 
 
 def _inverse(scale: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """1 / scale, and 0 for a scale of 0. Too small or large a scale is broken; it gets 0, too."""
+    """Return 1 / scale (0 for zero or unusable scales), and which nonzero scales are unusable."""
     inverse = np.divide(np.float32(1), scale)
     broken = ~np.isfinite(inverse) | ~np.isfinite(scale)
     inverse[broken] = 0
@@ -150,7 +150,7 @@ def _inverse(scale: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def _peak(values: Floats, most: Floats, least: Floats) -> Floats:
-    """The value of the greatest magnitude in each block, the first of them, +0.0 if all are 0."""
+    """Return the first value of the greatest magnitude in each block; +0.0 if all are 0."""
     peak = np.where(most > -least, most, least)
     ties = np.flatnonzero(most == -least)
     if len(ties):
@@ -161,7 +161,7 @@ def _peak(values: Floats, most: Floats, least: Floats) -> Floats:
 
 
 def _first_zeros(values: Floats, least: Floats) -> Floats:
-    """`least` with the sign of the first zero of the block where it is a zero."""
+    """Return `least`; where it is zero, with the sign of the first zero in the block."""
     zeros = np.flatnonzero(least == 0)
     if len(zeros):
         rows = values.reshape(-1, BLOCK)[zeros]

@@ -1,7 +1,7 @@
-"""Tensor -> its elements in C order, little-endian, block by block.
+"""Reading of a tensor's elements in row-major order, little-endian, block by block.
 
-Bytes that already lie so are passed on as they are read, and NumPy is not imported for them. Any
-other view, byte order or cast goes through `gather` and `cast`.
+Bytes already in that order are passed on as they are read, without importing NumPy. Any other view,
+byte order or cast uses `gather` and `cast`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class CastCounts:
-    """What casts lost so far: finite values that became infinite, nonzero ones that became zero."""
+    """Losses in casts so far: finite values that became infinite, nonzero ones that became zero."""
 
     overflowed: int = 0
     zeroed: int = 0
@@ -34,13 +34,13 @@ class CastCounts:
 def of(
     tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap = None, threads: int = 1
 ) -> Iterator[memoryview]:
-    """The elements in C order, little-endian, as `tensor.dtype`: whole elements in each block.
+    """Yield the elements in row-major order, little-endian, as `tensor.dtype`, in whole elements.
 
     A block has at most `max_bytes` bytes (but at least one element), often far fewer, and is valid
-    until the next is asked for. `counts` gathers what a cast loses; None skips the counting. `tap`
-    is told the elements before a cast, and nothing where there is none. `threads` is how many read
-    tensors at the same time. Some three times `max_bytes` of memory are in use. Raises Unsupported
-    for a cast or a lazy negation that is not known here, Malformed or Unreadable where the bytes
+    until the next is requested. `counts` collects what a cast loses; None skips counting. `tap` is
+    called with the elements before a cast, and not at all without a cast. `threads` is the number
+    of threads that read tensors at the same time. Memory use is about three times `max_bytes`.
+    Raises Unsupported for an unknown cast or lazy negation, Malformed or Unreadable if the bytes
     cannot be read.
     """
     extent = tensor.extent()
@@ -57,16 +57,16 @@ def of(
 
 
 def import_all() -> None:
-    """Import now what is otherwise imported when a tensor first needs it."""
+    """Import the modules that are otherwise imported when a tensor first needs them."""
     for name in ("cast", "dequantize", "fixups", "gather", "quantize"):
         importlib.import_module(f"cgpt_convert.tensors.{name}")
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """The values as a new C-order array; bfloat16 and float8 come widened to float32.
+    """Return the values as a new row-major array; bfloat16 and float8 are widened to float32.
 
-    Raises Unsupported for types that NumPy cannot hold (quantized, raw bits, half complex) and
-    for more dimensions than it has.
+    Raises Unsupported for types that NumPy does not have (quantized, raw bits, half complex) and
+    for more dimensions than NumPy supports.
     """
     import numpy as np
 
@@ -95,7 +95,7 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def _stream(extent: Range, itemsize: int, max_bytes: int) -> Iterator[memoryview]:
-    """The bytes of `extent` as they are, through one buffer small enough to stay in the cache."""
+    """Yield the bytes of `extent` unchanged, through a buffer small enough for the cache."""
     most = max(min(max_bytes, CHUNK) // itemsize, 1) * itemsize
     buffer = memoryview(bytearray(min(most, extent.nbytes)))
     for done in range(0, extent.nbytes, most):
@@ -107,7 +107,7 @@ def _stream(extent: Range, itemsize: int, max_bytes: int) -> Iterator[memoryview
 def _arrange(
     tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
 ) -> Iterator[memoryview]:
-    """The elements of a view that is to be reordered, swapped, negated or cast."""
+    """Yield the elements of a view that is reordered, byte-swapped, negated or cast."""
     import numpy as np
 
     from cgpt_convert.tensors import cast, gather
@@ -132,7 +132,7 @@ def _arrange(
 def _quantize(
     tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
 ) -> Iterator[memoryview]:
-    """The blocks of a tensor that is cast to a type stored in blocks; at least one at a time."""
+    """Yield the blocks of a tensor that is cast to a block-quantized type."""
     from cgpt_convert.tensors import cast, gather, quantize
     from cgpt_convert.tensors import fixups as bits
 

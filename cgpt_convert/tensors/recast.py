@@ -1,4 +1,4 @@
-"""A storage whose elements are cast to another type while they are read."""
+"""Storages whose elements are cast to another type while they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
 def cast_storage(storage: Storage, stored: DType, target: DType) -> Storage:
-    """Return the storage of the same elements as `target`, rounded as torch rounds them.
+    """Return a storage of the same elements as `target`, rounded as in torch.
 
     Raises Unsupported for a pair of types without a cast.
     """

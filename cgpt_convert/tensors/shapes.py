@@ -1,4 +1,4 @@
-"""Shapes and strides, in elements: what follows from the numbers alone."""
+"""Calculations on shapes and strides, counted in elements."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from cgpt_convert.tensors.dtypes import DType
 
 
 def in_blocks(dtype: DType, shape: tuple[int, ...]) -> bool:
-    """Are the rows of this shape whole blocks of the type? Always, for those stored one by one."""
+    """Return whether rows of this shape are whole blocks of the type."""
     return dtype.block == 1 or bool(shape and shape[-1] % dtype.block == 0)
 
 
 def dims(shape: Iterable[int], by: str = "x") -> str:
-    """A shape, or strides, as people write it: 768x2304."""
+    """Format a shape or strides for display: 768x2304."""
     return by.join(map(str, shape)) or "scalar"
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Row-major strides, in elements."""
+    """Return row-major strides, in elements."""
     sizes = shape[:0:-1]  # but the first, from the last on
     if 0 in sizes:
         sizes = tuple([size or 1 for size in sizes])
@@ -28,7 +28,7 @@ def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Row-major without gaps; strides of dimensions of size 0 or 1 mean nothing."""
+    """Return whether the layout is row-major without gaps, ignoring dimensions of size 0 or 1."""
     if 0 in shape:
         return True
     step = 1

@@ -13,11 +13,10 @@ Statistics = dict[str, float | int | None]
 
 
 def statistics(tensor: Tensor) -> Statistics:
-    """min, max, mean, std (of the population), zeros, nan, inf.
+    """Return min, max, mean, std (of the population), zeros, nan, inf.
 
-    The first four are of the finite values, in double precision, and None where there are none,
-    where they mean nothing (complex, quantized and raw-bit types) and where double precision
-    cannot hold them.
+    The first four cover the finite values, in double precision. They are None if there are no
+    finite values, for complex, quantized and raw-bit types, and where double precision overflows.
     """
     if tensor.stored.casts and not tensor.stored.numpy:
         tensor = tensor.cast(FLOAT32)  # without loss
@@ -31,7 +30,7 @@ def statistics(tensor: Tensor) -> Statistics:
 
 
 class _Total:
-    """Moments merged pairwise over blocks (Chan, Golub and LeVeque 1979), so nothing cancels."""
+    """Moments merged pairwise over blocks (Chan, Golub and LeVeque 1979), to avoid cancellation."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""The geometry of strided views: fewer dimensions, boxes of bounded size, copies tile by tile.
+"""Operations on strided views: merging dimensions, dividing into boxes, copying in tiles.
 
 Shapes, strides and starts count elements. Strides are never negative.
 """
@@ -23,7 +23,7 @@ RUN = 64  # elements: from such runs on, a tile is copied before it is turned
 
 
 def merge(shape: Ints, strides: Ints) -> tuple[Ints, Ints]:
-    """The same elements in the same order in as few dimensions as possible, none of size 1."""
+    """Return the same elements in the same order in the fewest dimensions, none of size 1."""
     merged: list[tuple[int, int]] = []
     for size, stride in zip(shape, strides, strict=True):
         if size == 1:
@@ -35,9 +35,9 @@ def merge(shape: Ints, strides: Ints) -> tuple[Ints, Ints]:
 
 
 def boxes(shape: Ints, strides: Ints, start: int, most: int) -> Iterator[tuple[int, Ints]]:
-    """Start and shape of boxes that cover a view in C order, each of at most `most` elements.
+    """Yield start and shape of boxes of at most `most` elements that cover a view in order.
 
-    A box has the last strides of `strides`: as many as it has dimensions.
+    The strides of a box are the last ones of `strides`, one per dimension of the box.
     """
     if math.prod(shape) <= most:
         yield start, shape
@@ -53,20 +53,21 @@ def boxes(shape: Ints, strides: Ints, start: int, most: int) -> Iterator[tuple[i
 
 
 def span(shape: Ints, strides: Ints) -> int:
-    """Elements from the first to the last of a view, both included."""
+    """Return the number of elements from the first to the last of a view, inclusive."""
     return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
 def scratch_numel(itemsize: int) -> int:
-    """The elements that `transpose` needs to work in: a tile whose rows lie LINE elements apart."""
+    """Return the scratch size for `transpose`: one tile with rows padded by LINE elements."""
     return TILE // itemsize * (RUN + LINE) // RUN
 
 
 def transpose(out: Words, view: Words, scratch: Words) -> None:
     """Copy `view` to `out`, of the same shape, in tiles if the order of their dimensions differs.
 
-    NumPy's own copy goes along the rows of `out`. A cache line of `view` is needed again when the
-    index of its fastest dimension advances; if by then too many others were touched, it is gone.
+    NumPy's own copy follows the rows of `out`. A cache line of `view` is needed again when the
+    index of its fastest dimension advances; if too many other lines were touched meanwhile, it has
+    been evicted.
     """
     moving = [axis for axis in range(view.ndim) if view.strides[axis]]
     fastest = min(moving, key=lambda axis: view.strides[axis], default=-1)
@@ -77,7 +78,7 @@ def transpose(out: Words, view: Words, scratch: Words) -> None:
 
 
 def _copy_tiles(out: Words, view: Words, scratch: Words) -> None:
-    """Halving the longest side ends in nearly square tiles, in any number of dimensions."""
+    """Copy in nearly square tiles, made by halving the longest side recursively."""
     if out.nbytes <= TILE:
         _turn(out, view, scratch)
         return
@@ -91,10 +92,10 @@ def _copy_tiles(out: Words, view: Words, scratch: Words) -> None:
 
 
 def _turn(out: Words, view: Words, scratch: Words) -> None:
-    """Copy a tile, first along its rows in `view`, then, out of the cache, along those of `out`.
+    """Copy a tile along its rows in `view`, then, within the cache, along the rows of `out`.
 
-    The first copy reads memory in order, which the processor foresees; and its rows are a line
-    longer than they need be, or those of a power of two would share a few sets of the cache.
+    The first copy reads memory sequentially, which the processor prefetches. Its rows are padded by
+    one line, because rows of a power of two would share a few sets of the cache.
     """
     order = sorted(range(view.ndim), key=lambda axis: -view.strides[axis])
     rows = view.transpose(order)

@@ -1,4 +1,4 @@
-"""A tensor is a byte range plus a strided view. Nothing is read until someone asks."""
+"""Tensors as strided views of byte ranges, read on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Storage:
-    """A run of bytes in a source that tensors are views of. The same object means shared memory."""
+    """A range of bytes in a source that tensors view. The same object means shared memory."""
 
     __slots__ = ("byteorder", "crc32", "device", "key", "nbytes", "offset", "source")
 
@@ -61,7 +61,7 @@ class Storage:
         self.source.readinto(self.offset + offset, buffer)
 
     def whole(self) -> Tensor:
-        """All the bytes, as a 1-D uint8 tensor named by the key."""
+        """Return all bytes, as a 1-D uint8 tensor named by the key."""
         return Tensor(self.key, UINT8, (self.nbytes,), (1,), 0, self)
 
 
@@ -79,8 +79,9 @@ class Range(NamedTuple):
 class Tensor:
     """A named view of a storage. `strides` and `start` count elements; `nbytes` is of the result.
 
-    `stored` is what the bytes are, `dtype` what `blocks()` yields; they differ after `cast`. Of a
-    type that is stored in blocks, whole blocks lie along the rows.
+    `stored` is the type of the bytes, `dtype` that of `blocks()`; they differ after `cast`.
+    Block-quantized types have whole blocks along the rows.
+
     `conj` and `neg` are torch's lazy bits: the bytes are not yet conjugated or negated.
     """
 
@@ -127,7 +128,7 @@ class Tensor:
 
     @property
     def dtype(self) -> DType:
-        """What `blocks()` yields."""
+        """The element type that `blocks()` yields."""
         return self.target or self.stored
 
     @property
@@ -137,17 +138,17 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that `blocks()` yields in all."""
+        """The total number of bytes that `blocks()` yields."""
         return self.dtype.size(self.numel)
 
     @property
     def is_c_order(self) -> bool:
-        """Do the elements lie in row-major order without gaps?"""
+        """Whether the elements are in row-major order without gaps."""
         return self.strides == c_strides(self.shape) or is_c_order(self.shape, self.strides)
 
     @property
     def origin(self) -> str:
-        """Where the bytes come from and what is done to them, for messages and errors."""
+        """The location of the bytes and the operations on them, for messages and errors."""
         done = [f"{self.storage.label}+{self.stored.size(self.start)}"]
         if not self.is_c_order:
             done.append(f"strides {self.strides}")
@@ -159,7 +160,7 @@ class Tensor:
 
     @property
     def view(self) -> tuple[object, ...]:
-        """What makes two tensors the same values by construction: tied weights are equal here."""
+        """A key that is equal for two names of the same view, such as tied weights."""
         return (
             id(self.storage),
             self.stored,
@@ -172,17 +173,17 @@ class Tensor:
 
     @property
     def content(self) -> Content:
-        """What `blocks()` yields, by where it comes from: equal content has equal digests."""
+        """A key for the result of `blocks()`: equal content has equal digests."""
         return (*self.view, self.dtype, self.quantizer)
 
     @property
     def uncast(self) -> Tensor:
-        """The same view as it is stored; of a type that is stored in blocks, as float32."""
+        """The same view as it is stored; float32 for block-quantized types."""
         target = FLOAT32 if self.stored.block > 1 else None
         return self if target is self.target else replace(self, target=target)
 
     def renamed(self, name: str) -> Tensor:
-        """The same view under another name."""
+        """Return the same view under another name."""
         return Tensor(  # as replace() does; every tensor is named, so this is worth it
             name,
             self.stored,
@@ -197,11 +198,11 @@ class Tensor:
         )
 
     def transposed(self) -> Tensor:
-        """The view with its dimensions reversed."""
+        """Return the view with its dimensions reversed."""
         return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
 
     def cast(self, dtype: DType) -> Tensor:
-        """The same values as `dtype`. Only types of real numbers; anything else is refused."""
+        """Return the same values as `dtype`; BadRequest unless both types are real numbers."""
         if dtype == self.dtype:
             return self
         if not (self.stored.casts and dtype.casts):
@@ -212,7 +213,7 @@ class Tensor:
         return replace(self, target=None if dtype == self.stored else dtype)
 
     def extent(self) -> Range | None:
-        """The raw bytes, if they are already what `blocks()` would yield; else None."""
+        """Return the raw bytes if they are already what `blocks()` would yield, else None."""
         swapped = self.storage.byteorder != "little" and self.stored.swap_width > 1
         if self.target or self.conj or self.neg or swapped or not self.is_c_order:
             return None
@@ -227,19 +228,20 @@ class Tensor:
         tap: Callable[[memoryview], object] | None = None,
         threads: int = 1,
     ) -> Iterator[memoryview]:
-        """The elements in C order, little-endian, as `dtype`, in blocks of at most `max_bytes`.
+        """Yield the elements in row-major order, little-endian, as `dtype`.
 
-        A block is valid until the next is asked for. `counts` gathers what a cast lost; `tap` is
-        told the elements before they are cast, in order; `threads` read tensors at the same time.
+        A block has at most `max_bytes` bytes and is valid until the next is requested. `counts`
+        collects what a cast loses; `tap` is called with the elements before they are cast, in
+        order; `threads` is the number of threads that read tensors at the same time.
         """
         from cgpt_convert.tensors import read as blocks
 
         return blocks.of(self, max_bytes, counts, tap, threads)
 
     def numpy(self) -> np.ndarray:
-        """The values as a new C-order array; bfloat16 and float8 come widened to float32.
+        """Return the values as a new row-major array; bfloat16 and float8 are widened to float32.
 
-        Raises Unsupported for types that NumPy cannot hold (quantized, raw bits, half complex).
+        Raises Unsupported for types that NumPy does not have (quantized, raw bits, half complex).
         """
         from cgpt_convert.tensors import read as blocks
 
@@ -250,7 +252,7 @@ View = TypeVar("View", Storage, Tensor)
 
 
 def replace(view: View, **changes: Any) -> View:
-    """Another storage or tensor, which differs in these attributes."""
+    """Return a copy of a storage or tensor with these attributes changed."""
     for name in view.__slots__:
         if name not in changes:
             changes[name] = getattr(view, name)
@@ -258,7 +260,7 @@ def replace(view: View, **changes: Any) -> View:
 
 
 def announce(tensors: Iterable[Tensor]) -> None:
-    """Tell distant sources that the bytes of these tensors will be read, in this order."""
+    """Announce to remote sources that these tensors will be read, in this order."""
     reads = []
     for tensor in tensors:
         storage, extent = tensor.storage, tensor.extent()
@@ -270,10 +272,10 @@ def announce(tensors: Iterable[Tensor]) -> None:
 def view(
     dtype: DType, shape: tuple[int, ...], strides: tuple[int, ...], start: int, storage: Storage
 ) -> Tensor:
-    """The unnamed tensor of that view, every number checked against the storage.
+    """Return an unnamed tensor, with all numbers checked against the storage.
 
-    Raises Malformed for negative or inconsistent numbers and for a view that leaves its storage,
-    Unsupported for more dimensions than torch has.
+    Raises Malformed for negative or inconsistent numbers and for a view that exceeds its storage,
+    Unsupported for more dimensions than torch supports.
     """
     if len(shape) != len(strides):
         raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
