@@ -266,6 +266,69 @@ def template(text: str) -> Iterator[str]:
         yield f"a chat template with {', '.join(reasons)}"
 
 
+# names that tell what a module is, and give no access to anything else
+_HARMLESS = re.compile(r"\b__(all|author|doc|file|init|main|module|name|qualname|version)__\b")
+_PRIVATE = re.compile(r"""(?<!['"\w])__[A-Za-z0-9]\w*(?<!_)(?!['"\w])""")  # as roles name variables
+_CAPITALS = re.compile(r"\b__[A-Z0-9][A-Z0-9_]*\b")  # Python's own names have none
+_LOWERING = re.compile(r"lower|casefold|swapcase")
+_PLAIN_ATTR = re.compile(r"""\|[\s-]*attr\(\s*(['"])[A-Za-z]\w*\1\s*\)""")
+_ORDINARY = ("another template", "a helper that leads to Python's internals")
+_OPENING = re.compile(r"\{%[-+]?\s*raw\s*-?%\}|\{[{%#]")
+_RAW_END = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
+_TOKEN = re.compile(
+    r"""(?s)(?P<string>'(?:[^'\\]|\\.)*\\?(?:'|\Z)|"(?:[^"\\]|\\.)*\\?(?:"|\Z))|(?P<end>[%}]\})|[({\[]|[)}\]]"""
+)
+
+
+def jinja(text: str) -> Iterator[str]:
+    """Yield how a template of any program reaches for Python's internals.
+
+    Such templates include others and use Jinja's helpers, unlike chat templates, and the text
+    around their tags may be Python: only the tags count.
+    """
+    tags = "\n".join(_tags(text))
+    tags = _HARMLESS.sub("name", _PRIVATE.sub("name", _PLAIN_ATTR.sub("", tags)))
+    if not _LOWERING.search(tags):
+        tags = _CAPITALS.sub("name", tags)
+    reasons = [
+        reason for pattern, reason in _INTERNALS if reason not in _ORDINARY and pattern.search(tags)
+    ]
+    if reasons:
+        yield f"a template with {', '.join(reasons)}"
+
+
+def _tags(text: str) -> Iterator[str]:
+    """Yield the tags of a template with Jinja's delimiters, as its lexer divides the text."""
+    at = 0
+    while found := _OPENING.search(text, at):
+        opening, begin = found[0], found.start()
+        if opening == "{#":
+            end = text.find("#}", found.end())
+            at = end + 2 if end >= 0 else len(text)
+        elif len(opening) > 2:  # noqa: PLR2004  longer than a delimiter: the tag `raw`
+            closing = _RAW_END.search(text, found.end())
+            at = closing.end() if closing else len(text)
+        else:
+            at = _tag_end(text, found.end(), "}}" if opening == "{{" else "%}")
+            yield text[begin:at]
+
+
+def _tag_end(text: str, at: int, closing: str) -> int:
+    """Return where a tag ends: at its delimiter outside strings and brackets."""
+    depth = 0
+    while token := _TOKEN.search(text, at):
+        at = token.end()
+        if token["string"]:
+            continue
+        if token["end"] == closing and not depth:
+            return at
+        if token["end"]:
+            at = token.start() + 1  # two tokens, of which the second may open or close as well
+        opened = text[token.start()]
+        depth += (opened in "({[") - (opened in ")}]" and depth > 0)
+    return len(text)
+
+
 # -- site files
 
 _IMPORT = re.compile(r"import[ \t]")

@@ -58,6 +58,11 @@ def is_template(path: str) -> bool:
     return name == "chat_template.jinja" or (templates and name.endswith(".jinja"))
 
 
+def is_jinja(path: str) -> bool:
+    """Return whether the file has the suffix of a Jinja template."""
+    return path.lower().endswith((".jinja", ".jinja2", ".j2"))
+
+
 def names_packed(path: str) -> bool:
     """Return whether the file has the suffix of a compressed file."""
     return path.lower().endswith(_PACKED_SUFFIXES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,59 @@ def test_a_template_that_reaches_for_internals_is_foreign(name: str, tmp_path: P
     escaped = json.dumps({"chat_template": text}).replace("chat", "\\u0063hat").encode()
     assert scanned(escaped, tmp_path).verdict is Verdict.FOREIGN
     assert run("scan", tmp_path / "file").code == 1
+
+
+JINJA = {
+    "behind text": "import __init__\n{{ ''.__class__.__mro__ }}",
+    "in a block": "{% for c in [].__class__.__base__.__subclasses__() %}{% endfor %}",
+    "behind a raw block": "{% raw %}{# {{ ' {% endraw %}{{ cycler.__init__.__globals__ }}",
+    "behind a dictionary": "{{ {'a': {'b': {}}}.__class__ }}",
+    "behind a delimiter in a string": """{{ '}}' ~ "%}" ~ x.__class__ }}""",
+    "put together": "{{ x['_' ~ '_class_' ~ '_'] }}",
+    "of capitals": "{{ x['__CLASS__'|lower] }}",
+    "of a harmless name": "{{ x['__init__'].__globals__ }}",
+    "by a computed name": "{{ x|attr('cl' ~ name) }}",
+}
+ORDINARY = {
+    "private variables": "{{ __a.slug }} {% if '__init__.py' in files %}{{ x.__b }}{% endif %}",
+    "Python around": "class A:\n    def __init__(self): {{ body }}\n    {# __class__ #}",
+    "a raw block": "{% raw %}{{ x.__class__ }}{% endraw %}",
+    "helpers": "{% extends 'x' %}{% set a = joiner(', ') %}{{ a() }}{{ x|attr('name') }}",
+    "a mark": "{%- set sentinel = '__NOT_A_NUMBER__' -%}{{ sentinel }}",
+    "the version": "{{ __version__ }} {{ module.__name__ }}",
+}
+
+
+@pytest.mark.parametrize("suffix", [".jinja", ".jinja2", ".j2", ".yaml.J2"])
+@pytest.mark.parametrize("name", JINJA)
+def test_a_template_of_any_program_that_reaches_for_internals_is_foreign(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
+    jinja2.Environment(autoescape=False).parse(JINJA[name])
+    found = scanned(JINJA[name].encode(), tmp_path, name=f"page{suffix}")
+    assert (found.verdict, found.sightings[0].rule.id) == (Verdict.FOREIGN, "CGPT020")
+    member = f"templates/page{suffix}"
+    assert scanned(zipped({member: JINJA[name].encode()}), tmp_path).verdict is Verdict.FOREIGN
+
+
+@pytest.mark.parametrize("text", ORDINARY.values(), ids=ORDINARY)
+def test_an_ordinary_template_of_any_program_is_none(text: str, tmp_path: Path) -> None:
+    jinja2.Environment(autoescape=False).parse(text)
+    assert scanned(text.encode(), tmp_path, name="page.j2").verdict is Verdict.NOTHING
+
+
+def test_jinja_runs_code_by_a_template_that_is_foreign(tmp_path: Path) -> None:
+    text = "{{ cycler.__init__.__globals__['os'].getpid() }}"
+    assert scanned(text.encode(), tmp_path, name="page.jinja").verdict is Verdict.FOREIGN
+    program = "import jinja2, sys; print(jinja2.Template(open(sys.argv[1]).read()).render())"
+    command = [sys.executable, "-c", program, str(tmp_path / "page.jinja")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(made.stdout) > 1
+
+
+def test_the_tags_of_a_template_are_found_in_linear_time() -> None:
+    for part in ("{{ '", "{{ '\\'", "{", "{{ (", "{% raw %}", "{# ", "}}"):
+        assert list(code.jinja("{{ '\\" + part * 200_000)) is not None
 
 
 def gguf(text: str) -> bytes:
