@@ -1,1 +1,1 @@
-"""What loading files would run: every pickle in them is looked at, nothing is loaded."""
+"""Report what code loading files would execute. Every pickle is traced; nothing is loaded."""

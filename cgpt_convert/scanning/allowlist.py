@@ -1,4 +1,4 @@
-"""Which names weight files need: an exact list of what is allowed, and nothing else is."""
+"""The exact list of names that weight files need. All other names are reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALLOWED = frozenset(SIGNATURES)
 
 
 class Rule:
-    """What is allowed in one file: the exact list, and what the user adds to it."""
+    """The names allowed in one file: the built-in list and the user's additions."""
 
     def __init__(self, extra: tuple[str, ...] = ()) -> None:
         """Raise BadRequest for a name that cannot be allowed."""
@@ -23,31 +23,31 @@ class Rule:
             _check(name)
 
     def unused(self, added: Iterable[str]) -> list[str]:
-        """Return what the user allows that is not among the names that were allowed for it."""
+        """Return the user's additions that are not among `added`, the names that occurred."""
         met = frozenset(added)
         return sorted(name for name in self.extra if name.replace(":", ".") not in met)
 
     def allows(self, module: Value, name: Value) -> bool:
-        """Is it one of the names? A name with dots leads from one object to another: it is not."""
+        """Return whether the name is allowed. Dotted names are not: they traverse attributes."""
         if not isinstance(module, str) or not isinstance(name, str):
             return False
         return ("." not in name and f"{module}.{name}" in ALLOWED) or self.adds(module, name)
 
     def adds(self, module: str, name: str) -> bool:
-        """Is it one of the names that the user added?"""
+        """Return whether the user added the name."""
         if "." in name:
             return f"{module}:{name}" in self.extra
         return not self.extra.isdisjoint((f"{module}.{name}", f"{module}:{name}"))
 
     def allows_script(self, module: Value, name: Value) -> bool:
-        """The same inside a TorchScript archive, whose classes are its own."""
+        """Return whether a TorchScript archive may use the name; its own classes are allowed."""
         script = isinstance(module, str) and isinstance(name, str) and "." not in name
         return self.allows(module, name) or (script and is_script_class(f"{module}.{name}"))
 
     def others(self, dotted: Iterable[str], *, script: bool = False) -> list[str]:
-        """Those of the names, as `Checkpoint.globals` has them, that are not allowed.
+        """Return the names, as in `Checkpoint.globals`, that are not allowed.
 
-        A module and a name are joined by a dot there, and so they are in what the user allows.
+        There a dot joins module and name; user additions are compared in the same form.
         """
         allowed = ALLOWED | {name.replace(":", ".") for name in self.extra}
         unknown = [name for name in dotted if name not in allowed]
@@ -58,7 +58,7 @@ _GLOBS = frozenset("*?[]")
 
 
 def _check(name: str) -> None:
-    """Raise BadRequest for a name that is none, or of what runs or reads what a file chooses."""
+    """Raise BadRequest for an invalid name, or one that runs or reads what a file chooses."""
     if _GLOBS.intersection(name):
         raise BadRequest(
             f"--allow takes exact names, not patterns: {name}", hint="name each class by itself"
@@ -80,7 +80,7 @@ def _check(name: str) -> None:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Return the module and the name; of a path of attributes also those of what it leads to."""
+    """Yield module and name; for an attribute path also those of the objects it leads to."""
     module, _, attribute = name.replace(":", ".").rpartition(".")
     yield module, attribute
     _, colon, path = name.partition(":")

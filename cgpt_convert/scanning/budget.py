@@ -1,4 +1,4 @@
-"""What looking into one file may cost, counted in opcodes of a pickle, by the file's size."""
+"""The cost limit for scanning one file, in pickle opcodes, depending on the file's size."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from cgpt_convert.core.limits import PICKLE, SCANNED
 from cgpt_convert.pickles.trace.tracer import Allowed, Trace, trace
 from cgpt_convert.sources.local import Source
 
-# for how many opcodes each counts: it takes as long
-PART = 8  # a file in a file, which is traced besides
-UNPACKING = 128  # the beginning of what is compressed
-_PICKLE = 16  # besides its own opcodes
-_SIGHTED = 24  # a name that is not allowed: it is put into words
+# costs in opcodes, chosen by the time that each takes
+PART = 8  # a file inside a file, in addition to tracing it
+UNPACKING = 128  # the start of decompression
+_PICKLE = 16  # in addition to its own opcodes
+_SIGHTED = 24  # formatting a name that is not allowed
 
 
 class SpentError(Exception):
-    """It is used up: what is left of the file is not looked into."""
+    """The cost limit is exceeded; the rest of the file is not scanned."""
 
     def __init__(self, most: int) -> None:
         super().__init__(most)
@@ -26,21 +26,21 @@ class SpentError(Exception):
 
 
 class Allowance:
-    """What is left for a file of that many bytes."""
+    """The remaining cost allowance for a file of `nbytes` bytes."""
 
     def __init__(self, nbytes: int) -> None:
         self.most = self.left = SCANNED.of(nbytes)
 
     def spend(self, opcodes: int) -> None:
-        """Take off what is about to be done. Raises SpentError if there is not as much left."""
+        """Deduct the cost of the next step. Raises SpentError if too little is left."""
         self.left -= opcodes
         if self.left < 0:
             raise SpentError(self.most)
 
     def trace(self, source: Source, at: int, allowed: Allowed) -> Trace:
-        """What the pickle at byte `at` would do, as far as what is left goes.
+        """Trace the pickle at byte `at` within the remaining allowance.
 
-        Nothing that was seen is lost: what it takes too much, the next one is told.
+        If the trace overruns the allowance, its results are kept and the next `spend` raises.
         """
         self.spend(_PICKLE)
         most = min(PICKLE.opcodes, self.left)

@@ -1,6 +1,6 @@
-"""Code in another form than a pickle's: TorchScript, JSON that names code, templates, site files.
+"""Code in forms other than pickle: TorchScript, JSON that names code, templates, site files.
 
-Each function returns what it found, in words; nothing is imported or evaluated.
+Each function describes what it found; nothing is imported or evaluated.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _CLASS = re.compile(r"^class\s+(\w+)|(\b__setstate__\b)", re.MULTILINE)
 _FILES = re.compile(r"\.[\s\\]*(save|from_file)\b")
 _GETATTR = re.compile(r"\bgetattr\b(?![\s\\]*\([^()'\"]*,\s*\"\w*\"\s*\))")
 _OPS = re.compile(r"\bops\b(?:\s*\.\s*(\w+)\s*\.\s*(\w+))?")
-# namespaces of operators that compute and nothing else; of torchvision, those of its models
+# namespaces of purely computing operators; of torchvision, the operators its models use
 _PURE = {"aten", "prim", "prims", "quantized", "_quantized", "prepacked", "sparse", "mkldnn"}
 _VISION = {"nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"}
 
 
 def script(text: str, module: str, allowed: Callable[[str, str], bool]) -> Iterator[str]:
-    """Yield what TorchScript code does that is more than to compute when the model is called.
+    """Yield what TorchScript code does beyond computing when the model is called.
 
-    torch.jit.load compiles the code and calls `__setstate__` of every class that has one; its
-    operators can read and write files. `module` is the name of the code, for `allowed`.
+    torch.jit.load compiles the code and calls `__setstate__` of every class that has one. Its
+    operators can read and write files. `module` is the name of the code, passed to `allowed`.
     """
     name = ""
     for found in _CLASS.finditer(text):
@@ -49,7 +49,7 @@ def script(text: str, module: str, allowed: Callable[[str, str], bool]) -> Itera
 
 
 def mobile(data: bytes) -> Iterator[str]:
-    """Yield the same of the bytecode of a mobile model, in which names are plain strings."""
+    """Yield the same for the bytecode of a mobile model, in which names are plain strings."""
     if b"__setstate__" in data:
         yield "__setstate__ in bytecode, which the mobile loader runs"
     if re.search(rb"aten::(save|from_file)\b", data):
@@ -73,18 +73,18 @@ _TARGET = re.compile(
 
 
 def document(data: bytes) -> list[str]:
-    """Return the code that a JSON document holds or names. Raises RecursionError if it is deep."""
+    """Return code that a JSON document contains or names. Deep nesting raises RecursionError."""
     if not _WORTHWHILE.search(data):
         return []
     found: list[str] = []
 
     def take(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
-        for key, value in pairs:  # of equal keys, too, of which readers take one or the other
+        for key, value in pairs:  # duplicates too: readers differ in which one they use
             found.extend(_field(key, value, fields))
         return fields
 
-    with contextlib.suppress(ValueError):  # then no loader reads it either
+    with contextlib.suppress(ValueError):  # invalid JSON, which no loader reads either
         json.loads(data, object_pairs_hook=take)
     return found
 
@@ -114,7 +114,7 @@ def _pipeline(value: Any, _fields: dict[str, Any]) -> Iterator[str]:
 
 
 def _names(value: Any) -> str:
-    """Return the strings of a value, for a message."""
+    """Join the strings of a value, for a message."""
     parts = value.values() if isinstance(value, dict) else [value]
     return ", ".join(str(part) for part in parts)[:200]
 
@@ -213,9 +213,9 @@ def _is_plain(expression: str) -> bool:
 
 
 def _named(node: ast.AST) -> list[ast.AST]:
-    """Return the parts of a symbol or of an input that is looked up, whose names are strings.
+    """Return the nodes of a symbol or an input lookup, the only places for a string.
 
-    Anywhere else sympy would evaluate a string.
+    Anywhere else sympy would evaluate the string.
     """
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         return [node.slice]
@@ -257,9 +257,9 @@ _INTERNALS = (
 
 
 def template(text: str) -> Iterator[str]:
-    """Yield how a chat template reaches for more than the messages that it formats.
+    """Yield how a chat template accesses more than the messages that it formats.
 
-    Jinja outside a sandbox lets a template call anything by way of `__globals__` and the like.
+    Outside a sandbox, Jinja lets a template call anything through `__globals__` and similar names.
     """
     reasons = [reason for pattern, reason in _INTERNALS if pattern.search(text)]
     if reasons:
@@ -333,7 +333,7 @@ def _tag_end(text: str, at: int, closing: str) -> int:
 
 _IMPORT = re.compile(r"import[ \t]")
 _USUAL = re.compile(r"import\s+([\w.]+)\s*(;\s*\1\.install\(\))?\s*;?\s*")
-# what the packages setuptools and coverage install
+# lines that the packages setuptools and coverage install
 _INSTALLED = {
     (
         "import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == "
@@ -348,9 +348,9 @@ _INSTALLED = {
 
 
 def site(lines: Iterable[str], *, installed: bool) -> Iterator[str]:
-    """Yield the lines of a `.pth` file that Python runs at its start when it is in site-packages.
+    """Yield lines of a `.pth` file in site-packages that Python runs at startup.
 
-    In a Python environment (`installed`), what setuptools and editable installs write is usual.
+    In a Python environment (`installed`), lines of setuptools and editable installs are ignored.
     """
     for line in lines:
         if not _IMPORT.match(line):

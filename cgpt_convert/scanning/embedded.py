@@ -1,4 +1,4 @@
-"""The byte strings of a pickle as files, in whatever way they are written there."""
+"""Byte strings inside a pickle as sources, in any encoding that pickles use for them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cgpt_convert.pickles.trace.cursor import Span
 from cgpt_convert.sources.local import MemoryBytes, Source, read
 from cgpt_convert.sources.unpack import Window
 
-_TEXT_NBYTES = 64 << 20  # of bytes written as text, which are decoded as a whole
+_TEXT_NBYTES = 64 << 20  # limit for bytes written as text, which are decoded in memory
 
 
 def source_of(span: Span, source: Source, label: str) -> Source | None:
-    """The bytes that a pickle holds, in whatever way; None if it is a text that is none."""
+    """Return a pickle's byte string as a source; None for text that does not decode to bytes."""
     if span.form == "bytes":
         return Window(source, span.offset, span.nbytes, label)
     if span.nbytes > _TEXT_NBYTES:

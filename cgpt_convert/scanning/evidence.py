@@ -1,4 +1,4 @@
-"""What was found so far in one file that is scanned, and what of it is worth keeping."""
+"""Collect the results of scanning one file, up to a limit."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from cgpt_convert.scanning import allowlist as names
 from cgpt_convert.scanning.result import Sighting
 from cgpt_convert.sources.local import Source
 
-_MOST = 10_000  # sightings, problems and notes that are kept of one file
+_MOST = 10_000  # limit of sightings, of problems and of notes kept per file
 
 
 class Found:
-    """What was found so far in one file."""
+    """The results of scanning one file so far."""
 
     def __init__(self, rule: names.Rule) -> None:
         self.rule = rule
         self.allowed = self.noted(rule.allows)
-        self.passed: set[str] = set()  # names that the user added, of the pickle being traced
-        self.added: set[str] = set()  # the same of all that are pickles
-        self.script = False  # is the file itself a TorchScript archive?
+        self.passed: set[str] = set()  # user-allowed names in the pickle being traced
+        self.added: set[str] = set()  # the same for all confirmed pickles
+        self.script = False  # whether the file itself is a TorchScript archive
         self.weights = False
         self.pickles = 0
         self.parts = 0
@@ -34,7 +34,7 @@ class Found:
         self.notes: list[Finding] = []
 
     def noted(self, allows: Allowed) -> Allowed:
-        """The same answer; the names that only the user allows are remembered."""
+        """Wrap `allows` to record the names that only the user allows."""
         if not self.rule.extra:
             return allows
 
@@ -50,7 +50,7 @@ class Found:
     def guarded(
         self, look: Callable[..., bool | None], source: Source, place: str, *more: object
     ) -> bool:
-        """Call `look` and record an error as a problem. Returns whether it found its kind."""
+        """Call `look` and record an error as a problem. Return its result, True after an error."""
         try:
             return bool(look(source, place, *more))
         except CgptError as error:
@@ -58,19 +58,19 @@ class Found:
             return True
 
     def sight(self, found: Sighting) -> None:
-        """Take in what a pickle would do."""
+        """Add a use of a name or of other code."""
         if len(self.sightings) < _MOST:
             self.sightings.append(found)
 
     def problem(self, error: CgptError, place: str) -> None:
-        """Take in why something cannot be judged."""
+        """Add the reason why something cannot be scanned."""
         rule = findings.NOT_JUDGED if isinstance(error, Malformed) else findings.CLOSED
         where = f"{printable(place)}: " if place else ""
         hint = f"; {error.hint}" if error.hint else ""
         self.found(self.problems, rule, f"{where}{printable(error.message)}{hint}")
 
     def found(self, where: list[Finding], rule: Rule, detail: str) -> None:
-        """Add a finding, unless it is the last one again."""
+        """Add a finding, unless it repeats the last one."""
         finding = Finding(rule, detail)
         if finding not in where[-1:] and len(where) < _MOST:
             where.append(finding)

@@ -1,4 +1,4 @@
-"""What to scan: files, folders with all that is in them, and patterns -> files, each once."""
+"""Expand files, folders (recursively) and patterns into the files to scan."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _MAGIC = frozenset("*?[")
 
 
 def files(paths: Iterable[str]) -> Iterator[str | CgptError]:
-    """The files, in order; an error in the place of a folder that cannot be listed.
+    """Yield the files in order, or an error for a folder that cannot be listed.
 
-    Links are followed, folders of a model cache are full of them; each folder is entered once.
-    Devices and pipes in folders are passed over. Raises BadRequest for a path that is not there
-    and for a pattern that fits nothing.
+    Links are followed, since model caches use them; each folder is entered once. Devices and pipes
+    in folders are skipped. Raises BadRequest for a missing path and for a pattern without matches.
     """
     seen: set[tuple[int, int]] = set()
     named = [found for path in paths for found in _expanded(path)]

@@ -1,4 +1,4 @@
-"""Which kinds of file a scan can vouch for, and where an unknown kind is a finding."""
+"""The kinds of files that a scan can judge, and where an unknown kind is a finding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind
 
-# kinds that are recognised but not looked into, with the reason
+# kinds that are recognised but not scanned, with the reason
 CLOSED = {
     Kind.PREVIEW: "a PyTorch preview file, which no torch since 1.0 reads",
     Kind.LFS_POINTER: "a Git LFS pointer, not the file itself: run `git lfs pull`",
@@ -22,7 +22,7 @@ CLOSED = {
     Kind.OLD_GGML: "a GGML file older than GGUF, which no reader here understands",
 }
 PROGRAM = "a program or shared library: machine code that runs when it is loaded"
-# what is not understood unless more is found out: a pickle, or that it can be unpacked
+# kinds that are not understood unless a pickle is found or unpacking succeeds
 UNREAD = {
     Kind.UNKNOWN: "a file of an unknown kind",
     Kind.PROGRAM: PROGRAM,
@@ -37,7 +37,7 @@ _OTHER_SUFFIXES = (
     *(".ggml", ".mlmodel", ".pdparams", ".params", ".weights", ".llamafile", ".pb"),
 )
 _PACKED_SUFFIXES = (".gz", ".gzip", ".xz", ".lzma", ".bz2", ".lz4", ".zst", ".z", ".zlib")
-_SHARED_SUFFIXES = (".bin", ".pb", ".ts", ".params", ".weights")  # which other files have as well
+_SHARED_SUFFIXES = (".bin", ".pb", ".ts", ".params", ".weights")  # not specific to weight files
 _ENVIRONMENT = frozenset({"site-packages", "dist-packages"})
 
 
@@ -69,5 +69,5 @@ def names_packed(path: str) -> bool:
 
 
 def in_environment(path: str) -> bool:
-    """Return whether the file is part of a Python environment, where programs are ordinary."""
+    """Return whether the file is in a Python environment, where programs are common."""
     return not _ENVIRONMENT.isdisjoint(os.path.abspath(path).split(os.sep))

@@ -1,6 +1,6 @@
-"""The policy of a team, `cgpt-scan.toml`: what it accepts, and why.
+"""The policy file of a team, `cgpt-scan.toml`: what it accepts, and why.
 
-It is read only where the user names it: a repository that is scanned must not choose its policy.
+It is read only if the user passes it: a scanned repository must not choose its own policy.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Allowed(NamedTuple):
 
 
 class Excluded(NamedTuple):
-    """A pattern of paths that are not scanned. `*` also stands for separators."""
+    """A pattern of paths that are not scanned. `*` also matches separators."""
 
     paths: str
     reason: str
 
 
 class Expected(NamedTuple):
-    """The verdict that is expected of the file with this SHA-256."""
+    """The expected verdict for the file with this SHA-256."""
 
     sha256: str
     verdict: str
@@ -47,7 +47,7 @@ class Expected(NamedTuple):
 
 
 class Policy:
-    """What the policy file at `path` says, and which of its entries have applied."""
+    """The content of the policy file at `path`, and the entries used so far."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class Policy:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that it allows."""
+        """The names that the policy allows."""
         return tuple(each.name for each in self.allow)
 
     def excludes(self, path: str) -> bool:
-        """Return whether the file is excluded, by its path as it is reported or from the folder."""
+        """Return whether the file is excluded, matching its normalised path."""
         shown = os.path.normpath(path).replace(os.sep, "/")
         for each in self.exclude:
             if fnmatch.fnmatchcase(shown, each.paths):
@@ -77,12 +77,12 @@ class Policy:
         return False
 
     def expected(self, file: Scanned) -> Expected | None:
-        """Return what is expected of the file, if anything is."""
+        """Return the entry that matches the file's SHA-256, or None."""
         if not self.expect or file.verdict is Verdict.NOTHING:
             return None
         try:
             digest = sha256(file.path)
-        except CgptError:  # then the scan says so
+        except CgptError:  # the scan reports the error
             return None
         each = self.expect.get(digest)
         if each is not None:
@@ -113,7 +113,7 @@ class Policy:
 
 
 def load(path: str) -> Policy:
-    """Return the policy of the file at `path`. Raises BadRequest for anything it cannot contain."""
+    """Read the policy file at `path`. Raises BadRequest if its content is invalid."""
     table = _table(path)
     level = table.pop("fail-on", None)
     try:

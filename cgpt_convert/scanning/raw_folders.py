@@ -1,4 +1,4 @@
-"""The raw tensors of a folder that `extract` wrote: not their content tells, but its mapping."""
+"""Recognise raw tensor files that `extract` wrote, by the mapping beside them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import lru_cache
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.sources.paths import is_url
 
-RAW = "file of raw tensors"  # as `sniff.Kind` names the other kinds
+RAW = "file of raw tensors"  # like the names in `detect.Kind`
 
 _MAPPING = "mapping.json"
-_DEEPEST = 3  # a file lies in the folder of its mapping, in that of a shard, or among its arrays
+_DEEPEST = 3  # a file is in the folder of its mapping, in a shard's folder, or among its arrays
 
 
 def is_raw(path: str) -> bool:
-    """Does a mapping beside the file, or a little above it, name it as what tensors lie in?"""
+    """Return whether a mapping up to three folders up lists the file as tensor data."""
     if is_url(path):
         return False
     folder, name = os.path.split(os.path.abspath(path))
@@ -28,7 +28,7 @@ def is_raw(path: str) -> bool:
 
 
 def _named_in(folder: str) -> frozenset[str]:
-    """The files that the folder's mapping names; none if it has no mapping that can be read."""
+    """Return the files listed in the folder's mapping; empty without a readable mapping."""
     try:
         status = os.stat(os.path.join(folder, _MAPPING))
     except OSError:
@@ -38,7 +38,7 @@ def _named_in(folder: str) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _listed(folder: str, _state: tuple[int, ...]) -> frozenset[str]:
-    """The same, read once for all files of a mapping that does not change."""
+    """Return the same, cached while the mapping file does not change."""
     from cgpt_convert.formats.raw import writer as parameters
 
     try:

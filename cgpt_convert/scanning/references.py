@@ -1,4 +1,4 @@
-"""Is it a pickle, and what is to be said of a name that it uses?"""
+"""Decide whether traced bytes are a pickle, and describe how a pickle uses a name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cgpt_convert.scanning.result import Sighting
 
 
 def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bool:
-    """Return whether an unpickler makes something of it, or does something before it fails.
+    """Return whether an unpickler can load it, or executes something before it fails.
 
-    Bytes that do not begin as pickles do since protocol 2 can form a few opcodes by chance. Of
-    those of a storage or of a text file more is needed to tell.
+    Bytes without a protocol 2 header can form a few opcodes by chance. For storages and text files,
+    stronger evidence is required.
     """
     if traced.exhausted or traced.misframed or traced.known:
         return True
@@ -23,7 +23,7 @@ def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bo
     named = any(use.module not in ("", EXTENSION) for use in uses)
     if traced.marked and (named or not traced.fault):
         return True
-    complete = not (traced.fault or storage or text)  # and then a name that is odd counts too
+    complete = not (traced.fault or storage or text)  # only then does an unprintable name count
     if complete and any(use.module not in ("", EXTENSION) for use in traced.uses):
         return True
     if (named and not traced.fault) or (traced.marked and not storage and any(map(_acts, uses))):
@@ -36,10 +36,10 @@ def _acts(use: Use) -> bool:
 
 
 def _can_be_imported(use: Use, *, text: bool) -> bool:
-    """Return whether an import may succeed. A list of words is no pickle that names modules.
+    """Return whether an import may succeed. With `text`, only a dangerous name counts.
 
-    What the name in the module is makes no difference, if the module is known to exist: Python's
-    unpickler takes a name that the end of the file cuts off for an empty one.
+    If the module is known to exist, the name in it does not matter: Python's unpickler treats a
+    name truncated by the end of the file as an empty name.
     """
     plain = all(map(str.isidentifier, use.dotted.removesuffix(".").split(".")))
     if text:
@@ -48,7 +48,7 @@ def _can_be_imported(use: Use, *, text: bool) -> bool:
 
 
 def sighting(use: Use, place: str) -> Sighting:
-    """What a pickle at `place` does with a name, in words."""
+    """Describe what a pickle at `place` does with a name."""
     dangerous = use.changed or not use.module or is_dangerous(use.module, use.name)
     how = "calls" if use.call else "changes" if use.changed else "names"
     shown = text(use.call) if use.call else printable(use.dotted)

@@ -1,4 +1,4 @@
-"""What a scan finds in one file, and its verdict. Values only."""
+"""The result of scanning one file, and its verdict. Values only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.scanning import kinds
 from cgpt_convert.scanning.raw_folders import RAW
 
-_SHOWN = 20  # sightings, problems and notes of one file that become checks of their own
+_SHOWN = 20  # limit of sightings, of problems and of notes per file that become checks
 
 
 class Verdict(Enum):
@@ -23,7 +23,7 @@ class Verdict(Enum):
     MALFORMED = "malformed"
     NOT_SCANNED = "not scanned"
     NOTHING = "no weights"
-    WEIGHTS = "clean"  # noqa: PIE796  another name of CLEAN
+    WEIGHTS = "clean"  # noqa: PIE796  an alias of CLEAN
 
 
 class FailOn(Enum):
@@ -42,15 +42,15 @@ ACCEPTED = {
 
 
 class Sighting(NamedTuple):
-    """A name that a pickle uses and weight files do not need, or code of another form."""
+    """A name that a pickle uses and weight files do not need, or code in another form."""
 
     rule: Rule  # DANGEROUS, FOREIGN or CODE
-    place: str  # the record, and the file inside it ...: "archive/data.pkl"; "" for the file itself
-    position: int  # byte of that place
+    place: str  # record and nested files, e.g. "archive/data.pkl"; "" for the file itself
+    position: int  # byte offset in `place`
     name: str
     how: str  # "calls", "names", "changes" or "contains"
-    calls: int  # how often it is called
-    text: str  # what would happen: the first call with its arguments, cut
+    calls: int  # number of calls
+    text: str  # the first call with its arguments, truncated
 
     def __str__(self) -> str:
         where = printable(self.place)
@@ -69,11 +69,11 @@ _WORDS = {
 
 
 class Scanned(NamedTuple):
-    """One file. `pickles` is how many were read in it, in whatever depth."""
+    """The result for one file. `pickles` counts the pickles at any nesting depth."""
 
     path: str
     kind: str
-    weights: bool  # does it hold any, or any pickle?
+    weights: bool  # whether it contains weights or any pickle
     pickles: int
     added: list[str]  # names in them that the user allows
     sightings: list[Sighting]
@@ -82,9 +82,9 @@ class Scanned(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of what was found; clean only if everything in the file was understood.
+        """The verdict of the worst finding; clean only if everything in the file was understood.
 
-        Dangerous comes before malformed: what runs does so before the damage is reached.
+        Dangerous takes precedence over malformed, since code runs before the damage is reached.
         """
         if any(sighting.rule is DANGEROUS for sighting in self.sightings):
             return Verdict.DANGEROUS
@@ -142,7 +142,7 @@ class Scanned(NamedTuple):
 
 
 def _article(kind: str) -> str:
-    return "an" if kind[0] in "aeioxHOX" else "a"  # HDF5, ONNX, XML: as they are spoken
+    return "an" if kind[0] in "aeioxHOX" else "a"  # HDF5, ONNX, XML, by pronunciation
 
 
 _MEANS = {

@@ -1,4 +1,4 @@
-"""One file, by its path -> what a scan says of it."""
+"""Scan one file, given by its path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgpt_convert.sources.paths import named, open_source
 
 
 def scan_file(path: str, rule: names.Rule) -> Scanned:
-    """What the file at `path` would run. Errors are among what is found; none is raised."""
+    """Return what loading the file at `path` would run. Errors become findings; none is raised."""
     look = Look(rule)
     kind = Kind.UNKNOWN
     path = named(path)
@@ -42,7 +42,7 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
 
 
 def _label(path: str, kind: Kind, look: Look) -> str:
-    """What to call the file, now that its parts are known: as `inspect` calls it."""
+    """Return the file's kind as `inspect` names it, given what the scan found."""
     if look.script:
         return SCRIPT
     if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):

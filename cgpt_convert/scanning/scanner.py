@@ -1,7 +1,7 @@
-"""What loading a file would run, by whatever reader, in every part of it.
+"""Find what loading a file with any reader would run, in every part of the file.
 
-Content decides what a part is. Besides what its kind says, the beginning of every part is read as
-a pickle: a file can be two things at once.
+A part's kind is detected from its content. The start of every part is also traced as a pickle,
+since a file can be valid in two formats.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from cgpt_convert.sources.compression import recognise
 from cgpt_convert.sources.local import Source, read
 from cgpt_convert.sources.unpack import Room, Window, unpacked
 
-_DEPTH = 8  # of files inside files
-_PARTS = 500_000  # looked at in one file; a model of 1 TB has about 100,000
+_DEPTH = 8  # limit of nested files
+_PARTS = 500_000  # limit of parts per file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 _OBJECTS = rb"""['"]([<>|=]?O[48]?|object)['"]"""  # in an npy header: NumPy unpickles what follows
-# one of strings, times or raw bytes as NumPy writes it, none of which it unpickles
+# an npy header of strings, times or raw bytes, which NumPy does not unpickle
 _PLAIN_HEADER = (
     rb"\{'descr': '[<>|=]?[SUVaMm]\d*(\[\w+\])?', 'fortran_order': (True|False), "
     rb"'shape': \([\d, L]*\), ?\}\s*"
@@ -59,7 +59,7 @@ _WEIGHTS = (
 
 _STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
 _SERVED = "a TorchServe archive, whose handler runs: unpack it and scan the result"
-_TORCH_RECORDS = ("data.pkl", ".data")  # in the root folder of what torch writes
+_TORCH_RECORDS = ("data.pkl", ".data")  # in the root folder of torch's archives
 
 
 # raw tensors of an exported program: torch/export/pt2_archive/constants.py
@@ -74,7 +74,7 @@ _JOBLIB = {
 
 
 class Role(Enum):
-    """What a part is to torch."""
+    """The role of a part for torch."""
 
     PICKLE = "a pickle"
     STORAGE = "numbers, whatever its bytes are"
@@ -82,16 +82,16 @@ class Role(Enum):
 
 
 class Look(Found):
-    """The looking into one file, part by part."""
+    """The scan of one file, part by part."""
 
     def __init__(self, rule: names.Rule) -> None:
         super().__init__(rule)
-        self.room, self.allowance = Room(0), Allowance(0)  # of the file, once it is known
+        self.room, self.allowance = Room(0), Allowance(0)  # set by `file`
         self.path = ""
-        self.unread: list[tuple[str, str]] = []  # places of unknown kinds, and what they are
+        self.unread: list[tuple[str, str]] = []  # (place, reason) of parts of unknown kinds
 
     def file(self, source: Source, kind: Kind) -> None:
-        """Look at the file `source`, which is of that kind, and into it."""
+        """Scan the file `source`, which is of the given kind, and everything inside it."""
         self.path = source.name
         self.room, self.allowance = Room(source.nbytes), Allowance(source.nbytes)
         try:
@@ -100,15 +100,16 @@ class Look(Found):
             self.problem(error.unsupported, "")
 
     def settle(self, path: str) -> None:
-        """Decide which of the parts that nobody understood are problems."""
+        """Report the parts of unknown kinds that a loader might read as problems."""
         for place, what in self.unread:
             if self.matters(path, place, what):
                 self.problem(Unsupported(what), place)
 
     def matters(self, path: str, place: str, what: str) -> bool:
-        """Return whether a file or part that nobody understands can be one that a loader reads.
+        """Return whether a loader might read this file or part of an unknown kind.
 
-        In a Python environment programs and unknown files are ordinary, except with weights.
+        In a Python environment, programs and unknown files are ignored, except together with
+        weights.
         """
         if kinds.names_weights(path) or (place and self.weights):
             return True
@@ -125,7 +126,7 @@ class Look(Found):
         kind: Kind | None = None,
         role: Role = Role.ANY,
     ) -> int:
-        """Look at a part of the file, and into it. Returns how many pickles it was.
+        """Scan a part of the file and everything inside it. Return the number of pickles it is.
 
         `place` names the part in messages; it is "" for the file itself.
         """
@@ -158,7 +159,7 @@ class Look(Found):
         return count
 
     def opened(self, source: Source, place: str, depth: int, kind: Kind, role: Role) -> bool:
-        """Look into a part by its kind. Returns whether it is understood by that."""
+        """Scan the content of a part according to its kind. Return whether that was possible."""
         if kind in _TARS:
             return self.guarded(self.tar, source, place, depth)
         if kind is Kind.NPY:
@@ -179,20 +180,20 @@ class Look(Found):
         at: int = 0,
         text: bool = False,
     ) -> int:
-        """Look at the pickles from byte `at` on, one after another. Returns how many there are.
+        """Trace the consecutive pickles from byte `at` on. Return their number.
 
-        `text` tells that the bytes are a text, which a few opcodes in it make no pickle.
+        `text` marks bytes that are text, which a few accidental opcodes do not make a pickle.
         """
         count, end, unmarked, plain = 0, at, 0, True
-        expected = int(role is Role.PICKLE)  # pickles that a loader reads whatever they are
-        begun = -1  # where the legacy stream begins that they belong to, if they do
+        expected = int(role is Role.PICKLE)  # number of pickles that a loader reads unconditionally
+        begun = -1  # start of the enclosing legacy stream, or -1
         while at < source.nbytes:
             self.passed.clear()
             traced = self.traced(source, at)
             magic = begun < 0 and legacy.is_magic(traced.value)
             if expected or magic or is_pickle(traced, storage=role is Role.STORAGE, text=text):
                 if role is Role.STORAGE and traced.opcodes >= PICKLE.opcodes and _is_idle(traced):
-                    break  # millions of one number that is an opcode
+                    break  # an array of one repeated number that is also an opcode
                 count += 1
                 self.take(traced, source, place, depth)
                 end = traced.end
@@ -203,7 +204,7 @@ class Look(Found):
                 plain &= not traced.uses
             if traced.fault:
                 break
-            # one of plain values, which nothing marks as a pickle, may come before others
+            # an unmarked pickle of plain values may precede others
             begun, at, expected = (at if magic else begun), traced.end, max(expected - 1, 0)
             if magic:
                 expected = _LEGACY_PICKLES - 1
@@ -211,7 +212,7 @@ class Look(Found):
                 at = end = legacy.storages_end(source, begun) or at
                 begun = -1
         if unmarked and plain and at == source.nbytes and not text:
-            count, end = count + unmarked, at  # nothing is left over: so they are what it holds
+            count, end = count + unmarked, at  # the pickles fill the part exactly
             self.pickles += unmarked
             self.weights = True
         if count and end < source.nbytes:
@@ -220,11 +221,11 @@ class Look(Found):
         return count
 
     def traced(self, source: Source, at: int) -> Trace:
-        """What the pickle at byte `at` would do."""
+        """Trace the pickle at byte `at`."""
         return self.allowance.trace(source, at, self.allowed)
 
     def take(self, traced: Trace, source: Source, place: str, depth: int) -> None:
-        """Take in one pickle, and look into the byte strings that it holds."""
+        """Record one pickle, and scan the byte strings in it."""
         self.pickles += 1
         self.weights = True
         self.added |= self.passed
@@ -253,7 +254,7 @@ class Look(Found):
     # -- containers
 
     def zip(self, source: Source, place: str, depth: int) -> None:
-        """Look at every record of the archive, or of each archive of several back to back."""
+        """Scan every record of the archive, or of each of several concatenated archives."""
         chained = zipchain.archives(source)
         for window in chained:
             label = _inside(place, f"archive at byte {window.offset:,}")
@@ -262,7 +263,7 @@ class Look(Found):
             self.archive(source, place, depth)
 
     def archive(self, source: Source, place: str, depth: int) -> None:
-        """Look at every record, then whether the pickles' bytes are those of their checksums."""
+        """Scan every record, and compare pickles with their checksums."""
         archive = zips.open_archive(source)
         refuse_hidden_zips(archive)
         for found in archive.findings:
@@ -293,7 +294,7 @@ class Look(Found):
             self.found(self.notes, findings.SCRIPT, detail)
 
     def record(self, archive: Archive, name: str, place: str, depth: int, role: Role) -> None:
-        """Look at one record of a zip."""
+        """Scan one record of a zip."""
         label = _inside(place, name)
         try:
             source = records.opened(archive, name, label, self.room)
@@ -306,16 +307,16 @@ class Look(Found):
             self.problem(error, label)
 
     def tar(self, source: Source, place: str, depth: int) -> None:
-        """Look at every file of a tar; of torch's own also at the pickles between storages."""
+        """Scan every file of a tar; for torch's tars also the pickles between storages."""
         from cgpt_convert.archives import tar_walk as tarwalk
         from cgpt_convert.scanning import tar_pickles as torchtar
 
-        end = find_zip(source)  # one in the last member is found there
+        end = find_zip(source)  # a zip inside the last member is found with the member
         outside = end is not None
         for member in tarwalk.files(source):
             room = (
                 member.nbytes - END_NBYTES
-            )  # one that reaches beyond the member is not found there
+            )  # a zip that extends beyond the member is not found with it
             if member.name.endswith("MAR-INF/MANIFEST.json"):
                 self.problem(Unsupported(_SERVED), place)
             outside &= end is None or not 0 <= end - member.offset <= room
@@ -329,7 +330,7 @@ class Look(Found):
             raise Malformed("a zip archive behind a tar: readers disagree what the file is")
 
     def npy(self, source: Source, place: str, depth: int) -> None:
-        """Look at what follows the header, unless it says that the elements are plain."""
+        """Scan the data after the header, unless the header declares plain elements."""
         from cgpt_convert.formats.npy import header as _npy
         from cgpt_convert.tensors.tensor import Storage
 
@@ -346,7 +347,7 @@ class Look(Found):
             objects = 0
             if not re.fullmatch(_PLAIN_HEADER, header):
                 loaded = re.search(_OBJECTS, header) is not None
-                role = Role.PICKLE if loaded else Role.ANY  # others may be text, which is no pickle
+                role = Role.PICKLE if loaded else Role.ANY  # other data may be text
                 objects = self.pickled(source, place, depth, role, at=start, text=not loaded)
             if not objects and isinstance(refused, Malformed):
                 raise refused
@@ -354,7 +355,7 @@ class Look(Found):
     def texts(self, source: Source, place: str, kind: Kind) -> None:
         """Look for code in a document or text that a loader reads beside the weights."""
         name = place or source.name
-        if source.nbytes > TOKENIZER_BYTES:  # no loader reads one as large
+        if source.nbytes > TOKENIZER_BYTES:  # loaders do not read larger ones
             return
         if kind in _TEXTS and kinds.is_template(name):
             self.code(code.template(_decoded(source)), place)
@@ -370,7 +371,7 @@ class Look(Found):
                 self.problem(Unsupported("a JSON document that is nested too deeply"), place)
 
     def code(self, found: Iterable[str], place: str) -> None:
-        """Record code in another form than a pickle's."""
+        """Record code in forms other than pickle."""
         for text in found:
             self.sight(Sighting(findings.CODE, place, 0, text, "contains", 0, printable(text)))
 
@@ -400,14 +401,14 @@ class Look(Found):
             self.problem(Unsupported(_SERVED), place)
 
     def adds(self, module: str, name: str) -> bool:
-        """Return whether the user allows a class, and remember that it occurs."""
+        """Return whether the user allows a class, and record its use."""
         allowed = self.rule.adds(module, name)
         if allowed:
             self.added.add(f"{module}.{name}")
         return allowed
 
     def header(self, source: Source, _place: str, kind: Kind) -> None:
-        """Check the header of a file that can hold nothing but weights."""
+        """Check the header of a file format that cannot contain code."""
         from cgpt_convert.formats.gguf import reader as _gguf
         from cgpt_convert.formats.safetensors import reader as _safetensors
 
@@ -419,18 +420,18 @@ class Look(Found):
                     self.code(code.template(str(stored.value())), key)
 
     def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
-        """Look into a compressed file. Returns whether it is one."""
+        """Scan a compressed file. Return whether it is one."""
         method = recognise(read(source, 0, min(HEAD, source.nbytes)))
         inner = unpacked(source, method, self.room) if method else None
         if method is None or inner is None or (inner.damage and not inner.nbytes):
             return False
         if inner.damage and not method.certain:
-            role = Role.STORAGE  # most likely other bytes that begin like this by chance
+            role = Role.STORAGE  # probably other data with the same first bytes
         self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
-        whole = records.held(inner, records.HELD)  # parts of it are read anew again and again
+        whole = records.held(inner, records.HELD)  # avoids decompressing repeatedly
         if whole is not inner:
-            self.room.left += inner.nbytes  # unpacked to be measured, and once more to be held
+            self.room.left += inner.nbytes  # unpacked twice: to measure, then to keep
         role = role if role is Role.STORAGE else Role.ANY
         self.part(whole, _inside(place, "unpacked"), depth + 1, role=role)
         if inner.damage and (role is Role.ANY or (self.weights, len(self.problems)) != before):
@@ -439,9 +440,9 @@ class Look(Found):
 
 
 def _imports_nothing(source: Source) -> bool:
-    """Return whether the first opcode imports a name with a NUL, which no import finds.
+    """Return whether the first opcode imports a name with a NUL byte, which cannot exist.
 
-    The header of a tar does whose first member has a name that begins with "c" or "i".
+    This is so for tar headers whose first member's name begins with "c" or "i".
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     return head[:1] in (b"c", b"i") and b"\0" in head.partition(b"\n")[0]
@@ -461,7 +462,7 @@ def _decoded(source: Source) -> str:
 
 
 def _is_idle(traced: Trace) -> bool:
-    """Does it neither say that it is a pickle nor name anything?"""
+    """Return whether it lacks a protocol marker and uses no names."""
     return not (traced.marked or traced.uses)
 
 

@@ -1,6 +1,6 @@
-"""The pickles of a torch tar: its loader reads many from one member, with raw data between them.
+"""The pickles of a torch tar: the loader reads several from one member, between raw data.
 
-torch/serialization.py `legacy_load`; `formats/torch/tar_reader.py` reads what they say.
+See torch/serialization.py, `legacy_load`; `formats/torch/tar_reader.py` reads their content.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ WALKED = ("storages", "tensors")
 
 
 def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) -> Iterator[Trace]:
-    """Every pickle of the member `storages` or `tensors` behind the first, which is a number.
+    """Yield every pickle of the member `storages` or `tensors` after the first, a count.
 
-    `trace` tells what the one at a position would do.
-
-    Raises Malformed where it cannot be told where the next one begins.
+    `trace` traces the pickle at a position. Raises Malformed if the start of the next one cannot be
+    determined.
     """
     first = trace(source, 0)
     stream = Stream(source, first.end)
-    if first.exhausted:  # our limit, not the loader's: nobody knows what follows
+    if first.exhausted:  # our limit, not the loader's: the rest is unknown
         yield first
     if first.fault:
-        return  # the loader fails there as well
-    if not isinstance(first.value, int):  # it may be one to the loader: torch writes it plainly
+        return  # the loader also fails here
+    if not isinstance(first.value, int):  # torch writes a plain number; others may still load
         raise Malformed(f"{name}: it cannot be told how many pickles follow")
     for _ in range(first.value):
         traced = trace(source, stream.at)

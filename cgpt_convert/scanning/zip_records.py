@@ -1,4 +1,4 @@
-"""The records of a zip as sources to look into."""
+"""The records of a zip archive as sources to scan."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cgpt_convert.formats.detect import HEAD
 from cgpt_convert.sources.local import CHUNK, MemoryBytes, Source, read
 from cgpt_convert.sources.unpack import Room, Window, inflated
 
-HELD = 16 << 20  # bytes: what is unpacked is read several times, forwards and back
+HELD = 16 << 20  # bytes; unpacked data is read several times, not in order
 
 
 def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
-    """The bytes of a record, inflated if need be; `room` is what that may take.
+    """Return the bytes of a record, inflated if necessary; `room` limits inflation.
 
-    Small ones are in memory, for they are read several times: of stored ones those that are read as
-    a whole anyway, of deflated ones those that one step inflates.
+    Small records are kept in memory since they are read several times: stored records up to the
+    size of a detection read, deflated records up to one chunk.
     """
     member = archive.members[name]
     if member.method == STORED:
@@ -28,7 +28,7 @@ def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
 
 
 def held(source: Source, most: int = CHUNK) -> Source:
-    """Return the bytes in memory; a source of more than `most` bytes or a damaged one as it is."""
+    """Return the source read into memory; as it is if damaged or larger than `most` bytes."""
     if source.nbytes > most:
         return source
     try:
@@ -38,7 +38,7 @@ def held(source: Source, most: int = CHUNK) -> Source:
 
 
 def crc32(source: Source) -> int:
-    """The CRC-32 of all of it."""
+    """Return the CRC-32 of all bytes."""
     import zlib
 
     crc, at = 0, 0
