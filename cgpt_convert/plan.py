@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.tensors.dtypes import DType
 from cgpt_convert.tensors.tensor import Content, Tensor
 
 
@@ -111,21 +109,3 @@ AddProvenance = Callable[[Request], Request]
 def unsigned(request: Request) -> Request:
     """The request as it is, without a claim."""
     return request
-
-
-class Format(Protocol):
-    """A module of `formats/`. The file system is its only other contact with the world.
-
-    It may have `ALSO: tuple[str, ...]` besides: other suffixes that its files are known by.
-    """
-
-    NAME: str  # as `--to` takes it
-    SUFFIX: str  # of its files; the output's suffix chooses the format
-    FOLDER: bool  # does `plan` describe a folder's files?
-    DTYPES: tuple[DType, ...]  # the element types that its files can hold
-
-    def plan(self, request: Request) -> list[FilePlan]:
-        """The files that hold `request`. Raises BadRequest naming every tensor it cannot hold."""
-
-    def read(self, path: str) -> Checkpoint:
-        """What such a file or folder holds; Malformed or Unsupported where it cannot be read."""

@@ -13,7 +13,7 @@ from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.diagnose import refuse
 from cgpt_convert.formats.gguf import reader as _gguf
 from cgpt_convert.formats.npy import header as _npy
-from cgpt_convert.formats.npy import npz
+from cgpt_convert.formats.npz import archive as npz
 from cgpt_convert.formats.safetensors import reader as _safetensors
 from cgpt_convert.formats.torch import legacy_reader as legacy
 from cgpt_convert.formats.torch import tar_reader as torchtar

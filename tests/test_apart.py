@@ -59,8 +59,8 @@ SOURCES: dict[str, Callable[[Path], None]] = {
     "m.safetensors": lambda path: save_file({k: t.contiguous() for k, t in STATE.items()}, path),
     "m.gguf": gguf,
 }
-FILES = [form for form in formats.names() if not formats.by_name(form).FOLDER and form != "gguf"]
-FOLDERS = [form for form in formats.names() if formats.by_name(form).FOLDER]
+FILES = [form for form in formats.names() if not formats.by_name(form).folder and form != "gguf"]
+FOLDERS = [form for form in formats.names() if formats.by_name(form).folder]
 
 
 def named(source: Path) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from tests.test_cli_extract import assert_same
 from tests.test_cli_inspect import damage
 
 # name -> an output of it; GGUF holds GPT-2 models under other names
-FORMATS = {name: f"out{formats.by_name(name).SUFFIX}" for name in formats.names() if name != "gguf"}
+FORMATS = {name: f"out{formats.by_name(name).suffix}" for name in formats.names() if name != "gguf"}
 
 
 @pytest.mark.parametrize("to", FORMATS)

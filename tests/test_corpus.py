@@ -307,7 +307,7 @@ def pickles(path: Path) -> list[bytes]:
 def test_converted_files_hold_the_same_for_other_libraries_and_for_us(
     holding: Real, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / f"out{formats.by_name(form).SUFFIX}"
+    out = tmp_path / f"out{formats.by_name(form).suffix}"
     assert run(monkeypatch, "convert", holding.path, "-o", out, "--to", form, "--root", ".") == 0
     arrays, aliases = READERS[form](out)
     assert aliases == holding.ours.ties

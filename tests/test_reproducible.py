@@ -12,7 +12,7 @@ from tests.running import contents, spawn
 
 COMMANDS = {
     **{
-        name: ("convert", f"out{formats.by_name(name).SUFFIX}", "--to", name)
+        name: ("convert", f"out{formats.by_name(name).suffix}", "--to", name)
         for name in formats.names()
         if name not in ("gguf", "npz")
     },

@@ -472,7 +472,7 @@ def test_the_output_may_lie_on_another_file_system(
     source = vendor.write(vendor.TINY, tmp_path / "in")
     checkpoint = open_checkpoint(source)
     tensors = [tensor for name, tensor in checkpoint.items() if name not in checkpoint.ties]
-    plans = formats.by_name("npz").plan(request("out.npz", *tensors))
+    plans = formats.by_name("npz").planned(request("out.npz", *tensors))
     sink.write_files(plans, str(other), Options())
     assert contents(other) == render(plans)
 

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 from collections.abc import Collection
-from typing import Protocol
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
@@ -16,6 +15,7 @@ from cgpt_convert.core.findings import Finding
 from cgpt_convert.formats import registry as formats
 from cgpt_convert.formats import sharded_reader as shards
 from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind, sniff
+from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import is_file, is_url, listing, named, open_source
 
@@ -108,69 +108,13 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
 
 
 def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
-    """Return what the file `source`, called `path`, contains, by the reader of its kind."""
-    if kind in _OF_TORCH or (kind is Kind.CUT_ZIP and salvage):
-        return _read_torch(kind, source, salvage=salvage)
-    if kind is Kind.SAFETENSORS:
-        from cgpt_convert.formats.safetensors import reader as _safetensors
-
-        return _read_header(_safetensors, source, path, salvage=salvage)
-    if kind is Kind.NPZ:
-        from cgpt_convert.formats.npy import npz
-
-        return npz.from_source(source, path)
-    if kind is Kind.NPY:
-        from cgpt_convert.formats.npy import folder as npy
-
-        return npy.from_source(source, path)
-    if kind is Kind.GGUF:
-        from cgpt_convert.formats.gguf import reader as _gguf
-
-        return _read_header(_gguf, source, path, salvage=salvage)
+    """Return what the file `source`, called `path`, contains, by the format of its kind."""
+    form = formats.for_kind(kind, salvage=salvage)
+    if form is not None:
+        return form.load(FormatFile(source, path, kind, salvage))
     from cgpt_convert.formats.diagnose import refuse
 
     raise refuse(kind, source)
-
-
-_OF_TORCH = (Kind.TORCH_ZIP, Kind.LEGACY, Kind.TORCH_TAR)
-
-
-def _read_torch(kind: Kind, source: Source, *, salvage: bool) -> Checkpoint:
-    if kind is Kind.TORCH_ZIP:
-        from cgpt_convert.formats.torch import zip_reader as torchzip
-
-        return torchzip.read(source)
-    if kind is Kind.LEGACY:
-        from cgpt_convert.formats.torch import legacy_reader as legacy
-
-        return legacy.read(source, salvage=salvage)
-    if kind is Kind.TORCH_TAR:
-        from cgpt_convert.formats.torch import tar_reader as torchtar
-
-        return torchtar.read(source)
-    from cgpt_convert.formats.torch import truncated_zip as cutzip
-
-    return cutzip.salvage(source).checkpoint
-
-
-def _read_header(reader: _Reader, source: Source, path: str, *, salvage: bool) -> Checkpoint:
-    """What a file holds whose header tells all; with `salvage`, what is whole of it."""
-    checkpoint, end = reader.described(source, path)
-    if salvage and end > source.nbytes:
-        from cgpt_convert.formats.salvage import sift
-
-        return sift(checkpoint, source.nbytes, end).checkpoint
-    return reader.checked(source, checkpoint, end)
-
-
-class _Reader(Protocol):
-    """A module that reads such headers."""
-
-    def described(self, source: Source, path: str) -> tuple[Checkpoint, int]:
-        """What the header tells, and where the last tensor ends."""
-
-    def checked(self, source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
-        """The same checkpoint; Malformed if the file does not end there."""
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:

@@ -86,7 +86,7 @@ def target_for(output: str) -> str:
             where=output,
             hint=f"say --to {'|'.join(targets())}",
         )
-    return form.NAME
+    return form.name
 
 
 def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
@@ -151,7 +151,7 @@ def _planned(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
         name, tuple(chosen.tensors), chosen.aliases, max_shard_nbytes=target.max_shard_nbytes
     )
     request = _provenance(chosen, target)(request)
-    return Conversion(form.plan(request), chosen, request, folder=form.FOLDER)
+    return Conversion(form.planned(request), chosen, request, folder=form.folder)
 
 
 def _provenance(chosen: Selection, target: Target) -> AddProvenance:
@@ -161,11 +161,11 @@ def _provenance(chosen: Selection, target: Target) -> AddProvenance:
 def _check(wish: Wish, target: Target) -> None:
     """Refuse settings that the target has no use for: they were meant for something."""
     form = formats.by_name(target.to) if target.to != HF else None
-    if form and not form.FOLDER and not os.path.basename(target.output):
+    if form and not form.folder and not os.path.basename(target.output):
         raise BadRequest(
-            f"{form.NAME} is written as a file, not as a folder",
+            f"{form.name} is written as a file, not as a folder",
             where=target.output,
-            hint=f"name it, say {os.path.join(target.output, 'model' + form.SUFFIX)}",
+            hint=f"name it, say {os.path.join(target.output, 'model' + form.suffix)}",
         )
     model = target.to in (GGUF, HF)
     if wish.dtype in BLOCK_CASTS and target.to != GGUF:

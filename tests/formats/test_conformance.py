@@ -8,8 +8,8 @@ import pytest
 
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.formats import registry as formats
-from cgpt_convert.plan import Format
-from cgpt_convert.tensors.dtypes import BY_NAME, TABLE
+from cgpt_convert.formats.registry import Format
+from cgpt_convert.tensors.dtypes import BY_NAME, TABLE, DType
 from cgpt_convert.tensors.tensor import Storage
 from tests.formats import samples
 from tests.render import dense, render, request, tensor_bytes, write
@@ -23,22 +23,28 @@ def fmt(request: pytest.FixtureRequest) -> Format:
 
 
 def name_of(fmt: Format) -> str:
-    return f"out{fmt.SUFFIX}"
+    return f"out{fmt.suffix}"
+
+
+def held(fmt: Format) -> tuple[DType, ...]:
+    """The element types that the format writes."""
+    assert fmt.dtypes is not None
+    return fmt.dtypes()
 
 
 def placed(fmt: Format, files: dict[str, bytes], folder: Path) -> str:
     """Write the files and return the path that the format is to read."""
     write(files, folder)
-    return str(folder if fmt.FOLDER else folder / name_of(fmt))
+    return str(folder if fmt.folder else folder / name_of(fmt))
 
 
 def test_every_claimed_type_and_shape_comes_back(fmt: Format, tmp_path: Path) -> None:
     tensors = [
         tensor
-        for tensor in samples.every(fmt.DTYPES)
+        for tensor in samples.every(held(fmt))
         if tensor.shape or tensor.dtype.name != "float4_e2m1fn_x2"
     ]
-    files = render(fmt.plan(request(name_of(fmt), *tensors)))
+    files = render(fmt.planned(request(name_of(fmt), *tensors)))
     found = fmt.read(placed(fmt, files, tmp_path))
     assert sorted(found) == sorted(tensor.name for tensor in tensors)
     for tensor in tensors:
@@ -50,7 +56,7 @@ def test_every_claimed_type_and_shape_comes_back(fmt: Format, tmp_path: Path) ->
 
 def test_views_are_written_in_c_order(fmt: Format, tmp_path: Path) -> None:
     tensor = samples.tensor("w", BY_NAME["float32"], (3, 4)).transposed()
-    files = render(fmt.plan(request(name_of(fmt), tensor)))
+    files = render(fmt.planned(request(name_of(fmt), tensor)))
     back = fmt.read(placed(fmt, files, tmp_path))["w"]
     assert back.shape == (4, 3)
     assert tensor_bytes(back) == tensor_bytes(tensor)
@@ -60,7 +66,7 @@ def test_big_endian_becomes_little(fmt: Format, tmp_path: Path) -> None:
     plain = dense("w", "int32", (2,), (1).to_bytes(4, "big") + (7).to_bytes(4, "big"))
     swapped = Storage(plain.storage.source, 0, 8, "w", "big").whole()
     tensor = type(plain)("w", plain.stored, (2,), (1,), 0, swapped.storage)
-    files = render(fmt.plan(request(name_of(fmt), tensor)))
+    files = render(fmt.planned(request(name_of(fmt), tensor)))
     back = fmt.read(placed(fmt, files, tmp_path))["w"]
     assert tensor_bytes(back) == (1).to_bytes(4, "little") + (7).to_bytes(4, "little")
 
@@ -68,7 +74,7 @@ def test_big_endian_becomes_little(fmt: Format, tmp_path: Path) -> None:
 def test_aliases_share_their_keepers_view(fmt: Format, tmp_path: Path) -> None:
     kept, other = (samples.tensor(name, BY_NAME["float16"], (2, 3)) for name in ("wte", "x"))
     aliases = {"lm_head": "wte", "again": "wte"}
-    plans = fmt.plan(request(name_of(fmt), kept, other, aliases=aliases))
+    plans = fmt.planned(request(name_of(fmt), kept, other, aliases=aliases))
     found = fmt.read(placed(fmt, render(plans), tmp_path))
     assert sorted(found) == ["again", "lm_head", "wte", "x"]
     assert found["lm_head"].view == found["wte"].view == found["again"].view
@@ -80,45 +86,45 @@ def test_aliases_share_their_keepers_view(fmt: Format, tmp_path: Path) -> None:
 def test_metadata_comes_back(fmt: Format, tmp_path: Path) -> None:
     metadata = {"license": "Apache-2.0", "note": 'line\n"quoted" \\ é 🦊 \x7f', "": ""}
     tensor = samples.tensor("w", BY_NAME["float32"])
-    files = render(fmt.plan(request(name_of(fmt), tensor, metadata=metadata)))
+    files = render(fmt.planned(request(name_of(fmt), tensor, metadata=metadata)))
     found = fmt.read(placed(fmt, files, tmp_path))
     assert found.metadata.items() >= metadata.items()
 
 
 def test_no_tensors_at_all_is_a_valid_file(fmt: Format, tmp_path: Path) -> None:
-    files = render(fmt.plan(request(name_of(fmt))))
+    files = render(fmt.planned(request(name_of(fmt))))
     assert not fmt.read(placed(fmt, files, tmp_path))
 
 
 def test_the_order_of_equal_types_by_name_is_kept(fmt: Format, tmp_path: Path) -> None:
     tensors = [samples.tensor(name, BY_NAME["float32"]) for name in ("a", "b", "c")]
-    files = render(fmt.plan(request(name_of(fmt), *tensors)))
+    files = render(fmt.planned(request(name_of(fmt), *tensors)))
     assert list(fmt.read(placed(fmt, files, tmp_path))) == ["a", "b", "c"]
 
 
 def test_plans_are_deterministic(fmt: Format) -> None:
     tensors = [samples.tensor(name, BY_NAME["bfloat16"]) for name in ("b", "a")]
     rest = {"metadata": {"z": "1", "y": "2"}, "aliases": {"q": "a", "p": "b"}}
-    once, twice = (render(fmt.plan(request(name_of(fmt), *tensors, **rest))) for _ in range(2))
+    once, twice = (render(fmt.planned(request(name_of(fmt), *tensors, **rest))) for _ in range(2))
     assert once == twice
 
 
 def test_unicode_names_come_back(fmt: Format, tmp_path: Path) -> None:
     names = ["größe", "重み", "a b", "layers[0].w", "x/y:0", "🦊"]
     tensors = [samples.tensor(name, BY_NAME["int8"], (2,), i) for i, name in enumerate(names)]
-    files = render(fmt.plan(request(name_of(fmt), *tensors)))
+    files = render(fmt.planned(request(name_of(fmt), *tensors)))
     found = fmt.read(placed(fmt, files, tmp_path))
     assert sorted(found) == sorted(names)
     assert all(tensor_bytes(found[t.name]) == tensor_bytes(t) for t in tensors)
 
 
 def test_all_unholdable_types_are_named(fmt: Format) -> None:
-    misfits = [row for row in TABLE if row not in fmt.DTYPES]
+    misfits = [row for row in TABLE if row not in held(fmt)]
     if not misfits:
         pytest.skip("it holds every type")
     tensors = [samples.tensor(f"t.{row.name}", row) for row in misfits]
     with pytest.raises(Unsupported) as caught:
-        fmt.plan(request(name_of(fmt), *tensors, samples.tensor("fine", BY_NAME["int8"])))
+        fmt.planned(request(name_of(fmt), *tensors, samples.tensor("fine", BY_NAME["int8"])))
     assert all(f"t.{row.name} ({row.name})" in caught.value.message for row in misfits)
     assert "fine" not in caught.value.message
     assert "--exclude" in caught.value.hint
@@ -130,24 +136,24 @@ def test_all_unholdable_types_are_named(fmt: Format) -> None:
 def test_impossible_aliases_are_refused(fmt: Format, aliases: dict[str, str]) -> None:
     tensors = [samples.tensor(name, BY_NAME["int8"]) for name in ("w", "v")]
     with pytest.raises(Unsupported):
-        fmt.plan(request(name_of(fmt), *tensors, aliases=aliases))
+        fmt.planned(request(name_of(fmt), *tensors, aliases=aliases))
 
 
 def test_impossible_names_are_refused(fmt: Format) -> None:
     twice = [samples.tensor("w", BY_NAME["int8"]) for _ in range(2)]
     with pytest.raises(Unsupported, match="more than one"):
-        fmt.plan(request(name_of(fmt), *twice))
+        fmt.planned(request(name_of(fmt), *twice))
     with pytest.raises(Unsupported, match="Unicode"):
-        fmt.plan(request(name_of(fmt), samples.tensor("\ud800", BY_NAME["int8"])))
+        fmt.planned(request(name_of(fmt), samples.tensor("\ud800", BY_NAME["int8"])))
 
 
 def test_a_shard_size_is_honoured_or_refused(fmt: Format) -> None:
     tensors = [samples.tensor(name, BY_NAME["int8"], (4,)) for name in ("w", "v")]
-    if fmt.NAME in ("safetensors", "torch"):
-        assert len(fmt.plan(request(name_of(fmt), *tensors, max_shard_nbytes=4))) == 3
+    if fmt.name in ("safetensors", "torch"):
+        assert len(fmt.planned(request(name_of(fmt), *tensors, max_shard_nbytes=4))) == 3
     else:
         with pytest.raises(BadRequest, match="shards"):
-            fmt.plan(request(name_of(fmt), *tensors, max_shard_nbytes=4))
+            fmt.planned(request(name_of(fmt), *tensors, max_shard_nbytes=4))
 
 
 def test_a_missing_file_is_a_bad_request(fmt: Format, tmp_path: Path) -> None:
@@ -158,7 +164,7 @@ def test_a_missing_file_is_a_bad_request(fmt: Format, tmp_path: Path) -> None:
 def test_the_registry_finds_formats_by_name_and_suffix() -> None:
     assert {"npy", "npz", "safetensors", "torch"}.issubset(formats.names())
     for name in formats.names():
-        assert name == formats.by_name(name).NAME
+        assert name == formats.by_name(name).name
     found = formats.for_suffix("/some/where/Model.SafeTensors")
     assert found is formats.by_name("safetensors")
     assert formats.for_suffix("x.npz") is formats.by_name("npz")
@@ -174,6 +180,7 @@ def test_the_registry_finds_formats_by_name_and_suffix() -> None:
 LIGHT = """
 import sys
 from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats.registry import Format
 assert not [name for name in sys.modules if name.startswith("cgpt_convert.formats.gguf")]
 for name in ("safetensors", "npz", "npy"):
     formats.by_name(name)
@@ -190,6 +197,6 @@ def test_planning_and_reading_import_nothing_heavy(tmp_path: Path) -> None:
     paths = []
     for name in ("safetensors", "npz", "npy"):
         fmt = formats.by_name(name)
-        files = render(fmt.plan(request(name_of(fmt), tensor)))
+        files = render(fmt.planned(request(name_of(fmt), tensor)))
         paths.append(placed(fmt, files, tmp_path / name))
     subprocess.run([sys.executable, "-c", LIGHT, *paths], check=True)

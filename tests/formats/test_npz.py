@@ -21,7 +21,7 @@ from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.formats.npy import npz
+from cgpt_convert.formats.npz import archive as npz
 from cgpt_convert.plan import Crc32, part_nbytes
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.targets.selection import Wish, select

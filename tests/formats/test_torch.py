@@ -227,7 +227,7 @@ def test_planning_and_reading_do_not_import_torch(tmp_path: Path) -> None:
 import sys
 from cgpt_convert.formats import registry as formats
 from cgpt_convert.plan import Request
-formats.by_name("torch").plan(Request("m.bin", ()))
+formats.by_name("torch").planned(Request("m.bin", ()))
 formats.by_name("torch").read(sys.argv[1])
 heavy = {"torch", "numpy", "zipfile", "pathlib", "hashlib"} & set(sys.modules)
 assert not heavy, heavy

@@ -22,8 +22,6 @@ from cgpt_convert.tensors.dtypes import BY_GGUF
 from cgpt_convert.tensors.shapes import in_blocks
 
 NAME = "gguf"
-SUFFIX = ".gguf"
-FOLDER = False
 
 DTYPES = tuple(BY_GGUF.values())  # what it can hold
 

@@ -29,8 +29,6 @@ from cgpt_convert.sources.paths import is_url, join, listing, open_all, open_sou
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
 NAME = "npy"
-SUFFIX = ""
-FOLDER = True
 
 DTYPES = _npy.DTYPES  # what it can hold
 

@@ -31,8 +31,6 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 NAME = "parameters"
 KIND = "extracted parameters"  # of the checkpoint that `read` returns
-SUFFIX = ""
-FOLDER = True
 DTYPES = TABLE  # raw bytes hold everything
 
 MAPPING = "mapping.json"

@@ -22,7 +22,6 @@ from cgpt_convert.tensors.tensor import Tensor
 
 NAME = "safetensors"
 SUFFIX = ".safetensors"
-FOLDER = False
 
 DTYPES = (*BY_SAFETENSORS.values(), BY_NAME["float4_e2m1fn_x2"])  # what it can hold
 

@@ -26,7 +26,6 @@ from cgpt_convert.tensors.tensor import Tensor
 NAME = "torch"
 SUFFIX = ".bin"
 ALSO = (".pt", ".pth")
-FOLDER = False
 
 DTYPES = tuple(row for row in TABLE if row.kind != "q")  # what it can hold
 

@@ -33,8 +33,6 @@ from cgpt_convert.tensors.dtypes import UINT8
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 NAME = "npz"
-SUFFIX = ".npz"
-FOLDER = False
 
 DTYPES = _npy.DTYPES  # what it can hold
 
