@@ -1,8 +1,9 @@
 """Counts of NaN and infinite elements in the data of a tensor as it is streamed.
 
 An element is not finite if all bits of its exponent are set. Each piece is tested first: if NumPy
-is imported, with the largest element as a signed and as an unsigned integer, else with an addition
-of long integers. Elements are counted only in pieces with a match.
+is imported, with the largest element as a signed and as an unsigned integer; else with the highest
+byte of each element and, where one of these may belong to a NaN or an infinity, with an addition of
+long integers. Elements are counted only in pieces with a match.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def watched(pieces: Iterable[memoryview], dtype: DType, found: Special) -> Itera
 def _any(data: memoryview, layout: _Layout) -> bool:
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "frombuffer"):  # another thread is importing it
-        return _any_of_integer(data, layout)
+        return _any_of_bytes(data, layout)
     signed = numpy.frombuffer(data, f"<i{layout.width}").max()
     return bool(
         signed >= layout.exponent
@@ -74,6 +75,22 @@ def _any(data: memoryview, layout: _Layout) -> bool:
 
 def _sign(layout: _Layout) -> int:
     return 1 << (8 * layout.width - 1)
+
+
+def _any_of_bytes(data: memoryview, layout: _Layout) -> bool:
+    """Look at the highest bytes first: those of weights hardly ever have all these bits set."""
+    whole = data.obj  # slicing a bytearray takes a tenth of the time of slicing a view
+    if not isinstance(whole, bytearray) or len(whole) != len(data):
+        whole = bytes(data)
+    highest = whole[layout.width - 1 :: layout.width]
+    return any(byte in highest for byte in _highest(layout)) and _any_of_integer(data, layout)
+
+
+@functools.lru_cache(16)
+def _highest(layout: _Layout) -> tuple[int, ...]:
+    """Return the highest bytes that an element which is not finite may have."""
+    bits = layout.exponent >> (8 * layout.width - 8)
+    return tuple(byte for byte in range(256) if byte & bits == bits)
 
 
 def _any_of_integer(data: memoryview, layout: _Layout) -> bool:

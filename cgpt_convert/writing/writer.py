@@ -248,7 +248,7 @@ class Work:
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
-_MUCH = 32 << 20  # bytes, of which NumPy finds NaN in less time than importing it takes
+_MUCH = 1 << 30  # bytes, in which NumPy finds NaN in less time than importing it takes
 
 
 def _import_to_look(plans: Sequence[FilePlan]) -> None:
