@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from cgpt_convert.architectures.hf_config_check import check_config
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
+from cgpt_convert.core.events import Progress, no_progress
 from cgpt_convert.pickles.flatten.flatten import foreign
 from cgpt_convert.pickles.nodes import text
+from cgpt_convert.sources.paths import is_url
 from cgpt_convert.targets.hf_view import configuration, undone
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -134,3 +137,63 @@ def _by_dtype(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
         row["elements"] += tensor.numel
         row["nbytes"] += tensor.nbytes
     return dict(sorted(rows.items(), key=lambda item: -item[1]["nbytes"]))
+
+
+def transferred(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """Return what was requested so far over a network; None for local files."""
+    if not is_url(checkpoint.path):
+        return None
+    from cgpt_convert.sources.remote.settings import traffic
+
+    return {"requests": traffic.requests, "nbytes": traffic.nbytes, "total": traffic.total}
+
+
+def matching_rows(
+    checkpoint: Checkpoint, rows: list[dict[str, Any]], match: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the rows whose names match a glob; BadRequest, as in `convert`, if none does."""
+    if not match:
+        return rows
+    from cgpt_convert.targets.selection import no_match, wanted
+
+    every = (*checkpoint, *checkpoint.exotic)
+    if not any(wanted(name, match) for name in every):
+        raise no_match(checkpoint.path, every)
+    return [row for row in rows if wanted(row["name"], match)]
+
+
+def add_statistics(
+    checkpoint: Checkpoint, rows: list[dict[str, Any]], progress: Progress = no_progress
+) -> None:
+    """Read the tensors of the rows, and add `stats` to each row."""
+    from cgpt_convert.tensors.stats import statistics
+
+    pairs = [(checkpoint[row["name"]], row) for row in rows]
+    pairs.sort(key=lambda pair: _place(pair[0]))
+    with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
+        for tensor, row in pairs:
+            row["stats"] = statistics(tensor)
+            advance(row["nbytes"])
+
+
+def _place(tensor: Tensor) -> tuple[str, int, int]:
+    """Where it begins. A packed storage, a source of its own, can only be read forward."""
+    storage = tensor.storage
+    return storage.source.name, storage.offset, tensor.stored.size(tensor.start)
+
+
+def check_storages_of(checkpoint: Checkpoint, progress: Progress = no_progress) -> dict[str, Any]:
+    """Compare every storage with its recorded checksum; docs/json.md has the keys."""
+    from cgpt_convert.tensors.checksums import check_storages
+
+    recorded = [s for s in checkpoint.storages if s.crc32 is not None]
+    with progress("checksums", sum(s.nbytes for s in recorded)) as advance:
+        damaged = {id(storage): storage.key for storage in check_storages(recorded, advance)}
+    touched = [name for name, tensor in checkpoint.items() if id(tensor.storage) in damaged]
+    return {
+        "ok": not damaged,
+        "storages": len(checkpoint.storages),
+        "recorded": len(recorded),
+        "damaged": list(damaged.values()),
+        "tensors": touched,
+    }

@@ -222,9 +222,14 @@ def test_the_python_of_a_page_runs(page: str, demo: Path, tmp_path: Path) -> Non
     folder = shutil.copytree(demo, tmp_path / "demo")
     shutil.copy(folder / "model.gguf", folder / "m.gguf")
     (folder / "model.npz").unlink()  # the page writes it
-    code = "\n".join(re.findall(r"```python\n(.*?)```", DOCS[page], re.DOTALL))
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(
-        line, cwd=folder, env=environ(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    blocks = dict.fromkeys(("python", "pycon"), "")
+    for kind in blocks:
+        blocks[kind] = "\n".join(re.findall(rf"```{kind}\n(.*?)```", DOCS[page], re.DOTALL))
+    assert any(blocks.values())
+    (tmp_path / "session.txt").write_text(blocks["pycon"])
+    session = [sys.executable, "-m", "doctest", "-o", "ELLIPSIS", str(tmp_path / "session.txt")]
+    for line in ([sys.executable, "-c", blocks["python"]], session):
+        done = subprocess.run(
+            line, cwd=folder, env=environ(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

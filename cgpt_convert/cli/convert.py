@@ -153,8 +153,7 @@ def _result(
     files = [{"name": plan.path, "nbytes": plan.nbytes} for plan in conversion.plans]
     lost = {
         name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
-        for name, counts in settings.lost.items()
-        if counts.overflowed or counts.zeroed
+        for name, counts in settings.lossy().items()
     }
     return {
         "source": checkpoint.path,
@@ -172,22 +171,14 @@ def _result(
         "reordered": [t.name for t in request.tensors if not t.is_c_order],
         "cast": [t.name for t in request.tensors if t.target],
         "lossy": lost,
-        "not_finite": _not_finite(settings),
+        "not_finite": {
+            name: {"nan": counts.nan, "infinite": counts.infinite}
+            for name, counts in settings.not_finite().items()
+        },
         "empty": [t.name for t in request.tensors if 0 in t.shape],
         "model": list(conversion.lines),
         "warnings": [str(f) for f in checkpoint.findings if f.rule.level != "note"],
     }
-
-
-def _not_finite(settings: Options) -> dict[str, dict[str, int]]:
-    """Tensors that have NaN or infinity; what casts made infinite is told as lossy."""
-    found = {}
-    for name, special in settings.special.items():
-        overflowed = settings.lost[name].overflowed if name in settings.lost else 0
-        counts = {"nan": special.nan, "infinite": max(special.infinite - overflowed, 0)}
-        if any(counts.values()):
-            found[name] = counts
-    return found
 
 
 _NAMED = 3

@@ -15,7 +15,7 @@ from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.selection import Wish
-from cgpt_convert.verification.canonical_names import Weights, weights
+from cgpt_convert.verification.canonical_names import Weights, converted_part, weights
 from cgpt_convert.verification.composite_digests import described
 from cgpt_convert.verification.digests import ALGORITHM, Digested, digested, of_part
 from cgpt_convert.verification.scope import part_scope
@@ -73,14 +73,11 @@ def command(
 
 def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
     """Return the weights that `convert` writes, if they are a part of what is chosen; else that."""
-    if wish != Wish():
-        return chosen
     try:
-        part = weights(checkpoint, wish, extras=False)
+        return converted_part(checkpoint, chosen, wish)
     except BadRequest as error:  # several roots
         click.echo(f"note: {error.message}; name one with --root", err=True)
         return chosen
-    return part if len(part.keys) < len(chosen.keys) or part.root else chosen
 
 
 def _result(

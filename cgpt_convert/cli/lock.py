@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from cgpt_convert.cli import options
@@ -12,13 +10,11 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint, other_weights, weights_below
-from cgpt_convert.plan import FilePlan
 from cgpt_convert.targets.selection import Wish
 from cgpt_convert.verification import lock as locks
 from cgpt_convert.verification.canonical_names import weights
 from cgpt_convert.verification.digests import ALGORITHM, digested
 from cgpt_convert.verification.scope import part_scope
-from cgpt_convert.writing.destination import write_files
 from cgpt_convert.writing.source_guard import check_apart, inputs_of
 from cgpt_convert.writing.writer import Options
 
@@ -57,10 +53,7 @@ def command(
         found = digested(chosen, jobs, advance)
     scope = wish._replace(root=chosen.root or None)
     made = locks.lock(checkpoint, chosen, found, scope, jobs)
-    content = locks.statement(made) if in_toto else locks.encoded(made)
-    plans = [FilePlan(os.path.basename(output), (content,))]
-    settings = Options(overwrite, inputs_of(checkpoint))
-    write_files(plans, os.path.dirname(output), settings)
+    locks.write(made, output, Options(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
     if as_json:
         model = ALGORITHM + made.model if made.model else None
         result = {"source": source, "output": output, "digest": ALGORITHM + made.digest}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -19,7 +18,7 @@ from cgpt_convert.scanning import expand_paths as paths
 from cgpt_convert.scanning import policy as policies
 from cgpt_convert.scanning.raw_folders import RAW
 from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
-from cgpt_convert.scanning.scan import scan_file
+from cgpt_convert.scanning.scan import scan_each
 
 
 class _Unambiguous(click.Command):
@@ -84,7 +83,7 @@ def command(
     kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
     found = []
     with progress("scan", len(kept), "file") as done:
-        for each in _scan(kept, rule, jobs):
+        for each in scan_each(kept, rule, jobs):
             found.append(each)
             done(1)
     scanned = [file for file in found if isinstance(file, Scanned)]
@@ -113,31 +112,6 @@ def command(
     errors = [{"path": error.where, "message": error.message} for error in unlisted]
     options.print_json(_result(scanned, checks) | {"errors": errors, "unused": unused})
     return exit_code(checks)
-
-
-def _scan(
-    files: Iterable[str | CgptError], rule: names.Rule, jobs: int
-) -> Iterator[Scanned | CgptError]:
-    """The results in the order of the files, which are read ahead by `jobs` threads."""
-
-    def one(file: str | CgptError) -> Scanned | CgptError:
-        return scan_file(file, rule) if isinstance(file, str) else file
-
-    every = list(files)
-    threads = min(jobs or os.cpu_count() or 1, len(every))
-    if threads < _WORTHWHILE:
-        yield from map(one, every)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield from pool.map(one, every)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_WORTHWHILE = 2
 
 
 def _skipped(files: list[Scanned]) -> str:

@@ -14,13 +14,16 @@ from cgpt_convert.cli.computing import Computing, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
-from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.targets.selection import Wish
-from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification.check_extras import besides, of_source
+from cgpt_convert.verification.verify import (
+    against_itself,
+    against_lock_file,
+    against_original,
+)
 
 if TYPE_CHECKING:
     from cgpt_convert.cli.logits import Logits
@@ -82,18 +85,18 @@ def command(
     source: Checkpoint | None = None
     if lock is not None:
         target = open_checkpoint(paths[0], mapping)
-        checks, scope = _locked(target, wish, lock, jobs)
+        checks, scope = against_lock_file(target, lock, wish, jobs, progress)
     elif len(paths) > 1:
         source = open_checkpoint(paths[0], mapping)
         forward = _logits(source, how, computing, jobs) if logits else None
         target = open_checkpoint(paths[1])
-        checks, scope = _converted(source, target, wish, jobs)
+        checks, scope = against_original(source, target, wish, jobs, progress)
         checks += of_source(source, paths[0])
     elif wish != Wish() or mapping is not None:
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
         target = open_checkpoint(paths[0])
-        checks = _claiming(target, jobs)
+        checks = against_itself(target, jobs, progress)
     compared: list[Check] = []
     if forward:
         compared = forward.compare(target, paths[1], differs=bool(exit_code(checks)))
@@ -150,65 +153,6 @@ def _logits(source: Checkpoint, how: Mapping[str, Any], computing: Computing, jo
     from cgpt_convert.core.threads import crew_size
 
     return Logits(source, How(**how), computing, crew_size(jobs))
-
-
-def _locked(target: Checkpoint, wish: Wish, path: str, jobs: int) -> tuple[list[Check], Scope]:
-    from cgpt_convert.verification.check_lock import against_lock, lock_hint, lock_sides
-    from cgpt_convert.verification.lock import read_lock
-    from cgpt_convert.verification.provenance import claimed_root
-
-    lock = read_lock(path)
-    sides = lock_sides(lock, path, target, wish, claimed_root(target))
-    with progress("verify", _nbytes(sides.target.tensors)) as advance:
-        checks = against_lock(sides, jobs, advance)
-    return checks + lock_hint(lock, path, checks, sides.scope), sides.scope
-
-
-def _converted(
-    source: Checkpoint, written: Checkpoint, wish: Wish, jobs: int
-) -> tuple[list[Check], Scope]:
-    from cgpt_convert.verification.check_provenance import declared, source_of
-    from cgpt_convert.verification.check_source import against_source
-    from cgpt_convert.verification.provenance import claimed
-    from cgpt_convert.verification.scope import hint, sides
-
-    claim = claimed(written)
-    if claim == claimed(
-        source
-    ):  # the same file, or a copy of it: the claim is about an earlier one
-        claim = None
-    both = sides(source, written, wish, claim.root if claim else None)
-    with progress("verify", _nbytes(both.other.tensors)) as advance:
-        checks = against_source(both, jobs, advance)
-    if claim is not None:
-        with progress("digest", _nbytes(both.one.tensors)) as advance:
-            origin = source_of(claim, both, written.path, jobs, advance)
-            checks = declared(checks, claim) + origin
-    return checks + hint(source, checks, both.scope), both.scope
-
-
-def _claiming(checkpoint: Checkpoint, jobs: int) -> list[Check]:
-    from cgpt_convert.verification.check_provenance import against_claim, against_mapping
-    from cgpt_convert.verification.provenance import claimed
-
-    claim = claimed(checkpoint)
-    nbytes = _nbytes(checkpoint)
-    if claim is not None:
-        with progress("verify", nbytes) as advance:
-            return against_claim(checkpoint, claim, jobs, advance)
-    with progress("verify", nbytes) as advance:
-        checks = against_mapping(checkpoint, jobs, advance)
-    if not checks:
-        raise Unsupported(
-            "it claims nothing about itself",
-            where=checkpoint.path,
-            hint="say verify SOURCE TARGET, or --lock FILE; convert writes claims",
-        )
-    return checks
-
-
-def _nbytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _print(target: str, checks: list[Check], *, verbose: bool) -> None:

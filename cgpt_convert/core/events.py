@@ -7,10 +7,17 @@ from _thread import allocate_lock
 from collections.abc import Callable
 
 Advance = Callable[[int], object]  # called with the number of further units that are done
+# called with a label and the total number of units; gives what is told of those that are done
+Progress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 
 
 def untold(_units: int) -> None:
     """No-op progress callback."""
+
+
+def no_progress(_label: str, _total: int) -> contextlib.AbstractContextManager[Advance]:
+    """Return a context that shows no progress."""
+    return contextlib.nullcontext(untold)
 
 
 class Event:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+
 from cgpt_convert.archives.zip_archive import SCRIPT
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.formats.detect import Kind, sniff
@@ -39,6 +42,34 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
         look.problems,
         look.notes,
     )
+
+
+def scan_each(
+    paths: Iterable[str | CgptError], rule: names.Rule, jobs: int = 0
+) -> Iterator[Scanned | CgptError]:
+    """Yield the results in the order of the paths, which are read ahead by `jobs` threads.
+
+    Errors among the paths are yielded as they are.
+    """
+
+    def one(path: str | CgptError) -> Scanned | CgptError:
+        return scan_file(path, rule) if isinstance(path, str) else path
+
+    every = list(paths)
+    threads = min(jobs or os.cpu_count() or 1, len(every))
+    if threads < _WORTHWHILE:
+        yield from map(one, every)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(one, every)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_WORTHWHILE = 2
 
 
 def _label(path: str, kind: Kind, look: Look) -> str:

@@ -17,12 +17,13 @@ from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
 from cgpt_convert.sources.paths import is_url
 from cgpt_convert.targets.hf_view import undone
 from cgpt_convert.targets.selection import Selection, Wish, select
-from cgpt_convert.tensors.dtypes import BLOCK_CASTS
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES
 from cgpt_convert.writing.destination import write_files, write_folder
 from cgpt_convert.writing.source_guard import check_apart, inputs_of
 from cgpt_convert.writing.writer import Options
 
 HF, GGUF = "hf", "gguf"
+TIED = ("alias", "copy")  # what `Wish.tied` may be
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,11 @@ def _provenance(chosen: Selection, target: Target) -> AddProvenance:
 
 def _check(wish: Wish, target: Target) -> None:
     """Refuse settings that the target has no use for: they were meant for something."""
+    for what, value, choices in (("dtype", wish.dtype, WISHES), ("tied", wish.tied, TIED)):
+        if value not in choices:
+            raise BadRequest(
+                f"{value!r} is not a value of {what}", hint=f"choose from {', '.join(choices)}"
+            )
     form = formats.by_name(target.to) if target.to != HF else None
     if form and not form.folder and not os.path.basename(target.output):
         raise BadRequest(

@@ -93,6 +93,17 @@ def weights(checkpoint: Checkpoint, wish: Wish | None = None, *, extras: bool = 
     )
 
 
+def converted_part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
+    """Return the weights that `convert` writes, if they are a part of `chosen`; else `chosen`.
+
+    Raises BadRequest where the weights may be under any of several roots.
+    """
+    if wish != Wish():
+        return chosen
+    part = weights(checkpoint, wish, extras=False)
+    return part if len(part.keys) < len(chosen.keys) or part.root else chosen
+
+
 def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
     """The tensors, whose names are different, with all that is known of their names."""
     own = {tensor.name: tensor.uncast for tensor in tensors}

@@ -13,6 +13,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import loads
+from cgpt_convert.plan import FilePlan
 from cgpt_convert.sources.local import read
 from cgpt_convert.sources.paths import named, open_source
 from cgpt_convert.targets.selection import Wish
@@ -21,6 +22,8 @@ from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.verification.canonical_names import Weights
 from cgpt_convert.verification.digests import ALGORITHM, Digested, is_digest
 from cgpt_convert.verification.file_digests import file_digests
+from cgpt_convert.writing.destination import write_files
+from cgpt_convert.writing.writer import Options
 
 FORMAT = "cgpt-convert lock 1"
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -154,6 +157,13 @@ def _row(name: str, row: Row) -> str:
     told |= {"extra": row.extra} if row.extra else {}
     told |= {"kind": row.kind} if row.kind else {}
     return json.dumps(told)
+
+
+def write(made: Lock, output: str, options: Options, *, in_toto: bool = False) -> None:
+    """Write the lock, or an in-toto statement that contains it, to the file `output`."""
+    content = statement(made) if in_toto else encoded(made)
+    plan = FilePlan(os.path.basename(output), (content,))
+    write_files([plan], os.path.dirname(output), options)
 
 
 def read_lock(path: str) -> Lock:

@@ -58,6 +58,20 @@ class Options:
     special: dict[str, Special] = field(default_factory=dict)
     check: Callable[[str, Mapping[str, str]], object] = _unchecked
 
+    def lossy(self) -> dict[str, CastCounts]:
+        """Return the counts of the tensors of which a cast made values infinite or zero."""
+        return {name: counts for name, counts in self.lost.items() if counts != CastCounts()}
+
+    def not_finite(self) -> dict[str, Special]:
+        """Return the counts of tensors with NaN or infinity, less what casts made infinite."""
+        found = {}
+        for name, written in self.special.items():
+            overflowed = self.lost[name].overflowed if name in self.lost else 0
+            counts = Special(written.nan, max(written.infinite - overflowed, 0))
+            if counts != Special():
+                found[name] = counts
+        return found
+
 
 def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
     """The paths written: each plan's file in the existing `folder`, all of them or none.

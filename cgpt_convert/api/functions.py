@@ -1,0 +1,290 @@
+"""The public functions. Each opens what it is given, and calls what the command calls.
+
+A source is a path, a URL, or a `Checkpoint` that is open already. Nothing is printed; every error
+is a `CgptError`. `root`, `match` and `exclude` select tensors as the options of the commands do;
+`jobs` is the number of threads, 0 for one per CPU core.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from cgpt_convert.api.results import Converted, Difference, Digests, ScanResult, Verified
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest, CgptError
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.inspection import (
+    add_statistics,
+    check_storages_of,
+    matching_rows,
+    summarise,
+    transferred,
+)
+from cgpt_convert.plan import AddProvenance
+from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.expand_paths import files
+from cgpt_convert.scanning.scan import scan_each
+from cgpt_convert.sources.paths import is_url, named
+from cgpt_convert.targets import plan_conversion
+from cgpt_convert.targets.selection import Selection, Wish
+from cgpt_convert.verification import diff as differences
+from cgpt_convert.verification import lock as locks
+from cgpt_convert.verification import provenance as provenances
+from cgpt_convert.verification.canonical_names import converted_part, weights
+from cgpt_convert.verification.check_extras import besides, of_source
+from cgpt_convert.verification.digests import ALGORITHM, digested, of_part
+from cgpt_convert.verification.readback import reread
+from cgpt_convert.verification.scope import Scope, part_scope, sides
+from cgpt_convert.verification.verify import against_itself, against_lock_file, against_original
+from cgpt_convert.writing.source_guard import check_apart, inputs_of
+from cgpt_convert.writing.writer import Options
+
+Path = str | os.PathLike[str]
+Source = Checkpoint | Path
+Globs = str | Sequence[str]
+
+
+def inspect(
+    source: Source,
+    *,
+    match: Globs = (),
+    stats: bool = False,
+    check: bool = False,
+    mapping: str | None = None,
+) -> dict[str, Any]:
+    """Return what `inspect --json` prints, as a dict; docs/json.md has the keys.
+
+    Tensors are read only with `stats`, which adds statistics to each, and with `check`, which
+    compares all recorded checksums.
+    """
+    checkpoint = _opened(source, mapping)
+    summary = summarise(checkpoint)
+    rows = matching_rows(checkpoint, summary["tensors"], _globs(match))
+    if stats:
+        add_statistics(checkpoint, rows)
+    if check:
+        summary["check"] = check_storages_of(checkpoint)
+    return summary | {"transfer": transferred(checkpoint), "tensors": rows}
+
+
+def convert(
+    source: Source,
+    output: Path,
+    *,
+    to: str | None = None,
+    dtype: str = "keep",
+    root: str | None = None,
+    match: Globs = (),
+    exclude: Globs = (),
+    tied: str = "alias",
+    max_shard_size: int | None = None,
+    tokenizer: Path | None = None,
+    vocabulary: bool = True,
+    provenance: bool = True,
+    verify: bool = False,
+    overwrite: bool = False,
+    mapping: str | None = None,
+    jobs: int = 0,
+) -> Converted:
+    """Write the tensors of `source` to `output`, streaming, in the format of its suffix or `to`.
+
+    `dtype` casts floating-point tensors. `max_shard_size` is in bytes. With `verify`, the output is
+    read again and compared before it gets its name. Raises BadRequest if the output would replace
+    something that it is made from, and CannotWrite if it exists, without `overwrite`.
+    """
+    path = _output(output)
+    target = plan_conversion.Target(
+        to or plan_conversion.target_for(path),
+        path,
+        max_shard_size,
+        None if tokenizer is None else os.fspath(tokenizer),
+        vocabulary=vocabulary,
+        provenance=_add_provenance if provenance else None,
+    )
+    wish = _wish(root, match, exclude)._replace(dtype=dtype, tied=tied)
+    planned = plan_conversion.convert(_opened(source, mapping), wish, target)
+    settings = Options(overwrite=overwrite, jobs=jobs)
+    if verify:
+        settings.check = functools.partial(reread, planned, target.to, jobs)
+    written = planned.write(path, settings)
+    return Converted(
+        planned.opened_by(path),
+        tuple(written),
+        sum(plan.nbytes for plan in planned.plans),
+        tuple(tensor.name for tensor in planned.request.tensors),
+        dict(planned.request.aliases),
+        tuple(planned.selection.left_out),
+        settings.lossy(),
+        settings.not_finite(),
+        {name: lost.why for name, lost in planned.selection.lost.items()},
+    )
+
+
+def digest(
+    source: Source,
+    *,
+    root: str | None = None,
+    match: Globs = (),
+    exclude: Globs = (),
+    mapping: str | None = None,
+    jobs: int = 0,
+) -> Digests:
+    """Read the tensors and return their digests, which are the same in every format."""
+    checkpoint = _opened(source, mapping)
+    wish = _wish(root, match, exclude)
+    chosen = weights(checkpoint, wish)
+    found = digested(chosen, jobs)
+    scope = part_scope(chosen, wish)
+    try:
+        part = converted_part(checkpoint, chosen, wish)
+    except BadRequest:  # the weights may be under any of several keys
+        whole, model = ALGORITHM + found.whole, _prefixed(found.model)
+        return Digests(whole, "", "", model, chosen.architecture, found.tensors, scope)
+    inside = of_part(part, found) if part is not chosen else found
+    return Digests(
+        ALGORITHM + found.whole,
+        ALGORITHM + inside.whole,
+        part.root,
+        _prefixed(inside.model),
+        part.architecture,
+        found.tensors,
+        scope,
+    )
+
+
+def lock(
+    source: Source,
+    output: Path,
+    *,
+    root: str | None = None,
+    match: Globs = (),
+    exclude: Globs = (),
+    in_toto: bool = False,
+    overwrite: bool = False,
+    mapping: str | None = None,
+    jobs: int = 0,
+) -> locks.Lock:
+    """Write the digests of all tensors to the file `output`, for `verify`; return the lock.
+
+    Raises BadRequest if the output would replace a file of the source, and CannotWrite if it
+    exists, without `overwrite`.
+    """
+    checkpoint, path = _opened(source, mapping), _output(output)
+    check_apart((), inputs_of(checkpoint), [path], folder=False)
+    wish = _wish(root, match, exclude)
+    chosen = weights(checkpoint, wish)
+    scope = wish._replace(root=chosen.root or None)
+    made = locks.lock(checkpoint, chosen, digested(chosen, jobs), scope, jobs)
+    locks.write(made, path, Options(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
+    return made
+
+
+def verify(
+    source: Source,
+    target: Source | None = None,
+    *,
+    lock: Path | None = None,
+    root: str | None = None,
+    match: Globs = (),
+    exclude: Globs = (),
+    allow: Sequence[str] = (),
+    mapping: str | None = None,
+    jobs: int = 0,
+) -> Verified:
+    """Compare `target` with `source`, bit for bit; what was cast is computed again.
+
+    With one argument, it is compared with `lock`, the path of a lock, or else with its own
+    provenance metadata. Code that the target names and other weight files in a folder that is given
+    by its path fail, too; `allow` has names of classes that may be there.
+    """
+    wish, rule = _wish(root, match, exclude), Rule(tuple(allow))
+    scope: Scope | None = None
+    if target is not None:
+        if lock is not None:
+            raise BadRequest("a target and a lock are given", hint="give one of them")
+        original, compared = _opened(source, mapping), _opened(target)
+        checks, scope = against_original(original, compared, wish, jobs)
+        checks += of_source(original, _path_of(source))
+        checks += besides(compared, _path_of(target), rule, original)
+    elif lock is not None:
+        compared = _opened(source, mapping)
+        checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs)
+        checks += besides(compared, _path_of(source), rule)
+    elif wish != Wish() or mapping is not None:
+        raise BadRequest(
+            "a file's provenance metadata is about all of it", hint="give no root, match or mapping"
+        )
+    else:
+        compared = _opened(source)
+        checks = against_itself(compared, jobs) + besides(compared, _path_of(source), rule)
+    if scope is not None:
+        checks += scope.checks()
+    return Verified(tuple(checks), scope)
+
+
+def diff(
+    before: Source,
+    after: Source,
+    *,
+    root: str | None = None,
+    match: Globs = (),
+    exclude: Globs = (),
+    jobs: int = 0,
+) -> Difference:
+    """Compare two checkpoints; return which tensors differ, and by how much."""
+    both = sides(_opened(before), _opened(after), _wish(root, match, exclude))
+    return Difference(tuple(differences.diff(both, jobs)), both.scope)
+
+
+def scan(*paths: Path, allow: Sequence[str] = (), jobs: int = 0) -> ScanResult:
+    """Return what loading the files at `paths` would run; folders with everything below them.
+
+    Nothing is loaded or run. `allow` has further names that are allowed, as `module.Name`. Errors
+    in files are among the findings. Raises BadRequest for a path that does not exist.
+    """
+    every = files(os.fspath(path) for path in paths)
+    found = list(scan_each(every, Rule(tuple(allow)), jobs))
+    return ScanResult(
+        tuple(file for file in found if not isinstance(file, CgptError)),
+        tuple(error for error in found if isinstance(error, CgptError)),
+    )
+
+
+def _opened(source: Source, mapping: str | None = None) -> Checkpoint:
+    if not isinstance(source, Checkpoint):
+        return open_checkpoint(source, mapping)
+    if mapping is not None:
+        raise BadRequest("a mapping is for a path", hint="give it to open_checkpoint")
+    return source
+
+
+def _path_of(source: Source) -> str:
+    return source.path if isinstance(source, Checkpoint) else os.fspath(source)
+
+
+def _output(output: Path) -> str:
+    path = named(os.fspath(output))
+    if is_url(path):
+        from cgpt_convert.sources.remote.urls import check_writable
+
+        check_writable(path)
+    return path
+
+
+def _wish(root: str | None, match: Globs, exclude: Globs) -> Wish:
+    return Wish(root, _globs(match), _globs(exclude))
+
+
+def _globs(globs: Globs) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def _add_provenance(chosen: Selection) -> AddProvenance:
+    return functools.partial(provenances.signed, chosen)
+
+
+def _prefixed(digest: str) -> str:
+    return ALGORITHM + digest if digest else ""
