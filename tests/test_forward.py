@@ -14,12 +14,12 @@ import torch
 from transformers.activations import ACT2FN
 
 from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
+from cgpt_convert.architectures.gpt2 import forward as gpt2
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference import backend_numpy as on_numpy
 from cgpt_convert.inference import gelu, weights
 from cgpt_convert.inference.backend import backend
-from cgpt_convert.inference.gpt2 import forward as gpt2
 from cgpt_convert.inference.model import Model
 from cgpt_convert.inference.thread_pool import Pool
 from cgpt_convert.tensors.tensor import replace

@@ -73,7 +73,8 @@ def check_config(recognised: Recognised, config: Mapping[str, Any]) -> list[str]
     lines += _sizes(architecture, recognised.sizes, config)
     lines += head_lines(recognised, config)
     lines += _known(recognised, config)
-    if config.get("tie_word_embeddings") is False and recognised.head != "own copy":
+    tieable = bool(architecture.ties)
+    if tieable and config.get("tie_word_embeddings") is False and recognised.head != "own copy":
         lines.append(f"tie_word_embeddings false, but the head is {recognised.head}")
     return [f"{CONFIG} says {line}" for line in lines]
 

@@ -28,7 +28,8 @@ def recognise(
         prefix = wrappers.find_prefix(architecture, map(wrappers.unwrapped, tensors))
         if prefix is not None:
             found = _recognised(architecture, prefix, tensors, config or {})
-            return None if _is_another(found, config or {}) else found
+            if not _is_another(found, config or {}):
+                return found
     return None
 
 

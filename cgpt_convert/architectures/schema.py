@@ -80,6 +80,7 @@ class Architecture(NamedTuple):
 
     name: str
     model_types: tuple[str, ...]  # config.json's
+    class_prefix: str  # how the names of its classes in transformers begin; "" if not known
     prefixes: tuple[str, ...]  # the first one is canonical
     anchors: tuple[frozenset[str], ...]
     skipped: frozenset[str]
@@ -171,6 +172,7 @@ def _parse(content: dict[str, Any]) -> Architecture:
     return Architecture(
         name=content["name"],
         model_types=_strings(content["model_types"]),
+        class_prefix=content.get("class_prefix", ""),
         prefixes=_strings(content["prefixes"]),
         anchors=tuple(frozenset(_strings(line)) for line in content["anchors"]),
         skipped=frozenset(_strings(content["skipped"])),

@@ -65,7 +65,8 @@ def _model(model: dict[str, Any] | None) -> None:
     if model is None:
         return
     heads = f", {model['n_head']} heads" if model["n_head"] else ""
-    sizes = f"{model['n_layer']} layers, width {model['n_embd']}{heads}"
+    width = f", width {model['n_embd']}" if "n_embd" in model else ""
+    sizes = f"{model['n_layer']} layers{width}{heads}"
     name = f"{model['architecture']} (size not in the model table)"
     if model["shape_of"]:
         name = model["title"] or f"shape of {model['shape_of']}"

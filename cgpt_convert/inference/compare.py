@@ -14,7 +14,6 @@ import numpy as np
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, PASSED, Check
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.inference.gpt2.hyperparameters import as_config
 from cgpt_convert.inference.model import Model
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def counterpart(ours: Model, target: Checkpoint) -> Model:
     What its files do not tell, such as the activation function in a GGUF, is taken to be as in
     `ours`. Raises BadRequest for a model of other sizes.
     """
-    theirs = Model(target, ours.xp, assumed=as_config(ours.hyper))
+    theirs = Model(target, ours.xp, assumed=ours.forward.as_config(ours.hyper))
     _check_sizes(ours, theirs)
     return theirs
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cgpt_convert.architectures.gpt2.hyperparameters import Hyperparameters
 from cgpt_convert.inference.backend import Array, Backend
-from cgpt_convert.inference.gpt2.hyperparameters import Hyperparameters
 from cgpt_convert.tensors.dtypes import FLOAT32
 
 

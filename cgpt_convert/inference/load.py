@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cgpt_convert.architectures.hf_config_check import CONFIG, check_config, read_config
+from cgpt_convert.architectures.hooks import hook, with_hook
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.inference.gpt2.hyperparameters import Hyperparameters, hyperparameters
 from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
 from cgpt_convert.targets.selection import Wish, select
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.whole_model import end_id, folder_of, refuse_misnamed
 from cgpt_convert.tensors.tensor import Tensor
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from cgpt_convert.architectures.gpt2.hyperparameters import Hyperparameters
+
 Key = tuple[str, int | None]  # a rule's name, and the layer
-# what transformers' GPT2Config means where a config.json does not say
-_DEFAULTS = {"activation_function": "gelu_new", "tie_word_embeddings": True}
-_ARCHITECTURE = "gpt2"
 
 
 class Source(NamedTuple):
@@ -33,6 +35,7 @@ class Source(NamedTuple):
     config: Mapping[str, Any]  # config.json and the like
     recognised: Recognised
     tied: bool  # the head is the token embedding
+    forward: ModuleType  # the architecture's forward pass
     lines: tuple[str, ...]  # in what the configuration contradicts the tensors
 
 
@@ -59,21 +62,26 @@ def source(
     named = llama_undo.undo(checkpoint) if inside else checkpoint
     tensors = _Named((t.name, t) for t in select(named, Wish(tied="copy")).tensors)
     tensors.path = where
-    config = {**(assumed or {}), **_configuration(checkpoint, tensors)}
+    said, configured = _configuration(checkpoint, tensors)
+    config = {**(assumed or {}), **said}
     if heads is not None:
         config["n_head"] = heads
     recognised = recognise(tensors, config)
     if recognised is None:
         refuse_misnamed(where, tensors, config)
     found = _computable(recognised, where)
+    forward = hook(found.architecture, "forward", where)
+    if configured:
+        config = {**config, **forward.CONFIG_DEFAULTS, **said}
+        config |= {} if heads is None else {"n_head": heads}
     if heads not in (None, found.n_head):
         width = found.sizes["n_embd"]
         raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
     places = {place.key: found.laid_out(n, tensors[n]) for n, place in found.places.items()}
-    hyper = hyperparameters(found, config, where, activation)
+    hyper = forward.hyperparameters(found, config, where, activation)
     lines = check_config(found, config) if config else []
     tied = _tied(found, config, where)
-    return Source(checkpoint, places, hyper, config, found, tied, tuple(lines))
+    return Source(checkpoint, places, hyper, config, found, tied, forward, tuple(lines))
 
 
 def ends(model: Source, tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -95,8 +103,12 @@ def beside(path: str) -> Iterator[str]:
         yield os.path.dirname(os.path.abspath(path))
 
 
-def _configuration(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a GGUF's header and the config.json beside say, the header going before.
+def _configuration(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], bool]:
+    """Return what a GGUF's header and the config.json beside say, and whether there is the latter.
+
+    The header goes before.
 
     A config.json that may be another model's, beside a GGUF or in the folder above, is only taken
     where it contradicts nothing.
@@ -108,11 +120,10 @@ def _configuration(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dic
     for number, folder in enumerate(beside(checkpoint.path)):
         config = read_config(folder)
         if config is not None:
-            theirs = _DEFAULTS | config
-            if not (own or number) or _fits({**theirs, **own}, config, tensors):
-                return {**theirs, **own}
+            if not (own or number) or _fits({**config, **own}, config, tensors):
+                return {**config, **own}, True
             break
-    return own
+    return own, False
 
 
 def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:
@@ -122,12 +133,14 @@ def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Te
 
 def _computable(found: Recognised | None, where: str) -> Recognised:
     """The model that the tensors are; Unsupported unless logits can be had from it."""
-    if found is None or found.architecture.name != _ARCHITECTURE:
+    if found is None:
+        known = ", ".join(with_hook("forward"))
         raise Unsupported(
             "the tensors are of no architecture that is computed here",
             where=where,
-            hint=f"computed is {_ARCHITECTURE}; inspect shows what the tensors are",
+            hint=f"computed is {known}; inspect shows what the tensors are",
         )
+    hook(found.architecture, "forward", where)
     if found.refusal:
         raise Unsupported(found.refusal, where=where)
     if found.misfits:

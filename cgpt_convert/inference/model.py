@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.inference.backend import Array, Backend, backend
-from cgpt_convert.inference.gpt2 import forward as gpt2
 from cgpt_convert.inference.kv_cache import Cache
 from cgpt_convert.inference.load import source
 from cgpt_convert.inference.weights import Weights
@@ -40,7 +39,7 @@ class Model:
         resident: bool = False,
     ) -> None:
         self.source = source(checkpoint, heads, activation, assumed)
-        self.hyper = self.source.hyper
+        self.hyper, self.forward = self.source.hyper, self.source.forward
         self.xp = backend(engine) if isinstance(engine, str) else engine
         self.weights = Weights(self.source, self.xp, resident=resident)
         self.path = checkpoint.path
@@ -66,7 +65,7 @@ class Model:
         Without a copy where that can be: an array is valid until the next is asked for.
         """
         checked = self.checked(ids, cache)
-        for state in gpt2.hidden_states(self.xp, checked, self.weights, cache):
+        for state in self.forward.hidden_states(self.xp, checked, self.weights, cache):
             yield self.xp.numpy(state)
 
     def hidden(
@@ -78,11 +77,13 @@ class Model:
     def normed(self, rows: np.ndarray) -> np.ndarray:
         """Rows (m, n_embd) of the last of `states`, normed."""
         ln_f = self.weights.ln_f
-        return self.xp.numpy(gpt2.final_norm(self.xp, self.xp.array(rows), ln_f, self.hyper))
+        return self.xp.numpy(
+            self.forward.final_norm(self.xp, self.xp.array(rows), ln_f, self.hyper)
+        )
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
-        return self.xp.numpy(gpt2.logits(self.xp, self.xp.array(rows), self.weights.head))
+        return self.xp.numpy(self.forward.logits(self.xp, self.xp.array(rows), self.weights.head))
 
     def logits_by_vocabulary(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """The same in parts (m, k) of the vocabulary, in order; of the head a part is in memory.
@@ -93,7 +94,9 @@ class Model:
         step = max(PART_NBYTES // (4 * max(rows.shape)), 1)
         for start in range(0, vocabulary, step):
             stop = min(start + step, vocabulary)
-            yield self.xp.numpy(gpt2.logits(self.xp, x, self.weights.head_rows(start, stop)))
+            yield self.xp.numpy(
+                self.forward.logits(self.xp, x, self.weights.head_rows(start, stop))
+            )
 
     def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
@@ -113,7 +116,7 @@ class Model:
         import numpy as np
 
         hidden = self._hidden(self.checked(ids, cache), cache)
-        logits = self.xp.numpy(gpt2.logits(self.xp, hidden[:, -1], self.weights.head))
+        logits = self.xp.numpy(self.forward.logits(self.xp, hidden[:, -1], self.weights.head))
         if not np.isfinite(logits.max(axis=-1)).all():
             raise Unsupported(
                 "the logits are not numbers",
@@ -144,6 +147,6 @@ class Model:
         return checked
 
     def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
-        for state in gpt2.hidden_states(self.xp, ids, self.weights, cache):
+        for state in self.forward.hidden_states(self.xp, ids, self.weights, cache):
             last = state
-        return gpt2.final_norm(self.xp, last, self.weights.ln_f, self.hyper)
+        return self.forward.final_norm(self.xp, last, self.weights.ln_f, self.hyper)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from cgpt_convert.core.threads import Crew
 from cgpt_convert.inference import memory
 from cgpt_convert.inference.backend import Array, Backend
-from cgpt_convert.inference.gpt2.forward import Affine, Block
 from cgpt_convert.inference.load import Key, Source
 from cgpt_convert.tensors import read as blocks
 from cgpt_convert.tensors.dtypes import FLOAT32
@@ -21,15 +20,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cgpt_convert.architectures.gpt2.forward import Affine, Block
+
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
-_LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
-_HEAD, _WTE, _WPE, _LN_F = "lm_head.weight", "wte.weight", "wpe.weight", "ln_f"
-
 
 class Weights:
-    """A model's parameters, read when they are asked for; see `gpt2.Parameters`.
+    """A model's parameters, read when they are asked for; see `Parameters` of the forward pass.
 
     `resident` keeps everything, for generating, where each token needs all of it. Else a block, and
     rows of the embeddings, are in memory as long as the caller holds them; kept is the head, once
@@ -37,14 +35,15 @@ class Weights:
     """
 
     def __init__(self, source: Source, xp: Backend, *, resident: bool = False) -> None:
-        self.hyper = source.hyper
+        self.hyper, self._forward = source.hyper, source.forward
         self._source, self._xp = source, xp
-        self._head: Key = (_WTE if source.tied else _HEAD, None)
+        self._head: Key = (source.forward.EMBEDDING if source.tied else source.forward.HEAD, None)
+        self._embedding: Key = (source.forward.EMBEDDING, None)
         self._tables: dict[Key, Tensor] = {}
         self._kept: dict[Key, Array] = {}
         self._keep: set[Key] = {self._head}
         if resident:
-            unused = {(_HEAD, None)} - self._keep
+            unused = {(source.forward.HEAD, None)} - self._keep
             self._keep |= source.tensors.keys() - unused
         self._resident = resident
         self._blocks: dict[int, Block] = {}
@@ -52,20 +51,21 @@ class Weights:
 
     def wte(self, ids: Ids) -> Array:
         """The embeddings (len(ids), n_embd) of these tokens."""
-        kept = self._whole((_WTE, None))
+        kept = self._whole(self._embedding)
         if kept is not None:
             return self._xp.rows(kept, ids)
-        return self._xp.array(gathered(self._table((_WTE, None)), ids))
+        return self._xp.array(gathered(self._table(self._embedding), ids))
 
     def wpe(self, start: int, stop: int) -> Array:
         """The embeddings (stop - start, n_embd) of these positions."""
-        return self._rows((_WPE, None), start, stop)
+        return self._rows((self._forward.POSITIONS, None), start, stop)
 
     def block(self, layer: int) -> Block:
         """The parameters of a layer, counted from 0."""
         if layer in self._blocks:
             return self._blocks[layer]
-        block = Block(*(self._affine(f"h.{{i}}.{name}", layer) for name in _LAYERS))
+        names = self._forward.BLOCK
+        block: Block = self._forward.Block(*(self._affine(name, layer) for name in names))
         if self._resident:
             self._blocks[layer] = block
         return block
@@ -73,7 +73,7 @@ class Weights:
     @property
     def ln_f(self) -> Affine:
         """The last LayerNorm."""
-        return self._affine(_LN_F, None)
+        return self._affine(self._forward.FINAL_NORM, None)
 
     @property
     def head(self) -> Array:
@@ -104,7 +104,9 @@ class Weights:
         self._source.checkpoint.check_unchanged()
 
     def _affine(self, name: str, layer: int | None) -> Affine:
-        return Affine(*(self._array((f"{name}.{part}", layer)) for part in ("weight", "bias")))
+        parts = (self._array((f"{name}.{part}", layer)) for part in ("weight", "bias"))
+        affine: Affine = self._forward.Affine(*parts)
+        return affine
 
     def _array(self, key: Key) -> Array:
         if key in self._kept:

@@ -17,7 +17,6 @@ from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS, Tokenizer
 from cgpt_convert.tensors.tensor import Tensor
 
 _SHOWN = 5
-_CLASSES = "GPT2"  # how the classes of transformers begin whose model_type is gpt2
 _ONLY_WEIGHTS = "--to safetensors writes the weights alone"
 
 
@@ -62,7 +61,8 @@ def whole_model(
             where=path,
             hint=f"mend {CONFIG} if these are all; or {_ONLY_WEIGHTS}",
         )
-    if found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
+    tieable = bool(found.architecture.ties)
+    if tieable and found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
         raise Unsupported(
             f"{CONFIG} says that the head is not the token embedding (tie_word_embeddings false), "
             "and the file has no lm_head.weight",
@@ -104,7 +104,8 @@ def _configured_architecture(config: Mapping[str, Any]) -> Architecture | None:
         if kind in architecture.model_types:
             return architecture
         named = classes if kind is None and isinstance(classes, list) else []
-        if any(isinstance(each, str) and each.startswith(_CLASSES) for each in named):
+        begin = architecture.class_prefix
+        if begin and any(isinstance(each, str) and each.startswith(begin) for each in named):
             return architecture
     return None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cgpt_convert.architectures.hf_config_check import CONFIG, check_config, read_config
+from cgpt_convert.architectures.hf_config_check import CONFIG, check_config
+from cgpt_convert.architectures.hooks import hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
@@ -15,27 +16,8 @@ from cgpt_convert.targets.whole_model import end_id
 from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Tensor
 
-_CLASS = {"gpt2": "GPT2LMHeadModel"}  # architecture -> the class of transformers that has its head
 _ABSENT = object()
 _QUANTIZED = ("quantization_config", "compression_config")
-_RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give a class other parameters
-
-# What transformers' GPT2Config has where nothing is said. The activation is also what llama.cpp
-# computes for every GPT-2: its files do not tell which one the model was trained with.
-_ACTIVATION, _EPSILON = "gelu_new", 1e-5
-
-
-def configured(folder: str) -> dict[str, Any] | None:
-    """Return the folder's config.json with the activation that its absence means; None without."""
-    config = read_config(folder)
-    if config is not None and config.get("activation_function") is None:
-        config["activation_function"] = _ACTIVATION
-    return config
-
-
-def make_activation(recognised: Recognised) -> str:
-    """Return the activation to assume where nothing is configured."""
-    return recognised.shape_of.activation if recognised.shape_of else _ACTIVATION
 
 
 def make(
@@ -46,9 +28,10 @@ def make(
     `said` is what a GGUF file states. For the rest it has what the known model of these shapes
     has; of others, the tensors and transformers' defaults.
     """
-    model = recognised.shape_of
-    activation = make_activation(recognised)
-    line = f"{CONFIG} made; activation_function is assumed: {_ACTIVATION!r}, as llama.cpp computes"
+    model, hf = recognised.shape_of, hook(recognised.architecture, "hf")
+    assumed = hf.assumed(recognised)
+    activation = assumed["activation_function"]
+    line = f"{CONFIG} made; activation_function is assumed: {activation!r}, as llama.cpp computes"
     if model:
         line = (
             f"{CONFIG} made; the tensors have the shapes of {model.title}, so n_head {n_head} and "
@@ -56,12 +39,11 @@ def make(
         )
     vocab_size = recognised.sizes["vocab_size"]
     made = {
-        "activation_function": activation,
-        "architectures": [_CLASS[recognised.architecture.name]],
+        "architectures": [hf.CLASS],
         "bos_token_id": end_id({}, tokenizer, "bos", vocab_size),
         "eos_token_id": end_id({}, tokenizer, "eos", vocab_size),
-        "layer_norm_epsilon": model.layer_norm_epsilon if model else _EPSILON,
         "model_type": recognised.architecture.model_types[0],
+        **assumed,
         **recognised.sizes,
         "n_head": n_head,
         "tie_word_embeddings": True,
@@ -81,10 +63,11 @@ def mend(
     and may be right for all that, stays, and has a line as well.
     """
     architecture = recognised.architecture
+    hf = hook(architecture, "hf")
     wanted: dict[str, Any] = {
         "model_type": architecture.model_types[0],
-        "architectures": [_CLASS[architecture.name]],
-        "n_ctx": recognised.sizes["n_positions"],  # llama.cpp's converter wants it
+        "architectures": [hf.CLASS],
+        **hf.required(recognised.sizes),
     }
     # the weights are numbers, which a loader would quantize, or take for packed, by such a key
     quantized = [key for key in _QUANTIZED if key in config]
@@ -121,7 +104,9 @@ def check_fits(
     The sizes are those that transformers reads from `config`. A tied head has no tensor.
     """
     architecture = recognised.architecture
-    wrong = [f"{CONFIG} has {key} {text(config[key], 60)}" for key in _RESHAPING if config.get(key)]
+    hf = hook(architecture, "hf")
+    reshaping = [key for key in hf.RESHAPING if config.get(key)]
+    wrong = [f"{CONFIG} has {key} {text(config[key], 60)}" for key in reshaping]
     sizes = {size: config.get(keys[0]) for size, keys in architecture.config_keys.items()}
     for size, dim in architecture.config_defaults.items():
         symbol = sizes[dim.symbol]
@@ -140,7 +125,7 @@ def check_fits(
             wrong.append(f"{name} is {dims(shape)}, expected {dims(expected[name])}")
     if wrong:
         raise Unsupported(
-            f"the tensors are not those of {_CLASS[architecture.name]}: {'; '.join(wrong)}",
+            f"the tensors are not those of {hf.CLASS}: {'; '.join(wrong)}",
             where=path,
             hint=f"mend {CONFIG}; or --to safetensors writes the weights alone",
         )

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cgpt_convert.architectures.hf_config_check import CONFIG, read_config
+from cgpt_convert.architectures.hf_config_check import CONFIG, check_config, read_config
+from cgpt_convert.architectures.hooks import has_hook, hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.wrapper_prefixes import wrapped_by_torch
 from cgpt_convert.core.errors import Unsupported
@@ -73,8 +74,10 @@ def plan(
     said = inside.config if inside else None
     config = read_config(folder_of(path)) if said is None else said
     found = whole_model(path, tensors, config)
-    if found is None:
-        parts = _unknown(path, tensors, config, tokenizer)
+    if found is None or not has_hook(found.architecture, "hf"):
+        if found is not None:
+            _refuse_changes(found, path, config if said is None else None)
+        parts = _unknown(path, tensors, config, tokenizer, found)
     else:
         parts = _known(found, path, tensors, config if said is None else None, tokenizer, inside)
     contents, dropped = _without_code(parts.files, folder_of(path))
@@ -135,8 +138,12 @@ def _unknown(
     tensors: Sequence[Tensor],
     config: dict[str, Any] | None,
     given: str | None,
+    found: Recognised | None,
 ) -> _Parts:
-    """Return the parts for weights of an unknown architecture: everything is copied as it is."""
+    """Return the parts for an architecture without a configuration of its own here.
+
+    Everything is copied as it is. `found` is None for an unknown architecture.
+    """
     if config is None:
         raise Unsupported(
             f"the tensors are of no known architecture, and no {CONFIG} lies beside them",
@@ -147,7 +154,9 @@ def _unknown(
     folder = folder_of(path)
     kept, aliases = fold_ties(tensors)
     files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
-    lines = [f"the architecture is not known: names, {CONFIG} and tokenizer are copied unchecked"]
+    why = "is not known" if found is None else f"{found.architecture.name} has no rules for --to hf"
+    lines = [f"the architecture {why}: names, {CONFIG} and tokenizer are copied unchecked"]
+    lines += check_config(found, config) if found else []
     if any(tensor.target for tensor in tensors):
         name = _dtype(kept)
         files[CONFIG] = encoded(hf_config.with_dtype(config, name))
@@ -155,6 +164,16 @@ def _unknown(
     else:
         files[CONFIG] = read_file(os.path.join(folder, CONFIG))
     return _Parts(kept, aliases, files, lines)
+
+
+def _refuse_changes(found: Recognised, path: str, config: Mapping[str, Any] | None) -> None:
+    """Raise Unsupported if the folder of an architecture without a hook cannot be a plain copy.
+
+    That is the case without a config.json beside the weights, and where transformers has other
+    names or another layout.
+    """
+    if config is None or found.wrapper or found.linear:
+        hook(found.architecture, "hf", path)
 
 
 def _refuse_wrapped(path: str, names: Sequence[str]) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from decimal import Context, Decimal
 from typing import Any, NamedTuple
 
-from cgpt_convert.architectures.hf_config_check import CONFIG
+from cgpt_convert.architectures.hf_config_check import CONFIG, read_config
+from cgpt_convert.architectures.hooks import hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import FilePlan
-from cgpt_convert.targets.hf.config import configured
 from cgpt_convert.targets.java_program import raw_files
 from cgpt_convert.targets.selection import Wish, select
 from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS
@@ -35,8 +35,6 @@ from cgpt_convert.tensors.tensor import Tensor
 NAME = "model.properties"
 FOLDER = "parameters"  # where the program looks for the files, beside the properties
 _DIGITS = 32  # of the attention dividend, as its author writes it
-_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # tanh forms, one of which the program has
-_EXACT_GELU = "gelu"
 
 
 class Exported(NamedTuple):
@@ -58,13 +56,15 @@ def plan(checkpoint: Checkpoint) -> Exported:
     the reason, for every model on which the program would run and be wrong.
     """
     path = checkpoint.path
-    config = configured(folder_of(path)) or {}
+    said = read_config(folder_of(path))
     chosen = select(checkpoint, Wish(tied="copy"))
     refuse_incomplete(chosen, path)
     tensors = {t.name: t for t in chosen.tensors}
-    found = whole_model(path, tensors.values(), config)
+    found = whole_model(path, tensors.values(), said)
     if found is None:
         raise _refused(path, "the tensors are of no known architecture")
+    program = hook(found.architecture, "java_program", path)
+    config = {} if said is None else program.with_defaults(said)
     if found.linear:
         raise Unsupported(
             "its weights are Linear layers' (out, in); the raw-parameters program reads GPT-2's "
@@ -73,7 +73,9 @@ def plan(checkpoint: Checkpoint) -> Exported:
             hint="convert with --to hf, which transposes them, then extract from that folder",
         )
     _check_types(found, tensors, path)
-    _check_config(found, config, path)
+    refusal = program.refusal(found, config)
+    if refusal:
+        raise _refused(path, refusal)
     _check_head(found, tensors, path)
     raw = raw_files.plan(checkpoint, found, tensors)
     blocks = (
@@ -96,14 +98,6 @@ def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) ->
             where=path,
             hint="convert to safetensors with --dtype float32, then extract from that",
         )
-
-
-def _check_config(found: Recognised, config: Mapping[str, Any], path: str) -> None:
-    if config.get("scale_attn_by_inverse_layer_idx"):
-        raise _refused(path, "the attention scores are scaled by the layer's number")
-    activation = _activation(found, config)
-    if activation not in (*_GELU, _EXACT_GELU):
-        raise _refused(path, f"the activation is {printable(activation)}; the program has GELU")
 
 
 def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
@@ -188,16 +182,11 @@ def _lines(block: Mapping[str, str]) -> Iterator[str]:
 
 def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
     """As Java's Float.parseFloat takes it and the program's examples have it: 1e-5f."""
-    usual = found.shape_of.layer_norm_epsilon if found.shape_of else 1e-5  # transformers' default
+    usual = hook(found.architecture, "java_program").usual_epsilon(found)
     value = config.get("layer_norm_epsilon", usual)
     if not isinstance(value, float) or not 0 < value < 1:
         raise _refused(path, f"layer_norm_epsilon is {value!r}")
     return re.sub("e-0", "e-", repr(value)) + "f"
-
-
-def _activation(found: Recognised, config: Mapping[str, Any]) -> str:
-    usual = found.shape_of.activation if found.shape_of else _GELU[0]  # transformers' default
-    return str(config.get("activation_function", usual))
 
 
 def _notes(
@@ -209,7 +198,7 @@ def _notes(
             f"{len(copies):,} files, {nbytes:,} bytes, hold tensors once more, as the program "
             f"needs them: {next(iter(copies))} ..."
         )
-    if _activation(found, config) == _EXACT_GELU:
+    if hook(found.architecture, "java_program").is_exact_gelu(found, config):
         yield "the program approximates GELU by tanh; the model has the exact one"
     vocab_size = found.sizes["vocab_size"]
     if vocab_size != GPT2_TOKENS:

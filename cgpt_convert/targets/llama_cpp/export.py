@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cgpt_convert.architectures.hf_config_check import check_config
+from cgpt_convert.architectures.hf_config_check import check_config, read_config
+from cgpt_convert.architectures.hooks import hook, with_hook
 from cgpt_convert.architectures.recognised_names import Recognised
-from cgpt_convert.architectures.schema import architectures
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.gguf import writer as gguf
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
-from cgpt_convert.targets.hf.config import configured
 from cgpt_convert.targets.hf.model_card import Card, read_card
 from cgpt_convert.targets.llama_cpp import fields as llama_fields
 from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
@@ -70,8 +69,10 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
     """
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = llama_undo.is_gguf(checkpoint)
-    config = llama_undo.config(checkpoint) if inside else configured(folder)
+    config = llama_undo.config(checkpoint) if inside else read_config(folder)
     found = recognised(path, tensors, config)
+    if config is not None and not inside:
+        config = hook(found.architecture, "gguf").with_defaults(config)
     tokenizer = None
     if not no_vocab:
         own = llama_undo.tokenizer(checkpoint) if inside and given is None else None
@@ -96,13 +97,13 @@ def recognised(
 ) -> Recognised:
     """What the tensors are; Unsupported unless llama.cpp knows it and they are all there."""
     found = whole_model(path, tensors, config)
-    if found is None or not found.architecture.gguf_name:
-        known = [each.name for each in architectures().values() if each.gguf_name]
+    if found is None:
         raise Unsupported(
             "the tensors are of no architecture that is written as GGUF",
             where=path,
-            hint=f"written is {', '.join(known)}; --to safetensors writes any tensors",
+            hint=f"written is {', '.join(with_hook('gguf'))}; --to safetensors writes any tensors",
         )
+    hook(found.architecture, "gguf", path)
     return found
 
 
@@ -137,7 +138,7 @@ def request(
         *vocabulary,
         *llama_fields.own(found, config),
     )
-    lines += llama_fields.notes(found, config)
+    lines += hook(found.architecture, "gguf").notes(found, config)
     return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
 
 

@@ -6,18 +6,15 @@ ggml/docs/gguf.md explains them.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
-from cgpt_convert.architectures.hf_config_check import CONFIG
+from cgpt_convert.architectures.hooks import hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import Field
-from cgpt_convert.targets.hf import config as hf_config
 from cgpt_convert.targets.hf.model_card import Card
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.tokenizer.files import ChatTemplate
@@ -53,8 +50,6 @@ TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
 
 _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
-_EPSILON = 1e-5  # transformers' GPT2Config, where config.json does not say
-_PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 
 
 def general(
@@ -86,11 +81,12 @@ def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> 
     Raises Unsupported for heads that nothing tells, for what is no epsilon, and for settings that
     llama.cpp's graph of the architecture has not.
     """
-    _check_settings(config, path)
+    gguf = hook(found.architecture, "gguf", path)
+    gguf.check_settings(config, path)
     values: dict[str, int | float] = {
         **found.sizes,
         "n_head": heads(found, path, config),
-        "layer_norm_epsilon": _epsilon(found, config, path),
+        "layer_norm_epsilon": gguf.epsilon(found, config, path),
     }
     return [
         Field(
@@ -104,13 +100,8 @@ def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> 
 
 def own(found: Recognised, config: Mapping[str, Any]) -> list[Field]:
     """Return what llama.cpp does not ask for, and this program needs to compute the model."""
-    return [Field(ACTIVATION, "string", activation(found, config))]
-
-
-def activation(found: Recognised, config: Mapping[str, Any]) -> str:
-    """Return what is configured, else what the known model of these shapes has, else GPT-2's."""
-    said = config.get("activation_function")
-    return said if isinstance(said, str) else hf_config.make_activation(found)
+    activation = hook(found.architecture, "gguf").activation(found, config)
+    return [Field(ACTIVATION, "string", activation)]
 
 
 def storage(tensors: Sequence[Tensor]) -> list[Field]:
@@ -196,35 +187,3 @@ def size_label(parameters: int) -> str:
     scaled = parameters * scales[suffix]
     digits = len(str(round(scaled)).lstrip("0"))
     return f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
-
-
-def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
-    """A line for what llama.cpp does otherwise than the model."""
-    if ACTIVATIONS.get(activation(found, config)) == ERF:
-        yield (
-            "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
-            "differ in the fourth digit after the point"
-        )
-
-
-def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
-    known = found.shape_of.layer_norm_epsilon if found.shape_of else _EPSILON
-    said = config.get("layer_norm_epsilon", known)
-    if type(said) not in (int, float) or not 0 < said < math.inf:
-        raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
-    return float(said)
-
-
-def _check_settings(config: Mapping[str, Any], path: str) -> None:
-    """llama.cpp's src/models/gpt2.cpp: GELU by tanh, scores scaled by the head's width only."""
-    wrong = [key for key, plain in _PLAIN.items() if config.get(key, plain) is not plain]
-    said = config.get("activation_function")
-    if said is not None and not (isinstance(said, str) and said in ACTIVATIONS):
-        wrong.append("activation_function")
-    if wrong:
-        shown = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
-        raise Unsupported(
-            f"{CONFIG} says {printable(shown)}, which llama.cpp's GPT-2 does not compute",
-            where=path,
-            hint="--to safetensors or --to hf writes the weights for other programs",
-        )

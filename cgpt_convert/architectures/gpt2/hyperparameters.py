@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
+from cgpt_convert.architectures.gpt2.defaults import ACTIVATION, EPSILON
 from cgpt_convert.architectures.hf_config_check import CONFIG
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.text import printable
-
-_EPSILON = 1e-5  # transformers' GPT2Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ def as_config(hyper: Hyperparameters) -> dict[str, Any]:
     """What a config.json says for what tensors do not tell of such a model."""
     return {
         "n_head": hyper.n_head,
-        "activation_function": "gelu" if hyper.activation == ERF else "gelu_new",
+        "activation_function": "gelu" if hyper.activation == ERF else ACTIVATION,
         "layer_norm_epsilon": hyper.layer_norm_epsilon,
         "scale_attn_weights": hyper.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": hyper.scale_attn_by_inverse_layer_idx,
@@ -71,7 +70,7 @@ def hyperparameters(
     settings.expect("position_embedding_type", (None, "learned"))
     # that only changes the order of operations in 16-bit types; here all is float32
     settings.expect("reorder_and_upcast_attn", (None, False, True))
-    known = found.shape_of.layer_norm_epsilon if found.shape_of else _EPSILON
+    known = found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
     return Hyperparameters(
         **found.sizes,
         n_head=found.n_head,

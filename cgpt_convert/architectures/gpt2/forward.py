@@ -11,13 +11,24 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cgpt_convert.architectures.activations import ERF
-from cgpt_convert.inference.backend import Array, Backend
-from cgpt_convert.inference.gpt2.hyperparameters import Hyperparameters
+from cgpt_convert.architectures.gpt2 import defaults
+from cgpt_convert.architectures.gpt2 import hyperparameters as settings
+from cgpt_convert.architectures.gpt2.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from cgpt_convert.inference.backend import Array, Backend
     from cgpt_convert.inference.kv_cache import Cache
+
+CONFIG_DEFAULTS = defaults.CONFIG_DEFAULTS
+hyperparameters, as_config = settings.hyperparameters, settings.as_config
+# the names of the parameters in the architecture's TOML; of a block, in the order of `Block`
+EMBEDDING, POSITIONS, HEAD, FINAL_NORM = "wte.weight", "wpe.weight", "lm_head.weight", "ln_f"
+BLOCK = tuple(
+    f"h.{{i}}.{name}"
+    for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+)
 
 QUERIES = 128  # rows of attention computed at once: their scores stay near the processor
 

@@ -1,0 +1,63 @@
+"""GPT-2 as llama.cpp computes it: what its header says, and what it does otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
+from cgpt_convert.architectures.gpt2 import defaults
+from cgpt_convert.architectures.gpt2.defaults import ACTIVATION, EPSILON
+from cgpt_convert.architectures.hf_config_check import CONFIG
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
+
+_PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+
+with_defaults = defaults.with_defaults
+
+
+def activation(found: Recognised, config: Mapping[str, Any]) -> str:
+    """Return what is configured, else what the known model of these shapes has, else GPT-2's."""
+    said = config.get("activation_function")
+    if isinstance(said, str):
+        return said
+    return found.shape_of.activation if found.shape_of else ACTIVATION
+
+
+def epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
+    """Return the epsilon of the layer norms. Raises Unsupported for a value that is no epsilon."""
+    known = found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
+    said = config.get("layer_norm_epsilon", known)
+    if type(said) not in (int, float) or not 0 < said < math.inf:
+        raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
+    return float(said)
+
+
+def check_settings(config: Mapping[str, Any], path: str) -> None:
+    """Raise Unsupported for settings that llama.cpp's src/models/gpt2.cpp does not compute.
+
+    It has GELU by tanh, and scales scores by the head's width only.
+    """
+    wrong = [key for key, plain in _PLAIN.items() if config.get(key, plain) is not plain]
+    said = config.get("activation_function")
+    if said is not None and not (isinstance(said, str) and said in ACTIVATIONS):
+        wrong.append("activation_function")
+    if wrong:
+        shown = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
+        raise Unsupported(
+            f"{CONFIG} says {printable(shown)}, which llama.cpp's GPT-2 does not compute",
+            where=path,
+            hint="--to safetensors or --to hf writes the weights for other programs",
+        )
+
+
+def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for what llama.cpp computes otherwise than the model."""
+    if ACTIVATIONS.get(activation(found, config)) == ERF:
+        yield (
+            "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
+            "differ in the fourth digit after the point"
+        )

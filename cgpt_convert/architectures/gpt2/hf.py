@@ -1,0 +1,26 @@
+"""GPT-2 as a folder that transformers loads: its class, and the keys of its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cgpt_convert.architectures.gpt2.defaults import ACTIVATION, EPSILON
+from cgpt_convert.architectures.recognised_names import Recognised
+
+CLASS = "GPT2LMHeadModel"  # the class of transformers that has its head
+RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give the class other parameters
+
+
+def assumed(found: Recognised) -> dict[str, Any]:
+    """Return the keys of config.json to assume where nothing is configured."""
+    model = found.shape_of
+    return {
+        "activation_function": model.activation if model else ACTIVATION,
+        "layer_norm_epsilon": model.layer_norm_epsilon if model else EPSILON,
+    }
+
+
+def required(sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Return the keys that a config.json must have besides those of the sizes."""
+    return {"n_ctx": sizes["n_positions"]}  # llama.cpp's converter wants it

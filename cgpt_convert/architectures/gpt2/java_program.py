@@ -1,0 +1,41 @@
+"""GPT-2 as demo-gpt-java computes it: which models its properties can describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cgpt_convert.architectures.gpt2 import defaults
+from cgpt_convert.architectures.gpt2.defaults import ACTIVATION, EPSILON
+from cgpt_convert.architectures.recognised_names import Recognised
+from cgpt_convert.core.text import printable
+
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # one of which the program has
+_EXACT = "gelu"
+
+with_defaults = defaults.with_defaults
+
+
+def usual_epsilon(found: Recognised) -> float:
+    """Return the epsilon of the layer norms where nothing is configured."""
+    return found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
+
+
+def refusal(found: Recognised, config: Mapping[str, Any]) -> str:
+    """Return why the program would compute the model wrongly; "" if it would not."""
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        return "the attention scores are scaled by the layer's number"
+    activation = _activation(found, config)
+    if activation not in (*_TANH, _EXACT):
+        return f"the activation is {printable(activation)}; the program has GELU"
+    return ""
+
+
+def is_exact_gelu(found: Recognised, config: Mapping[str, Any]) -> bool:
+    """Return whether the model has the exact GELU, which the program approximates."""
+    return _activation(found, config) == _EXACT
+
+
+def _activation(found: Recognised, config: Mapping[str, Any]) -> str:
+    usual = found.shape_of.activation if found.shape_of else ACTIVATION
+    return str(config.get("activation_function", usual))

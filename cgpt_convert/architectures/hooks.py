@@ -1,0 +1,63 @@
+"""What an architecture needs beyond its TOML file: optional modules, found by its name.
+
+The features that read and compare tensors need the names and shapes of the TOML only. A feature
+that writes or computes a whole model asks for the module `architectures/<name>/<feature>.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Literal
+
+from cgpt_convert.architectures.schema import Architecture, architectures
+from cgpt_convert.core.errors import Unsupported
+
+Feature = Literal["hf", "gguf", "forward", "java_program"]
+FEATURES: dict[Feature, str] = {
+    "hf": "a configuration for transformers (--to hf)",
+    "gguf": "GGUF export",
+    "forward": "computing the model (generate, eval, verify --logits)",
+    "java_program": "the properties of the raw-parameters program (extract --properties)",
+}
+_HINTS: dict[Feature, str] = {
+    "hf": "--to safetensors writes the weights alone",
+    "gguf": "--to safetensors writes any tensors",
+    "forward": "inspect, digest, diff and verify without --logits read any tensors",
+    "java_program": "extract without --properties",
+}
+
+
+def has_hook(architecture: Architecture, feature: Feature) -> bool:
+    """Return whether there is a module for the feature. Nothing of it is run."""
+    name = architecture.name
+    if not name.isidentifier():
+        return False
+    package = f"{__package__}.{name}"
+    try:
+        return importlib.util.find_spec(f"{package}.{feature}") is not None
+    except ModuleNotFoundError as error:  # no such package, or a module of this package
+        if error.name not in (package, f"{package}.{feature}"):
+            raise
+        return False
+
+
+def hook(architecture: Architecture, feature: Feature, where: str = "") -> ModuleType:
+    """Return the architecture's module for the feature.
+
+    Raises Unsupported, naming the architecture, the feature and those that have it, if there is
+    none. `where` is the path of the weights.
+    """
+    if not has_hook(architecture, feature):
+        raise Unsupported(
+            f"{FEATURES[feature]} is not available for {architecture.name}",
+            where=where,
+            hint=f"available for {', '.join(with_hook(feature))}; {_HINTS[feature]}",
+        )
+    return importlib.import_module(f"{__package__}.{architecture.name}.{feature}")
+
+
+def with_hook(feature: Feature) -> list[str]:
+    """Return the names of the architectures that have a module for the feature."""
+    return [name for name, each in architectures().items() if has_hook(each, feature)]
