@@ -128,8 +128,7 @@ def test_digest_diff_and_verify_know_its_names(tmp_path: Path, model: Path) -> N
     ours, theirs = (run("digest", each, "--json").json for each in (model, bare))
     assert ours["model"] == theirs["model"]
     assert ours["architecture"] == "gpt_neo"
-    done = run("diff", model, bare, "--json")
-    assert (done.code, done.json["architecture"]) == (0, "gpt_neo")
+    assert run("diff", model, bare).code == 0
     assert run("verify", model, bare).code == 0
     changed = weights("")
     changed["wte.weight"][0, 0] += 1
