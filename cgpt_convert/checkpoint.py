@@ -1,4 +1,4 @@
-"""What a weight file holds, whatever its container: every reader returns a Checkpoint."""
+"""The contents of a weight file of any container: every reader returns a Checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
 class Exotic(NamedTuple):
-    """An entry that is not one strided view: sparse, nested, meta, packed below a byte, unreadable.
+    """An entry that is not one strided view: sparse, nested, meta, sub-byte or unreadable.
 
-    `parts` are the dense tensors it is made of, for formats that can hold them apart. An entry that
-    cannot be read has an `error` and no parts; its dtype and shape are empty if they are not known.
+    `parts` are the dense tensors that it consists of, for formats that can store them separately.
+    An unreadable entry has an `error` and no parts; its dtype and shape are empty if unknown.
     """
 
     name: str
@@ -28,35 +28,35 @@ class Exotic(NamedTuple):
 
 
 def unreadable(name: str, error: CgptError, dtype: str = "", shape: tuple[int, ...] = ()) -> Exotic:
-    """Return the entry that stands for one that cannot be read because of `error`."""
+    """Return the entry that represents one that cannot be read because of `error`."""
     return Exotic(name, "unreadable", dtype, shape, error.message, error=error)
 
 
 class Leaf(NamedTuple):
-    """A value that is no tensor, under the dotted path where it lies."""
+    """A value that is not a tensor, with its dotted path."""
 
     path: str
     value: object
 
 
 class Folded(Leaf):
-    """A leaf that is a large container without a tensor."""
+    """A leaf that is a large container without tensors."""
 
     __slots__ = ()
 
 
 class Lost(NamedTuple):
-    """Why a tensor is left out: not every byte of it is there and right."""
+    """The reason why a tensor is skipped: some of its bytes are missing or damaged."""
 
     nbytes: int | None  # of its elements; None where the file does not tell
     why: str
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """name -> Tensor, in the file's own order, plus everything else the file holds.
+    """A mapping of names to tensors, in file order, with the other contents of the file.
 
     Nested containers are flattened, their keys joined with dots. Tied weights appear under each of
-    their names; equal `Tensor.view` says that they are one. Nothing is read until asked for.
+    their names; they have equal `Tensor.view`. Data is read on demand.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def ties(self) -> dict[str, str]:
-        """Name -> the first name, in file order, of the very same view; firsts are left out."""
+        """Names of tied tensors, mapped to the first name, in file order, of the same view."""
         first: dict[tuple[object, ...], str] = {}
         tied = {}
         for name, tensor in self.tensors.items():
@@ -116,17 +116,17 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def is_readable(self) -> bool:
-        """Can any of its tensors be read?"""
+        """Whether any of the tensors can be read."""
         return bool(self.tensors) or any(not entry.error for entry in self.exotic.values())
 
     def lose(self, name: str, why: str) -> None:
-        """Leave the tensor `name` out, dense or exotic, and note why."""
+        """Remove the tensor `name`, dense or exotic, and record why."""
         tensor, exotic = self.tensors.pop(name, None), self.exotic.pop(name, None)
         parts = exotic.parts if exotic else (tensor,) if tensor else ()
         unknown = exotic is not None and exotic.error is not None
         self.lost[name] = Lost(None if unknown else sum(part.nbytes for part in parts), why)
 
     def check_unchanged(self) -> None:
-        """Raise Unreadable if a file it was read from has changed since."""
+        """Raise Unreadable if a file of the checkpoint has changed since it was opened."""
         for source in self.sources:
             source.check_unchanged()

@@ -1,4 +1,4 @@
-"""What a format says is to be written. Types only: formats plan, `sink` alone writes."""
+"""Write plans: formats describe the files to write, and only `writing` writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgpt_convert.tensors.tensor import Content, Tensor
 class Crc32(NamedTuple):
     """Four bytes, little-endian: the CRC-32 of parts `first` to `last` - 1 of the same file.
 
-    It may stand before the parts it covers; the sink fills it in once they are written.
+    It may precede the parts it covers; the sink fills it in after writing them.
     """
 
     first: int
@@ -20,14 +20,14 @@ class Crc32(NamedTuple):
 
 
 class FileDigest(NamedTuple):
-    """The checksums of a file that was written: SHA-256 in hex, and CRC-32."""
+    """Checksums of a written file: SHA-256 in hex, and CRC-32."""
 
     sha256: str
     crc32: int
 
 
 class Digests(NamedTuple):
-    """What the sink knows when it comes to a Late part."""
+    """The digests available when a Late part is made."""
 
     files: Mapping[str, FileDigest]  # of `hashed` files planned before, by path
     tensors: Mapping[Content, str]  # of the tensors that Late parts ask for, as `tensor_digest`
@@ -37,10 +37,10 @@ NO_DIGESTS = Digests({}, {})  # what a Late part is planned with, to know its si
 
 
 class Late(NamedTuple):
-    """`nbytes` bytes made from digests, wherever they stand in the file.
+    """`nbytes` bytes computed from digests, at any position in the file.
 
-    Of `tensors` the sink tells the digests, whether they are written or not: hashed while they
-    stream, if they or what is cast to them is a part of the plans.
+    The sink provides the digests of `tensors`, whether they are written or not. They are computed
+    during streaming if the tensor, or a cast of it, is part of the plans.
     """
 
     nbytes: int
@@ -52,7 +52,7 @@ Part = bytes | Tensor | Crc32 | Late
 
 
 def part_nbytes(part: Part) -> int:
-    """The bytes that a part takes in the file."""
+    """Return the size of a part in the file."""
     if isinstance(part, bytes):
         return len(part)
     return 4 if isinstance(part, Crc32) else part.nbytes
@@ -60,7 +60,7 @@ def part_nbytes(part: Part) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One file: its parts in order. `path` is relative to the output, parts separated by `/`."""
+    """A file as an ordered list of parts. `path` is relative to the output, with `/` separators."""
 
     path: str
     parts: tuple[Part, ...]
@@ -68,7 +68,7 @@ class FilePlan:
 
     @property
     def nbytes(self) -> int:
-        """The size of the file to be."""
+        """The size of the resulting file."""
         return sum(map(part_nbytes, self.parts))
 
 
@@ -76,7 +76,7 @@ Scalar = str | bool | int | float
 
 
 class Field(NamedTuple):
-    """A typed key-value pair of a container that has such, as GGUF does."""
+    """A typed key-value pair, for containers that have them, such as GGUF."""
 
     key: str
     type: str  # "string", "bool", "uint32", "float32" ...; an array's is that of its items
@@ -84,7 +84,7 @@ class Field(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Text pairs that tell digests of `tensors`, of the same lengths whatever these are."""
+    """Metadata with the digests of `tensors`; its length does not depend on the digests."""
 
     tensors: tuple[Tensor, ...]
     metadata: Callable[[Mapping[Content, str]], dict[str, str]]  # given none, it gives the lengths
@@ -92,7 +92,7 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to write: tensors in order, names unique, and what to say of names left out."""
+    """The tensors to write, in order, with unique names, and the metadata."""
 
     name: str  # of the output, as the user gave it: "model.safetensors"
     tensors: tuple[Tensor, ...]
@@ -107,5 +107,5 @@ AddProvenance = Callable[[Request], Request]
 
 
 def unsigned(request: Request) -> Request:
-    """The request as it is, without a claim."""
+    """Return the request unchanged, without provenance metadata."""
     return request

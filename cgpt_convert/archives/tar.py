@@ -1,4 +1,4 @@
-"""tar -> members as byte ranges. Only what Python's tarfile wrote for torch 0.1; no more.
+"""Reading of the tar archives that torch 0.1 wrote with Python's tarfile; no other tars.
 
 POSIX.1-2017, pax: "ustar Interchange Format" and "pax Extended Header".
 """
@@ -20,7 +20,7 @@ MEMBERS = 64  # a torch tar has four
 
 
 class Member(NamedTuple):
-    """A regular file in a tar. `offset` is of its first byte."""
+    """A regular file in a tar. `offset` is that of its first byte."""
 
     name: str
     offset: int
@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
 
 def is_tar(block: bytes) -> bool:
-    """Is this first block of a file a tar header? Old ones have no magic, all have a checksum."""
+    """Return whether `block` is a tar header, by its checksum: old headers have no magic."""
     if len(block) < BLOCK or not any(block):
         return False
     try:
@@ -38,7 +38,7 @@ def is_tar(block: bytes) -> bool:
 
 
 def members(source: Source) -> tuple[dict[str, Member], int]:
-    """The members by name, and the offset behind the last.
+    """Return the members by name, and the offset after the last.
 
     Raises Malformed for damage and duplicate names, Unsupported for links, devices, sparse files
     and more members than a torch tar has.
@@ -95,12 +95,12 @@ def _octal(field: bytes, where: str = "") -> int:
 
 
 def _checksum(block: bytes) -> int:
-    """The sum of the header's bytes, with spaces where it stands itself."""
+    """Return the sum of the header's bytes, with the checksum field counted as spaces."""
     return sum(block) - sum(block[_SUM]) + ord(" ") * len(block[_SUM])
 
 
 def pax_keywords(data: bytes, where: str) -> dict[str, str]:
-    """What an extended header says: lines of `LENGTH KEY=VALUE`, LENGTH of the whole line.
+    """Parse an extended header: lines of `LENGTH KEY=VALUE`, LENGTH of the whole line.
 
     Raises Malformed for anything else.
     """
@@ -120,7 +120,7 @@ def pax_keywords(data: bytes, where: str) -> dict[str, str]:
 
 
 def _pax(data: bytes, where: str) -> dict[str, str]:
-    """The keywords, of which those that torch's tars have none of are refused."""
+    """Return the keywords; reject those that torch's tars never contain."""
     found = pax_keywords(data, where)
     for key in found:
         if key.startswith("GNU.sparse") or key in ("linkpath", "hdrcharset"):

@@ -1,10 +1,10 @@
-"""Any tar -> its files as byte ranges, for those who look into each. Refuses what readers dispute.
+"""Files of any tar as byte ranges, for scanning. Rejects tars that readers interpret differently.
 
 POSIX.1-2017, pax: "ustar Interchange Format"; GNU tar's manual, "Basic Tar Format". Unlike
-`tarball`, which reads torch's own, it takes links, folders and long names, and equal names: every
-file is looked at, whichever a reader would take. Names are those that Python's tarfile gives. Where
-tarfile accepts what no writer writes (signed checksums, `0o7`, `1_0`, `+7`, a size behind a NUL,
-several headers about one file, anything behind the end), the tar is malformed.
+`archives.tar`, which reads torch's own tars, it accepts links, folders, long names and duplicate
+names: every file is scanned, whichever a reader would choose. Names are those that Python's tarfile
+returns. Where tarfile accepts what no writer produces (signed checksums, `0o7`, `1_0`, `+7`, a size
+after a NUL, several headers for one file, data after the end), the tar is malformed.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def is_tar_to_tarfile(block: bytes) -> bool:
 
 
 def files(source: Source) -> Iterator[Member]:
-    """The regular files, in order.
+    """Yield the regular files, in order.
 
-    Raises Malformed for damage and where readers would find different files, Unsupported for
-    sparse files.
+    Raises Malformed for damage and where readers would find different files, Unsupported for sparse
+    files.
     """
     at, count = 0, 0
     names = _Names()
@@ -90,14 +90,14 @@ def files(source: Source) -> Iterator[Member]:
 
 
 class _Names:
-    """What the headers before a file say of it."""
+    """The information in headers that apply to the next file."""
 
     def __init__(self) -> None:
         self.keywords: dict[str, str] = {}
         self.long_name = ""
 
     def note(self, kind: bytes, text: bytes, where: str) -> None:
-        """Take in the text of one such header. Raises Malformed for a second one of a kind."""
+        """Record the text of one such header. Raises Malformed for a second one of a kind."""
         if kind == _LONG_NAME:
             if self.long_name or "path" in self.keywords:
                 raise Malformed("a file with two long names in a tar", where=where)
@@ -118,7 +118,7 @@ class _Names:
             self.keywords = found or {"": ""}
 
     def take(self, block: bytes, nbytes: int, where: str) -> tuple[str, int]:
-        """The name and the size of the file of which `block` is the header."""
+        """Return name and size of the file whose header is `block`."""
         kind, keywords = block[_TYPE], self.keywords
         nbytes = _size(keywords, nbytes, where)
         if kind == _SPARSE:
@@ -136,13 +136,13 @@ class _Names:
         return printable(name), nbytes
 
     def check_used(self, where: str) -> None:
-        """Raise Malformed if a header says something of a file that does not follow."""
+        """Raise Malformed if a header describes a file that does not follow."""
         if self.keywords or self.long_name:
             raise Malformed("a tar that ends before the file that a header is about", where=where)
 
 
 def _check_end(source: Source, at: int, where: str) -> None:
-    """Nothing but zeros may follow the first block of zeros: some readers go on behind it."""
+    """Raise Malformed unless only zeros follow the first zero block: some readers read on."""
     for start in range(at, source.nbytes, CHUNK):
         if any(read(source, start, min(CHUNK, source.nbytes - start))):
             raise Malformed("a tar that goes on behind its end", where=where)
@@ -169,7 +169,7 @@ def _small(source: Source, at: int, nbytes: int, where: str) -> bytes:
 
 
 def _size(keywords: dict[str, str], nbytes: int, where: str) -> int:
-    """The file's size; the keyword may stand in only where the header has no room for it."""
+    """Return the file's size; the keyword may differ only where the header field is too small."""
     told = keywords.get("size", "")
     if not told:
         return nbytes

@@ -1,8 +1,8 @@
-"""PKZIP -> members as byte ranges, with what is odd about them.
+"""ZIP archives as byte ranges of members, with findings.
 
-Every offset is ours: each local header must agree with the directory, and records must tile the
-file. A scanner and a loader that see different files are an attack, so where readers would
-disagree, the file is refused here. Section numbers are those of PKWARE's APPNOTE.TXT 6.3.10.
+All offsets are computed here: each local header must agree with the directory, and records must
+tile the file. An attacker can make a scanner and a loader see different files, so a file on which
+readers would disagree is rejected. Section numbers refer to PKWARE's APPNOTE.TXT 6.3.10.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCRIPT = "TorchScript archive"  # what to call a torch zip that holds code
 
 
 class Archive:
-    """A zip whose directory and local headers agree. `members` is in directory order."""
+    """A ZIP whose directory and local headers agree. `members` is in directory order."""
 
     def __init__(
         self, source: Source, members: dict[str, Member], findings: Iterable[Finding] = ()
@@ -34,16 +34,16 @@ class Archive:
 
     @cached_property
     def has_crcs(self) -> bool:
-        """Does any record have a checksum? torch can be told to write 0 for all."""
+        """Whether any record has a checksum; torch can be told to write 0 for all."""
         return any(member.crc32 for member in self.members.values())
 
     def crc32(self, name: str) -> int | None:
-        """The member's checksum; None if the archive has none, or if it is unknown (-1)."""
+        """Return the member's checksum; None if the archive has none, or if it is unknown (-1)."""
         crc = self.members[name].crc32
         return crc if crc >= 0 and self.has_crcs else None
 
     def open(self, name: str) -> tuple[Source, int, int]:
-        """Where to read the member's bytes: source, offset and size, inflating if need be."""
+        """Return source, offset and size of the member's bytes, decompressed if needed."""
         member = self.members[name]
         if member.method == STORED:
             return self.source, member.offset, member.nbytes
@@ -56,7 +56,7 @@ class Archive:
         return inflating, 0, member.nbytes
 
     def read(self, name: str, most: int) -> bytes:
-        """The bytes of a small member; Unsupported if it has more than `most`."""
+        """Return the bytes of a small member; raise Unsupported if it has more than `most`."""
         source, offset, nbytes = self.open(name)
         if nbytes > most:
             raise Unsupported(f"{name} has {nbytes:,} bytes; at most {most:,} are read")
@@ -64,10 +64,10 @@ class Archive:
 
 
 def open_archive(source: Source) -> Archive:
-    """The archive in `source`, checked as a whole.
+    """Open and check the archive in `source`.
 
-    Raises Malformed where the zip contradicts itself or readers would disagree about it,
-    Unsupported for encryption, other compression methods and split archives.
+    Raises Malformed if the ZIP contradicts itself or readers would disagree about it, Unsupported
+    for encryption, other compression methods and split archives.
     """
     end = find_end(source)
     members = entries(source, end)
@@ -107,7 +107,7 @@ def _check_names(where: str, members: list[Member]) -> None:
 
 
 def _check_layout(archive: Archive, directory_offset: int) -> None:
-    """Records must tile the file from byte 0 to the directory, descriptors aside."""
+    """Check that records tile the file from byte 0 to the directory, except for descriptors."""
     at, gaps, described = 0, 0, False
     for member in sorted(archive.members.values(), key=lambda m: m.header_offset):
         place = f"{archive.source.name}[{member.name}]"

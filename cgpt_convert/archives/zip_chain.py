@@ -1,6 +1,6 @@
-"""Files that are several zip archives back to back, as torch.distributed.checkpoint writes them.
+"""Files of several concatenated ZIP archives, as torch.distributed.checkpoint writes them.
 
-Its `.metadata` file has the offset of each archive, and a reader opens each by itself.
+Its `.metadata` file has the offset of each archive, and a reader opens each separately.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST = 1_000_000  # archives in one file; one is a tensor
 
 
 def archives(source: Source) -> list[Window]:
-    """Return the archives that fill the file, if there are at least two; else none."""
+    """Return the archives that fill the file if there are at least two, else an empty list."""
     found: list[Window] = []
     end = source.nbytes
     while end:
@@ -32,7 +32,7 @@ def archives(source: Source) -> list[Window]:
 
 
 def _start(source: Source, end: int) -> int | None:
-    """Return where the archive that ends at byte `end` begins; None if no archive ends there."""
+    """Return the start of the archive that ends at byte `end`; None if no archive ends there."""
     at = end - _END.size
     if at < 0:
         return None

@@ -1,7 +1,7 @@
-"""The central directory of a zip: where it is, and its entries. Numbers are APPNOTE.TXT's.
+"""The central directory of a ZIP: its location and its entries. Section numbers: APPNOTE.TXT.
 
-We parse it ourselves. Python's zipfile, torch's miniz and other readers disagree about files with
-two directories, two names or two sizes for a record; such files are refused, not interpreted.
+Python's zipfile, torch's miniz and other readers disagree about files with two directories, or two
+names or sizes for a record. This parser rejects such files instead of interpreting them.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Member(NamedTuple):
 
 
 class NoDirectory(Malformed):
-    """The zip has no central directory, which stands at its end: most likely it is cut off."""
+    """The ZIP has no central directory at its end: it is probably truncated."""
 
 
 class End(NamedTuple):
-    """Where the central directory is."""
+    """The location of the central directory."""
 
     offset: int
     nbytes: int
@@ -55,7 +55,7 @@ class End(NamedTuple):
 
 
 def find_end(source: Source) -> End:
-    """The end-of-central-directory record, of which there must be exactly one."""
+    """Return the end-of-central-directory record; there must be exactly one."""
     length = min(source.nbytes, _END.size + _FULL16)
     base = source.nbytes - length
     tail = read(source, base, length)
@@ -70,7 +70,7 @@ def find_end(source: Source) -> End:
 
 
 def _is_end_at(source: Source, tail: bytes, base: int, at: int) -> bool:
-    """Is there a whole end record too? One of an archive inside a record tells other offsets."""
+    """Return whether a complete end record is here too; that of a nested archive does not fit."""
     try:
         return _end_at(source, tail, base, at) is not None
     except CgptError:
@@ -78,7 +78,7 @@ def _is_end_at(source: Source, tail: bytes, base: int, at: int) -> bool:
 
 
 def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
-    """The end record at `tail[at:]`, or None if the directory it tells of does not lie before it.
+    """Return the end record at `tail[at:]`; None if its directory does not precede it.
 
     The four bytes of the signature may occur by chance inside data.
     """
@@ -123,7 +123,7 @@ def _end64(
 
 
 def entries(source: Source, end: End) -> list[Member]:
-    """The central directory's entries; their `offset` is still that of the local header."""
+    """Return the central directory's entries; `offset` is still that of the local header."""
     if end.entries > MEMBERS or end.nbytes > DIRECTORY_BYTES:
         raise Unsupported(f"an archive of {end.entries:,} records", where=source.name)
     data = read(source, end.offset, end.nbytes)
@@ -176,7 +176,7 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Mem
 
 
 def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
-    """The values with each 0xFFFFFFFF replaced by its 64-bit field of the zip64 extra record."""
+    """Replace each 0xFFFFFFFF in `values` by its 64-bit field in the zip64 extra record."""
     if FULL32 not in values:
         return values
     fields = _extras(extra).get(_EXTRA64, b"")
@@ -188,7 +188,7 @@ def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
 
 
 def _extras(extra: bytes) -> dict[int, bytes]:
-    """The extra fields by kind, the first of each; what does not parse is left out."""
+    """Return the extra fields by kind, the first of each; fields that do not parse are skipped."""
     found: dict[int, bytes] = {}
     at = 0
     while at + 4 <= len(extra):

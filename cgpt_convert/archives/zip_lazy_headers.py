@@ -1,10 +1,10 @@
-"""Local headers of a distant archive: not read to look, each one read before its record's data.
+"""Deferred checks of the local headers of a remote archive, each before its data is read.
 
-Where a record's data begin only its local header can tell, and to read hundreds of those is to
-ask hundreds of times. But the records tile the file, so the next record's header says where this
-one's data end, less a descriptor of one of five sizes; and torch lets data begin at multiples of
-64 (caffe2/serialize/inline_container.cc, `kFieldAlignment`), which one of the five at most gives.
-Where none does, the header is read at once.
+Only the local header gives the exact start of a record's data, and reading hundreds of headers
+takes hundreds of requests. But records tile the file, so the next record's header gives the end of
+this one's data, less a descriptor of one of five sizes. torch aligns data to 64 bytes
+(caffe2/serialize/inline_container.cc, `kFieldAlignment`), which at most one of the five sizes
+satisfies. If none does, the header is read immediately.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _ALIGNMENT = 64
 
 
 class LateHeaders:
-    """The source of an archive's data. `members` have the offsets that the layout tells.
+    """The source of an archive's data. `members` have the offsets derived from the layout.
 
-    `entries` are the directory's, and `end` is where that begins.
+    `entries` are those of the directory, which begins at `end`.
     """
 
     distant = True  # see source.is_distant
@@ -49,14 +49,14 @@ class LateHeaders:
         self._offsets = sorted(self._unread)
 
     def findings(self) -> list[Finding]:
-        """What is to be said of an archive of which headers were not read."""
+        """Return the finding that some headers were not checked, if that is so."""
         if not self._unread:
             return []
         detail = f"{len(self._unread)} of {len(self.members)} records; each is when its data are"
         return [Finding(findings.LATE_HEADERS, detail)]
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """What will be read, with the headers before it."""
+        """Announce future reads, including the headers before the data."""
         whole = []
         for offset, nbytes in ranges:
             entry = self._unread.get(offset)
@@ -65,10 +65,10 @@ class LateHeaders:
         expect((self._source, offset, nbytes) for offset, nbytes in whole)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`, once the headers of the records there have been checked.
+        """Fill `buffer` from `offset` after checking the headers of the records there.
 
-        Raises Malformed where one disagrees with the directory, Unsupported where it does with
-        the layout.
+        Raises Malformed if one disagrees with the directory, Unsupported if it disagrees with the
+        layout.
         """
         last = bisect.bisect_left(self._offsets, offset + len(buffer))
         for index in range(last - 1, -1, -1):
@@ -91,16 +91,16 @@ class LateHeaders:
         self._unread.pop(offset, None)
 
     def check_unchanged(self) -> None:
-        """As the file itself."""
+        """Check the underlying file."""
         self._source.check_unchanged()
 
     def same_file(self, _other: os.stat_result) -> bool:
-        """No local file is this one."""
+        """Return False: no local file is this object."""
         return False
 
 
 def _data_offset(entry: Member, following: int) -> int | None:
-    """Where the record's data begin if `following` is where the next begins; None if unclear."""
+    """Return where the data begin if the next record begins at `following`; None if unclear."""
     first = entry.header_offset + LOCAL.size + len(entry.name.encode())
     if not entry.flags & DESCRIPTOR and first + entry.compressed == following:
         return first

@@ -1,4 +1,4 @@
-"""A record's local header, which alone can tell where its data begin. APPNOTE.TXT's numbers."""
+"""Local headers of ZIP records, which give the start of the data. Numbers: APPNOTE.TXT."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DESCRIPTOR_SIZES = (0, 12, 16, 20, 24)  # 4.3.9: with or without signature, 32 o
 
 
 def with_data_offset(source: Source, member: Member, limit: int) -> Member:
-    """The member with the offset of its data, once its local header agrees with the directory.
+    """Return the member with its data offset, after checking its local header.
 
-    The central entry cannot tell where the data starts: torch pads the local header alone.
+    The central entry does not give the start of the data, because torch pads the local header only.
     """
     place = f"{source.name}[{member.name}]"
     raw = member.name.encode()

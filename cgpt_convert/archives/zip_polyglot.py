@@ -1,8 +1,8 @@
-"""Find a zip archive that lies behind or inside other data, so that readers open different files.
+"""Detection of ZIP archives after or inside other data, which make readers open different files.
 
-Every reader starts from the end record (APPNOTE.TXT 4.3.16), which it looks for in the last 64 KiB:
-Python's zipfile and what follows it take the directory that lies before the record, others the one
-at the offset that it gives, or they go on to the zip64 record.
+Every reader starts from the end record (APPNOTE.TXT 4.3.16) in the last 64 KiB. Python's zipfile
+and compatible readers use the directory directly before the record, others the one at the recorded
+offset, or they continue to the zip64 record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FULL = 0xFFFFFFFF
 
 
 def find_zip(source: Source) -> int | None:
-    """Return where a reader would find the end record of a zip in `source`; None if nowhere."""
+    """Return where a reader would find the end record of a ZIP in `source`; None if nowhere."""
     size = min(source.nbytes, _END.size + _COMMENT_NBYTES)
     base = source.nbytes - size
     tail = read(source, base, size)
@@ -38,13 +38,13 @@ def find_zip(source: Source) -> int | None:
 
 
 def refuse_zip_behind(source: Source) -> None:
-    """Raise Malformed if the file ends as a zip does; for files that do not begin as one."""
+    """Raise Malformed if a file that does not begin as a ZIP ends as one."""
     if find_zip(source) is not None:
         raise Malformed("a zip archive behind other data: readers disagree what the file is")
 
 
 def refuse_hidden_zips(archive: Archive) -> None:
-    """Raise Malformed if the extra field of a local header has room for a zip and contains one."""
+    """Raise Malformed if the extra field of a local header contains a ZIP."""
     for member in archive.members.values():
         start = member.header_offset + _LOCAL_NBYTES + len(member.name.encode())
         nbytes = member.offset - start

@@ -1,9 +1,9 @@
-"""A zip archive of stored members, laid out before a byte is written.
+"""Layout of a ZIP archive of stored members, computed before writing.
 
-Byte for byte as Python's zipfile writes it for `numpy.savez`: zip64 sizes in every local header,
-elsewhere only where a value needs them, and no date. Sizes stand before the data and the CRC-32 is
-filled in by the sink, so there are no data descriptors and every reader can stream the file.
-Section numbers are those of PKWARE's APPNOTE.TXT 6.3.10.
+The bytes equal those that Python's zipfile writes for `numpy.savez`: zip64 sizes in every local
+header, elsewhere only where needed, and no date. Sizes precede the data and the sink fills in the
+CRC-32, so there are no data descriptors and every reader can stream the file. Section numbers refer
+to PKWARE's APPNOTE.TXT 6.3.10.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Entry(NamedTuple):
 
 
 def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
-    """The parts of the archive whose members are `members`: name and parts each."""
+    """Return the parts of the archive with these members: name and parts each."""
     parts: list[Part] = []
     entries: list[_Entry] = []
     offset = 0
@@ -58,9 +58,9 @@ def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
 
 
 def _local_header(entry: _Entry) -> tuple[bytes, bytes]:
-    """4.3.7, before and after the CRC-32.
+    """Return the local header (4.3.7), before and after the CRC-32.
 
-    The sizes are in the zip64 field even if they are small: gh-10776 of numpy.
+    Sizes are in the zip64 field even if they are small: gh-10776 of numpy.
     """
     extra = struct.pack("<2H2Q", _EXTRA64, 16, entry.nbytes, entry.nbytes)
     return (
@@ -70,7 +70,7 @@ def _local_header(entry: _Entry) -> tuple[bytes, bytes]:
 
 
 def _central_header(entry: _Entry) -> tuple[bytes, bytes]:
-    """4.3.12, before and after the CRC-32."""
+    """Return the central header (4.3.12), before and after the CRC-32."""
     wide = [entry.nbytes] * 2 if entry.nbytes > _LIMIT else []
     size = _FULL if wide else entry.nbytes
     offset = entry.header_offset
@@ -87,7 +87,7 @@ def _central_header(entry: _Entry) -> tuple[bytes, bytes]:
 
 
 def _end(count: int, nbytes: int, offset: int) -> bytes:
-    """4.3.16, preceded by 4.3.14 and 4.3.15 if a value needs them."""
+    """Return the end record (4.3.16), preceded by 4.3.14 and 4.3.15 if a value needs them."""
     wide = b""
     if count > _LIMIT_COUNT or offset > _LIMIT or nbytes > _LIMIT:
         versions = (_VERSION, _VERSION)

@@ -1,4 +1,4 @@
-"""What a file is, by its content; its name is never asked."""
+"""Detection of a file's kind from its content; the name is not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD = 4096  # bytes from the start that tell every kind but the zips and the ta
 
 
 class Kind(Enum):
-    """A kind of file; the value is what to call it."""
+    """A kind of file; the value is its display name."""
 
     TORCH_ZIP = "PyTorch zip archive"
     CUT_ZIP = "zip archive that is cut off"
@@ -125,10 +125,10 @@ _HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
 
 
 def sniff(source: Source, *, record: bool = False) -> Kind:
-    """The kind of file that `source` is. Damage inside does not matter; its reader tells of that.
+    """Return the kind of file that `source` is. Damage inside is left to the reader.
 
-    Of a record of an archive, which may well be a tensor of zeros, nobody asks whether all of it is
-    zero: that would be to read it. Raises Unreadable where the bytes cannot be read.
+    A record of an archive may be a tensor of zeros, so it is not checked for being all zero, which
+    would mean reading it whole. Raises Unreadable if the bytes cannot be read.
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
@@ -157,7 +157,7 @@ def _is_padded_tar(head: bytes) -> bool:
 
 
 def _is_zero(source: Source) -> bool:
-    """Is there nothing but zeros? Looked for forwards: `source` may have to be unpacked."""
+    """Return whether all bytes are zero. Reads forward, because `source` may be compressed."""
     for at in range(0, source.nbytes, CHUNK):
         data = read(source, at, min(CHUNK, source.nbytes - at))
         if data != bytes(len(data)):
@@ -166,7 +166,7 @@ def _is_zero(source: Source) -> bool:
 
 
 def _binary(head: bytes, nbytes: int) -> Kind | None:
-    """The kind that the first bytes tell; None if it is text or unknown."""
+    """Return the kind identified by the first bytes; None if it is text or unknown."""
     for offset, magic, kind in _MAGIC:
         if head.startswith(magic, offset):
             return kind
@@ -184,22 +184,23 @@ def _binary(head: bytes, nbytes: int) -> Kind | None:
 
 
 def _is_windows_program(head: bytes) -> bool:
-    """Return whether the DOS header points to a PE header (or to one past the bytes at hand)."""
+    """Return whether the DOS header points to a PE header (or past the bytes available)."""
     at = int.from_bytes(head[60:64], "little")
     return head[:2] == b"MZ" and (head[at : at + 4] == b"PE\0\0" or at + 4 > len(head))
 
 
 def _is_safetensors(head: bytes, nbytes: int) -> bool:
-    """Return whether it begins with a header's length and brace.
+    """Return whether the file begins with a header length and an opening brace.
 
-    The length is one that readers take, or one that fits the file: then its reader says why not.
+    The length is one that readers accept, or one that fits the file; then its reader reports the
+    error.
     """
     length = int.from_bytes(head[:8], "little")
     return head[8:9] == b"{" and length <= max(HEADER_BYTES, nbytes - 8)
 
 
 def _zip(source: Source, head: bytes) -> Kind:
-    """Which zip, by its first record's name, which torch writes first, or by its directory's."""
+    """Return the kind of a ZIP, from its first record's name (if torch's) or its directory."""
     try:
         end = directory.find_end(source)
         if _begins_as_torch(head):
@@ -218,13 +219,13 @@ def _zip(source: Source, head: bytes) -> Kind:
 
 
 def _begins_as_torch(head: bytes) -> bool:
-    """Is the first record `data.pkl` in a folder?"""
+    """Return whether the first record is `data.pkl` in a folder."""
     root, _, name = head[_NAME_AT:].partition(b"/")
     return head.startswith(b"PK\3\4") and root != b"" and name.startswith(b"data.pkl")
 
 
 def _text(head: bytes) -> Kind:
-    """Which kind of text, if it is text."""
+    """Return the kind of text, or UNKNOWN if it is not text."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     lowered = start[:1024].lower()
     if re.match(_HTML, lowered) or (lowered.startswith(b"<?xml") and b"<html" in lowered):
@@ -239,7 +240,7 @@ def _text(head: bytes) -> Kind:
 
 
 def _is_text(head: bytes) -> bool:
-    """UTF-8, of which the last character may be cut, without control characters."""
+    """Return whether it is UTF-8 without control characters; the last character may be cut."""
     if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Why a file of a kind that holds no readable weights is refused, and what to do next."""
+"""Error messages for files of kinds without readable weights, with the next step for the user."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HINTS = {
 
 
 def refuse(kind: Kind, source: Source) -> CgptError:
-    """The error that says, for a file of that kind, why it cannot be read and what to do next."""
+    """Return the error that says why a file of that kind cannot be read and what to do next."""
     if kind in _MANGLED:
         damaged = transfer.diagnose(source)
         if damaged is not None:
@@ -57,12 +57,12 @@ def refuse(kind: Kind, source: Source) -> CgptError:
 
 
 def _head(source: Source) -> str:
-    """The first bytes as text."""
+    """Return the first bytes as text."""
     return read(source, 0, min(HEAD, source.nbytes)).decode("utf-8", "replace")
 
 
 def _shown(found: str) -> str:
-    """Text from the file, as one short line."""
+    """Return text from the file as one short line."""
     line = printable(" ".join(found.split()))
     return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 

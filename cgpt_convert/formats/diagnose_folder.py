@@ -1,4 +1,4 @@
-"""What a folder is in which there is no weight file to take, and what to name instead."""
+"""Error messages for folders without a weight file to open, with the path to pass instead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OTHERS = (  # a file that tells another framework's folder
 
 
 def without_weights(path: str, inside: Collection[str]) -> CgptError:
-    """Return the error for the folder at `path`, in which `inside` lies and no weight file."""
+    """Return the error for the folder at `path`, which contains `inside` and no weight file."""
     special = _distributed(path, inside) or _of_torch(path, inside) or _hub_cache(path, inside)
     if special:
         return special
@@ -55,7 +55,7 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
 
 
 def several(path: str, found: list[str]) -> CgptError | None:
-    """Return the error for weight files that belong together; None if one of them may be meant."""
+    """Return the error for weight files that belong together; None if one of them can be chosen."""
     shards = [match for match in map(_SHARD.fullmatch, found) if match]
     if len(shards) == len(found) and len({(m[1], m[2], m[3]) for m in shards}) == 1:
         index = f"{shards[0][1]}{shards[0][3]}.index.json"
@@ -128,7 +128,7 @@ def _snapshot(model: str) -> str:
 
 
 def _with_weights(path: str, inside: Collection[str]) -> Iterator[str]:
-    """Yield the subfolders in which weights or an unpacked archive lie."""
+    """Yield the subfolders that contain weights or an unpacked archive."""
     for name in sorted(inside)[:_SUBFOLDERS]:
         files = _listed(os.path.join(path, name))
         if any(f.endswith((*WEIGHT_SUFFIXES, ".distcp")) or f == "data.pkl" for f in files):
@@ -136,7 +136,7 @@ def _with_weights(path: str, inside: Collection[str]) -> Iterator[str]:
 
 
 def _listed(folder: str) -> list[str]:
-    """Return the names in a local folder; none if it cannot be listed."""
+    """Return the names in a local folder; an empty list if it cannot be listed."""
     try:
         return sorted(os.listdir(folder))
     except OSError:

@@ -1,4 +1,4 @@
-"""What a transfer did to a file: copied twice, resumed at a wrong byte, taken for text."""
+"""Detection of transfer damage: duplicated content, wrong resume offset, text conversion."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _LATIN1 = rb"[\x00-\x7f]|[\xc2\xc3][\x80-\xbf]"
 
 
 def diagnose(source: Source) -> CgptError | None:
-    """Return the error that says what happened to the file on its way; None if it cannot be told.
+    """Return the error that describes transfer damage; None if none is recognised.
 
-    Only for files that cannot be read: a sound one may look like some of this.
+    Use this only for files that cannot be read: an intact file may show some of these signs.
     """
     start = read(source, 0, min(_LOOK, source.nbytes))
     return _as_text(source, start) or _archives(source, start) or _twice(source, start)
 
 
 def _as_text(source: Source, start: bytes) -> CgptError | None:
-    """Return the error for a file that some program took for text."""
+    """Return the error for a file that a program converted as text."""
     where = source.name
     if start.startswith(_BOM) and start[len(_BOM) :].startswith(_MAGIC):
         return Malformed("a byte order mark (UTF-8) was put before it", where=where, hint=_BINARY)
@@ -60,7 +60,7 @@ def _is_recoded(start: bytes) -> bool:
 
 
 def _has_changed_lines(source: Source) -> bool:
-    """Return whether every newline in the first bytes has a carriage return before it."""
+    """Return whether every newline in the first bytes follows a carriage return."""
     lines = ends = 0
     last = b""
     for at in range(0, min(source.nbytes, MiB), CHUNK):
@@ -80,7 +80,7 @@ def _is_base64(start: bytes) -> bool:
 
 
 def _archives(source: Source, start: bytes) -> CgptError | None:
-    """Return the error for a zip whose directory is not where the zip says that it is."""
+    """Return the error for a ZIP whose directory is not where the ZIP says it is."""
     moved = _moved(source)
     if not moved or not start.startswith(_ARCHIVE):
         return None
@@ -105,7 +105,7 @@ def _archives(source: Source, start: bytes) -> CgptError | None:
 
 
 def _moved(source: Source) -> int:
-    """Return by how many bytes the last archive lies behind where its directory says; 0 if none."""
+    """Return by how many bytes the last archive is behind its recorded position; 0 if none."""
     length = min(source.nbytes, _LOOK + _END.size)
     base = source.nbytes - length
     tail = read(source, base, length)
@@ -121,7 +121,7 @@ def _moved(source: Source) -> int:
 
 
 def _twice(source: Source, start: bytes) -> CgptError | None:
-    """Return the error for any other file whose second half begins as the first one does."""
+    """Return the error for any other file whose second half begins like the first."""
     half, odd = divmod(source.nbytes, 2)
     size = min(len(start), half, 256)
     if odd or size < _MANY or len(set(start[:size])) < _MANY:

@@ -1,4 +1,4 @@
-"""What a zip is that is no torch archive, and what to do with it."""
+"""Error messages for ZIP archives that are not torch archives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KERAS = "model.weights.h5"
 
 
 def explain(source: Source) -> CgptError:
-    """Return the error that says why the zip in `source` cannot be read and what to do next."""
+    """Return the error that says why the ZIP in `source` cannot be read and what to do next."""
     try:
         names = [member.name for member in directory.entries(source, directory.find_end(source))]
     except CgptError as error:
@@ -26,7 +26,7 @@ def explain(source: Source) -> CgptError:
 
 
 def of_names(where: str, names: Sequence[str]) -> CgptError:
-    """Return the same error for a zip whose records have these names."""
+    """Return the same error for a ZIP whose records have these names."""
     inside = {name.partition("/")[2] for name in names}
     mac = [name for name in names if name.startswith(MACOS)]
     if mac and "data.pkl" in inside:
@@ -65,7 +65,7 @@ def of_names(where: str, names: Sequence[str]) -> CgptError:
 
 
 def unpacking(names: Iterable[str]) -> str:
-    """Return what to do with an archive of files with these names."""
+    """Return a hint for an archive of files with these names."""
     weights = [name for name in names if name.lower().endswith(_WEIGHTS)]
     if not weights:
         return "no file in it is called as weight files are; name the weight file itself"

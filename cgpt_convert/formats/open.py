@@ -1,4 +1,4 @@
-"""A path -> Checkpoint: what lies there is told by its content, never by its suffix."""
+"""Opening of any path as a Checkpoint. The format is detected from content, not from the suffix."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ _ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
 def open_checkpoint(
     path: str | os.PathLike[str], mapping: str | None = None, *, salvage: bool = False
 ) -> Checkpoint:
-    """What the file or folder at `path` holds, its tensors unread.
+    """Open the file or folder at `path`; tensors are read on demand.
 
-    `mapping` names a model whose ready name -> file mapping tells what a folder of bare numbered
-    files is. To `salvage`, what is whole of a cut-off file, or of shards of which some are missing,
-    is returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
-    CgptError that says what is wrong
-    and what to do next.
+    `mapping` names a model whose built-in mapping assigns names to a folder of numbered files. With
+    `salvage`, the intact tensors of a truncated file, or of an incomplete set of shards, are
+    returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
+    CgptError that says what is wrong and what to do next.
     """
     checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
     if salvage:
@@ -74,12 +73,12 @@ _HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # owner/name
 
 
 def _is_named(path: str) -> bool:
-    """Return whether the path ends as the name of a weight file."""
+    """Return whether the path ends like the name of a weight file."""
     return path.lower().endswith((*WEIGHT_SUFFIXES, ".npy", _INDEX))
 
 
 def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
-    """What the file at `path` holds, or the shards of which it is the index."""
+    """Open the file at `path`, or the shards if it is an index."""
     open_file = functools.partial(_open_file, salvage=salvage)
     if path.endswith(_INDEX):
         return shards.read_index(path, open_file, salvage=salvage)
@@ -92,10 +91,10 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
 
 
 def _open_file(path: str, *, salvage: bool) -> Checkpoint:
-    """What one file holds, by the reader of its kind; the readers are imported when needed.
+    """Open one file with the reader of its kind; readers are imported when needed.
 
-    `salvage` takes what is whole of a file that is cut off. One that contradicts itself in another
-    way is refused as ever.
+    With `salvage`, the intact tensors of a truncated file are returned. A file that contradicts
+    itself in another way is rejected in either case.
     """
     source = open_source(path)
     kind = sniff(source)
@@ -108,7 +107,7 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
 
 
 def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
-    """Return what the file `source`, called `path`, contains, by the format of its kind."""
+    """Read the file `source`, called `path`, with the format of its kind."""
     form = formats.for_kind(kind, salvage=salvage)
     if form is not None:
         return form.load(FormatFile(source, path, kind, salvage))
@@ -118,7 +117,7 @@ def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
-    """The one checkpoint of a folder; BadRequest, listing them, if there are several."""
+    """Open the only checkpoint in a folder; if there are several, raise BadRequest with a list."""
     if is_url(path):
         path = path.rstrip("/") + "/"  # by which a folder's URL is told from a file's
     if "mapping.json" in inside:
@@ -132,7 +131,7 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
 
 
 def _weights(inside: Collection[str]) -> list[str]:
-    """The files among the names of a folder that may be meant by it."""
+    """Return the candidates for the weight file among the names in a folder."""
     found = [name for name in _IN_FOLDERS if name in inside]
     found = found or sorted(name for name in inside if name.endswith(_INDEX))
     return found or sorted(
@@ -141,7 +140,7 @@ def _weights(inside: Collection[str]) -> list[str]:
 
 
 def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
-    """Return the path of the only file of `found`; raise an error that says what to name."""
+    """Return the path of the only file of `found`; raise an error that says what to pass."""
     if len(found) == 1:
         return os.path.join(folder, found[0])
     from cgpt_convert.formats import diagnose_folder as folders
@@ -156,7 +155,7 @@ def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
 
 
 def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
-    """The name of what is at the URL; and what is in it, if it is a folder."""
+    """Return the resolved name of the URL, and its contents if it is a folder."""
     from cgpt_convert.sources.remote.open import look
 
     found = look(path)
@@ -189,7 +188,7 @@ def _with_mapping(path: str, mapping: str) -> Checkpoint:
 def weights_below(path: str) -> list[str]:
     """Return the weight files in the subfolders of the folder at `path`, relative to it.
 
-    Names tell them. Links to folders are not followed; a URL is not looked into.
+    Files are recognised by suffix. Links to folders are not followed; URLs are not searched.
     """
     if is_url(path) or not os.path.isdir(path):
         return []
@@ -209,9 +208,9 @@ _DEEPEST = 4  # subfolders inside each other
 
 
 def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
-    """The weight files of the folder at `path`, by name, that `checkpoint`, opened there, lacks.
+    """Return the names of weight files in the folder `path` that `checkpoint` does not use.
 
-    None if `path` is no folder. Names tell them, as they tell which one of a folder is taken.
+    The list is empty if `path` is not a folder. Files are recognised by suffix.
     """
     if is_url(path):
         inside = set(_look(named(path))[1] or ())

@@ -1,4 +1,4 @@
-"""What every format's reader checks, and how it makes tensors of it."""
+"""Checks and helpers shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Unread = dict[str, CgptError]  # name of an entry -> why it cannot be read
 def each_read(
     entries: Iterable[tuple[str, Callable[[], Tensor]]],
 ) -> tuple[dict[str, Tensor], Unread]:
-    """Return the tensors by name, and the entries whose reader raised Malformed or Unsupported.
+    """Return the tensors by name, and the errors of entries that are Malformed or Unsupported.
 
     Raises the first of those errors if no tensor can be read.
     """
@@ -48,7 +48,7 @@ def _caught(read: Callable[[], Tensor]) -> Tensor | CgptError:
 
 
 def add_unread(checkpoint: Checkpoint, unread: Unread) -> None:
-    """List the entries that cannot be read, and add the finding that says so."""
+    """List the unreadable entries in the checkpoint, and add a finding."""
     for name, error in unread.items():
         checkpoint.exotic[name] = unreadable(name, error)
     if unread:
@@ -57,9 +57,9 @@ def add_unread(checkpoint: Checkpoint, unread: Unread) -> None:
 
 
 def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
-    """The bytes that a dense tensor of `shape` takes, its elements having `bits` bits each.
+    """Return the size in bytes of a dense tensor with elements of `bits` bits.
 
-    Raises Malformed if that is no whole or no 63-bit number, Unsupported beyond `limits.RANK`.
+    Raises Malformed if that is not a whole number below 2^63, Unsupported beyond `limits.RANK`.
     """
     if len(shape) > RANK:
         raise Unsupported(f"{len(shape)} dimensions; at most {RANK} are read", where=where)
@@ -73,7 +73,7 @@ def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
 
 
 def add_aliases(tensors: dict[str, Tensor], aliases: Mapping[str, str], where: str) -> None:
-    """Add each alias to `tensors` as another name of the very view of the tensor it names."""
+    """Add each alias to `tensors` as another name of the same view."""
     for name, kept in aliases.items():
         if name in tensors:
             raise Malformed(f"the alias {name} is a tensor, too", where=where)

@@ -1,4 +1,4 @@
-"""What is left of a file that is cut off: the tensors that are whole, and the names of the lost."""
+"""Recovery of the intact tensors of a truncated file, with the names of the lost ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 3
 
 
 class Partial(NamedTuple):
-    """A file as far as it goes. `checkpoint` has only tensors of which every byte is there."""
+    """The readable part of a file. `checkpoint` has only tensors whose bytes are all present."""
 
     checkpoint: Checkpoint  # its `lost` are the tensors left out
     end: int  # bytes that are there; behind it nothing, zeros or damage
@@ -25,11 +25,11 @@ class Partial(NamedTuple):
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """The names of the tensors left out."""
+        """The names of the lost tensors."""
         return tuple(self.checkpoint.lost)
 
     def error(self) -> Malformed:
-        """How far the file goes and what it costs, as an error to raise."""
+        """Return the error that says how far the file goes and what is lost."""
         checkpoint = self.checkpoint
         source = checkpoint.sources[0]
         whole = len(checkpoint.tensors) + len(checkpoint.exotic)
@@ -49,15 +49,15 @@ class Partial(NamedTuple):
 
 
 def _cause(source: Source, end: int, where: str) -> str:
-    """What is wrong with a file that is whole up to byte `end`, which `where` describes."""
+    """Return what is wrong with a file that is intact up to byte `end`, described by `where`."""
     cut = end == source.nbytes
     return f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
 
 
 def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
-    """`checkpoint` without the tensors that need bytes of its file from `end` on.
+    """Remove the tensors that need bytes of the file from `end` on.
 
-    A storage that goes past `end` becomes as short as it is, so that nothing can read further.
+    A storage that extends past `end` is shortened, so that nothing can read further.
     """
     source = checkpoint.sources[0]
     cut: dict[int, Storage] = {
@@ -102,7 +102,7 @@ def _shorten(storage: Storage, end: int) -> Storage:
 
 
 def _fits(tensor: Tensor, nbytes: int) -> bool:
-    """Does every element lie in the first `nbytes` bytes of the storage?"""
+    """Return whether every element is in the first `nbytes` bytes of the storage."""
     if not tensor.numel:
         return True
     steps = zip(tensor.shape, tensor.strides, strict=True)
@@ -111,9 +111,9 @@ def _fits(tensor: Tensor, nbytes: int) -> bool:
 
 
 def content_end(source: Source, at: int = 0) -> int:
-    """The offset behind the last byte that is not zero, from byte `at` on; `at` if all are zero.
+    """Return the offset after the last nonzero byte from `at` on; `at` if all are zero.
 
-    A download that was given its full size beforehand ends in zeros where it was broken off.
+    An interrupted download into a preallocated file ends in zeros.
     """
     end = source.nbytes
     while end > at:

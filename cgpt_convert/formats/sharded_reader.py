@@ -1,4 +1,4 @@
-"""A checkpoint in several files, tied together by `*.index.json`: one tensor table of all.
+"""Checkpoints in several shards listed by `*.index.json`, merged into one tensor table.
 
 The index is Hugging Face's: {"metadata": {"total_size": N}, "weight_map": {name: file}}.
 """
@@ -24,7 +24,7 @@ _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
 
 
 def lone_shard(path: str) -> str | None:
-    """The index that a file named like one shard of several belongs to; None for other files."""
+    """Return the index for a file named like one shard of several; None for other files."""
     name = os.path.basename(path)
     match = re.fullmatch(_SHARD, name) if "-of-" in name else None
     return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
@@ -33,10 +33,10 @@ def lone_shard(path: str) -> str | None:
 def read_index(
     path: str, open_file: Callable[[str], Checkpoint], *, salvage: bool = False
 ) -> Checkpoint:
-    """All the tensors that the index at `path` maps, each from its shard.
+    """Read all tensors that the index at `path` maps, each from its shard.
 
-    Raises Malformed listing every shard and every tensor that is missing or not in the index. To
-    `salvage`, the tensors of shards that are missing or cannot be read are lost instead.
+    Raises Malformed listing every shard and every tensor that is missing or not in the index. With
+    `salvage`, the tensors of missing or unreadable shards are lost instead.
     """
     weight_map, metadata = _parse(path)
     folder = os.path.dirname(path)
@@ -74,7 +74,7 @@ def _open_each(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint])
 
 
 def _open_all(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
-    """The same of remote shards, several at a time."""
+    """Open remote shards, several at a time."""
     from cgpt_convert.sources.remote.remote_object import Absent
     from cgpt_convert.sources.remote.retry import in_parallel
 
@@ -85,7 +85,7 @@ def _open_all(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) 
 def _sort(
     index: str, opened: _Opened, *, salvage: bool
 ) -> tuple[dict[str, Checkpoint], dict[str, str]]:
-    """The shards, and to `salvage`, why others are not among them; else what is wrong is raised."""
+    """Return the shards and, with `salvage`, why others are unreadable; else raise the error."""
     missing = [name for name, each in opened.items() if each is None]
     if missing and (not salvage or len(missing) == len(opened)):
         listed = ", ".join(map(printable, missing))
@@ -111,7 +111,7 @@ def _sort(
 
 
 def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
-    """The index's `weight_map` and `metadata`."""
+    """Return the index's `weight_map` and `metadata`."""
     source = open_source(path)
     if source.nbytes > INDEX_BYTES:
         raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
@@ -140,7 +140,7 @@ def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
 
 
 def _plain(name: object) -> str:
-    """Return the shard's file name, without `./` before it; "" if it is none in the same folder."""
+    """Return the shard's file name without a leading `./`; "" if it is not in the same folder."""
     if not isinstance(name, str):
         return ""
     plain = re.sub(r"^(\./+)+", "", name)
@@ -148,7 +148,7 @@ def _plain(name: object) -> str:
 
 
 def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> None:
-    """Every name of the index in its shard, every tensor of a shard in the index."""
+    """Check that index and shards contain the same names."""
     wrong = []
     inside = {f: dict.fromkeys((*s, *s.exotic, *s.lost)) for f, s in shards.items()}
     holders = {name: file for file, names in inside.items() for name in names}
@@ -188,7 +188,7 @@ def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
 
 
 def _compare_size(merged: Checkpoint, total_size: object) -> None:
-    """Note a total_size that counts tied tensors neither once nor each time."""
+    """Add a finding if total_size counts tied tensors neither once nor each time."""
     each = sum(tensor.nbytes for tensor in merged.values())
     once = each - sum(merged[name].nbytes for name in merged.ties)
     if isinstance(total_size, int) and total_size not in (each, once):

@@ -1,4 +1,4 @@
-"""An output split into shards with an index, as huggingface_hub and transformers have it."""
+"""Plans of sharded outputs with an index, as written by huggingface_hub and transformers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def plan(
     file: Callable[[str, list[Tensor], Request], FilePlan],
     indexed: Iterable[str] = (),
 ) -> list[FilePlan]:
-    """The files: one called as the request says, or shards and their index if they are several.
+    """Plan one file named as in the request, or several shards and their index.
 
     `file` plans one of them from its name, its tensors and the request. `indexed` are the aliases
-    that the index is to list beside the tensors. A claim about all of them stands in the index.
+    that the index lists in addition to the tensors. Provenance metadata for all shards is in the
+    index.
     """
     base = os.path.basename(request.name)
     shards = _split(request.tensors, request.max_shard_nbytes)
@@ -38,9 +39,9 @@ def plan(
 
 
 def _split(tensors: Sequence[Tensor], most: int | None) -> list[list[Tensor]]:
-    """The shards as huggingface_hub's `split_state_dict_into_shards_factory` makes them.
+    """Split the tensors as huggingface_hub's `split_state_dict_into_shards_factory` does.
 
-    A tensor that alone is too large becomes a shard at once, before the one being filled.
+    A tensor that is larger than the limit becomes a shard at once, before the one being filled.
     """
     if most is None:
         return [list(tensors)]
@@ -60,7 +61,7 @@ def _split(tensors: Sequence[Tensor], most: int | None) -> list[list[Tensor]]:
 
 
 def _index(path: str, where: Mapping[str, str], request: Request) -> FilePlan:
-    """The index as transformers' `save_pretrained` writes it; the size is of tensors only."""
+    """Plan the index as transformers' `save_pretrained` writes it; total_size excludes aliases."""
     nbytes = sum(tensor.nbytes for tensor in request.tensors)
 
     def make(metadata: Mapping[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""The tensors of a damaged checkpoint whose storages do not match their recorded CRC-32."""
+"""Removal of tensors whose storages do not match their recorded CRC-32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgpt_convert.tensors.tensor import Tensor
 
 
 def lose_damaged(checkpoint: Checkpoint, names: Iterable[str], advance: Advance = untold) -> None:
-    """Leave out those of the tensors `names` whose storages do not match their CRC-32."""
+    """Remove those of the tensors `names` whose storages do not match their CRC-32."""
     parts = {name: parts_of(checkpoint, name) for name in names}
     storages = {id(part.storage): part.storage for each in parts.values() for part in each}
     damaged = {id(storage) for storage in check_storages(storages.values(), advance)}
@@ -24,7 +24,7 @@ def lose_damaged(checkpoint: Checkpoint, names: Iterable[str], advance: Advance 
 
 
 def parts_of(checkpoint: Checkpoint, name: str) -> tuple[Tensor, ...]:
-    """The dense tensors that the tensor `name` is made of; none if it is lost."""
+    """Return the dense tensors that the tensor `name` consists of; none if it is lost."""
     if name in checkpoint.exotic:
         return checkpoint.exotic[name].parts
     return (checkpoint[name],) if name in checkpoint else ()

@@ -1,4 +1,4 @@
-"""What every format checks of a request before it plans."""
+"""Checks of a request that every format makes before planning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cgpt_convert.tensors.tensor import Tensor
 def check(
     request: Request, kind: str, holds: Callable[[Tensor], bool], *, splits: bool = False
 ) -> None:
-    """Raise Unsupported, naming every tensor at fault, unless `kind` can hold the request.
+    """Raise Unsupported, naming every tensor at fault, unless `kind` can store the request.
 
-    `holds` says of a tensor whether its element type and shape can be held; `splits`, whether the
-    format honours `max_shard_nbytes`.
+    `holds` returns whether a tensor's element type and shape can be stored; `splits` is whether the
+    format supports `max_shard_nbytes`.
     """
     counts = Counter(tensor.name for tensor in request.tensors)
     refuse(request, "names given to more than one tensor", (n for n in counts if counts[n] > 1))
@@ -39,7 +39,7 @@ def check(
 
 
 def late(request: Request, make: Callable[[Digests, Mapping[str, str]], bytes]) -> Late:
-    """What `make` makes of digests and of all metadata of the request, when these are known."""
+    """Return a Late part that `make` computes from the digests and all metadata of the request."""
     claim = request.claim
 
     def made(digests: Digests) -> bytes:
@@ -50,14 +50,14 @@ def late(request: Request, make: Callable[[Digests, Mapping[str, str]], bytes]) 
 
 
 def with_metadata(request: Request, make: Callable[[Mapping[str, str]], bytes]) -> bytes | Late:
-    """What `make` makes of the request's metadata; late if there is a claim among it."""
+    """Return the result of `make` for the request's metadata; late if it includes a claim."""
     if request.claim is None:
         return make(request.metadata)
     return late(request, lambda _digests, metadata: make(metadata))
 
 
 def refuse(request: Request, what: str, culprits: Iterable[str], hint: str = "") -> None:
-    """Raise Unsupported listing `culprits` all, if there are any."""
+    """Raise Unsupported listing all `culprits`, if there are any."""
     found = list(culprits)
     if found:
         raise Unsupported(
@@ -73,5 +73,5 @@ def _check_splitting(request: Request, kind: str, *, splits: bool) -> None:
 
 
 def has_surrogates(name: str) -> bool:
-    """Is the name no Unicode text? A pickle may hold such."""
+    """Return whether the name contains lone surrogates, as names in pickles may."""
     return any("\ud800" <= char <= "\udfff" for char in name)

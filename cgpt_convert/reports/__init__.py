@@ -1,4 +1,4 @@
-"""Checks -> a report, as text. Pure functions: what is printed, and where, others decide."""
+"""Rendering of checks as text reports. Pure functions; the caller prints the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MODULES = {"text": "lines", "json": "data"}  # where the name of a format is th
 
 
 def render(checks: Sequence[Check], form: str) -> str:
-    """The report of one of `FORMATS`, without a final newline."""
+    """Return the report in one of `FORMATS`, without a final newline."""
     module = importlib.import_module(f"{__name__}.{_MODULES.get(form, form)}")
     report: str = module.report(checks)
     return report

@@ -1,4 +1,4 @@
-"""Annotations of a GitHub workflow: `::error file=...,title=...::message` on standard output."""
+"""GitHub workflow annotations: `::error file=...,title=...::message` on standard output."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cgpt_convert.core.text import printable
 
 
 def report(checks: Sequence[Check]) -> str:
-    """A command a check that did not pass, and a last line that says how many did.
+    """Return one command per check that did not pass, and a last line with the number passed.
 
-    The last line is one that the workflow does not take for a command.
+    The workflow does not interpret the last line as a command.
     """
     lines = [_command(check) for check in checks if check.outcome != PASSED]
     passed = sum(check.outcome == PASSED for check in checks)
@@ -31,7 +31,7 @@ def _command(check: Check) -> str:
 
 
 def _data(text: str) -> str:
-    """A message: of its characters only these three mean anything to the runner."""
+    """Escape a message: only these three characters are special to the runner."""
     return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

@@ -1,6 +1,6 @@
-"""JUnit's XML, as CI servers read it: a suite a file, a case a check.
+"""JUnit XML for CI servers: one suite per file, one case per check.
 
-There is no one standard; this keeps to what the schemas of Jenkins and of Apache Ant both allow.
+There is no single standard; this follows what the schemas of Jenkins and Apache Ant both allow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ELEMENTS = {FAILED: "failure", ERROR: "error"}
 
 
 def report(checks: Sequence[Check]) -> str:
-    """A `testsuites` document."""
+    """Return a `testsuites` document."""
     lines = ['<?xml version="1.0" encoding="UTF-8"?>']
     lines.append(f"<testsuites {_counts(checks)}>")
     by_file = sorted(checks, key=lambda check: check.file)
@@ -53,7 +53,7 @@ def _case(check: Check) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text for XML 1.0, in which control characters and lone surrogates cannot stand at all."""
+    """Escape text for XML 1.0, which cannot contain control characters or lone surrogates."""
     text = printable(text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -1,4 +1,4 @@
-"""Text for people: a line a check, the worst word first."""
+"""Plain text reports: one line per check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH = max(map(len, _WORDS.values()))
 
 
 def report(checks: Sequence[Check]) -> str:
-    """`FAILED  model.bin: what was seen [CGPT015]`; the tensor stands behind the file."""
+    """Format lines such as `FAILED  model.bin: detail [CGPT015]`; a tensor follows the file."""
     return "\n".join(map(_line, checks))
 
 

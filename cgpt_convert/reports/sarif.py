@@ -34,7 +34,7 @@ _ABOUT_FILES = "https://docs.pytorch.org/docs/stable/notes/serialization.html"
 
 
 def report(checks: Sequence[Check]) -> str:
-    """Return a log of one run whose rules are those that its results name."""
+    """Return a log of one run, with the rules that its results refer to."""
     results = _limited([check for check in checks if check.outcome != PASSED])
     levels: dict[str, str] = {}
     for check in results:
@@ -56,7 +56,7 @@ def report(checks: Sequence[Check]) -> str:
 
 
 def _limited(checks: list[Check]) -> list[Check]:
-    """Return all the checks, or the worst and one that counts the rest."""
+    """Return all checks, or the worst ones and one that counts the rest."""
     if len(checks) <= _MOST:
         return checks
     worst = sorted(checks, key=lambda check: -_LEVELS.index(_level(check)))
@@ -67,7 +67,7 @@ def _limited(checks: list[Check]) -> list[Check]:
 
 
 def _rule_id(check: Check) -> str:
-    """Return the finding's id, or the name of the check where no finding applies."""
+    """Return the finding's id, or the name of the check if no finding applies."""
     return check.finding or check.name
 
 
@@ -140,7 +140,7 @@ def _result(check: Check, rule_index: int) -> dict[str, Any]:
 
 
 def _fingerprint(check: Check, result: dict[str, Any]) -> str:
-    """Return what stays the same from one run to the next: rule, file and tensor or message."""
+    """Return a hash that is stable across runs: of rule, file and tensor or message."""
     uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     about = printable(check.tensor) or result["message"]["text"]
     return hashlib.sha256(json.dumps([result["ruleId"], uri, about]).encode()).hexdigest()[:16]
@@ -157,7 +157,7 @@ def _uri(path: str) -> str:
 
 
 def _quoted(path: str) -> str:
-    """Return the bytes of a path, which need not be text, percent-encoded."""
+    """Return the bytes of a path, which may not be text, percent-encoded."""
     path = path.replace(os.sep, "/")
     try:
         return quote(os.fsencode(path))

@@ -1,6 +1,7 @@
-"""The typed key-value pairs of a GGUF header: their encoding, and reading it back.
+"""Encoding and decoding of the typed key-value pairs of a GGUF header.
 
-The spec is ggml/docs/gguf.md; where it is silent, ggml/src/gguf.cpp `gguf_init_from_reader`.
+The specification is ggml/docs/gguf.md; details that it omits follow ggml/src/gguf.cpp
+`gguf_init_from_reader`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KEY_BYTES = 65535  # gguf.md: at most 2^16 - 1 bytes
 
 
 def encode(field: Field) -> bytes:
-    """The key, the type and the value. Raises BadRequest for a value its type cannot hold."""
+    """Encode key, type and value. Raises BadRequest for a value that its type cannot represent."""
     number = _NAMES.index(field.type)
     try:
         if isinstance(field.value, tuple):
@@ -57,7 +58,7 @@ def encode(field: Field) -> bytes:
 
 
 def string(text: str) -> bytes:
-    """Its length in bytes, and its bytes."""
+    """Encode a string: its length in bytes, then its bytes."""
     data = text.encode()
     return len(data).to_bytes(8, "little") + data
 
@@ -73,7 +74,7 @@ def _encoded(kind: str, values: tuple[Scalar, ...]) -> bytes:
 
 
 class Cursor:
-    """Takes numbers and strings off the start of a source, which it reads as far as they go."""
+    """A reader of numbers and strings from the start of a source, which it reads on demand."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -82,7 +83,7 @@ class Cursor:
         self._items = 0
 
     def take(self, nbytes: int) -> bytes:
-        """The next bytes. Raises Malformed past the end of the file."""
+        """Return the next bytes. Raises Malformed past the end of the file."""
         end = self.at + nbytes
         if end > len(self._data):
             self._read_to(end)
@@ -91,13 +92,13 @@ class Cursor:
         return taken
 
     def number(self, kind: str) -> int:
-        """The next number, of an integer type."""
+        """Return the next number, of an integer type."""
         number = _NUMBERS[kind]
         (value,) = number.unpack(self.take(number.size))
         return int(value)
 
     def text(self) -> str:
-        """The next string. Raises Malformed if it is not UTF-8."""
+        """Return the next string. Raises Malformed if it is not UTF-8."""
         at, data = self.at, self.take(self.number("uint64"))
         try:
             return data.decode()
@@ -105,7 +106,7 @@ class Cursor:
             raise self.malformed(f"a name that is not UTF-8, at byte {at:,}") from error
 
     def strings(self, count: int) -> bytes:
-        """So many strings with their lengths, as they are."""
+        """Return the next `count` strings with their lengths, undecoded."""
         self._items += count
         if self._items > GGUF_ITEMS:
             raise Unsupported(f"a header of more than {GGUF_ITEMS:,} strings", where=self._where)
@@ -121,7 +122,7 @@ class Cursor:
         return bytes(memoryview(self._data)[start:at])
 
     def malformed(self, message: str) -> Malformed:
-        """The error that says so of the file."""
+        """Return a Malformed error with this message for the file."""
         return Malformed(message, where=self._where)
 
     @property
@@ -129,7 +130,7 @@ class Cursor:
         return self.source.name
 
     def _read_to(self, end: int) -> int:
-        """Read on, to `end` at least; the bytes read in all."""
+        """Read on to at least `end`; return the number of bytes read in total."""
         if end > self.source.nbytes:
             raise self.malformed(f"cut off inside its header, which goes on to byte {end:,}")
         if end > GGUF_HEADER_BYTES:
@@ -142,19 +143,19 @@ class Cursor:
 
 
 class Stored(NamedTuple):
-    """A value as it is stored: `length` values of a type one after another, None for a scalar."""
+    """A value as it is stored: `length` consecutive values of a type, None for a scalar."""
 
     type: str
     length: int | None
     data: bytes
 
     def value(self) -> Scalar | tuple[Scalar, ...]:
-        """The number, string or tuple. Bytes that are not UTF-8 are escaped with backslashes."""
+        """Return the number, string or tuple. Bytes that are not UTF-8 become backslash escapes."""
         values = tuple(self._values(self.length if self.length is not None else 1))
         return values if self.length is not None else values[0]
 
     def text(self) -> str:
-        """The value for people; of a longer array only type and length."""
+        """Return the value for display; for a longer array only type and length."""
         if self.length is not None and (self.length > _SHOWN_ITEMS or self.type == "string"):
             plural = "" if self.length == 1 else "s"
             return f"[{self.length} {self.type}{plural}]"
@@ -180,7 +181,7 @@ class Stored(NamedTuple):
 
 
 def _is_float32(text: str, value: Scalar) -> bool:
-    """Does the text, rounded to float32, give that value?"""
+    """Return whether the text, rounded to float32, equals the value."""
     try:
         return struct.pack("<f", float(text)) == struct.pack("<f", value)
     except OverflowError:  # the greatest number, rounded up to fewer digits
@@ -196,7 +197,7 @@ def _split(data: bytes) -> Iterator[str]:
 
 
 def parse(cursor: Cursor) -> tuple[str, Stored]:
-    """The next key and value. Raises Malformed for a type that there is not."""
+    """Return the next key and value. Raises Malformed for an unknown type."""
     key = cursor.text()
     if not key:
         raise cursor.malformed(f"an empty key, at byte {cursor.at:,}")

@@ -1,7 +1,7 @@
-"""The reader of GGUF: every rule of ggml's own, which gguf-py does not check.
+"""Reader for GGUF that applies every rule of ggml's reader, which gguf-py does not.
 
-See ggml/src/gguf.cpp `gguf_init_from_reader` and llama.cpp's src/llama-model-loader.h, which
-looks whether a tensor's data lie inside the file.
+See ggml/src/gguf.cpp `gguf_init_from_reader` and llama.cpp's src/llama-model-loader.h, which checks
+that a tensor's data is inside the file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ UNDECODED = {
 
 
 class _Info(NamedTuple):
-    """A tensor's description. `offset` is from the start of the data."""
+    """A tensor's description. `offset` is relative to the start of the data."""
 
     name: str
     shape: tuple[int, ...]  # in our order: the slowest dimension first
@@ -67,19 +67,19 @@ class _Info(NamedTuple):
 
 
 def fields(source: Source) -> dict[str, Stored]:
-    """The key-value pairs of the file, in its order."""
+    """Return the key-value pairs of the file, in file order."""
     cursor = Cursor(source)
     _tensors, count = _counts(cursor)
     return _fields(cursor, count)
 
 
 def from_source(source: Source, path: str) -> Checkpoint:
-    """What `source` holds; see `formats.gguf.read`."""
+    """Read the GGUF file in `source`; see `formats.gguf.writer.read`."""
     return checked(source, *described(source, path))
 
 
 def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
-    """The checkpoint, whose tensors end at `end`. Raises Malformed if `source` does not fit it."""
+    """Return `checkpoint`, whose tensors end at `end`; raise Malformed if `source` is shorter."""
     if end > source.nbytes:
         first = next(s for s in checkpoint.storages if s.offset + s.nbytes > source.nbytes)
         raise Malformed(
@@ -92,7 +92,10 @@ def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
 
 
 def described(source: Source, path: str) -> tuple[Checkpoint, int]:
-    """What the header tells, and where the last tensor ends, which may be past the file's end."""
+    """Read the header; return its contents and the end of the last tensor.
+
+    The end may be past the end of the file.
+    """
     cursor = Cursor(source)
     n_tensors, n_fields = _counts(cursor)
     found = _fields(cursor, n_fields)
@@ -114,7 +117,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
 
 
 def _counts(cursor: Cursor) -> tuple[int, int]:
-    """How many tensors and fields there are, after magic and version."""
+    """Read magic and version; return the numbers of tensors and fields."""
     where = cursor.source.name
     if cursor.take(len(MAGIC)) != MAGIC:
         raise cursor.malformed("it does not begin with GGUF")
@@ -166,7 +169,7 @@ def _info(cursor: Cursor) -> _Info:
 
 
 def _add_tensors(checkpoint: Checkpoint, infos: list[_Info], start: int, alignment: int) -> int:
-    """Add every tensor to the checkpoint; the end of the last one's data, from their start."""
+    """Add all tensors to the checkpoint; return the end of the last, relative to the data."""
     (source,) = checkpoint.sources
     expected = end = 0
     for index, info in enumerate(infos):
@@ -185,7 +188,7 @@ def _add_tensors(checkpoint: Checkpoint, infos: list[_Info], start: int, alignme
 
 
 def _nbytes(info: _Info, rest: int, where: str) -> int:
-    """The bytes of a tensor; up to offset `rest`, where the next begins, if nobody knows."""
+    """Return a tensor's size; for an unknown type, up to the next tensor at `rest`."""
     dtype = BY_GGUF.get(info.type)
     if dtype is None and info.type not in UNDECODED:
         if rest < info.offset:

@@ -1,7 +1,7 @@
-"""GGUF: typed key-value pairs, the tensors' descriptions, then their bytes, each run aligned.
+"""GGUF files: typed key-value pairs, tensor descriptions and aligned tensor data.
 
-Version 3, little-endian, as ggml/docs/gguf.md has it. What llama.cpp wants to find in it is not
-known here: that comes as the request's fields.
+Version 3, little-endian, as in ggml/docs/gguf.md. The keys that llama.cpp requires are not defined
+here; they come in the request's fields.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")  # gguf.md: lower_snake_case, do
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """One file: the request's fields, its metadata as strings, and its tensors in their order.
+    """Plan one file: the request's fields, its metadata as strings, and its tensors in order.
 
-    Raises Unsupported naming everything that GGUF cannot hold: element types, names of more than 63
-    bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
+    Raises Unsupported naming everything that GGUF cannot store: element types, names of more than
+    63 bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
     """
     _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     _planning.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
@@ -48,19 +48,17 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def read(path: str) -> Checkpoint:
-    """What the file at `path` holds, under its own names, in the order of its bytes.
+    """Read the file at `path`, with its own tensor names, in the order of its bytes.
 
-    Tensors have our order of dimensions, which is the reverse of ggml's. Those of types that are
-    not decoded (q6_k ...) are exotic. Fields are metadata, long arrays as their length.
-
-    Raises Malformed wherever ggml's own reader refuses the file, Unsupported for version 1 and
-    big-endian files.
+    Dimensions are in row-major order, the reverse of ggml's. Tensors of types that are not decoded
+    (q6_k ...) are exotic. Fields are metadata, long arrays as their length. Raises Malformed
+    wherever ggml's own reader rejects the file, Unsupported for version 1 and big-endian files.
     """
     return _gguf.from_source(open_source(path), path)
 
 
 def fields(checkpoint: Checkpoint) -> tuple[Field, ...]:
-    """The fields of a checkpoint that `read` returned, arrays with all their items."""
+    """Return the fields of a checkpoint that `read` returned, arrays with all their items."""
     (source,) = checkpoint.sources
     found = _gguf.fields(source).items()
     return tuple(Field(key, stored.type, stored.value()) for key, stored in found)
@@ -90,7 +88,7 @@ def _bad_keys(request: Request) -> Iterator[str]:
 
 
 def _header(request: Request, metadata: Mapping[str, str]) -> bytes:
-    """Everything before the tensors' bytes."""
+    """Return everything before the tensors' bytes."""
     tensors = request.tensors
     fields = [*request.fields, *(Field(key, "string", v) for key, v in metadata.items())]
     header = [_gguf.MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]

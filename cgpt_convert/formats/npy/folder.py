@@ -1,7 +1,7 @@
-"""A folder of npy arrays, one a tensor, and `tensors.json`, which tells what the files cannot.
+"""Folders of npy arrays, one per tensor, with a `tensors.json` sidecar.
 
-`tensors.json`, written last, has for each tensor its file, true element type (see `_npy`) and
-shape, then the aliases (dropped name -> kept) and the metadata. Without it a folder is read, too.
+`tensors.json`, written last, has each tensor's file, true element type (see `header`) and shape,
+then the aliases (dropped name -> kept) and the metadata. A folder without it can be read, too.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _FIELDS = {"file", "dtype", "shape"}
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """A file for each tensor, then `tensors.json`; files are named by `names.file_names`.
+    """Plan a file for each tensor, then `tensors.json`; `file_names` names the files.
 
-    Raises Unsupported naming all tensors whose type it cannot hold.
+    Raises Unsupported naming all tensors whose type cannot be stored.
     """
     _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     files = file_names((tensor.name for tensor in request.tensors), _npy.SUFFIX)
@@ -58,11 +58,11 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def read(path: str) -> Checkpoint:
-    """What the folder holds, in the order of `tensors.json`; without it, by name.
+    """Read the folder, in the order of `tensors.json`, or sorted by name without it.
 
-    Arrays of objects (pickles), strings, dates and records, and files that are no arrays, are
-    listed as unreadable. Raises Malformed where `tensors.json` and a file contradict each other,
-    BadRequest if `path` is no folder, Unsupported where no array can be read.
+    Arrays of objects (pickles), strings, dates and records, and files that are not arrays, are
+    listed as unreadable. Raises Malformed if `tensors.json` and a file contradict each other,
+    BadRequest if `path` is not a folder, Unsupported if no array can be read.
     """
     present = listing(path)
     if present is None or SIDECAR in present:  # where nothing can be listed, it lists the arrays
@@ -81,7 +81,7 @@ def read(path: str) -> Checkpoint:
 
 
 def from_source(source: Source, path: str) -> Checkpoint:
-    """Return the one array of the .npy file `source`, called as the file is, less the suffix.
+    """Return the one array of the .npy file `source`, named like the file without suffix.
 
     Raises Unsupported for arrays of objects (pickles), strings, dates and records.
     """
@@ -94,13 +94,13 @@ def from_source(source: Source, path: str) -> Checkpoint:
 
 
 def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
-    """The files of the folder by name, less those that are not there."""
+    """Return the existing files of the folder by name."""
     found = zip(files, open_all([join(path, file) for file in files]), strict=True)
     return {name: source for name, source in found if source is not None}
 
 
 def _named(files: list[str]) -> dict[str, str]:
-    """The files by tensor name: the names that we give such files to, or else the files' own."""
+    """Return the files by tensor name: decoded names if all are ours, else the file stems."""
     stems = [file.removesuffix(_npy.SUFFIX) for file in files]
     names = [tensor_name(stem) for stem in stems]
     known = [name for name in names if name is not None]
@@ -140,7 +140,7 @@ def _sidecar(where: str) -> dict[str, Any]:
 
 
 def _file(where: str, name: str, entry: object) -> str:
-    """The file that an entry of the sidecar names."""
+    """Return the file that an entry of the sidecar names."""
     where = f"{where}[{name}]"
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise Malformed("not described by file, dtype and shape", where=where)
@@ -151,7 +151,7 @@ def _file(where: str, name: str, entry: object) -> str:
 
 
 def _listed(where: str, name: str, entry: dict[str, Any], source: Source | None) -> Tensor:
-    """The tensor that an entry of the sidecar describes, checked against its file."""
+    """Return the tensor that an entry of the sidecar describes, checked against its file."""
     if source is None:
         raise Malformed(f"{entry['file']} is missing", where=where)
     tensor, dtype = _array(source, name), entry["dtype"]

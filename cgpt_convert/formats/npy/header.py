@@ -1,7 +1,7 @@
-"""One array in NumPy's npy encoding: a header of text, then the elements.
+"""Single arrays in NumPy's npy encoding: a text header, then the elements.
 
-The spec is NEP 1 and numpy/lib/_format_impl.py. NumPy has no bfloat16, float8 or float4; those are
-stored as unsigned integers of their size, and whoever holds the array notes the true type.
+The specification is NEP 1 and numpy/lib/_format_impl.py. NumPy has no bfloat16, float8 or float4;
+those are stored as unsigned integers of the same size, and the container records the true type.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PYTHON_2 = (1, 2)  # versions in which numpy reads what that wrote
 
 
 class Header(NamedTuple):
-    """What an npy header says."""
+    """The contents of an npy header."""
 
     dtype: DType
     byteorder: str
@@ -61,14 +61,14 @@ class Header(NamedTuple):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """In elements."""
+        """Strides in elements."""
         return c_strides(self.shape[::-1])[::-1] if self.fortran_order else c_strides(self.shape)
 
 
 def header_bytes(tensor: Tensor) -> bytes:
-    """The header that `numpy.save` writes for the tensor in C order, in version 1.0.
+    """Return the header that `numpy.save` writes for the row-major tensor, in version 1.0.
 
-    Version 2.0 is for headers past 64 KiB; a tensor of 64 dimensions takes 2 KiB.
+    Version 2.0 is for headers over 64 KiB; a tensor of 64 dimensions needs 2 KiB.
     """
     descr = (tensor.dtype if tensor.dtype.numpy else _DISGUISES[tensor.dtype.nbytes]).numpy
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {tensor.shape!r}, }}"
@@ -80,7 +80,7 @@ def header_bytes(tensor: Tensor) -> bytes:
 
 
 def parse_header(raw: bytes, where: str) -> Header:
-    """The header in `raw`. Raises Unsupported for arrays of anything but plain numbers."""
+    """Parse the header in `raw`. Raises Unsupported for arrays of anything but plain numbers."""
     start = len(MAGIC) + 2
     width, encoding = _LENGTHS[raw[start - 2], raw[start - 1]]
     try:
@@ -101,10 +101,10 @@ def parse_header(raw: bytes, where: str) -> Header:
 
 
 def array(whole: Storage) -> Tensor:
-    """The tensor of the npy that `whole` covers, header and all; its key is the tensor's name.
+    """Return the tensor of the npy data in `whole`, header included, named by its key.
 
-    Raises Malformed unless the sizes match exactly. Where `whole` has a CRC-32, the tensor's
-    storage has that of the elements alone.
+    Raises Malformed unless the sizes match exactly. If `whole` has a CRC-32, the tensor's storage
+    has that of the elements alone.
     """
     raw, where = _read_header(whole), whole.label
     header = parse_header(raw, where)
@@ -124,7 +124,7 @@ def array(whole: Storage) -> Tensor:
 
 
 def undisguised(tensor: Tensor, name: str, where: str) -> Tensor:
-    """The tensor as what it truly is, the type called `name`."""
+    """Return the tensor with its true type, called `name`."""
     dtype = next((row for row in DISGUISED if row.name == name), None)
     if dtype is None or tensor.stored != _DISGUISES[dtype.nbytes]:
         raise Malformed(f"{tensor.name}: {tensor.stored.name} cannot hold {name}", where=where)
@@ -132,13 +132,13 @@ def undisguised(tensor: Tensor, name: str, where: str) -> Tensor:
 
 
 def big_endian(storages: list[Storage]) -> list[Finding]:
-    """The finding that some storages are big-endian, if some are."""
+    """Return the finding that some storages are big-endian, if some are."""
     big = sum(storage.byteorder == "big" for storage in storages)
     return [Finding(BIG_ENDIAN, f"{big} of {len(storages)} arrays")] if big else []
 
 
 def _read_header(whole: Storage) -> bytes:
-    """The header, unparsed, from the magic to the last byte before the elements."""
+    """Return the unparsed header, from the magic to the last byte before the elements."""
     fixed = len(MAGIC) + 2 + 4  # with the longer of the two lengths: no header is shorter
     if whole.nbytes < fixed:
         raise Malformed("too short for an npy array", where=whole.label)
@@ -159,7 +159,7 @@ def _read_header(whole: Storage) -> bytes:
 
 
 def _crc_after(head: bytes, nbytes: int, crc: int) -> int:
-    """The CRC-32 of `nbytes` bytes which, following `head`, have the CRC-32 `crc` together."""
+    """Return the CRC-32 of the `nbytes` bytes after `head`, if `crc` is that of both together."""
     from isal import isal_zlib
 
     # crc(head + rest) is crc(head), moved on by the rest's length, xor crc(rest)
@@ -168,7 +168,7 @@ def _crc_after(head: bytes, nbytes: int, crc: int) -> int:
 
 
 def _items(text: str, where: str) -> dict[str, re.Match[str]]:
-    """The matches of the three items, by key."""
+    """Return the matches of the three items, by key."""
     found: dict[str, re.Match[str]] = {}
     start = _START.match(text)
     at = start.end() if start else 0

@@ -1,8 +1,8 @@
-"""npz: a zip of npy arrays, as `numpy.load` reads it.
+"""npz: a ZIP of npy arrays, as `numpy.load` reads it.
 
-The bytes are those of `numpy.savez` for the same C-order arrays. What NumPy cannot say stands in
-one more array, `__metadata__`: UTF-8 JSON of aliases (dropped name -> kept), true element types
-(see `_npy`) and metadata; it is there only if there is something to say.
+The bytes equal those of `numpy.savez` for the same row-major arrays. Information that NumPy cannot
+store is in one more array, `__metadata__`: UTF-8 JSON of aliases (dropped name -> kept), true
+element types (see `npy.header`) and metadata; it is written only if needed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _UNSAFE = re.compile(r"[\0-\x1f\x7f\\]|^[A-Za-z]:|(^|/)\.{0,2}(/|$)")
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """One file. Raises Unsupported naming all tensors whose type it cannot hold, or whose name.
+    """Plan one file. Raises Unsupported naming all tensors whose type or name cannot be stored.
 
-    Names become the members of an archive that people unpack: none may leave its folder, and no
-    two may be equal where case is ignored.
+    Names become members of an archive that people unpack: none may leave its folder, and no two may
+    be equal when case is ignored.
     """
     _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     _check_names(request)
@@ -62,17 +62,17 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def read(path: str) -> Checkpoint:
-    """What the file at `path` holds, in the archive's order; members may be deflated.
+    """Read the file at `path`, in the archive's order; members may be deflated.
 
-    Arrays of objects (pickles), strings, dates and records, and members that are no arrays, are
-    listed as unreadable. Raises Malformed or Unsupported, as `archive.open_archive` does of the
-    zip, and if no array can be read.
+    Arrays of objects (pickles), strings, dates and records, and members that are not arrays, are
+    listed as unreadable. Raises Malformed or Unsupported as `zip_archive.open_archive` does, and if
+    no array can be read.
     """
     return from_source(open_source(path), path)
 
 
 def from_source(source: Source, path: str) -> Checkpoint:
-    """What `source` holds; see `read`."""
+    """Read the npz file in `source`; see `read`."""
     archive = open_archive(source)
     arrays = [name for name in archive.members if name.endswith(_npy.SUFFIX)]
     others = [name for name in archive.members if not name.endswith(_npy.SUFFIX)]
@@ -100,7 +100,7 @@ def from_source(source: Source, path: str) -> Checkpoint:
 
 
 def _tensor(archive: Archive, member: str) -> Tensor:
-    """The array in `member`, by its name less the suffix."""
+    """Return the array in `member`, named without the suffix."""
     entry = archive.members[member]
     name, crc = member.removesuffix(_npy.SUFFIX), entry.crc32 if archive.has_crcs else None
     tensor = _npy.array(Storage(*archive.open(member), name, crc32=crc))
@@ -112,7 +112,7 @@ def _tensor(archive: Archive, member: str) -> Tensor:
 
 
 def _taken_notes(tensors: dict[str, Tensor], where: str) -> dict[str, dict[str, str]]:
-    """What `__metadata__` says, taken out of `tensors`; another's array of that name stays."""
+    """Remove `__metadata__` from `tensors` and return its contents, if this program wrote it."""
     array = tensors.get(_METADATA)
     if array is None or array.stored != UINT8 or len(array.shape) != 1:
         return {key: {} for key in _KEYS}
@@ -146,7 +146,7 @@ def _folded(name: str) -> str:
 
 
 def _notes(request: Request) -> bytes | Late:
-    """The elements of the `__metadata__` array, none if there is nothing to note."""
+    """Return the elements of the `__metadata__` array; empty if there is nothing to record."""
     dtypes = {t.name: t.dtype.name for t in request.tensors if t.dtype in _npy.DISGUISED}
 
     def make(metadata: Mapping[str, str]) -> bytes:
@@ -159,5 +159,5 @@ def _notes(request: Request) -> bytes | Late:
 
 
 def _octets(nbytes: int) -> Tensor:
-    """An array of so many bytes, as far as its header tells."""
+    """Return a placeholder array of `nbytes` bytes, for its header only."""
     return Storage(MemoryBytes(_METADATA, b""), 0, nbytes, _METADATA).whole()

@@ -1,4 +1,4 @@
-"""What a mapping.json says of tensors -> views of the files of a folder, each file one storage."""
+"""Tensors described by a mapping.json, as views of files in a folder, one storage per file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def parts(exotic: dict[str, Any]) -> Iterator[object]:
-    """The rows of what tensors that are not dense are made of."""
+    """Yield the rows of the dense parts of exotic tensors."""
     for row in exotic.values():
         parts = row.get("parts") if isinstance(row, dict) else None
         if isinstance(parts, dict):
@@ -46,9 +46,9 @@ def parts(exotic: dict[str, Any]) -> Iterator[object]:
 
 
 def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
-    """The files that `rows` name, by their paths in the folder.
+    """Open the files that `rows` name, by their paths in the folder.
 
-    Raises Malformed listing every one that is not there.
+    Raises Malformed listing all missing files.
     """
     files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
     inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
@@ -62,7 +62,7 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
 
 
 class Recorded(NamedTuple):
-    """What a row says of the file that a tensor lies in."""
+    """The recorded file and checksum of a tensor."""
 
     tensor: str  # "" if it is for other programs
     file: str  # its path inside the folder
@@ -71,9 +71,9 @@ class Recorded(NamedTuple):
 
 
 class Reader:
-    """Rows of a mapping -> tensors over the files of a folder, each file one storage.
+    """A reader of mapping rows as tensors over files of a folder, one storage per file.
 
-    `rows` are all that it will be given.
+    `rows` are all rows that it will be given.
     """
 
     def __init__(self, folder: str, rows: Iterable[object]) -> None:
@@ -125,7 +125,7 @@ class Reader:
         return self.storages[file]
 
     def recorded(self, name: str, row: object) -> Recorded:
-        """What the row records of its file."""
+        """Return the file and checksum that the row records."""
         where = f"{self.folder}[{name}]"
         if not isinstance(row, dict) or "file" not in row:
             raise Malformed("a row without file", where=where)
@@ -135,7 +135,7 @@ class Reader:
         return Recorded(name, row["file"], self.storage(row, where).source, digest)
 
     def exotic(self, name: str, row: object) -> Exotic:
-        """Return the tensor of several parts that the row describes."""
+        """Return the exotic tensor that the row describes."""
         match row:
             case {
                 "kind": str(kind),

@@ -1,8 +1,8 @@
-"""A folder of raw files and `mapping.json`, which says what tensor lies where in which file.
+"""Folders of raw files with a `mapping.json` that locates each tensor.
 
-`extract` writes it: by default each storage byte for byte under its key, as it lies in the
-archive, so that programs which know the archive's numbering find their files. `plan` writes each
-tensor apart, in C order, under its name.
+`extract` writes them: by default one file per storage, with the bytes of the archive, named by key,
+so that programs that know the archive's numbering find their files. `plan` writes one row-major
+file per tensor, under the tensor's name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OURS = re.compile(rf"(?:[0-9]+/)?(?:{_ARRAYS}/)?[0-9]+", re.ASCII)
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """A file for each tensor, little-endian and in C order, and `mapping.json`, last."""
+    """Plan one little-endian, row-major file per tensor, and finally `mapping.json`."""
     _planning.check(request, NAME, lambda _tensor: True, splits=False)
     files = names.file_names(tensor.name for tensor in request.tensors)
     files = {name: _not_the_mapping(file) for name, file in files.items()}
@@ -59,10 +59,10 @@ def plan_storages(
     exotic: Sequence[Exotic],
     copies: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[FilePlan]:
-    """A file for each storage that `tensors` view, as it lies in the archive, and the mapping.
+    """Plan one file per storage that `tensors` use, with the bytes of the archive, and a mapping.
 
     Storages of several shards go to subfolders, numbered from 1 in the order of the sources.
-    `copies`, file -> tensor, are written besides, in C order; the mapping lists them apart.
+    `copies`, file -> tensor, are also written, row-major; the mapping lists them separately.
     """
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
@@ -102,9 +102,9 @@ def plan_storages(
 
 
 def read(path: str) -> Checkpoint:
-    """The tensors that the folder's `mapping.json` describes.
+    """Read the tensors that the folder's `mapping.json` describes.
 
-    Raises Malformed for a mapping that does not fit the files, naming the tensor.
+    Raises Malformed, naming the tensor, for a mapping that does not fit the files.
     """
     source = open_source(os.path.join(path, MAPPING))
     mapping = _parsed(source)
@@ -122,7 +122,7 @@ def read(path: str) -> Checkpoint:
 
 
 def files(path: str) -> frozenset[str]:
-    """The files that the folder's `mapping.json` names, as it names them; raises as `read` does."""
+    """Return the files that the folder's `mapping.json` names; raise errors as `read` does."""
     source = open_source(os.path.join(path, MAPPING))
     try:
         mapping = _parsed(source)
@@ -152,9 +152,9 @@ def _parsed(source: Source) -> dict[str, Any]:
 
 
 def recorded(path: str) -> list[Recorded]:
-    """What the folder's `mapping.json` records of its files, tensor by tensor.
+    """Return the files and checksums that the folder's `mapping.json` records, per tensor.
 
-    Copies for other programs, which are no tensors of the folder's, have no name.
+    Copies for other programs, which are not tensors of the folder, have an empty name.
     """
     mapping = _parsed(open_source(os.path.join(path, MAPPING)))
     copies = mapping.get("copies", [])
@@ -171,9 +171,9 @@ def recorded(path: str) -> list[Recorded]:
 def read_mapped(
     path: str, mapping: Mapping[str, tuple[str, str, tuple[int, ...], tuple[int, ...]]]
 ) -> Checkpoint:
-    """The tensors of a folder of bare files.
+    """Read the tensors of a folder of raw numbered files.
 
-    Raises BadRequest listing every file that is missing.
+    Raises BadRequest listing all missing files.
     """
     try:
         reader = Reader(path, [{"file": file} for file, *_ in sorted(mapping.values())])
@@ -189,7 +189,7 @@ def read_mapped(
 
 
 def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[int, str]:
-    """Id of storage -> relative file name, made of its key, which may be anything at all."""
+    """Return relative file names by storage id, made from keys, which may be any text."""
     numbers = _shard_numbers(checkpoint)
     files: dict[int, str] = {}
     taken = {MAPPING, _ARRAYS}
@@ -215,7 +215,7 @@ def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[
 
 
 def _shard_numbers(checkpoint: Checkpoint) -> dict[str, int]:
-    """File -> its number, from 1; none at all where the keys of all files are different."""
+    """Return the number of each file, from 1; empty if the keys of all files are distinct."""
     numbers = {source.name: number for number, source in enumerate(checkpoint.sources, 1)}
     places: dict[str, str] = {}
     for storage in checkpoint.storages:
@@ -226,7 +226,7 @@ def _shard_numbers(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _file_of(storage: Storage, files: Mapping[str, int]) -> str:
-    """The file that the storage lies in; an inflated record's source is called FILE[RECORD]."""
+    """Return the file that contains the storage; a deflated record's source is FILE[RECORD]."""
     name = storage.source.name
     if name in files or not name.endswith("]"):
         return name
@@ -238,7 +238,7 @@ def _not_the_mapping(file: str) -> str:
 
 
 def _row(tensor: Tensor, file: str, *, raw: bool) -> dict[str, Any]:
-    """What the mapping says of a tensor: as its storage has it, or as `blocks()` yields it."""
+    """Return the mapping's row for a tensor: as stored, or as `blocks()` yields it."""
     row: dict[str, Any] = {
         "file": file,
         "dtype": tensor.stored.name if raw else tensor.dtype.name,
@@ -262,7 +262,7 @@ def _mapping_plan(
     request: Request,
     copies: Sequence[dict[str, Any]] = (),
 ) -> FilePlan:
-    """`mapping.json`, made when the digests of the files it names are known."""
+    """Plan `mapping.json`, made when the digests of the files it names are known."""
 
     def make(digests: Digests, metadata: Mapping[str, str]) -> bytes:
         def signed(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The reader of safetensors: every rule of the library, and a few where it lets readers differ."""
+"""Reader for safetensors that applies every rule of the library, and stricter ones where needed."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def is_alias(key: str, value: str, tensors: Container[str]) -> bool:
-    """Does this metadata entry say that the name `key` was dropped in favour of `value`?"""
+    """Return whether this metadata entry records that `key` is an alias of the tensor `value`."""
     return value in tensors and key not in tensors and key != FRAMEWORK
 
 
 def from_source(source: Source, path: str) -> Checkpoint:
-    """What `source` holds; see `formats.safetensors.read`."""
+    """Read the safetensors file in `source`; see `formats.safetensors.writer.read`."""
     return checked(source, *described(source, path))
 
 
 def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
-    """The checkpoint, whose tensors end at `end`. Raises Malformed if `source` does not fit it."""
+    """Return `checkpoint`, whose tensors end at `end`; raise Malformed if `source` does not."""
     if end != source.nbytes:
         raise Malformed(
             f"{source.nbytes:,} bytes; tensors end at {end:,}",
@@ -45,7 +45,10 @@ def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
 
 
 def described(source: Source, path: str) -> tuple[Checkpoint, int]:
-    """What the header tells, and where the last tensor ends, which may be past the file's end."""
+    """Read the header; return its contents and the end of the last tensor.
+
+    The end may be past the end of the file.
+    """
     fields, start = _header(source)
     metadata = fields.pop(METADATA, None) or {}
     if not strict_json.is_text_map(metadata):
@@ -83,7 +86,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
 
 
 def _header(source: Source) -> tuple[dict[str, Any], int]:
-    """The header's object, and the offset of the first byte after it."""
+    """Return the header's object, and the offset of the first byte after it."""
     if source.nbytes < N_LEN:
         raise Malformed("too short for the length of a header", where=source.name)
     nbytes = int.from_bytes(read(source, 0, N_LEN), "little")
@@ -107,7 +110,7 @@ def _header(source: Source) -> tuple[dict[str, Any], int]:
 
 
 def _checked_entry(entry: object, where: str) -> dict[str, Any]:
-    """The tensor's description, its fields present and of the right types."""
+    """Return the tensor's description, with its fields checked for presence and type."""
     if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
         raise Malformed("not described by dtype, shape and data_offsets", where=where)
     unknown = entry.keys() - _FIELDS

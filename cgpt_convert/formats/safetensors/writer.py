@@ -1,7 +1,7 @@
-"""safetensors: a JSON header, then the tensors' bytes without gaps.
+"""safetensors files: a JSON header, then the tensors' bytes without gaps.
 
-Byte for byte what the library writes; the rules are those of safetensors 0.8 `src/tensor.rs`.
-Aliases stand in `__metadata__`, dropped name -> kept name, as the library's `save_model` has it.
+The bytes equal those of the library; the rules are those of safetensors 0.8 `src/tensor.rs`.
+Aliases are in `__metadata__`, dropped name -> kept name, as in the library's `save_model`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _RANK_OF = {code: rank for rank, code in enumerate(_ORDER)}
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """One file, or shards and their index if `request.max_shard_nbytes` makes more than one.
+    """Plan one file, or shards with an index if `request.max_shard_nbytes` requires several.
 
-    Raises Unsupported naming all tensors of types that safetensors cannot hold (complex128,
-    complex32, quantized, raw bits), and all metadata that would read as something else.
+    Raises Unsupported naming all tensors of types that safetensors cannot store (complex128,
+    complex32, quantized, raw bits), and all metadata that would be read as something else.
     """
     _planning.check(request, NAME, _holds, splits=True)
     _check_metadata(request)
@@ -48,10 +48,10 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def read(path: str) -> Checkpoint:
-    """What the file at `path` holds, in the order of its bytes.
+    """Read the file at `path`, in the order of its bytes.
 
-    Raises Malformed wherever the library would refuse the file, or readers could disagree about
-    it; Unsupported for element types and fields this version does not know.
+    Raises Malformed wherever the library would reject the file or readers could disagree about it,
+    Unsupported for element types and fields unknown to this version.
     """
     return _safetensors.from_source(open_source(path), path)
 
@@ -66,7 +66,7 @@ def _holds(tensor: Tensor) -> bool:
 
 
 def _check_metadata(request: Request) -> None:
-    """Refuse what the one map cannot tell apart: metadata and aliases, by key or by value."""
+    """Reject metadata and aliases that could not be told apart in the one map."""
     names = {tensor.name for tensor in request.tensors}
     reserved = [name for name in names if name == _safetensors.METADATA]
     _planning.refuse(request, "a name that safetensors reserves", reserved)
@@ -95,7 +95,7 @@ def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
 
 
 def _header(tensors: list[Tensor], request: Request, pairs: Mapping[str, str]) -> bytes:
-    """Its length, and the JSON: compact, escaped as serde_json does, padded to 8 bytes."""
+    """Return the header's length and JSON: compact, escaped like serde_json, padded to 8 bytes."""
     here = {tensor.name for tensor in tensors}
     aliases = {name: kept for name, kept in request.aliases.items() if kept in here}
     metadata = {_safetensors.FRAMEWORK: "pt", **aliases, **pairs}

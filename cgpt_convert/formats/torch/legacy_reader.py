@@ -1,4 +1,4 @@
-"""The stream that torch.save wrote before 1.6 -> Checkpoint.
+"""Reader for the stream that torch.save wrote before 1.6.
 
 torch/serialization.py `_legacy_save`: five pickles (magic number, protocol version, system, the
 object, the storages' keys), then for each key an int64 number of elements and the elements.
@@ -35,7 +35,7 @@ _SHOWN = 5
 
 
 def is_legacy(start: bytes) -> bool:
-    """Do these first bytes of a file begin a legacy stream? Any pickle protocol may hold it."""
+    """Return whether a file with these first bytes is a legacy stream, in any pickle protocol."""
     if not any(number in start for number in _WRITTEN):
         return False
     try:
@@ -46,10 +46,10 @@ def is_legacy(start: bytes) -> bool:
 
 
 def read(source: Source, *, salvage: bool = False) -> Checkpoint:
-    """What the stream in `source` holds; with `salvage`, of one that is cut off what is whole.
+    """Read the stream in `source`; with `salvage`, the intact tensors of a truncated one.
 
-    Raises Malformed or Unsupported, naming the part or every tensor that cannot be understood; of
-    a file that is cut off it says what is whole.
+    Raises Malformed or Unsupported, naming the part or every tensor that cannot be understood; for
+    a truncated file the error says what is intact.
     """
     checkpoint, extent = _parse(source)
     if extent.present < extent.needed:
@@ -64,7 +64,7 @@ def read(source: Source, *, salvage: bool = False) -> Checkpoint:
 
 
 class _Extent(NamedTuple):
-    """How many bytes are there, and how many a whole file has."""
+    """The number of bytes present, and the number that a complete file has."""
 
     present: int
     needed: int
@@ -76,9 +76,9 @@ def is_magic(value: Value) -> bool:
 
 
 def storages_end(source: Source, at: int) -> int | None:
-    """Return where the legacy stream at byte `at` ends; None if it is not whole and well-formed.
+    """Return where the legacy stream at byte `at` ends; None if it is incomplete or malformed.
 
-    Nothing else tells that the bytes behind its five pickles are numbers.
+    Only a full parse shows that the bytes after its five pickles are numbers.
     """
     stream = Window(source, at, source.nbytes - at, source.name)
     table = LegacyStorages(stream)
@@ -93,7 +93,7 @@ def storages_end(source: Source, at: int) -> int | None:
 
 
 class _Head(NamedTuple):
-    """The last three of the pickles that a stream begins with, and the position behind them."""
+    """The last three pickles at the start of a stream, and the position after them."""
 
     stream: Stream
     system: Value
@@ -115,7 +115,7 @@ def _unpickle(stream: Stream, table: LegacyStorages) -> _Head:
 
 
 def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
-    """Everything but the storages' bytes, which may be missing."""
+    """Parse everything but the storages' bytes, which may be missing."""
     checkpoint = Checkpoint(source.name, "PyTorch legacy stream", (source,), {})
     table = LegacyStorages(source)
     try:
@@ -133,9 +133,9 @@ def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
 
 
 def check_system(system: Value, checkpoint: Checkpoint) -> None:
-    """Take in where the file was written: a note if on a big-endian machine.
+    """Check the system information; add a finding if written on a big-endian machine.
 
-    torch reads none of it: elements are little-endian whatever it says (torch/csrc/serialization
+    torch ignores it: elements are always little-endian (torch/csrc/serialization
     `THPStorage_writeFileRaw`). Raises Unsupported for machines with other type sizes.
     """
     info = dict(_text_items(system, checkpoint.path))
@@ -156,7 +156,7 @@ def _text_items(value: Value, where: str) -> list[tuple[str, Value]]:
 
 
 def _keys(value: Value, where: str) -> list[str]:
-    """The storages' keys, each once; Python 2 wrote them as bytes."""
+    """Return the storages' keys, without duplicates; Python 2 wrote them as bytes."""
     if not isinstance(value, list) or not all(isinstance(key, str | bytes) for key in value):
         raise Malformed(f"not a list of storage keys: {text(value)}", where=where)
     keys = [key if isinstance(key, str) else key.decode("latin-1") for key in value]
@@ -166,7 +166,7 @@ def _keys(value: Value, where: str) -> list[str]:
 
 
 class _Declared(NamedTuple):
-    """What the pickle says of a storage. Its elements are bytes if it is untyped."""
+    """A storage as declared in the pickle. Its elements are bytes if it is untyped."""
 
     dtype: DType | None
     numel: int
@@ -178,7 +178,7 @@ class _Declared(NamedTuple):
 
 
 class LegacyStorages:
-    """The storages of a stream: declared while its object is decoded, located after it."""
+    """The storages of a stream: declared while its object is decoded, located afterwards."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -190,7 +190,7 @@ class LegacyStorages:
         self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it
 
     def resolve(self, reference: Value) -> Value:
-        """The value of a persistent id: a class is itself, a storage stays a reference."""
+        """Resolve a persistent id: a class to itself; a storage stays a reference."""
         if isinstance(reference, tuple) and reference[:1] == ("module",):
             match reference:
                 case (_, Global() as cls, file, code):
@@ -205,7 +205,7 @@ class LegacyStorages:
         return PersistentId(reference)
 
     def locate(self, stream: Stream, keys: list[str]) -> _Extent:
-        """Place every storage; those of a file that is cut off go past its end."""
+        """Locate every storage; in a truncated file they may extend past its end."""
         self._check(keys)
         at, present = stream.at, self.source.nbytes
         for key in keys:
@@ -235,7 +235,7 @@ class LegacyStorages:
                 raise Malformed(f"{len(found)} storages {what}: {shown}", where=self.source.name)
 
     def _end_before(self, start: int, at: int, key: str, numel: int) -> int:
-        """Where the data ended, if from `at` on there are only zeros; else the file is wrong."""
+        """Return where the data ended if only zeros follow `at`; else raise Malformed."""
         end = content_end(self.source, start)
         if end > at:
             raise Malformed(
@@ -246,9 +246,9 @@ class LegacyStorages:
         return end
 
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
-        """The storage, and the element type its class declares; None if it is untyped.
+        """Return the storage and its declared element type; None for an untyped one.
 
-        A sixth part of the reference tells of a window: (key, first element, elements).
+        The optional sixth part of the reference describes a window: (key, first element, elements).
         """
         key, dtype, _, _ = storage_reference(reference)
         self.used.add(key)
@@ -263,7 +263,7 @@ class LegacyStorages:
         raise Malformed(f"not a view of a storage: {text(reference)}")
 
     def account(self, checkpoint: Checkpoint) -> None:
-        """List the storages, used or not, and the classes' source texts."""
+        """Add all storages, used or not, and the classes' source texts to the checkpoint."""
         self.windows.onto_roots(checkpoint)
         checkpoint.storages += self.storages.values()
         unused = sum(s.nbytes for key, s in self.storages.items() if key not in self.used)

@@ -1,4 +1,4 @@
-"""A source read front to back: pickles one after another, with numbers between them."""
+"""Sequential reading of a source that contains pickles and integers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LARGE = 1 << 20
 
 
 class CutOff(Malformed):
-    """The data end before what they begin does; with the rest of the file they might be right."""
+    """The data ends too early; the complete file might be valid."""
 
 
 class Stream:
-    """A position in the bytes `at` to `end` of a source. `part` names what is read, in errors."""
+    """A position in the bytes `at` to `end` of a source. `part` names an item in errors."""
 
     def __init__(self, source: Source, at: int = 0, end: int | None = None) -> None:
         self.source = source
@@ -30,9 +30,10 @@ class Stream:
     def unpickle(
         self, part: str, persistent: Callable[[Value], Value] = PersistentId, first: int = _FIRST
     ) -> Decoded:
-        """The pickle that begins here, whose length only decoding it can tell; moves past it.
+        """Decode the pickle at the current position and move past it.
 
-        `persistent` may be called more than once for the same reference.
+        Its length is known only after decoding, so `persistent` may be called more than once for
+        the same reference.
         """
         place = f"{self.source.name}[{part}]"
         size = first
@@ -56,20 +57,20 @@ class Stream:
                 return decoded
 
     def integer(self, nbytes: int = 8) -> int:
-        """The signed little-endian integer of that many bytes that stands here; moves past it."""
+        """Read a signed little-endian integer of `nbytes` bytes and move past it."""
         self.need(nbytes)
         value = int.from_bytes(read(self.source, self.at, nbytes), "little", signed=True)
         self.at += nbytes
         return value
 
     def skip(self, nbytes: int) -> int:
-        """The offset of the `nbytes` bytes that begin here; moves past them."""
+        """Move past the next `nbytes` bytes and return their offset."""
         self.need(nbytes)
         self.at += nbytes
         return self.at - nbytes
 
     def need(self, nbytes: int) -> None:
-        """Raise CutOff unless that many bytes are left."""
+        """Raise CutOff unless `nbytes` bytes are left."""
         if nbytes > self.end - self.at:
             raise CutOff(
                 f"needs {nbytes:,} bytes at byte {self.at:,}, which go past byte {self.end:,}",

@@ -1,7 +1,7 @@
-"""The pickle of a state dict, byte for byte as CPython's pickler writes it for `torch.save`.
+"""Pickling of a state dict, byte-identical to CPython's pickler under `torch.save`.
 
 Protocol 2; opcodes are those of CPython's Lib/pickletools.py. Equal strings are written once, where
-CPython goes by identity: that shows only if a tensor is named as torch numbers its storages.
+CPython compares identity; the difference shows only if a tensor has the name of a storage key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TUPLES = (b"", b"\x85", b"\x86", b"\x87")  # TUPLE1 to TUPLE3
 
 
 class Entry(NamedTuple):
-    """A C-order tensor under its name, filling the storage called `key`."""
+    """A named row-major tensor that fills the storage called `key`."""
 
     name: str
     dtype: DType
@@ -31,7 +31,7 @@ Value = Entry | str | Mapping[str, str]
 
 
 def state_dict(entries: Iterable[Entry], attributes: Mapping[str, Value]) -> bytes:
-    """An OrderedDict of the tensors, in order; `attributes` are set on the dict itself."""
+    """Return the pickle of an OrderedDict of the tensors; `attributes` are set on the dict."""
     pickler = _Pickler()
     pickler.ordered_dict()
     pickler.items([(entry.name, entry) for entry in entries])
@@ -42,7 +42,7 @@ def state_dict(entries: Iterable[Entry], attributes: Mapping[str, Value]) -> byt
 
 
 class _Pickler:
-    """`out` is the pickle so far; each method appends the opcodes that make one value."""
+    """A pickle under construction in `out`; each method appends the opcodes for one value."""
 
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\2")  # PROTO
@@ -69,7 +69,7 @@ class _Pickler:
             self.out += b"u" if len(batch) > 1 else b"s"  # SETITEMS, SETITEM
 
     def tensor(self, entry: Entry) -> None:
-        """The call that torch/_tensor.py `_reduce_ex_internal` makes."""
+        """Append the call that torch/_tensor.py `_reduce_ex_internal` makes."""
         dtype = entry.dtype
         self.symbol("torch._utils", f"_rebuild_tensor_v{2 if dtype.storage else 3}")
         self.out += b"("  # MARK
@@ -84,7 +84,7 @@ class _Pickler:
         self.called()
 
     def storage(self, entry: Entry) -> None:
-        """The persistent id that torch/serialization.py `persistent_id` makes."""
+        """Append the persistent id that torch/serialization.py `persistent_id` makes."""
         dtype = entry.dtype
         self.out += b"("  # MARK
         self.text("storage")
@@ -100,7 +100,7 @@ class _Pickler:
         self.out += b"Q"  # BINPERSID
 
     def called(self) -> None:
-        """The function and what follows the MARK, as a call."""
+        """Append the call of the function with the arguments after the MARK."""
         self.out += b"t"  # TUPLE
         self.keep()
         self.out += b"R"  # REDUCE
@@ -134,7 +134,7 @@ class _Pickler:
         self.keep()
 
     def integer(self, value: int) -> None:
-        """A number that is not negative."""
+        """Append a non-negative integer."""
         if value < 1 << 8:
             self.out += struct.pack("<cB", b"K", value)  # BININT1
         elif value < 1 << 16:
@@ -146,14 +146,14 @@ class _Pickler:
             self.out += struct.pack("<cB", b"\x8a", len(data)) + data  # LONG1
 
     def keep(self, value: object = None) -> None:
-        """Remember what was made last; `value` is what to recall it by, if ever."""
+        """Memoize the last value; `value` is the key for `recalled`, if it is ever needed."""
         if value is not None:
             self.memo[value] = self.kept
         self.out += _indexed(b"q", b"r", self.kept)  # BINPUT, LONG_BINPUT
         self.kept += 1
 
     def recalled(self, value: object) -> bool:
-        """Was `value` remembered? If so it is made again."""
+        """Append `value` from the memo; return whether it was there."""
         index = self.memo.get(value)
         if index is not None:
             self.out += _indexed(b"h", b"j", index)  # BINGET, LONG_BINGET

@@ -1,4 +1,4 @@
-"""Storages that are windows on other storages, as torch up to 0.3 saved them."""
+"""Storages that are windows on other storages, as saved by torch up to 0.3."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Windows:
         self._by_id: dict[int, _Window] = {}
 
     def get(self, key: str, root: Storage, offset: int, nbytes: int) -> Storage:
-        """The storage of `nbytes` bytes from byte `offset` of `root`; one object for each key.
+        """Return the storage of `nbytes` bytes from `offset` of `root`; one object per key.
 
-        Raises Malformed if it leaves `root`, or if the key has been another window before.
+        Raises Malformed if it exceeds `root`, or if the key was used for another window.
         """
         known = self._by_key.get(key)
         if known is None:
@@ -43,12 +43,12 @@ class Windows:
         return known.storage
 
     def root(self, storage: Storage) -> Storage:
-        """What `storage` is a window on; itself if it is none."""
+        """Return the storage that `storage` is a window on; itself if it is none."""
         window = self._by_id.get(id(storage))
         return window.root if window else storage
 
     def onto_roots(self, checkpoint: Checkpoint) -> None:
-        """Make every tensor a view of the root itself, so that shared memory is seen as shared."""
+        """Replace every tensor by a view of the root, so that shared memory is recognised."""
         for name, tensor in checkpoint.tensors.items():
             checkpoint.tensors[name] = self._onto_root(tensor)
         for name, exotic in checkpoint.exotic.items():

@@ -1,7 +1,7 @@
-"""The tar that torch.save wrote before 0.1.12 or so -> Checkpoint.
+"""Reader for the tar that torch.save wrote up to about 0.1.12.
 
-torch/serialization.py `legacy_load`, which still reads it: storages and tensors are members of
-their own, and the pickle refers to both by the same numbers.
+torch/serialization.py `legacy_load` still reads it: storages and tensors are separate members, and
+the pickle refers to both by the same numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NDIM_NBYTES, _NDIM_PAD = 4, 4  # once an int64; the upper half is skipped
 
 
 def is_torch_tar(source: Source) -> bool:
-    """Does the tar in `source` have torch's members?"""
+    """Return whether the tar in `source` has torch's members."""
     try:
         return tarball.members(source)[0].keys() >= set(NAMES)
     except CgptError:
@@ -40,7 +40,7 @@ def is_torch_tar(source: Source) -> bool:
 
 
 def read(source: Source) -> Checkpoint:
-    """What the tar in `source` holds.
+    """Read the tar in `source`.
 
     Raises Malformed or Unsupported, naming the member or every tensor that cannot be understood.
     """
@@ -71,7 +71,7 @@ def read(source: Source) -> Checkpoint:
 def _account(
     checkpoint: Checkpoint, members: dict[str, Member], end: int, parts: dict[str, Stream]
 ) -> None:
-    """Say what of the file nothing uses: other members, ends of members, what follows the tar."""
+    """Add findings for unused parts: other members, ends of members, data after the tar."""
     unused = {name: parts[name].end - parts[name].at for name in NAMES}
     unused |= {name: member.nbytes for name, member in members.items() if name not in NAMES}
     for name, nbytes in unused.items():
@@ -96,7 +96,7 @@ def _stream(source: Source, member: Member) -> Stream:
 
 
 class TarStorages:
-    """The storages and tensors of a tar, by their number."""
+    """The storages and tensors of a tar, by number."""
 
     def __init__(self, storages: Stream, tensors: Stream) -> None:
         self.where = storages.source.name
@@ -120,7 +120,7 @@ class TarStorages:
         return count
 
     def _read_storage(self, stream: Stream) -> None:
-        """`(key, location, class)`, then the number of elements and the elements."""
+        """Read `(key, location, class)`, then the number of elements and the elements."""
         match stream.unpickle("storages").value:
             case (int() as key, str() | bytes() as location, Global() as cls):
                 pass
@@ -140,7 +140,7 @@ class TarStorages:
         self.storages[key] = storage, dtype
 
     def _read_windows(self, stream: Stream) -> None:
-        """A list of `(key, root key, first element, elements)`."""
+        """Read a list of `(key, root key, first element, elements)`."""
         windows = stream.unpickle("storages").value
         for window in windows if isinstance(windows, list) else [windows]:
             match window:
@@ -154,7 +154,7 @@ class TarStorages:
                     raise Malformed(f"not a view of a storage: {text(window)}", where=self.where)
 
     def _read_tensor(self, stream: Stream) -> None:
-        """`(key, storage's key, class)`, then rank, sizes, strides and the first element."""
+        """Read `(key, storage's key, class)`, then rank, sizes, strides and first element."""
         match stream.unpickle("tensors").value:
             case (int() as key, int() as storage, Global() as cls) if storage in self.storages:
                 pass
@@ -177,7 +177,7 @@ class TarStorages:
         self.tensors[key] = Call(_REBUILD, args, stream.at)
 
     def resolve(self, reference: Value) -> Value:
-        """The value of a persistent id: a class, a tensor as the call that makes it, a storage."""
+        """Resolve a persistent id: a class, a tensor as the call that makes it, a storage."""
         if isinstance(reference, str) and reference.isascii() and reference.isdigit():
             reference = int(reference[:_DIGITS])
         match reference:
@@ -191,7 +191,7 @@ class TarStorages:
         raise Malformed(f"not a storage, tensor or class: {text(reference)}")
 
     def get(self, reference: Value) -> tuple[Storage, DType]:
-        """The storage, and the element type its class declares."""
+        """Return the storage and its declared element type."""
         if type(reference) is not int or reference not in self.storages:
             raise Malformed(f"no storage {text(reference)}")
         storage, dtype = self.storages[reference]
@@ -199,7 +199,7 @@ class TarStorages:
         return storage, dtype
 
     def account(self, checkpoint: Checkpoint) -> None:
-        """List the storages, used or not, and the classes' source texts."""
+        """Add all storages, used or not, and the classes' source texts to the checkpoint."""
         self.windows.onto_roots(checkpoint)
         checkpoint.storages += self.roots
         unused = sum(storage.nbytes for storage in self.roots if id(storage) not in self.used)

@@ -1,4 +1,4 @@
-"""Which attributes of a TorchScript module are parameters and buffers: its code says it.
+"""Parameter and buffer names of TorchScript modules, taken from their code.
 
 The code is read as text, to find two lines of each class; nothing is compiled or run. The form is
 that of torch/csrc/jit/serialization/python_print.cpp: `class NAME(Module):`, then indented
@@ -23,10 +23,10 @@ def script_classes(
     names: Iterable[tuple[str, str]],
     read: Callable[[str], bytes],
 ) -> dict[str, frozenset[str] | None]:
-    """Return for each class that a pickle names the names of its parameters and buffers.
+    """Return the parameter and buffer names of each class that a pickle names.
 
-    None stands for a class that is no module. Left out are classes whose code is not in the
-    archive, and modules whose code does not list buffers, as old versions of torch wrote it.
+    None marks a class that is not a module. Classes without code in the archive are omitted, and so
+    are modules whose code does not list buffers, as in old versions of torch.
     """
     wanted: dict[str, set[str]] = {}
     for module, name in names:

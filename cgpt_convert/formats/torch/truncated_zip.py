@@ -1,8 +1,8 @@
-"""A torch zip that is cut off: its records from the front, without the directory at its end.
+"""Recovery of a truncated torch ZIP from the front, without the directory at its end.
 
 torch's local headers have no sizes (APPNOTE.TXT 4.4.4, bit 3). The pickle, which comes first, ends
-at its STOP and says how long each storage is; any other record ends where a data descriptor
-(4.3.9) with its very length stands.
+at its STOP and gives the length of each storage; any other record ends at a data descriptor (4.3.9)
+with its exact length.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _FALSE_DESCRIPTORS = 10_000  # chance makes one in 4 GiB; a crafted file may hol
 
 
 def diagnose(source: Source) -> CgptError:
-    """One error that says how far the file goes and how many of its tensors are whole.
+    """Return an error that says how far the file goes and how many tensors are intact.
 
-    Malformed unless what is there cannot be read for another reason.
+    The error is Malformed unless the part that is present cannot be read for another reason.
     """
     try:
         return salvage(source).error()
@@ -44,9 +44,9 @@ def diagnose(source: Source) -> CgptError:
 
 
 def salvage(source: Source) -> Partial:
-    """The tensors of the archive that are whole.
+    """Return the intact tensors of the archive.
 
-    Raises Malformed if not even its pickle is, or if the archive was not written by torch.
+    Raises Malformed if the pickle itself is truncated, or if the archive was not written by torch.
     """
     walk = _Walk(source)
     try:
@@ -77,7 +77,7 @@ def salvage(source: Source) -> Partial:
 
 
 class _Sized(NamedTuple):
-    """How long a record is, and where the next begins; None if the file does not tell."""
+    """The length of a record and the start of the next; None if the file does not say."""
 
     nbytes: int
     crc32: int
@@ -85,7 +85,7 @@ class _Sized(NamedTuple):
 
 
 class _Walk:
-    """The records from the start to the `end` of what makes sense."""
+    """The records from the start to `end`, where the valid content ends."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -96,7 +96,7 @@ class _Walk:
         self.end = source.nbytes
 
     def run(self) -> None:
-        """Walk as far as possible."""
+        """Walk the records as far as possible."""
         at: int | None = 0
         while at is not None:
             header = _local_header(self.source, at)
@@ -118,7 +118,7 @@ class _Walk:
             at = sized.following
 
     def _stop(self, at: int) -> None:
-        """Nothing but whole records lies before `at`: what is behind?"""
+        """Set `end` according to the data at `at`, which is not a complete record."""
         rest = read(self.source, at, min(4, self.source.nbytes - at))
         if rest in _DIRECTORY or self.source.nbytes - at < LOCAL.size:
             return
@@ -126,7 +126,7 @@ class _Walk:
             self.end = min(at, content_end(self.source))
 
     def _measure(self, header: Member) -> _Sized | None:
-        """The record's length; None if it cannot be known."""
+        """Return the record's length; None if it cannot be determined."""
         place = f"{self.source.name}[{printable(header.name)}]"
         if header.method != STORED:
             raise Malformed("compressed, in an archive that is cut off", where=place, hint=AGAIN)
@@ -146,7 +146,7 @@ class _Walk:
         return self._described(header, nbytes)
 
     def _described(self, header: Member, nbytes: int) -> _Sized:
-        """The record of `nbytes` bytes, once its data descriptor confirms them."""
+        """Return the record of `nbytes` bytes, confirmed by its data descriptor if possible."""
         end = header.offset + nbytes
         tail = read(self.source, min(end, self.source.nbytes), _left(self.source, end))
         described = _descriptor(tail, nbytes)
@@ -165,7 +165,7 @@ class _Walk:
         return _Sized(nbytes, _UNKNOWN_CRC, None)
 
     def _read_pickle(self, header: Member) -> int:
-        """The pickle's length; on the way, what it says of the storages'."""
+        """Return the pickle's length; record the sizes of the storages that it declares."""
         self.root = header.name.removesuffix("/data.pkl")
         sizes: dict[str, int] = {}
 
@@ -182,14 +182,14 @@ class _Walk:
         return self.pickle[1].end
 
     def decoded(self) -> dict[str, Decoded]:
-        """The pickle by its record's name, unless the record turned out to be too short."""
+        """Return the pickle by its record's name, unless the record proved to be too short."""
         if self.pickle is None:
             return {}
         name, decoded = self.pickle
         return {name: decoded} if self.members[name].nbytes >= decoded.reach else {}
 
     def missing(self) -> dict[str, Member]:
-        """The storages that were not found, one after another where the file should go on."""
+        """Return the missing storages, placed consecutively where the file should continue."""
         at = max([self.end, *(m.offset + m.nbytes for m in self.members.values())])
         found = {}
         for name, nbytes in (self.sizes or {}).items():
@@ -201,7 +201,7 @@ class _Walk:
 
 
 def _local_header(source: Source, at: int) -> Member | None:
-    """The record whose local header stands at `at`, its sizes as given there; None if none does."""
+    """Return the record whose local header is at `at`, with its sizes; None if there is none."""
     if at + LOCAL.size > source.nbytes:
         return None
     fields = LOCAL.unpack(read(source, at, LOCAL.size))
@@ -219,12 +219,12 @@ def _local_header(source: Source, at: int) -> Member | None:
 
 
 def _left(source: Source, at: int) -> int:
-    """How many bytes of the longest data descriptor can stand at `at`."""
+    """Return how many bytes of the longest data descriptor fit at `at`."""
     return max(0, min(_DESCRIPTOR_FORMS[1].size, source.nbytes - at))
 
 
 def _descriptor(tail: bytes, nbytes: int, at: int = 0) -> tuple[int, int] | None:
-    """The checksum and own length of the data descriptor at `tail[at:]` of a record that long."""
+    """Return checksum and size of the data descriptor at `tail[at:]` for `nbytes` bytes."""
     for form in _DESCRIPTOR_FORMS:
         if at + form.size <= len(tail):
             magic, crc, compressed, size = form.unpack_from(tail, at)
@@ -234,7 +234,7 @@ def _descriptor(tail: bytes, nbytes: int, at: int = 0) -> tuple[int, int] | None
 
 
 def _find_descriptor(source: Source, offset: int) -> int | None:
-    """The length of the record at `offset`, told by the data descriptor that fits; None if none."""
+    """Return the length of the record at `offset` from its data descriptor; None if none fits."""
     base, tried, overlap = offset, 0, _DESCRIPTOR_FORMS[1].size
     while base < source.nbytes and tried < _FALSE_DESCRIPTORS:
         data = read(source, base, min(CHUNK + overlap, source.nbytes - base))

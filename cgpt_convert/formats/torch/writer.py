@@ -1,8 +1,9 @@
-"""torch: a zip archive around a pickled state dict, as `torch.load` reads it.
+"""torch files: a ZIP archive around a pickled state dict, as `torch.load` reads it.
 
-Byte for byte what torch 2.13's `torch.save` writes to a file object for an OrderedDict of C-order
-tensors, less `.data/serialization_id`, which torch only logs. Aliases are further names of the
-same storage. Metadata is an attribute `metadata` of the dict, as `_metadata` is in torch's own.
+The bytes equal those that torch 2.13's `torch.save` writes to a file object for an OrderedDict of
+row-major tensors, without `.data/serialization_id`, which torch only logs. Aliases are further
+names of the same storage. Metadata is an attribute `metadata` of the dict, like torch's own
+`_metadata`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _METADATA = "metadata"
 
 
 def plan(request: Request) -> list[FilePlan]:
-    """One file, or shards and their index if `request.max_shard_nbytes` makes more than one.
+    """Plan one file, or shards with an index if `request.max_shard_nbytes` requires several.
 
     Raises Unsupported naming all quantized tensors.
     """
@@ -49,9 +50,9 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def read(path: str) -> Checkpoint:
-    """What the file at `path` holds, whatever its objects are.
+    """Read the file at `path`, whatever objects it contains.
 
-    Raises Malformed or Unsupported as `torchzip.read` does.
+    Raises Malformed or Unsupported as `zip_reader.read` does.
     """
     checkpoint = torchzip.read(open_source(path))
     checkpoint.metadata |= metadata(checkpoint)
@@ -59,7 +60,7 @@ def read(path: str) -> Checkpoint:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """The text pairs that `plan` gave the state dict, of whatever container; often none."""
+    """Return the text pairs that `plan` attached to the state dict, in any container."""
     pairs: dict[str, str] = {}
     for leaf in checkpoint.others:
         pairs |= _metadata(leaf)
@@ -67,7 +68,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
-    """The file called `name`: `tensors` and their aliases."""
+    """Plan the file called `name`: `tensors` and their aliases."""
     entries = {
         tensor.name: Entry(tensor.name, tensor.dtype, tensor.shape, tensor.numel, str(key))
         for key, tensor in enumerate(tensors)
@@ -95,9 +96,9 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
 
 
 def _metadata(leaf: Leaf) -> dict[str, str]:
-    """The text pairs of the outermost dict's attribute `metadata`; of anything else, none.
+    """Return the text pairs in the outermost dict's attribute `metadata`; else none.
 
-    A dict inside the state dict is a container and no leaf, unless it is folded.
+    A dict inside the state dict is a container and not a leaf, unless it is folded.
     """
     if leaf.path != _METADATA or isinstance(leaf, Folded) or not isinstance(leaf.value, Dict):
         return {}

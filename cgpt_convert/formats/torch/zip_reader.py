@@ -1,7 +1,7 @@
-"""A torch zip archive (torch 1.6 and later, TorchScript too) -> Checkpoint.
+"""Reader for torch ZIP archives (torch 1.6 and later, including TorchScript).
 
 The layout is that of caffe2/serialize/inline_container.cc: `ROOT/data.pkl` names storages by key,
-`ROOT/data/KEY` holds each one's bytes.
+`ROOT/data/KEY` has the bytes of each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VERSIONS = range(1, 11)  # kMinSupportedFileFormatVersion to kMaxSupportedFileF
 
 
 def read(source: Source) -> Checkpoint:
-    """What the archive in `source` holds.
+    """Read the archive in `source`.
 
     Raises Malformed or Unsupported, naming the record or every tensor that cannot be understood.
     """
@@ -40,9 +40,9 @@ def read(source: Source) -> Checkpoint:
 
 
 def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> Checkpoint:
-    """What an archive holds whose records are known already; raises as `read` does.
+    """Read an archive whose records are already known; raise errors as `read` does.
 
-    `known` are pickles that have been decoded, by the names of their records.
+    `known` are already decoded pickles, by the names of their records.
     """
     source = archive.source
     root = next(iter(archive.members)).split("/")[0] if archive.members else ""
@@ -100,13 +100,13 @@ def _check_root(archive: Archive, root: str) -> None:
 
 
 def _pickle(archive: Archive, name: str) -> bytes:
-    """A pickle's bytes, of which a few deflated ones must not make hundreds of millions."""
+    """Return a pickle's bytes, with a limit on how far they may decompress."""
     most = limits.MiB + limits.INFLATION * archive.members[name].compressed
     return _record(archive, name, min(most, limits.PICKLE.nbytes))
 
 
 def _record(archive: Archive, name: str, most: int) -> bytes:
-    """A small record's bytes, checked against its CRC-32."""
+    """Return a small record's bytes, checked against its CRC-32."""
     place = f"{archive.source.name}[{name}]"
     try:
         data = archive.read(name, most)
@@ -118,7 +118,7 @@ def _record(archive: Archive, name: str, most: int) -> bytes:
 
 
 class ZipStorages:
-    """The storages of one folder of an archive, by the persistent ids of its pickle."""
+    """The storages in one folder of an archive, by the persistent ids of its pickle."""
 
     def __init__(self, archive: Archive, root: str, folder: str) -> None:
         self.archive = archive
@@ -138,7 +138,7 @@ class ZipStorages:
         self.skipped: list[Storage] = []
 
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
-        """The storage, and the element type its class declares; None if it is untyped."""
+        """Return the storage and its declared element type; None for an untyped one."""
         if id(reference) in self.known:
             return self.known[id(reference)][1]
         key, dtype, numel, location = storage_reference(reference)
@@ -167,10 +167,10 @@ class ZipStorages:
 
 
 def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
-    """Key, element type (None if untyped), number of elements and device of a persistent id.
+    """Return key, element type (None if untyped), element count and device of a persistent id.
 
-    torch/serialization.py `persistent_id`: ("storage", class, key, location, numel). Python 2
-    files have bytes for text.
+    torch/serialization.py `persistent_id`: ("storage", class, key, location, numel). Python 2 files
+    have bytes for text.
     """
     told = storage_told(reference)
     if told is None:
@@ -180,9 +180,9 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
 
 
 def storage_told(reference: Value) -> tuple[Global, str, int, str] | None:
-    """Class, key, number of elements and device; None if it is no such reference.
+    """Return class, key, number of elements and device; None if it is not such a reference.
 
-    Errors take time to word, of which a file can ask for a million.
+    Formatting an error is slow, and a file may require a million of them.
     """
     match reference:
         case (kind, Global() as cls, key, location, int() as numel, *_):
@@ -198,7 +198,7 @@ def storage_told(reference: Value) -> tuple[Global, str, int, str] | None:
 
 
 def storage_dtype(cls: Global) -> DType | None:
-    """The element type of a torch storage class; None for the untyped one."""
+    """Return the element type of a torch storage class; None for the untyped one."""
     if cls.module == "torch.storage" and cls.name in ("UntypedStorage", "_UntypedStorage"):
         return None
     name = cls.name.removesuffix("Storage")
@@ -211,7 +211,7 @@ def storage_dtype(cls: Global) -> DType | None:
 
 
 def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]) -> None:
-    """List the storages, referenced or not, and say what of the file no tensor uses."""
+    """Add all storages, referenced or not, and findings for unused data."""
     unused = 0
     for table in tables:
         checkpoint.storages += table.storages.values()
@@ -235,5 +235,5 @@ def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]
 
 
 def _is_skipped(member: Member) -> bool:
-    """Was the record reserved under torch.serialization.skip_data()? It then has checksum 0."""
+    """Return whether the record was reserved under torch.serialization.skip_data(): CRC-32 0."""
     return member.nbytes > 0 and member.crc32 == 0 and member.method == STORED

@@ -1,9 +1,9 @@
-"""A zip archive of stored records as torch writes it, laid out before a byte is written.
+"""Layout of a ZIP archive of stored records as torch writes it, computed before writing.
 
-Byte for byte that of caffe2/serialize/inline_container.cc over third_party/miniz-3.0.2: every
+The bytes equal those of caffe2/serialize/inline_container.cc over third_party/miniz-3.0.2: every
 record's data starts at a multiple of 64, sizes and CRC-32 follow the data, there is no date, and
-the zip64 end record is always there. torch computes offsets from exactly this layout
-(torch/serialization.py `_get_offset`). Section numbers are those of PKWARE's APPNOTE.TXT 6.3.10.
+the zip64 end record is always present. torch computes offsets from exactly this layout
+(torch/serialization.py `_get_offset`). Section numbers refer to PKWARE's APPNOTE.TXT 6.3.10.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class _Record(NamedTuple):
 
     @property
     def wide(self) -> bool:
-        """Are there numbers that need 64 bits?"""
+        """Whether there are numbers that need 64 bits."""
         return max(self.nbytes, self.header_offset) >= _FULL
 
 
 def stored(records: Iterable[tuple[str, Part]]) -> tuple[Part, ...]:
-    """The parts of the archive whose records are `records`: name and content each."""
+    """Return the parts of the archive with these records: name and content each."""
     parts: list[Part] = []
     entries: list[_Record] = []
     offset = 0
@@ -60,7 +60,7 @@ def stored(records: Iterable[tuple[str, Part]]) -> tuple[Part, ...]:
 
 
 def _local_header(entry: _Record) -> bytes:
-    """4.3.7, padded by an extra field so that the data is aligned."""
+    """Return the local header (4.3.7), padded by an extra field so that the data is aligned."""
     extra = _extra64(entry, compressed=0)  # miniz knows that size only later
     head = _LOCAL_NBYTES + len(entry.name) + len(extra) + _EXTRA_NBYTES
     padding = -(entry.header_offset + head) % ALIGNMENT
@@ -70,7 +70,7 @@ def _local_header(entry: _Record) -> bytes:
 
 
 def _extra64(entry: _Record, compressed: int) -> bytes:
-    """4.5.3, the fields whose value is too large; miniz has them in local headers, too."""
+    """Return the fields (4.5.3) for too large values; miniz has them in local headers, too."""
     sizes = (entry.nbytes, compressed) if entry.nbytes >= _FULL else ()
     offset = (entry.header_offset,) if entry.header_offset >= _FULL else ()
     fields = (*sizes, *offset)
@@ -78,7 +78,7 @@ def _extra64(entry: _Record, compressed: int) -> bytes:
 
 
 def _descriptor(entry: _Record) -> tuple[Part, ...]:
-    """4.3.9; an empty record has none."""
+    """Return the data descriptor (4.3.9); an empty record has none."""
     if not entry.nbytes:
         return ()
     sizes = struct.pack("<2Q" if entry.wide else "<2L", entry.nbytes, entry.nbytes)
@@ -86,7 +86,7 @@ def _descriptor(entry: _Record) -> tuple[Part, ...]:
 
 
 def _central_header(entry: _Record) -> tuple[Part, ...]:
-    """4.3.12."""
+    """Return the central header (4.3.12)."""
     extra = _extra64(entry, compressed=entry.nbytes)
     size, offset = min(entry.nbytes, _FULL), min(entry.header_offset, _FULL)
     lengths = (len(entry.name), len(extra), 0)
@@ -98,7 +98,7 @@ def _central_header(entry: _Record) -> tuple[Part, ...]:
 
 
 def _end(count: int, nbytes: int, offset: int) -> bytes:
-    """4.3.14 to 4.3.16: zip64 end record, its locator, end record."""
+    """Return zip64 end record, its locator and end record (4.3.14 to 4.3.16)."""
     versions = (_MADE_BY, _NEEDED)
     wide = ("<4sQ2H2L4Q", b"PK\6\6", 44, *versions, 0, 0, count, count, nbytes, offset)
     locator = ("<4sLQL", b"PK\6\7", 0, offset + nbytes, 1)
