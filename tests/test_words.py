@@ -8,14 +8,11 @@ import pytest
 import cgpt_convert
 
 PACKAGE = Path(cgpt_convert.__file__).parent
-CHECKED = (
-    *("core", "sources", "tensors", "archives", "formats", "reports"),
-    *("checkpoint.py", "plan.py"),
-)
+PENDING = ("api", "architectures", "cli", "inference", "targets", "verification", "writing")
 MODULES = sorted(
     path.relative_to(PACKAGE).as_posix()
     for path in PACKAGE.rglob("*.py")
-    if path.relative_to(PACKAGE).parts[0] in CHECKED
+    if path.relative_to(PACKAGE).parts[0] not in PENDING
 )
 
 

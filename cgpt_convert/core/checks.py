@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-PASSED, NOTE, FAILED, ERROR = "passed", "note", "failed", "error"  # better first
+PASSED, NOTE, FAILED, ERROR = "passed", "note", "failed", "error"  # from best to worst
 _EXIT_CODES = {PASSED: 0, NOTE: 0, FAILED: 1, ERROR: 3}
 
 
@@ -23,8 +23,8 @@ class Check(NamedTuple):
     outcome: str
     detail: str = ""  # one line: what was seen, and what was expected
     file: str = ""  # as the user gave it
-    tensor: str = ""  # the tensor it is about, if it is about one
-    finding: str = ""  # the id of a rule of `findings`, where one applies
+    tensor: str = ""  # the tensor concerned, if any
+    finding: str = ""  # the id of the rule in `findings`, if one applies
 
 
 def exit_code(checks: Iterable[Check]) -> int:

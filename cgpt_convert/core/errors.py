@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# the end of the hints for files of which some tensors are not whole
+# the end of hints for files in which some tensors are incomplete
 SALVAGE = "with --salvage, extract and convert write the tensors that are whole"
 
 

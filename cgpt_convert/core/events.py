@@ -6,7 +6,7 @@ import contextlib
 from _thread import allocate_lock
 from collections.abc import Callable
 
-Advance = Callable[[int], object]  # called with the number of further units that are done
+Advance = Callable[[int], object]  # called with the number of units completed since the last call
 # called with a label and the total number of units; gives what is told of those that are done
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 
@@ -40,12 +40,12 @@ class Event:
     def set(self) -> None:
         """Set the event and wake all waiting threads."""
         self._set = True
-        with contextlib.suppress(RuntimeError):  # it was set already
+        with contextlib.suppress(RuntimeError):  # already set
             self._lock.release()
 
     def wait(self, timeout: float) -> bool:
         """Return whether the event is set, after at most `timeout` seconds."""
         if not self._set and self._lock.acquire(timeout=timeout):
-            with contextlib.suppress(RuntimeError):  # set once more meanwhile
-                self._lock.release()  # for the next that waits
+            with contextlib.suppress(RuntimeError):  # set again in the meantime
+                self._lock.release()  # for the next waiter
         return self._set

@@ -23,8 +23,8 @@ _CASELESS = _encoding(b"abcdefghijklmnopqrstuvwxyz0123456789-._~")
 _UNRESERVED = _encoding(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # learn.microsoft.com, "Naming Files, Paths, and Namespaces": reserved with any extension, too
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
-_EMPTY = "%"  # an escape that no encoding gives
-_SHORTENED = "%~"  # another: what follows is a digest
+_EMPTY = "%"  # an escape that the encoding never produces
+_SHORTENED = "%~"  # another such escape, followed by a digest
 _DIGEST = 32  # hex digits of SHA-256; 128 bits do not collide
 _ENCODED = re.compile(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+", re.ASCII)
 
@@ -68,7 +68,7 @@ def tensor_name(stem: str) -> str | None:
 
 
 def _encoded(name: str, literal: dict[int, str]) -> str:
-    # pickles may hold lone surrogates; they have bytes, if not legal ones
+    # pickles may contain lone surrogates, which encode to bytes that are not valid UTF-8
     raw = name.encode("utf-8", "surrogatepass")
     text = raw.decode("latin-1").translate(literal)
     if text[:1] in (".", "-") or _DEVICE.match(text):  # hidden, an option, or a device

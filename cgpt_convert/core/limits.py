@@ -46,18 +46,18 @@ PICKLE = Limits()
 INFLATION = 8
 
 MEMBERS = 2_000_000  # records of one archive
-DIRECTORY_BYTES = 512 * MiB  # its central directory
-NAME_BYTES = 4096  # one record's name
+DIRECTORY_BYTES = 512 * MiB  # the central directory of one archive
+NAME_BYTES = 4096  # the name of one record
 DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes)
 
-# Of a decoded tree. The measures are of real files; of Adam's state 1 tensor in 46 (protocol 4).
-NODES = Share(30_000, 10, 8_000_000)  # values visited, each time they appear; one in 19 bytes
-REPEATED = Share(50_000, 16, 1_000_000)  # of those, met again because a container is shared
-TENSORS = Share(5_000, 36, 4_000_000)  # one of 9 or more dimensions counts as several
-NAMES = Share(2 * MiB, 1, 512 * MiB)  # characters in all names; names take less than the pickle
-NAME = 4096  # characters of one name: every key on the way down to it, and dots
-NESTING = 100  # of values, where names are made from them
-INT64 = 1 << 63  # torch, NumPy and file systems count in int64, so every number is below
+# Limits on a decoded tree, from real files; Adam's state has 1 tensor in 46 bytes (protocol 4).
+NODES = Share(30_000, 10, 8_000_000)  # visits of values; real files: one in 19 bytes
+REPEATED = Share(50_000, 16, 1_000_000)  # repeated visits, because a container is shared
+TENSORS = Share(5_000, 36, 4_000_000)  # a tensor of 9 or more dimensions counts as several
+NAMES = Share(2 * MiB, 1, 512 * MiB)  # characters in all names, which are shorter than the pickle
+NAME = 4096  # characters of one name: all keys on its path, and dots
+NESTING = 100  # nesting of values whose keys form names
+INT64 = 1 << 63  # torch, NumPy and file systems use int64, so all numbers must be smaller
 RANK = 64  # torch's own limit is 64 dimensions
 
 # Strides of 0 let 24 bytes stand for terabytes. A file may claim this many times the bytes it
@@ -76,15 +76,15 @@ UNPACKED_FLOOR = 64 * MiB
 # (scanning/budget.py). A gzipped list of 100,000 merges takes little more than 300,000.
 SCANNED = Share(300_000, 1, 1 << 40)
 
-# Of the memo, when a pickle is scanned: no writer of pickles comes near either.
-MEMO_GAP = 1 << 20  # an index by so much over the pickle's bytes serves nothing but to take memory
+# Limits on the memo when a pickle is scanned; no pickle writer comes near them.
+MEMO_GAP = 1 << 20  # an index that exceeds the pickle's size by this much only allocates memory
 MEMO_SPARSE = 1 << 16  # entries out of order
 
-JSON_VALUES = 4_000_000  # of one document; a vocabulary has 256,000
+JSON_VALUES = 4_000_000  # values in one document; a vocabulary has 256,000
 HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs MAX_HEADER_SIZE
 CONFIG_BYTES = 16 * MiB  # a config.json; label tables make some of 1 MiB
 TOKENIZER_BYTES = 64 * MiB  # each of its files; 256,000 tokens take 35 MiB
 INDEX_BYTES = 256 * MiB  # a *.index.json or mapping.json
-NPY_HEADER_BYTES = 10_012  # numpy reads no longer ones; it writes under 200 for a plain dtype
+NPY_HEADER_BYTES = 10_012  # NumPy rejects longer ones; it writes under 200 bytes for a plain dtype
 GGUF_HEADER_BYTES = 256 * MiB  # a vocabulary of 256,000 tokens and its merges take 15 MiB
-GGUF_ITEMS = 8_000_000  # strings in all arrays of its header
+GGUF_ITEMS = 8_000_000  # strings in all arrays of the header

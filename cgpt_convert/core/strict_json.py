@@ -7,7 +7,7 @@ from typing import Any
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import JSON_VALUES
 
-_DIGITS = 20  # of an unsigned 64-bit integer
+_DIGITS = 20  # decimal digits of an unsigned 64-bit integer
 _AS_ZERO = bytes.maketrans(b"123456789 \n\r\t", b"000000000,,,,")
 
 
@@ -60,7 +60,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict; raise ValueError for a duplicate key."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        left = iter(value)  # in the order of the file, so the first that is not next comes twice
+        left = iter(value)  # in file order, so the first key that is not next is a duplicate
         twice = next(key for key, _ in pairs if key != next(left, None))
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return value

@@ -12,8 +12,8 @@ from cgpt_convert.core.events import Advance, Event, untold
 
 Job = Callable[[], object]
 
-_DRAWN = 0.1  # seconds after which progress is told again
-_SOON = 0.005  # seconds after which a thread looks again whether it may begin
+_DRAWN = 0.1  # seconds between progress reports
+_SOON = 0.005  # seconds between checks whether a thread may begin
 
 
 _MOST = 64  # threads; more make the blocks too small
@@ -31,7 +31,7 @@ def crew_size(jobs: int) -> int:
     return min(jobs or cores(), _MOST)
 
 
-class Stopped(Exception):  # no error: another thread has that
+class Stopped(Exception):  # not an error: another thread has raised one
     """Raised in a job to end it, because another job failed."""
 
 
@@ -51,7 +51,7 @@ class Crew:
         self._is_prepared = False
         self._told = told
         self._caller = threading.get_ident()
-        self._done: deque[int] = deque()  # units that are not told yet
+        self._done: deque[int] = deque()  # units not reported yet
 
     def go_on(self) -> None:
         """Raise Stopped if the work is to end. Long jobs call this regularly."""
@@ -97,7 +97,7 @@ class Crew:
                 helper = threading.Thread(target=self._help, args=(queue.pop, end), daemon=True)
                 try:
                     helper.start()
-                except RuntimeError:  # no more threads are to be had: those that are will do
+                except RuntimeError:  # cannot start more threads; continue with those running
                     break
                 ended.append(end)
             prepare()

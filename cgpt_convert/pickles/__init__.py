@@ -1,1 +1,1 @@
-"""Pickle bytes -> inert tree -> names and tensors. Knows torch's forms, not torch."""
+"""Pickles: decoding, tracing, and recognition of torch's call patterns, without importing torch."""

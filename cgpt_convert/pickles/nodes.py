@@ -1,4 +1,4 @@
-"""The inert values that a pickle decodes to, and their text. Nothing here can run anything."""
+"""Inert values that a pickle decodes to, and their display text. They cannot execute anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pairs = list[tuple[Value, Value]]
 
 
 class Global:
-    """A class or function that the pickle names. It is not looked up."""
+    """A class or function that the pickle names. It is not imported."""
 
     __slots__ = ("dotted", "module", "name", "pair")
     __match_args__ = ("module", "name")
@@ -31,7 +31,7 @@ class Global:
 
 
 class PersistentId:
-    """A reference to data outside the pickle; torch's storages come as these."""
+    """A reference to data outside the pickle, such as one of torch's storages."""
 
     __slots__ = __match_args__ = ("value",)
 
@@ -40,10 +40,10 @@ class PersistentId:
 
 
 class List(list[Value]):
-    """A list. `changed` is the position of the opcode that added to it last.
+    """A list. `changed` is the position of the last opcode that added to it.
 
-    A call has its arguments as they were when it was made, so what reads them has to know whether
-    one was changed since. Dicts and calls have the same attribute.
+    A call uses its arguments as they were at that time, so a reader has to know whether one was
+    changed later. Dicts and calls have the same attribute.
     """
 
     __slots__ = ("changed",)
@@ -54,7 +54,7 @@ class List(list[Value]):
 
 
 class Dict:
-    """A dict as its pairs, in order, unhashed: a key may be anything and may come twice."""
+    """A dict as ordered pairs, without hashing: keys may be of any type and duplicated."""
 
     __slots__ = ("changed", "items")
     __match_args__ = ("items",)
@@ -65,7 +65,7 @@ class Dict:
 
 
 class Set:
-    """A set as its members, in order, unhashed."""
+    """A set as ordered members, without hashing."""
 
     __slots__ = __match_args__ = ("members", "frozen")
 
@@ -75,7 +75,7 @@ class Set:
 
 
 class Call:
-    """A call that loading would make, recorded: `func(*args, **kwargs)`, then what is added.
+    """A call that loading would make, recorded: `func(*args, **kwargs)`, then additions.
 
     `position` is the byte of the opcode that calls, `how` its name (REDUCE, NEWOBJ, ...). BUILD
     sets `state`; SETITEMS adds to `items`, APPENDS and ADDITEMS to `elements`; `changed` is the
@@ -108,15 +108,15 @@ class Call:
         self.elements: Sequence[Value] = ()
 
     def add_items(self, pairs: Pairs) -> None:
-        """Add pairs to `items`; a list that is the call's own from now on."""
+        """Add pairs to `items`; the call takes ownership of the list."""
         self.items = _extended(self.items, pairs)
 
     def add_elements(self, values: list[Value]) -> None:
-        """Add values to `elements`; a list that is the call's own from now on."""
+        """Add values to `elements`; the call takes ownership of the list."""
         self.elements = _extended(self.elements, values)
 
     def calls(self, module: str, *names: str) -> bool:
-        """Does this call `module.name` for one of `names`, spelled exactly so?"""
+        """Return whether this calls `module.name` for one of `names`, spelled exactly so."""
         func = self.func
         return isinstance(func, Global) and func.module == module and func.name in names
 
@@ -130,7 +130,7 @@ def _extended(there: Sequence[Value], added: list[Value]) -> Sequence[Value]:
 
 
 def text(value: Value, most: int = 200) -> str:
-    """The value as one line of at most `most` characters; what is cut is shown as `...`."""
+    """Return the value as one line of at most `most` characters, truncated with `...`."""
     if value is None or type(value) in (bool, float):
         return repr(value)
     line = _Line(most)
@@ -144,7 +144,7 @@ _WIDE_INT = 1024  # bits; decimal conversion of larger ones is slow and, in CPyt
 
 
 class _Line:
-    """A line being written. It stops growing when it is full, however large the value."""
+    """A line under construction. It stops growing when it is full, however large the value."""
 
     def __init__(self, most: int) -> None:
         self.most = most

@@ -76,7 +76,7 @@ def _is_lzma_alone(head: bytes) -> bool:
     position_bits, literal_position_bits = divmod(rest, 5)
     if position_bits > 4 or literal_bits + literal_position_bits > 4:  # noqa: PLR2004  the format's
         return False
-    if head[:2] == b"\x5d\0":  # joblib takes any dictionary and size behind it
+    if head[:2] == b"\x5d\0":  # joblib accepts any dictionary and size after it
         return True
     dictionary = int.from_bytes(head[1:5], "little")
     size = int.from_bytes(head[5:_ALONE_NBYTES], "little")
@@ -114,7 +114,7 @@ class Gzip:
         self.unconsumed_tail = self._inflate.unconsumed_tail
         if self._inflate.eof and not piece:
             self._finish(self._inflate.unused_data)
-        elif self._inflate.eof:  # the trailer is looked at when all bytes are delivered
+        elif self._inflate.eof:  # check the trailer after all bytes are delivered
             self.unconsumed_tail = self._inflate.unused_data
         return piece
 

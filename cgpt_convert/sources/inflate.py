@@ -9,7 +9,7 @@ from cgpt_convert.core.errors import Malformed
 from cgpt_convert.sources.local import CHUNK, Source, read
 from cgpt_convert.sources.temp_cache import NoRoom, Shelf, Spool
 
-_WASTE = 2  # times its size that a member may be unpacked for nothing; then the rest is spooled
+_WASTE = 2  # times its size that may be decompressed in vain before a member is spooled
 _SHELF = Shelf()
 
 
@@ -29,10 +29,10 @@ class Deflated:
         self.nbytes = nbytes
         self.within = source
         self._source, self._offset, self._compressed = source, offset, compressed
-        self._lock = threading.Lock()  # the position is shared by all who read
-        self._wasted = 0  # bytes that were unpacked and not asked for
-        self._spool: tuple[Spool, int] | None = None  # and where in it the bytes begin
-        self._end, self._damage = nbytes, ""  # where the spooled bytes end, and why there
+        self._lock = threading.Lock()  # the position is shared by all readers
+        self._wasted = 0  # bytes decompressed but not requested
+        self._spool: tuple[Spool, int] | None = None  # and the offset of the bytes in it
+        self._end, self._damage = nbytes, ""  # the end of the spooled bytes, and the error there
         self._rewind()
 
     def _rewind(self) -> None:
@@ -89,7 +89,7 @@ class Deflated:
             at, before = self._position, (self._inflate.copy(), self._taken)
             try:
                 spool.write(self._next(min(most, self.nbytes - at)), start + at)
-            except Malformed as error:  # somewhere in these bytes: those before it are whole
+            except Malformed as error:  # the damage is somewhere in these bytes
                 damage, most = error.message, most // 2
                 self._inflate, self._taken = before
         return damage
@@ -115,7 +115,7 @@ class Deflated:
                 self._taken += len(feed)
             if self._inflate.eof:
                 raise Malformed("the deflated data ends early", where=self.name)
-            try:  # without feed, too: of the last that was fed there may be bytes to come
+            try:  # even without feed: previous input may still produce bytes
                 piece = self._inflate.decompress(feed, most)
             except zlib.error as error:
                 raise Malformed(

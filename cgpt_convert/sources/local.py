@@ -165,7 +165,7 @@ def pread(descriptor: int, buffer: memoryview, offset: int) -> int:
     return len(data)
 
 
-_HAS_PREADV = hasattr(os, "preadv")  # asked once: a large transpose makes 100,000s of small reads
+_HAS_PREADV = hasattr(os, "preadv")  # checked once: a large transpose makes 100,000s of small reads
 
 
 class MemoryBytes:

@@ -73,7 +73,7 @@ def room() -> tuple[int, str]:
 
 
 def _no_room(error: OSError) -> NoRoom:
-    folder = tempfile.tempdir  # found by now, unless there is none
+    folder = tempfile.tempdir  # determined by now, unless there is none
     return NoRoom(
         os.strerror(error.errno or 0),
         where=os.fsdecode(folder) if folder else "temporary files",
@@ -90,7 +90,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._spool: weakref.ref[Spool] | None = None  # it lives as long as somebody holds it
+        self._spool: weakref.ref[Spool] | None = None  # exists while a user refers to it
         self._filled = 0
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
 

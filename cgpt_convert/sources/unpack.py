@@ -11,8 +11,8 @@ from cgpt_convert.core.limits import UNPACKED, UNPACKED_FLOOR
 from cgpt_convert.sources.compression import MEMORY_MIB, Method, exceeds_memory
 from cgpt_convert.sources.local import CHUNK, Source, read
 
-_FEED = 16 << 10  # packed bytes at a time: what a stream leaves over is copied for the next one
-_POINTS = 256  # places to go on from, at most; each takes some 50 KiB
+_FEED = 16 << 10  # compressed bytes per step: a stream's unused input is copied for the next one
+_POINTS = 256  # maximum number of saved states; each takes about 50 KiB
 
 
 class Window:
@@ -72,10 +72,10 @@ class Unpacked:
         self.within = packed
         self._packed, self._start = packed, start
         self._several = nbytes is None  # streams, one after another
-        self._padded = padded  # may zeros lie between them?
+        self._padded = padded  # whether zeros may appear between streams
         self._room = room
         self._points: list[tuple[int, int, bytes, Any]] = []
-        self._read, self._at = b"", 0  # packed bytes that were read last, and from where
+        self._read, self._at = b"", 0  # the last compressed bytes read, and their offset
         self._spacing = CHUNK
         self._rewind()
         self.nbytes = self._measure() if nbytes is None else nbytes
@@ -212,7 +212,7 @@ class Unpacked:
         last = self._points[-1][0] if self._points else 0
         if self._position < last + self._spacing or not hasattr(self._state, "copy"):
             return
-        if len(self._points) == _POINTS:  # thin them out: the file is larger than thought
+        if len(self._points) == _POINTS:  # keep every second one: the file is larger than expected
             del self._points[::2]
             self._spacing *= 2
         self._points.append((self._position, self._taken, self._feed, self._state.copy()))

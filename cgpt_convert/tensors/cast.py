@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and as much for every step's result
-# Beside other threads: after each step a thread waits for the interpreter's lock, so that fewer and
+# With several threads: a thread waits for the GIL after each step, so fewer and
 # longer steps take less, though they leave the cache. Their memory is worth it for large tensors.
 _LONG, _LARGE = 256 << 10, 8 << 20
 _NBYTES = 24  # that a cast holds for each element of a step
@@ -122,7 +122,7 @@ class Cast:
         signs, negative = self._halves[1, :n], self._negative[:n]
         np.absolute(wide, out=total.view("<f4"))
         with np.errstate(all="ignore"):  # overflow is counted, not warned of; NaNs are kept
-            if not np.maximum.reduce(total.view("<f4")) < OVERFLOW:  # or there is a NaN
+            if not np.maximum.reduce(total.view("<f4")) < OVERFLOW:  # or a NaN is present
                 np.copyto(out.view("<f2"), wide, casting="same_kind")
                 return False
         plain = self._counts is None or np.minimum.reduce(total.view("<f4")) > UNDERFLOW
@@ -145,7 +145,7 @@ class Cast:
         """Repair NaNs and count losses, if zeros, infinities or NaNs resulted (rare)."""
         if self._target == "bfloat16":  # the carry may have made a NaN an infinity or a zero
             nan = bits << 1 > INFINITY["float32"]
-            out[nan] = (bits[nan] >> 16) | 0x40  # its high half, made quiet
+            out[nan] = (bits[nan] >> 16) | 0x40  # its high half, as a quiet NaN
         self._count(bits, "float32", out, self._target)
 
     def _count(self, before: Words, source: str, after: Words, target: str) -> None:

@@ -30,7 +30,7 @@ class Summed:
         self.within = storage.source
         self.distant = is_distant(storage.source)
         self._storage = storage
-        self._summed = self._value = 0  # how many bytes from the start, and their checksum
+        self._summed = self._value = 0  # number of bytes summed from the start, and their checksum
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""

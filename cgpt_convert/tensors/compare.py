@@ -43,7 +43,7 @@ class Values:
     most: float = 0.0  # the greatest |difference|; NaN where only one is a number
     squares: float = 0.0  # of the differences
     dot: float = 0.0
-    left: float = 0.0  # sum of squares of either
+    left: float = 0.0  # sum of squares of each
     right: float = 0.0
 
     @property
@@ -102,7 +102,7 @@ def _add(found: Values, a: Array, b: Array) -> None:
     found.differing += int(np.count_nonzero(differ))
     if differ.any():
         apart = np.absolute(wide_a[differ] - wide_b[differ])
-        found.most = float(np.maximum(found.most, apart.max()))  # a NaN stays
+        found.most = float(np.maximum(found.most, apart.max()))  # a NaN is kept
         found.squares += float(np.dot(apart, apart))
     if kind is np.float64:
         usable = np.isfinite(wide_a) & np.isfinite(wide_b)
@@ -129,7 +129,7 @@ def _together(one: Iterator[Array], other: Iterator[Array]) -> Iterator[tuple[Ar
     empty = np.empty(0, "|u1")
     a, b = empty, empty
     while True:
-        # a piece is valid until the next is asked for: never ask before it is used up
+        # a piece is valid until the next is requested, so use it up first
         a = a if len(a) else next(one, empty)
         b = b if len(b) else next(other, empty)
         n = min(len(a), len(b))

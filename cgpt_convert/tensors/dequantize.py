@@ -81,7 +81,7 @@ class Dequantized:
 def _decode(rows: Octets, dtype: DType, out: Floats) -> None:
     """Write the values of blocks, one per row, to `out`: code times scale, plus the minimum."""
     grid = out.reshape(len(rows), dtype.block)
-    with np.errstate(all="ignore"):  # infinite scales give what they give
+    with np.errstate(all="ignore"):  # infinite scales propagate
         if dtype.name == "q8_0":
             grid[...] = rows[:, 2:].view("|i1")
         else:

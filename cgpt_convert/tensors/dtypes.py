@@ -101,6 +101,6 @@ BY_TORCH = {row.name: row for row in TABLE if row.block == 1} | {
 
 UINT8 = BY_NAME["uint8"]
 FLOAT32 = BY_NAME["float32"]
-CASTS = ("float32", "float16", "bfloat16")  # what `--dtype` may ask for
-BLOCK_CASTS = tuple(row.name for row in TABLE if row.block > 1)  # and for GGUF these, too
+CASTS = ("float32", "float16", "bfloat16")  # choices of `--dtype`
+BLOCK_CASTS = tuple(row.name for row in TABLE if row.block > 1)  # additional types for GGUF
 WISHES = ("keep", *CASTS, *BLOCK_CASTS)

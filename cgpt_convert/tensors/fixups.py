@@ -26,7 +26,7 @@ def fixes(tensor: Tensor) -> list[Callable[[Words], None]]:
     Raises Unsupported for a negation bit on a type that torch does not negate.
     """
     stored = tensor.stored
-    part = np.dtype(f"<u{stored.swap_width}")  # the real and the imaginary part are apart
+    part = np.dtype(f"<u{stored.swap_width}")  # real and imaginary parts are swapped separately
     sign = 1 << (8 * part.itemsize - 1)
 
     def swap(words: Words) -> None:

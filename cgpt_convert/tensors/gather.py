@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Ints = tuple[int, ...]
 
 WORDS = {1: "|u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "<c16"}  # by nbytes; NumPy has no <u16
-GAP = 8 << 10  # bytes worth reading in vain to save a read: either takes 1 to 2 microseconds
-SPAN = 1 << 20  # bytes read at once when there are gaps among them
+GAP = 8 << 10  # gap worth reading to save a read: either takes 1 to 2 microseconds
+SPAN = 1 << 20  # bytes per read that spans gaps
 
 
 def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
@@ -49,7 +49,7 @@ def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
     storage, length = tensor.storage, tensor.stored.size(span(shape, strides))
     if is_distant(storage.source) and not descends and length > max_bytes * 5 // 2:
         from cgpt_convert.tensors.prefetch import (
-            held,  # panels would be fetched one by one, and again
+            held,  # panels would be fetched one by one, repeatedly
         )
 
         storage = held(storage, tensor.stored.size(tensor.start), length)

@@ -58,7 +58,7 @@ class Quantizer:
         """
         values = self._widen(words).view("<f4")
         rows = self._out[: self._target.size(len(values))].reshape(-1, self._target.nbytes)
-        with np.errstate(all="ignore"):  # what overflows is counted or refused
+        with np.errstate(all="ignore"):  # overflows are counted or rejected
             if self._target.name == "q8_0":
                 self._signed(values, rows)
             else:
@@ -74,7 +74,7 @@ class Quantizer:
         self._put_halves(rows, 0, scale, most)
         inverse, _broken = _inverse(scale)
         np.multiply(_spread(inverse), values, out=work)
-        # the last bit set: a tie becomes a little more than one, and nothing else moves so far
+        # setting the last bit moves a tie just above one half and changes no other rounding
         np.bitwise_or(work.view("<u4"), 1, out=work.view("<u4"))
         np.add(work, _ROUND, out=work)
         np.copyto(rows[:, 2:], work.view("<u4").reshape(-1, BLOCK), casting="unsafe")
@@ -137,7 +137,7 @@ class Quantizer:
 
 def _spread(numbers: Floats) -> Floats:
     """Return a new array with each number repeated `BLOCK` times."""
-    fours = np.repeat(numbers, 4).view("<c16")  # as much as NumPy repeats in one step
+    fours = np.repeat(numbers, 4).view("<c16")  # the widest element that NumPy repeats
     return np.repeat(fours, BLOCK // 4).view("<f4")
 
 

@@ -137,7 +137,7 @@ def _quantize(
     from cgpt_convert.tensors import fixups as bits
 
     fix = bits.fixes(tensor)
-    whole = quantize.BLOCK * 32  # bytes: whatever part of it gather takes, that is whole blocks
+    whole = quantize.BLOCK * 32  # bytes: any part that gather reads is whole blocks
     wanted = cast.at_once(tensor.numel, max_bytes, threads)
     most = max(min(max_bytes // whole * quantize.BLOCK, wanted), quantize.BLOCK)
     blocks = quantize.Quantizer(tensor.stored, tensor.dtype, most, counts, tensor.name)

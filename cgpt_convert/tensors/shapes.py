@@ -21,7 +21,7 @@ def dims(shape: Iterable[int], by: str = "x") -> str:
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return row-major strides, in elements."""
-    sizes = shape[:0:-1]  # but the first, from the last on
+    sizes = shape[:0:-1]  # all but the first, in reverse
     if 0 in sizes:
         sizes = tuple([size or 1 for size in sizes])
     return tuple(accumulate(sizes, mul, initial=1))[::-1] if shape else ()

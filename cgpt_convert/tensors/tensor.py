@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cgpt_convert.tensors.read import CastCounts
 
 
-# plain classes: a decorator that makes one takes longer than to look into a small file
+# plain classes: a dataclass decorator takes longer than inspecting a small file
 
 
 class Storage:
@@ -33,10 +33,10 @@ class Storage:
         source: Source,
         offset: int,
         nbytes: int,
-        key: str,  # as the file names it: "0", "archive/data/0" ...
+        key: str,  # the file's name for it: "0", "archive/data/0" ...
         byteorder: str = "little",
-        crc32: int | None = None,  # of all its bytes, where the file records one
-        device: str = "cpu",  # where it lay when it was saved
+        crc32: int | None = None,  # of all its bytes, if the file records one
+        device: str = "cpu",  # the device it was saved from
     ) -> None:
         self.source: Final = source
         self.offset: Final = offset
@@ -65,7 +65,7 @@ class Storage:
         return Tensor(self.key, UINT8, (self.nbytes,), (1,), 0, self)
 
 
-Content = tuple[object, ...]  # what `Tensor.content` gives
+Content = tuple[object, ...]  # the type of `Tensor.content`
 
 
 class Range(NamedTuple):
@@ -184,7 +184,7 @@ class Tensor:
 
     def renamed(self, name: str) -> Tensor:
         """Return the same view under another name."""
-        return Tensor(  # as replace() does; every tensor is named, so this is worth it
+        return Tensor(  # faster than replace(), and every tensor is renamed
             name,
             self.stored,
             self.shape,

@@ -1,7 +1,4 @@
-"""The arguments of pickle opcodes: from bytes to plain values.
-
-`encoding` says which opcode has which layout.
-"""
+"""Decoding of opcode arguments to plain values. `opcode_table` has the layout for each opcode."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class Incomplete(Malformed):
 
 
 class Cursor:
-    """A position in the bytes of a pickle. What is taken moves it; `at` is the next byte."""
+    """A position in the bytes of a pickle; `at` is the next byte."""
 
     def __init__(self, data: bytes, limits: Limits, start: int) -> None:
         self.data = data
@@ -28,14 +25,14 @@ class Cursor:
         self.at = start
 
     def take(self, nbytes: int) -> bytes:
-        """That many bytes; Incomplete if there are fewer."""
+        """Return the next `nbytes` bytes and move past them; Incomplete if there are fewer."""
         start, self.at = self.at, self.at + nbytes
         if self.at > len(self.data):
             raise Incomplete("the pickle ends inside an argument")
         return self.data[start : self.at]
 
     def line(self) -> bytes:
-        """The bytes up to the next newline, which is taken too."""
+        """Return the bytes up to the next newline and move past it."""
         end = self.data.find(b"\n", self.at, self.at + self.limits.line_bytes)
         if end < 0:
             if self.at + self.limits.line_bytes >= len(self.data):
@@ -64,7 +61,7 @@ def _fixed(layout: str) -> Reader:
 
 
 def _byte(cursor: Cursor) -> int:
-    """The commonest argument; an index takes half as long as unpack."""
+    """Return the next byte. Indexing takes half the time of unpack, and this is the most common."""
     try:
         value = cursor.data[cursor.at]
     except IndexError:
@@ -98,7 +95,7 @@ def _utf8(data: bytes) -> str:
 
 
 def _byte_string(data: bytes) -> str | bytes:
-    """A Python 2 `str`: text if it is ASCII, as torch's own readers assume of keys; else bytes."""
+    """Decode a Python 2 `str`: text if it is ASCII, as torch assumes for keys, else bytes."""
     return data.decode("ascii") if data.isascii() else data
 
 
@@ -124,7 +121,7 @@ def _raw_unicode(data: bytes) -> str:
 
 
 def _short_decimal(data: bytes) -> int | bool:
-    """An INT argument: `01` and `00` are the protocol-0 spellings of True and False."""
+    """Decode an INT argument; `01` and `00` are True and False in protocol 0."""
     if data in (b"00", b"01"):
         return data == b"01"
     return _decimal(data)

@@ -1,7 +1,7 @@
-"""Pickle bytes -> inert tree, protocols 0 to 5. Knows nothing of torch and calls nothing.
+"""Strict decoding of pickles, protocols 0 to 5, to inert trees, independent of torch.
 
-Which opcodes there are is in `encoding`, how their arguments are read in `arguments`, what those
-for plain values do in `building`; names and calls are here.
+It calls nothing. `opcode_table` lists the opcodes, `argument_reader` reads their arguments, and
+`stack` implements those for plain values. This module implements names and calls.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Value
 
 
 class Decoded(NamedTuple):
-    """One pickle. `end` is where its STOP ends; `globals` maps each name to its first use.
+    """A decoded pickle. `end` is after its STOP; `globals` maps each name to its first use.
 
-    `reach` is how far it says that it goes: its last frame may end behind its STOP.
+    `reach` is the end it declares: its last frame may end after its STOP.
     """
 
     value: Value
@@ -35,13 +35,11 @@ def decode(
     start: int = 0,
     persistent: Callable[[Value], Value] = PersistentId,
 ) -> Decoded:
-    """The value that the pickle at `data[start:]` describes, as an inert tree.
+    """Decode the pickle at `data[start:]` to an inert tree.
 
-    `persistent` makes the value that a reference to data outside the pickle stands for.
-
-    Raises Malformed for bytes that no unpickler could read (Incomplete if they merely end early),
-    Unsupported for extension codes, out-of-band buffers and anything past `limits`; both name the
-    byte position.
+    `persistent` returns the value for a reference to data outside the pickle. Raises Malformed for
+    bytes that no unpickler could read (Incomplete if they merely end early), Unsupported for
+    extension codes, out-of-band buffers and anything beyond `limits`; both give the byte position.
     """
     if len(data) - start > limits.nbytes:
         raise Unsupported(f"a pickle of more than {limits.nbytes:,} bytes")
@@ -55,7 +53,7 @@ def decode(
 
 
 class _Machine(Builder):
-    """The whole pickle machine: what runs it, and the opcodes for names and calls."""
+    """The complete pickle machine: the main loop, and the opcodes for names and calls."""
 
     def __init__(
         self, data: bytes, limits: Limits, start: int, persistent: Callable[[Value], Value]
@@ -103,7 +101,7 @@ class _Machine(Builder):
             raise Malformed(f"{left} values are left at the end instead of one")
 
     def unknown(self) -> None:
-        """Raise Malformed for a byte that is no opcode."""
+        """Raise Malformed for a byte that is not an opcode."""
         raise Malformed(f"no such opcode: 0x{self.data[self.opcode_at]:02x}")
 
     def PROTO(self, version: int) -> None:
@@ -214,7 +212,7 @@ _SAME = {  # one operation in several encodings
 
 
 def _operation(opcode: str) -> Callable[..., None] | None:
-    """What the opcode does; None if it pushes its argument."""
+    """Return the function for an opcode; None if it only pushes its argument."""
     if opcode in _PUSHED.split():
         return None
     operate: Callable[..., None] = getattr(_Machine, _SAME.get(opcode, opcode))

@@ -1,7 +1,7 @@
 """The opcodes of the pickle format, protocols 0 to 5: byte, name, layout of the argument.
 
-Those of the standard library's `pickletools`, which is the format's specification, under its names.
-It is slow to import, so the tests compare.
+Names are those of the standard library's `pickletools`, which specifies the format. Importing it is
+slow, so the tests compare the table with it instead.
 """
 
 from __future__ import annotations

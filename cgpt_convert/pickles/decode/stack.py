@@ -1,6 +1,6 @@
-"""The stack and the memo of a pickle machine that keeps all, and the opcodes for plain values.
+"""Stack and memo of the strict pickle machine, and the opcodes for plain values.
 
-What it may keep grows with the pickle. `unpickle` says what becomes of names and calls.
+The memory limit grows with the pickle. `decoder` implements names and calls.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from cgpt_convert.pickles.nodes import Call, Dict, List, Set, Value
 class Builder(Cursor):
     """The position in a pickle, and the values so far. Each method is named after its opcode.
 
-    A MARK begins a new stack and what ends it takes that whole, as in CPython's pickle.py. What
-    pops from an empty one raises IndexError, which whoever runs the machine has to catch.
+    A MARK begins a new stack, and the opcode that ends it takes that whole stack, as in CPython's
+    pickle.py. Popping from an empty stack raises IndexError, which the main loop must catch.
     """
 
     def __init__(self, data: bytes, limits: Limits, start: int) -> None:

@@ -1,4 +1,4 @@
-"""What the walk through the tree of one pickle may cost, by the pickle's size."""
+"""Cost limits for walking the tree of one pickle, in proportion to the pickle's size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PER_VISIT = 8  # values written in the time of one visit
 
 
 class Budget:
-    """What is left. Each method takes off from it, and raises Unsupported when it is used up."""
+    """The remaining budget. Methods deduct from it and raise Unsupported when it is used up."""
 
     def __init__(self, path: str, nbytes: int) -> None:
         self.path = path
@@ -27,7 +27,7 @@ class Budget:
         self.names = NAMES.of(nbytes)
 
     def visit(self, name: str, cost: int = 1) -> None:
-        """Take off one value under `name`, or what costs as much as several."""
+        """Deduct one value under `name`, or `cost` values."""
         self.nodes -= cost
         if len(name) > NAME:
             raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
@@ -36,24 +36,24 @@ class Budget:
             raise self._exceeded(_VALUES if self.nodes < 0 else _TOLD)
 
     def fits(self, count: int) -> None:
-        """Raise at once if so many values are more than may be visited."""
+        """Raise Unsupported if `count` values exceed the remaining visits."""
         if count > self.nodes:
             raise self._exceeded(_VALUES)
 
     def spell(self, name: str) -> None:
-        """Take off a name's characters, each time that it is told."""
+        """Deduct the characters of a name, each time that it is used."""
         self.names -= len(name)
         if self.names < 0:
             raise self._exceeded(_TOLD)
 
     def again(self, cost: int) -> None:
-        """Take off a value that was met before: five bytes of pickle can double the tree."""
+        """Deduct a value that was visited before: five bytes of pickle can double the tree."""
         self.repeated -= cost
         if self.repeated < 0:
             raise self._exceeded("shared values")
 
     def tensor(self, tensor: Tensor | Exotic) -> None:
-        """Take off a tensor and those that it is made of; of many dimensions as several."""
+        """Deduct a tensor and its parts; one of many dimensions counts as several."""
         self.tensors -= _tensor_cost(tensor)
         if self.tensors < 0:
             raise self._exceeded("tensors")
@@ -63,7 +63,7 @@ class Budget:
 
 
 def text_cost(value: Value) -> int:
-    """What showing a value that is no container costs, in plain values: its line is long or not."""
+    """Return the cost of displaying a value that is not a container, in plain values."""
     if type(value) in PLAIN:
         return 1
     if type(value) in (List, tuple):
@@ -72,7 +72,7 @@ def text_cost(value: Value) -> int:
 
 
 def _tensor_cost(tensor: Tensor | Exotic) -> int:
-    """What taking in a tensor costs, in plain ones of few dimensions."""
+    """Return the cost of a tensor, in plain ones of few dimensions."""
     if isinstance(tensor, Exotic):
         return 1 + sum(map(_tensor_cost, tensor.parts))
     return 1 + len(tensor.shape) // _MANY

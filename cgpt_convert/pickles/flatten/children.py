@@ -1,4 +1,4 @@
-"""What a value of an inert tree holds, and under which names: containers, objects, attributes."""
+"""Names and values inside a node of an inert tree: containers, objects, attributes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ScriptClasses = Mapping[str, "frozenset[str] | None"]
 
 
 def is_short(value: Value) -> bool:
-    """Is it a plain value, or a few in a tuple or list? To look at it again costs nothing."""
+    """Return whether it is a plain value, or a short tuple or list of them, cheap to revisit."""
     kind = type(value)
     if kind is tuple or kind is List:
         return len(value) <= FEW and PLAIN.issuperset(map(type, value))
@@ -39,7 +39,7 @@ FEW = 16
 
 
 def children(value: Value) -> Pairs | None:
-    """The keys and values of a container; None if it is a leaf, a tensor or a foreign object."""
+    """Return the keys and values of a container; None for a leaf, a tensor or a foreign object."""
     kind = type(value)
     if kind is tuple or kind is List:
         return _elements(value)
@@ -53,7 +53,7 @@ def children(value: Value) -> Pairs | None:
 
 
 def _elements(values: list[Value] | tuple[Value, ...]) -> Pairs | None:
-    """The values by their numbers; None if they are plain, which is one leaf: shuffled indices."""
+    """Return the values by number; None if all are plain, which makes one leaf (indices, say)."""
     plain = values and PLAIN.issuperset(map(type, values))
     return None if plain else list(enumerate(values))
 
@@ -82,7 +82,7 @@ def comes_twice(key: Value, twice: frozenset[Value]) -> bool:
 
 
 def _comparable(key: Value) -> Value:
-    """Return what is equal for equal keys, as far as comparing them takes little time."""
+    """Return a value that is equal for equal keys and is compared quickly."""
     if type(key) in PLAIN:
         return key
     if type(key) is tuple and len(key) <= FEW and PLAIN.issuperset(map(type, key)):
@@ -99,7 +99,7 @@ _DICTS = frozenset({"collections.OrderedDict", "collections.defaultdict", _COUNT
 
 
 def has_keys(value: Value) -> bool:
-    """Return whether it is a plain dict, `dict` or one of `collections`: its keys are unique."""
+    """Return whether it is a `dict` or a dict type of `collections`, whose keys are unique."""
     named = isinstance(value, Call) and isinstance(value.func, Global)
     return isinstance(value, Dict) or (named and value.func.dotted in _DICTS)
 
@@ -114,9 +114,9 @@ def _call_children(name: str, call: Call) -> Pairs | None:
 
 
 def _given(name: str, call: Call, args: tuple[Value, ...]) -> Pairs:
-    """The items that a dict is made of; of a defaultdict, the function before them is none.
+    """Return the items that a dict is made from, without the factory of a defaultdict.
 
-    Raises Ambiguous if they are changed after the call, which has them as they were then.
+    Raises Ambiguous if they are changed after the call, which uses their values at that time.
     """
     if not args:
         return ()
@@ -139,7 +139,7 @@ def _is_pair(value: Value) -> bool:
 
 
 def held(call: Call) -> Iterator[tuple[Value, Value]]:
-    """What an object holds: its arguments, its attributes, its items and its elements."""
+    """Yield the contents of an object: its arguments, attributes, items and elements."""
     if isinstance(call.args, tuple):
         for index, value in enumerate(call.args):
             yield f"args.{index}", value
@@ -151,7 +151,7 @@ def held(call: Call) -> Iterator[tuple[Value, Value]]:
 
 
 def members(call: Call) -> Groups:
-    """Return what an object holds; of a module, apart, what its `state_dict()` does not contain."""
+    """Return the contents of an object; for a module, separate what `state_dict()` omits."""
     state = _module_state(call)
     if state is None:
         return [("", list(held(call)))]
@@ -176,7 +176,7 @@ def members(call: Call) -> Groups:
 
 
 def script_members(call: Call, pairs: Pairs, classes: ScriptClasses) -> Groups:
-    """Return the same of a TorchScript object, whose attributes are `pairs`."""
+    """Return the same for a TorchScript object with the attributes `pairs`."""
     names = classes.get(_dotted(call), _ALL)
     if names is _ALL:
         return [("", pairs)]
@@ -197,7 +197,7 @@ _ALL = frozenset({""})  # of a class whose code is not there
 
 
 def _is_script_module(value: Value, classes: ScriptClasses) -> bool:
-    """Return whether it is a module, or the packed weights of one, which have no code."""
+    """Return whether it is a module, or packed weights, which are modules without code."""
     name = _dotted(value) if isinstance(value, Call) else ""
     return name.startswith("__torch__.") and classes.get(name, _ALL) is not None
 
@@ -213,7 +213,7 @@ def is_data_parallel(call: Call) -> bool:
 
 
 def _dotted(call: Call) -> str:
-    """Return the class of an object, dotted, as far as the call that makes it names one.
+    """Return the dotted class name of an object, if the call that makes it names one.
 
     The legacy format wraps the classes of modules: `("module", class, file, source)`.
     """
@@ -227,9 +227,9 @@ def _dotted(call: Call) -> str:
 
 
 def _module_state(call: Call) -> Value:
-    """Return the dict of the attributes of a `torch.nn.Module`, None for another object.
+    """Return the attribute dict of a `torch.nn.Module`; None for another object.
 
-    `torch.fx.GraphModule` has them among its arguments.
+    `torch.fx.GraphModule` has it among its arguments.
     """
     states = call.state if isinstance(call.state, tuple) else (call.state,)
     for state in (*states, *(call.args if isinstance(call.args, tuple) else ())):
@@ -249,7 +249,7 @@ def _slot(value: Value) -> Pairs:
 
 
 def _set_members(value: Value) -> frozenset[str]:
-    """Return the texts in a set."""
+    """Return the strings in a set."""
     held: Iterable[Value] = ()
     if isinstance(value, Set):
         held = value.members
@@ -259,11 +259,11 @@ def _set_members(value: Value) -> frozenset[str]:
 
 
 def of_state(state: Value) -> Iterator[tuple[Value, Value]]:
-    """Return an object's attributes, from the state that it was saved with.
+    """Yield an object's attributes, from the state that it was saved with.
 
-    A tuple of dicts is what a class with `__slots__` has. Those parts of any other tuple that are
-    no dicts are numbered, as of a packed weight in TorchScript: (weight, bias). A single list or
-    tuple among plain values is numbered itself, and has no number of its own.
+    A class with `__slots__` has a tuple of dicts. Parts of other tuples that are not dicts are
+    numbered, like a packed weight in TorchScript: (weight, bias). A single list or tuple among
+    plain values has no number of its own; its elements are numbered.
     """
     states = state if isinstance(state, tuple) else (state,)
     complex_parts = [part for part in states if type(part) not in PLAIN]
@@ -278,7 +278,7 @@ def of_state(state: Value) -> Iterator[tuple[Value, Value]]:
 
 
 def is_script_class(name: str) -> bool:
-    """Is it a class whose code lies in a TorchScript archive, or a helper of its pickler?"""
+    """Return whether it is a class in a TorchScript archive, or a helper of its pickler."""
     return name.startswith("__torch__.") or name in _SCRIPT_HELPERS
 
 

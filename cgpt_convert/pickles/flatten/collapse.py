@@ -1,4 +1,4 @@
-"""Large containers without a tensor: logs, vocabularies, samples. Each is one value, not many."""
+"""Folding of large containers without tensors (logs, vocabularies, samples) into one value."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _VALUES = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode
 
 
 class Folding:
-    """Which containers of one tree are taken as one value."""
+    """The containers of one tree that are folded into one value."""
 
     def __init__(self, most: int) -> None:
         self.most = most  # containers that are looked into
         self.known: dict[int, bool] = {}  # id of a container -> whether it holds no tensor
 
     def folds(self, value: Value, pairs: Pairs) -> bool:
-        """Is the container, whose `pairs` are given, large and without a tensor?"""
+        """Return whether the container with these `pairs` is large and has no tensors."""
         attributes = isinstance(value, Call) and value.state is not None
         return len(pairs) > _MANY and not attributes and self.is_free(value)
 
     def is_free(self, value: Value, depth: int = 0) -> bool:
-        """Is no tensor in the value? False, too, where telling takes going round or deep."""
+        """Return whether the value has no tensors; False also for cycles and deep nesting."""
         key = id(value)
         if key not in self.known:
             if depth > NESTING or len(self.known) == self.most:
@@ -40,7 +40,7 @@ class Folding:
         return self.known[key]
 
     def are_free(self, values: Iterable[Value], depth: int) -> bool:
-        """Is no tensor in any of the values of a container?"""
+        """Return whether none of the values of a container has tensors."""
         for value in values:  # a million, it may be
             if type(value) in _SIMPLE or not value or _is_short(value):
                 continue
@@ -60,7 +60,7 @@ class Folding:
 
 
 def _is_value(call: Call) -> bool:
-    """Does the call make a plain value, and nothing more?"""
+    """Return whether the call makes a plain value and does nothing else."""
     if call.state is not None or call.items or call.elements or call.kwargs is not None:
         return False
     if not (isinstance(call.func, Global) and isinstance(call.args, tuple)):
@@ -70,7 +70,7 @@ def _is_value(call: Call) -> bool:
 
 
 def _is_short(value: Value) -> bool:
-    """Is it a few plain values, in a dict perhaps? Remembering that would take longer."""
+    """Return whether it is a few plain values, which are faster to check than to look up."""
     if type(value) is Dict:
         return len(value.items) <= FEW and PLAIN.issuperset([type(v) for _, v in value.items])
     return is_short(value)

@@ -1,4 +1,4 @@
-"""Inert tree -> names: containers are flattened, tensors recognised, the rest listed."""
+"""Flattening of an inert tree: containers to dotted names, calls to tensors, the rest to leaves."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def fill(
     prefix: str = "",
     classes: ScriptClasses | None = None,
 ) -> None:
-    """Add to `checkpoint` what a pickle holds, under names that begin with `prefix`.
+    """Add the contents of a pickle to `checkpoint`, under names that begin with `prefix`.
 
     `classes` are those of a TorchScript archive. A tensor that cannot be understood is listed as
-    unreadable. Raises one error that lists them all if no other tensor is left, and Unsupported
-    where the pickle unfolds to far more than its bytes.
+    unreadable. Raises one error that lists them all if no other tensor is left, and Unsupported if
+    the pickle expands to far more than its bytes.
     """
     budget = Budget(checkpoint.path, decoded.end)
     walk = _Walk(checkpoint, storages, budget, classes or {})
@@ -65,9 +65,9 @@ def fill(
 
 
 def _check_expansion(checkpoint: Checkpoint, budget: Budget) -> None:
-    """Raise Unsupported if tensors claim far more bytes than the file has: strides of 0 do that.
+    """Raise Unsupported if tensors claim far more bytes than the file has (strides of 0).
 
-    Or if those that are the same tell of a name together that is long.
+    Also if the names of identical tensors are too long in total.
     """
     parts = [part for exotic in checkpoint.exotic.values() for part in exotic.parts]
     views = {part.view: part for part in parts}
@@ -109,7 +109,7 @@ def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> 
 
 
 def foreign(names: list[str]) -> list[str]:
-    """The names that are neither torch's data forms nor classes of a TorchScript archive."""
+    """Return the names that are neither torch's data forms nor classes of a TorchScript archive."""
     return [name for name in names if name not in KNOWN and not is_script_class(name)]
 
 
@@ -137,7 +137,7 @@ class _Walk:
         self.extra = ""  # what the tensors are that state_dict() does not contain
 
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
-        """Take in `value` under `name`; of a foreign object's inside only the tensors."""
+        """Add `value` under `name`; inside a foreign object, add tensors only."""
         self.budget.visit(name)
         pairs = children(value)
         self.count_again(value, pairs)
@@ -166,7 +166,7 @@ class _Walk:
             self.state_of_container(name, value.state)
 
     def count_again(self, value: Value, pairs: Pairs | None) -> None:
-        """Bound the work that sharing makes, which looking at the elements is part of."""
+        """Limit the work caused by shared values, including the inspection of their elements."""
         if type(value) not in _HOLDING:
             return
         if id(value) in self.seen:
@@ -176,7 +176,7 @@ class _Walk:
     def inside(
         self, name: str, value: Value, pairs: Pairs, depth: int, *, tensors_only: bool
     ) -> None:
-        """Visit what `value` holds, unless we are inside of it already."""
+        """Visit the contents of `value`, unless the walk is inside it already."""
         if id(value) in self.path:
             return
         if depth > NESTING:
@@ -202,7 +202,7 @@ class _Walk:
     def object(
         self, name: str, value: Call, groups: Groups, depth: int, *, tensors_only: bool
     ) -> None:
-        """Visit what an object holds. If it is in a dict it can be a root; what it holds cannot."""
+        """Visit the contents of an object. The object may be a root, its contents may not."""
         outermost = not self.objects
         before = self.count()
         if outermost:
@@ -221,11 +221,11 @@ class _Walk:
                     self.checkpoint.containers.setdefault(inner, name)
 
     def count(self) -> int:
-        """Return how many tensors there are so far."""
+        """Return the number of tensors so far."""
         return len(self.checkpoint.tensors) + len(self.checkpoint.exotic)
 
     def state_of_container(self, name: str, state: Value) -> None:
-        """What a dict carries beside its items: torch's `_metadata`, module versions."""
+        """Add the state of a dict, such as torch's `_metadata` with module versions."""
         pairs = state.items if isinstance(state, Dict) else [("__state__", state)]
         for key, value in pairs:
             path = _join(name, key)
@@ -233,7 +233,7 @@ class _Walk:
             self.checkpoint.others.append(Leaf(path, value))
 
     def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
-        """Take in one value that is no container."""
+        """Add one value that is not a container."""
         if isinstance(value, Call):
             try:
                 tensor, states = rebuild(value, self.storages)
@@ -261,14 +261,14 @@ class _Walk:
             self.object(name, value, members(value), depth, tensors_only=True)
 
     def enter(self, leaf: Leaf, *, tensors_only: bool) -> None:
-        """Enter a value that is no tensor, and that counted as one until now."""
+        """Add a value that is not a tensor, and deduct the rest of its cost."""
         if not tensors_only:
             if more := text_cost(leaf.value) - 1:
                 self.budget.visit("", more)
             self.checkpoint.others.append(leaf)
 
     def add(self, name: str, tensor: Tensor | Exotic) -> None:
-        """Enter the tensor under its name; a second one of that name is a finding."""
+        """Add the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
         self.budget.tensor(tensor)
         if self.doubted:
@@ -286,7 +286,7 @@ class _Walk:
             checkpoint.exotic[name] = tensor._replace(name=name, parts=parts)
 
     def report(self) -> None:
-        """Enter what was odd about the values, one finding a kind."""
+        """Add one finding for each kind of anomaly in the values."""
         self.checkpoint.collisions.update(self.collisions)
         for rule, names in (
             (findings.COLLISION, list(self.collisions)),
@@ -298,7 +298,7 @@ class _Walk:
 
 
 def _looked_at(value: Value, pairs: Pairs | None) -> int:
-    """Over how many elements `children` went; those of a Dict it takes as they are."""
+    """Return how many elements `children` inspected; it takes those of a Dict as they are."""
     if isinstance(value, list | tuple):
         return len(value)
     if isinstance(value, Set):
@@ -324,7 +324,7 @@ _LISTED = 5000  # more errors than that tell nobody more
 
 
 def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:
-    """One error that names every tensor that failed; malformed if any of them is."""
+    """Return one error that names every tensor that failed; Malformed if any of them is."""
     kind = next((type(e) for _, e in errors if isinstance(e, Malformed)), type(errors[0][1]))
     lines = [f"{printable(name)}: {str(error).splitlines()[0]}" for name, error in errors[:_SHOWN]]
     if len(errors) == 1:

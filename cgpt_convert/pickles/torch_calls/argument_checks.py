@@ -1,4 +1,4 @@
-"""What the arguments of a recognised call must be; whatever does not fit is Malformed."""
+"""Validation of the arguments of recognised calls; arguments that do not fit are Malformed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from cgpt_convert.tensors.dtypes import DType
 
 
 def name_of(call: Call) -> tuple[str, str]:
-    """Module and name of the global that is called; two empty texts if it is no global."""
+    """Return module and name of the global that is called; two empty strings if there is none."""
     func = call.func
     return func.pair if isinstance(func, Global) else ("", "")
 
 
 def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tuple[Value, ...]:
-    """The call's arguments, if `recognise` takes as many after those `given`, and nothing is added.
+    """Return the call's arguments if `recognise` accepts as many and nothing is added.
 
-    torch's unpicklers let a file change a tensor that they have made (BUILD, SETITEM). No torch
-    writes that, and readers would disagree about the values.
+    `given` is the number of leading parameters that the caller supplies. torch's unpicklers let a
+    file change a tensor after making it (BUILD, SETITEM). No version of torch writes that, and
+    readers would disagree about the values.
     """
     if recognise not in _COUNTS:
         most = recognise.__code__.co_argcount - given
@@ -36,13 +37,13 @@ def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tu
 
 
 class Ambiguous(Malformed):
-    """The values in the file depend on the order in which a loader does things."""
+    """The values in the file depend on the order in which a loader works."""
 
 
 def are_settled(values: Sequence[Value], position: int, depth: int = 0) -> bool:
     """Return whether no list, dict or call among the values is changed after byte `position`.
 
-    A call has its arguments as they are when it is made. What is in tuples counts, too.
+    A call uses its arguments as they are when it is made. Contents of tuples are checked, too.
     """
     for value in values:
         kind = type(value)
@@ -64,7 +65,7 @@ _COUNTS: dict[Callable[..., object], range] = {}  # of arguments; worked out onc
 
 
 def integers(value: Value) -> tuple[int, ...]:
-    """The integers of a tuple, a list or a torch.Size; at most as many as a tensor has sizes."""
+    """Return the integers of a tuple, a list or a torch.Size; at most RANK of them."""
     if type(value) is tuple and len(value) <= RANK and _INTEGER.issuperset(map(type, value)):
         return value  # as torch writes it
     if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
@@ -82,7 +83,7 @@ _INTEGER = frozenset({int})
 
 
 def shape_of(value: Value) -> tuple[int, ...]:
-    """The sizes of a tensor that is no view, so that no storage bounds them."""
+    """Return the sizes of a tensor that is not a view and so is not limited by a storage."""
     sizes = integers(value)
     if len(sizes) > RANK or not all(0 <= size < INT64 for size in sizes):
         raise Malformed(f"a tensor of shape {text(sizes)}")
@@ -90,14 +91,14 @@ def shape_of(value: Value) -> tuple[int, ...]:
 
 
 def integer(value: Value) -> int:
-    """The value, which must be an integer and no bool."""
+    """Return the value, which must be an integer and not a bool."""
     if type(value) is not int:
         raise Malformed(f"not an integer: {text(value)}")
     return value
 
 
 def dtype_of(value: Value) -> DType:
-    """The element type that a pickled `torch.dtype` names."""
+    """Return the element type that a pickled `torch.dtype` names."""
     match value:
         case Global(module="torch", name=name) if name in dtypes.BY_TORCH:
             return dtypes.BY_TORCH[name]

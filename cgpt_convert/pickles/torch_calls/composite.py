@@ -1,6 +1,6 @@
-"""The calls by which torch writes what is no one strided view: quantized, sparse, meta, ...
+"""Calls that make tensors other than one strided view: quantized, sparse, meta and others.
 
-Each function takes the arguments that the function of the same name in torch/_utils.py takes.
+Each function takes the arguments of the function of the same name in torch/_utils.py.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ _OLD_DTENSOR = "torch.distributed._tensor.api.DTensor"
 def distributed(entry: Exotic, states: Sequence[Value]) -> Exotic:
     """Return a DTensor with its placements; any other entry as it is.
 
-    Its state has the shard of this rank as `_local_tensor`, and how it is cut as `_spec`.
+    Its state has the shard of this rank as `_local_tensor`, and the placement as `_spec`.
     """
     if entry.detail not in (_DTENSOR, _OLD_DTENSOR):
         return entry
@@ -166,9 +166,10 @@ def _placement(value: Value) -> str:
 def _rebuild_device_tensor(
     storages: StorageTable, data: Value, dtype: Value, _device: Value, _requires_grad: Value
 ) -> Rebuilt:
-    """A tensor of another device, saved as an array or a CPU tensor, maybe of a wider type.
+    """Return a tensor of another device, saved as an array or a CPU tensor.
 
-    NumPy has no bfloat16, so torch saves float32 and casts back when it loads the file.
+    The saved type may be wider: NumPy has no bfloat16, so torch saves float32 and casts when it
+    loads.
     """
     tensor, target = inner(storages, data), dtype_of(dtype)
     if tensor.stored == target:

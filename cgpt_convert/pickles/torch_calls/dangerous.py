@@ -1,7 +1,7 @@
-"""How to word a name that weight files do not need: a stranger's class, or what runs commands.
+"""Classification of foreign names for messages: other packages' classes, or code execution.
 
-It is for a person to know how to react, and decides nothing: what is allowed is an exact list, and
-a name that this module does not know of is no less foreign.
+It only helps a person to react. Permission depends on an exact allowlist, and a name that this
+module does not recognise is equally foreign.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from cgpt_convert.pickles.torch_calls.rebuild import KNOWN
 
 
 def is_dangerous_path(dotted: str) -> bool:
-    """`is_dangerous` of a name as `Checkpoint.globals` has it: nothing tells the module's end."""
+    """Return `is_dangerous` for a dotted name, in which the end of the module is unknown."""
     module, _, name = dotted.rpartition(".")
     return not module or ".__" in dotted or is_dangerous(module, name)
 
 
 def is_dangerous(module: str, name: str) -> bool:
-    """Does the name stand for what can run a file's own choice of code, or reach it?
+    """Return whether the name can run, or give access to, code chosen by the file.
 
-    Of Python's standard library that is everything but known data types.
+    Everything in Python's standard library counts, except known data types.
     """
     module, name = module.strip(), name.strip()
     if name.startswith("__") or ".__" in name:
@@ -33,9 +33,9 @@ def is_dangerous(module: str, name: str) -> bool:
 
 
 def runs_input(name: str) -> bool:
-    """Return whether it is the name of a function that, as its words say, runs or loads its input.
+    """Return whether the words of a function's name say that it runs or loads its input.
 
-    A class is no such function: its name begins with a capital.
+    Names that begin with a capital are classes and do not count.
     """
     bare = name.strip("_")
     if bare[:1].isupper():
@@ -50,7 +50,7 @@ def reads_on(module: str, name: str) -> bool:
 
 
 def is_known_package(name: str) -> bool:
-    """Return whether the name is that of a package that programs for models have installed."""
+    """Return whether the name is a package that is commonly installed with models."""
     return name in sys.stdlib_module_names or name in _FORMERLY or name in _PACKAGES
 
 

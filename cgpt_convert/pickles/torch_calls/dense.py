@@ -1,6 +1,6 @@
-"""The calls by which torch writes a tensor that is one strided view of a storage.
+"""Calls that make a tensor as one strided view of a storage.
 
-Each function takes the arguments that the function of the same name in torch/_utils.py takes.
+Each function takes the arguments of the function of the same name in torch/_utils.py.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from cgpt_convert.tensors.tensor import Storage, Tensor, replace, view
 class StorageTable(Protocol):
     """The storages of a file, by the persistent ids of its pickle.
 
-    `made` keeps the storages that this package makes of calls and of other storages, so that what
-    the file shares stays shared: by id, with what has that id, which keeps it from being reused.
+    `made` keeps the storages created from calls and from other storages, so that shared data stays
+    shared. Keys are ids; each entry also holds the object with that id, so that the id is not
+    reused.
     """
 
     made: dict[object, tuple[object, Storage]]
 
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
-        """The storage, and the element type its class declares; None if it is untyped."""
+        """Return the storage and its declared element type; None for an untyped one."""
 
 
 def plain(call: Call, storages: StorageTable) -> Tensor | None:
-    """The tensor that is one strided view; None if the call makes no such tensor."""
+    """Return the tensor if it is one strided view; None if the call makes no such tensor."""
     recognise = DENSE.get(name_of(call))
     if recognise is not None:
         return recognise(storages, *arguments(call, recognise, given=1))
@@ -62,7 +63,7 @@ _SPARSE = ("torch.sparse", "torch.cuda.sparse")
 
 
 def inner(storages: StorageTable, data: Value) -> Tensor:
-    """A tensor that another one is made of; it must be a plain one."""
+    """Return a tensor that another one consists of; it must be a plain one."""
     call, states = unwrap(tensor_call(data))
     tensor = plain(call, storages)
     if tensor is None or data_of(states) is not None:
@@ -71,7 +72,7 @@ def inner(storages: StorageTable, data: Value) -> Tensor:
 
 
 def storage_of(storages: StorageTable, value: Value) -> tuple[Storage, DType | None]:
-    """The storage that a persistent id refers to; the rest is as of StorageTable.get."""
+    """Return the storage for a persistent id, with its type as in StorageTable.get."""
     if not isinstance(value, PersistentId):
         raise Malformed(f"not a reference to a storage: {text(value)}")
     return storages.get(value.value)
@@ -85,7 +86,7 @@ def _dense(
 
 
 def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
-    """The tensor with torch's lazy conjugate and negative bits, which its bytes do not have."""
+    """Return the tensor with torch's lazy conj and neg bits, not yet applied to its bytes."""
     if metadata is None:
         return tensor
     bits = {}
@@ -136,7 +137,7 @@ def _rebuild_tensor_v3(
 
 
 def _typed_tensor(storages: StorageTable, call: Call) -> Tensor:
-    """`torch.FloatTensor` and kin, as torch 0.1 pickled them: the state is the view."""
+    """Return a `torch.FloatTensor` or similar, as torch 0.1 pickled it: the state is the view."""
     state = call.state
     match state, call.args:
         case (storage, offset, size, stride), ():

@@ -1,4 +1,4 @@
-"""NumPy arrays and scalars inside a pickle, recognised as data (numpy/_core/multiarray)."""
+"""Recognition of NumPy arrays and scalars inside a pickle (numpy/_core/multiarray)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ KNOWN = frozenset(
 
 
 def is_array(call: Call) -> bool:
-    """Does the call make a numpy.ndarray, with its elements in its state or its arguments?"""
+    """Return whether the call makes a numpy.ndarray, with elements in its state or arguments."""
     if any(call.calls(module, "_frombuffer") for module in _BUFFERS):
         return True
     return any(call.calls(module, "_reconstruct") for module in _MODULES) and bool(call.state)
 
 
 def array(call: Call) -> Tensor:
-    """The array as an unnamed tensor over the bytes that the pickle holds.
+    """Return the array as an unnamed tensor over the bytes in the pickle.
 
-    Raises Unsupported for element types that are no plain numbers, Malformed for sizes that clash.
+    Raises Unsupported for element types that are not plain numbers, Malformed for inconsistent
+    sizes.
     """
     match call:
         case Call(state=(int(), tuple() as shape, Call() as descr, bool() as fortran, data)):
@@ -60,7 +61,7 @@ def array(call: Call) -> Tensor:
 
 
 def scalar(call: Call) -> Value:
-    """The Python number that `numpy.core.multiarray.scalar(dtype, bytes)` stands for, or None."""
+    """Return the Python number for `numpy.core.multiarray.scalar(dtype, bytes)`, or None."""
     if not any(call.calls(module, "scalar") for module in _MODULES):
         return None
     match call.args:
@@ -99,7 +100,7 @@ _STRUCT = {
 
 
 def _dtype(descr: Call) -> tuple[DType, str]:
-    """The element type and byte order of a pickled numpy.dtype: its code, then a state."""
+    """Return element type and byte order of a pickled numpy.dtype: its code, then a state."""
     match descr:
         case Call(func=Global(module="numpy", name="dtype"), args=(str(code), *_), state=state):
             pass
@@ -115,7 +116,7 @@ def _dtype(descr: Call) -> tuple[DType, str]:
 
 
 def _content(value: Value) -> bytes | bytearray | str | None:
-    """Bytes as they are, or as latin-1 text: in Python 2's strings and protocol 2's encode call."""
+    """Return bytes, or latin-1 text from Python 2 strings and protocol 2's encode call."""
     match value:
         case Call(func=Global(module="_codecs", name="encode"), args=(str(chars), "latin1")):
             return chars
@@ -127,7 +128,7 @@ def _content(value: Value) -> bytes | bytearray | str | None:
 
 
 class _Latin1:
-    """Bytes that the pickle holds as text. Many arrays may share one text, so it is not copied."""
+    """Bytes that the pickle stores as text, not copied, because many arrays may share one text."""
 
     name = "data.pkl"
 
@@ -143,4 +144,4 @@ class _Latin1:
             raise Malformed("an array's bytes hold text", where=self.name) from error
 
     def check_unchanged(self) -> None:
-        """Memory of ours does not change."""
+        """Do nothing: the bytes in memory do not change."""

@@ -1,4 +1,4 @@
-"""The calls by which torch writes a tensor, recognised by exact pattern. None is ever made.
+"""Recognition of torch's tensor calls by exact pattern; no call is executed.
 
 Arguments that do not fit the pattern are Malformed: the pattern is the validation.
 """
@@ -22,10 +22,10 @@ from cgpt_convert.tensors import dtypes
 
 
 def rebuild(call: Call, storages: StorageTable) -> tuple[Rebuilt, list[Value]]:
-    """The tensor that `call` describes, unnamed, and the states attached to it.
+    """Return the tensor that `call` describes, unnamed, and the states attached to it.
 
-    The tensor is None if it is no call that makes one. Raises Malformed if it is one but its
-    arguments do not fit, Unsupported for unknown types.
+    The tensor is None if the call does not make one. Raises Malformed if it does but its arguments
+    do not fit, Unsupported for unknown types.
     """
     bare, states = unwrap(call)
     name = name_of(bare)

@@ -1,7 +1,7 @@
-"""The calls that make a parameter or a subclass of a tensor that another call makes.
+"""Calls that make a parameter or a subclass from the tensor of another call.
 
-Each function takes the arguments that the function of the same name in torch/_utils.py or
-torch/_tensor.py takes, and returns the call inside and the state that it attaches.
+Each function takes the arguments of the function of the same name in torch/_utils.py or
+torch/_tensor.py, and returns the inner call and the state that it attaches.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from cgpt_convert.pickles.torch_calls.argument_checks import Ambiguous, argument
 
 
 def unwrap(call: Call) -> tuple[Call, list[Value]]:
-    """The call inside the wrappers that make a parameter or a subclass, and what they attach.
+    """Return the call inside parameter and subclass wrappers, and the states they attach.
 
-    Each of the states attached is a dict of attributes, or what a subclass makes of it.
+    Each state is a dict of attributes, or the form that a subclass gives it.
     """
     states: list[Value] = []
     for wrapped in range(_WRAPPED):
@@ -55,7 +55,7 @@ _PLAIN = (("torch", "Tensor"), ("torch._tensor", "Tensor"), ("torch.nn.parameter
 
 
 def data_of(states: Sequence[Value]) -> Value:
-    """Return the tensor whose values a tensor with these states has; None if it has its own.
+    """Return the tensor that provides the values, given these states; None if it has its own.
 
     torch sets each attribute in turn: `data` replaces the values, `real` and `imag` write into the
     storage, which other tensors may share. `states` are those of `unwrap`, outermost first.
@@ -72,7 +72,7 @@ def data_of(states: Sequence[Value]) -> Value:
 
 
 def attached(states: Sequence[Value]) -> Pairs:
-    """Return the attributes that the states give a tensor; an outer one replaces an inner one's."""
+    """Return the attributes that the states give a tensor; outer ones override inner ones."""
     pairs = [pair for state in reversed(states) for pair in of_state(state)]
     return distinct(pairs)[0]
 
@@ -95,7 +95,7 @@ def _rebuild_from_type_v2(
 
 
 def tensor_call(data: Value) -> Call:
-    """The value, which must be a call."""
+    """Return the value, which must be a call."""
     if not isinstance(data, Call):
         raise Malformed(f"not a tensor: {text(data)}")
     return data
@@ -105,9 +105,9 @@ VARIABLES = (("torch.autograd.variable", "Variable"), ("torch.nn.parameter", "Pa
 
 
 def _variable(call: Call) -> Call:
-    """The tensor in a parameter as torch pickled it up to 0.3: its argument, or in its state.
+    """Return the tensor in a parameter of torch up to 0.3, from its argument or its state.
 
-    torch/_tensor.py `__setstate__` still takes both: 3 parts without the data, 5 with.
+    torch/_tensor.py `__setstate__` still accepts both: 3 parts without the data, 5 with.
     """
     match call.args, call.state:
         case ((data,) | (data, bool()), None | (_, _, _)) | ((), (data, _, _, _, _)):

@@ -1,1 +1,1 @@
-"""The lenient tracer: what any unpickler would import and call."""
+"""Lenient tracing of pickles: the imports and calls that any unpickler would make."""

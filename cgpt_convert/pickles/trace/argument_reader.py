@@ -1,6 +1,6 @@
-"""The arguments of opcodes as `trace` wants them: what it may need as values, the rest as Spans.
+"""Reading of opcode arguments for the tracer: short ones as values, long ones as Spans.
 
-Unlike `arguments`, which takes what an unpickler may: every text that can be passed over is.
+Unlike the strict reader in `decode`, it accepts whatever some unpickler accepts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME_BYTES = 64 << 10  # a line of that length cannot be looked for as a module
 
 
 def _text(span: Span) -> Value:
-    """The text as a string if it is short, else as it is."""
+    """Return short text as a string, longer text as a Span."""
     if span.nbytes > KEPT:
         return span
     return span.head.decode("utf-8", "surrogateescape")
@@ -81,7 +81,7 @@ def _sized_text(layout: str) -> Callable[[Opcodes], Value]:
 
 
 def _byte_string(opcodes: Opcodes) -> Value:
-    """A Python 2 `str`: text where it is ASCII, so that it may be a name."""
+    """Read a Python 2 `str`: text if it is ASCII, because it may be a name."""
     span: Span = _SIZED4(opcodes)
     return span.head.decode() if span.nbytes <= KEPT and span.head.isascii() else span
 
@@ -102,7 +102,7 @@ _QUOTES = (b"'", b'"')
 
 
 def _number(opcodes: Opcodes) -> Value:
-    """An integer where it is a short one; any other number as its text."""
+    """Read a number: a short integer as an int, any other number as its text."""
     start = opcodes.index
     plain = opcodes.short_line(_DIGITS)
     if plain is not None:
@@ -115,7 +115,7 @@ def _number(opcodes: Opcodes) -> Value:
 
 
 def integer(written: bytes, otherwise: Value = None) -> Value:
-    """The integer that is written so for any loader, in whatever base; else the other value.
+    """Return the integer as any loader reads it, in any base; else `otherwise`.
 
     `0x10` and `1_0` are integers to Python 3, `0x10L` to Python 2, `010` to C's strtol.
     """
@@ -127,7 +127,7 @@ def integer(written: bytes, otherwise: Value = None) -> Value:
 
 
 def memo_index(opcodes: Opcodes) -> Value:
-    """Return the index of a memo entry: a number, or the line if it is no plain number."""
+    """Return the index of a memo entry: a number, or the line if it is not a plain number."""
     piece = opcodes.short_line(KEPT)
     if piece is None:
         return opcodes.line()
@@ -172,7 +172,7 @@ def _quoted(opcodes: Opcodes) -> Value:
 
 
 def _reference(opcodes: Opcodes) -> Value:
-    """A line; short ones are read without a Span, as numbers are. Python 2 takes any bytes."""
+    """Read a line of any bytes, as Python 2 accepts; short ones without making a Span."""
     piece = opcodes.short_line(KEPT)
     if piece is not None:
         return piece.decode("utf-8", "surrogateescape")
@@ -184,7 +184,7 @@ def _names(opcodes: Opcodes) -> tuple[Value, Value]:
 
 
 def _name(opcodes: Opcodes) -> Value:
-    """A line that is a module or a name, as text where it is short enough to be one."""
+    """Read a line that is a module or a name, as text if it is short enough to be one."""
     piece = opcodes.short_line(KEPT)
     if piece is None:
         return _text(opcodes.line(_NAME_BYTES))

@@ -1,4 +1,4 @@
-"""Checks of the values that `trace` keeps, and signatures of calls that are made of them."""
+"""Checks of traced values, and call signatures composed of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Accept = Callable[[tuple[Value, ...]], Value]
 
 
 class Signature(NamedTuple):
-    """How a name may be called: by which opcodes, and what its arguments make of it.
+    """The permitted calls of a name: the opcodes, and the result for given arguments.
 
     `accept` returns the result, or None if the arguments do not fit.
     """
@@ -26,7 +26,7 @@ class Signature(NamedTuple):
     keywords: bool = False
 
     def result(self, args: Value, opcode: str, kwargs: Value) -> Value:
-        """Return what the call makes; None if it is not one that is accepted."""
+        """Return the result of the call; None if it is not accepted."""
         fits = opcode in self.opcodes and (kwargs is None or self.keywords)
         return self.accept(args) if fits and isinstance(args, tuple) else None
 
@@ -52,12 +52,12 @@ def is_flag(value: Value) -> bool:
 
 
 def is_number(value: Value) -> bool:
-    """Return whether it is an integer or a float, of whose text nothing more is known."""
+    """Return whether it is an integer, a float, or a long number left as text."""
     return type(value) in (bool, int, float) or isinstance(value, Span)
 
 
 def is_text(value: Value) -> bool:
-    """Return whether it is a text or bytes."""
+    """Return whether it is text or bytes."""
     return isinstance(value, str | Span)
 
 
@@ -65,7 +65,7 @@ is_bytes = is_text  # Python 2's strings are both, and protocol 2 writes bytes a
 
 
 def is_any(_value: Value) -> bool:
-    """Return True: what the value is makes no difference."""
+    """Return True: any value is accepted."""
     return True
 
 
@@ -100,33 +100,33 @@ def is_data(value: Value) -> bool:
 
 
 def made(*kinds: str) -> Check:
-    """Return the check for the results of calls that are of those kinds."""
+    """Return a check for the results of calls of those kinds."""
     return lambda value: isinstance(value, Made) and value.kind in kinds
 
 
 def named(names: Iterable[str]) -> Check:
-    """Return the check for names that are written so in full."""
+    """Return a check for names with one of these dotted spellings."""
     known = frozenset(names)
     return lambda value: isinstance(value, Name) and value.dotted in known
 
 
 def one_of(*values: Value) -> Check:
-    """Return the check for those texts or integers."""
+    """Return a check for those strings or integers."""
     return lambda value: type(value) in (str, int) and value in values
 
 
 def either(*checks: Check) -> Check:
-    """Return the check that one of several passes."""
+    """Return a check that passes if one of several does."""
     return lambda value: any(check(value) for check in checks)
 
 
 def each_of(check: Check) -> Check:
-    """Return the check for tuples or lists of such values."""
+    """Return a check for tuples or lists of such values."""
     return lambda value: type(value) in (tuple, list) and all(map(check, value))
 
 
 def tuple_of(*checks: Check, optional: int = 0) -> Check:
-    """Return the check for tuples of such values, of which the last may be missing."""
+    """Return a check for tuples of such values, of which the last may be missing."""
     least = len(checks) - optional
 
     def fits(value: Value) -> bool:
@@ -146,14 +146,14 @@ _OF_A_DICT = frozenset(dir(OrderedDict))
 
 
 def is_attributes(value: Value) -> bool:
-    """Return whether the state is a dict of attributes of which none is looked up by opcodes."""
+    """Return whether it is a dict of attributes, none of which opcodes look up."""
     if not isinstance(value, Items) or value.special:
         return False
     return not any(is_special(key) or not is_data(item) for key, item in value.items)
 
 
 def is_state(value: Value) -> bool:
-    """Return whether it is attributes, those of `__slots__` beside them perhaps."""
+    """Return whether it is attributes, optionally with those of `__slots__`."""
     optional = either(is_none, is_attributes)
     return optional(value) or tuple_of(optional, optional)(value)
 
@@ -166,7 +166,7 @@ def is_state_of_dict(value: Value) -> bool:
 
 
 def is_state_of_any(value: Value) -> bool:
-    """Return whether it sets no special attribute: the state of a class that the user allows."""
+    """Return whether it sets no special attribute: the state of a user-allowed class."""
     parts = value if type(value) is tuple else (value,)
     return not any(
         part is DROPPED
@@ -179,12 +179,12 @@ def is_state_of_any(value: Value) -> bool:
 
 
 def fixed(result: Value, *checks: Check, optional: int = 0) -> Accept:
-    """Return what accepts such arguments, the last of which may be missing, with that result."""
+    """Return a function that accepts such arguments, some optional, and returns `result`."""
     fits = tuple_of(*checks, optional=optional)
     return lambda args: result if fits(args) else None
 
 
 def first(*checks: Check, optional: int = 0) -> Accept:
-    """Return what accepts such arguments, and returns the first: the bytes that the call makes."""
+    """Return a function that accepts such arguments and returns the first: the call's bytes."""
     fits = tuple_of(*checks, optional=optional)
     return lambda args: (args[0] if args else "") if fits(args) else None

@@ -1,7 +1,7 @@
-"""Pickle bytes -> opcodes and the bytes of their arguments, front to back, however many there are.
+"""Sequential reading of opcodes and argument bytes from pickles of any length.
 
-For looking at pickles that nobody trusts: what is too long to be kept is passed over and stands
-as the place where it lies.
+It is meant for untrusted pickles: content that is too long to keep is skipped and represented by
+its position.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _FIRST = 4 << 10  # most things that are looked at turn out not to be pickles at
 
 
 class Span:
-    """Bytes or text of the pickle, left where they are. `form` is how they are written there.
+    """Bytes or text of the pickle, left in place. `form` is the encoding.
 
-    "bytes" as they are; "utf-8" for text; "quoted" for a string of protocol 0 with its quotes, and
-    "escaped" for a text of protocol 0.
+    "bytes": as they are; "utf-8": text; "quoted": a string of protocol 0 with its quotes;
+    "escaped": a text of protocol 0.
     """
 
     __slots__ = ("form", "head", "nbytes", "offset")
@@ -39,11 +39,11 @@ class Span:
 
 
 class Fault(Malformed):
-    """Bytes that end, or that no unpickler would go on with."""
+    """Bytes that end, or at which every unpickler would stop."""
 
 
 class Opcodes:
-    """A position in the bytes of a source from `at` on, moving forward only."""
+    """A forward-only position in the bytes of a source from `at`."""
 
     def __init__(self, source: Source, at: int = 0) -> None:
         self.source = source
@@ -61,11 +61,11 @@ class Opcodes:
 
     @property
     def position(self) -> int:
-        """The offset in the source of the opcode that was begun last."""
+        """The offset in the source of the current opcode."""
         return self.base + self.begun
 
     def next(self) -> int:
-        """The next byte of an argument. Raises Fault where there is none."""
+        """Return the next byte of an argument. Raises Fault at the end."""
         index = self.index
         if index == len(self.buffer):
             self.fill(1)
@@ -74,7 +74,7 @@ class Opcodes:
         return self.buffer[index]
 
     def take(self, nbytes: int) -> bytes:
-        """The next few bytes."""
+        """Return the next `nbytes` bytes; for small numbers only."""
         stop = self.index + nbytes
         if stop > len(self.buffer):
             self.fill(nbytes)
@@ -84,7 +84,7 @@ class Opcodes:
         return data
 
     def short(self) -> bytes:
-        """Bytes that follow their number, which is one byte."""
+        """Return the bytes that follow a one-byte length."""
         start, buffer = self.index + 1, self.buffer
         if start <= len(buffer):  # nearly always; calls take half of the time here
             stop = start + buffer[start - 1]
@@ -94,7 +94,7 @@ class Opcodes:
         return self.take(self.next())
 
     def skip(self, nbytes: int) -> None:
-        """Move on without reading."""
+        """Skip `nbytes` bytes without reading them."""
         if nbytes > self.end - self.at:
             raise Fault("it ends inside an argument")
         if self.index + nbytes <= len(self.buffer):
@@ -105,9 +105,9 @@ class Opcodes:
         self.buffer, self.index = b"", 0
 
     def fill(self, nbytes: int) -> None:
-        """Have at least that many bytes in the buffer, from the present position on.
+        """Read until the buffer has at least `nbytes` bytes from the current position.
 
-        Raises Fault if there are not as many.
+        Raises Fault if there are fewer.
         """
         rest = self.buffer[self.index :]
         start = self.at + len(rest)
@@ -120,9 +120,9 @@ class Opcodes:
         self._size = CHUNK
 
     def line(self, most: int | None = None, legal: frozenset[int] | None = None) -> Span:
-        """A line, less its end. Faults past `most` bytes, or on a byte that is not `legal`.
+        """Return a line without its end. Faults past `most` bytes, or on a byte not in `legal`.
 
-        Where the data end first, the last byte goes instead: Python's own unpickler does that.
+        If the data ends first, the last byte is dropped instead, as in Python's own unpickler.
         """
         offset, head, nbytes = self.at, b"", 0
         while True:
@@ -148,7 +148,7 @@ class Opcodes:
                 return Span(offset, nbytes, head, "utf-8")
 
     def short_line(self, most: int) -> bytes | None:
-        """A line, if it has at most so many bytes and they are at hand; else it is not taken."""
+        """Return a line of at most `most` bytes in the buffer; else None, without moving."""
         found = self.buffer.find(b"\n", self.index, self.index + most + 1)
         if found < 0:
             return None
@@ -157,7 +157,7 @@ class Opcodes:
         return piece
 
     def sized(self, nbytes: int, form: str) -> Span:
-        """An argument of that many bytes."""
+        """Return an argument of `nbytes` bytes."""
         offset = self.at
         kept = min(nbytes, KEPT)
         if nbytes > self.end - offset:

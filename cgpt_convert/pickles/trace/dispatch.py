@@ -1,4 +1,4 @@
-"""Byte -> what a tracing machine does at that opcode, and what it costs."""
+"""The dispatch table of the tracing machine: the function and the cost for each byte."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Entry = tuple[Any, Any, int]
 
 
 def dispatch(kind: Any) -> list[Entry]:
-    """What a machine of that class does at each byte; its methods are named after opcodes."""
+    """Return the table for a machine class, whose methods are named after opcodes."""
     methods: dict[str, Callable[..., object] | None] = {
         **{name: getattr(kind, name) for name in dir(kind) if name.isupper()},
         **{op: getattr(kind, name) for name, ops in _OTHER.items() for op in ops.split()},

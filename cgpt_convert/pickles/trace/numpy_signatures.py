@@ -1,7 +1,7 @@
-"""The calls by which NumPy writes arrays, element types and random generators.
+"""Signatures of the calls by which NumPy writes arrays, element types and random generators.
 
-NumPy's `arraydescr_setstate` and `array_setstate` take what they are given: an element type with
-forged flags makes objects of bytes.
+NumPy's `arraydescr_setstate` and `array_setstate` do not validate: an element type with forged
+flags turns bytes into objects.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _element(code: str) -> Made | None:
 
 
 def _flexible(nbytes: int) -> Check:
-    """The state of text, bytes or raw elements."""
+    """Return the check for the state of text, bytes or raw elements."""
     return tuple_of(
         *(is_integer, _is_order, is_none, is_none, is_none),
         *(one_of(nbytes), one_of(1, _UCS4), one_of(0, 8)),  # 8: NPY_NEEDS_INIT
@@ -93,7 +93,7 @@ def _flexible(nbytes: int) -> Check:
 
 
 def _is_record(state: Value, nbytes: int) -> bool:
-    """Return whether it is the state of elements with fields, none of which holds objects."""
+    """Return whether it is the state of elements with fields, none of which is an object."""
     frame = tuple_of(
         *(is_integer, _is_order, is_none, each_of(is_text), is_items),
         *(one_of(nbytes), is_integer, one_of(*_RECORD)),
@@ -131,7 +131,7 @@ _ARRAY = Made(
 
 
 def _is_b(value: Value) -> bool:
-    """The typecode that NumPy writes for an array whose type is in its state."""
+    """Return whether it is the typecode that NumPy writes if the state has the type."""
     return value == "b" or (isinstance(value, Span) and value.head == b"b")
 
 

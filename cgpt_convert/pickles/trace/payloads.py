@@ -1,4 +1,4 @@
-"""What the opcodes for text and bytes do in `trace`: those that look like files are remembered."""
+"""Opcodes for text and bytes in the tracer, which record byte strings that look like files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
 class Nested(Stack):
-    """A stack onto which text and bytes come, some of them to be looked into."""
+    """A stack that records pushed text and bytes for inspection."""
 
     def __init__(self, opcodes: Opcodes) -> None:
         super().__init__(opcodes)
         self.nested: dict[tuple[int, bytes], Span] = {}
 
     def text(self, value: Value) -> None:
-        """Push text, if there is room for it."""
+        """Push text, if the limit allows it."""
         if isinstance(value, str):
             self.room[2] -= len(value)
             if value[:1] == "\x80":
@@ -30,7 +30,7 @@ class Nested(Stack):
             self.span(value)
 
     def span(self, value: Value) -> None:
-        """Push bytes or text; remember those that look like a file of their own."""
+        """Push bytes or text; record those that look like a file."""
         if isinstance(value, Span):
             if value.nbytes >= _SHORTEST and _is_file(value):
                 self.nest(value)
@@ -39,13 +39,13 @@ class Nested(Stack):
         self.stack.append(value)
 
     def nest(self, span: Span) -> None:
-        """Remember what is to be looked into."""
+        """Record a byte string for inspection."""
         if len(self.nested) == _NESTED:
             raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
         self.nested[span.offset, span.head] = span
 
     def into_call(self, args: tuple[Value, ...]) -> None:
-        """Whoever is called with a byte string may load it: look into those that it gets."""
+        """Record the byte strings passed to a call, which may load them."""
         for value in args[:SHOWN]:
             if isinstance(value, Span):
                 self.nest(value)
@@ -55,7 +55,7 @@ class Nested(Stack):
 
 
 def _is_file(span: Span) -> bool:
-    """Do the bytes begin as a pickle or a container of some does?"""
+    """Return whether the bytes begin like a pickle or a known container."""
     if span.form == "bytes":
         pickled = span.head[:1] == b"\x80" and span.head[1:2] <= b"\5"
         return pickled or span.head.startswith(_FILES)
@@ -65,6 +65,6 @@ def _is_file(span: Span) -> bool:
 
 
 def _written(value: str) -> Span:
-    """A short text as a span that holds all of it."""
+    """Return a short text as a span that contains all of it."""
     data = value.encode("utf-8", "surrogateescape")
     return Span(-1, len(data), data, "utf-8")

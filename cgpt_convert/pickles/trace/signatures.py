@@ -1,6 +1,6 @@
-"""The calls that weight files need: for each name its arguments, and what may be added to a result.
+"""The calls that weight files need: arguments and permitted additions for each name.
 
-`trace` accepts a call of an allowed name only as it is written here. A name that is harmless as its
+The tracer accepts a call of an allowed name only in this form. A name that is harmless as its
 writer calls it may run code with other arguments, or keep a function that later opcodes call.
 """
 
@@ -60,9 +60,9 @@ _IN_PROTOCOL_0 = "('storage', "
 
 
 def referenced(reference: Value) -> Value:
-    """Return what a persistent id of torch stands for; the id itself if it is of no known form.
+    """Return the value for a persistent id of torch; the id itself if its form is unknown.
 
-    torch/serialization.py `persistent_id` and `persistent_load`.
+    See torch/serialization.py `persistent_id` and `persistent_load`.
     """
     if _is_storage_reference(reference):
         return _STORAGE
@@ -104,7 +104,7 @@ _is_sparse = either(
 
 
 def _is_class(value: Value) -> bool:
-    """Return whether it is a class to be given to a tensor: a known one, or one that is shown."""
+    """Return whether it is a class for a tensor: a known one, or one that is reported."""
     return isinstance(value, Name) and (value.use is not None or value.name[:1].isupper())
 
 
@@ -290,7 +290,7 @@ _is_pair = either(each_of(is_data), lambda value: value is DROPPED)
 
 
 def _open(name: str) -> Signature:
-    """Return the signature of a class that only the user allows: it may be called in any way."""
+    """Return the signature of a class that only the user allows: any call is accepted."""
     made = Made("object", name, state=is_state_of_any, items=True, elements=True)
     return Signature(
         lambda _args: made, ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"), keywords=True
@@ -303,7 +303,7 @@ def _is_open(value: Value) -> bool:
 
 
 def _reconstructed(args: tuple[Value, ...]) -> Value:
-    """Accept an object of a class that the user allows, as protocols 0 and 1 write it."""
+    """Accept an object of a user-allowed class, as protocols 0 and 1 write it."""
     fits = tuple_of(_is_open, named(["builtins.object", "__builtin__.object"]), is_none)(args)
     return args[0].signature.accept(()) if fits else None
 
@@ -352,7 +352,7 @@ _SCRIPT_HELPER = Signature(fixed(_PLAIN, is_any, is_text, optional=1))
 
 
 def signature_of(module: str, name: str) -> Signature:
-    """Return how an allowed name may be called: one that only the user allows, in any way."""
+    """Return the permitted calls of an allowed name; any call if only the user allows it."""
     known = SIGNATURES.get(f"{module}.{name}") if "." not in name else None
     if known is not None:
         return known

@@ -1,6 +1,6 @@
-"""The stack and the memo of a pickle machine that keeps little, however large the pickle is.
+"""Stack and memo of the tracing machine, with memory use that is bounded for any pickle.
 
-What it does not keep stands as UNKNOWN. `trace` says what becomes of names and calls.
+Values that are not kept are represented by UNKNOWN. `tracer` implements names and calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEWEST_PROTOCOL = 5  # PEP 574
 
 
 class Unknown:
-    """A value that is not kept. UNKNOWN may be any object, DROPPED is a container or a text."""
+    """A value that is not kept. UNKNOWN may be any object; DROPPED is a container or a text."""
 
     def __repr__(self) -> str:
         return "..."
@@ -32,10 +32,10 @@ DROPPED = Unknown()
 
 
 class Items(Dict):
-    """A dict of which the first items are kept.
+    """A dict of which only the first items are kept.
 
-    `dropped` is how many there are besides, `special` whether one of their keys may be the name of
-    an attribute that opcodes look up.
+    `dropped` is the number of other items; `special` is whether one of their keys may be the name
+    of an attribute that opcodes look up.
     """
 
     __slots__ = ("dropped", "special")
@@ -68,14 +68,14 @@ def is_special(key: Value) -> bool:
 
 
 class Exhausted(Fault):
-    """A limit of this program: an unpickler would go on."""
+    """A limit of this program was reached; an unpickler would continue."""
 
 
 class Stack:
-    """What the opcodes for plain values do; each method is named after the opcode.
+    """The opcodes for plain values; each method is named after its opcode.
 
-    A MARK begins a new stack, as in `building`. What pops from an empty one raises IndexError,
-    which whoever runs the machine has to catch.
+    A MARK begins a new stack, as in `decode.stack`. Popping from an empty stack raises IndexError,
+    which the main loop must catch.
     """
 
     def __init__(self, opcodes: Opcodes) -> None:
@@ -94,11 +94,11 @@ class Stack:
 
     @property
     def position(self) -> int:
-        """Of the opcode at work."""
+        """The position of the current opcode."""
         return self.opcodes.position
 
     def pop_to_mark(self) -> list[Value]:
-        """The values above the last MARK."""
+        """Return the values above the last MARK."""
         if not self.below:
             raise Fault("an opcode needs a MARK and the stack has none")
         values, interrupted = self.stack, self.below.pop()
@@ -111,7 +111,7 @@ class Stack:
         return values
 
     def keep(self, value: Value, kind: int = 0, otherwise: Value = UNKNOWN) -> None:
-        """Push a value if there is room for its kind, else the other one."""
+        """Push a value if the limit for its kind allows it, else `otherwise`."""
         self.room[kind] -= 1
         self.stack.append(value if self.room[kind] > 0 else otherwise)
 
@@ -147,9 +147,9 @@ class Stack:
         self.frame_end = self.opcodes.at + nbytes
 
     def misframe(self, how: str) -> None:
-        """Note that loaders disagree about the opcodes, because of a frame.
+        """Record that loaders disagree about the opcodes, because of a frame.
 
-        It proves nothing about random bytes that happen to contain a frame longer than the file.
+        This proves nothing for random bytes that happen to contain a frame longer than the file.
         """
         self.odd = self.odd or f"{how}: loaders disagree"
         self.misframed |= self.frame_end <= self.opcodes.end
@@ -174,7 +174,7 @@ class Stack:
         self.keep((first, second, third), 1, DROPPED)
 
     def make(self, container: Callable[[list[Value]], Value], values: list[Value]) -> None:
-        """Push a container of the values if there is room, else one that is not known."""
+        """Push a container of the values if the limit allows it, else an unknown one."""
         self.room[0] -= 1
         self.stack.append(container(values) if self.room[0] > 0 else DROPPED)
 
@@ -237,7 +237,7 @@ class Stack:
             self.put_apart(index, value)
 
     def put_unusual(self, index: Value, value: Value) -> None:
-        """Write a memo entry whose index is no plain number. Python 2 takes any line for one."""
+        """Write a memo entry with an unusual index. Python 2 accepts any line as an index."""
         self.odd = self.odd or _UNUSUAL
         for key in _memo_keys(index):
             self.put_apart(key, value)
@@ -260,7 +260,7 @@ _INT32 = 1 << 32
 
 
 def _memo_keys(index: Value) -> list[int | str]:
-    """The keys under which loaders keep a memo entry: the text in Python 2, a number in others."""
+    """Return the keys that loaders use for a memo entry: text in Python 2, a number in others."""
     if isinstance(index, int):
         # Python 2 reads four bytes as signed, and a text opcode may name the same entry
         return [index, index + _INT32] if -_INT32 <= index < 0 else [index]
@@ -286,6 +286,6 @@ def _dict(values: list[Value]) -> Value:
 
 
 def pairs(values: list[Value]) -> list[tuple[Value, Value]]:
-    """Keys and values, as many as are kept."""
+    """Return keys and values, as many as are kept."""
     few = values[: 2 * SHOWN]
     return list(zip(few[::2], few[1::2], strict=False))

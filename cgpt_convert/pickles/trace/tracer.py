@@ -1,9 +1,9 @@
-"""What loading a pickle would name and call, in the order in which it would, up to where it ends.
+"""Tracing of the names and calls that loading a pickle would use, in order, up to its end.
 
-Unlike `unpickle`, this goes on where a pickle is wrong only for us, keeps what was seen before an
-error (an unpickler would have done all of that), and holds little however large the pickle is.
-What it does not keep can only make a call look more suspicious, never less: a function that is not
-known by name counts as computed.
+Unlike the strict decoder, it continues where a pickle is wrong only for us, keeps what came before
+an error (an unpickler would have executed it), and uses little memory for any pickle. Values that
+are not kept can make a call look more suspicious, never less: a function whose name is not known
+counts as computed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STOP = ord(".")
 
 
 class Trace(NamedTuple):
-    """What was seen. `fault` is why loading stops before the STOP; "" if it does not."""
+    """The result of a trace. `fault` is why loading stops before STOP; "" if it does not."""
 
     value: Value
     end: int
@@ -56,11 +56,9 @@ class Trace(NamedTuple):
 
 
 def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes) -> Trace:
-    """What loading the pickle at byte `at` would do, up to so many opcodes at `most`.
+    """Trace the loading of the pickle at byte `at`, for at most `most` opcodes.
 
-    Positions are bytes of the source.
-
-    Raises nothing but Unreadable.
+    Positions are bytes of the source. The only error raised is Unreadable.
     """
     machine = _Machine(Opcodes(source, at), allowed, most)
     fault, exhausted = "", False
@@ -213,7 +211,7 @@ class _Machine(Nested):
         self.name(module, name)
 
     def name(self, module: Value, name: Value) -> None:
-        """Push a class or function. However often it is named, it is looked up once."""
+        """Push a class or function. It is looked up once, however often it is named."""
         module, name = spelled(module), spelled(name)
         known = self.named.get((module, name))
         if known is None:
@@ -239,7 +237,7 @@ class _Machine(Nested):
         self.name(EXTENSION, str(code))
 
     def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
-        """Push what a call gives, and remember the call unless it is an allowed one."""
+        """Push the result of a call, and record the call unless it is allowed."""
         func = class_of(func)
         use = func.use if isinstance(func, Name) else None
         if isinstance(func, Name) and use is None:
@@ -264,7 +262,7 @@ class _Machine(Nested):
         self.keep(made)
 
     def misuse(self, target: Made) -> Call:
-        """Record that something is set on an object that weight files do not set."""
+        """Record an addition to an object that weight files do not make."""
         self.extra += _CALLED
         module, _, name = target.maker.rpartition(".")
         made = Call(Global(module, name), (UNKNOWN,), self.position)
@@ -274,13 +272,13 @@ class _Machine(Nested):
         return made
 
     def never_kept(self, value: Value) -> None:
-        """Raise Exhausted if the value, of which more is to be known, is one of too many."""
+        """Raise Exhausted if the value is needed but was dropped because of a limit."""
         parts = value if type(value) is tuple else (value,)
         if any(part is DROPPED for part in parts):
             raise Exhausted("more lists, dicts and tuples than are kept")
 
     def change(self, target: Name) -> None:
-        """Attributes or items are set on a class or module itself."""
+        """Record that attributes or items are set on a class or module itself."""
         self.extra += _CHANGE
         self.use(target.module, target.name).changed = True
 

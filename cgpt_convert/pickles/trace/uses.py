@@ -1,4 +1,4 @@
-"""Names that a pickle mentions, what it does with them, and what accepted calls return."""
+"""Names that a pickle mentions, their uses, and the results of accepted calls."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ EXTENSION = "extension code"  # the module of names that only the loading progra
 
 
 class Use:
-    """What a pickle does with a name that is not allowed, or not so.
+    """The use of a name that is not allowed, or not allowed in this way.
 
-    `count` is how often it is called, `changed` whether attributes are set on it, `misused` whether
-    it is an allowed name that is called in another way than weight files need.
+    `count` is the number of calls, `changed` whether attributes are set on it, `misused` whether it
+    is an allowed name that is called in a way that weight files do not need.
     """
 
     __slots__ = ("call", "changed", "count", "misused", "module", "name", "position")
@@ -31,14 +31,14 @@ class Use:
 
     @property
     def dotted(self) -> str:
-        """The whole name."""
+        """The full name."""
         return f"{self.module}.{self.name}" if self.module else self.name
 
 
 class Name(Global):
-    """A name as it lies on the stack, with the use that is made of it; None if it is allowed.
+    """A name on the stack, with its recorded use; None if it is allowed.
 
-    `signature` is how it may be called (signatures.py).
+    `signature` defines how it may be called (signatures.py).
     """
 
     __slots__ = ("signature", "use")
@@ -50,10 +50,10 @@ class Name(Global):
 
 
 class Made:
-    """The result of calls that are accepted: its kind, the function, and what may be added to it.
+    """The result of accepted calls: its kind, the function, and what may be added to it.
 
-    `state` tells whether BUILD may set a state. Whatever no writer adds is not accepted. Of
-    elements of arrays `nbytes` is their size.
+    `state` checks whether BUILD may set a state. Additions that no writer makes are not accepted.
+    `nbytes` is the size of array elements.
     """
 
     __slots__ = ("elements", "items", "kind", "maker", "nbytes", "state")
@@ -84,12 +84,12 @@ class Made:
 
 
 def spelled(name: Value) -> str:
-    """A module or name; where it is no text or too long to be one, a word for that."""
+    """Return a module or name; a placeholder if it is not text or too long to be one."""
     return name if isinstance(name, str) and len(name) <= KEPT else "(not a name)"
 
 
 def class_of(func: Value) -> Value:
-    """The class that a persistent id of older torch stands for: one saved with its source."""
+    """Return the class in a persistent id of older torch, which saved it with its source."""
     if isinstance(func, PersistentId) and isinstance(func.value, tuple):
         return next((part for part in func.value if isinstance(part, Global)), func)
     return func

@@ -14,7 +14,7 @@ from cgpt_convert.sources.remote.settings import settings, traffic
 
 SIGNED = ("s3", "s3a")
 _SIGNED_FOR = 3600  # seconds; then it is signed again
-# what stores call that by which a version is told; sizes are compared as well
+# fields by which stores identify a version; sizes are compared as well
 _TELLING = ("etag", "generation", "lastmodified", "last_modified", "mtime", "updated", "created")
 
 
@@ -94,7 +94,7 @@ def store(name: str, url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if scheme in SIGNED:
         seconds = {"connect_timeout": settings.timeout, "read_timeout": settings.timeout}
-        once = {"retries": {"total_max_attempts": 1}}  # who asks again, and how often, is us
+        once = {"retries": {"total_max_attempts": 1}}  # retries are made by `patiently`
         options = {"config_kwargs": {**seconds, **once, "signature_version": "s3v4"}}
         options["cache_regions"] = True  # a signature is for the bucket's own region
     try:
@@ -163,7 +163,7 @@ def worded(error: Exception, name: str) -> Broken | CgptError:
     return _final(error, name)
 
 
-# OSErrors of s3fs that tell of a request which no server will take
+# OSErrors of s3fs for requests that no server accepts
 _LASTING = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EMSGSIZE)
 _PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError"})  # botocore's
 

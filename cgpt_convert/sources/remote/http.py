@@ -49,9 +49,9 @@ _GONE = (404, 410)
 _REFUSED = (401, 403)
 _REDIRECTS = 10
 _REDIRECTING = (301, 302, 303, 307, 308)
-_LONGEST_WAIT = 60.0  # of those that a server may ask for
+_LONGEST_WAIT = 60.0  # longest delay that a server may request
 _SLOWEST = 1 << 10  # bytes a second, on average over `settings.timeout`
-_UNANNOUNCED = 4 << 30  # bytes of a body whose size the server does not give
+_UNANNOUNCED = 4 << 30  # limit for a body of unannounced size
 _DIGITS = 18  # of a number in a header: an exabyte; int() and files take no more for certain
 _LETTING_IN = ("authorization", "cookie", "proxy-authorization")
 
@@ -177,7 +177,7 @@ class HttpObject:
     @contextlib.contextmanager
     def _get(self, first: int, last: int | None) -> Iterator[_Answer]:
         answer = self._send(first, last)
-        if answer.status in _REFUSED and self._version:  # what is signed, or led to, expires
+        if answer.status in _REFUSED and self._version:  # signed and redirected URLs expire
             answer.close()
             self._request = self._locate()
             answer = self._send(first, last)
@@ -208,7 +208,7 @@ class HttpObject:
             raise Unreadable(f"more than {_REDIRECTS} redirects", where=self.name)
         self._kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         if urlsplit(request.url).netloc != urlsplit(self._request.url).netloc:
-            # ask at once where the redirects led to; credentials are not sent there
+            # send later requests to the final URL directly, without credentials
             self._request = Request(request.url)
         return answer
 
@@ -367,7 +367,7 @@ class _Deadline:
         """Start the deadline for the connection's socket."""
         self._socket = connected
         self.extend()
-        with contextlib.suppress(RuntimeError):  # no thread is to be had
+        with contextlib.suppress(RuntimeError):  # cannot start a thread
             threading.Thread(target=self._wait, daemon=True).start()
 
     def extend(self) -> None:
@@ -433,10 +433,10 @@ class _Answer:
         except (HTTPError, OSError, ValueError) as error:
             if self._deadline.passed:
                 raise TimeoutError from None
-            if isinstance(error, ValueError):  # http.client's, of what is no chunk
+            if isinstance(error, ValueError):  # http.client's error for an invalid chunk
                 raise Broken("the answer is not valid HTTP") from None
             raise
-        if self._deadline.passed:  # it looks like the end of the body
+        if self._deadline.passed:  # a shutdown looks like the end of the body
             raise TimeoutError
         traffic.add(nbytes=len(piece))
         return piece
@@ -465,7 +465,7 @@ class _Http(HTTPConnection):
             if deadline.passed:
                 raise TimeoutError from None
             raise
-        if deadline.passed:  # it looks like the end of the head
+        if deadline.passed:  # a shutdown looks like the end of the head
             raise TimeoutError
         return answer
 

@@ -18,7 +18,7 @@ from cgpt_convert.sources.remote.settings import settings
 from cgpt_convert.sources.remote.urls import check_installed, url_of
 
 _HTTP = ("http", "https")
-_HEAD_OF_RAW = 4 << 10  # bytes: a vector of biases comes whole
+_HEAD_OF_RAW = 4 << 10  # bytes: enough for a bias vector
 
 
 def open_remote(name: str) -> File:
@@ -64,7 +64,7 @@ def find_remote(name: str) -> Source | None:
 class Found(NamedTuple):
     """A file, or a folder with its known contents."""
 
-    name: str  # that of one version for ever, where there is such a name
+    name: str  # pinned to one version if the store supports it
     is_folder: bool = False
     inside: tuple[str, ...] | None = None  # None where it cannot be listed, as by HTTP
 

@@ -23,16 +23,16 @@ from cgpt_convert.sources.remote.settings import traffic
 MEMORY = 64 << 20  # bytes of all ranges that are kept
 _BLOCK = 4 << 20  # the longest range
 _SMALL = 16 << 10  # the shortest
-_TAIL = 128 << 10  # of the end: a zip's directory is there
-_LONG = 64 << 10  # a read of so much wants data, not structure
+_TAIL = 128 << 10  # bytes at the end, which include a ZIP's directory
+_LONG = 64 << 10  # reads of at least this size are for data, not structure
 _AHEAD = 4  # ranges
 _SOON = 16  # reads
-_GAP = 4 << 10  # bytes between two records worth fetching in vain
+_GAP = 4 << 10  # gaps up to this size are fetched with their neighbours
 
 _lock = threading.RLock()  # over everything below, and the ranges of all files
-_kept: OrderedDict[Fetch, RemoteFile] = OrderedDict()  # the one touched last is last
+_kept: OrderedDict[Fetch, RemoteFile] = OrderedDict()  # least recently used first
 _interrupts = itertools.count(1)
-_epoch = [0]  # changes with every Ctrl-C: whoever waits for what was opened before gives up
+_epoch = [0]  # changes with every Ctrl-C, which ends waits on files opened before
 
 
 class RemoteFile:
@@ -47,9 +47,9 @@ class RemoteFile:
         self.nbytes, data = patiently(thing.name, functools.partial(thing.open, head))
         self._starts: list[int] = []
         self._fetches: list[Fetch] = []  # sorted, none overlaps another
-        self._plan: list[tuple[int, int]] = []  # ranges to be read, in that order
+        self._plan: list[tuple[int, int]] = []  # ranges to read, in order
         self._planned: list[tuple[int, int]] = []  # the same: start and number, sorted
-        self._begun: set[int] = set()  # the numbers of those that were begun
+        self._begun: set[int] = set()  # numbers of planned ranges already started
         self._sizes: OrderedDict[int, int] = OrderedDict()  # end of a range -> its size
         traffic.add(total=self.nbytes)
         if data:
@@ -140,7 +140,7 @@ class RemoteFile:
             fetch = self._find(at) or self._begin(at, wanted, is_long=is_long)
             is_first = not fetch.touched
             self._touch(fetch)
-            if is_first:  # not for each of 100,000s of small reads
+            if is_first:  # only once per range: there may be 100,000s of small reads
                 self._begin_ahead(fetch, at, is_long=is_long)
                 _forget()
         return fetch
@@ -217,7 +217,7 @@ class RemoteFile:
             del self._fetches[index], self._starts[index]
 
 
-_STREAMS = 256  # places in a file where reading may go on in order
+_STREAMS = 256  # tracked positions of sequential reads
 
 
 def _forget() -> None:

@@ -7,15 +7,15 @@ from typing import NamedTuple, Protocol
 
 from cgpt_convert.core.errors import BadRequest, Unreadable, Unsupported
 
-HEAD = 256 << 10  # bytes asked for at first: every kind of file is told, most headers are whole
-SMALL = 1 << 20  # what a server without ranges may send whole
+HEAD = 256 << 10  # bytes in the first request: enough to detect any format and for most headers
+SMALL = 1 << 20  # largest object accepted from a server without ranges
 
 
 class Opened(NamedTuple):
     """The result of the first request."""
 
     nbytes: int  # of the whole object
-    head: bytes  # its first bytes: as many as were asked for, or all
+    head: bytes  # the first bytes: as many as requested, or all
 
 
 class Object(Protocol):
@@ -39,7 +39,7 @@ class Object(Protocol):
         """Raise Unreadable if the object is no longer that version."""
 
 
-class Broken(Exception):  # no error yet: it is tried again
+class Broken(Exception):  # not an error yet: the request is retried
     """A transient request failure. `wait` is the delay the server asked for in seconds, or 0."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:

@@ -19,8 +19,8 @@ R = TypeVar("R")
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 20.0  # seconds; each wait is twice the one before
 _IDLE = 2.0  # seconds after which a thread without work ends
-_LOOK = 0.2  # seconds after which whoever waits looks again
-_PROGRESS = 64 << 10  # bytes after which a range counts as begun anew
+_LOOK = 0.2  # seconds between checks while waiting
+_PROGRESS = 64 << 10  # bytes of progress that reset the failure count
 
 
 def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
@@ -44,7 +44,7 @@ def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lam
                     hint="try again later; --retries and --timeout allow for more",
                 ) from None
             pause = min(_FIRST_WAIT * 2**failures, _LONGEST_WAIT)
-            # at random, so that several that failed together do not come back together
+            # random, so that requests that failed together are not retried together
             time.sleep(max(broken.wait, pause * random.uniform(0.5, 1.0)))  # noqa: S311
             failures += 1
 
@@ -69,7 +69,7 @@ class Fetch:
 
     def __init__(self, thing: Object, start: int, end: int) -> None:
         self.thing, self.start, self.end = thing, start, end
-        self.data = b""  # a bytearray, once it is here
+        self.data = b""  # a bytearray once received
         self.touched = False
         self._error: BaseException | None = None
         self._ready = Event()
@@ -122,7 +122,7 @@ class Workers:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._threads = self._open = 0  # how many there are; jobs not yet done
+        self._threads = self._open = 0  # running threads; unfinished jobs
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job`, which must not raise, in one of the threads."""

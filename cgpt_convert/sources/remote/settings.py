@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 class Settings:
     """Settings that the command line can change. Times are in seconds."""
 
-    timeout: float = 30.0  # without a byte, or until connected
-    retries: int = 5  # in a row, of one range, without progress
+    timeout: float = 30.0  # without receiving a byte, or until connected
+    retries: int = 5  # consecutive, for one range, without progress
     connections: int = 8  # requests at the same time
     download: bool = False  # read each object once, front to back, into a temporary file
 
@@ -20,10 +20,10 @@ class Settings:
 class Traffic:
     """Counters of traffic. `total` is the size of all objects that were opened."""
 
-    requests: int = 0  # redirects and attempts that failed are counted, too
-    nbytes: int = 0  # of the bodies that were read
+    requests: int = 0  # including redirects and failed attempts
+    nbytes: int = 0  # bytes of bodies that were read
     total: int = 0
-    sent: int = 0  # bytes of output that stores have taken
+    sent: int = 0  # bytes of output accepted by stores
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, requests: int = 0, nbytes: int = 0, total: int = 0, sent: int = 0) -> None:
