@@ -70,6 +70,7 @@ _MACH_O = (
     b"\xcf\xfa\xed\xfe",
     b"\xca\xfe\xba\xbe",
 )
+_HDF5, _USER_BLOCK = b"\x89HDF\r\n\x1a\n", 512
 _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"GGUF", Kind.GGUF),
     (0, b"\x93NUMPY", Kind.NPY),
@@ -80,7 +81,7 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"\x28\xb5\x2f\xfd", Kind.ZSTD),
     (0, b"7z\xbc\xaf\x27\x1c", Kind.SEVEN_ZIP),
     (0, b"Rar!\x1a\x07", Kind.RAR),
-    (0, b"\x89HDF\r\n\x1a\n", Kind.HDF5),
+    (0, _HDF5, Kind.HDF5),
     (4, b"TFL3", Kind.TFLITE),
     (4, b"PTMF", Kind.MOBILE),  # torch/csrc/jit/serialization/mobile_bytecode.fbs
     (4, b"ET12", Kind.MOBILE),  # ExecuTorch
@@ -137,32 +138,39 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
     from cgpt_convert.archives import tar_walk as tarwalk
     from cgpt_convert.formats.torch import tar_reader as torchtar
 
-    if tarwalk.is_tar_to_tarfile(head[: tarball.BLOCK]) or _is_padded_tar(head):
+    if tarwalk.is_tar_to_tarfile(head[: tarball.BLOCK]) or _is_padded_tar(source, head, record):
         return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
-        return Kind.ZEROS if not record and _is_zero(source) else Kind.UNKNOWN
+        return Kind.ZEROS if not record and _first_set(source) < 0 else Kind.UNKNOWN
     if not head:
         return Kind.EMPTY
     return _binary(head, source.nbytes) or _text(head)
 
 
-def _is_padded_tar(head: bytes) -> bool:
+def _is_padded_tar(source: Source, head: bytes, record: bool) -> bool:  # noqa: FBT001
     """Return whether a tar begins after blocks of zeros, which some readers skip."""
     from cgpt_convert.archives import tar as tarball
     from cgpt_convert.archives import tar_walk as tarwalk
 
-    blocks = range(0, len(head), tarball.BLOCK)
-    first = next((at for at in blocks if any(head[at : at + tarball.BLOCK])), 0)
-    return first > 0 and tarwalk.is_tar_to_tarfile(head[first : first + tarball.BLOCK])
+    if any(head[: tarball.BLOCK]) or (record and not any(head)):
+        return False
+    first = _first_set(source)
+    first -= first % tarball.BLOCK
+    if first <= 0 or first + tarball.BLOCK > source.nbytes:
+        return False
+    return tarwalk.is_tar_to_tarfile(read(source, first, tarball.BLOCK))
 
 
-def _is_zero(source: Source) -> bool:
-    """Return whether all bytes are zero. Reads forward, because `source` may be compressed."""
+def _first_set(source: Source) -> int:
+    """Return the position of the first byte that is not zero; -1 if there is none.
+
+    Reads forward, because `source` may be compressed.
+    """
     for at in range(0, source.nbytes, CHUNK):
         data = read(source, at, min(CHUNK, source.nbytes - at))
         if data != bytes(len(data)):
-            return False
-    return True
+            return at + len(data) - len(data.lstrip(b"\0"))
+    return -1
 
 
 def _binary(head: bytes, nbytes: int) -> Kind | None:
@@ -181,6 +189,19 @@ def _binary(head: bytes, nbytes: int) -> Kind | None:
     if _is_windows_program(head):
         return Kind.PROGRAM
     return Kind.ONNX if re.match(_ONNX, head) else None
+
+
+def is_hdf5_behind(source: Source) -> bool:
+    """Return whether an HDF5 file begins behind other data: its user block, of 512 * 2^n bytes.
+
+    HDF5 File Format Specification 3.0, II.A: the signature is searched for at these offsets.
+    """
+    at = _USER_BLOCK
+    while at + len(_HDF5) <= source.nbytes:
+        if read(source, at, len(_HDF5)) == _HDF5:
+            return True
+        at *= 2
+    return False
 
 
 def _is_windows_program(head: bytes) -> bool:

@@ -23,7 +23,6 @@ class Verdict(Enum):
     MALFORMED = "malformed"
     NOT_SCANNED = "not scanned"
     NOTHING = "no weights"
-    WEIGHTS = "clean"  # noqa: PIE796  an alias of CLEAN
 
 
 class FailOn(Enum):

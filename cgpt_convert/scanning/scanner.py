@@ -23,7 +23,7 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.detect import HEAD, Kind, sniff
+from cgpt_convert.formats.detect import HEAD, Kind, is_hdf5_behind, sniff
 from cgpt_convert.formats.torch import legacy_reader as legacy
 from cgpt_convert.pickles.trace.tracer import Trace
 from cgpt_convert.scanning import allowlist as names
@@ -125,10 +125,12 @@ class Look(Found):
         *,
         kind: Kind | None = None,
         role: Role = Role.ANY,
+        texts: bool = True,
     ) -> int:
         """Scan a part of the file and everything inside it. Return the number of pickles it is.
 
-        `place` names the part in messages; it is "" for the file itself.
+        `place` names the part in messages; it is "" for the file itself. If `texts` is False, a
+        part that reads as text is checked as strictly as any other.
         """
         self.parts += 1
         self.allowance.spend(PART if depth else 0)
@@ -145,7 +147,7 @@ class Look(Found):
             return 0
         if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
             role = Role.PICKLE
-        text = kind in _TEXTS and not kinds.names_weights(place or source.name)
+        text = texts and kind in _TEXTS and not kinds.names_weights(place or source.name)
         named = kind in _TARS and _imports_nothing(source)
         count = 0 if named else self.pickled(source, place, depth, role, text=text)
         opened = kind not in kinds.UNREAD
@@ -154,6 +156,8 @@ class Look(Found):
             self.guarded(self.texts, source, place, kind)
         if not (opened or count or role is Role.STORAGE):
             self.unread.append((place, kinds.UNREAD[kind]))
+        if kind not in (*_TARS, Kind.HDF5) and role is not Role.STORAGE and is_hdf5_behind(source):
+            self.problem(Unsupported(kinds.CLOSED[Kind.HDF5]), place)
         if kind not in _TARS and role is not Role.STORAGE:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
@@ -433,7 +437,8 @@ class Look(Found):
         if whole is not inner:
             self.room.left += inner.nbytes  # unpacked twice: to measure, then to keep
         role = role if role is Role.STORAGE else Role.ANY
-        self.part(whole, _inside(place, "unpacked"), depth + 1, role=role)
+        label = _inside(place, "unpacked")
+        self.part(whole, label, depth + 1, role=role, texts=not method.pickled)
         if inner.damage and (role is Role.ANY or (self.weights, len(self.problems)) != before):
             raise inner.damage
         return method.certain or not inner.damage

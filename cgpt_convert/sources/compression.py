@@ -28,13 +28,15 @@ class Method(NamedTuple):
     """A decompression method. `start` makes a decompressor; the data begin at byte `skip`.
 
     If `certain` is False, files of other kinds may begin the same way by chance. `padded` says
-    whether zeros may appear between two streams.
+    whether zeros may appear between two streams, `pickled` whether the loader that opens such files
+    (joblib) unpickles them.
     """
 
     start: Callable[[], Any]
     certain: bool
     padded: bool = True
     skip: int = 0
+    pickled: bool = False
 
 
 def recognise(head: bytes) -> Method | None:
@@ -44,9 +46,9 @@ def recognise(head: bytes) -> Method | None:
             return method
     if len(head) > _ZFILE_NBYTES and head.startswith(_ZFILE) and _is_zfile(head):
         space = head[_ZFILE_NBYTES : _ZFILE_NBYTES + 1] == b" "
-        return Method(zlib.decompressobj, certain=True, skip=_ZFILE_NBYTES + space)
+        return Method(zlib.decompressobj, certain=True, skip=_ZFILE_NBYTES + space, pickled=True)
     if _is_zlib(head):
-        return Method(zlib.decompressobj, certain=False)
+        return Method(zlib.decompressobj, certain=False, pickled=True)
     if _is_lzma_alone(head):
         return Method(_lzma_alone, certain=False, padded=False)
     return None

@@ -7,6 +7,8 @@ import gzip
 import lzma
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -160,3 +162,31 @@ def test_other_files_that_begin_alike_raise_no_alarm(tmp_path: Path) -> None:
         b"\x18\x19 bytes",
     ):
         assert scanned(data, tmp_path).verdict is Verdict.NOTHING
+
+
+@pytest.mark.parametrize("cut", [b"ctorch.uti", b"ctorch\n", b"ctorch.utils\nx"])
+@pytest.mark.parametrize("pack", [zfile, zlib.compress], ids=["ZF", "zlib"])
+def test_a_name_that_is_cut_off_is_an_import_to_joblib(
+    pack: Callable[[bytes], bytes], cut: bytes, tmp_path: Path
+) -> None:
+    """Python's unpickler takes the end of the data for the end of the line."""
+    assert scanned(pack(cut), tmp_path).verdict is Verdict.MALFORMED
+    assert scanned(pack(b"corpus of\nwords\n"), tmp_path).verdict is Verdict.NOTHING
+
+
+def test_joblib_imports_a_module_whose_name_ends_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    (tmp_path / "torch.py").write_text("print('ran')")
+    file = tmp_path / "model"
+    file.write_bytes(zfile(b"ctorch\nx"))
+    program = "import joblib, sys; joblib.load(sys.argv[1])"
+    made = subprocess.run(
+        [sys.executable, "-c", program, file],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.stdout == "ran\n"
+    assert scanned(file.read_bytes(), tmp_path).verdict is not Verdict.NOTHING

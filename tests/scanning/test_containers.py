@@ -136,7 +136,7 @@ def test_no_suffix_hides_it(suffix: str, tmp_path: Path) -> None:
 def test_torchs_files(new: bool, tmp_path: Path) -> None:
     options = {"_use_new_zipfile_serialization": new}
     good, bad = saved(WEIGHTS, **options), saved({**WEIGHTS, "x": Payload()}, **options)
-    assert scanned(good, tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(good, tmp_path).verdict is Verdict.CLEAN
     found = scanned(bad, tmp_path)
     assert (found.verdict, found.kind.startswith("PyTorch")) == (Verdict.DANGEROUS, True)
 
@@ -145,7 +145,7 @@ def test_torchs_files(new: bool, tmp_path: Path) -> None:
 def test_torchs_files_in_every_protocol(protocol: int, tmp_path: Path) -> None:
     for new in (True, False):
         options = {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
-        assert scanned(saved(WEIGHTS, **options), tmp_path).verdict is Verdict.WEIGHTS
+        assert scanned(saved(WEIGHTS, **options), tmp_path).verdict is Verdict.CLEAN
         assert scanned(saved(Payload(), **options), tmp_path).verdict is Verdict.DANGEROUS
 
 
@@ -181,7 +181,7 @@ def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_pa
     bad = b"\x80\2(K\2" + BAD[2:-1] + b"t."
     parts = {"sys_info": pickle.dumps({}, 2), "pickle": pickle.dumps({}, 2)}
     good = {**parts, "tensors": pickle.dumps(0, 2), "storages": key + storage + pickle.dumps([], 2)}
-    assert scanned(tarred(good), tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(tarred(good), tmp_path).verdict is Verdict.CLEAN
     for hidden in (pickle.dumps(2, 2) + storage + bad, key + storage + BAD):
         found = scanned(tarred({**good, "storages": hidden}), tmp_path)
         assert found.verdict is Verdict.DANGEROUS
@@ -200,15 +200,15 @@ def test_torchscript_is_weights_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
     found = scan_file(str(path), Rule())
-    assert found.verdict is Verdict.WEIGHTS
+    assert found.verdict is Verdict.CLEAN
     assert [note.rule.id for note in found.notes] == ["CGPT018"]
     assert found.kind == run("inspect", path, "--json").json["kind"] == "TorchScript archive"
 
 
 def test_object_arrays_of_plain_values_are_weights_only(tmp_path: Path) -> None:
-    assert scanned(npy(np.array([1, "a"], dtype=object)), tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(npy(np.array([1, "a"], dtype=object)), tmp_path).verdict is Verdict.CLEAN
     fields = np.zeros(2, dtype=[("a", "f4"), ("b", "i8")])
-    assert scanned(npy(fields), tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(npy(fields), tmp_path).verdict is Verdict.CLEAN
 
 
 DISPUTED: dict[str, bytes] = {
@@ -271,3 +271,28 @@ def test_deeply_nested_files_are_refused_not_skipped(tmp_path: Path) -> None:
     found = scanned(data, tmp_path)
     assert found.verdict is Verdict.NOT_SCANNED
     assert "deep" in found.problems[0].detail
+
+
+HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(100)
+
+
+@pytest.mark.parametrize("block", [0, 512, 1024, 4096, 1 << 20])
+def test_hdf5_is_recognised_behind_a_user_block(block: int, tmp_path: Path) -> None:
+    for data in (bytes(block), b"\x80\2N.".ljust(block), b"text ".ljust(block)):
+        found = scanned(data[:block] + HDF5, tmp_path)
+        assert found.verdict is Verdict.NOT_SCANNED, data[:8]
+        assert "HDF5" in found.problems[0].detail
+    assert scanned(zipped({"weights.h5": bytes(block) + HDF5}), tmp_path).verdict in (
+        Verdict.NOT_SCANNED,
+        Verdict.MALFORMED,
+    )
+
+
+@pytest.mark.parametrize("block", [512, 2048])
+def test_a_pickle_in_the_user_block_of_hdf5_is_reported(block: int, tmp_path: Path) -> None:
+    assert scanned(BAD.ljust(block, b"\0") + HDF5, tmp_path).verdict is Verdict.DANGEROUS
+
+
+@pytest.mark.parametrize("block", [513, 1000, 1536])
+def test_no_hdf5_begins_elsewhere(block: int, tmp_path: Path) -> None:
+    assert scanned(bytes(block) + HDF5, tmp_path).verdict is Verdict.NOTHING

@@ -100,7 +100,7 @@ def test_they_count_in_arrays_of_objects(
 
 def test_an_array_of_objects_that_is_no_pickle_is_malformed(tmp_path: Path) -> None:
     assert scanned(object_npy(b"'|O'", b"N0N0"), tmp_path).verdict is Verdict.MALFORMED
-    assert scanned(npy(np.array([1, "a"], dtype=object)), tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(npy(np.array([1, "a"], dtype=object)), tmp_path).verdict is Verdict.CLEAN
     assert scanned(npy(np.zeros(2, dtype=[("O", "i4")])), tmp_path).verdict is not Verdict.DANGEROUS
 
 
@@ -217,7 +217,7 @@ def test_what_follows_its_storages_is_read(spelled: str, tmp_path: Path) -> None
     whole = SPELLED[spelled] + b"".join(REST)
     assert scanned(whole + PRINT + b".", tmp_path).verdict is Verdict.DANGEROUS
     legacy = saved({"w": torch.full((4,), 1.5)}, _use_new_zipfile_serialization=False)
-    assert scanned(legacy, tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(legacy, tmp_path).verdict is Verdict.CLEAN
     assert scanned(legacy + PRINT + b".", tmp_path).verdict is Verdict.DANGEROUS
     assert scanned(legacy + legacy, tmp_path).pickles == 10
     assert scanned(legacy + whole + PRINT + b".", tmp_path).verdict is Verdict.DANGEROUS
@@ -226,7 +226,7 @@ def test_what_follows_its_storages_is_read(spelled: str, tmp_path: Path) -> None
 def test_storages_of_a_legacy_stream_are_numbers_if_it_is_well_formed(tmp_path: Path) -> None:
     numbers = torch.frombuffer(bytearray(PRINT + b"." + bytes(8)), dtype=torch.uint8)
     legacy = saved({"w": numbers}, _use_new_zipfile_serialization=False)
-    assert scanned(legacy, tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(legacy, tmp_path).verdict is Verdict.CLEAN
     start = legacy.index(PRINT) - 8
     unproved = legacy[:start] + legacy[start + 8 :]  # without the number of elements
     assert scanned(unproved, tmp_path).verdict is Verdict.DANGEROUS
@@ -267,7 +267,7 @@ def test_an_odd_frame_is_an_error_in_every_role(name: str, marked: bytes, tmp_pa
 def test_frames_of_pickles_are_not_odd(tmp_path: Path) -> None:
     value: Any = [list(range(99)), "x" * 70_000, [b"y" * 70_000] * 3]
     data = b"".join(pickle.dumps(value, protocol) for protocol in range(6))
-    assert scanned(data, tmp_path).verdict is Verdict.WEIGHTS
+    assert scanned(data, tmp_path).verdict is Verdict.CLEAN
 
 
 # -- names

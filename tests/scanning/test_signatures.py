@@ -474,3 +474,32 @@ def test_an_object_of_an_allowed_class_may_be_made_as_protocol_0_does(tmp_path: 
     for base in (b"numpy\nndarray\n", b"torch\nTensor\n"):
         other = data.replace(b"__builtin__\nobject\n", base)
         assert scanned(other, tmp_path, "team.Config").verdict is Verdict.FOREIGN
+
+
+_FUNCTION = b"ctorch.serialization\n_get_layout\n"
+_REPORTED = (Verdict.FOREIGN, Verdict.DANGEROUS)
+_LATE = {
+    "list": b"(" + b"K\1" * 40 + _FUNCTION + b"K\2" * 40 + b"l",
+    "appended": b"]" + b"K\1a" * 40 + _FUNCTION + b"aK\2a",
+    "extended": b"](" + b"K\1" * 40 + _FUNCTION + b"K\2" * 3 + b"e",
+    "tuple": b"(" + b"K\1" * 400 + _FUNCTION + b"t",
+}
+
+
+@pytest.mark.parametrize("how", _LATE)
+@pytest.mark.parametrize("name", ["builtins\nset", "builtins\nfrozenset"])
+def test_a_function_late_in_a_list_is_seen(how: str, name: str, tmp_path: Path) -> None:
+    data = b"\x80\2c" + name.encode() + b"\n" + _LATE[how] + b"\x85R."
+    assert len(pickle.loads(data)) == 2 + (how != "tuple")
+    assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS  # of the standard library
+    plain = data.replace(_FUNCTION, b"ctorch\nfloat32\n")
+    assert scanned(plain, tmp_path).verdict is Verdict.CLEAN
+
+
+def test_a_function_late_in_a_dict_is_seen(tmp_path: Path) -> None:
+    items = b"".join(b"K" + bytes((key,)) + b"K\1" for key in range(60))
+    dictionary = b"}(" + items + b"X\1\0\0\0a" + _FUNCTION + b"u"
+    data = b"\x80\2ccollections\nCounter\n" + dictionary + b"\x85R."
+    assert pickle.loads(data)["a"] is torch.serialization._get_layout
+    assert scanned(data, tmp_path).verdict in _REPORTED
+    assert scanned(data.replace(_FUNCTION, b"K\1"), tmp_path).verdict is Verdict.CLEAN

@@ -230,3 +230,13 @@ def test_every_file_of_a_tar_is_dangerous_by_its_content(tmp_path: Path) -> None
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         data = tarred({"config.json": b"{}", "d" * 150: BAD}, form=form)
         assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 9, 5000])
+def test_a_tar_behind_blocks_of_zeros_is_malformed(blocks: int, tmp_path: Path) -> None:
+    data = bytes(512 * blocks) + tarred({"a.pkl": BAD})
+    with tarfile.open(fileobj=io.BytesIO(data), ignore_zeros=True) as archive:
+        assert archive.getnames() == ["a.pkl"]
+    assert scanned(data, tmp_path).verdict is Verdict.MALFORMED
+    assert scanned(bytes(512 * blocks), tmp_path).verdict is Verdict.NOTHING
+    assert scanned(bytes(512 * blocks) + b"x" * 700, tmp_path).verdict is Verdict.NOTHING

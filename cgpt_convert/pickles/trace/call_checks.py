@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cgpt_convert.pickles.nodes import Value
 from cgpt_convert.pickles.trace.cursor import Span
 from cgpt_convert.pickles.trace.stack import DROPPED, Items, is_special
-from cgpt_convert.pickles.trace.uses import Made, Name
+from cgpt_convert.pickles.trace.uses import Made, Name, never
 
 Check = Callable[[Value], bool]
 Accept = Callable[[tuple[Value, ...]], Value]
@@ -31,11 +31,7 @@ class Signature(NamedTuple):
         return self.accept(args) if fits and isinstance(args, tuple) else None
 
 
-def _never(_args: tuple[Value, ...]) -> None:
-    return None
-
-
-NEVER = Signature(_never)  # of what is only named
+NEVER = Signature(never)  # of what is only named
 
 
 # -- values

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cgpt_convert.core.limits import MEMO_GAP, MEMO_SPARSE, RANK, Share
 from cgpt_convert.pickles.nodes import Dict, Set, Value
 from cgpt_convert.pickles.trace.cursor import Fault, Opcodes, Span
+from cgpt_convert.pickles.trace.uses import Name
 
 SHOWN = 16  # items kept of one container: enough to show
 # what is kept at all, by the pickle's bytes: lists, dicts and foreign calls; tuples
@@ -51,7 +52,11 @@ class Items(Dict):
         if room > 0:
             self.items.extend(pairs(values)[:room])
         if len(values) > 2 * room:
-            keys = values[2 * max(room, 0) :: 2]
+            dropped = values[2 * max(room, 0) :]
+            keys = dropped[::2]
+            function = function_in(dropped) if len(self.items) == SHOWN else None
+            if function is not None:
+                self.items.append((UNKNOWN, function))
             self.dropped += len(keys)
             self.special = self.special or any(map(is_special, keys))
 
@@ -155,7 +160,7 @@ class Stack:
         self.misframed |= self.frame_end <= self.opcodes.end
 
     def TUPLE(self) -> None:
-        self.keep(tuple(self.pop_to_mark()[:_LONGEST]), 1, DROPPED)
+        self.keep(tuple(grow([], self.pop_to_mark(), _LONGEST)), 1, DROPPED)
 
     def EMPTY_TUPLE(self) -> None:
         self.stack.append(())
@@ -271,12 +276,32 @@ def _memo_keys(index: Value) -> list[int | str]:
         return [digits]
 
 
+def grow(shown: list[Value], values: list[Value], most: int = SHOWN) -> list[Value]:
+    """Add as many of the values as are kept, and a function that is one of the others.
+
+    A list with a function is not what weight files give to a call, wherever in it that is.
+    """
+    room = most - len(shown)
+    if room > 0:
+        shown.extend(values[:room])
+    if len(values) > room >= 0:
+        function = function_in(values[room:])
+        if function is not None:
+            shown.append(function)
+    return shown
+
+
+def function_in(values: list[Value]) -> Value:
+    """Return the first function among values, which weight files call and do not store, or None."""
+    return next((each for each in values if isinstance(each, Name) and each.is_function), None)
+
+
 def _list(values: list[Value]) -> Value:
-    return values[:SHOWN]
+    return grow([], values)
 
 
 def _frozen_set(values: list[Value]) -> Value:
-    return Set(values[:SHOWN], frozen=True)
+    return Set(grow([], values), frozen=True)
 
 
 def _dict(values: list[Value]) -> Value:

@@ -9,7 +9,7 @@ counts as computed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.core.limits import PICKLE
@@ -25,6 +25,7 @@ from cgpt_convert.pickles.trace.stack import (
     Exhausted,
     Items,
     Unknown,
+    grow,
     pairs,
 )
 from cgpt_convert.pickles.trace.uses import EXTENSION, Made, Name, Use, class_of, spelled
@@ -151,9 +152,9 @@ class _Machine(Nested):
     def add(self, values: list[Value]) -> None:
         target = self.stack[-1]
         if isinstance(target, list):
-            _grow(target, values)
+            grow(target, values)
         elif isinstance(target, Set):
-            _grow(target.members, values)
+            grow(target.members, values)
         elif isinstance(target, Call):
             if len(target.elements) < SHOWN:
                 target.add_elements(values[: SHOWN - len(target.elements)])
@@ -321,12 +322,6 @@ def _count(use: Use, call: Call) -> None:
     use.count += 1
     if use.call is None:
         use.call, use.position = call, call.position
-
-
-def _grow(shown: list[Any], values: list[Any]) -> None:
-    """Add as many of the values as are kept."""
-    if len(shown) < SHOWN:
-        shown.extend(values[: SHOWN - len(shown)])
 
 
 _CALLABLE = (Global, Call, PersistentId, Unknown, Made)

@@ -48,6 +48,15 @@ class Name(Global):
         self.use = use
         self.signature: Any = signature
 
+    @property
+    def is_function(self) -> bool:
+        """Return whether it is an allowed name that may be called."""
+        return self.use is None and self.signature.accept is not never
+
+
+def never(_args: tuple[Value, ...]) -> None:
+    """Accept no arguments: the signature of a name that is not called."""
+
 
 class Made:
     """The result of accepted calls: its kind, the function, and what may be added to it.
