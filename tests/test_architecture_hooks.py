@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -226,6 +227,40 @@ def test_a_configuration_of_gpt2_is_not_taken_for_it(tmp_path: Path) -> None:
     done = run("convert", folder, "-o", tmp_path / "out", "--to", "hf")
     assert done.code == 3
     assert "describes a gpt2 model" in " ".join(done.err.split())
+
+
+def test_a_gguf_file_of_it_is_read_under_its_names(tmp_path: Path, model: Path) -> None:
+    names = {"wte.weight": "token_embd.weight"}
+    for layer in range(2):
+        names[f"h.{layer}.attn.attention.q_proj.weight"] = f"blk.{layer}.attn_q.weight"
+        names[f"h.{layer}.mlp.c_fc.weight"] = f"blk.{layer}.ffn_up.weight"
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "gpt_neo")
+    writer.add_uint32("gpt_neo.block_count", 2)
+    for name, values in weights("").items():
+        writer.add_tensor(names[name], values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert run("inspect", path, "--json").json["model"]["architecture"] == "gpt_neo"
+    ours, theirs = (run("digest", each, "--json").json["model"] for each in (model, path))
+    assert ours == theirs
+    assert run("verify", model, path).code == 0
+    refused("hf", "convert", path, "-o", tmp_path / "out", "--to", "hf")
+    assert run("convert", path, "-o", tmp_path / "out.gguf").code == 3
+    refused("forward", "generate", path, "--ids", "1,2")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_no_module_outside_its_folder_names_the_modules_of_gpt2() -> None:
+    package = Path(cgpt_convert.__file__).parent
+    naming = {
+        path.relative_to(package).parent.as_posix()
+        for path in package.rglob("*.py")
+        if "architectures.gpt2" in path.read_text()
+    }
+    assert naming == {"architectures/gpt2"}
 
 
 def test_hooks_are_found_by_name() -> None:

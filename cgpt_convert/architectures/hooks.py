@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
-from typing import Literal
+from typing import Literal, Protocol
 
 from cgpt_convert.architectures.schema import Architecture, architectures
 from cgpt_convert.core.errors import Unsupported
@@ -27,6 +27,34 @@ _HINTS: dict[Feature, str] = {
     "forward": "inspect, digest, diff and verify without --logits read any tensors",
     "java_program": "extract without --properties",
 }
+
+
+class Computed(Protocol):
+    """The sizes of a model, as `hyperparameters` of every forward pass returns them."""
+
+    @property
+    def n_layer(self) -> int:
+        """The number of layers."""
+
+    @property
+    def n_embd(self) -> int:
+        """The width of the residual stream."""
+
+    @property
+    def n_head(self) -> int:
+        """The number of attention heads."""
+
+    @property
+    def d_head(self) -> int:
+        """The width of one attention head."""
+
+    @property
+    def n_positions(self) -> int:
+        """The greatest number of tokens of one sequence."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens in the vocabulary."""
 
 
 def has_hook(architecture: Architecture, feature: Feature) -> bool:

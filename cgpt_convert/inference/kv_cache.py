@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgpt_convert.architectures.gpt2.hyperparameters import Hyperparameters
+from cgpt_convert.architectures.hooks import Computed
 from cgpt_convert.inference.backend import Array, Backend
 from cgpt_convert.tensors.dtypes import FLOAT32
 
@@ -16,7 +16,7 @@ class Cache:
     n_layer * n_embd * batch * capacity, of which the system gives what is used.
     """
 
-    def __init__(self, xp: Backend, hyper: Hyperparameters, batch: int, capacity: int) -> None:
+    def __init__(self, xp: Backend, hyper: Computed, batch: int, capacity: int) -> None:
         shape = (hyper.n_layer, batch, hyper.n_head, capacity, hyper.d_head)
         self._keys = xp.empty(shape)
         self._values = xp.empty(shape)
@@ -24,7 +24,7 @@ class Cache:
         self.length = 0
 
     @staticmethod
-    def nbytes(hyper: Hyperparameters, batch: int, capacity: int) -> int:
+    def nbytes(hyper: Computed, batch: int, capacity: int) -> int:
         """Return the bytes that a cache takes when it is full."""
         return 2 * FLOAT32.nbytes * hyper.n_layer * hyper.n_embd * batch * capacity
 

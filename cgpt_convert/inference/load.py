@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cgpt_convert.architectures.hf_config_check import CONFIG, check_config, read_config
-from cgpt_convert.architectures.hooks import hook, with_hook
+from cgpt_convert.architectures.hooks import Computed, hook, with_hook
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
@@ -21,8 +21,6 @@ from cgpt_convert.tensors.tensor import Tensor
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from cgpt_convert.architectures.gpt2.hyperparameters import Hyperparameters
-
 Key = tuple[str, int | None]  # a rule's name, and the layer
 
 
@@ -31,7 +29,7 @@ class Source(NamedTuple):
 
     checkpoint: Checkpoint
     tensors: Mapping[Key, Tensor]
-    hyper: Hyperparameters
+    hyper: Computed
     config: Mapping[str, Any]  # config.json and the like
     recognised: Recognised
     tied: bool  # the head is the token embedding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.core.threads import Crew
 from cgpt_convert.inference import memory
@@ -19,8 +19,6 @@ from cgpt_convert.tensors.tensor import Tensor, replace
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from cgpt_convert.architectures.gpt2.forward import Affine, Block
 
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int64]
@@ -46,7 +44,7 @@ class Weights:
             unused = {(source.forward.HEAD, None)} - self._keep
             self._keep |= source.tensors.keys() - unused
         self._resident = resident
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, tuple[Any, ...]] = {}
         self.require_memory()
 
     def wte(self, ids: Ids) -> Array:
@@ -60,18 +58,18 @@ class Weights:
         """The embeddings (stop - start, n_embd) of these positions."""
         return self._rows((self._forward.POSITIONS, None), start, stop)
 
-    def block(self, layer: int) -> Block:
+    def block(self, layer: int) -> tuple[Any, ...]:
         """The parameters of a layer, counted from 0."""
         if layer in self._blocks:
             return self._blocks[layer]
         names = self._forward.BLOCK
-        block: Block = self._forward.Block(*(self._affine(name, layer) for name in names))
+        block: tuple[Any, ...] = self._forward.Block(*(self._affine(name, layer) for name in names))
         if self._resident:
             self._blocks[layer] = block
         return block
 
     @property
-    def ln_f(self) -> Affine:
+    def ln_f(self) -> tuple[Array, Array]:
         """The last LayerNorm."""
         return self._affine(self._forward.FINAL_NORM, None)
 
@@ -103,9 +101,9 @@ class Weights:
         Crew(jobs).run([functools.partial(self._array, key) for key in keys], blocks.import_all)
         self._source.checkpoint.check_unchanged()
 
-    def _affine(self, name: str, layer: int | None) -> Affine:
+    def _affine(self, name: str, layer: int | None) -> tuple[Array, Array]:
         parts = (self._array((f"{name}.{part}", layer)) for part in ("weight", "bias"))
-        affine: Affine = self._forward.Affine(*parts)
+        affine: tuple[Array, Array] = self._forward.Affine(*parts)
         return affine
 
     def _array(self, key: Key) -> Array:
