@@ -178,13 +178,13 @@ def flattened(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor
 
 
 def read_script(path: Path) -> Tensors:
-    """The parameters and buffers, and what a state_dict leaves out: attributes and constants."""
+    """Return the parameters and buffers, then what a state_dict does not have."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # there is no other reader
         module = torch.jit.load(str(path), map_location="cpu")
     attributes = {name: getattr(module, name) for name in ("_state", "_context")}
     constants = {"constants.0": torch.empty(0)}  # torch only hands it to the compiler
-    return {**attributes, **module.state_dict(), **constants}
+    return {**module.state_dict(), **attributes, **constants}
 
 
 def bits(value: torch.Tensor) -> bytes:
