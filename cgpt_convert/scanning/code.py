@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 # -- TorchScript
 
@@ -327,6 +328,30 @@ def _tag_end(text: str, at: int, closing: str) -> int:
         opened = text[token.start()]
         depth += (opened in "({[") - (opened in ")}]" and depth > 0)
     return len(text)
+
+
+# -- YAML
+
+_YAML = "tag:yaml.org,2002:"
+_PYTHON_TAG = re.compile(r"!!python/(object|name|module)\S*|!?<?tag:yaml\.org,2002:python\S*")
+_TAG = re.compile(r"%TAG[ \t]+\S+[ \t]+(\S+)")
+
+
+def yaml(text: str) -> Iterator[str]:
+    """Yield the tags of a YAML document by which an unsafe loader imports or calls Python's names.
+
+    PyYAML's `yaml.load` with UnsafeLoader or Loader: yaml/constructor.py.
+    """
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            continue
+        plain = unquote(line)
+        found = _PYTHON_TAG.search(plain)
+        prefix = _TAG.match(plain)
+        if found:
+            yield f"the YAML tag {found[0][:200]}, which yaml.unsafe_load imports"
+        elif prefix and prefix[1] != _YAML and _YAML.startswith(prefix[1][: len(_YAML)]):
+            yield f"a short form of YAML's own tags: {prefix[0][:200]}"
 
 
 # -- site files

@@ -365,6 +365,8 @@ class Look(Found):
             self.code(code.template(_decoded(source)), place)
         elif kinds.is_jinja(name):
             self.code(code.jinja(_decoded(source)), place)
+        elif kind in _TEXTS and name.lower().endswith((".yaml", ".yml")):
+            self.code(code.yaml(_decoded(source)), place)
         elif kind in _TEXTS and name.endswith(".pth"):
             lines = _decoded(source).splitlines()
             self.code(code.site(lines, installed=kinds.in_environment(self.path)), place)

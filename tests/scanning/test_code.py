@@ -330,3 +330,29 @@ def test_a_joblib_file_is_not_scanned_rather_than_damaged(tmp_path: Path) -> Non
         assert scanned(path.read_bytes(), tmp_path).verdict is Verdict.CLEAN
         joblib.dump({"a": np.arange(9.0), "b": Payload()}, path, compress=compress)
         assert scanned(path.read_bytes(), tmp_path).verdict is not Verdict.CLEAN
+
+
+YAML = {
+    "apply": "a: !!python/object/apply:os.getpid []\n",
+    "name": "a: !!python/name:os.system ''\n",
+    "in full": "a: !<tag:yaml.org,2002:python/name:os.system> ''\n",
+    "escaped": "a: !!%70ython/name:os.system ''\n",
+    "put together": "%TAG !p! tag:yaml.org,2002:py\n---\na: !p!thon/name:os.system ''\n",
+    "by another handle": "%TAG ! tag:yaml.org,2002:python/\n---\na: !name:os.system ''\n",
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_that_an_unsafe_loader_imports_from_is_foreign(name: str, tmp_path: Path) -> None:
+    found = scanned(YAML[name].encode(), tmp_path, name="hparams.yaml")
+    assert (found.verdict, found.sightings[0].rule.id) == (Verdict.FOREIGN, "CGPT020")
+    pytest.importorskip("yaml")
+    program = "import sys, yaml; print(yaml.unsafe_load(open(sys.argv[1]))['a'])"
+    command = [sys.executable, "-c", program, str(tmp_path / "hparams.yaml")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "system" in made.stdout or int(made.stdout) > 1
+
+
+def test_plain_yaml_is_no_code(tmp_path: Path) -> None:
+    text = b"%TAG ! tag:example.com,2000:\n---\n# !!python/name:os.system\na: !!str b\nc: !x {}\n"
+    assert scanned(text, tmp_path, name="config.yml").verdict is Verdict.NOTHING
