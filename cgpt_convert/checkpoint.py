@@ -94,6 +94,28 @@ class Checkpoint(Mapping[str, Tensor]):
         # name of a tensor -> path of the innermost of the containers that it is in, where known
         self.within: dict[str, str] = {}
 
+    def __repr__(self) -> str:
+        count = len(self.tensors)
+        told = [self.kind, f"{count:,} tensor" + "s" * (count != 1)]
+        told += [f"{len(self.exotic):,} not dense"] if self.exotic else []
+        told += [f"{len(self.lost):,} lost"] if self.lost else []
+        ties = self.ties
+        nbytes = sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in ties)
+        return f"<Checkpoint {self.path!r}: {', '.join(told)}, {nbytes:,} bytes>"
+
+    def __enter__(self) -> Checkpoint:  # noqa: PYI034  typing has no Self before 3.11
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files that are open; tensors must not be read after that."""
+        for source in self.sources:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 

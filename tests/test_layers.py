@@ -29,6 +29,7 @@ FLOORS = (
 # Named, because they point down: methods for convenience, and the names that the package exports.
 DOWNWARD = {
     ("tensors.tensor", "tensors.read"),
+    ("tensors.tensor", "tensors.to_torch"),
     ("", "api.functions"),
     ("", "checkpoint"),
     ("", "core.errors"),
@@ -55,7 +56,7 @@ ALLOWED = {
     "writing.writer",
     "pickletools": "",
     "tokenizers": "inference.text",
-    "torch": "inference.backend_torch",
+    "torch": "inference.backend_torch tensors.to_torch",
     "transformers": "",
     "safetensors": "cli.demo",
     "lm_eval": "lm_eval_plugin",

@@ -103,4 +103,5 @@ UINT8 = BY_NAME["uint8"]
 FLOAT32 = BY_NAME["float32"]
 CASTS = ("float32", "float16", "bfloat16")  # choices of `--dtype`
 BLOCK_CASTS = tuple(row.name for row in TABLE if row.block > 1)  # additional types for GGUF
-WISHES = ("keep", *CASTS, *BLOCK_CASTS)
+CAST_TARGETS = (*CASTS, *BLOCK_CASTS)
+WISHES = ("keep", *CAST_TARGETS)

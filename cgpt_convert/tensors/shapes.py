@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate
+from operator import index as as_integer
 from operator import mul
+from typing import Any
 
+from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.tensors.dtypes import DType
 
 
@@ -37,3 +40,54 @@ def is_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         step *= size
     return True
+
+
+def sliced(
+    index: object, start: int, shape: tuple[int, ...], strides: tuple[int, ...], where: str = ""
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return start, shape and strides of the view that NumPy's basic indexing gives.
+
+    An index is an integer, a slice, `...`, or a tuple of these. Raises IndexError and TypeError as
+    NumPy does, and BadRequest for a negative step.
+    """
+    items = index if isinstance(index, tuple) else (index,)
+    dots = sum(item is Ellipsis for item in items)
+    used = len(items) - dots
+    if dots > 1:
+        raise IndexError("an index can only have a single ellipsis ('...')")
+    if used > len(shape):
+        raise IndexError(f"too many indices: {used} for {len(shape)} dimensions")
+    if not dots:
+        items = (*items, Ellipsis)
+    sizes: list[int] = []
+    steps: list[int] = []
+    axis = 0
+    for item in items:
+        if item is Ellipsis:
+            end = axis + len(shape) - used
+            sizes += shape[axis:end]
+            steps += strides[axis:end]
+            axis = end
+            continue
+        size, stride = shape[axis], strides[axis]
+        axis += 1
+        if isinstance(item, slice):
+            chosen = range(*item.indices(size))
+            if chosen.step < 0:
+                raise BadRequest("a slice with a negative step", where=where, hint="use .numpy()")
+            start += chosen.start * stride if chosen else 0
+            sizes.append(len(chosen))
+            steps.append(stride * chosen.step)
+        else:
+            start += _position(item, size) * stride
+    return start, tuple(sizes), tuple(steps)
+
+
+def _position(item: Any, size: int) -> int:
+    """Return the integer index as a position, counted from the front."""
+    if isinstance(item, bool):
+        raise TypeError("a tensor is indexed by integers and slices, not by masks")
+    position: int = as_integer(item)
+    if not -size <= position < size:
+        raise IndexError(f"index {position} is out of bounds for a dimension of size {size}")
+    return position % size

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, RANK
 from cgpt_convert.sources.local import Source, expect
-from cgpt_convert.tensors.dtypes import FLOAT32, UINT8, DType
-from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order
+from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType
+from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import EllipsisType
 
     import numpy as np
+    import torch
 
     from cgpt_convert.tensors.read import CastCounts
+
+    Index = int | slice | EllipsisType
 
 
 # plain classes: a dataclass decorator takes longer than inspecting a small file
@@ -201,8 +205,18 @@ class Tensor:
         """Return the view with its dimensions reversed."""
         return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
 
-    def cast(self, dtype: DType) -> Tensor:
-        """Return the same values as `dtype`; BadRequest unless both types are real numbers."""
+    def cast(self, dtype: DType | str) -> Tensor:
+        """Return the same values as `dtype`, which may be given by its name, such as "bfloat16".
+
+        Raises BadRequest for a name that cannot be cast to, and unless both types are real numbers.
+        """
+        if isinstance(dtype, str):
+            if dtype not in CAST_TARGETS:
+                names = ", ".join(CAST_TARGETS)
+                raise BadRequest(
+                    f"cannot cast to {dtype!r}", where=self.name, hint=f"choose from {names}"
+                )
+            dtype = BY_NAME[dtype]
         if dtype == self.dtype:
             return self
         if not (self.stored.casts and dtype.casts):
@@ -211,6 +225,18 @@ class Tensor:
             rows = f"rows of whole blocks of {dtype.block}, not shape {self.shape}"
             raise BadRequest(f"{dtype.name} takes {rows}", where=self.name)
         return replace(self, target=None if dtype == self.stored else dtype)
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> Tensor:
+        """Return the view that NumPy's basic indexing gives: integers, slices and `...`.
+
+        Only the elements of the view are read. Raises IndexError as NumPy does, and BadRequest for
+        a negative step and for a part of a block of a quantized type.
+        """
+        start, shape, strides = sliced(index, self.start, self.shape, self.strides, self.name)
+        if not in_blocks(self.dtype, shape):
+            rows = f"a view of {self.dtype.name} has rows of whole blocks of {self.dtype.block}"
+            raise BadRequest(rows, where=self.name, hint='cast it first: .cast("float32")')
+        return replace(self, start=start, shape=shape, strides=strides)
 
     def extent(self) -> Range | None:
         """Return the raw bytes if they are already what `blocks()` would yield, else None."""
@@ -246,6 +272,22 @@ class Tensor:
         from cgpt_convert.tensors import read as blocks
 
         return blocks.array(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001
+        """Return the values as `numpy()` does, for `np.asarray`; always a new array."""
+        if copy is False:
+            raise ValueError(f"the values of {self.name!r} are read into a new array")
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def torch(self) -> torch.Tensor:
+        """Return the values as a new torch tensor of the same type, bfloat16 and float8 too.
+
+        Raises Unsupported without torch, and for types that torch has no dense tensors of.
+        """
+        from cgpt_convert.tensors import to_torch
+
+        return to_torch.read(self)
 
 
 View = TypeVar("View", Storage, Tensor)
