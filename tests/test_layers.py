@@ -43,7 +43,8 @@ ALLOWED = {
     "cli.extract cli.generate cli.inspect cli.lock cli.logits cli.models cli.notes "
     "cli.options cli.report cli.salvaging cli.scan cli.table cli.verify",
     "tqdm": "cli.progress",
-    "numpy": "cli.demo inference.backend_numpy inference.compare inference.evaluate.cross_entropy "
+    "numpy": "api.arrays cli.demo inference.backend_numpy inference.compare "
+    "inference.evaluate.cross_entropy "
     "inference.evaluate.divergence inference.evaluate.text_windows inference.gelu "
     "inference.generate.beam_search inference.generate.loop inference.generate.sampling "
     "inference.model inference.weights lm_eval_plugin tensors.cast tensors.compare "

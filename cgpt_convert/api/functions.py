@@ -1,6 +1,7 @@
 """The public functions. Each opens what it is given, and calls what the command calls.
 
-A source is a path, a URL, or a `Checkpoint` that is open already. Nothing is printed; every error
+A source is a path, a URL, a `Checkpoint` that is open already, or a dict of NumPy arrays and
+tensors. Nothing is printed; every error
 is a `CgptError`. `root`, `match` and `exclude` select tensors as the options of the commands do;
 `jobs` is the number of threads, 0 for one per CPU core.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cgpt_convert.api.results import Converted, Difference, Digests, ScanResult, Verified
@@ -43,7 +44,7 @@ from cgpt_convert.writing.source_guard import check_apart, inputs_of
 from cgpt_convert.writing.writer import Options
 
 Path = str | os.PathLike[str]
-Source = Checkpoint | Path
+Source = Path | Mapping[str, Any]  # a Checkpoint is a mapping, too
 Globs = str | Sequence[str]
 
 
@@ -207,19 +208,21 @@ def verify(
             raise BadRequest("a target and a lock are given", hint="give one of them")
         original, compared = _opened(source, mapping), _opened(target)
         checks, scope = against_original(original, compared, wish, jobs)
-        checks += of_source(original, _path_of(source))
-        checks += besides(compared, _path_of(target), rule, original)
+        checks += of_source(original, _path_of(source, original))
+        checks += besides(compared, _path_of(target, compared), rule, original)
     elif lock is not None:
         compared = _opened(source, mapping)
         checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs)
-        checks += besides(compared, _path_of(source), rule)
+        checks += besides(compared, _path_of(source, compared), rule)
     elif wish != Wish() or mapping is not None:
         raise BadRequest(
             "a file's provenance metadata is about all of it", hint="give no root, match or mapping"
         )
     else:
         compared = _opened(source)
-        checks = against_itself(compared, jobs) + besides(compared, _path_of(source), rule)
+        checks = against_itself(compared, jobs) + besides(
+            compared, _path_of(source, compared), rule
+        )
     if scope is not None:
         checks += scope.checks()
     return Verified(tuple(checks), scope)
@@ -254,15 +257,19 @@ def scan(*paths: Path, allow: Sequence[str] = (), jobs: int = 0) -> ScanResult:
 
 
 def _opened(source: Source, mapping: str | None = None) -> Checkpoint:
-    if not isinstance(source, Checkpoint):
+    if not isinstance(source, Mapping):
         return open_checkpoint(source, mapping)
     if mapping is not None:
         raise BadRequest("a mapping is for a path", hint="give it to open_checkpoint")
-    return source
+    if isinstance(source, Checkpoint):
+        return source
+    from cgpt_convert.api.arrays import in_memory
+
+    return in_memory(source)
 
 
-def _path_of(source: Source) -> str:
-    return source.path if isinstance(source, Checkpoint) else os.fspath(source)
+def _path_of(source: Source, opened: Checkpoint) -> str:
+    return opened.path if isinstance(source, Mapping) else os.fspath(source)
 
 
 def _output(output: Path) -> str:

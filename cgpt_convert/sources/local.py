@@ -171,7 +171,7 @@ _HAS_PREADV = hasattr(os, "preadv")  # checked once: a large transpose makes 100
 class MemoryBytes:
     """Bytes in memory, such as an array inside a pickle."""
 
-    def __init__(self, name: str, data: bytes | bytearray) -> None:
+    def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self.name = name
         self._data = memoryview(data)
         self.nbytes = len(data)

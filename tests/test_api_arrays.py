@@ -1,0 +1,132 @@
+"""Dicts of arrays and tensors as a source of the public functions; safetensors is the oracle."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+
+from cgpt_convert import BadRequest, CgptError, convert, diff, digest, open_checkpoint, verify
+from cgpt_convert.api.arrays import in_memory
+
+DTYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?", "c8"]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_is_written_as_safetensors_has_it(tmp_path, dtype, order):
+    values = np.random.default_rng(0).integers(0, 2, (4, 3)) * 3
+    array = values.astype(np.dtype(dtype).newbyteorder(order))
+    state = {
+        "w": array,
+        "t": array.T,
+        "step": array[::2, ::-1],
+        "none": array[:0],
+        "one": array[1, 2],
+    }
+    convert(state, tmp_path / "out.safetensors", tied="copy")
+    written = load_file(tmp_path / "out.safetensors")
+    assert written.keys() == state.keys()
+    for name, expected in state.items():
+        assert written[name].dtype == np.dtype(dtype)
+        assert written[name].shape == np.shape(expected)
+        assert np.array_equal(written[name], expected)
+
+
+def test_the_file_is_that_of_a_saved_checkpoint(tmp_path):
+    state = {"a": np.arange(12, dtype="<f4").reshape(3, 4), "b": np.ones(5, "<f2")}
+    save_file(state, tmp_path / "one.safetensors")
+    convert(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+    convert(state, tmp_path / "three.safetensors", verify=True)
+    assert (tmp_path / "two.safetensors").read_bytes() == (
+        tmp_path / "three.safetensors"
+    ).read_bytes()
+    assert digest(state).digest == digest(tmp_path / "one.safetensors").digest
+    assert verify(state, tmp_path / "two.safetensors")
+    assert diff(state, tmp_path / "two.safetensors").equal
+    state["a"][1, 1] += 1
+    assert not verify(state, tmp_path / "two.safetensors")
+    assert not diff(state, tmp_path / "two.safetensors").equal
+
+
+def test_casts_are_torchs(tmp_path):
+    array = np.random.default_rng(0).standard_normal((50, 20), "<f4")
+    convert({"w": array, "n": np.arange(3)}, tmp_path / "out.safetensors", dtype="bfloat16")
+    written = load_torch(tmp_path / "out.safetensors")
+    assert torch.equal(written["w"], torch.from_numpy(array).bfloat16())
+    assert torch.equal(written["n"], torch.arange(3))
+
+
+def test_names_of_one_array_are_tied(tmp_path):
+    array = np.ones((3, 2), "<f4")
+    equal = array.copy()
+    made = convert({"a": array, "b": array, "c": equal, "t": array.T}, tmp_path / "o.safetensors")
+    assert made.aliases == {"b": "a"}
+    with safe_open(tmp_path / "o.safetensors", "np") as file:
+        assert set(file.keys()) == {"a", "c", "t"}
+    assert in_memory({"a": array[:0], "b": array[:0]}).ties == {}
+
+
+def test_tensors_of_a_checkpoint_are_taken_with_arrays(tmp_path):
+    weight = torch.randn(8, 4)
+    torch.save({"w": weight}, tmp_path / "model.bin")
+    checkpoint = open_checkpoint(tmp_path / "model.bin")
+    state = {"rows": checkpoint["w"][2:5], "half": checkpoint["w"].cast("float16"), "x": np.ones(2)}
+    convert(state, tmp_path / "out.safetensors")
+    written = load_torch(tmp_path / "out.safetensors")
+    assert torch.equal(written["rows"], weight[2:5])
+    assert torch.equal(written["half"], weight.half())
+    assert torch.equal(written["x"], torch.ones(2, dtype=torch.float64))
+
+
+def test_the_file_of_a_tensor_in_a_dict_is_not_overwritten(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "model.bin")
+    before = (tmp_path / "model.bin").read_bytes()
+    state = {"x": open_checkpoint(tmp_path / "model.bin")["w"], "y": np.ones(2)}
+    with pytest.raises(BadRequest, match="the output is the input"):
+        convert(state, tmp_path / "model.bin", overwrite=True)
+    assert (tmp_path / "model.bin").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"w": [1.0, 2.0]}, "builtins.list"),
+        ({"w": torch.ones(2)}, r"torch\.Tensor"),
+        ({"w": None}, "NoneType"),
+        ({1: np.ones(2)}, "1 is not a string"),
+        ({"w": np.array(["a"])}, "str"),
+        ({"w": np.array([None])}, "object"),
+        ({"w": np.zeros(2, "f4,i4")}, "void"),
+        ({"w": np.zeros(2, "M8[s]")}, "datetime"),
+        ({"w": np.zeros(2, "V2")}, "void"),
+        ({"w": np.ma.masked_array([1.0], [True])}, "masked"),
+    ],
+)
+def test_other_values_are_rejected(tmp_path, state, message):
+    with pytest.raises(BadRequest, match=message):
+        convert(state, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_empty_dict_has_no_tensors(tmp_path):
+    with pytest.raises(CgptError, match="no tensors"):
+        convert({}, tmp_path / "out.safetensors")
+
+
+def test_no_configuration_of_the_working_folder_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CgptError):
+        convert({"w": np.ones(2)}, "model.gguf")
+    with pytest.raises(BadRequest, match="mapping"):
+        convert({"w": np.ones(2)}, "out.safetensors", mapping="111M")
+
+
+def test_arrays_are_not_copied():
+    array = np.ones((3, 2), "<f4")
+    tensors = in_memory({"w": array, "t": array.T})
+    array[0, 1] = 7
+    assert tensors["w"].numpy()[0, 1] == 7
+    assert tensors["t"].numpy()[1, 0] == 7
