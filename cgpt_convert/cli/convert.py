@@ -16,7 +16,14 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import AddProvenance
-from cgpt_convert.targets.plan_conversion import Conversion, Target, convert, target_for, targets
+from cgpt_convert.targets.plan_conversion import (
+    Conversion,
+    Target,
+    all_targets,
+    convert,
+    target_for,
+    targets,
+)
 from cgpt_convert.targets.selection import Selection, Wish, chosen_names, parts, under
 from cgpt_convert.tensors.dtypes import WISHES
 from cgpt_convert.writing.writer import Options
@@ -38,6 +45,15 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
             self.fail(f"{value!r} is more than can be counted", param, ctx)
 
 
+class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """The name of a target. Formats of other packages are looked for if no built-in one fits."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self.choices:
+            return super().convert(value, param, ctx)
+        return click.Choice(all_targets()).convert(value, param, ctx)
+
+
 @click.command("convert")
 @options.source
 @click.option(
@@ -45,8 +61,9 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 )
 @click.option(
     "--to",
-    type=click.Choice(targets()),
-    help="The format; hf is a folder for transformers.  [default: from OUTPUT's suffix]",
+    type=_TargetName(targets()),
+    help="The format, also one of an installed plug-in; hf is a folder for transformers.  "
+    "[default: from OUTPUT's suffix]",
 )
 @click.option(
     "--dtype",

@@ -108,12 +108,12 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
 
 def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
     """Read the file `source`, called `path`, with the format of its kind."""
-    form = formats.for_kind(kind, salvage=salvage)
+    form = formats.for_kind(kind, salvage=salvage) or formats.plugin_of_file(source, kind)
     if form is not None:
         return form.load(FormatFile(source, path, kind, salvage))
     from cgpt_convert.formats.diagnose import refuse
 
-    raise refuse(kind, source)
+    raise formats.diagnosed(source) or refuse(kind, source)
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
@@ -126,6 +126,11 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
     arrays = not found and any(name.endswith(".npy") for name in inside)
     if arrays or "tensors.json" in inside:
         return formats.by_name("npy").read(path)
+    if not found:
+        form = formats.plugin_of_folder(inside)
+        if form is not None:
+            return form.read(path)
+        found = sorted(filter(formats.plugin_of_suffix, inside))
     one = _the_one(path, found, inside)
     return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
 

@@ -1,25 +1,33 @@
 """The registry of formats, by name, by kind of file and by suffix.
 
-A format is a package in this folder with one value `FORMAT`. The package itself imports nothing but
-this module; its parts import the readers and writers when they are called: start-up time matters.
+A built-in format is a package in this folder with one value `FORMAT`. Its functions import the
+readers and writers when they are called: start-up time matters. Other packages register formats as
+entry points. Finding these takes about 30 ms, so it is done only for names and files that no
+built-in format recognises.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.formats.detect import Kind, sniff
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import DType
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from cgpt_convert.plan import FilePlan, Request  # not imported to inspect a file
+
+
+Answer = TypeVar("Answer")
 
 
 class FormatFile(NamedTuple):
@@ -49,6 +57,16 @@ class Format(NamedTuple):
     plan: Callable[[Request], list[FilePlan]] | None = None
     # returns the element types that `plan` accepts
     dtypes: Callable[[], tuple[DType, ...]] | None = None
+    # The rest is for formats of other packages; `sniff` and the scanner know the built-in ones.
+    # tells whether a file is of this format, from its content
+    detect: Callable[[Source], bool] | None = None
+    # tells whether a folder is of this format, from the names of the files in it
+    detect_folder: Callable[[Collection[str]], bool] | None = None
+    # returns why a file that no format recognises is a damaged one of this format, if it is
+    diagnose: Callable[[Source], CgptError | None] | None = None
+    # returns if every byte of the file is accounted for and none of it is code; raises Malformed if
+    # the file is damaged, Unsupported if it contains code or anything that is not understood
+    scan: Callable[[Source], None] | None = None
 
     @property
     def suffix(self) -> str:
@@ -67,6 +85,30 @@ class Format(NamedTuple):
         if self.read_file is None:
             raise BadRequest(f"{self.name} is a folder, not a file", where=file.path)
         return self.read_file(file)
+
+    def recognises(self, source: Source) -> bool:
+        """Return whether a file is of this format, if it is another package's."""
+        return self.detect is not None and bool(self._ask(self.detect, source))
+
+    def check_scanned(self, source: Source) -> None:
+        """Return if the file contains only data; raise Malformed or Unsupported if not."""
+        if self.scan is None:
+            raise Unsupported(f"a {self.name} file, whose format plug-in has no scanner")
+        self._ask(self.scan, source)
+
+    def diagnosis(self, source: Source) -> CgptError | None:
+        """Return why an unrecognised file is a damaged one of this format; None if it is not."""
+        return self._ask(self.diagnose, source) if self.diagnose is not None else None
+
+    def _ask(self, hook: Callable[[Source], Answer], source: Source) -> Answer:
+        """Call a hook of another package; Unsupported if it fails by itself."""
+        try:
+            return hook(source)
+        except CgptError:
+            raise
+        except Exception as error:
+            message = f"the format plug-in {self.name} failed: {error!r}"
+            raise Unsupported(message, where=source.name, hint=_REMOVE) from error
 
     def planned(self, request: Request) -> list[FilePlan]:
         """Return the files that contain `request`; BadRequest if the format is read-only."""
@@ -96,18 +138,62 @@ _OF_KIND = {
 }
 
 
+GROUP = "cgpt_convert.formats"  # of the entry points
+
+
 def names() -> list[str]:
     """Return the names of the built-in formats, sorted; none is imported."""
     return sorted(_PACKAGES)
 
 
+def writable() -> list[str]:
+    """Return the names of all formats that can be written, of other packages too, sorted."""
+    return sorted([*_PACKAGES, *(form.name for form in plugins() if form.plan is not None)])
+
+
+@functools.cache
+def plugins() -> tuple[Format, ...]:
+    """Return the formats that other packages register, sorted by name.
+
+    Raises Unsupported if one cannot be loaded or has a name that is taken.
+    """
+    from importlib.metadata import entry_points
+
+    found: dict[str, Format] = {}
+    for entry in entry_points(group=GROUP):
+        form = _loaded(entry)
+        if form.name in found or form.name in _RESERVED:
+            message = f"the format plug-in {entry.value} has the name of another format"
+            raise Unsupported(f"{message}: {form.name!r}", hint=_REMOVE)
+        found[form.name] = form
+    return tuple(found[name] for name in sorted(found))
+
+
+_RESERVED = (*_PACKAGES, "hf")  # what `--to` takes already
+_REMOVE = "update or uninstall the package that registers it"
+
+
+def _loaded(entry: EntryPoint) -> Format:
+    try:
+        form = entry.load()
+    except Exception as error:
+        message = f"the format plug-in {entry.value} cannot be loaded: {error!r}"
+        raise Unsupported(message, hint=_REMOVE) from error
+    if not isinstance(form, Format):
+        raise Unsupported(f"the format plug-in {entry.value} is not a Format", hint=_REMOVE)
+    return form
+
+
 def by_name(name: str) -> Format:
     """Return the format called `name`; BadRequest, listing those that exist, if there is none."""
     package = _PACKAGES.get(name)
-    if package is None:
-        hint = f"choose from {', '.join(names())}"
-        raise BadRequest(f"no format is called {name!r}", hint=hint)
-    return cast("Format", importlib.import_module(f"cgpt_convert.formats.{package}").FORMAT)
+    if package is not None:
+        return cast("Format", importlib.import_module(f"cgpt_convert.formats.{package}").FORMAT)
+    for form in plugins():
+        if form.name == name:
+            return form
+    hint = f"choose from {', '.join(writable())}"
+    raise BadRequest(f"no format is called {name!r}", hint=hint)
 
 
 def for_kind(kind: Kind, *, salvage: bool = False) -> Format | None:
@@ -129,4 +215,32 @@ def for_suffix(path: str) -> Format | None:
         found = by_name(name)
         if base.endswith(found.suffixes or "\0"):
             return found
-    return None
+    return plugin_of_suffix(path)
+
+
+def plugin_of_suffix(path: str) -> Format | None:
+    """Return the format of another package whose files end as `path` does; None if none does."""
+    base = os.path.basename(path).lower()
+    return next((form for form in plugins() if base.endswith(form.suffixes or "\0")), None)
+
+
+def plugin_of_file(source: Source, kind: Kind) -> Format | None:
+    """Return the format of another package that recognises the file, which is of that kind.
+
+    None if there is none, or if a built-in format reads files of that kind.
+    """
+    if kind in _OF_KIND:
+        return None
+    return next((form for form in plugins() if form.recognises(source)), None)
+
+
+def plugin_of_folder(inside: Collection[str]) -> Format | None:
+    """Return the format of another package that recognises a folder with files of these names."""
+    found = (form for form in plugins() if form.detect_folder and form.detect_folder(inside))
+    return next(found, None)
+
+
+def diagnosed(source: Source) -> CgptError | None:
+    """Return why the file is a damaged one of another package's format; None if none says so."""
+    found = (form.diagnosis(source) for form in plugins())
+    return next((error for error in found if error is not None), None)

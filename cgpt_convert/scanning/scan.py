@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterable, Iterator
 
 from cgpt_convert.archives.zip_archive import SCRIPT
-from cgpt_convert.core.errors import CgptError
+from cgpt_convert.core.errors import CgptError, Unsupported
+from cgpt_convert.formats import registry as formats
 from cgpt_convert.formats.detect import Kind, sniff
+from cgpt_convert.formats.registry import Format
 from cgpt_convert.scanning import allowlist as names
 from cgpt_convert.scanning import raw_folders as extracted
 from cgpt_convert.scanning.result import Scanned
 from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import named, open_source
 
 
@@ -19,12 +22,14 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
     """Return what loading the file at `path` would run. Errors become findings; none is raised."""
     look = Look(rule)
     kind = Kind.UNKNOWN
+    plugin = None
     path = named(path)
     try:
         source = open_source(path)
         try:
             kind = sniff(source)
-            look.file(source, kind)
+            plugin = _plugin(source, kind, look)
+            look.file(source, kind, plugin)
             if look.unread and not extracted.is_raw(path):
                 look.settle(path)
             source.check_unchanged()
@@ -34,7 +39,7 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
         look.problem(error, "")
     return Scanned(
         path,
-        _label(path, kind, look),
+        f"{plugin.name} file" if plugin else _label(path, kind, look),
         look.weights,
         look.pickles,
         sorted(look.added),
@@ -70,6 +75,25 @@ def scan_each(
 
 
 _WORTHWHILE = 2
+
+
+def _plugin(source: Source, kind: Kind, look: Look) -> Format | None:
+    """Return the format of another package that recognises the file, if one does.
+
+    An error becomes a problem of the file: the rest of the scan still finds what the file runs.
+    """
+    if formats.for_kind(kind) is not None:
+        return None
+    try:
+        plugin = formats.plugin_of_file(source, kind)
+        named_as = plugin or formats.plugin_of_suffix(source.name)
+    except CgptError as error:
+        look.problem(error, "")
+        return None
+    if named_as is not plugin and named_as is not None:
+        what = f"its name is that of a {named_as.name} file, but its content is not"
+        look.problem(Unsupported(what), "")
+    return plugin
 
 
 def _label(path: str, kind: Kind, look: Look) -> str:

@@ -24,6 +24,7 @@ from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.detect import HEAD, Kind, is_hdf5_behind, sniff
+from cgpt_convert.formats.registry import Format
 from cgpt_convert.formats.torch import legacy_reader as legacy
 from cgpt_convert.pickles.trace.tracer import Trace
 from cgpt_convert.scanning import allowlist as names
@@ -89,15 +90,24 @@ class Look(Found):
         self.room, self.allowance = Room(0), Allowance(0)  # set by `file`
         self.path = ""
         self.unread: list[tuple[str, str]] = []  # (place, reason) of parts of unknown kinds
+        self.plugin: Format | None = None  # the format of another package that the file has
 
-    def file(self, source: Source, kind: Kind) -> None:
-        """Scan the file `source`, which is of the given kind, and everything inside it."""
+    def file(self, source: Source, kind: Kind, plugin: Format | None = None) -> None:
+        """Scan the file `source`, which is of the given kind, and everything inside it.
+
+        A file of another package's format is also checked by the `scan` of that format. It is
+        searched for pickles and archives like every other file.
+        """
+        self.plugin = plugin
         self.path = source.name
         self.room, self.allowance = Room(source.nbytes), Allowance(source.nbytes)
         try:
             self.part(source, "", 0, kind=kind)
         except SpentError as error:
             self.problem(error.unsupported, "")
+        if plugin is not None:
+            self.weights = True
+            self.guarded(lambda *_: plugin.check_scanned(source), source, "")
 
     def settle(self, path: str) -> None:
         """Report the parts of unknown kinds that a loader might read as problems."""
@@ -140,7 +150,8 @@ class Look(Found):
             return 0
         kind = sniff(source, record=True) if kind is None else kind
         self.weights |= kind in _WEIGHTS
-        if kind in kinds.CLOSED:
+        by_plugin = self.plugin is not None and not depth  # which answers for the file as a whole
+        if kind in kinds.CLOSED and not by_plugin:
             self.problem(Unsupported(kinds.CLOSED[kind]), place)
         if kind in _ZIPS or kind is Kind.CUT_ZIP:
             self.guarded(self.zip, source, place, depth)
@@ -154,7 +165,7 @@ class Look(Found):
         opened |= self.opened(source, place, depth, kind, role)
         if role is Role.ANY:
             self.guarded(self.texts, source, place, kind)
-        if not (opened or count or role is Role.STORAGE):
+        if not (opened or count or by_plugin or role is Role.STORAGE):
             self.unread.append((place, kinds.UNREAD[kind]))
         if kind not in (*_TARS, Kind.HDF5) and role is not Role.STORAGE and is_hdf5_behind(source):
             self.problem(Unsupported(kinds.CLOSED[Kind.HDF5]), place)

@@ -74,8 +74,13 @@ class Conversion:
 
 
 def targets() -> list[str]:
-    """What `Target.to` may be."""
+    """Return what `Target.to` may be, less the formats of other packages."""
     return sorted([*formats.names(), HF])
+
+
+def all_targets() -> list[str]:
+    """Return what `Target.to` may be; looking for the formats of other packages takes 30 ms."""
+    return sorted([*formats.writable(), HF])
 
 
 def target_for(output: str) -> str:
@@ -85,7 +90,7 @@ def target_for(output: str) -> str:
         raise BadRequest(
             "the format is not clear from the name",
             where=output,
-            hint=f"say --to {'|'.join(targets())}",
+            hint=f"say --to {'|'.join(all_targets())}",
         )
     return form.name
 
