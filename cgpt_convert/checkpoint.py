@@ -48,7 +48,7 @@ class Folded(Leaf):
 class Lost(NamedTuple):
     """The reason why a tensor is skipped: some of its bytes are missing or damaged."""
 
-    nbytes: int | None  # of its elements; None where the file does not tell
+    nbytes: int | None  # size of its elements; None if unknown
     why: str
 
 
@@ -63,7 +63,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self,
         path: str,  # as the user gave it
         kind: str,  # "PyTorch zip", "safetensors" ...
-        sources: tuple[Source, ...],  # the files it is made of
+        sources: tuple[Source, ...],  # the files that it was read from
         tensors: dict[str, Tensor],
         storages: Iterable[Storage] = (),
         *,
@@ -75,7 +75,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.kind = kind
         self.sources = sources
         self.tensors = tensors
-        self.storages = list(storages)  # all, also those nobody references
+        self.storages = list(storages)  # all storages, including unreferenced ones
         self.exotic: dict[str, Exotic] = {}
         self.others: list[Leaf] = []
         self.globals: list[str] = []  # dotted names that the pickle mentions
@@ -83,13 +83,13 @@ class Checkpoint(Mapping[str, Tensor]):
         self.findings = list(findings)
         self.metadata = dict(metadata or {})  # the container's own text pairs
         self.root = root  # the archive's root folder, where there is one
-        self.collisions: set[str] = set()  # names that more than one value has
+        self.collisions: set[str] = set()  # names used by more than one value
         self.unsaved: set[str] = set()  # names of tensors without values (skip_data)
-        self.lost: dict[str, Lost] = {}  # tensors left out, when salvaging
-        # tensors that state_dict() of the pickled module does not contain -> what they are
+        self.lost: dict[str, Lost] = {}  # tensors skipped by salvaging
+        # tensors that the pickled module's state_dict() does not contain -> their kind
         self.extras: dict[str, str] = {}
         # path of each dict -> path of the dict around it; the outermost's path and parent are "".
-        # An object in a dict is one, too, but nothing inside of it
+        # an object in a dict is one, too, but nothing inside it
         self.containers: dict[str, str] = {}
         # name of a tensor -> path of the innermost of the containers that it is in, where known
         self.within: dict[str, str] = {}

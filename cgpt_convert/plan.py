@@ -29,11 +29,11 @@ class FileDigest(NamedTuple):
 class Digests(NamedTuple):
     """The digests available when a Late part is made."""
 
-    files: Mapping[str, FileDigest]  # of `hashed` files planned before, by path
-    tensors: Mapping[Content, str]  # of the tensors that Late parts ask for, as `tensor_digest`
+    files: Mapping[str, FileDigest]  # of `hashed` files planned earlier, by path
+    tensors: Mapping[Content, str]  # of the tensors that Late parts require, as `tensor_digest`
 
 
-NO_DIGESTS = Digests({}, {})  # what a Late part is planned with, to know its size
+NO_DIGESTS = Digests({}, {})  # used when planning, to compute the size of a Late part
 
 
 class Late(NamedTuple):
@@ -64,7 +64,7 @@ class FilePlan:
 
     path: str
     parts: tuple[Part, ...]
-    hashed: bool = False  # the sink keeps its digest, for a Late part
+    hashed: bool = False  # keep its digest for a Late part
 
     @property
     def nbytes(self) -> int:
@@ -96,11 +96,11 @@ class Request:
 
     name: str  # of the output, as the user gave it: "model.safetensors"
     tensors: tuple[Tensor, ...]
-    aliases: dict[str, str] = field(default_factory=dict)  # a name left out -> the name it equals
+    aliases: dict[str, str] = field(default_factory=dict)  # skipped name -> written name
     metadata: dict[str, str] = field(default_factory=dict)
     max_shard_nbytes: int | None = None
     fields: tuple[Field, ...] = ()  # keys unique; for formats that have typed fields
-    claim: Claim | None = None  # further metadata
+    claim: Claim | None = None  # provenance metadata
 
 
 AddProvenance = Callable[[Request], Request]

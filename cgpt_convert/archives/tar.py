@@ -15,7 +15,7 @@ from cgpt_convert.sources.local import Source, read
 BLOCK = 512
 _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _TYPE, _MAGIC, _PREFIX = slice(156, 157), slice(257, 262), slice(345, 500)
-_PAX_NBYTES = 1 * MiB  # one header of keywords; Python writes the time of change and little more
+_PAX_NBYTES = 1 * MiB  # one keyword header; Python writes little more than a time
 MEMBERS = 64  # a torch tar has four
 
 
@@ -44,7 +44,7 @@ def members(source: Source) -> tuple[dict[str, Member], int]:
     and more members than a torch tar has.
     """
     found: dict[str, Member] = {}
-    keywords: dict[str, str] = {}  # of the extended header before a member
+    keywords: dict[str, str] = {}  # from the extended header before a member
     at = 0
     while at + BLOCK <= source.nbytes:
         block = read(source, at, BLOCK)

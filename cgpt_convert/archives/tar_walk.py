@@ -26,11 +26,11 @@ _LINKS = b"12"
 _GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"g", b"L", b"K", b"S"
 _ABOUT = b"xXgLK"  # headers about the file that follows
 _HEADER_NBYTES = 1 * MiB
-_WIDE = 8 << 30  # from here on the header has no room for a size
+_WIDE = 8 << 30  # sizes from here on do not fit into the header field
 _POSITIVE, _NEGATIVE = b"\x80", b"\xff"  # GNU: numbers in base 256, for large ones
 _ASCII = bytes(range(128))
-_NUMBER = re.compile(rb" *([0-7]*)[ \0]*")  # as every writer pads it
-_LOADED = ("storages", "tensors", "pickle")  # what torch looks for: a link there hides the file
+_NUMBER = re.compile(rb" *([0-7]*)[ \0]*")  # the padding that all writers use
+_LOADED = ("storages", "tensors", "pickle")  # names in torch's tars: a link there hides the file
 _REFUSED = ("GNU.sparse", "hdrcharset")  # keywords that change what or where the bytes are
 
 
@@ -129,7 +129,7 @@ class _Names:
         name = f"{prefix}/{name}" if prefix else name
         name = keywords.get("path") or self.long_name or name
         self.keywords, self.long_name = {}, ""
-        if name.endswith("/") and kind != _FOLDER:  # a folder to some readers, a file to others
+        if name.endswith("/") and kind != _FOLDER:  # a folder or a file: readers disagree
             raise Malformed("a file of a tar whose name ends in a slash", where=where)
         if kind in _LINKS and name in _LOADED:
             raise Malformed(f"a link in the place of {name}", where=where)
@@ -163,7 +163,7 @@ def _small(source: Source, at: int, nbytes: int, where: str) -> bytes:
     if nbytes > min(_HEADER_NBYTES, source.nbytes - at):
         raise Malformed(f"a tar header of {nbytes:,} bytes", where=where)
     data = read(source, at, min(-(-nbytes // BLOCK) * BLOCK, source.nbytes - at))
-    if any(data[nbytes:]):  # tarfile reads on in the rest of the block
+    if any(data[nbytes:]):  # tarfile also reads the rest of the block
         raise Malformed("a tar header that goes on behind its end", where=where)
     return data[:nbytes]
 

@@ -19,7 +19,7 @@ from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import NAME_BYTES
 from cgpt_convert.sources.local import Source, is_distant, read
 
-SCRIPT = "TorchScript archive"  # what to call a torch zip that holds code
+SCRIPT = "TorchScript archive"  # display name of a torch ZIP that contains code
 
 
 class Archive:

@@ -18,7 +18,7 @@ _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
 _EXTRA64 = 1  # 4.5.3
-_UNICODE_PATH = 0x7075  # 4.6.9; some readers take the name that is here
+_UNICODE_PATH = 0x7075  # 4.6.9; some readers use this name
 _FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
 
 STORED, DEFLATED = 0, 8
@@ -59,7 +59,7 @@ def find_end(source: Source) -> End:
     length = min(source.nbytes, _END.size + _FULL16)
     base = source.nbytes - length
     tail = read(source, base, length)
-    at = tail.rfind(b"PK\5\6")  # every reader takes the last
+    at = tail.rfind(b"PK\5\6")  # every reader uses the last one
     end = _end_at(source, tail, base, at) if at >= 0 else None
     if end is None:
         raise NoDirectory("no central directory: the zip archive is cut off", where=source.name)
@@ -92,7 +92,7 @@ def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
     if locator_at >= 0:
         locator = _LOCATOR64.unpack(read(source, locator_at, _LOCATOR64.size))
         if locator[0] == b"PK\6\7":
-            if locator[2] != locator_at - _END64.size:  # some readers look there, some are told
+            if locator[2] != locator_at - _END64.size:  # readers look there or follow the locator
                 raise Malformed("the zip64 end record is not in its place", where=source.name)
             return _end64(source, (disk, first_disk, here, count, nbytes, offset), locator, after)
     if offset + nbytes != position:

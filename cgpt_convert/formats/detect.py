@@ -10,7 +10,7 @@ from cgpt_convert.core.errors import CgptError
 from cgpt_convert.core.limits import HEADER_BYTES
 from cgpt_convert.sources.local import CHUNK, Source, read
 
-HEAD = 4096  # bytes from the start that tell every kind but the zips and the tars
+HEAD = 4096  # bytes from the start that identify every kind except ZIP and tar archives
 
 
 class Kind(Enum):
@@ -60,7 +60,7 @@ class Kind(Enum):
     UNKNOWN = "file of an unknown kind"
 
 
-# what weight files are called: to tell what was meant to be one, never what a file is
+# suffixes of weight files, used to guess intent and never to detect a format
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
 
 _MACH_O = (
@@ -120,7 +120,7 @@ _MAGIC = (  # offset, bytes; each from the format's own specification
 _NEWEST_PICKLE = 5
 _TORCH = ("data.pkl", ".data/extern_modules")  # in the root folder
 _NAME_AT = 30  # in a local header, APPNOTE.TXT 4.3.7
-# patterns, compiled when they are needed
+# patterns are compiled on demand
 _ONNX = rb"(?s)\x08[\x01-\x20]\x12.[ -~]{2}"  # ir_version, producer_name
 _HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
 
@@ -133,7 +133,7 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return _zip(source, head)  # the commonest; the other kinds' readers stay unimported
+        return _zip(source, head)  # the most common kind; avoids importing the other readers
     from cgpt_convert.archives import tar as tarball
     from cgpt_convert.archives import tar_walk as tarwalk
     from cgpt_convert.formats.torch import tar_reader as torchtar
@@ -230,7 +230,7 @@ def _zip(source: Source, head: bytes) -> Kind:
     except directory.NoDirectory:
         return Kind.CUT_ZIP
     except CgptError:
-        return Kind.TORCH_ZIP  # damaged or crafted: its reader says how
+        return Kind.TORCH_ZIP  # damaged or crafted: its reader reports the error
     names = [member.name for member in members]
     if any(name.partition("/")[2] in _TORCH for name in names):
         return Kind.TORCH_ZIP

@@ -18,10 +18,10 @@ from cgpt_convert.sources.local import Source, read
 
 _RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
 _MODEL_PAGE = r"https://(?:www\.)?huggingface\.co/([^/?#]+/[^/?#]+)(?:/?$|/tree/)"
-_ERROR_KEYS = ("error", "message", "detail")  # where servers say what is wrong
+_ERROR_KEYS = ("error", "message", "detail")  # fields of servers' error messages
 _SHOWN = 120  # characters of a message found inside
 
-# what to do with a file that is valid but of no kind that this package reads
+# hints for valid files of unsupported kinds
 _HINTS = {
     Kind.GZIP: "run gunzip on it first",
     Kind.BZIP2: "run bunzip2 on it first",
@@ -89,7 +89,7 @@ def _web_page(source: Source) -> CgptError:
 
 
 def _xml(source: Source) -> CgptError:
-    found = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # as object stores answer
+    found = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # of object stores
     said = f': "{_shown(", ".join(found))}"' if found else ""
     return Malformed(f"an XML document, not the file{said}", where=source.name, hint=_RAW)
 
@@ -127,7 +127,7 @@ def _tar(source: Source) -> CgptError:
     return Unsupported("a tar archive, which is not read", where=source.name, hint=hint)
 
 
-# kinds that a file of another one becomes on its way
+# kinds that a damaged transfer can produce
 _MANGLED = (Kind.CUT_ZIP, Kind.ZIP, Kind.PICKLE, Kind.TEXT, Kind.UNKNOWN)
 _EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
     Kind.CUT_ZIP: cutzip.diagnose,

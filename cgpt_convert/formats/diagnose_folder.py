@@ -11,11 +11,11 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.formats.detect import WEIGHT_SUFFIXES
 
 _SHOWN = 5
-_SUBFOLDERS = 200  # that are looked into
+_SUBFOLDERS = 200  # subfolders that are searched
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})(\.[a-z]+)")
 _RANK = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _DCP_TO_TORCH = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
-_OTHERS = (  # a file that tells another framework's folder
+_OTHERS = (  # files that identify another framework
     ("saved_model.pb", "a TensorFlow SavedModel"),
     ("flax_model.msgpack", "weights of Flax"),
     ("tf_model.h5", "weights of TensorFlow"),

@@ -16,9 +16,9 @@ _ARCHIVE = b"PK\3\4"
 _MAGIC = (_ARCHIVE, b"GGUF", b"\x93NUMPY", b"\x80\2", b"\x80\4", b"\x1f\x8b")
 _BOM = b"\xef\xbb\xbf"
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), 56
-_LOOK = 64 << 10  # bytes of the start that tell how text was made of a file
-_LINES = 4  # newlines by which changed line ends are told from chance
-_MANY = 8  # bytes that a conversion of text left, by which it is told
+_LOOK = 64 << 10  # bytes of the start that are checked for text conversion
+_LINES = 4  # newlines needed to recognise changed line ends
+_MANY = 8  # bytes needed to recognise a text conversion
 _LATIN1 = rb"[\x00-\x7f]|[\xc2\xc3][\x80-\xbf]"
 
 

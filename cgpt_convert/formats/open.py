@@ -20,14 +20,14 @@ from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import is_file, is_url, listing, named, open_source
 
 _INDEX = ".index.json"
-# what a model folder holds its weights as, Hugging Face's names first
+# weight files of a model folder, Hugging Face's names first
 _IN_FOLDERS = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_OF_FOLDERS = ("mapping.json", "tensors.json")  # what lists the files of a folder of raw ones
+_OF_FOLDERS = ("mapping.json", "tensors.json")  # files that list the contents of a raw folder
 _ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
 
 
@@ -119,7 +119,7 @@ def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
     """Open the only checkpoint in a folder; if there are several, raise BadRequest with a list."""
     if is_url(path):
-        path = path.rstrip("/") + "/"  # by which a folder's URL is told from a file's
+        path = path.rstrip("/") + "/"  # the trailing slash marks a folder's URL
     if "mapping.json" in inside:
         return formats.by_name("parameters").read(path)
     found = _weights(inside)
@@ -209,7 +209,7 @@ def weights_below(path: str) -> list[str]:
     return sorted(found)
 
 
-_DEEPEST = 4  # subfolders inside each other
+_DEEPEST = 4  # levels of nested subfolders
 
 
 def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:

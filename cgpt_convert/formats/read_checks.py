@@ -14,7 +14,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.sources.local import Source
 from cgpt_convert.tensors.tensor import Tensor
 
-AGAIN = f"download the file again; {SALVAGE}"  # where a file ends too early
+AGAIN = f"download the file again; {SALVAGE}"  # hint for truncated files
 
 
 Unread = dict[str, CgptError]  # name of an entry -> why it cannot be read

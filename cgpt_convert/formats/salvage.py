@@ -19,9 +19,9 @@ _SHOWN = 3
 class Partial(NamedTuple):
     """The readable part of a file. `checkpoint` has only tensors whose bytes are all present."""
 
-    checkpoint: Checkpoint  # its `lost` are the tensors left out
-    end: int  # bytes that are there; behind it nothing, zeros or damage
-    needed: int  # bytes that a whole file has at least
+    checkpoint: Checkpoint  # its `lost` are the skipped tensors
+    end: int  # valid bytes; nothing, zeros or damage follow
+    needed: int  # minimum size of the complete file
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def content_end(source: Source, at: int = 0) -> int:
     while end > at:
         size = min(CHUNK, end - at)
         data = read(source, end - size, size)
-        if data != bytes(size):  # rstrip takes 20 times as long to see as much
+        if data != bytes(size):  # comparing is 20 times faster than rstrip
             return end - size + len(data.rstrip(b"\0"))
         end -= size
     return at

@@ -60,14 +60,14 @@ def read_index(
     return merged
 
 
-_Opened = dict[str, Checkpoint | CgptError | None]  # None is a file that is missing
+_Opened = dict[str, Checkpoint | CgptError | None]  # None marks a missing file
 
 
 def _open_each(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
     def opened(path: str) -> Checkpoint | CgptError | None:
         try:
             return open_file(path) if os.path.isfile(path) else None
-        except CgptError as error:  # whether it matters is not known here
+        except CgptError as error:  # the caller decides whether this matters
             return error
 
     return {name: opened(path) for name, path in paths.items()}
@@ -94,7 +94,7 @@ def _sort(
             where=index,
             hint=f"download them beside the index; {SALVAGE}",
         )
-    # a network may come back
+    # network errors may be temporary
     damage: tuple[type[CgptError], ...] = (Malformed, *(() if is_url(index) else (Unreadable,)))
     shards: dict[str, Checkpoint] = {}
     unread = dict.fromkeys(missing, "is missing")

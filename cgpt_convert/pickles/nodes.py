@@ -23,7 +23,7 @@ class Global:
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
-        self.pair = module, name  # this and the next are asked for several times for each tensor
+        self.pair = module, name  # used several times per tensor, like `dotted`
         self.dotted = f"{module}.{name}"
 
     def __str__(self) -> str:
@@ -139,7 +139,7 @@ def text(value: Value, most: int = 200) -> str:
     return written if len(written) <= most else written[: most - 3] + "..."
 
 
-_DEEPEST = 8  # enough to recognise a value by; a line holds no more
+_DEEPEST = 8  # deep enough to recognise a value; a line shows no more
 _WIDE_INT = 1024  # bits; decimal conversion of larger ones is slow and, in CPython, limited
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cgpt_convert.core.checks import Check
 
 FORMATS = ("text", "json", "junit", "sarif", "github")
-_MODULES = {"text": "lines", "json": "data"}  # where the name of a format is that of a library
+_MODULES = {"text": "lines", "json": "data"}  # formats named like a library
 
 
 def render(checks: Sequence[Check], form: str) -> str:

@@ -25,10 +25,10 @@ _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 _MOST = 25_000  # results of one run that GitHub accepts
-_LEVELS = ("note", "warning", "error")  # the worst is last
+_LEVELS = ("note", "warning", "error")  # from best to worst
 # GitHub shows 9.0 and above as critical, from 7.0 as high, from 4.0 as medium, below as low
 _SEVERITIES = {"error": "7.5", "warning": "5.0", "note": "2.0"}
-_WORST_SEVERITY = "9.8"  # of what runs code when it is loaded
+_WORST_SEVERITY = "9.8"  # for code that runs on loading
 _ABOUT_PICKLES = "https://docs.python.org/3/library/pickle.html"
 _ABOUT_FILES = "https://docs.pytorch.org/docs/stable/notes/serialization.html"
 
@@ -76,7 +76,7 @@ def _level(check: Check) -> str:
     if check.outcome in (FAILED, ERROR):
         return "error"
     level = rule.level if rule else "note"
-    # as a note, a finding was accepted, which danger never is
+    # notes are accepted findings, and DANGEROUS is never accepted
     return "warning" if level == "error" and rule is not DANGEROUS else level
 
 
@@ -123,7 +123,7 @@ def _result(check: Check, rule_index: int) -> dict[str, Any]:
     tensor = f"{check.tensor}: " if check.tensor else ""
     location: dict[str, Any] = {
         "physicalLocation": {
-            "artifactLocation": {"uri": _uri(check.file or ".")},  # the folder, if it is no file's
+            "artifactLocation": {"uri": _uri(check.file or ".")},  # default: the folder
             "region": {"startLine": 1},
         }
     }
@@ -161,5 +161,5 @@ def _quoted(path: str) -> str:
     path = path.replace(os.sep, "/")
     try:
         return quote(os.fsencode(path))
-    except UnicodeEncodeError:  # a name that no file has
+    except UnicodeEncodeError:  # not a valid file name
         return quote(path, errors="replace")

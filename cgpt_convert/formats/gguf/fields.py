@@ -37,7 +37,7 @@ _NUMBERS = {name: struct.Struct("<" + code) for name, code in _TYPES.items()}
 _STRING, _ARRAY = _NAMES.index("string"), _NAMES.index("array")
 _WINDOW = 1 << 20  # bytes read at once
 _SHOWN_ITEMS = 8  # of an array
-_FLOAT32_DIGITS = 9  # that always tell two float32 apart
+_FLOAT32_DIGITS = 9  # digits that distinguish any two float32
 
 KEY_BYTES = 65535  # gguf.md: at most 2^16 - 1 bytes
 
@@ -64,7 +64,7 @@ def string(text: str) -> bytes:
 
 
 def _encoded(kind: str, values: tuple[Scalar, ...]) -> bytes:
-    if kind == "string":  # a vocabulary has 100,000 of them
+    if kind == "string":  # a vocabulary has 100,000 strings
         texts = list(map(str.encode, map(str, values)))
         sizes = list(map(len, texts))
         lengths = {nbytes: nbytes.to_bytes(8, "little") for nbytes in set(sizes)}
@@ -184,7 +184,7 @@ def _is_float32(text: str, value: Scalar) -> bool:
     """Return whether the text, rounded to float32, equals the value."""
     try:
         return struct.pack("<f", float(text)) == struct.pack("<f", value)
-    except OverflowError:  # the greatest number, rounded up to fewer digits
+    except OverflowError:  # the largest number, rounded up to fewer digits
         return False
 
 

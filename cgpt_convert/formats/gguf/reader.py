@@ -20,7 +20,7 @@ from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)  # which differ in nothing that a little-endian reader sees
+VERSIONS = (2, 3)  # equal for little-endian readers
 ALIGNMENT = 32  # gguf.h GGUF_DEFAULT_ALIGNMENT
 ALIGNMENT_KEY = "general.alignment"
 NAME_BYTES = 63  # ggml.h GGML_MAX_NAME, less the NUL
@@ -29,7 +29,7 @@ RANK = 4  # ggml.h GGML_MAX_DIMS
 _LEAST_INFO = 8 + 4 + 4 + 8  # bytes of a tensor's description: name's length, rank, type, offset
 _LEAST_FIELD = 8 + 1 + 4 + 1
 
-# ggml_type -> name, elements and bytes of a block, of those that are shown but not decoded.
+# ggml_type -> name, elements and bytes of a block, for types that are listed but not decoded.
 # gguf-py/gguf/constants.py GGML_QUANT_SIZES; ggml-common.h.
 UNDECODED = {
     9: ("q8_1", 32, 40),
@@ -61,7 +61,7 @@ class _Info(NamedTuple):
     """A tensor's description. `offset` is relative to the start of the data."""
 
     name: str
-    shape: tuple[int, ...]  # in our order: the slowest dimension first
+    shape: tuple[int, ...]  # row-major order: the slowest dimension first
     type: int
     offset: int
 

@@ -65,7 +65,7 @@ def read(path: str) -> Checkpoint:
     BadRequest if `path` is not a folder, Unsupported if no array can be read.
     """
     present = listing(path)
-    if present is None or SIDECAR in present:  # where nothing can be listed, it lists the arrays
+    if present is None or SIDECAR in present:  # without a listing, the sidecar names the arrays
         return _with_sidecar(path, present or [])
     arrays = sorted(name for name in present if name.endswith(_npy.SUFFIX))
     if not arrays:

@@ -25,7 +25,7 @@ _GROWTH_DIGITS = 21  # NumPy leaves room for the first dimension to grow in plac
 _LENGTHS = {(1, 0): (2, "latin-1"), (2, 0): (4, "latin-1"), (3, 0): (4, "utf-8")}
 
 _DISGUISES = {1: BY_NAME["uint8"], 2: BY_NAME["uint16"]}
-# complex32 and the quantized types would lose what their integers mean, so they are not among them
+# not complex32 and the quantized types, whose integers would lose their meaning
 DISGUISED = tuple(
     row for row in TABLE if not row.numpy and (row.is_float or row.name == "float4_e2m1fn_x2")
 )
@@ -33,7 +33,7 @@ DTYPES = (*BY_NUMPY.values(), *DISGUISED)  # what an array can hold, by either w
 
 # A dict of plain literals. Python's own parser would do, but it also recurses, and takes long
 # integers, before anything can be checked. Python 2 wrote 3L for long dimensions.
-_BLANKS = " \t\n\r\f"  # between Python's tokens; not \v, nor what else Unicode calls space
+_BLANKS = " \t\n\r\f"  # allowed between Python's tokens; not \v or other Unicode spaces
 _GAP = rf"[{_BLANKS}]*"
 _ITEM = re.compile(
     rf"""{_GAP}(['"])(?P<key>\w+)\1{_GAP}:{_GAP}
@@ -48,7 +48,7 @@ _STRUCTURED = re.compile(rf"""{_GAP}\{{{_GAP}['"]descr['"]{_GAP}:{_GAP}[\[(]""")
 _DIM = rf"(?:0|[1-9]\d{{0,{len(str(INT64)) - 1}}})L?{_GAP}"
 _SHAPE = re.compile(rf"{_GAP}(?:{_DIM},{_GAP}(?:{_DIM},{_GAP})*(?:{_DIM})?)?", re.ASCII)
 _DIGITS = re.compile(r"\d+", re.ASCII)
-_PYTHON_2 = (1, 2)  # versions in which numpy reads what that wrote
+_PYTHON_2 = (1, 2)  # versions in which NumPy reads Python 2 headers
 
 
 class Header(NamedTuple):
@@ -139,7 +139,7 @@ def big_endian(storages: list[Storage]) -> list[Finding]:
 
 def _read_header(whole: Storage) -> bytes:
     """Return the unparsed header, from the magic to the last byte before the elements."""
-    fixed = len(MAGIC) + 2 + 4  # with the longer of the two lengths: no header is shorter
+    fixed = len(MAGIC) + 2 + 4  # including the longer length field: no header is shorter
     if whole.nbytes < fixed:
         raise Malformed("too short for an npy array", where=whole.label)
     head = read(whole.source, whole.offset, fixed)

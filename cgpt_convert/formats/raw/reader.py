@@ -30,7 +30,7 @@ _FIELDS = {
     "quantizer",
 }
 _REQUIRED = {"file", "dtype", "shape", "strides", "start"}
-_LISTED = 100  # missing files that are named
+_LISTED = 100  # missing files listed in errors
 # components that do not begin with a dot, joined by slashes
 _INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")
 _CRC = re.compile("[0-9a-f]{8}")
@@ -64,10 +64,10 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
 class Recorded(NamedTuple):
     """The recorded file and checksum of a tensor."""
 
-    tensor: str  # "" if it is for other programs
+    tensor: str  # "" for copies for other programs
     file: str  # its path inside the folder
     source: Source
-    sha256: str | None  # in hex; None if it does not say
+    sha256: str | None  # in hex; None if not recorded
 
 
 class Reader:
@@ -97,7 +97,7 @@ class Reader:
         try:
             tensor = view(dtype, shape, strides, row["start"], storage)
         except CgptError as error:
-            error.where = where  # the tensor, not its file: others may lie in that
+            error.where = where  # the tensor, not its file, which others may share
             raise
         return replace(
             tensor,
@@ -119,7 +119,7 @@ class Reader:
         if file not in self.storages:
             source = self._files[file]
             value = int(crc, 16) if crc is not None else None
-            key = names.tensor_name(file)  # as it was before it became a file's name
+            key = names.tensor_name(file)  # the original key
             key = file if key is None else key
             self.storages[file] = Storage(source, 0, source.nbytes, key, order, value)
         return self.storages[file]

@@ -31,13 +31,13 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 NAME = "parameters"
 KIND = "extracted parameters"  # of the checkpoint that `read` returns
-DTYPES = TABLE  # raw bytes hold everything
+DTYPES = TABLE  # raw bytes support every type
 
 MAPPING = "mapping.json"
 _ABOUT = "cgpt-convert parameters 1"
 _NO_DIGEST = FileDigest("0" * 64, 0)
 _ARRAYS = "arrays"
-# what plan_storages calls files, as long as keys are numbers
+# file names that plan_storages uses for numeric keys
 _OURS = re.compile(rf"(?:[0-9]+/)?(?:{_ARRAYS}/)?[0-9]+", re.ASCII)
 
 
@@ -89,7 +89,7 @@ def plan_storages(
         for e in exotic
     }
     storages = {id(tensor.storage): tensor.storage for tensor in every}
-    users: dict[int, list[str]] = {}  # for the message, should a storage be damaged
+    users: dict[int, list[str]] = {}  # for the error if a storage is damaged
     for tensor in every:
         users.setdefault(id(tensor.storage), []).append(tensor.name)
     data = [
@@ -177,7 +177,7 @@ def read_mapped(
     """
     try:
         reader = Reader(path, [{"file": file} for file, *_ in sorted(mapping.values())])
-    except Malformed as error:  # it is the user who says that they should be there
+    except Malformed as error:  # the user's --mapping expects these files
         raise BadRequest(error.message, where=path) from None
     checkpoint = Checkpoint(path, "bare parameters", (), {})
     for name, (file, dtype, shape, strides) in mapping.items():
@@ -196,17 +196,17 @@ def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[
     for storage in storages:
         if id(storage) in files:
             continue
-        if isinstance(storage.source, MemoryBytes):  # an array in a pickle: its key is no number
+        if isinstance(storage.source, MemoryBytes):  # an array in a pickle: its key is not a number
             folder, key = f"{_ARRAYS}/", str(len(files))
         else:
             number = numbers.get(_file_of(storage, numbers))
             folder, key = f"{number}/" if number else "", storage.key
-        if _OURS.fullmatch(key):  # it was a file of such a folder before
+        if _OURS.fullmatch(key):  # a file name from such a folder
             path = folder + key
         else:
             path = folder + _not_the_mapping(names.file_names([key])[key])
         again = 1
-        while path.lower() in taken:  # two folders of an archive have keys of their own
+        while path.lower() in taken:  # two folders of an archive may use the same key
             again += 1
             path = folder + names.file_names([key], f"~{again}")[key]
         taken.add(path.lower())
@@ -278,7 +278,7 @@ def _mapping_plan(
             },
             "metadata": dict(metadata),
         }
-        if copies:  # for other programs; reading the folder does not need them
+        if copies:  # for other programs; not needed to read the folder
             mapping["copies"] = [signed(row) for row in copies]
         return (json.dumps(mapping, indent=1) + "\n").encode()
 

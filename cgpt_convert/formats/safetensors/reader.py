@@ -16,7 +16,7 @@ from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
 METADATA = "__metadata__"
-FRAMEWORK = "format"  # the metadata key that says "pt", "tf", "np"...: never an alias
+FRAMEWORK = "format"  # the metadata key for "pt", "tf", "np"...: never an alias
 F4 = "F4"
 N_LEN = 8  # tensor.rs `N_LEN`: the header's length, little-endian
 _FLOAT4 = BY_NAME["float4_e2m1fn_x2"]
@@ -53,7 +53,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     metadata = fields.pop(METADATA, None) or {}
     if not strict_json.is_text_map(metadata):
         raise Malformed(f"{METADATA} is not a map of strings", where=source.name)
-    # by offset: older writers had other orders in the header (tensor.rs `try_from`)
+    # by offset: older writers used other header orders (tensor.rs `try_from`)
     entries = sorted(
         ((name, _checked_entry(value, f"{source.name}[{name}]")) for name, value in fields.items()),
         key=lambda item: item[1]["data_offsets"],
@@ -68,7 +68,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
             raise Malformed(f"starts at {first:,} where {end:,} bytes are taken", where=where)
         try:
             tensors[name] = _tensor(name, entry, Storage(source, start + first, last - first, name))
-        except Unsupported as error:  # a type of a later version
+        except Unsupported as error:  # a type from a later version
             unread[name] = error
         end = last
     if unread and not tensors:

@@ -61,7 +61,7 @@ def _code(tensor: Tensor) -> str:
 
 
 def _holds(tensor: Tensor) -> bool:
-    # half a byte is no file: the library, too, refuses a float4 scalar
+    # half a byte cannot be stored: the library also rejects a float4 scalar
     return tensor.dtype in DTYPES and bool(_code(tensor) != _safetensors.F4 or tensor.shape)
 
 

@@ -26,7 +26,7 @@ from cgpt_convert.tensors.dtypes import DType
 from cgpt_convert.tensors.tensor import Storage
 
 MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
-_WRITTEN = (MAGIC.to_bytes(10, "little"), str(MAGIC).encode())  # by protocols from 2 on, and before
+_WRITTEN = (MAGIC.to_bytes(10, "little"), str(MAGIC).encode())  # protocol 2 and later; earlier
 _PROTOCOL = 1001  # PROTOCOL_VERSION
 _MAGIC_NBYTES = 64  # more than the number takes in any pickle protocol
 _OBJECT_FIRST = 64 << 10  # bytes of the object's pickle tried first
@@ -199,7 +199,7 @@ class LegacyStorages:
             raise Malformed(f"not a reference to a class: {text(reference)}")
         key, dtype, numel, device = storage_reference(reference)
         known = self.declared.setdefault(key, _Declared(dtype, numel, device))
-        # storages without elements share an address, so torch may give one to two types
+        # empty storages share an address, so torch may declare one with two types
         if known[:2] != (dtype, numel) and (numel or known.numel):
             raise Malformed(f"storage {key} is declared with two types or sizes")
         return PersistentId(reference)
@@ -227,7 +227,7 @@ class LegacyStorages:
         unknown = [key for key in keys if key not in self.declared]
         for found, what in (
             (missing, "are referenced but not in the file"),
-            # torch refuses them too; without a type nobody can tell where the next one begins
+            # torch rejects them too: without a type the start of the next is unknown
             (unknown, "are in the file but of unknown type, for nothing references them"),
         ):
             if found:

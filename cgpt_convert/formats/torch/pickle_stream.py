@@ -49,7 +49,7 @@ class Stream:
                     raise Unsupported(
                         f"a pickle of more than {window:,} bytes", where=place
                     ) from None
-                size *= 16 if size < _LARGE else 4  # each time all of it is decoded again
+                size *= 16 if size < _LARGE else 4  # each attempt decodes from the start
             except CgptError as error:
                 raise error.at(place) from None
             else:

@@ -47,7 +47,7 @@ class _Pickler:
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\2")  # PROTO
         self.memo: dict[object, int] = {}
-        self.kept = 0  # memo entries so far; most are never recalled, and not in `memo`
+        self.kept = 0  # memo entries so far; most are never recalled and not in `memo`
 
     def value(self, value: Value | Mapping[str, Value]) -> None:
         if isinstance(value, str):

@@ -26,9 +26,9 @@ from cgpt_convert.tensors.dtypes import DType
 from cgpt_convert.tensors.tensor import Storage, view
 
 NAMES = ("sys_info", "pickle", "tensors", "storages")  # as torch wrote them
-_REBUILD = Global("torch._utils", "_rebuild_tensor")  # what a tensor of the tar amounts to
+_REBUILD = Global("torch._utils", "_rebuild_tensor")  # the equivalent call for a tensor in the tar
 _DIGITS = 20  # of an address in decimal; protocol 0 has references as text
-_NDIM_NBYTES, _NDIM_PAD = 4, 4  # once an int64; the upper half is skipped
+_NDIM_NBYTES, _NDIM_PAD = 4, 4  # formerly an int64; the upper half is skipped
 
 
 def is_torch_tar(source: Source) -> bool:
@@ -79,7 +79,7 @@ def _account(
             detail = f"{nbytes:,} bytes of {printable(name)}"
             checkpoint.findings.append(Finding(findings.UNREFERENCED, detail))
     source = checkpoint.sources[0]
-    if content_end(source, end) > end:  # a tar is filled up with zeros
+    if content_end(source, end) > end:  # tars are padded with zeros
         detail = f"{content_end(source, end) - end:,} bytes"
         checkpoint.findings.append(Finding(findings.TRAILING, detail))
 

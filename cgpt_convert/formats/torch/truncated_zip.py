@@ -29,7 +29,7 @@ _DESCRIPTOR_FORMS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the sec
 _DIRECTORY = (b"PK\1\2", b"PK\6\6", b"PK\5\6")  # what follows the last record
 _CENTRAL_NBYTES, _END_NBYTES = 46, 22  # of a directory entry without its name; of the end record
 _UNKNOWN_CRC = -1
-_FALSE_DESCRIPTORS = 10_000  # chance makes one in 4 GiB; a crafted file may hold no more
+_FALSE_DESCRIPTORS = 10_000  # one in 4 GiB occurs by chance; a limit for crafted files
 
 
 def diagnose(source: Source) -> CgptError:
@@ -91,7 +91,7 @@ class _Walk:
         self.source = source
         self.members: dict[str, Member] = {}
         self.sizes: dict[str, int] | None = None  # of the storages, by record name
-        self.pickle: tuple[str, Decoded] | None = None  # that told the sizes, and its record's name
+        self.pickle: tuple[str, Decoded] | None = None  # its record's name, and the pickle
         self.root = ""
         self.end = source.nbytes
 
@@ -109,7 +109,7 @@ class _Walk:
             sized = self._measure(header)
             if sized is None:
                 kept = content_end(self.source, header.offset)
-                if self.source.nbytes - kept > _DESCRIPTOR_FORMS[1].size:  # not a descriptor's own
+                if self.source.nbytes - kept > _DESCRIPTOR_FORMS[1].size:  # more than a descriptor
                     self.end = kept
                 return
             self.members[header.name] = header._replace(
@@ -155,7 +155,7 @@ class _Walk:
             return _Sized(nbytes, crc, end + length)
         if not nbytes:  # torch writes none after an empty record
             return _Sized(0, 0, end)
-        if len(tail) < _DESCRIPTOR_FORMS[0].size:  # the file ends in or right behind the record
+        if len(tail) < _DESCRIPTOR_FORMS[0].size:  # the file ends in or after the record
             return _Sized(nbytes, _UNKNOWN_CRC, None)
         told = _find_descriptor(self.source, header.offset)
         if told is not None:
@@ -170,7 +170,7 @@ class _Walk:
         sizes: dict[str, int] = {}
 
         def note(reference: Value) -> Value:
-            if storage_told(reference):  # of others the reader will say so, and of which tensor
+            if storage_told(reference):  # the reader reports all others
                 with suppress(CgptError):
                     key, dtype, numel, _ = storage_reference(reference)
                     sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)

@@ -30,7 +30,7 @@ ALSO = (".pt", ".pth")
 
 DTYPES = tuple(row for row in TABLE if row.kind != "q")  # what it can hold
 
-_ROOT = "archive"  # as torch.save names it for a file object; a file's name would change the bytes
+_ROOT = "archive"  # torch.save's name for file objects; another name would change the bytes
 _METADATA = "metadata"
 
 
@@ -73,7 +73,7 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
         tensor.name: Entry(tensor.name, tensor.dtype, tensor.shape, tensor.numel, str(key))
         for key, tensor in enumerate(tensors)
     }
-    # at the end, where state dicts have them: an lm_head comes after its embedding
+    # at the end, as in state dicts: an lm_head follows its embedding
     tied = [
         entries[kept]._replace(name=alias)
         for alias, kept in request.aliases.items()

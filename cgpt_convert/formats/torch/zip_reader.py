@@ -59,7 +59,7 @@ def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> 
     for pickle, folder in (("data", "data"), ("constants", "constants"))[: 2 if script else 1]:
         table = ZipStorages(archive, root, folder)
         name = f"{root}/{pickle}.pkl"
-        written = _pickle(archive, name)  # even if it is known: its checksum is compared
+        written = _pickle(archive, name)  # even if decoded already, to compare its checksum
         try:
             decoded = known[name] if known and name in known else decode(written)
         except CgptError as error:
@@ -130,7 +130,7 @@ class ZipStorages:
                 raise Malformed(f"byte order {order[:20]!r}", where=archive.source.name)
             self.byteorder = order.decode()
         self.storages: dict[str, Storage] = {}
-        # by id: tensors may share a reference, which is kept so that no other one gets its id
+        # by id: tensors may share a reference, which is kept so that its id is not reused
         self.known: dict[int, tuple[Value, tuple[Storage, DType | None]]] = {}
         self.declared: dict[str, tuple[DType | None, int]] = {}
         self.made: dict[object, tuple[object, Storage]] = {}

@@ -87,7 +87,7 @@ def _line(convert: Callable[[bytes], Value]) -> Reader:
 
 
 def _utf8(data: bytes) -> str:
-    # pickle writes lone surrogates as they are (PEP 383), so they are legal here
+    # pickle writes lone surrogates unchanged (PEP 383), so they are legal here
     try:
         return data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
@@ -131,7 +131,7 @@ def _long_decimal(data: bytes) -> int:
     return _decimal(data.removesuffix(b"L"))
 
 
-# what repr() writes; of `010`, `0x10` and `1_0` unpicklers disagree
+# the forms that repr() writes; unpicklers disagree about `010`, `0x10` and `1_0`
 _DECIMAL = rb"-?(?:0|[1-9][0-9]*)"
 _FLOAT = rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)"
 
@@ -159,7 +159,7 @@ def _names(cursor: Cursor) -> tuple[str, str]:
     return _utf8(cursor.line()), _utf8(cursor.line())
 
 
-# layout -> how to read an argument of it
+# layout -> function that reads the argument
 READERS: dict[str, Reader] = {
     "uint1": _byte,
     "uint2": _fixed("<H"),

@@ -61,10 +61,10 @@ class _Machine(Builder):
         super().__init__(data, limits, start)
         self.persistent = persistent
         self.frame_end = self.no_frame = len(data) + 1
-        self.framed = start  # where the last frame ends
+        self.framed = start  # end of the last frame
         self.globals: dict[tuple[str, str], int] = {}
         self.named: dict[tuple[str, str], Global] = {}
-        self.spelled = limits.names.of(len(data) - start)  # characters that names may yet have
+        self.spelled = limits.names.of(len(data) - start)  # remaining characters for names
 
     def run(self) -> Value:
         data, dispatch, at = self.data, _DISPATCH, self.at
@@ -91,7 +91,7 @@ class _Machine(Builder):
         except IndexError:
             if self.opcode_at >= len(data):
                 raise Incomplete("the pickle ends before its STOP opcode") from None
-            # the stack's: what reads arguments and references raises no IndexError
+            # from the stack: reading arguments and references raises no IndexError
             raise Malformed("an opcode needs a value and the stack has none") from None
         raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
 
@@ -195,7 +195,7 @@ _NEWEST_PROTOCOL = 5  # PEP 574
 _STOP = ord(".")
 
 
-# opcodes that only push their argument, as most of a pickle's do: the loop does it, a call less
+# opcodes that only push their argument, which are the most common: the loop saves a call
 _PUSHED = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
     "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT "

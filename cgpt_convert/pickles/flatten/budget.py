@@ -11,9 +11,9 @@ from cgpt_convert.tensors.tensor import Tensor
 
 _VALUES = "values"
 _TOLD = "characters of names"
-_MANY = 9  # dimensions, more than a weight has
-_LINE = 64  # values that a line has room for
-_PER_VISIT = 8  # values written in the time of one visit
+_MANY = 9  # more dimensions than a weight has
+_LINE = 64  # values that fit into a line
+_PER_VISIT = 8  # values formatted in the time of one visit
 
 
 class Budget:

@@ -10,9 +10,9 @@ from cgpt_convert.pickles.torch_calls.argument_checks import Ambiguous, are_sett
 
 Pairs = Sequence[tuple[Value, Value]]
 
-PLAIN = frozenset({bool, int, float, str, bytes, type(None)})  # types of values that hold none
+PLAIN = frozenset({bool, int, float, str, bytes, type(None)})  # types of values without children
 
-Groups = list[tuple[str, Pairs]]  # what an object holds, and why state_dict() does not contain it
+Groups = list[tuple[str, Pairs]]  # contents of an object, and why state_dict() omits them
 
 # torch.nn.Module keeps its members in these; state_dict() leaves them out of the names, so do we
 _PARAMETERS, _BUFFERS, _MODULES = _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
@@ -87,7 +87,7 @@ def _comparable(key: Value) -> Value:
         return key
     if type(key) is tuple and len(key) <= FEW and PLAIN.issuperset(map(type, key)):
         return key
-    return b"\0" + text(key).encode("utf-8", "surrogatepass")  # no key of a weight file is that
+    return b"\0" + text(key).encode("utf-8", "surrogatepass")  # cannot equal a key of a weight file
 
 
 _TEXT = frozenset({str})
@@ -128,7 +128,7 @@ def _given(name: str, call: Call, args: tuple[Value, ...]) -> Pairs:
     if isinstance(given, Dict):
         return given.items
     if name == _COUNTER and isinstance(given, list | tuple):
-        return [(key, 1) for key in given]  # it counts them
+        return [(key, 1) for key in given]  # a Counter counts them
     if pairs:
         return [(pair[0], pair[1]) for pair in given]
     return [("", value) for value in args if not isinstance(value, Global)]
@@ -193,7 +193,7 @@ def _is_in(key: Value, names: frozenset[str]) -> bool:
     return type(key) is str and key in names
 
 
-_ALL = frozenset({""})  # of a class whose code is not there
+_ALL = frozenset({""})  # for a class whose code is missing
 
 
 def _is_script_module(value: Value, classes: ScriptClasses) -> bool:

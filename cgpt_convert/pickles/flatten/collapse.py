@@ -10,7 +10,7 @@ from cgpt_convert.pickles.nodes import Call, Dict, Global, PersistentId, Value
 from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
 
 _SIMPLE = PLAIN | {Global}
-_MANY = 1_000  # values: more are no settings that somebody would look for by name
+_MANY = 1_000  # values; larger containers are not settings that a user looks up by name
 # calls by which plain values are written, protocol 2's bytes among them
 _VALUES = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode")}) | {
     (module, name) for module in ("builtins", "__builtin__") for name in ("bytes", "complex")
@@ -21,8 +21,8 @@ class Folding:
     """The containers of one tree that are folded into one value."""
 
     def __init__(self, most: int) -> None:
-        self.most = most  # containers that are looked into
-        self.known: dict[int, bool] = {}  # id of a container -> whether it holds no tensor
+        self.most = most  # maximum number of containers inspected
+        self.known: dict[int, bool] = {}  # id of a container -> whether it has no tensors
 
     def folds(self, value: Value, pairs: Pairs) -> bool:
         """Return whether the container with these `pairs` is large and has no tensors."""
@@ -35,13 +35,13 @@ class Folding:
         if key not in self.known:
             if depth > NESTING or len(self.known) == self.most:
                 return False
-            self.known[key] = False  # if it is met again inside of itself
+            self.known[key] = False  # in case it contains itself
             self.known[key] = self._is_free(value, depth)
         return self.known[key]
 
     def are_free(self, values: Iterable[Value], depth: int) -> bool:
         """Return whether none of the values of a container has tensors."""
-        for value in values:  # a million, it may be
+        for value in values:  # there may be a million
             if type(value) in _SIMPLE or not value or _is_short(value):
                 continue
             if type(value) is Call and _is_value(value):

@@ -129,12 +129,12 @@ class _Walk:
         self.errors: list[tuple[str, CgptError]] = []
         self.cycles: list[str] = []
         self.collisions: dict[str, None] = {}
-        self.doubted = 0  # keys that came twice, among those that we are inside of
-        self.seen: set[int] = set()  # ids of all values that hold others
-        self.path: set[int] = set()  # ids of those that we are inside of
+        self.doubted = 0  # duplicate keys on the current path
+        self.seen: set[int] = set()  # ids of all visited containers
+        self.path: set[int] = set()  # ids of the containers on the current path
         self.dicts = [""]  # paths of the dicts among them
-        self.objects = 0  # how many objects we are inside of; their dicts are no containers
-        self.extra = ""  # what the tensors are that state_dict() does not contain
+        self.objects = 0  # objects on the current path; their dicts are not containers
+        self.extra = ""  # the kind of tensors that state_dict() omits
 
     def visit(self, name: str, value: Value, depth: int, *, tensors_only: bool = False) -> None:
         """Add `value` under `name`; inside a foreign object, add tensors only."""
@@ -195,7 +195,7 @@ class _Walk:
                 self.doubted -= doubted
                 continue
             self.budget.visit(path, text_cost(child))
-            if not tensors_only and (child or type(child) in PLAIN):  # empty lists hold no value
+            if not tensors_only and (child or type(child) in PLAIN):  # empty lists have no values
                 self.checkpoint.others.append(Leaf(path, child))
         self.path.discard(id(value))
 
@@ -320,7 +320,7 @@ def _join(name: str, key: Value) -> str:
 
 
 _SHOWN = 20
-_LISTED = 5000  # more errors than that tell nobody more
+_LISTED = 5000  # listing more errors is not useful
 
 
 def _together(path: str, errors: list[tuple[str, CgptError]]) -> CgptError:

@@ -83,7 +83,7 @@ _DATA = {
     "datetime": "date datetime time timedelta timezone tzinfo",
     "decimal": "Decimal",
     "fractions": "Fraction",
-    "functools": "partial",  # to call what it holds takes another call, which is shown
+    "functools": "partial",  # calling its function takes another call, which is reported
     "ipaddress": "IPv4Address IPv4Network IPv6Address IPv6Network",
     "logging": "Logger getLogger",
     "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
@@ -97,14 +97,14 @@ _DATA = {
     "zoneinfo": "ZoneInfo",
 }
 
-# words of functions that run or load what they are given
+# words in names of functions that run or load their input
 _VERBS = frozenset(
     {"compile", "eval", "evaluate", "exec", "execfile", "execute", "import", "interact", "load"}
     | {"loads", "open", "popen", "run", "runcode", "runctx", "runfile", "runsource", "runstring"}
     | {"script", "shell", "spawn", "system", "timeit"}
 )
 
-# joblib: arrays lie between the opcodes, or in files that are opened by the name that is given
+# joblib: arrays are between the opcodes, or in files opened by a given name
 _READING = frozenset(
     f"joblib.{module}.{name}Wrapper"
     for module in ("numpy_pickle", "numpy_pickle_compat")
@@ -129,7 +129,7 @@ _FUNCTIONS = (
     "torch.serialization.load yaml.load yaml.unsafe_load"
 )
 
-# a file may name a hundred thousand
+# sets, because a file may name a hundred thousand
 _FORMERLY = frozenset(_FORMER.split())
 _RUNNING = frozenset(_FUNCTIONS.split())
 _WITHIN = tuple(f"{module}." for module in _MODULES.split())

@@ -107,7 +107,7 @@ def _dtype(descr: Call) -> tuple[DType, str]:
         case _:
             raise Unsupported(f"an array of {text(descr)}")
     plain = re.fullmatch(r"[fiucb][0-9]{1,2}", code)
-    match state:  # version, byte order, then what only subarrays and records have
+    match state:  # version, byte order, then fields of subarrays and records only
         case (int(), "<" | ">" | "|" as order, None, None, None, *_) if plain:
             for prefix in "<|":
                 if prefix + code in BY_NUMPY:
@@ -121,7 +121,7 @@ def _content(value: Value) -> bytes | bytearray | str | None:
         case Call(func=Global(module="_codecs", name="encode"), args=(str(chars), "latin1")):
             return chars
         case Call(func=Global(module="builtins" | "__builtin__", name="bytes"), args=()):
-            return b""  # as protocols 0 to 2 write it
+            return b""  # the form of protocols 0 to 2
         case bytes() | bytearray() | str():
             return value
     return None

@@ -79,7 +79,7 @@ def attached(states: Sequence[Value]) -> Pairs:
 
 DATA = "data"
 _WRITES = ("real", "imag")
-_REPLACES = ("__class__", "__dict__", "_grad")  # set, they change what other names mean
+_REPLACES = ("__class__", "__dict__", "_grad")  # setting these changes other attributes
 
 
 def _rebuild_parameter(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from cgpt_convert.pickles.nodes import Value
 from cgpt_convert.pickles.trace.cursor import KEPT, Fault, Opcodes, Span
 
-_NAME_BYTES = 64 << 10  # a line of that length cannot be looked for as a module
+_NAME_BYTES = 64 << 10  # a longer line cannot be a module name
 
 
 def _text(span: Span) -> Value:
@@ -162,11 +162,11 @@ def _quoted(opcodes: Opcodes) -> Value:
         place, nbytes = opcodes.base + opcodes.index - len(piece) - 1, len(piece)
     if piece[:1] not in _QUOTES:
         raise Fault("a string argument without quotes")
-    inner = piece.rstrip()[1:-1]  # Python 2 allows blanks behind the quote
+    inner = piece.rstrip()[1:-1]  # Python 2 allows blanks after the quote
     if nbytes <= KEPT and inner.isascii():
         if b"\\" not in inner:
             return inner.decode("ascii")
-        with contextlib.suppress(ValueError):  # of a bad escape; of bytes that are no ASCII
+        with contextlib.suppress(ValueError):  # a bad escape, or bytes that are not ASCII
             return codecs.escape_decode(inner)[0].decode("ascii")
     return Span(place, nbytes, piece, "quoted")
 
@@ -191,7 +191,7 @@ def _name(opcodes: Opcodes) -> Value:
     return piece.decode("utf-8", "surrogateescape")
 
 
-# layout -> what reads an argument of it; raises Fault
+# layout -> function that reads the argument; raises Fault
 ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
     "uint1": Opcodes.next,
     "uint2": _fixed("<H"),

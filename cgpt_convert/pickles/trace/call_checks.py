@@ -31,7 +31,7 @@ class Signature(NamedTuple):
         return self.accept(args) if fits and isinstance(args, tuple) else None
 
 
-NEVER = Signature(never)  # of what is only named
+NEVER = Signature(never)  # for names that are never called
 
 
 # -- values

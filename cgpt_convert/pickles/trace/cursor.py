@@ -9,9 +9,9 @@ from __future__ import annotations
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.sources.local import CHUNK, Source, read
 
-KEPT = 4096  # bytes of a text that are kept: no name that can be imported is longer
-_HEAD = 200  # bytes kept of what is longer, to be shown
-_FIRST = 4 << 10  # most things that are looked at turn out not to be pickles at once
+KEPT = 4096  # bytes of a text that are kept: importable names are shorter
+_HEAD = 200  # bytes of longer texts that are displayed
+_FIRST = 4 << 10  # most candidates prove at once not to be pickles
 
 
 class Span:
@@ -51,7 +51,7 @@ class Opcodes:
         self.buffer = b""
         self.base = at  # the offset in the source of the buffer's first byte
         self.index = 0  # in the buffer, of the next byte
-        self.begun = 0  # in the buffer, of the opcode that was begun last
+        self.begun = 0  # in the buffer, of the current opcode
         self._size = _FIRST
 
     @property
@@ -86,7 +86,7 @@ class Opcodes:
     def short(self) -> bytes:
         """Return the bytes that follow a one-byte length."""
         start, buffer = self.index + 1, self.buffer
-        if start <= len(buffer):  # nearly always; calls take half of the time here
+        if start <= len(buffer):  # nearly always; avoiding calls halves the time
             stop = start + buffer[start - 1]
             if stop <= len(buffer):
                 self.index = stop
@@ -137,7 +137,7 @@ class Opcodes:
                 number, zero, _ = piece.partition(b"\0")
                 if not legal.issuperset(number):
                     raise Fault("a text argument with bytes that do not belong there")
-                legal = None if zero else legal  # C takes a number up to there
+                legal = None if zero else legal  # C reads a number up to the NUL
             head += piece[: KEPT - len(head)]
             nbytes += len(piece)
             self.index += len(piece)

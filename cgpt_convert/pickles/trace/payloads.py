@@ -7,8 +7,8 @@ from cgpt_convert.pickles.trace.cursor import Opcodes, Span
 from cgpt_convert.pickles.trace.stack import DROPPED, SHOWN, Exhausted, Stack
 
 _NESTED = 10_000  # byte strings that look like files
-_PER_OPCODE = 128  # characters that are copied in the time of an opcode
-_SHORTEST = 3  # bytes of a pickle that says its protocol
+_PER_OPCODE = 128  # characters copied in the time of one opcode
+_SHORTEST = 3  # shortest pickle with a PROTO opcode
 _FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 

@@ -12,12 +12,12 @@ from cgpt_convert.pickles.nodes import Dict, Set, Value
 from cgpt_convert.pickles.trace.cursor import Fault, Opcodes, Span
 from cgpt_convert.pickles.trace.uses import Name
 
-SHOWN = 16  # items kept of one container: enough to show
+SHOWN = 16  # items kept per container, for display
 # what is kept at all, by the pickle's bytes: lists, dicts and foreign calls; tuples
 _CONTAINERS = Share(100_000, 64, 1_000_000)
 _TUPLES = Share(1_000_000, 16, 8_000_000)
 _TEXT_CHARS = 64 << 20
-_LONGEST = RANK  # items kept of a tuple: no argument of a call is longer
+_LONGEST = RANK  # items kept per tuple: call arguments are shorter
 NEWEST_PROTOCOL = 5  # PEP 574
 
 
@@ -93,8 +93,8 @@ class Stack:
         nbytes = opcodes.end - opcodes.at
         self.room = [_CONTAINERS.of(nbytes), _TUPLES.of(nbytes), _TEXT_CHARS]
         self.odd = ""
-        self.misframed = False  # is it the frames that are odd?
-        self.extra = 0  # opcodes that count besides, for what takes as long
+        self.misframed = False  # whether the anomaly is in the frames
+        self.extra = 0  # additional opcodes counted for expensive operations
         self.frame_end = 0
 
     @property
@@ -147,7 +147,7 @@ class Stack:
             raise Fault(f"pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
-        if self.position < self.frame_end != self.opcodes.at:  # C drops what it had read ahead
+        if self.position < self.frame_end != self.opcodes.at:  # C discards its read-ahead
             self.misframe("a frame that begins inside another")
         self.frame_end = self.opcodes.at + nbytes
 

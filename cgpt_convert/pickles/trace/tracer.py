@@ -34,8 +34,8 @@ from cgpt_convert.sources.local import Source
 Allowed = Callable[[Value, Value], bool]
 
 _NAMES = 10_000  # different foreign names
-_CHANGE = 4  # opcodes, for which a change to a class counts besides: it takes as long
-_CALLED = 3  # the same of a call that is remembered
+_CHANGE = 4  # additional opcodes counted for a change to a class
+_CALLED = 3  # the same for a recorded call
 _STOP = ord(".")
 
 
@@ -48,12 +48,12 @@ class Trace(NamedTuple):
     nested: list[Span]
     fault: str
     fault_at: int
-    exhausted: bool  # a limit of ours was reached: there may be more
-    marked: bool  # it begins as a pickle of protocol 2 or later does
+    exhausted: bool  # a limit was reached: there may be more
+    marked: bool  # it begins with PROTO, as protocols from 2 on
     opcodes: int
-    odd: str  # what no writer of pickles does, though loading goes on
-    misframed: bool  # is that a frame, by which loaders would read other opcodes?
-    known: bool  # does it name anything that is allowed?
+    odd: str  # an anomaly that no pickle writer produces, if loading continues
+    misframed: bool  # whether it is a frame that makes loaders read other opcodes
+    known: bool  # whether it names anything that is allowed
 
 
 def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes) -> Trace:
@@ -99,7 +99,7 @@ class _Machine(Nested):
         self.uses: dict[tuple[str, str], Use] = {}
         self.named: dict[tuple[str, str], Name] = {}
         self.computed: list[Use] = []
-        self.beyond = Use("", "", 0)  # of those calls that are too many to be shown
+        self.beyond = Use("", "", 0)  # for calls beyond the limit that is displayed
         self.marked = False
         self.value: Value = UNKNOWN
 
@@ -108,7 +108,7 @@ class _Machine(Nested):
         left = self.most
         buffer, index = opcodes.buffer, opcodes.index
         try:
-            while True:  # half a millionth of a second, a million times
+            while True:  # performance-critical: 0.5 microseconds per opcode
                 opcodes.begun = index
                 if index == len(buffer):
                     opcodes.fill(1)
@@ -133,9 +133,9 @@ class _Machine(Nested):
                 if left < self.extra:
                     raise Exhausted(f"more than {self.most:,} opcodes")
             self.value = self.stack.pop()
-            if self.frame_end > opcodes.at:  # C goes on behind the frame with the next pickle
+            if self.frame_end > opcodes.at:  # C continues with the next pickle after the frame
                 self.misframe("a frame that ends behind the pickle")
-        except IndexError:  # the stack's: nothing else raises one
+        except IndexError:  # from the stack: nothing else raises IndexError
             raise Fault("an opcode needs a value and the stack has none") from None
         finally:
             self.count = self.most - left + self.extra
@@ -297,7 +297,7 @@ class _Machine(Nested):
         self.call(func, args, "NEWOBJ_EX", kwargs)
 
     def INST(self, names: tuple[Value, Value]) -> None:
-        self.name(*names)  # first: Python's own unpickler imports it before it misses a MARK
+        self.name(*names)  # first: Python's unpickler imports before it detects a missing MARK
         func = self.stack.pop()
         self.call(func, tuple(self.pop_to_mark()[:SHOWN]), "INST")
 

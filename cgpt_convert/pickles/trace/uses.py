@@ -8,7 +8,7 @@ from typing import Any
 from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Value
 from cgpt_convert.pickles.trace.cursor import KEPT
 
-EXTENSION = "extension code"  # the module of names that only the loading program knows
+EXTENSION = "extension code"  # the module of names known only to the loading program
 
 
 class Use:
