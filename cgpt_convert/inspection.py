@@ -177,7 +177,7 @@ def add_statistics(
 
 
 def _place(tensor: Tensor) -> tuple[str, int, int]:
-    """Where it begins. A packed storage, a source of its own, can only be read forward."""
+    """Return the storage position, since compressed storages can only be read forward."""
     storage = tensor.storage
     return storage.source.name, storage.offset, tensor.stored.size(tensor.start)
 

@@ -96,7 +96,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What `scan` found in each file. It is true in a condition exactly if `ok` is."""
+    """The findings of `scan` in each file. Its truth value is `ok`."""
 
     files: tuple[Scanned, ...]
     errors: tuple[CgptError, ...]  # folders that could not be listed

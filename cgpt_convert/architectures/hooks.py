@@ -1,7 +1,7 @@
-"""What an architecture needs beyond its TOML file: optional modules, found by its name.
+"""Optional modules of an architecture beyond its TOML file, found by its name.
 
-The features that read and compare tensors need the names and shapes of the TOML only. A feature
-that writes or computes a whole model asks for the module `architectures/<name>/<feature>.py`.
+Features that read and compare tensors need only the names and shapes in the TOML file. A feature
+that writes or computes a whole model looks for the module `architectures/<name>/<feature>.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Computed(Protocol):
 
 
 def has_hook(architecture: Architecture, feature: Feature) -> bool:
-    """Return whether there is a module for the feature. Nothing of it is run."""
+    """Return whether there is a module for the feature, without running it."""
     name = architecture.name
     if not name.isidentifier():
         return False

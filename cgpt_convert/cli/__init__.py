@@ -1,7 +1,7 @@
-"""The command line: one module a command, each parses, calls and prints.
+"""The command line: one module per command, which parses, calls the library and prints.
 
-A command's module is imported when the command runs, so that `--help` costs an import of click
-and nothing else. Errors become exit codes here and nowhere else.
+A command's module is imported when the command runs, so that `--help` imports only click. Errors
+are converted into exit codes only in this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cgpt_convert.core.errors import BadRequest, CgptError
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-# name -> the line that `cgpt-convert --help` shows; the module of that name has the rest
+# name -> its line in `cgpt-convert --help`; the command is in the module of that name
 COMMANDS = {
     "inspect": "Show what is in a weight file, and whether it is safe.",
     "extract": "Write the raw tensors to a folder, with the mapping.",
@@ -40,21 +40,21 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
-_AGAIN = 0.001  # seconds after which a signal that was dropped is sent again
-_STDOUT_CLOSED = 141  # as a shell reports a process that SIGPIPE ended
+_AGAIN = 0.001  # seconds until a dropped signal is sent again
+_STDOUT_CLOSED = 141  # the exit code of a process ended by SIGPIPE in shells
 
 
 class _StdoutClosed(Exception):
-    """Whoever reads standard output has left."""
+    """The reader of standard output has closed it."""
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A click group that imports commands when they are called."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError as error:  # of which click would make exit code 1
+        except BrokenPipeError as error:  # click would exit with code 1
             raise _StdoutClosed from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -65,7 +65,7 @@ class _Lazy(click.Group):
             return None
         module = importlib.import_module(f"cgpt_convert.cli.{cmd_name}")
         command: click.Command = module.command
-        # what sets how to reach a URL comes after what a command is about
+        # options for remote files come last
         command.params.sort(key=lambda param: not param.expose_value)
         return command
 
@@ -90,19 +90,19 @@ def group() -> None:
 
 
 def main() -> int:
-    """The exit code of the command that `sys.argv` asks for."""
-    gc.disable()  # a tenth of an inspect's time; a command ends before cycles add up
-    # the threads are ours: BLAS, which reads this when NumPy is imported, is to start no others
+    """Run the command in `sys.argv` and return its exit code."""
+    gc.disable()  # takes 10% of the time of inspect, and commands end before cycles accumulate
+    # BLAS reads this when NumPy is imported; it must not start threads besides ours
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.unraisablehook = _unraisable
     for number in _terminating():
         signal.signal(number, _terminate)
-    if sys.stdout is None:  # it was closed before we began
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as we live
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until exit
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
         for number in _terminating():
             signal.signal(number, signal.SIG_DFL)
         sys.stdout.flush()
@@ -117,7 +117,7 @@ def main() -> int:
 
 
 def _drop_stdout() -> None:
-    """What is still buffered must not be written again when the interpreter exits."""
+    """Redirect standard output, so that buffered text is not written again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -154,7 +154,7 @@ def _print_error(kind: str, message: str, exit_code: int, where: str = "", hint:
 
 
 def _tell_traffic() -> None:
-    """Say on standard error what was asked for over a network, if anything was."""
+    """Print the number of requests and bytes sent over a network, if any, on standard error."""
     if "cgpt_convert.sources.remote.settings" in sys.modules:
         from cgpt_convert.cli.table import counted, size
         from cgpt_convert.sources.remote.settings import traffic
@@ -175,7 +175,7 @@ def _complain(message: str) -> None:
 
 
 class _Terminated(SystemExit):
-    """A signal's own exit, by way of every `finally`, so that temporary files go."""
+    """Exit for a signal that runs every `finally`, so that temporary files are removed."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(128 + number)
@@ -183,7 +183,7 @@ class _Terminated(SystemExit):
 
 
 def _terminating() -> list[signal.Signals]:
-    """The signals that end a process; one that is ignored stays so: that is what nohup does."""
+    """Return the terminating signals, without ignored ones, since nohup ignores SIGHUP."""
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [signal.Signals[name] for name in names]
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
@@ -194,10 +194,10 @@ def _terminate(number: int, _frame: object) -> NoReturn:
 
 
 def _unraisable(dropped: UnraisableHookArgs) -> None:
-    """Send a signal again if the interpreter dropped what its handler raised.
+    """Send a signal again if the interpreter dropped its handler's exception.
 
-    It does so where nobody could catch it: in `__del__` and in callbacks of weak references, such
-    as those of importlib's locks.
+    That happens where no code can catch it: in `__del__` and in weak reference callbacks, such as
+    those of importlib's locks.
     """
     if issubclass(dropped.exc_type, KeyboardInterrupt):
         number = signal.SIGINT
@@ -211,7 +211,7 @@ def _unraisable(dropped: UnraisableHookArgs) -> None:
 
 def _send_again(number: signal.Signals, main_thread: int) -> None:
     time.sleep(_AGAIN)
-    if hasattr(signal, "pthread_kill"):  # which ends a wait in that thread, too
+    if hasattr(signal, "pthread_kill"):  # it also interrupts a wait in that thread
         signal.pthread_kill(main_thread, number)
     else:
         _thread.interrupt_main(number)

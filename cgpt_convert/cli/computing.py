@@ -1,4 +1,4 @@
-"""How a model is computed, for the commands that do: their options, and the model of them."""
+"""The options of commands that run models, and the model made from them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Computing(NamedTuple):
-    """What the options say."""
+    """The values of the options."""
 
     engine: str
     heads: int | None
     activation: str | None
 
     def backend(self, threads: int) -> Backend:
-        """What computes, with so many threads."""
+        """Return the compute backend with `threads` threads."""
         from cgpt_convert.inference.backend import backend
 
         return backend(self.engine, threads)
 
     def model(self, checkpoint: Checkpoint, xp: Backend, *, resident: bool = False) -> Model:
-        """The model in `checkpoint`; see `Model`. What contradicts its config.json is told."""
+        """Return the model in `checkpoint`, and warn about contradictions to its config.json."""
         from cgpt_convert.inference.model import Model
 
         model = Model(
@@ -43,13 +43,13 @@ class Computing(NamedTuple):
 
 
 def warn(model: Model) -> None:
-    """Say in what the model's configuration contradicts its tensors."""
+    """Print the contradictions between the model's configuration and its tensors."""
     for line in model.source.lines:
         click.echo(f"warning: {printable(line)}", err=True)
 
 
 def computing(command: F) -> F:
-    """--engine, --heads and --activation, which the command is given as one `computing`."""
+    """Add --engine, --heads and --activation, passed to the command as `computing`."""
 
     @click.option(
         "--engine",

@@ -1,4 +1,4 @@
-"""What `cgpt-convert generate` does; apart, because it imports NumPy."""
+"""The implementation of `cgpt-convert generate`, separate because it imports NumPy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 
 
 class Run:
-    """A model, its tokenizer, and the prompts that it is to continue."""
+    """A model, its tokenizer, and the prompts to continue."""
 
     def __init__(self, model: Model, jobs: int, start: float) -> None:
         self._model, self._jobs, self._start = model, jobs, start
@@ -31,18 +31,18 @@ class Run:
         self._load = 0.0
 
     def read_tokenizer(self, folder: str | None) -> None:
-        """Find it, in `folder` or beside the model."""
+        """Read the tokenizer in `folder`, or the one in or beside the model."""
         model = self._model
         self._tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
         self._encoder = Encoder(self._tokenizer)
 
     def encoded(self, text: str) -> list[int]:
-        """The ids of a prompt."""
+        """Return the token IDs of a prompt."""
         assert self._encoder
         return self._encoder.encode(text)
 
     def prepare(self, prompts: list[list[int]], settings: Settings) -> None:
-        """Check all that is asked for, then read the weights."""
+        """Check the request, then read the weights."""
         self._prompts = prompts
         self._settings = settings._replace(ends=ends(self._model.source, self._tokenizer))
         for prompt in prompts:
@@ -51,7 +51,7 @@ class Run:
         self._load = perf_counter() - self._start
 
     def answers(self, path: str, folder: str | None) -> list[str]:
-        """The texts that a request asks for."""
+        """Return the texts for a request file."""
         request = read_request(path)
         self.read_tokenizer(folder)
         self.prepare([self.encoded(text) for text in request.prompts], request.settings)
@@ -62,7 +62,7 @@ class Run:
         return answers
 
     def result(self, prompt: str | None, stops: tuple[str, ...]) -> dict[str, Any]:
-        """What `--json` prints; docs/json.md has the keys."""
+        """Return the result for `--json`; docs/json.md lists the keys."""
         (ids,) = self._prompts
         found = continued(self._model, ids, self._settings, self._tokenizer, stops)
         return {
@@ -76,7 +76,7 @@ class Run:
         }
 
     def stream(self, prompt: str | None, stops: tuple[str, ...]) -> None:
-        """Print the prompt and then its continuation, as it comes; without text, the ids."""
+        """Print the prompt and its continuation as it is generated; IDs if there is no text."""
         (ids,) = self._prompts
         _show(",".join(map(str, ids)) if prompt is None else prompt)
         found = continued(self._model, ids, self._settings, self._tokenizer, stops, show=_show)
@@ -85,14 +85,14 @@ class Run:
 
 
 def _show(text: str) -> None:
-    """Print it now. A terminal is given nothing that it would obey."""
+    """Print text immediately. On a terminal, control characters are escaped."""
     if sys.stdout.isatty():
         text = "".join(c if c in "\n\t" else printable(c) for c in text)
     click.echo(text, nl=False)
 
 
 def _tell(prompt: int, found: Continuation, load: float) -> None:
-    """Say on standard error how long it took."""
+    """Print the timing on standard error."""
     rate, count = found.tokens_per_second, len(found.new_ids)
     speed = f", {rate:.1f} tokens/s" if rate else ""
     click.echo(

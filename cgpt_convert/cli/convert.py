@@ -30,7 +30,7 @@ from cgpt_convert.writing.writer import Options
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """A number of bytes such as 5GB or 500MiB; units of 1000 unless they have an i."""
+    """A number of bytes such as 5GB or 500MiB; units are powers of 1000 unless they have an i."""
 
     name = "size"
 
@@ -156,7 +156,7 @@ def _write(conversion: Conversion, output: str, settings: Options) -> None:
 def _result(
     checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str, wish: Wish
 ) -> dict[str, Any]:
-    """What was done, as `--json` prints it; docs/json.md has the keys."""
+    """Return the result for `--json`; docs/json.md lists the keys."""
     chosen, request = conversion.selection, conversion.request
     extras = [name for name in chosen.left_out if name in checkpoint.extras]
     inside = {*under(checkpoint, chosen.root)}
@@ -215,7 +215,7 @@ def _print(result: dict[str, Any]) -> None:
     salvaging.show(result["lost"])
     for told in result["model"]:
         _say(f"  {told}")
-    if not result["model"]:  # those lines tell of ties, too
+    if not result["model"]:  # those lines include ties
         _print_ties(list(result["aliases"].items()))
     if result["reordered"]:
         _say(f"  put in C order: {_names(result['reordered'])}")
@@ -227,7 +227,7 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _print_choice(result: dict[str, Any]) -> None:
-    """Print where the tensors are from, and which others the file has."""
+    """Print the root of the tensors, and the tensors of the file that are skipped."""
     root = printable(result["root"] or "")
     if root:
         _say(f"  taken from under {root!r}")
@@ -250,7 +250,7 @@ _PARTS = 8
 
 
 def _parts(counts: dict[str, int]) -> str:
-    """Return the parts of a checkpoint, and how many tensors each has."""
+    """Return the parts of a checkpoint and their numbers of tensors as text."""
     told = [
         f"{printable(part) or 'in none of them'} ({counted(count, 'tensor')})"
         for part, count in list(counts.items())[:_PARTS]
@@ -260,7 +260,7 @@ def _parts(counts: dict[str, int]) -> str:
 
 
 def _warnings(result: dict[str, Any]) -> Iterator[str]:
-    """Give the warnings about values, which are written as they are."""
+    """Yield warnings about values, which are written unchanged."""
     special = result["not_finite"]
     if special:
         nan, infinite = (sum(row[key] for row in special.values()) for key in ("nan", "infinite"))

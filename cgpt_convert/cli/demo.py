@@ -27,12 +27,12 @@ _FILES = (_MODEL, "config.json", "vocab.json", "merges.txt", "held-out.txt")
 
 
 class _Output(NamedTuple):
-    """What is made of the model, and how."""
+    """An output made from the model, and its command."""
 
     name: str
     options: tuple[str, ...] = ()
     command: str = "convert"
-    as_it_was: bool = True  # every tensor, under its own name
+    as_it_was: bool = True  # whether all tensors keep their names
     lossless: bool = True
 
 
@@ -77,13 +77,13 @@ def command(folder: str) -> None:
 
 
 def _run(*words: str) -> None:
-    """Show the command as one would type it, and run it."""
+    """Print the command as typed in a shell, and run it."""
     click.echo(style(f"\n$ cgpt-convert {shlex.join(words)}", bold=True))
     group.main(list(words), standalone_mode=False)
 
 
 def _compare(source: Checkpoint, output: Checkpoint) -> None:
-    """Say that the output holds the source's tensors and no others; CheckFailed if it does not."""
+    """Check that the output has exactly the source's tensors, and print the result."""
     expected = {name: tensor_digest(tensor) for name, tensor in source.items()}
     found = {name: tensor_digest(tensor) for name, tensor in output.items()}
     wrong = sorted(expected.items() ^ found.items())
@@ -93,14 +93,14 @@ def _compare(source: Checkpoint, output: Checkpoint) -> None:
     by = f" by {reader.__module__.split('.')[0]} and by us" if reader else ""
     if reader:
         theirs = reader(output.path)
-        for name in theirs.keys() - {"__metadata__"}:  # where an .npz notes its ties
+        for name in theirs.keys() - {"__metadata__"}:  # where an .npz records its ties
             if theirs[name].tobytes() != source[name].numpy().tobytes():
                 raise CheckFailed(f"{reader.__module__} reads {name} otherwise", where=output.path)
     click.echo(f"  read again{by}: all {len(found)} tensors equal the source, bit for bit")
 
 
 def _independent(path: str) -> Callable[[str], Mapping[str, Any]] | None:
-    """Another library's reader of such files, where there is one that the user has for sure."""
+    """Return another library's reader for the format, among the installed dependencies."""
     if path.endswith(".npz"):
         import numpy as np
 
@@ -113,7 +113,7 @@ def _independent(path: str) -> Callable[[str], Mapping[str, Any]] | None:
 
 
 def _speak(folder: str) -> None:
-    """Let the model continue a sentence from each file; CheckFailed if a lossless one's differs."""
+    """Continue a sentence with the model in each file. CheckFailed if a lossless one differs."""
     from cgpt_convert.inference.model import Model
 
     start = "".join(_PROMPT).replace("Ġ", " ")
@@ -133,7 +133,7 @@ def _speak(folder: str) -> None:
 
 
 def _sentence(model: Model) -> tuple[str, list[int]]:
-    """The prompt and what the model holds for likeliest, as text and as ids."""
+    """Return the prompt and its greedy continuation, as text and as IDs."""
     from cgpt_convert.inference.generate.settings import Settings
     from cgpt_convert.inference.generate.stream import continued
     from cgpt_convert.inference.text import Decoder, find
@@ -146,7 +146,7 @@ def _sentence(model: Model) -> tuple[str, list[int]]:
 
 
 def _divergence(base: Model, other: Model, ids: list[int]) -> float:
-    """The mean KL divergence over the tokens of a sentence, in nats a token."""
+    """Return the mean KL divergence over the tokens of a sentence, in nats per token."""
     import numpy as np
 
     from cgpt_convert.inference.evaluate.divergence import diverge

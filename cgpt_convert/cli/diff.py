@@ -65,7 +65,7 @@ def command(
 
 
 def _told(row: Row) -> dict[str, Any]:
-    """A tensor as `--json` prints it: what is not finite has no number there."""
+    """Return a row for `--json`; a value that is not finite becomes None."""
     told = row._asdict()
     del told["unknown"]
     most = row.most

@@ -72,7 +72,7 @@ def command(
 
 
 def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
-    """Return the weights that `convert` writes, if they are a part of what is chosen; else that."""
+    """Return the weights that `convert` writes, if they are a part of `chosen`, else `chosen`."""
     try:
         return converted_part(checkpoint, chosen, wish)
     except BadRequest as error:  # several roots
@@ -83,7 +83,7 @@ def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
 def _result(
     chosen: Weights, found: Digested, part: Weights, part_found: Digested
 ) -> dict[str, Any]:
-    """Return what `--json` prints; docs/json.md has the keys."""
+    """Return the result for `--json`; docs/json.md lists the keys."""
     under = {
         "root": part.root or None,
         "digest": ALGORITHM + part_found.whole,

@@ -146,7 +146,7 @@ def _divergence(found: Divergence) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
+    """Return None for a value that is not finite, since JSON has no such numbers."""
     return value if math.isfinite(value) else None
 
 

@@ -128,7 +128,7 @@ def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str,
 def _plans(
     checkpoint: Checkpoint, by: str, match: tuple[str, ...], exclude: tuple[str, ...]
 ) -> tuple[list[FilePlan], dict[str, Lost]]:
-    """What is written, and those of the tensors asked for that are not whole."""
+    """Return the files to write, and the selected tensors that are not intact."""
     if by == "name":
         chosen = select(undone(checkpoint), Wish(EVERYTHING, match, exclude))
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)

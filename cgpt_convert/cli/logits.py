@@ -1,4 +1,4 @@
-"""What `cgpt-convert verify --logits` does; apart, because it imports NumPy."""
+"""The implementation of `verify --logits`, separate because it imports NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cgpt_convert.inference.compare import Comparison, compare_models, counterpa
 
 
 class How(NamedTuple):
-    """The options that are of `--logits` alone, as given."""
+    """The options that require `--logits`, as given."""
 
     tokens: list[int] | None
     text: str | None
@@ -28,7 +28,7 @@ class How(NamedTuple):
 
 
 class Logits:
-    """The source's model and the tokens for it, checked; nothing is computed yet."""
+    """The source's model and its checked tokens. Nothing is computed before `compare`."""
 
     def __init__(self, source: Checkpoint, how: How, computing: Computing, jobs: int) -> None:
         self._how = how
@@ -38,10 +38,10 @@ class Logits:
         self.found: Comparison | None = None
 
     def compare(self, target: Checkpoint, path: str, *, differs: bool) -> list[Check]:
-        """The checks of the target, which was opened from `path`; what came out is `found`.
+        """Return the checks of the target opened from `path`, and store the result in `found`.
 
-        If it `differs` from the source in a way that leaves nothing to compute, a note says so:
-        what differs was told.
+        If the target `differs` so that it cannot be computed, the result is a note, since the
+        differences are already reported.
         """
         model = self._model
         try:
@@ -57,7 +57,7 @@ class Logits:
         return found.checks(path)
 
     def as_json(self) -> dict[str, Any] | None:
-        """What `--json` prints of `found`; docs/json.md has the keys."""
+        """Return `found` for `--json`; docs/json.md lists the keys."""
         found = self.found
         return found and {
             "ids": self._ids,
@@ -97,5 +97,5 @@ class Logits:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
+    """Return None for a value that is not finite, since JSON has no such numbers."""
     return value if math.isfinite(value) else None

@@ -49,7 +49,7 @@ def command(as_json: bool) -> None:
 
 
 def as_data(model: Model) -> dict[str, Any]:
-    """The model as `--json` prints it: sizes as in config.json, bytes, and null for unknown."""
+    """Return the model for `--json`: sizes as in config.json, bytes, and null if unknown."""
     return {
         "name": model.name,
         "title": model.title,

@@ -1,4 +1,4 @@
-"""What commands that load nothing say of code that a file names, on standard error."""
+"""Notes on standard error about code references and other weight files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = 5
 
 
 def tell_beside(checkpoint: Checkpoint, path: str, verb: str = "compared") -> None:
-    """Print a note for each other weight file of the folder, and what else was not looked at."""
+    """Print a note for each other weight file in the folder, and for other unchecked content."""
     from cgpt_convert.verification.check_extras import not_compared, of_source
 
     for check in (*of_source(checkpoint, path, verb), *not_compared(checkpoint, path, verb)):
@@ -20,7 +20,7 @@ def tell_beside(checkpoint: Checkpoint, path: str, verb: str = "compared") -> No
 
 
 def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
-    """A line for each that names what weight files do not need."""
+    """Print a line for each checkpoint that references names that weight files do not need."""
     for checkpoint in checkpoints:
         if not checkpoint.globals:
             continue

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands take, each said once."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """Token ids such as 464,2068,7586."""
+    """Token IDs such as 464,2068,7586."""
 
     name = "ids"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
-        """The ids; a usage error where they are none."""
+        """Return the IDs; invalid ones are a usage error."""
         words = str(value).replace(",", " ").split()
         if not words or not all(word.isascii() and word.isdigit() for word in words):
             self.fail(f"{value!r} are no token ids such as 464,2068", param, ctx)
         return [int(word) for word in words]
 
 
-# not checked by click, for which an unreadable file is bad usage
+# not checked by click, which treats an unreadable file as a usage error
 PATH = click.Path(readable=False)
 
 
 class Output(click.Path):
-    """What is to be written: a path, or a URL under the name that is shown of it."""
+    """An output path, or a URL with its secrets removed."""
 
     def __init__(self) -> None:
         super().__init__(readable=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The path, or the name; BadRequest for a URL that nothing can be written to."""
+        """Return the path or URL. Raises BadRequest for a URL that cannot be written to."""
         path = named(os.fsdecode(super().convert(value, param, ctx)))
         if is_url(path):
             from cgpt_convert.sources.remote.urls import check_writable
@@ -56,7 +56,7 @@ class Output(click.Path):
 
 
 def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Sets one of `remote.traffic.settings`, which holds for the process, if it is given."""
+    """Return a callback that sets one of the process-wide remote settings, if given."""
 
     def set_it(_context: click.Context, _param: click.Parameter, value: Any) -> None:
         if value is not None:
@@ -68,7 +68,7 @@ def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]
 
 
 def remote(command: F) -> F:
-    """The options on how to reach what is behind a URL."""
+    """Add the options for remote files."""
     for option in (
         click.option(
             "--download",
@@ -100,7 +100,7 @@ def remote(command: F) -> F:
 
 
 def source(command: F) -> F:
-    """The argument SOURCE, which may be a URL."""
+    """Add the argument SOURCE, which may be a URL."""
     return click.argument("source", type=PATH)(remote(command))
 
 
@@ -155,12 +155,12 @@ whole_root = click.option(
 
 
 def wish(command: F) -> F:
-    """--match, --exclude and --root, which the command is given as one `wish`."""
+    """Add --match, --exclude and --root, passed to the command as `wish`."""
     return _wish(root, command)
 
 
 def scope(command: F) -> F:
-    """Return the command with the same options, for which no root means all tensors."""
+    """Add the same options, except that no root means all tensors."""
     return _wish(whole_root, command)
 
 
@@ -180,7 +180,7 @@ def _wish(root: Callable[[Any], Any], command: F) -> F:
 
 
 def read_text(path: str) -> str:
-    """The text in a file of UTF-8, line ends as they are; an error where there is none."""
+    """Return the text in a UTF-8 file with its line ends unchanged. Raises an error if empty."""
     path = named(path)
     try:
         if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):  # --text <(...)
@@ -204,7 +204,7 @@ def print_json(value: object) -> None:
 
 
 def print_checks(checks: Sequence[Check], form: str) -> int:
-    """Print the report of `--format`; the exit code that the checks make."""
+    """Print the report for `--format`; return the exit code of the checks."""
     report = render(checks, form)
     if report:
         click.echo(report)
@@ -212,7 +212,7 @@ def print_checks(checks: Sequence[Check], form: str) -> int:
 
 
 def reported(command: F) -> F:
-    """The command, whose report, if it is not `text`, also tells why an input was not checked."""
+    """Make reports other than `text` include the error if an input cannot be checked."""
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, if that is a terminal."""
+"""A progress bar on standard error, if it is a terminal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(label: str, total: int, unit: str = "B") -> Iterator[Callable[[int], object]]:
-    """Give a function that counts further units, out of `total`; for this thread only.
+    """Yield a function that counts further units of `total`, for use in this thread only.
 
-    tqdm draws under locks. No other thread may ever wait for one: a Ctrl-C can leave it taken.
+    tqdm draws under locks. Other threads must not wait for them, since a KeyboardInterrupt can
+    leave one locked.
     """
     if not sys.stderr.isatty():
         yield lambda _done: None
         return
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # no thread of its own that draws
-    tqdm.set_lock(threading.RLock())  # not one of several processes: we are one
+    tqdm.monitor_interval = 0  # no separate drawing thread
+    tqdm.set_lock(threading.RLock())  # a thread lock suffices for one process
     drawing = threading.get_ident()
     with tqdm(
         total=total, desc=label, unit=unit, unit_scale=True, leave=False, delay=0.5, mininterval=0.1

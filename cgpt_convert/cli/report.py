@@ -1,4 +1,4 @@
-"""What `inspect` prints for people, from the same data that `--json` prints for programs."""
+"""The text output of `inspect`, from the data that `--json` prints."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from cgpt_convert.core.findings import DANGEROUS, FOREIGN
 from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.shapes import dims
 
-_LONG = 200  # characters of a text pair's value; --json has all
-_SHOWN = 12  # other values and foreign names; --json has all
-_PICKLED = ("PyTorch", "TorchScript")  # how the kinds of files begin that have a pickle
+_LONG = 200  # characters shown of a metadata value; --json has all
+_SHOWN = 12  # other values and foreign names shown; --json has all
+_PICKLED = ("PyTorch", "TorchScript")  # prefixes of the kinds of files with a pickle
 _SCAN = "`cgpt-convert scan` shows what it would do"
 _NUMBERS = ("offset", "bytes", "min", "max", "mean", "std", "zeros", "nan", "inf")
 
 
 def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> None:
-    """Print the summary that `summarise` made, and of its tensors those of `rows`."""
+    """Print the summary made by `summarise`, with the tensors in `rows`."""
     _head(summary)
     click.echo()
     if tree:
@@ -53,7 +53,7 @@ def _head(summary: dict[str, Any]) -> None:
         _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not run")
     for found in summary["findings"]:
         if found["id"] == FOREIGN.id:
-            continue  # the line above names them
+            continue  # listed in the line above
         text = f"{found['id']} {found['title']}: {found['detail']}"
         if found["id"] == DANGEROUS.id:
             text = f"dangerous: {found['detail']} [{found['id']}]; {_SCAN}"
@@ -61,7 +61,7 @@ def _head(summary: dict[str, Any]) -> None:
 
 
 def _model(model: dict[str, Any] | None) -> None:
-    """The model's name and sizes, and everything that does not fit them."""
+    """Print the model's name and sizes, and all contradictions to them."""
     if model is None:
         return
     heads = f", {model['n_head']} heads" if model["n_head"] else ""
@@ -124,7 +124,7 @@ def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _storage(row: dict[str, Any], *, sharded: bool) -> str:
-    """What to look for in the file; nothing where a storage has the tensor's own name."""
+    """Return where the tensor is stored in the file; "" if its storage has the same name."""
     if sharded:
         return f"{row['file']}:{row['storage']}"
     return "" if row["storage"] == row["name"] else str(row["storage"])
@@ -146,7 +146,7 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
 
 
 def _extras(extras: dict[str, str]) -> None:
-    """Print which tensors `state_dict()` does not contain, and what they are."""
+    """Print the tensors outside `state_dict()` with their descriptions."""
     if extras:
         click.echo(style("\nnot in state_dict():", bold=True))
     for name, what in list(extras.items())[:_SHOWN]:

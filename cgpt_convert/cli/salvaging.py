@@ -1,4 +1,4 @@
-"""`--salvage`: what is whole of a truncated or damaged file, and what is not."""
+"""The option `--salvage`, which recovers the intact tensors of a damaged file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def opened(
     *,
     salvage: bool,
 ) -> Checkpoint:
-    """What is in `source`; to `salvage`, only what is whole of it.
+    """Open `source`; with `salvage`, keep only intact tensors.
 
-    Of the tensors `names`, the storages are then read and compared with their recorded checksums.
+    The storages of the tensors `names` are then read and compared with their recorded checksums.
     """
     checkpoint = open_checkpoint(source, mapping, salvage=salvage)
     if not salvage or all(storage.crc32 is None for storage in checkpoint.storages):
@@ -45,12 +45,12 @@ def opened(
 
 
 def rows(lost: Mapping[str, Lost]) -> list[dict[str, Any]]:
-    """The tensors left out, as `--json` prints them."""
+    """Return the lost tensors for `--json`."""
     return [{"name": name, "nbytes": each.nbytes, "why": each.why} for name, each in lost.items()]
 
 
 def show(lost: Iterable[dict[str, Any]]) -> None:
-    """A line for each tensor left out."""
+    """Print a line for each lost tensor."""
     for row in lost:
         nbytes = "" if row["nbytes"] is None else f"{row['nbytes']:,} bytes, "
         click.echo(wrapped(f"  lost: {printable(row['name'])}: {nbytes}{printable(row['why'])}", 4))

@@ -22,14 +22,14 @@ from cgpt_convert.scanning.scan import scan_each
 
 
 class _Unambiguous(click.Command):
-    """A command that takes no file name for an option.
+    """A command that rejects options that are also file names.
 
-    A shell pattern and a hook append names to the options, and a repository may contain a file
-    called `--allow=os.system`. Which one is meant cannot be known, so neither is taken.
+    Shell patterns and hooks append file names to the options, and a repository may contain a file
+    called `--allow=os.system`. The intended meaning cannot be known, so neither is used.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raise a usage error for an option before `--` that is also the name of a file here."""
+        """Raise a usage error for an option before `--` that is also a file in this folder."""
         end = args.index("--") if "--" in args else len(args)
         options = args[:end] if "--" in args[end + 1 :] else args[: end + 1]
         for option in options:
@@ -122,7 +122,7 @@ def _skipped(files: list[Scanned]) -> str:
 
 
 def _counts(scanned: list[Scanned], unlisted: int) -> str:
-    """The last line: how many files there were, and how many of each verdict."""
+    """Return the last line: the number of files, and of each verdict."""
     verdicts = Counter(file.verdict for file in scanned)
     line = counted(len(scanned), "file")
     if len(verdicts) == 1:

@@ -1,4 +1,4 @@
-"""Text for people: aligned tables, sizes, and as much of both as the terminal is wide."""
+"""Text output: aligned tables and sizes, fitted to the terminal's width."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import click
 
 _ELLIPSIS = "…"
 _THOUSAND = 1000
-_SHORTEST = 16  # a name cut shorter than this tells nothing
-_WIDEST = 200  # columns of a cell that others are filled up to: one name is not to widen all lines
+_SHORTEST = 16  # shorter names would not be recognisable
+_WIDEST = 200  # maximum padding, so that one long name does not widen all lines
 
 
 def width() -> int | None:
-    """The terminal's width in characters; None where standard output is no terminal."""
+    """Return the terminal's width in characters; None if standard output is not a terminal."""
     if not sys.stdout.isatty():
         return None
     import shutil
@@ -25,14 +25,14 @@ def width() -> int | None:
 
 
 def style(text: str, **how: bool | str) -> str:
-    """The text in colour or bold on a terminal that wants it (https://no-color.org)."""
+    """Return the text in colour or bold, on terminals without NO_COLOR (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         return text
     return click.style(text, **how)  # type: ignore[arg-type]
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and the noun, in the plural unless there is one."""
+    """Return the number and the noun, which is plural unless the number is 1."""
     if number == 1:
         return f"1 {noun}"
     head, rest = noun, ""
@@ -43,7 +43,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def size(nbytes: int) -> str:
-    """The size as people write it: powers of 1000, three digits."""
+    """Return the size with three digits and a power of 1000."""
     value, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if round(value) < _THOUSAND:
@@ -56,11 +56,11 @@ def size(nbytes: int) -> str:
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of the table. Columns named in `right` are numbers; empty columns are left out.
+    """Return the lines of the table. Columns in `right` are numbers; empty columns are omitted.
 
-    On a terminal too narrow the first column is cut in the middle, then columns go from the end,
-    and a last line names them. Elsewhere nothing is cut; the rest of a line that has a cell of more
-    than 200 columns moves to the right.
+    On a narrow terminal the first column is cut in the middle, then columns are dropped from the
+    end and named in a last line. Otherwise nothing is cut; a cell wider than 200 columns moves the
+    rest of its line to the right.
     """
     every = list(zip(header, *rows, strict=True))
     keep = [i for i, cells in enumerate(every) if i == 0 or any(cells[1:])]
@@ -82,7 +82,7 @@ def table(
 
 
 def cut(text: str, most: int) -> str:
-    """The text in at most `most` columns, its middle left out if need be."""
+    """Return the text in at most `most` columns, shortened in the middle if necessary."""
     if columns(text) <= most:
         return text
     head = _beginning(text, (most - 1) // 2)
@@ -91,7 +91,7 @@ def cut(text: str, most: int) -> str:
 
 
 def wrapped(text: str, indent: int = 0) -> str:
-    """The text in lines as wide as the terminal, those after the first indented."""
+    """Wrap the text to the terminal's width, with later lines indented."""
     room = width()
     if room is None or columns(text) <= room:
         return text
@@ -113,12 +113,12 @@ def wrapped(text: str, indent: int = 0) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal the text takes: Chinese characters take two."""
+    """Return the number of terminal columns of the text; East Asian wide characters take two."""
     return len(text) if text.isascii() else sum(map(_COLUMNS.__getitem__, text))
 
 
 class _Columns(dict[str, int]):
-    """How many columns each character takes, looked up when it is met."""
+    """The number of columns of each character, computed on first use."""
 
     def __missing__(self, char: str) -> int:
         import unicodedata
@@ -132,7 +132,7 @@ _COLUMNS = _Columns()
 
 
 def _beginning(text: str, most: int) -> str:
-    """As many characters as fit into `most` columns."""
+    """Return the longest start of the text that fits into `most` columns."""
     end = taken = 0
     while end < len(text) and taken + _COLUMNS[text[end]] <= most:
         taken += _COLUMNS[text[end]]
@@ -141,7 +141,7 @@ def _beginning(text: str, most: int) -> str:
 
 
 def _filled(cells: Sequence[str], most: int, right: bool) -> list[str]:
-    """The cells of one column, each as wide as `most` or wider."""
+    """Pad the cells of one column to `most` columns."""
     pad = str.rjust if right else str.ljust
     if all(map(str.isascii, cells)):
         return [pad(text, most) for text in cells]
@@ -149,5 +149,5 @@ def _filled(cells: Sequence[str], most: int, right: bool) -> list[str]:
 
 
 def _shortened(widths: dict[int, int], keep: list[int], room: int) -> int:
-    """What is left of `room` for the first column."""
+    """Return the part of `room` that is left for the first column."""
     return room - sum(widths[i] + 2 for i in keep if i)

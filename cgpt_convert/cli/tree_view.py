@@ -1,4 +1,4 @@
-"""Tensor rows folded by module, with subtotals; layers that look alike are one line."""
+"""Tensor rows grouped by module, with subtotals; identical layers share one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cgpt_convert.cli.table import size, table
 from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.shapes import dims
 
-_DEEPEST = 40  # modules inside each other; of names with more dots the rest stays in one piece
+_DEEPEST = 40  # limit of nested modules; the rest of a longer name is not split
 
 
 @dataclass(slots=True)
@@ -22,13 +22,13 @@ class _Node:
     children: dict[str, _Node] = field(default_factory=dict)
 
     def look(self) -> tuple[object, ...]:
-        """What two layers must have in common to be folded."""
+        """Return the properties that two layers must share to be merged."""
         inner = tuple((key, child.look()) for key, child in self.children.items())
         return (self.dtype, self.shape, self.tied, inner)
 
 
 def tree_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The lines of the tree. Subtotals count a tied tensor where it first appears."""
+    """Return the lines of the tree. Subtotals count a tied tensor where it first appears."""
     root = _Node()
     for row in rows:
         node = root
@@ -68,7 +68,7 @@ def _add(lines: list[list[str]], node: _Node, depth: int) -> None:
 
 
 def _folded(node: _Node) -> list[tuple[list[str], _Node]]:
-    """The children, runs of numbered ones that look alike as one."""
+    """Return the children, with runs of identical numbered ones merged."""
     groups: list[tuple[list[str], _Node]] = []
     for name, child in node.children.items():
         previous = groups[-1] if groups else None

@@ -110,7 +110,7 @@ def command(
 
 class _Result(NamedTuple):
     checks: list[Check]
-    compared: list[Check]  # what the models compute
+    compared: list[Check]  # from running the models
     forward: Logits | None
     scope: Scope | None
 
@@ -134,7 +134,7 @@ def _report(target: str, result: _Result, form: str, *, as_json: bool, verbose: 
 
 
 def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool) -> None:
-    """A usage error for options that do not go together."""
+    """Raise a usage error for options that exclude each other."""
     given = [f"--{name}" for name, value in how.items() if value not in (None, "numpy")]
     if given and not logits:
         raise click.UsageError(f"{given[0]} is of --logits")
@@ -172,7 +172,7 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
 
 
 def _folded(kinds: Counter[str]) -> Counter[str]:
-    """Counts by kind; names of tensors left out."""
+    """Return counts by kind, with tensor names removed."""
     folded: Counter[str] = Counter()
     for kind, count in kinds.items():
         folded[kind.partition(" to ")[0].partition(":")[0]] += count

@@ -1,1 +1,1 @@
-"""The forward pass, and models compared by their logits."""
+"""The forward pass, and comparison of models by their logits."""

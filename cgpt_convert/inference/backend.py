@@ -1,4 +1,4 @@
-"""What a forward pass needs of an array library: NumPy's names, which torch understands too."""
+"""The array-library interface of a forward pass, with NumPy's names, which torch shares."""
 
 from __future__ import annotations
 
@@ -14,66 +14,67 @@ Array = Any  # a float32 numpy.ndarray or torch.Tensor
 
 
 class Backend(Protocol):
-    """An array library. Arrays have `@`, `+=`, slices, `reshape`, `swapaxes` and so on.
+    """An array library. Arrays support `@`, `+=`, slices, `reshape`, `swapaxes` and so on.
 
-    Reductions go along the last axis, which stays with size 1.
+    Reductions run along the last axis, which is kept with size 1.
     """
 
     name: str
 
     def free(self) -> int | None:
-        """Return the bytes that are free on a device of its own; None for main memory."""
+        """Return the number of free bytes on a separate device; None for main memory."""
 
     def share(self, count: int, size: int, work: Callable[[slice], object]) -> None:
-        """Do `work` for all of `count` things, in parts at once if its `size` is worth it.
+        """Run `work` on slices of `count` items, in parallel if `size` is large enough.
 
-        `size` is the number of multiplications in all.
+        `size` is the total number of multiplications.
         """
 
     def matmul(self, x: Array, w: Array) -> Array:
-        """(m, k) by (k, n), which may be a transposed view."""
+        """Multiply (m, k) by (k, n), which may be a transposed view."""
 
     def array(self, values: np.ndarray) -> Array:
-        """The values on the backend's device, without a copy where they lie there already."""
+        """Return the values on the backend's device, without a copy if they are already there."""
 
     def numpy(self, values: Array) -> np.ndarray:
-        """The values as a NumPy array, without a copy where they lie in memory already."""
+        """Return the values as a NumPy array, without a copy if they are in main memory."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """Float32 of that shape, not set."""
+        """Return an uninitialised float32 array of that shape."""
 
     def rows(self, table: Array, ids: np.ndarray) -> Array:
-        """A new array of these rows of `table`."""
+        """Return a new array of these rows of `table`."""
 
     def causal_mask(self, size: int) -> Array:
-        """Float32 (size, size): -inf above the diagonal, 0 elsewhere."""
+        """Return float32 (size, size): -inf above the diagonal, 0 elsewhere."""
 
     def exp_(self, values: Array) -> Array:
-        """`values`, replaced by their exponentials."""
+        """Replace `values` with their exponentials."""
 
     def rsqrt_(self, values: Array) -> Array:
-        """`values`, replaced by the reciprocals of their square roots."""
+        """Replace `values` with the reciprocals of their square roots."""
 
     def mean(self, values: Array) -> Array:
-        """The mean."""
+        """Return the mean."""
 
     def sum(self, values: Array) -> Array:
-        """The sum."""
+        """Return the sum."""
 
     def amax(self, values: Array) -> Array:
-        """The greatest value."""
+        """Return the maximum."""
 
     def gelu_erf_(self, values: Array) -> Array:
-        """`values`, replaced by x * (1 + erf(x / sqrt 2)) / 2."""
+        """Replace `values` with x * (1 + erf(x / sqrt 2)) / 2."""
 
     def gelu_tanh_(self, values: Array) -> Array:
-        """`values`, replaced by x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
+        """Replace `values` with x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
 
 
 def backend(engine: str, threads: int = 1) -> Backend:
-    """The backend of that name, numpy or torch. BadRequest where torch is not installed.
+    """Return the backend called `engine`, numpy or torch. BadRequest if torch is not installed.
 
-    `threads` are ours, for NumPy; those of BLAS and torch are set as those libraries tell.
+    `threads` sets our own threads for NumPy; those of BLAS and torch are set in those libraries'
+    ways.
     """
     if engine == "torch":
         try:

@@ -1,7 +1,7 @@
-"""Two files of one model, given the same tokens: where they first differ, and how much.
+"""Compare two files of a model on the same tokens: the first difference, and its size.
 
-Both run side by side, a block at a time, and their logits are compared part by part of the
-vocabulary, so that neither a model nor its embeddings have to fit into memory.
+Both models run side by side, one block at a time, and their logits are compared in parts of the
+vocabulary. Neither a model nor its embeddings have to fit into memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-# By the type of the target's weights: the NMSE up to which states and logits are as near as that
-# type allows. docs/models.md has what was measured; these are about three times the most of it.
+# By dtype of the target's weights: the tolerated NMSE of states and logits. The values are about
+# three times the largest measurements in docs/models.md.
 TOLERANCES = {
     "float64": 1e-10,
     "float32": 1e-10,
@@ -35,44 +35,44 @@ TOLERANCES = {
     "q4_0": 0.3,
 }
 
-_PIECE = 1 << 18  # elements compared at once, in double precision: 2 MiB stay near the processor
+_PIECE = 1 << 18  # elements compared at once in float64; 2 MiB stay in the cache
 
 
 class Difference(NamedTuple):
-    """How far a state of the target, or its logits, are from the source's."""
+    """The difference between a state or the logits of the target and the source."""
 
     name: str  # "embeddings", "h.0" ..., "ln_f", "logits"
-    greatest: float  # of |target - source|
-    nmse: float  # sum of (target - source)^2 by sum of source^2
+    greatest: float  # maximum of |target - source|
+    nmse: float  # sum of (target - source)^2 / sum of source^2
 
 
 class Comparison(NamedTuple):
-    """What came out. `differences` are in the order in which the model computes."""
+    """The result of a comparison. `differences` are in the order of computation."""
 
     tokens: int
-    dtype: str  # the coarsest type of the target's weights, which the tolerance is of
+    dtype: str  # the coarsest dtype of the target's weights, which sets the tolerance
     tolerance: float
     differences: tuple[Difference, ...]
-    agreement: float  # the part of the positions at which both have the same likeliest token
+    agreement: float  # fraction of positions with the same top-1 token
 
     @property
     def first(self) -> Difference | None:
-        """The first that is past the tolerance, or no number; None if all is well."""
+        """The first difference above the tolerance or NaN; None if there is none."""
         return next((d for d in self.differences if not d.nmse <= self.tolerance), None)
 
     @property
     def ok(self) -> bool:
-        """Is nothing past the tolerance?"""
+        """Whether all differences are within the tolerance."""
         return self.first is None
 
     @property
     def agreeing(self) -> str:
-        """The agreement in words."""
+        """The agreement as text."""
         same = round(self.agreement * self.tokens)
         return f"the same likeliest token at {same:,} of {self.tokens:,} positions"
 
     def checks(self, path: str) -> list[Check]:
-        """A check for each state, `tensor` being its name, and for the logits; of the target."""
+        """Return a check for each state of the target, named in `tensor`, and for the logits."""
         return [self._check(each, path) for each in self.differences]
 
     def _check(self, found: Difference, path: str) -> Check:
@@ -95,20 +95,20 @@ def compare(
     tolerance: float | None = None,
     engine: str = "numpy",
 ) -> Comparison:
-    """How far what `target` computes of these tokens is from what `source` does.
+    """Return the differences between the states and logits of both models on these tokens.
 
-    Each is computed as its own configuration says, see `counterpart`. `tolerance` goes before
-    that of the target's type. Raises BadRequest for models of different sizes, and as `Model`.
+    Each model uses its own configuration, see `counterpart`. `tolerance` overrides that of the
+    target's dtype. Raises BadRequest for models of different sizes, and the errors of `Model`.
     """
     ours = Model(source, engine)
     return compare_models(ours, counterpart(ours, target), ids, tolerance)
 
 
 def counterpart(ours: Model, target: Checkpoint) -> Model:
-    """The model in `target`, which is to be compared with `ours`.
+    """Return the model in `target`, to be compared with `ours`.
 
-    What its files do not tell, such as the activation function in a GGUF, is taken to be as in
-    `ours`. Raises BadRequest for a model of other sizes.
+    Settings missing in its files, such as the activation function in a GGUF, are taken from `ours`.
+    Raises BadRequest for a model of other sizes.
     """
     theirs = Model(target, ours.xp, assumed=ours.forward.as_config(ours.hyper))
     _check_sizes(ours, theirs)
@@ -122,7 +122,7 @@ def compare_models(
     tolerance: float | None = None,
     advance: Callable[[int], object] = lambda _states: None,
 ) -> Comparison:
-    """As `compare`. `advance` is told of each of the n_layer + 1 states that was compared."""
+    """Compare two models as `compare` does; `advance(1)` is called per compared state."""
     dtype = coarsest(theirs)
     totals: list[_Total] = []
     for one, other in zip(ours.states([ids]), theirs.states([ids]), strict=True):
@@ -147,7 +147,7 @@ def compare_models(
 
 
 def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_Total, int]:
-    """Of normed states: how far the logits are apart, and how many have the same greatest."""
+    """Compare the logits of normed states; return the differences and the top-1 agreements."""
     total, tops = _Total("logits"), (_Likeliest(len(one)), _Likeliest(len(other)))
     for parts in zip(
         ours.logits_by_vocabulary(one), theirs.logits_by_vocabulary(other), strict=True
@@ -159,7 +159,7 @@ def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_To
 
 
 def coarsest(model: Model) -> str:
-    """The type of its tensors that loses most: the one with the greatest tolerance."""
+    """Return the tensors' dtype with the greatest tolerance."""
     names = {tensor.stored.name for tensor in model.source.tensors.values()}
     unknown = sorted(names - TOLERANCES.keys())
     if unknown:
@@ -168,7 +168,7 @@ def coarsest(model: Model) -> str:
 
 
 class _Total:
-    """Sums over pieces of what is compared, in double precision."""
+    """Running sums over compared pieces, in float64."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -181,7 +181,7 @@ class _Total:
             difference = other[start : start + _PIECE] - wide
             self._error += float(np.dot(difference, difference))
             self._power += float(np.dot(wide, wide))
-            # not max(): it would lose a NaN
+            # max() would lose a NaN
             greatest = np.abs(difference, out=difference).max()
             self._greatest = float(np.maximum(self._greatest, greatest))
 
@@ -191,9 +191,9 @@ class _Total:
 
 
 class _Likeliest:
-    """Each position's likeliest token, from parts of the vocabulary that come in order.
+    """The top-1 token of each position, from consecutive parts of the vocabulary.
 
-    As `argmax` of them all: the first of equals, and what is no number before all others.
+    Equal to `argmax` over all parts: the first maximum, and NaN before all numbers.
     """
 
     def __init__(self, positions: int) -> None:
@@ -211,7 +211,7 @@ class _Likeliest:
 
 
 def _check_sizes(ours: Model, theirs: Model) -> None:
-    """BadRequest for models that cannot be compared layer by layer."""
+    """Raise BadRequest for models that cannot be compared layer by layer."""
     for size in ("n_layer", "n_embd", "vocab_size"):
         one, other = getattr(ours.hyper, size), getattr(theirs.hyper, size)
         if one != other:

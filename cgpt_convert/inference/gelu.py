@@ -1,9 +1,9 @@
-"""GELU in NumPy, float32, in place: exact to rounding, in steps that run in vector registers.
+"""GELU in NumPy, float32, in place, accurate to rounding, with vectorised operations.
 
 GELU(x) = x * P(x), where P is the normal distribution's cumulative function (Hendrycks and Gimpel
-2016, arXiv:1606.08415). NumPy has no erf, so P is made of what it has:
-P(x) = 1 / (1 + exp(-L(x))), L(x) = log(P(x) / P(-x)), which is odd and smooth; L(x) / x is close to
-a polynomial in x^2. Its first two terms are GPT-2's "gelu_new", which writes the same as a tanh.
+2016, arXiv:1606.08415). NumPy has no erf, so P is computed as P(x) = 1 / (1 + exp(-L(x))), where
+L(x) = log(P(x) / P(-x)) is odd and smooth, and L(x) / x is close to a polynomial in x^2. Its first
+two terms are GPT-2's "gelu_new", which is written as a tanh.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-CHUNK = 64 << 10  # elements at once: three arrays of 256 KiB stay in the L2 cache
+CHUNK = 64 << 10  # elements at once; three arrays of 256 KiB stay in the L2 cache
 
-# L(x) / x by powers of x^2, for |x| <= 6.25: fitted by Lawson's algorithm to the least greatest
-# error of the GELU, 4.2e-8. Beyond, x^2 stays 6.25^2 in it, where P(x) is 2e-10 from 0 or 1.
+# L(x) / x in powers of x^2 for |x| <= 6.25, fitted with Lawson's algorithm to minimise the maximum
+# error of the GELU, 4.2e-8. Beyond, x^2 is clamped to 6.25^2, where P(x) is within 2e-10 of 0 or 1.
 _ERF = (
     1.5957716709047636,
     0.07266046046390551,
@@ -41,20 +41,20 @@ _TANH = (_TWICE_ROOT, _TWICE_ROOT * 0.044715)
 
 
 def erf_(values: Floats) -> Floats:
-    """`values`, C-contiguous, replaced by x * (1 + erf(x / sqrt 2)) / 2.
+    """Replace C-contiguous `values` with x * (1 + erf(x / sqrt 2)) / 2.
 
-    The error is at most 2e-7 of |x|: that of float32, as torch's own.
+    The error is at most 2e-7 of |x|, the precision of float32 and of torch's implementation.
     """
     return _gelu(values, _ERF, _ERF_SQUARE)
 
 
 def tanh_(values: Floats) -> Floats:
-    """`values`, C-contiguous, replaced by x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2."""
+    """Replace C-contiguous `values` with x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2."""
     return _gelu(values, _TANH, np.inf)
 
 
 def _gelu(values: Floats, powers: Sequence[float], most: float) -> Floats:
-    """`values` divided by 1 + exp(-x * polynomial(x^2)), x^2 being cut off at `most`."""
+    """Divide `values` by 1 + exp(-x * polynomial(x^2)), with x^2 clamped to `most`."""
     flat: NDArray[Any] = values.reshape(-1)
     negated = [np.float32(-power) for power in powers]
     scratch = np.empty((2, min(CHUNK, len(flat))), np.float32)

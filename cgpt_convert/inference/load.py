@@ -1,4 +1,4 @@
-"""A checkpoint -> a model that can be computed: its tensors by what they are, its configuration."""
+"""Prepare a checkpoint for inference: its tensors by role, and its configuration."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from cgpt_convert.tensors.tensor import Tensor
 if TYPE_CHECKING:
     from types import ModuleType
 
-Key = tuple[str, int | None]  # a rule's name, and the layer
+Key = tuple[str, int | None]  # a rule's name and the layer
 
 
 class Source(NamedTuple):
-    """A model that can be computed, unread."""
+    """A model that can be computed, whose weights are not read yet."""
 
     checkpoint: Checkpoint
     tensors: Mapping[Key, Tensor]
     hyper: Computed
-    config: Mapping[str, Any]  # config.json and the like
+    config: Mapping[str, Any]  # from config.json and other sources
     recognised: Recognised
-    tied: bool  # the head is the token embedding
+    tied: bool  # whether the head is the token embedding
     forward: ModuleType  # the architecture's forward pass
-    lines: tuple[str, ...]  # in what the configuration contradicts the tensors
+    lines: tuple[str, ...]  # contradictions between configuration and tensors
 
 
 class _Named(dict[str, Tensor]):
-    """Tensors and the path that they are from: a name of muP weights tells that they are."""
+    """Tensors with the path of their file, whose name can indicate muP weights."""
 
     path = ""
 
@@ -49,11 +49,11 @@ def source(
     activation: str | None = None,
     assumed: Mapping[str, Any] | None = None,
 ) -> Source:
-    """The model in a checkpoint of any kind; only config.json is read.
+    """Return the model in a checkpoint of any kind; only config.json is read.
 
-    `heads` and `activation` go before what is configured; `assumed` has keys of config.json for
-    what is not. Raises Unsupported, naming every misfit,
-    unless the tensors are a model of an architecture that is computed here.
+    `heads` and `activation` override the configuration; `assumed` has config.json keys for missing
+    values. Raises Unsupported, naming every mismatch, unless the tensors are a model of a supported
+    architecture.
     """
     where = checkpoint.path
     inside = llama_undo.is_gguf(checkpoint)
@@ -83,7 +83,7 @@ def source(
 
 
 def ends(model: Source, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """The tokens that end a text: configured, else the tokenizer's, else GPT-2's, else none."""
+    """Return the configured end tokens, else the tokenizer's or GPT-2's, else none."""
     said = model.config.get("eos_token_id")
     if isinstance(said, list):
         return frozenset(token for token in said if type(token) is int)
@@ -92,9 +92,9 @@ def ends(model: Source, tokenizer: Tokenizer | None) -> frozenset[int]:
 
 
 def beside(path: str) -> Iterator[str]:
-    """The folders where the configuration and the tokenizer of the weights at `path` may lie.
+    """Yield the folders that may contain the configuration and tokenizer of the weights at `path`.
 
-    What was extracted into a folder has them beside that folder.
+    Files extracted into a folder have them beside that folder.
     """
     yield folder_of(path)
     if os.path.isdir(path):
@@ -104,12 +104,10 @@ def beside(path: str) -> Iterator[str]:
 def _configuration(
     checkpoint: Checkpoint, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], bool]:
-    """Return what a GGUF's header and the config.json beside say, and whether there is the latter.
+    """Return the configuration, and whether config.json was used; a GGUF header takes precedence.
 
-    The header goes before.
-
-    A config.json that may be another model's, beside a GGUF or in the folder above, is only taken
-    where it contradicts nothing.
+    A config.json beside a GGUF file or in the parent folder may belong to another model, so it is
+    used only if it contradicts nothing.
     """
     own: dict[str, Any] = {}
     if llama_undo.is_gguf(checkpoint):
@@ -130,7 +128,7 @@ def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Te
 
 
 def _computable(found: Recognised | None, where: str) -> Recognised:
-    """The model that the tensors are; Unsupported unless logits can be had from it."""
+    """Return the recognised model. Raises Unsupported unless its logits can be computed."""
     if found is None:
         known = ", ".join(with_hook("forward"))
         raise Unsupported(
@@ -148,7 +146,7 @@ def _computable(found: Recognised | None, where: str) -> Recognised:
 
 
 def _tied(found: Recognised, config: Mapping[str, Any], where: str) -> bool:
-    """Is the head the token embedding? As transformers: if configured so, whatever is stored."""
+    """Return whether the head is the token embedding; as in transformers, by configuration."""
     tied = config.get("tie_word_embeddings")
     if tied is None:
         return found.head != "own copy"

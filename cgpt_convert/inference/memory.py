@@ -1,6 +1,6 @@
-"""The memory that a model needs, and what there is of it: known before anything is loaded.
+"""Check the memory that a model needs before loading it.
 
-Linux ends a process that exceeds it by SIGKILL, without a word.
+Linux kills a process that exceeds the available memory, without an error message.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Protocol
 
 from cgpt_convert.core.errors import Unsupported
 
-_OTHERS = 64 << 20  # bytes: what is in memory of files while they are read, and small things
-_UNLIMITED = 1 << 60  # what cgroup v1 writes for no limit is near 2^63
+_OTHERS = 64 << 20  # bytes: buffers for reading files, and small objects
+_UNLIMITED = 1 << 60  # cgroup v1 writes a value near 2^63 for no limit
 
 
 class Need(Protocol):
-    """A model, as far as it counts here."""
+    """A model, as far as memory is concerned."""
 
     def outstanding(self) -> int:
-        """Return the bytes that it needs and has not taken yet."""
+        """Return the number of bytes that it still has to allocate."""
 
 
 _promised: weakref.WeakSet[Need] = weakref.WeakSet()
 
 
 def require(owner: Need, nbytes: int, free: int | None, where: str) -> None:
-    """Raise Unsupported, with the figures, unless `owner` can take `nbytes` more.
+    """Raise Unsupported, with the figures, unless `owner` can allocate `nbytes` more.
 
-    What other models of this process are still to take is not available. `free` is the memory of a
-    device; None is main memory.
+    Memory that other models of this process still have to allocate is not available. `free` is the
+    memory of a device; None means main memory.
     """
     others = sum(other.outstanding() for other in _promised if other is not owner)
     needed = nbytes + others + (0 if free is not None else _OTHERS)
@@ -52,10 +52,10 @@ def _shown(nbytes: int) -> str:
 
 
 def available(root: str = "/") -> int | None:
-    """Return the bytes that this process can take before it is killed; None if nothing says.
+    """Return the bytes that this process can allocate before it is killed; None if unknown.
 
-    That is the least of what the system has free (without swap nothing else counts), what the
-    limits of its cgroups leave, of version 1 and 2, and what `ulimit -v` leaves.
+    This is the minimum of the system's available memory and swap, the rest of its cgroup limits
+    (versions 1 and 2), and the rest of `ulimit -v`.
     """
     return min((*_of_system(root), *_of_cgroups(root), *_of_process(root)), default=None)
 
@@ -79,7 +79,7 @@ def _of_process(root: str) -> Iterator[int]:
 
 
 def _of_cgroups(root: str) -> Iterator[int]:
-    """What the groups of this process, and those around them, leave of their limits."""
+    """Yield the rest of the limits of this process's groups and their parents."""
     for line in _lines(root, "proc/self/cgroup"):
         _, kinds, path = line.split(":", 2)
         if not kinds:
@@ -92,7 +92,7 @@ def _of_cgroups(root: str) -> Iterator[int]:
 
 
 def _of_groups(root: str, mount: str, path: str, names: tuple[str, str, str]) -> Iterator[int]:
-    """Go up from the group to the mount. In a container the path may be one of outside."""
+    """Yield limits from the group up to the mount. In a container the path may be the host's."""
     parts = [part for part in path.split("/") if part]
     for depth in range(len(parts), -1, -1):
         folder = "/".join([mount, *parts[:depth]])
@@ -100,7 +100,7 @@ def _of_groups(root: str, mount: str, path: str, names: tuple[str, str, str]) ->
         used = _number(root, f"{folder}/{names[1]}")
         if limit is not None and used is not None and limit < _UNLIMITED:
             rows = (line.split() for line in _lines(root, f"{folder}/memory.stat"))
-            # pages of files that can be dropped are counted as used
+            # the kernel counts reclaimable file pages as used
             cached = sum(int(row[1]) for row in rows if row[:1] == [names[2]])
             yield limit - max(used - cached, 0)
 

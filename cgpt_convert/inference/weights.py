@@ -1,4 +1,4 @@
-"""The parameters of a model as float32 arrays: read as they are used, or all kept in memory."""
+"""The parameters of a model as float32 arrays, read on use or kept in memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Weights:
-    """A model's parameters, read when they are asked for; see `Parameters` of the forward pass.
+    """A model's parameters, read on access; see `Parameters` of the forward pass.
 
-    `resident` keeps everything, for generating, where each token needs all of it. Else a block, and
-    rows of the embeddings, are in memory as long as the caller holds them; kept is the head, once
-    it was asked for as a whole.
+    `resident` keeps everything, for generation, where each token needs all parameters. Otherwise
+    blocks and embedding rows are in memory while the caller holds them, and the head is kept once
+    it is requested as a whole.
     """
 
     def __init__(self, source: Source, xp: Backend, *, resident: bool = False) -> None:
@@ -48,18 +48,18 @@ class Weights:
         self.require_memory()
 
     def wte(self, ids: Ids) -> Array:
-        """The embeddings (len(ids), n_embd) of these tokens."""
+        """Return the embeddings (len(ids), n_embd) of these tokens."""
         kept = self._whole(self._embedding)
         if kept is not None:
             return self._xp.rows(kept, ids)
         return self._xp.array(gathered(self._table(self._embedding), ids))
 
     def wpe(self, start: int, stop: int) -> Array:
-        """The embeddings (stop - start, n_embd) of these positions."""
+        """Return the embeddings (stop - start, n_embd) of these positions."""
         return self._rows((self._forward.POSITIONS, None), start, stop)
 
     def block(self, layer: int) -> tuple[Any, ...]:
-        """The parameters of a layer, counted from 0."""
+        """Return the parameters of a layer, counted from 0."""
         if layer in self._blocks:
             return self._blocks[layer]
         names = self._forward.BLOCK
@@ -70,7 +70,7 @@ class Weights:
 
     @property
     def ln_f(self) -> tuple[Array, Array]:
-        """The last LayerNorm."""
+        """The final LayerNorm."""
         return self._affine(self._forward.FINAL_NORM, None)
 
     @property
@@ -81,22 +81,22 @@ class Weights:
         return self._array(self._head)
 
     def head_rows(self, start: int, stop: int) -> Array:
-        """The head (stop - start, n_embd) of these tokens."""
+        """Return the rows (stop - start, n_embd) of the head for these tokens."""
         return self._rows(self._head, start, stop)
 
     def outstanding(self) -> int:
-        """Return the bytes of what is kept in memory and not read yet; see `memory`."""
+        """Return the bytes of resident weights that are not read yet; see `memory`."""
         keys = self._keep - self._kept.keys() if self._resident else ()
         return sum(_nbytes(self._source.tensors[key]) for key in keys)
 
     def require_memory(self, more: int = 0) -> None:
-        """Raise Unsupported unless `more` bytes and all that is still to be read fit in memory."""
+        """Raise Unsupported unless `more` bytes and all weights still to be read fit in memory."""
         block = 0 if self._resident else _largest_block(self._source)
         nbytes = self.outstanding() + block + more
         memory.require(self, nbytes, self._xp.free(), self._source.checkpoint.path)
 
     def load(self, jobs: int) -> None:
-        """Read with so many threads what is kept, so that nothing has to be read later."""
+        """Read all resident weights with `jobs` threads."""
         keys = sorted(self._keep, key=lambda key: -self._source.tensors[key].nbytes)
         Crew(jobs).run([functools.partial(self._array, key) for key in keys], blocks.import_all)
         self._source.checkpoint.check_unchanged()
@@ -116,7 +116,7 @@ class Weights:
         return array
 
     def _whole(self, key: Key) -> Array | None:
-        """The array, if it is in memory or is to be."""
+        """Return the array if it is or will be kept in memory, else None."""
         return self._array(key) if self._resident else self._kept.get(key)
 
     def _rows(self, key: Key, start: int, stop: int) -> Array:
@@ -126,19 +126,19 @@ class Weights:
         return self._xp.array(read(rows(self._table(key), start, stop)))
 
     def _table(self, key: Key) -> Tensor:
-        """A matrix, of which rows are to be read in any order, and again."""
+        """Return a matrix prepared for repeated reads of rows in any order."""
         if key not in self._tables:
             self._tables[key] = near(self._source.tensors[key])
         return self._tables[key]
 
 
 def _nbytes(tensor: Tensor) -> int:
-    """Return the bytes of the tensor as float32."""
+    """Return the size of the tensor as float32, in bytes."""
     return FLOAT32.nbytes * math.prod(tensor.shape)
 
 
 def _largest_block(source: Source) -> int:
-    """Return the bytes of the largest layer."""
+    """Return the size of the largest layer as float32, in bytes."""
     layers: Counter[int] = Counter()
     for (_, layer), tensor in source.tensors.items():
         if layer is not None:
@@ -147,7 +147,7 @@ def _largest_block(source: Source) -> int:
 
 
 def read(tensor: Tensor) -> Floats:
-    """The values as float32, in the tensor's own order: a transposed view is one here as well."""
+    """Return the values as float32; a transposed view stays a transposed view."""
     wide = tensor.cast(FLOAT32)
     if not tensor.is_c_order and tensor.transposed().is_c_order:
         return wide.transposed().numpy().T
@@ -155,7 +155,7 @@ def read(tensor: Tensor) -> Floats:
 
 
 def gathered(table: Tensor, ids: Ids) -> Floats:
-    """These rows of a matrix as float32; no other is read, and each once."""
+    """Return these rows of a matrix as float32. Each row is read once, others are not read."""
     import numpy as np
 
     wanted, places = np.unique(ids, return_inverse=True)
@@ -164,6 +164,6 @@ def gathered(table: Tensor, ids: Ids) -> Floats:
 
 
 def rows(table: Tensor, start: int, stop: int) -> Tensor:
-    """The view of rows `start` to `stop`, exclusive, of a matrix."""
+    """Return the view of rows `start` to `stop` (exclusive) of a matrix."""
     first = table.start + start * table.strides[0]
     return replace(table, shape=(stop - start, *table.shape[1:]), start=first)

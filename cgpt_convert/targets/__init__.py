@@ -1,1 +1,1 @@
-"""What a conversion writes: selected tensors, or whole models for other programs."""
+"""Plan conversions: selected tensors, or whole models for other programs."""

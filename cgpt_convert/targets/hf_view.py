@@ -1,4 +1,4 @@
-"""Whole models for other programs: names, configuration and tokenizer beside the tensors."""
+"""A checkpoint and its configuration as transformers has them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cgpt_convert.checkpoint import Checkpoint
 
 
 def undone(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint under transformers' names and layout, if it is one of llama.cpp's files."""
+    """Return a GGUF checkpoint with transformers' names and layout; others unchanged."""
     if checkpoint.kind != "GGUF":
         return checkpoint
     from cgpt_convert.targets.llama_cpp.restore_hf import undo
@@ -19,7 +19,7 @@ def undone(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def configuration(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What tells of the model what tensors do not: a GGUF's fields, else the config.json beside."""
+    """Return a GGUF file's configuration, else the content of the config.json beside it."""
     if checkpoint.kind == "GGUF":
         from cgpt_convert.targets.llama_cpp.restore_hf import config
 

@@ -1,7 +1,7 @@
-"""A checkpoint and a wish -> what is to be written: the one place where targets differ in kind.
+"""Plan a conversion from a checkpoint and a request. Only this module distinguishes targets.
 
-Most targets are formats, which hold whatever tensors they are given. `gguf` and `hf` hold a model:
-its names, configuration and tokenizer too.
+Most targets are formats, which store any tensors. `gguf` and `hf` store a model, including its
+names, configuration and tokenizer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TIED = ("alias", "copy")  # what `Wish.tied` may be
 
 @dataclass(frozen=True)
 class Target:
-    """What to write, and where. `tokenizer` and `vocabulary` are for whole models."""
+    """The output format and path. `tokenizer` and `vocabulary` apply to whole models."""
 
     to: str  # a format's name, or "hf"
-    output: str  # the path, whose last part names the file
+    output: str  # the path; its last part is the file name
     max_shard_nbytes: int | None = None
-    tokenizer: str | None = None  # a folder that goes before the source's own
+    tokenizer: str | None = None  # a folder that takes precedence over the source's
     vocabulary: bool = True
     # makes the function that adds provenance metadata; None writes none
     provenance: Callable[[Selection], AddProvenance] | None = None
@@ -41,17 +41,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Files to write, in a folder of their own or beside each other, and what to say of them."""
+    """Files to write, in a new folder or side by side, and lines of information."""
 
     plans: list[FilePlan]
     selection: Selection
     request: Request
     lines: tuple[str, ...] = ()
     folder: bool = False
-    inputs: tuple[str, ...] = ()  # what it is made from, which the output must not replace
+    inputs: tuple[str, ...] = ()  # paths it is made from, which the output must not replace
 
     def check_apart(self, output: str) -> None:
-        """Raise BadRequest if writing to `output` would replace something it is made from."""
+        """Raise BadRequest if writing to `output` would replace an input."""
         paths = [output]
         if not self.folder:
             paths = [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
@@ -66,7 +66,7 @@ class Conversion:
         return write_files(self.plans, os.path.dirname(output), settings)
 
     def opened_by(self, output: str) -> str:
-        """What to name to open what was written to `output`: the index, where it is in shards."""
+        """Return the path that opens the output: the index if it has shards, else `output`."""
         last = self.plans[-1].path
         if self.folder or not last.endswith(".index.json"):
             return output
@@ -84,7 +84,7 @@ def all_targets() -> list[str]:
 
 
 def target_for(output: str) -> str:
-    """The target that the suffix of `output` tells; BadRequest if it tells none."""
+    """Return the target for the suffix of `output`. Raises BadRequest if it is unknown."""
     form = formats.for_suffix(output)
     if form is None:
         raise BadRequest(
@@ -96,14 +96,14 @@ def target_for(output: str) -> str:
 
 
 def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
-    """The plan; nothing is read or written yet. Raises BadRequest for what cannot be done."""
+    """Return the plan; no tensor data is read or written. Raises BadRequest if impossible."""
     _check(wish, target)
     made = _planned(checkpoint, wish, target)
     return replace(made, inputs=inputs_of(checkpoint) + _beside(checkpoint, target))
 
 
 def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
-    """Return the paths of the configuration and tokenizer files that a whole model is made with."""
+    """Return the paths of configuration and tokenizer files that a whole model may use."""
     if target.to not in (GGUF, HF):
         return ()
     from cgpt_convert.targets.hf.tokenizer import NAMES
@@ -165,7 +165,7 @@ def _provenance(chosen: Selection, target: Target) -> AddProvenance:
 
 
 def _check(wish: Wish, target: Target) -> None:
-    """Refuse settings that the target has no use for: they were meant for something."""
+    """Raise BadRequest for settings that do not apply to the target."""
     for what, value, choices in (("dtype", wish.dtype, WISHES), ("tied", wish.tied, TIED)):
         if value not in choices:
             raise BadRequest(

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are written, under which names: root, globs, ties, casts."""
+"""Select the tensors to write and their names: root, globs, ties, casts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Tensor
 
-# Under these keys training programs keep the weights themselves: Lightning, timm, fairseq,
-# detectron2, NeMo, RVC and many a script. An average of weights (ema) is another model, so it
-# is not taken unasked.
+# Keys under which training programs store the weights: Lightning, timm, fairseq, detectron2,
+# NeMo, RVC and many scripts. Averaged weights (ema) are another model and are therefore not
+# used by default.
 WELL_KNOWN_ROOTS = (
     "state_dict",
     "model_state_dict",
@@ -34,9 +34,9 @@ EVERYTHING = "."
 
 
 class Wish(NamedTuple):
-    """What the user asks for; the defaults ask for everything as it is."""
+    """The user's selection; by default all tensors, unchanged."""
 
-    root: str | None = None  # a dotted key, "." for everything, None for the well-known one
+    root: str | None = None  # a dotted key, "." for everything, None for a well-known key
     match: Sequence[str] = ()
     exclude: Sequence[str] = ()
     dtype: str = "keep"
@@ -45,28 +45,28 @@ class Wish(NamedTuple):
 
 @dataclass(slots=True)
 class Selection:
-    """What is to be written. `root` was taken; `left_out` counts tensors outside of it.
+    """The tensors to write. `root` is the root used; `left_out` lists tensors outside of it.
 
-    `lost` are those asked for that are not whole: the checkpoint is salvaged.
+    `lost` has the requested tensors of a salvaged checkpoint that are not intact.
     """
 
     root: str
     tensors: list[Tensor]
-    aliases: dict[str, str] = field(default_factory=dict)  # a name left out -> its equal
+    aliases: dict[str, str] = field(default_factory=dict)  # omitted name -> kept name
     left_out: list[str] = field(default_factory=list)
     lost: dict[str, Lost] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the tensors to be written."""
+        """The size of the tensors to write, in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
-    """The tensors that `wish` asks for, renamed to what stands behind the root.
+    """Return the tensors that `wish` selects, renamed relative to the root.
 
-    Raises BadRequest where none matches; Unsupported or Malformed where there are no tensors, and
-    naming every one chosen that is not dense, cannot be read, or has no value or two.
+    Raises BadRequest if none matches; Unsupported or Malformed if there are no tensors, or naming
+    each selected tensor that is not dense, cannot be read, or has no value or two.
     """
     root, asked = chosen_names(checkpoint, wish)
     where = checkpoint.path
@@ -91,11 +91,11 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
 def chosen_names(
     checkpoint: Checkpoint, wish: Wish, *, extras: bool = False
 ) -> tuple[str, list[str]]:
-    """Return the root, and the names in the file of the tensors that `wish` asks for.
+    """Return the root, and the names in the file of the tensors that `wish` selects.
 
-    Lost ones are among them. Tensors that `state_dict()` does not contain are included with
-    `extras`, with the root `.`, and if there are no others. Raises Unsupported where there are no
-    tensors, BadRequest where none matches.
+    Lost tensors are included. Tensors that `state_dict()` does not contain are included with
+    `extras`, with the root `.`, and if there are no others. Raises Unsupported if there are no
+    tensors, BadRequest if none matches.
     """
     root = choose_root(checkpoint) if wish.root is None else given_root(checkpoint, wish.root)
     names = everything(checkpoint)
@@ -111,11 +111,10 @@ def chosen_names(
 
 
 def choose_root(checkpoint: Checkpoint) -> str:
-    """Return the lone well-known container that directly holds tensors, or is a module.
+    """Return the only well-known container that directly contains tensors, or is a module.
 
-    Of several inside each other it is the innermost; if none holds tensors but in further dicts,
-    the outermost. Raises BadRequest if there are several beside each other: only the user knows
-    which is meant.
+    Of nested containers the innermost is used; if all tensors are in further dicts, the outermost.
+    Raises BadRequest if there are several side by side, since only the user knows which is meant.
     """
     children = _children(checkpoint)
     chain = [""]
@@ -143,7 +142,7 @@ def _is_well_known(path: str, parent: str) -> bool:
 
 
 def _children(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """Return the containers that are directly in each container."""
+    """Return the direct child containers of each container."""
     found: dict[str, list[str]] = {}
     for path, parent in checkpoint.containers.items():
         if path:
@@ -152,9 +151,9 @@ def _children(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def parts(checkpoint: Checkpoint, names: Iterable[str], root: str = "") -> dict[str, int]:
-    """Return how many of the tensors `names` are in each container beside the root.
+    """Return the number of the tensors `names` in each container beside the root.
 
-    Without a root these are the outermost containers of which there are several. Tensors in no such
+    Without a root, these are the outermost level with several containers. Tensors in no such
     container count under their own names if they are few, else under "".
     """
     names = [*names]
@@ -187,7 +186,7 @@ def _around(children: Mapping[str, list[str]], root: str) -> list[str]:
 
 
 def _wrappers(children: Mapping[str, list[str]], names: Sequence[str]) -> list[str]:
-    """Return the containers that hold all the tensors, in further containers."""
+    """Return the nested containers that contain all the tensors, outermost first."""
     around = [""]
     while True:
         inner = [
@@ -201,10 +200,10 @@ def _wrappers(children: Mapping[str, list[str]], names: Sequence[str]) -> list[s
 
 
 def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
-    """The tensors with each view once, and the names left out with the name that was kept.
+    """Return the tensors with each view once, and omitted name -> kept name.
 
-    Kept is the first in file order, which is the order of the modules: the embedding comes
-    before the head that borrows it (and should the head come first, it yields).
+    The first in file order is kept, which is the order of the modules: usually the embedding comes
+    before the head that shares it. A head that comes first is omitted instead.
     """
     groups: dict[tuple[object, ...], list[Tensor]] = {}
     for tensor in tensors:
@@ -219,7 +218,7 @@ def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
 
 
 def given_root(checkpoint: Checkpoint, root: str) -> str:
-    """Return the path of the root that the user names; BadRequest if there are no tensors in it."""
+    """Return the root given by the user. Raises BadRequest if it contains no tensors."""
     if root == EVERYTHING:
         return ""
     if under(checkpoint, root):
@@ -234,7 +233,7 @@ def given_root(checkpoint: Checkpoint, root: str) -> str:
 
 
 def no_match(where: str, names: Sequence[str]) -> BadRequest:
-    """The error for globs that fit none of `names`, some of which it shows."""
+    """Return the error for globs that match none of `names`, with some of the names."""
     some = ", ".join(map(printable, names[:_SHOWN]))
     hint = f"names look like {some}" if some else ""
     return BadRequest("no tensor matches", where=where, hint=hint)
@@ -245,12 +244,12 @@ _CONTAINERS = 10
 
 
 def everything(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the names of all tensors: dense, exotic, and lost ones."""
+    """Return the names of all tensors: dense, exotic and lost."""
     return (*checkpoint, *checkpoint.exotic, *checkpoint.lost)
 
 
 def under(checkpoint: Checkpoint, root: str) -> list[str]:
-    """Return the names of the tensors in the container `root`, or whose names begin with it.
+    """Return the names of the tensors in the container `root`, or with it as a name prefix.
 
     The key `model.optimizer` beside `model` is not in the container `model`.
     """
@@ -272,24 +271,24 @@ def under(checkpoint: Checkpoint, root: str) -> list[str]:
 
 
 def is_under(name: str, root: str) -> bool:
-    """Return whether the name is one of those under the root."""
+    """Return whether the root is a prefix of the name."""
     return not root or name.startswith(root + ".")
 
 
 def relative(name: str, root: str) -> str:
-    """Return the name that a tensor under the root has there."""
+    """Return the tensor's name relative to the root."""
     return name[len(root) + 1 :] if root else name
 
 
 def wanted(name: str, match: Sequence[str], exclude: Sequence[str] = ()) -> bool:
-    """Return whether a glob of `match` fits the name, or there are none, and none of `exclude`."""
+    """Return whether a glob of `match` (if any) and no glob of `exclude` matches the name."""
     if match and not any(_fits(name, glob) for glob in match):
         return False
     return not any(_fits(name, glob) for glob in exclude)
 
 
 def _fits(name: str, glob: str) -> bool:
-    """Return whether the glob fits the name. Each name fits itself: `x[0].w` is a name, too."""
+    """Return whether the glob matches. A literal name also matches itself, such as `x[0].w`."""
     return name == glob or fnmatchcase(name, glob)
 
 

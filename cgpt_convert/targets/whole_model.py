@@ -1,4 +1,4 @@
-"""What outputs need that are a model and not just tensors: all of it, its heads, its end token."""
+"""Requirements of whole-model outputs: complete tensors, number of heads, end token."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ONLY_WEIGHTS = "--to safetensors writes the weights alone"
 
 
 def folder_of(path: str) -> str:
-    """The folder where the configuration and the tokenizer of the weights at `path` lie."""
+    """Return the folder that contains the configuration and tokenizer of the weights at `path`."""
     return path if os.path.isdir(path) else os.path.dirname(path) or "."
 
 
 def whole_model(
     path: str, tensors: Iterable[Tensor], config: Mapping[str, Any] | None
 ) -> Recognised | None:
-    """What the tensors of the file at `path` are; None if of no known architecture.
+    """Return the roles of the tensors of the file at `path`; None if the architecture is unknown.
 
-    Raises Unsupported, naming every misfit, unless they are a model of it, neither more nor less,
-    and for those whose logits the architecture does not give (muP).
+    Raises Unsupported, naming every mismatch, unless they are exactly the tensors of such a model,
+    and for weights whose logits the architecture does not compute (muP).
     """
     named = {tensor.name: tensor for tensor in tensors}
     found = recognise(named, config)
@@ -76,13 +76,13 @@ def whole_model(
 
 
 def _lacks_biases(found: Recognised) -> bool:
-    """Return whether the only difference from the architecture is that no bias is there."""
+    """Return whether missing biases are the only difference from the architecture."""
     biases = any(place.rule.name.endswith(".bias") for place in found.places.values())
     return not biases and all(".bias: missing" in line for line in found.misfits)
 
 
 def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Raise Unsupported, with what the names begin with, if config.json says they are known."""
+    """Raise Unsupported, showing the names' prefixes, if config.json names a known architecture."""
     known = _configured_architecture(config)
     if known is not None:
         firsts = list(dict.fromkeys(name.partition(".")[0] for name in names))
@@ -98,7 +98,7 @@ def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) 
 
 
 def _configured_architecture(config: Mapping[str, Any]) -> Architecture | None:
-    """Return the known architecture that config.json names; None if it names another or none."""
+    """Return the known architecture that config.json names, or None."""
     kind, classes = config.get("model_type"), config.get("architectures")
     for architecture in architectures().values():
         if kind in architecture.model_types:
@@ -111,7 +111,7 @@ def _configured_architecture(config: Mapping[str, Any]) -> Architecture | None:
 
 
 def layout_lines(found: Recognised) -> list[str]:
-    """Return a line for what is changed of the names and the layout that the file has."""
+    """Return a line for each change to the file's names and layout."""
     lines = []
     if found.wrapper:
         lines.append(f"the wrapper {printable(found.wrapper)!r} is stripped from the names")
@@ -124,7 +124,7 @@ def layout_lines(found: Recognised) -> list[str]:
 
 
 def refuse_incomplete(chosen: Selection, path: str) -> None:
-    """Raise Malformed, naming them, if tensors of what is to be a whole model are lost."""
+    """Raise Malformed, naming them, if tensors of a whole model are lost."""
     if chosen.lost:
         raise Malformed(
             f"a whole model is wanted, and {len(chosen.lost):,} of its tensors are lost: "
@@ -137,7 +137,7 @@ def refuse_incomplete(chosen: Selection, path: str) -> None:
 def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
     """Return the number of attention heads.
 
-    Raises Unsupported, with what to do, where nothing tells it or config.json has it wrong.
+    Raises Unsupported, with a hint, if it is unknown or config.json is wrong.
     """
     wrong = list(head_lines(found, config))
     if found.n_head is None and wrong:
@@ -155,7 +155,7 @@ def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
 def end_id(
     config: Mapping[str, Any], tokenizer: Tokenizer | None, key: str, vocab_size: int
 ) -> int | None:
-    """The id of `key`, "bos" or "eos": what config.json says, else the tokenizer, else GPT-2's."""
+    """Return the ID for `key`, "bos" or "eos", from config.json, the tokenizer or GPT-2."""
     said = config.get(f"{key}_token_id")
     if type(said) is int:
         return said

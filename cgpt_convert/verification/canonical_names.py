@@ -1,4 +1,4 @@
-"""Tensors under their own names and under those that they have whatever the container."""
+"""Tensors under their own names and under the canonical names of their architecture."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from cgpt_convert.targets.selection import EVERYTHING, Wish, chosen_names, every
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification.pairing import Names
 
-_LINEAR = "weights are stored as Linear layers' (out, in)"  # which no digest of the model is of
-LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds of tensors without a view
+_LINEAR = "weights are stored as Linear layers' (out, in)"  # has no model digest
+LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds without a view
 
 
 class Weights(NamedTuple):
-    """The tensors of a checkpoint, each under each of its names, uncast, layout undone.
+    """The tensors of a checkpoint under each of their names, uncast, in transformers' layout.
 
-    `keys` are what tensors are compared by: the architecture's names, with its first prefix; of a
-    tensor or an architecture that is not known, its own name.
+    `keys` identify tensors for comparison: the architecture's names with its first prefix, or a
+    tensor's own name if it or the architecture is unknown.
     """
 
     path: str
     kind: str  # the container: "GGUF" ...
     tensors: dict[str, Tensor]  # by own name, in the file's order
-    odd: dict[str, Exotic]  # by own name: what is not one dense view, or has no value
-    keys: dict[str, str]  # own name -> key, all different; of `tensors` and of `odd`
-    buffers: frozenset[str]  # own names of what is computed, not learned, so no model needs it
-    extras: Mapping[str, str]  # own name of what state_dict() does not contain -> what it is
-    ties: Mapping[str, str]  # key of what may be left out -> key of what it equals then
-    architecture: str  # "" if it is not known
-    misfits: tuple[str, ...]  # why it is not all of a model of that architecture, and no more
-    root: str = ""  # own names are those behind it
-    outside: tuple[str, ...] = ()  # names in the file of the tensors that were not chosen
+    odd: dict[str, Exotic]  # by own name: tensors that are not one dense view, or have no value
+    keys: dict[str, str]  # own name -> unique key, for `tensors` and `odd`
+    buffers: frozenset[str]  # own names of computed buffers, which a model does not need
+    extras: Mapping[str, str]  # own name of a tensor outside state_dict() -> its description
+    ties: Mapping[str, str]  # key of a tensor that may be absent -> key of its twin
+    architecture: str  # "" if unknown
+    misfits: tuple[str, ...]  # differences from a complete model of that architecture
+    root: str = ""  # own names are relative to it
+    outside: tuple[str, ...] = ()  # names in the file of the tensors not selected
     sources: tuple[Source, ...] = ()  # the files
-    # own names of weights that are stored (out, in), as Linear layers', and (in, out) elsewhere
+    # own names of weights stored as (out, in), as in Linear layers, that are (in, out) elsewhere
     linear: frozenset[str] = frozenset()
 
     @property
     def is_model(self) -> bool:
-        """Are these all the tensors of a known architecture and nothing else?"""
+        """Whether these are exactly the tensors of a known architecture."""
         return bool(self.architecture) and not self.misfits and not self.odd
 
     @property
@@ -51,25 +51,25 @@ class Weights(NamedTuple):
         return len(self.keys) + len(self.outside)
 
     def name_in_file(self, name: str) -> str:
-        """What the file itself calls the tensor: a GGUF file's names were undone."""
+        """Return the tensor's name in the file, which for GGUF differs from its own name."""
         tensor = self.tensors.get(name) if self.kind == "GGUF" else None
         return tensor.storage.key if tensor else name
 
     def full_name(self, name: str) -> str:
-        """Return the name with the root before it."""
+        """Return the name with the root as prefix."""
         return f"{self.root}.{name}" if self.root else name
 
     @property
     def names(self) -> Names:
-        """What the tensors are compared by, without them."""
+        """The names by which the tensors are compared, without the tensors."""
         return Names(self.keys, self.buffers, self.extras, self.ties, self.architecture)
 
 
 def weights(checkpoint: Checkpoint, wish: Wish | None = None, *, extras: bool = True) -> Weights:
-    """Return the tensors that `wish` chooses: all of the file, if it names no root and no globs.
+    """Return the tensors selected by `wish`: all of the file if it has no root and no globs.
 
-    Without `extras`, and with no root named, they are those that `convert` writes. Raises
-    BadRequest where no tensor is chosen, Unsupported where there is none.
+    Without `extras`, and if no root is given, these are the tensors that `convert` writes. Raises
+    BadRequest if no tensor is selected, Unsupported if the file has none.
     """
     wish = wish or Wish()
     if extras and wish.root is None:
@@ -105,7 +105,7 @@ def converted_part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weigh
 
 
 def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
-    """The tensors, whose names are different, with all that is known of their names."""
+    """Return the tensors, whose names must be unique, with their canonical names."""
     own = {tensor.name: tensor.uncast for tensor in tensors}
     found = recognise(own)
     plain = dict(zip(own, own, strict=True))
@@ -113,7 +113,7 @@ def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
         return Weights(path, kind, own, {}, plain, frozenset(), {}, {}, "", ())
     canonical = found.names("hf")
     keys = {name: canonical.get(name, name) for name in own}
-    if len(set(keys.values())) < len(keys):  # a name is another's canonical one: it stays apart
+    if len(set(keys.values())) < len(keys):  # a name is another's canonical name
         keys = plain
     return Weights(
         path=path,
@@ -133,9 +133,10 @@ def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
 
 
 def aligned(one: Weights, other: Weights, pairs: Mapping[str, str]) -> tuple[Weights, set[str]]:
-    """Return `one` in the layout of `other`, and the names of the weights that are transposed.
+    """Return `one` in the layout of `other`, and the names of the transposed weights.
 
-    `pairs` has own names of both. Linear layers' weights are (out, in), Conv1D's (in, out).
+    `pairs` maps own names of `one` to those of `other`. Weights of Linear layers are (out, in),
+    those of Conv1D (in, out).
     """
     turned = {name for name, own in pairs.items() if (name in one.linear) != (own in other.linear)}
     tensors = {name: t.transposed() if name in turned else t for name, t in one.tensors.items()}
@@ -143,7 +144,7 @@ def aligned(one: Weights, other: Weights, pairs: Mapping[str, str]) -> tuple[Wei
 
 
 def _odd(checkpoint: Checkpoint, name: str) -> Exotic | None:
-    """Return what the tensor is instead of one dense view; None if it is one."""
+    """Return a description of a tensor that is not one dense view with values, or None."""
     if name in checkpoint.lost:
         return Exotic(name, LOST, "", (), checkpoint.lost[name].why)
     if name in checkpoint.collisions:

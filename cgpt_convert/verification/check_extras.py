@@ -1,4 +1,4 @@
-"""What TARGET has besides the tensors that are compared: code it names, other weight files."""
+"""Contents of TARGET besides the compared tensors: code its pickles reference, other weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cgpt_convert.verification.scope import listed
 def besides(
     checkpoint: Checkpoint, path: str, rule: Rule, source: Checkpoint | None = None
 ) -> list[Check]:
-    """Return a failed check for each, none if there is nothing. `path` is what was opened.
+    """Return a failed check for each of them. `path` is the path that was opened.
 
-    Equal tensors say nothing of either: whoever loads the file runs the one, and may load the
-    other. The pickles that were read are looked at by name alone; `scan` looks at all there is.
-    Code in a copy of `source`, byte for byte, is no difference: it is a note.
+    Equal tensors do not make a file safe: loaders run referenced code and may load the other files.
+    Pickles are checked by the names that were read; `scan` checks everything. If the file is a
+    byte-for-byte copy of `source`, its code is only a note.
     """
     named = list(_named(checkpoint, rule))
     if named and source is not None and same_bytes(source.sources, checkpoint.sources):
@@ -31,7 +31,7 @@ def besides(
 
 
 def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> Iterator[Check]:
-    """Yield a note for each other thing that a loader may read and that is not compared."""
+    """Yield a note for each other thing that loaders may read and that is not compared."""
     if checkpoint.code:
         told = f"not {verb}: {len(checkpoint.code):,} records of TorchScript code"
         yield Check("code", NOTE, told, checkpoint.path)
@@ -46,7 +46,7 @@ def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> I
 
 
 def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list[Check]:
-    """Return a note for each other weight file in the folder that SOURCE was opened from."""
+    """Return a note for each other weight file in the folder of SOURCE."""
     what = "another weight file of the folder"
     return [
         Check("files", NOTE, f"not {verb}: {printable(name)}, {what}", path)
@@ -55,7 +55,7 @@ def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list
 
 
 def foreign(checkpoint: Checkpoint, rule: Rule) -> list[str]:
-    """The names in its pickles, dotted, that neither weight files need nor the rule allows."""
+    """Return the dotted names in its pickles that are neither needed by weights nor allowed."""
     return rule.others(checkpoint.globals, script=bool(checkpoint.code))
 
 

@@ -1,4 +1,4 @@
-"""Weights against a lock: complete both ways, and every bit as it was when it was locked."""
+"""Compare weights with a lock: every tensor of either side, bit for bit."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from cgpt_convert.verification.scope import (
 
 
 class Locked(NamedTuple):
-    """The tensors of a lock, or those under a root there."""
+    """The tensors of a lock, or those under one of its roots."""
 
-    rows: dict[str, Row]  # by the name behind the root
+    rows: dict[str, Row]  # by name relative to the root
     names: Names
     root: str
 
 
 class LockSides(NamedTuple):
-    """A lock and a file, how their tensors are paired, and what of them is compared."""
+    """A lock and a file, the pairing of their tensors, and the scope of the comparison."""
 
     locked: Locked
     target: Weights
@@ -63,10 +63,11 @@ class LockSides(NamedTuple):
 def lock_sides(
     lock: Lock, path: str, target: Checkpoint, wish: Wish, claimed_root: str | None = None
 ) -> LockSides:
-    """Return what of the lock, read from `path`, and of TARGET is compared with what.
+    """Return the parts of the lock, read from `path`, and of TARGET to compare.
 
-    All of both; with a root, what is under it, as far as either has such names. `claimed_root` is
-    the root that TARGET's provenance metadata names, which counts if the user names none.
+    By default both are compared completely; with a root, the tensors under it on each side that has
+    such names. `claimed_root` is the root in TARGET's provenance metadata, used if the user gives
+    none.
     """
     taken = lock.scope or Wish()
     root, by = (wish.root or "").removeprefix("."), ""
@@ -89,7 +90,7 @@ def lock_sides(
 
 
 def _usual_root(checkpoint: Checkpoint) -> str:
-    """Return the root that a lock without a scope was taken at, if the file was such a one."""
+    """Return the default root, which a lock without a recorded scope would have used."""
     try:
         return choose_root(checkpoint)
     except BadRequest:
@@ -117,7 +118,7 @@ def _restricted(
     left += [name for name in lock.tensors if name not in full]
     if (wish.match or wish.exclude or lock.outside) and not scope.by:
         scope = scope._replace(by=OPTION)
-    if not (wish.match or wish.exclude):  # those that the lock was made with
+    if not (wish.match or wish.exclude):  # the globs of the lock
         scope = scope._replace(wish=taken._replace(root=wish.root))
     parts = (
         Part(path, locked.root, len(inside), (*left, *lock.outside)),
@@ -127,7 +128,7 @@ def _restricted(
 
 
 def against_lock(sides: LockSides, jobs: int = 0, advance: Advance = untold) -> list[Check]:
-    """Return a check for each tensor that is locked or that is there, in the scope."""
+    """Return a check for each tensor in the scope that is locked or in the file."""
     locked, target, pairing, _scope = sides
     own_names = [*pairing.both.values(), *pairing.added, *_both_of(pairing.tied_there)]
     digests = digests_of(target, dict.fromkeys(own_names), jobs, advance)
@@ -156,10 +157,10 @@ def _whole(lock: Lock) -> Locked:
 
 
 def _narrowed(lock: Lock, root: str, target: Checkpoint) -> Locked | None:
-    """Return what is locked under the root, recognised anew; None if nothing is.
+    """Return the locked tensors under the root, recognised again; None if there are none.
 
-    Names of TARGET that only seem to be under the root are not meant: `model.optimizer` can be a
-    key beside `model`.
+    Names that are not in TARGET's container `root` are omitted: `model.optimizer` can be a key
+    beside `model`.
     """
     beside = {*everything(target)} - {*under(target, root)}
     inside = {
@@ -199,7 +200,7 @@ def _check(row: Row, target: Weights, own: str, digest: str) -> Check:
 
 
 def _difference(row: Row, target: Weights, own: str, digest: str) -> tuple[str, str]:
-    """Return the name of the check that fails, and how the tensor differs."""
+    """Return the name of the failing check, and a description of the difference."""
     strange = target.odd.get(own)
     shape = strange.shape if strange else target.tensors[own].shape
     kind = strange.kind if strange else ""
@@ -216,7 +217,7 @@ def _difference(row: Row, target: Weights, own: str, digest: str) -> tuple[str, 
 
 
 def lock_hint(lock: Lock, path: str, checks: Iterable[Check], scope: Scope) -> list[Check]:
-    """Return a note on `--root`, if all of the lock was compared and it has a usual root."""
+    """Return a note on `--root` if all of the lock was compared and it has a well-known root."""
     missing = any(c.outcome == FAILED and c.name in ("lost", "added", "renamed") for c in checks)
     if not missing or scope.root or scope.wish.root is not None:
         return []

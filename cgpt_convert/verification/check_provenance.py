@@ -1,4 +1,4 @@
-"""A converted file against its own claim, and the claim against the source that it names."""
+"""Verify a converted file by its provenance metadata, and the metadata by its source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cgpt_convert.verification.scope import Sides
 def against_claim(
     checkpoint: Checkpoint, claim: Claimed, jobs: int = 0, advance: Advance = untold
 ) -> list[Check]:
-    """A check for each tensor that the file has or says it has; `detail` names the transforms."""
+    """Return a check for each tensor in the file or its metadata; `detail` lists the transforms."""
     found = hashed(checkpoint.values(), jobs, advance)
     return list(_checks(checkpoint, claim, found))
 
@@ -48,9 +48,9 @@ def _checks(
 def against_mapping(
     checkpoint: Checkpoint, jobs: int = 0, advance: Advance = untold
 ) -> list[Check]:
-    """A check for each tensor of a folder whose `mapping.json` records its files' SHA-256.
+    """Return a check for each tensor of a folder whose `mapping.json` records SHA-256 digests.
 
-    None at all for anything else. Files are compared whole, with what no tensor uses of them.
+    The result is empty for other checkpoints. Whole files are compared, including unused bytes.
     """
     if checkpoint.kind != parameters.KIND:
         return []
@@ -75,7 +75,7 @@ def _recorded(row: Recorded, digest: str, path: str) -> Check:
 def source_of(
     claim: Claimed, sides: Sides, file: str, jobs: int = 0, advance: Advance = untold
 ) -> list[Check]:
-    """Return whether the weights compared are the source that the claim of `file` names."""
+    """Return whether the compared weights are the source in the provenance metadata of `file`."""
     if not (claim.source or claim.model):
         return []
     weights = sides.one
@@ -101,7 +101,7 @@ def source_of(
 
 
 def declared(checks: list[Check], claim: Claimed) -> list[Check]:
-    """The checks against a source, failed where what was done is not what the file claims."""
+    """Return the checks, failed where a transform differs from the file's provenance metadata."""
 
     def compared(check: Check) -> Check:
         row = claim.tensors.get(check.tensor)

@@ -1,7 +1,7 @@
-"""Converted weights against their source: complete both ways, and what was done to each tensor.
+"""Compare converted weights with their source, and determine each tensor's transforms.
 
-What was cast or quantized is not compared within some tolerance: the source is cast or quantized
-again, and every bit must be the same.
+Casts and quantizations are not compared within a tolerance: they are recomputed from the source,
+and every bit must be equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cgpt_convert.verification.scope import Sides
 
 
 class Step(NamedTuple):
-    """A tensor as a file holds it, and what it should hold; `steps` lead from the source there."""
+    """A tensor in a file, and its expected value; `steps` are the transforms from the source."""
 
     held: Tensor
     expected: Tensor
@@ -31,11 +31,11 @@ class Step(NamedTuple):
 
 
 def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Check]:
-    """A check for each tensor of either; `detail` names what was done to it.
+    """Return a check for each tensor of either file; `detail` names its transforms.
 
-    Identity, rename, transpose, cast, quantize, dequantize, drop (of computed buffers) and tie are
-    the transforms there are. Anything else is a difference. Raises Malformed where bytes do not
-    match the checksum that a file records.
+    The transforms are identity, rename, transpose, cast, quantize, dequantize, drop (of computed
+    buffers) and tie. Anything else is a difference. Raises Malformed if data does not match the
+    checksum in a file.
     """
     source, target, pairing, _scope = sides
     dense = {
@@ -63,9 +63,9 @@ def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> li
 def transform(
     source: Tensor, target: Tensor, weights: Weights, *, turned: bool = False
 ) -> Step | str:
-    """What leads from a tensor to the one of `weights` that is made of it; or why nothing does.
+    """Return the transforms from a source tensor to one of `weights`, or why there are none.
 
-    Both are in one layout, for which the source was `turned`.
+    Both are in the same layout; `turned` states whether the source was transposed for that.
     """
     steps = ("rename",) if source.name != weights.name_in_file(target.name) else ()
     if source.shape != target.shape:
@@ -75,7 +75,7 @@ def transform(
         source = replace(source, target=None)
     if weights.kind == "GGUF" and not held.is_c_order:
         held, source = held.transposed(), source.transposed()
-        turned = not turned  # back, or for the first time
+        turned = not turned  # transposed back, or for the first time
     if turned:
         steps = (*steps, "transpose")
     if source.stored.block > 1 and source.target:
@@ -115,7 +115,7 @@ def _check(source: Tensor, target: Tensor, weights: Weights, *, turned: bool) ->
 
 
 def _how(source: Tensor, target: Tensor, step: Step) -> str:
-    """In which way values differ, as far as that can be said."""
+    """Describe the difference between the values, if possible."""
     from cgpt_convert.tensors.compare import bits, values
 
     expected = step.expected
@@ -133,7 +133,7 @@ def _how(source: Tensor, target: Tensor, step: Step) -> str:
 def _digests(
     source: Weights, target: Weights, pairing: Pairing, jobs: int
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """By name, of what has no pair in the source, and in the target."""
+    """Return the digests, by name, of unpaired tensors of the source and of the target."""
     names = (*pairing.lost, *_both_of(pairing.tied))
     there = (*pairing.added, *_both_of(pairing.tied_there))
     return digests_of(source, names, jobs), digests_of(target, there, jobs)
@@ -147,7 +147,7 @@ def _both_of(tied: dict[str, str]) -> Iterator[str]:
 def _tell_swapped(
     checks: list[Check], source: Weights, target: Weights, pairs: Mapping[str, str], jobs: int
 ) -> None:
-    """Add to failed checks whose values a tensor has, if it has those of another that failed."""
+    """Add the owner to failed checks of tensors that have another failed tensor's values."""
     steps: dict[str, Step] = {}
     for check, (name, own) in zip(checks, pairs.items(), strict=True):
         step = transform(source.tensors[name], target.tensors[own], target)

@@ -1,6 +1,6 @@
-"""Tensors that are not one dense view (sparse, nested, packed ...): compared by digests.
+"""Digests of tensors that are not one dense view (sparse, nested, packed ...).
 
-docs/digest.md defines the digest: of what the tensor is, and of the dense tensors it is made of.
+docs/digest.md defines the digest, computed from the description and from the dense components.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from cgpt_convert.verification.canonical_names import AMBIGUOUS, LOST, Weights
 
 
 def is_unknown(exotic: Exotic) -> bool:
-    """Return whether the value of the tensor is not known: it cannot be read, or there are two."""
+    """Return whether the tensor's value is unknown: unreadable or ambiguous."""
     return exotic.error is not None or exotic.kind in (LOST, AMBIGUOUS)
 
 
 def parts(weights: Weights, names: Iterable[str] | None = None) -> Iterator[Tensor]:
-    """Yield the dense tensors that odd ones are made of: all, or those of `names`."""
+    """Yield the dense components of composite tensors: of all, or of those in `names`."""
     for name in weights.odd if names is None else names:
         yield from weights.odd[name].parts
 
 
 def digest(exotic: Exotic, found: Mapping[Content, str]) -> str:
-    """Return the digest of an odd tensor, given those of its parts."""
+    """Return the digest of a composite tensor, given those of its components."""
     import hashlib
 
     lines = [f"{exotic.kind} {exotic.dtype} {'x'.join(map(str, exotic.shape))}", exotic.detail]
@@ -35,7 +35,7 @@ def digest(exotic: Exotic, found: Mapping[Content, str]) -> str:
 
 
 def reject_unknown(weights: Weights, doing: str) -> None:
-    """Raise Unsupported, naming them, if the values of some tensors are not known."""
+    """Raise Unsupported, naming them, if the values of some tensors are unknown."""
     unknown = [each for each in weights.odd.values() if is_unknown(each)]
     if unknown:
         listed = "; ".join(f"{printable(each.name)}: {each.detail}" for each in unknown)
@@ -45,7 +45,7 @@ def reject_unknown(weights: Weights, doing: str) -> None:
 
 
 def described(weights: Weights, name: str) -> tuple[str, tuple[int, ...]]:
-    """Return type and shape of a tensor, odd or dense."""
+    """Return dtype and shape of a tensor, composite or dense."""
     odd = weights.odd.get(name)
     tensor = weights.tensors.get(name)
     return (

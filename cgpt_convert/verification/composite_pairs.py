@@ -1,4 +1,4 @@
-"""Pairs of tensors of which one is not a dense view: compared by what they are, and by digests."""
+"""Compare pairs of tensors of which one is not a dense view, by description and digests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cgpt_convert.verification.file_digests import same_bytes
 def compared(
     pairs: Mapping[str, str], one: Weights, other: Weights, jobs: int = 0
 ) -> dict[str, tuple[str, str]]:
-    """Return the outcome and what to say of each pair, by the first name.
+    """Return outcome and message of each pair, by the first name.
 
     The outcome is PASSED, FAILED, NOTE (a kind without values, such as meta), or ERROR (the tensor
-    cannot be compared, and the files are not the same).
+    cannot be compared, and the files are not identical).
     """
     if not pairs:
         return {}
@@ -52,7 +52,7 @@ def compared(
 
 
 def _why(name: str, weights: Weights) -> str:
-    """Return why a tensor without parts is not compared: what it is made of stands elsewhere."""
+    """Return why a tensor without components is not compared."""
     if any(other.startswith(f"{name}.") for other in weights.keys):
         return "the tensors in it are compared under names of their own"
     return "no values are saved in either file"
@@ -66,7 +66,7 @@ def _strange(
 
 
 def _has_no_known_value(exotic: Exotic) -> bool:
-    """Return whether nothing can be compared: the value is not known, or was never saved."""
+    """Return whether the value is unknown or was never saved."""
     return is_unknown(exotic) or exotic.kind == UNSAVED
 
 

@@ -1,4 +1,4 @@
-"""Which tensors of two files differ, and by how much: for people who look at a change."""
+"""Differences between the tensors of two files, and their size, for human review."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from cgpt_convert.verification.parallel import in_pairs
 from cgpt_convert.verification.scope import Sides
 
 EQUAL, RENAMED, CHANGED, ADDED, REMOVED = "equal", "renamed", "changed", "added", "removed"
-LEFT_OUT = "left out"  # a computed buffer, a tied tensor, or not in state_dict(): in one file only
-NOT_COMPARED = "not compared"  # the values are not known, or in neither file
+LEFT_OUT = "left out"  # in one file only: a computed buffer, a tied tensor, or not in state_dict()
+NOT_COMPARED = "not compared"  # the values are unknown, or in neither file
 
 
 class Row(NamedTuple):
-    """A tensor of either file. What cannot be measured is None."""
+    """A tensor of either file. Values that cannot be measured are None."""
 
     state: str
-    before: str  # its name in the first file, "" if it is not there
+    before: str  # its name in the first file, "" if absent
     after: str
-    dtypes: tuple[str, ...] = ()  # first file's, second's
+    dtypes: tuple[str, ...] = ()  # of the first and the second file
     shapes: tuple[tuple[int, ...], ...] = ()
     numel: int | None = None  # elements compared
-    differing: int | None = None  # of those
-    most: float | None = None  # the greatest |difference|
+    differing: int | None = None  # number of differing elements
+    most: float | None = None  # the maximum |difference|
     cosine: float | None = None
-    unknown: bool = False  # not compared, as it is not known what the value is
+    unknown: bool = False  # not compared because the value is unknown
 
     @property
     def differs(self) -> bool:
-        """Are the weights different ones by this?"""
+        """Whether this row means that the weights differ."""
         return self.state in (CHANGED, ADDED, REMOVED)
 
 
 def diff(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Row]:
-    """Return a row for every tensor of either in the scope, in the order of the first file.
+    """Return a row for every tensor in the scope, in the order of the first file.
 
-    Added ones are last. Renamed is the same tensor of the architecture under another name, or one
-    that clearly has the values of one that is gone. Raises Malformed where bytes do not match the
-    checksum that a file records.
+    Added tensors come last. A renamed tensor has the same role in the architecture under another
+    name, or unambiguously the values of a removed one. Raises Malformed if data does not match the
+    checksum in a file.
     """
     one, other, pairing, _scope = sides
     lost, added = digests_of(one, pairing.lost, jobs), digests_of(other, pairing.added, jobs)
@@ -106,6 +106,6 @@ def _compared(one: Tensor, other: Tensor) -> Row:
 
 
 def _equal_ties(weights: Weights, tied: dict[str, str], jobs: int) -> set[str]:
-    """Those of the tied names whose values are their twin's."""
+    """Return the tied names whose values equal their twin's."""
     digests = digests_of(weights, [*tied, *tied.values()], jobs)
     return {name for name, twin in tied.items() if digests[name] == digests[twin]}

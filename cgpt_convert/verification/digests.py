@@ -1,4 +1,4 @@
-"""The digests of weights: of each tensor, of all of them, and of the model they are."""
+"""Digests of weights: of each tensor, of all tensors, and of the model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cgpt_convert.verification.canonical_names import Weights
 from cgpt_convert.writing.schedule import in_turn
 from cgpt_convert.writing.tensor_stream import Pieces
 
-ALGORITHM = "sha256:"  # before digests that stand for all tensors
+ALGORITHM = "sha256:"  # prefix of digests of all tensors
 
 
 class Digested(NamedTuple):
-    """Digests in hex: of the tensors by name, of all of them, and of the model, "" if it is none.
+    """Digests in hex: of the tensors by name, of all of them, and of the model or "".
 
     docs/digest.md defines them.
     """
@@ -33,9 +33,9 @@ class Digested(NamedTuple):
 
 
 def digested(weights: Weights, jobs: int = 0, advance: Advance = untold) -> Digested:
-    """The digests of all the tensors, read by `jobs` threads; 0 is one a core.
+    """Return the digests of all tensors, computed by `jobs` threads; 0 is one per CPU core.
 
-    Raises Malformed where bytes do not match the checksum that the source records.
+    Raises Malformed if data does not match the checksum in the source.
     """
     odd.reject_unknown(weights, "no digest of everything")
     found = hashed([*weights.tensors.values(), *odd.parts(weights)], jobs, advance)
@@ -61,7 +61,7 @@ def _by_name(
 
 
 def model_digest(weights: Weights, tensors: Mapping[str, str]) -> str:
-    """The digest of the model, from those of its tensors by name; "" if it is none."""
+    """Return the digest of the model from its tensors' digests by name; "" if not a model."""
     if not weights.is_model:
         return ""
     keyed = {
@@ -78,7 +78,7 @@ def model_digest(weights: Weights, tensors: Mapping[str, str]) -> str:
 def hashed(
     tensors: Iterable[Tensor], jobs: int = 0, advance: Advance = untold
 ) -> dict[Content, str]:
-    """Content -> digest. What several names have in common is read once."""
+    """Return content -> digest. Content with several names is read once."""
     each = {tensor.content: tensor for tensor in tensors}
     crew = Crew(crew_size(jobs), advance)
     pieces = Pieces(crew, wanted=each)
@@ -99,7 +99,7 @@ def hashed(
 def digests_of(
     weights: Weights, names: Iterable[str], jobs: int = 0, advance: Advance = untold
 ) -> dict[str, str]:
-    """The digests of some of the tensors, by name."""
+    """Return the digests of some of the tensors, by name."""
     names = [*names]
     dense = [weights.tensors[name] for name in names if name in weights.tensors]
     strange = [name for name in names if name in weights.odd]
@@ -108,17 +108,17 @@ def digests_of(
 
 
 def _dealt(by_size: list[Tensor]) -> list[Tensor]:
-    """Largest first from either end, where a crew begins: so no thread is left with a large one."""
+    """Order tensors from large to small at both ends, since threads start from both ends."""
     return by_size[::2] + by_size[1::2][::-1]
 
 
 def is_digest(text: str) -> bool:
-    """Is it a SHA-256 in hex, as all digests here are written?"""
+    """Return whether the text is a SHA-256 in lower-case hex."""
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def prepare_for(tensors: Iterable[Tensor] = ()) -> None:
-    """Import what a crew needs to hash, and to read these tensors."""
+    """Import the modules that threads need to hash and read these tensors."""
     importlib.import_module("hashlib")
     if any(tensor.extent() is None for tensor in tensors):
         blocks.import_all()

@@ -1,4 +1,4 @@
-"""Files as a whole: their SHA-256, as other programs compute it."""
+"""The SHA-256 of whole files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cgpt_convert.verification.digests import prepare_for
 def file_digests(
     sources: Iterable[Source], jobs: int = 0, advance: Advance = untold
 ) -> dict[str, str]:
-    """The SHA-256 of each file in hex, by the source's name; hashed by `jobs` threads."""
+    """Return the SHA-256 of each file in hex, by source name; computed by `jobs` threads."""
     each = {source.name: source for source in sources}
     found: dict[str, str] = {}
     crew = Crew(crew_size(jobs), advance)

@@ -1,6 +1,6 @@
-"""A lock: which weights were reviewed, as a text file that a pull request can show.
+"""Lock files: a text record of reviewed weights, suitable for pull requests.
 
-docs/digest.md defines the digests, docs/json.md has the keys.
+docs/digest.md defines the digests, docs/json.md lists the keys.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ _TENSORS, _MODEL = "cgptConvertTensorsV1", "cgptConvertModelV1"  # algorithms of
 
 
 class Row(NamedTuple):
-    """A tensor that was locked. `key` is what it is compared by in any container."""
+    """A locked tensor. `key` identifies it in any format."""
 
     dtype: str
     shape: tuple[int, ...]
     sha256: str
     key: str
-    tied_to: str = ""  # the first name of the same values
-    buffer: bool = False  # computed, not learned, so that a converted model may lack it
-    extra: str = ""  # what it is, if state_dict() does not contain it
-    kind: str = ""  # sparse_coo, nested ...; "" of a dense tensor
+    tied_to: str = ""  # the first name with the same values
+    buffer: bool = False  # computed, so that a converted model may lack it
+    extra: str = ""  # a description, if state_dict() does not contain it
+    kind: str = ""  # sparse_coo, nested ...; "" for a dense tensor
 
 
 class File(NamedTuple):
     """A file that the weights were read from."""
 
-    name: str  # less its folder
+    name: str  # without its folder
     nbytes: int
     sha256: str
 
 
 class Lock(NamedTuple):
-    """The content of a lock: digests in hex, "" where there is none."""
+    """The content of a lock; missing digests are ""."""
 
     digest: str
     model: str
     architecture: str
     files: tuple[File, ...]
     tensors: dict[str, Row]
-    scope: Wish | None  # what was locked; None if the lock does not say, and took a root by itself
-    outside: tuple[str, ...] = ()  # names in the file of the tensors that were not locked
+    scope: Wish | None  # the selection; None if not recorded (the default root was used)
+    outside: tuple[str, ...] = ()  # names in the file of the tensors not locked
 
 
 def lock(
@@ -73,7 +73,7 @@ def lock(
 ) -> Lock:
     """Return the lock of weights whose digests are known; the files are read again.
 
-    `scope` is what chose the weights. Raises Unsupported where the value of one is not known.
+    `scope` is the selection. Raises Unsupported if a tensor's value is unknown.
     """
     first: dict[str, str] = {}
     rows = {}
@@ -104,7 +104,7 @@ def lock(
 
 
 def encoded(lock: Lock) -> bytes:
-    """The lock as JSON: a tensor a line, sorted by name, so that a change is a changed line."""
+    """Return the lock as JSON with one line per tensor, sorted by name, for readable diffs."""
     model = None
     if lock.model:
         model = {"architecture": lock.architecture, "digest": ALGORITHM + lock.model}
@@ -131,10 +131,10 @@ def _lines(items: list[str]) -> str:
 
 
 def statement(lock: Lock) -> bytes:
-    """An in-toto Statement v1 about the files and the weights in them; the lock is its predicate.
+    """Return an in-toto Statement v1 about the files and weights, with the lock as predicate.
 
     See https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md. Digests of weights
-    are no SHA-256 of bytes that lie somewhere, so their algorithms have names of their own.
+    are not the SHA-256 of stored bytes, so their algorithms have their own names.
     """
     weights = {_TENSORS: lock.digest} | ({_MODEL: lock.model} if lock.model else {})
     subjects: list[dict[str, Any]] = [
@@ -167,9 +167,10 @@ def write(made: Lock, output: str, options: Options, *, in_toto: bool = False) -
 
 
 def read_lock(path: str) -> Lock:
-    """The lock that the file at `path` holds.
+    """Read the lock file at `path`.
 
-    Raises Malformed where it is none or contradicts itself, Unsupported for other versions.
+    Raises Malformed if it is not a lock or is inconsistent, Unsupported for a file that is too
+    large.
     """
     path = named(path)
     source = open_source(path)
@@ -262,7 +263,7 @@ def _read_row(name: str, told: Any, path: str) -> Row:
 
 
 def _files(checkpoint: Checkpoint, jobs: int) -> tuple[File, ...]:
-    """All the files, hashed by `jobs` threads; in folders of files, under their paths in there."""
+    """Return all files with digests, computed by `jobs` threads; names are folder-relative."""
     sources = {source.name: source for source in checkpoint.sources}
     folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
     found = file_digests(sources.values(), jobs)

@@ -1,4 +1,4 @@
-"""Which tensor of one file is which of another: by name, or by what it is in the architecture."""
+"""Pair the tensors of two files, by name or by their role in the architecture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
 
 
 class Names(NamedTuple):
-    """The tensors of a file by name; see `canonical.Weights` for what the fields are."""
+    """The tensors of a file by name; see `canonical_names.Weights` for the fields."""
 
     keys: Mapping[str, str]
     buffers: frozenset[str]
@@ -18,27 +18,27 @@ class Names(NamedTuple):
     architecture: str
 
     def by_key(self) -> dict[str, str]:
-        """Key -> own name."""
+        """Return key -> own name."""
         return {key: name for name, key in self.keys.items()}
 
 
 class Pairing(NamedTuple):
-    """Own names of two files' tensors: every name of either is in one field."""
+    """Own names of two files' tensors; every name of either file is in one field."""
 
-    both: dict[str, str]  # name in the one file -> in the other
-    dropped: list[str]  # only in the one: buffers, which are computed
-    tied: dict[str, str]  # only in the one: what may be left out -> the twin that it must equal
-    extra: dict[str, str]  # only in the one: what state_dict() does not contain -> what it is
-    lost: list[str]  # only in the one
-    added: list[str]  # only in the other
-    computed: list[str]  # only in the other: buffers
-    tied_there: dict[str, str]  # only in the other: as `tied`
-    extra_there: dict[str, str]  # only in the other: as `extra`
+    both: dict[str, str]  # name in the first file -> name in the second
+    dropped: list[str]  # only in the first: computed buffers
+    tied: dict[str, str]  # only in the first: tensor that may be absent -> the twin it must equal
+    extra: dict[str, str]  # only in the first: tensor outside state_dict() -> its description
+    lost: list[str]  # only in the first
+    added: list[str]  # only in the second
+    computed: list[str]  # only in the second: buffers
+    tied_there: dict[str, str]  # only in the second: as `tied`
+    extra_there: dict[str, str]  # only in the second: as `extra`
 
     def within(self, one: Callable[[str], bool], other: Callable[[str], bool]) -> Pairing:
-        """Return the pairing of the tensors whose name in the one file passes `one`.
+        """Return the pairing of the tensors whose name in the first file passes `one`.
 
-        Of those that only the other file has, the own name has to pass `other`.
+        Names of tensors that only the second file has must pass `other`.
         """
         return Pairing(
             {name: own for name, own in self.both.items() if one(name)},
@@ -53,17 +53,17 @@ class Pairing(NamedTuple):
         )
 
     def names(self) -> list[str]:
-        """Return the names in the one file."""
+        """Return the names in the first file."""
         return [*self.both, *self.dropped, *self.tied, *self.extra, *self.lost]
 
     def names_there(self) -> list[str]:
-        """Return the names in the other file."""
+        """Return the names in the second file."""
         there = (*self.added, *self.computed, *self.tied_there, *self.extra_there)
         return [*self.both.values(), *there]
 
 
 def paired(one: Names, other: Names) -> Pairing:
-    """The pairs, by key if both are of the same architecture, else by name."""
+    """Pair the tensors by key if both architectures are the same, else by name."""
     same = one.architecture == other.architecture
     left = one.by_key() if same else {name: name for name in one.keys}
     right = other.by_key() if same else {name: name for name in other.keys}
@@ -83,7 +83,7 @@ def paired(one: Names, other: Names) -> Pairing:
 
 
 def _ties(names: Names, chosen: list[str]) -> dict[str, str]:
-    """Those of the chosen that may be left out, and the twin's name, if the twin is there."""
+    """Return selected names that may be absent -> twin, for those whose twin is present."""
     own = names.by_key()
     twins = {name: own.get(names.ties.get(names.keys[name], "")) for name in chosen}
     return {name: twin for name, twin in twins.items() if twin is not None}
@@ -92,10 +92,10 @@ def _ties(names: Names, chosen: list[str]) -> dict[str, str]:
 def unpaired(
     pairing: Pairing, one: Mapping[str, str], other: Mapping[str, str], file: str
 ) -> list[Check]:
-    """A check for every tensor that is in one of two files only.
+    """Return a check for every tensor that is in only one of the files.
 
-    `one` and `other` have digests by name, at least of the tensors that are not in both files.
-    `file` is the other one.
+    `one` and `other` are digests by name, at least of the tensors that are not in both files.
+    `file` is the second file.
     """
     checks = [
         Check("drop", PASSED, "dropped: computed, not learned", file, name)
@@ -129,11 +129,11 @@ def unpaired(
 
 
 def renamed(lost: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
-    """Return lost name -> added name of the same digest, where it is clear which one it is.
+    """Return lost name -> added name with the same digest, where the match is unambiguous.
 
-    It is clear if no other tensor of either has the digest. Among several (zero biases, say), it
-    is the one whose name differs as those of the clear ones do, by what stands before a common
-    end: `model.fc.bias` -> `fc.bias` if `model.fc.weight` -> `fc.weight`.
+    It is if no other tensor of either file has the digest. Among several candidates (zero biases,
+    for example), the name must change as in an unambiguous match, in the part before a common end:
+    `model.fc.bias` -> `fc.bias` if `model.fc.weight` -> `fc.weight`.
     """
     gone, new = _by_digest(lost), _by_digest(added)
     found = {
@@ -163,7 +163,7 @@ def _by_digest(digests: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _change(old: str, new: str) -> tuple[str, str]:
-    """Return what stands before the common end of two names, whole parts of them."""
+    """Return what precedes the common end of two names, in whole components."""
     left, right = old.split("."), new.split(".")
     same = 0
     for one, other in zip(reversed(left), reversed(right), strict=False):

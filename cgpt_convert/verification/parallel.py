@@ -1,4 +1,4 @@
-"""The tensors of two files, pair by pair, by several threads."""
+"""Compare the tensors of two files in pairs, with several threads."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def in_pairs(
     jobs: int,
     advance: Advance,
 ) -> dict[str, T]:
-    """What `look` says of each of the pairs (name in the one, in the other), by the first name.
+    """Return the result of `look` for each pair (name in `one`, name in `other`), by first name.
 
-    `advance` counts the bytes of the other. Raises Malformed where bytes do not match the checksum
-    that a file records.
+    `advance` counts the bytes of `other`. Raises Malformed if data does not match the checksum in a
+    file.
     """
     crew = Crew(crew_size(jobs), advance)
     found: dict[str, T] = {}
@@ -49,7 +49,7 @@ def in_pairs(
 
 
 def prepare() -> None:
-    """Import what a crew needs to compare."""
+    """Import the modules that threads need to compare."""
     prepare_for()
     import_all()
     importlib.import_module("cgpt_convert.tensors.compare")

@@ -1,7 +1,7 @@
-"""What a converted file says of itself: the digest of its source, and what became of each tensor.
+"""Provenance metadata of a converted file: the source's digest and each tensor's transforms.
 
-It stands in the container's own text pairs, docs/verify.md has them. It proves nothing to someone
-who does not trust the file, but accidents show, and with the source at hand the chain is closed.
+It is stored in the format's own key-value pairs, listed in docs/verify.md. It proves nothing if the
+file is not trusted, but it reveals accidental changes, and can be checked against the source.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ VERSION, SOURCE, MODEL = f"{PREFIX}version", f"{PREFIX}source", f"{PREFIX}source
 TENSORS, DROPPED = f"{PREFIX}tensors", f"{PREFIX}dropped"
 ROOT = f"{PREFIX}root"
 
-_BLANK = "0" * 64  # as long as every digest
+_BLANK = "0" * 64  # a placeholder of a digest's length
 
 
 class Row(NamedTuple):
-    """What is claimed of a tensor: its digest as the file holds it, and where it comes from."""
+    """The provenance of a tensor: its digest in the file, its source name and its transforms."""
 
     sha256: str
     origin: str  # name in the source
@@ -39,18 +39,18 @@ class Row(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A file's claim. `source` and `model` are the source's digests in hex, "" if not claimed."""
+    """A file's provenance. `source` and `model` are digests in hex, "" if not recorded."""
 
     source: str
     model: str
     tensors: dict[str, Row]
-    root: str  # under which the tensors are in the source; "" if it is not claimed
+    root: str  # root of the tensors in the source; "" if not recorded
 
 
 def signed(chosen: Selection, request: Request) -> Request:
-    """The request with the claim that its tensors come from those chosen.
+    """Return the request with provenance metadata for the selected tensors.
 
-    The digests in it are known when all is written.
+    The digests in it are known after all tensors are written.
     """
     every = [*chosen.tensors]
     by_name = {tensor.name: tensor for tensor in every}
@@ -84,7 +84,7 @@ def signed(chosen: Selection, request: Request) -> Request:
 
 
 def _origins(sources: Weights, tensors: Sequence[Tensor]) -> dict[str, str]:
-    """Name of a written tensor -> name of the source's that it is a view of."""
+    """Return name of a written tensor -> name of the source tensor that it is a view of."""
     owners: dict[Content, list[str]] = {}
     for name, tensor in sources.tensors.items():
         owners.setdefault(tensor.content, []).append(name)
@@ -98,9 +98,9 @@ def _origins(sources: Weights, tensors: Sequence[Tensor]) -> dict[str, str]:
 
 
 def _hashed(sources: Weights, written: set[str]) -> dict[str, Tensor]:
-    """Name -> tensor whose digest is its, of all that is not dropped.
+    """Return name -> tensor to hash, for all tensors that are not dropped.
 
-    What was left out because its values are its twin's has the twin's digest.
+    An omitted tied tensor has its twin's digest.
     """
     own = sources.names.by_key()
     found = {}
@@ -114,7 +114,7 @@ def _hashed(sources: Weights, written: set[str]) -> dict[str, Tensor]:
 
 
 def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
-    """What is claimed of a tensor besides its digest: nothing, of one that is as it was."""
+    """Return a tensor's metadata besides its digest; empty for an unchanged tensor."""
     steps = []
     if target.uncast.content != source.content:
         steps.append("transpose")
@@ -128,7 +128,7 @@ def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
 
 
 def claimed(checkpoint: Checkpoint) -> Claimed | None:
-    """What the file claims, None if nothing. Raises Malformed for a claim that is none."""
+    """Return the file's provenance, or None. Raises Malformed if the metadata is invalid."""
     from cgpt_convert.formats.torch import writer as torch
 
     pairs = checkpoint.metadata | torch.metadata(checkpoint)
@@ -139,7 +139,7 @@ def claimed(checkpoint: Checkpoint) -> Claimed | None:
     for name, told in loads(pairs[TENSORS].encode("utf-8", "replace"), where).items():
         rows[name] = _read_row(name, told, where)
     for name, row in rows.items():
-        if not row.sha256:  # tied: the twin's
+        if not row.sha256:  # tied: use the twin's digest
             twin = rows.get(row.origin)
             if twin is None or not twin.sha256:
                 raise Malformed(f"{name} is tied to {row.origin}, which is no tensor", where=where)
@@ -149,7 +149,7 @@ def claimed(checkpoint: Checkpoint) -> Claimed | None:
 
 
 def claimed_root(checkpoint: Checkpoint) -> str | None:
-    """Return the root that the file's provenance metadata names; None if there is none."""
+    """Return the root in the file's provenance metadata, or None."""
     claim = claimed(checkpoint)
     return claim.root or None if claim else None
 
@@ -168,7 +168,7 @@ def _read_row(name: str, told: Any, where: str) -> Row:
 
 
 def _digest(pairs: Mapping[str, str], key: str, where: str) -> str:
-    """The digest under `key`, in hex, and "" if there is none."""
+    """Return the digest under `key` in hex, or ""."""
     if key not in pairs:
         return ""
     digest = pairs[key].rpartition(ALGORITHM)[2]

@@ -1,4 +1,4 @@
-"""What was written, read again by its format and compared, before it gets its name."""
+"""Read written files back and compare them before they are published."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cgpt_convert.writing.schedule import in_turn
 def reread(
     conversion: Conversion, to: str, jobs: int, folder: str, written: Mapping[str, str]
 ) -> None:
-    """Return if every tensor of the conversion is there as it was to be, and no other.
+    """Check that the files contain exactly the tensors of the conversion.
 
-    `written` are the files by planned path, `folder` is where they lie if the output is one. The
-    source is read again, too. Raises CheckFailed, naming every tensor that is not.
+    `written` maps planned paths to files; `folder` contains them if the output is a folder. The
+    source is read again as well. Raises CheckFailed, naming every tensor that differs.
     """
     expected = {tensor.name: tensor for tensor in conversion.request.tensors}
     aliases = conversion.request.aliases

@@ -1,4 +1,4 @@
-"""Which part of two files is compared: all of it, or what the user or the provenance names."""
+"""The scope of a comparison: everything, or a selection by the user or the provenance."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ OPTION, PROVENANCE = "option", "provenance"
 
 
 class Part(NamedTuple):
-    """How much of a file is compared."""
+    """The part of a file that is compared."""
 
     file: str
-    root: str  # names of the file are compared behind this; "" for all
+    root: str  # names are compared relative to this; "" for all
     compared: int
     outside: tuple[str, ...]  # names in the file of the tensors that are not compared
 
 
 class Scope(NamedTuple):
-    """What is compared of two files, and who said so: an option, the provenance, or nobody ("")."""
+    """The scope of a comparison, and its origin: an option, the provenance, or ""."""
 
     root: str
     wish: Wish
@@ -44,7 +44,7 @@ class Scope(NamedTuple):
         return ", ".join(told)
 
     def checks(self, verb: str = "compared") -> list[Check]:
-        """Return a note for each file of which tensors are not compared."""
+        """Return a note for each file with tensors that are not compared."""
         return [
             Check("scope", NOTE, counted_out(part, self.words(), verb), part.file)
             for part in self.parts
@@ -52,7 +52,7 @@ class Scope(NamedTuple):
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the scope as `--json` prints it; docs/json.md has the keys."""
+        """Return the scope as `--json` prints it; docs/json.md lists the keys."""
         return {
             "root": self.root or None,
             "match": [*self.wish.match],
@@ -72,14 +72,14 @@ class Scope(NamedTuple):
 
 
 def part_scope(chosen: Weights, wish: Wish) -> Scope:
-    """Return the scope of a choice from one file."""
+    """Return the scope of a selection from one file."""
     by = OPTION if chosen.outside else ""
     part = Part(chosen.path, chosen.root, len(chosen.keys), chosen.outside)
     return Scope(chosen.root, wish, by, (part,))
 
 
 def counted_out(part: Part, words: str, verb: str = "compared") -> str:
-    """Return a line that says how many tensors are compared, and which are not."""
+    """Return a line with the number of compared tensors and the names of the others."""
     total = part.compared + len(part.outside)
     where = f", {words}" if words else ""
     return (
@@ -89,7 +89,7 @@ def counted_out(part: Part, words: str, verb: str = "compared") -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the names as text, of many only the first."""
+    """Return the names as text; only the first ones if there are many."""
     names = [*names]
     shown = ", ".join(map(printable, names[:_SHOWN]))
     more = len(names) - _SHOWN
@@ -97,7 +97,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 class Sides(NamedTuple):
-    """Two files' tensors, how they are paired, and what of them is compared."""
+    """The tensors of two files, their pairing, and the scope of the comparison."""
 
     one: Weights
     other: Weights
@@ -108,11 +108,12 @@ class Sides(NamedTuple):
 def sides(
     source: Checkpoint, target: Checkpoint, wish: Wish, claimed_root: str | None = None
 ) -> Sides:
-    """Return what of SOURCE and TARGET is compared with what.
+    """Return the parts of SOURCE and TARGET to compare.
 
-    All of both; with a root, what is under it in SOURCE, with all of TARGET or what is under the
-    same root there, whichever fits; with globs, those whose names in SOURCE match. `claimed_root`
-    is the root that TARGET's provenance metadata names, which counts if the user names none.
+    By default both are compared completely. With a root, the tensors under it in SOURCE are
+    compared with all of TARGET or with the same root there, whichever matches better; with globs,
+    those whose names in SOURCE match. `claimed_root` is the root in TARGET's provenance metadata,
+    used if the user gives none.
     """
     if wish.root is None and claimed_root:
         fits = [weights(source), *part_under(source, claimed_root)]
@@ -131,7 +132,7 @@ def sides(
 
 
 def restricted(one: Weights, other: Weights, wish: Wish, by: str) -> Sides:
-    """Return the two sides with the globs of `wish` applied; BadRequest where nothing matches."""
+    """Return the two sides with the globs of `wish` applied. BadRequest if nothing matches."""
     pairing = paired(one.names, other.names)
     if wish.match or wish.exclude:
 
@@ -146,21 +147,21 @@ def restricted(one: Weights, other: Weights, wish: Wish, by: str) -> Sides:
 
 
 def part_of(side: Weights, names: Iterable[str]) -> Part:
-    """Return how much of a file is compared, if `names` are, given behind the root."""
+    """Return the compared part of a file, for compared `names` relative to the root."""
     inside = {*names}
     left = tuple(side.full_name(name) for name in side.keys if name not in inside)
     return Part(side.path, side.root, len(inside), (*left, *side.outside))
 
 
 def part_under(checkpoint: Checkpoint, root: str) -> list[Weights]:
-    """Return the tensors under the root, if there are any."""
+    """Return the tensors under the root as a list of one item; empty if there are none."""
     return [weights(checkpoint, Wish(root))] if under(checkpoint, root) else []
 
 
 def best(candidates: list[Weights], names: Names, *, same_layout: bool = False) -> Weights:
-    """Return which of the candidates has the most names in common; of several the first.
+    """Return the candidate with the most names in common; the first of several.
 
-    With `same_layout`, it is the last one that has as many.
+    With `same_layout`, the last of several.
     """
 
     def common(candidate: Weights) -> int:
@@ -171,7 +172,7 @@ def best(candidates: list[Weights], names: Names, *, same_layout: bool = False) 
 
 
 def hint(source: Checkpoint, checks: Iterable[Check], scope: Scope) -> list[Check]:
-    """Return a note on `--root`, if all of SOURCE was compared and a part of it fits better."""
+    """Return a note on `--root` if all of SOURCE was compared and it has a default root."""
     missing = any(c.outcome == FAILED and c.name in ("lost", "added", "renamed") for c in checks)
     if not missing or scope.root or scope.wish.root is not None:
         return []

@@ -1,1 +1,1 @@
-"""File plans to files: atomic, streamed, checked."""
+"""Write planned files: streamed, checked and published atomically."""

@@ -1,4 +1,4 @@
-"""Output to a path or to a URL; what sends is imported for URLs only."""
+"""Write to a path or a URL. The upload code is imported for URLs only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cgpt_convert.writing.writer import Options
 
 
 def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
-    """The paths written, as `sink.write_files` tells; `folder` may be a URL's name."""
+    """Write files into `folder`, a path or URL; return their paths. See `writer.write_files`."""
     if is_url(folder):
         from cgpt_convert.writing.remote_sink import send_files
 
@@ -20,7 +20,7 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
-    """The paths written, as `sink.write_folder` tells; `folder` may be a URL's name."""
+    """Write a new `folder`, a path or URL, and return its paths. See `writer.write_folder`."""
     if is_url(folder):
         from cgpt_convert.writing.remote_sink import send_folder
 

@@ -1,7 +1,7 @@
-"""Temporary siblings of the output, and the moment they get its name.
+"""Temporary siblings of the output, and their publication under the final names.
 
-A Ctrl-C can come between any two lines: what is about to be made is noted first, and looked for
-afterwards.
+KeyboardInterrupt can occur between any two lines. Each name is therefore recorded before the file
+is created, and `discard` checks which files exist.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cgpt_convert.writing.temp_files import hold, reclaim, remove_folder, tempor
 
 
 class _LocalFile(NamedTuple):
-    """A temporary file of the operating system's."""
+    """A temporary file in the local file system."""
 
     descriptor: int
 
@@ -44,7 +44,7 @@ class _LocalFile(NamedTuple):
 
 
 class Local(Stage):
-    """A stage in `folder`, which exists."""
+    """A stage in the existing folder `folder`."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder or "."
@@ -52,21 +52,24 @@ class Local(Stage):
             raise CannotWrite("no such folder", where=self.folder)
         self._locks: list[int] = []
 
-    def left(self, error: BaseException | None) -> None:  # noqa: ARG002  whatever it was
-        """Let go of the locks."""
+    def left(self, error: BaseException | None) -> None:  # noqa: ARG002  for any error
+        """Release the locks."""
         for lock in self._locks:
             os.close(lock)
 
     def check_space(self, nbytes: int) -> None:
-        """Of the file system."""
+        """Raise CannotWrite if the file system lacks `nbytes` of free space."""
         check_space(self.folder, nbytes)
 
     def create(self, path: str) -> tuple[str, int]:
-        """The temporary path for the output `path`, and its open descriptor; the caller closes."""
+        """Return the temporary path for the output `path` and its open descriptor.
+
+        The caller closes the descriptor.
+        """
         raise NotImplementedError
 
     def open(self, plan: FilePlan) -> File:
-        """A file, locked, with room for what is planned."""
+        """Return a locked file with its planned size preallocated."""
         temporary, descriptor = self.create(plan.path)
         try:
             reserve(temporary, plan.nbytes, self.final(plan.path))
@@ -77,13 +80,14 @@ class Local(Stage):
 
     @property
     def place(self) -> str:
-        """The folder itself."""
+        """The output folder itself."""
         return self.folder
 
     def _keep(self, descriptor: int) -> bool:
-        """Lock what was just created for as long as this process lives.
+        """Lock a newly created file for the lifetime of this process.
 
-        False if another run removed it as a leftover before the lock was ours: create it again.
+        Return False if another run removed it as a leftover before it was locked; it must then be
+        created again.
         """
         lock = os.dup(descriptor)
         self._locks.append(lock)
@@ -92,17 +96,17 @@ class Local(Stage):
 
 
 class Files(Local):
-    """Files of an existing folder.
+    """Files in an existing folder.
 
-    One file replaces another in a single step. Several cannot: the old ones are first set aside,
-    last to first, so that new and old are never mixed, and return if the new ones cannot come.
+    One file is replaced atomically. Several cannot be: the old files are first moved aside, last to
+    first, so that new and old files are never mixed. They are restored if publishing fails.
     """
 
     def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
         super().__init__(folder)
         self._overwrite = overwrite
         self._staged: dict[str, str] = {}  # temporary -> final
-        self._aside: dict[str, str] = {}  # where an old file waits -> final
+        self._aside: dict[str, str] = {}  # temporary path of an old file -> final
         for name in names:
             final = self.final(name)
             if os.path.isdir(final):
@@ -112,11 +116,11 @@ class Files(Local):
             reclaim(self.folder, name)
 
     def final(self, path: str) -> str:
-        """Beside its siblings."""
+        """Return the path in the output folder."""
         return os.path.join(self.folder, *components(path, most=1))
 
     def create(self, path: str) -> tuple[str, int]:
-        """A locked temporary, beside where it will be."""
+        """Create a locked temporary file beside the final path."""
         final = self.final(path)
         while True:
             temporary = os.path.join(self.folder, temporary_name(path))
@@ -131,11 +135,11 @@ class Files(Local):
             del self._staged[temporary]
 
     def written(self) -> dict[str, str]:
-        """By name: these outputs have no folders."""
+        """Return temporary paths by file name; these outputs have no folders."""
         return {os.path.basename(final): temporary for temporary, final in self._staged.items()}
 
     def publish(self) -> list[str]:
-        """Give each its name, in order: an index that was planned last is there last."""
+        """Rename the files in order, so that an index planned last appears last."""
         finals = list(self._staged.values())
         for final in reversed(finals if self._overwrite and len(finals) > 1 else []):
             if os.path.lexists(final):
@@ -148,7 +152,7 @@ class Files(Local):
         return finals
 
     def discard(self) -> None:
-        """Remove the temporaries; go back to the old files unless all the new ones are there."""
+        """Remove temporary files; restore the old files unless all new ones are published."""
         ours = [final for final in self._staged.values() if self._is_ours(final)]
         complete = len(ours) == len(self._staged)
         for temporary in self._staged:
@@ -171,7 +175,7 @@ class Files(Local):
 
 
 class Folder(Local):
-    """A new folder, which appears with all its files."""
+    """A new folder that appears together with all its files."""
 
     def __init__(self, folder: str, *, overwrite: bool) -> None:
         self._final = folder.rstrip("/")
@@ -181,7 +185,7 @@ class Folder(Local):
         super().__init__(parent)
         self._overwrite = overwrite
         self._temporary = ""
-        self._old = ""  # where the folder that is replaced waits
+        self._old = ""  # temporary path of the replaced folder
         self._names: list[str] = []
         self._check_replaceable()
         reclaim(self.folder, self._name)
@@ -204,11 +208,11 @@ class Folder(Local):
             )
 
     def final(self, path: str) -> str:
-        """Inside the folder."""
+        """Return the path inside the final folder."""
         return os.path.join(self._final, *components(path))
 
     def create(self, path: str) -> tuple[str, int]:
-        """A file in the temporary folder, which is the one that is locked."""
+        """Create a file in the temporary folder; the lock is on the folder."""
         final = self.final(path)
         if not self._temporary:
             self._make()
@@ -228,7 +232,7 @@ class Folder(Local):
             try:
                 os.mkdir(self._temporary)
                 descriptor = os.open(self._temporary, os.O_RDONLY)
-            except FileNotFoundError:  # removed as a leftover; or the folder is gone
+            except FileNotFoundError:  # removed as a leftover, or the parent is gone
                 if not os.path.isdir(self.folder):
                     raise CannotWrite("no such folder", where=self.folder) from None
                 continue
@@ -239,15 +243,15 @@ class Folder(Local):
 
     @property
     def place(self) -> str:
-        """Where the folder lies until it has its name."""
+        """The temporary folder."""
         return self._temporary
 
     def written(self) -> dict[str, str]:
-        """Inside the temporary folder."""
+        """Return the paths inside the temporary folder."""
         return {name: os.path.join(self._temporary, *components(name)) for name in self._names}
 
     def publish(self) -> list[str]:
-        """Give the folder its name; the old one waits beside it meanwhile."""
+        """Rename the folder to its final name, after moving an old one aside."""
         self._check_replaceable()  # again: hours may have passed
         if os.path.isdir(self._final) and os.listdir(self._final):
             self._old = os.path.join(self.folder, temporary_name(self._name))
@@ -256,7 +260,7 @@ class Folder(Local):
         return [self.final(name) for name in self._names]
 
     def discard(self) -> None:
-        """Remove what is left of the new folder; of the old one only if the new one is there."""
+        """Remove the temporary folder, and the old one if it was replaced; else restore it."""
         if self._old and os.path.lexists(self._old):
             if os.path.lexists(self._final):
                 remove_folder(self._old, ignore_errors=True)
@@ -272,7 +276,7 @@ def _create(path: str) -> int:
 
 
 def _rename(temporary: str, final: str) -> None:
-    """Give the file its name, never over one that appeared meanwhile."""
+    """Rename the file, but never over a file that has appeared since."""
     try:
         os.link(temporary, final)
     except FileExistsError:
@@ -293,5 +297,5 @@ def _publishing(do: Callable[[str, str], object], old: str, new: str, final: str
 
 
 def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):  # it may never have been; and why we stopped matters more
+    with contextlib.suppress(OSError):  # it may not exist; the original error matters more
         os.unlink(path)

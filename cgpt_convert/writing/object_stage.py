@@ -1,7 +1,7 @@
-"""An output's files in a store, under temporary names until all are there.
+"""Upload the files of an output to a store, under temporary names until all are complete.
 
-No store gives several objects their names in one step. So the last one, the index or the mapping
-that tells of the others, gets its name last, and where it is replaced, loses it first.
+No store renames several objects atomically. The last one, the index or the mapping that lists the
+others, is therefore renamed last; if it replaces an old one, the old one is removed first.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from cgpt_convert.writing.remote.upload import Outbox, Transfer, Upload, move, u
 from cgpt_convert.writing.stage import File, Stage
 from cgpt_convert.writing.temp_files import temporary_name
 
-_PATIENCE = 10.0  # seconds for what is on its way, when it is no longer wanted
+_PATIENCE = 10.0  # seconds to wait for pending requests when cancelling
 
 
 class Objects(Stage):
-    """Objects beside each other, in the folder of the store that the URL called `folder` names."""
+    """Objects side by side in the store's folder at the URL `folder`."""
 
     def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
         self._url = folder.rstrip("/")
         self._store = Writable(self._url)
         self._names, self._overwrite = names, overwrite
         self._outbox = Outbox(parallel=self.takes_parts)
-        self._temporary: dict[str, str] = {}  # planned path -> that of the temporary, in `_url`
+        self._temporary: dict[str, str] = {}  # planned path -> temporary path in `_url`
         self._nbytes: dict[str, int] = {}
         self._uploads: list[Upload] = []
         self._moves: list[Transfer] = []
-        self._given: list[str] = []  # planned paths that have, or are about to have, their names
+        self._given: list[str] = []  # planned paths being renamed, or already renamed
         self._complete = False
-        self._left: list[str] = []  # what could not be removed
+        self._left: list[str] = []  # objects that could not be removed
         self._check_replaceable()
 
     @property
     def takes_parts(self) -> bool:
-        """Does the store take the parts of an object in any order?"""
+        """Whether the store accepts the parts of an object in any order."""
         return self._store.takes_parts
 
     def _check_replaceable(self) -> None:
-        """Raise CannotWrite if something is there that may not be replaced."""
+        """Raise CannotWrite if an existing object must not be replaced."""
         for name in self._names:
             kind = self._store.kind(self._path(self._last(name)))
             if kind == "directory":
@@ -55,23 +55,23 @@ class Objects(Stage):
                 raise exists(self.final(name))
 
     def _path(self, inside: str) -> str:
-        """What the store calls what is there in the folder of the URL."""
+        """Return the store's path of an entry in the URL's folder."""
         return f"{self._store.path}/{inside}"
 
     def _last(self, path: str) -> str:
-        """Where an output will be, in the folder of the URL."""
+        """Return the final path of an output, in the URL's folder."""
         return components(path, most=1)[0]
 
     def _first(self, path: str) -> str:
-        """Where it is until then."""
+        """Return the temporary path."""
         return temporary_name(path)
 
     def final(self, path: str) -> str:
-        """As a URL."""
+        """Return the final URL."""
         return f"{self._url}/{self._last(path)}"
 
     def open(self, plan: FilePlan) -> File:
-        """An object that is sent while it is written."""
+        """Return an object that is sent while it is written."""
         self._last(plan.path)
         first = self._temporary[plan.path] = self._first(plan.path)
         self._nbytes[plan.path] = plan.nbytes
@@ -81,11 +81,11 @@ class Objects(Stage):
 
     @property
     def place(self) -> str:
-        """As a URL."""
+        """The folder as a URL."""
         return f"{self._url}/"
 
     def written(self) -> dict[str, str]:
-        """The URL of each, now that it is there."""
+        """Wait for the uploads and return the temporary URL of each file."""
         self._finish(self._uploads)
         return {path: f"{self._url}/{first}" for path, first in self._temporary.items()}
 
@@ -96,7 +96,7 @@ class Objects(Stage):
         self._outbox.wait()
 
     def publish(self) -> list[str]:
-        """Give all but the last their names, then that."""
+        """Rename all objects but the last, then the last."""
         self._check_replaceable()  # again: hours may have passed
         *others, last = self._temporary
         if others and self._overwrite:
@@ -117,7 +117,7 @@ class Objects(Stage):
         self._moves.append(move(self._store, old, new, self._nbytes[path], self._outbox))
 
     def discard(self) -> None:
-        """Remove the temporaries; what has its name, too, unless all have."""
+        """Remove temporary objects, and renamed ones unless all are renamed."""
         self._outbox.stop()
         self._outbox.is_done(_PATIENCE)
         ours = list(self._temporary.values())
@@ -133,11 +133,11 @@ class Objects(Stage):
 
     @property
     def _replaces_at_once(self) -> bool:
-        """Is there an old or a new object under the name whenever we stop, and whole?"""
+        """Whether a complete old or new object always exists under the final name."""
         return self.takes_parts and self._overwrite and len(self._temporary) == 1
 
     def _remove(self, jobs: list[tuple[str, Callable[[], object]]]) -> None:
-        """Do what removes, each once; keep in mind what that fails for."""
+        """Run each removal once, and record those that fail."""
         self._left = [name for name, _ in jobs]
         outbox = Outbox(parallel=self.takes_parts)
         for name, job in jobs:
@@ -145,12 +145,12 @@ class Objects(Stage):
         outbox.is_done(_PATIENCE)
 
     def _tried(self, name: str, job: Callable[[], object]) -> None:
-        with contextlib.suppress(Exception):  # each store has its own kinds
+        with contextlib.suppress(Exception):  # each store has its own error classes
             job()
             self._left.remove(name)
 
     def left(self, error: BaseException | None) -> None:
-        """Tell what could not be removed."""
+        """Report what could not be removed."""
         if not self._left:
             return
         left = f"left behind: {', '.join(map(printable, sorted(set(self._left))))}"
@@ -161,7 +161,7 @@ class Objects(Stage):
 
 
 class Folder(Objects):
-    """The objects of a folder. One that is there may be replaced only object by object."""
+    """The objects of a folder. An existing folder can only be replaced object by object."""
 
     def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
         parent, _, self._name = folder.rstrip("/").rpartition("/")
@@ -195,18 +195,18 @@ class Folder(Objects):
 
     @property
     def place(self) -> str:
-        """The temporary folder, as a URL."""
+        """The temporary folder as a URL."""
         return f"{self._url}/{self._folder}/"
 
     def discard(self) -> None:
-        """The folder, too, in stores that have such."""
+        """Also remove the temporary folder, in stores that have folders."""
         super().discard()
         with contextlib.suppress(CgptError):
             self._store.remove_folder(self._path(self._folder))
 
 
 class _Sent(NamedTuple):
-    """An object as a file that is written."""
+    """An object as a writable file."""
 
     upload: Upload
 
@@ -215,8 +215,8 @@ class _Sent(NamedTuple):
         return len(data)
 
     def read(self, nbytes: int, at: int) -> bytes:
-        """Never asked for: what is hashed is hashed as it goes by."""
+        """Not supported; the files are hashed while they are written."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """What counts is that all bytes came."""
+        """Do nothing; `written` checks that the upload is complete."""

@@ -1,4 +1,4 @@
-"""Where may the output go? What stands there, whose it is, and the errors that say why not."""
+"""Check output paths, existing outputs and free space, and create the errors for them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.sources.local import LocalFile, read
 
-# A folder is replaced only if one of these lists all that it holds: it is then an output of ours
+# A folder is replaced only if one of these files, which this program writes, lists its content
 _PARAMETERS = "parameters/mapping.json"
 SIDECARS = ("mapping.json", "tensors.json", "cgpt-convert.json")
 
 
 def components(path: str, most: int | None = None) -> list[str]:
-    """The parts of a planned path, which comes from names in a file: nothing leads elsewhere."""
+    """Split a planned path, which comes from names in a file.
+
+    Raises CannotWrite if the path leaves the output.
+    """
     parts = path.split("/")
     if any(p in ("", ".", "..") or "\0" in p for p in parts) or (most and len(parts) > most):
         raise CannotWrite("not a path inside the output", where=printable(path))
@@ -27,12 +30,12 @@ def components(path: str, most: int | None = None) -> list[str]:
 
 
 def not_ours(folder: str) -> str | None:
-    """A file in `folder` that no sidecar of ours lists; None if there is none."""
+    """Return a file in `folder` that no sidecar of this program lists, or None."""
     listed = set(SIDECARS)
     for name in SIDECARS:
         listed |= set(_files(os.path.join(folder, name)))
     inner = set(_files(os.path.join(folder, *_PARAMETERS.split("/"))))
-    if inner:  # what `extract --properties` wrote
+    if inner:  # written by `extract --properties`
         listed |= {"model.properties", _PARAMETERS, *(f"parameters/{name}" for name in inner)}
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
@@ -44,7 +47,7 @@ def not_ours(folder: str) -> str | None:
 
 
 def _files(sidecar: str) -> list[str]:
-    """The files that a sidecar lists; none if it is not there or is no JSON."""
+    """Return the files that a sidecar lists; empty if it is absent or not JSON."""
     try:
         file = LocalFile(sidecar)
         return list(_listed([json.loads(read(file, 0, min(file.nbytes, INDEX_BYTES)))]))
@@ -53,7 +56,7 @@ def _files(sidecar: str) -> list[str]:
 
 
 def _listed(value: dict[str, Any] | list[Any]) -> Iterator[str]:
-    """Every string that stands under the key "file" in a sidecar."""
+    """Yield every string under the key "file" in a sidecar."""
     if isinstance(value, dict) and isinstance(value.get("file"), str):
         yield value["file"]
     for inner in value.values() if isinstance(value, dict) else value:
@@ -62,7 +65,7 @@ def _listed(value: dict[str, Any] | list[Any]) -> Iterator[str]:
 
 
 def check_space(folder: str, nbytes: int) -> None:
-    """Raise CannotWrite now if the file system has no room for `nbytes`, not hours from now."""
+    """Raise CannotWrite if the file system has less than `nbytes` of free space."""
     if not hasattr(os, "statvfs"):
         return
     status = os.statvfs(folder or ".")
@@ -71,16 +74,16 @@ def check_space(folder: str, nbytes: int) -> None:
         raise CannotWrite(f"{nbytes:,} bytes are needed and {free:,} are free", where=folder or ".")
 
 
-RESERVED = 16 << 20  # bytes: smaller files are not worth a call
+RESERVED = 16 << 20  # bytes; preallocating smaller files is not worth a call
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def reserve(temporary: str, nbytes: int, final: str) -> None:
-    """Give the new file `temporary` all its blocks at once; CannotWrite if there are too few.
+    """Preallocate the blocks of the new file `temporary`. CannotWrite if there are too few.
 
-    Nobody else can fill the disk then while the file is written, which may take hours. Where the
-    file system cannot, C libraries write a byte to every block instead, but not through a
-    descriptor that cannot be read: posix_fallocate(3), EBADF.
+    Other processes then cannot fill the disk during a long write. If the file system does not
+    support it, C libraries write one byte to every block instead, except through a descriptor that
+    cannot be read (posix_fallocate(3), EBADF); it is therefore opened write-only.
     """
     if nbytes < RESERVED or not hasattr(os, "posix_fallocate"):
         return
@@ -90,13 +93,13 @@ def reserve(temporary: str, nbytes: int, final: str) -> None:
             os.posix_fallocate(descriptor, 0, nbytes)
         finally:
             os.close(descriptor)
-    except OSError as error:  # of any other kind: writing will tell
+    except OSError as error:  # other errors appear when writing
         if error.errno in _FULL:
             raise cannot(error, final) from error
 
 
 def lies(path: str) -> bool:
-    """Is there anything of that name? CannotWrite if there cannot be: the name is too long."""
+    """Return whether the path exists. CannotWrite if it cannot, e.g. if the name is too long."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -107,12 +110,12 @@ def lies(path: str) -> bool:
 
 
 def exists(path: str) -> CannotWrite:
-    """The error for an output that is there already."""
+    """Return the error for an output that already exists."""
     return CannotWrite("exists already", where=path, hint="--overwrite replaces it")
 
 
 def cannot(error: OSError, path: str) -> CannotWrite:
-    """What the system says of the output at `path`, as an error of ours."""
+    """Convert an OSError about the output at `path` into CannotWrite."""
     if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
         return exists(path)
     return CannotWrite(os.strerror(error.errno or 0), where=path)

@@ -1,4 +1,4 @@
-"""One file of an output while it is written, under its temporary name."""
+"""One output file while it is written, under its temporary name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cgpt_convert.writing.stage import Stage
 
 
 class Output:
-    """One temporary file, written at any offset."""
+    """A temporary file that can be written at any offset."""
 
     def __init__(self, stage: Stage, plan: FilePlan, crew: Crew) -> None:
         self.plan = plan
@@ -30,19 +30,19 @@ class Output:
             self._file = stage.open(plan)
 
     def __enter__(self) -> None:
-        """Nothing to do: it is open."""
+        """Do nothing; the file is open."""
 
     def __exit__(self, *_error: object) -> None:
         try:
             self._file.close()
-        except OSError as error:  # a network file system may tell only now
+        except OSError as error:  # network file systems may report errors only on close
             raise self._cannot(error) from error
         if _error[0] is None and self._written != self.plan.nbytes:
             why = f"wrote {self._written:,} bytes where {self.plan.nbytes:,} were planned"
             raise CannotWrite(why, where=self._where)
 
     def placed(self) -> Iterator[tuple[int, int, Part]]:
-        """Offset, index and part, in order."""
+        """Yield offset, index and part, in order."""
         at = 0
         for index, part in enumerate(self.plan.parts):
             yield at, index, part
@@ -61,14 +61,14 @@ class Output:
         self._crew.advance(done)
 
     def crc32(self, part: Crc32) -> int:
-        """The CRC-32 of the parts that `part` covers."""
+        """Return the CRC-32 of the parts that `part` covers."""
         value = 0
         for index in range(part.first, part.last):
             value = crc32_combine(value, self.sums[index], part_nbytes(self.plan.parts[index]))
         return value
 
     def digest(self) -> FileDigest:
-        """Of the file as it is now, read again: for checksums that stand before what they cover."""
+        """Read the file again and hash it, for files with checksums before the data they cover."""
         import hashlib
 
         digest, value = hashlib.sha256(), 0

@@ -1,7 +1,7 @@
-"""Output that goes to a store: each file from front to back, so that little of it is kept here.
+"""Write output to a store, each file sequentially, so that little data is kept in memory.
 
-What tells of bytes that come after it, as a checksum in a header does, is written as soon as it is
-known; where a store takes bytes in order only, all is read once before, to know it.
+A part that depends on later bytes, such as a checksum in a header, is written as soon as it is
+known. For stores that accept sequential writes only, the data is read once beforehand.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cgpt_convert.writing.writer import (
 
 
 def send_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
-    """As `sink.write_files`; `folder` is a URL's name."""
+    """Upload the files as `writer.write_files`; `folder` is a URL."""
     outputs = [f"{folder.rstrip('/')}/{plan.path}" for plan in plans]
     check_apart(plans, options.inputs, outputs, folder=False)
     with Objects(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
@@ -36,7 +36,7 @@ def send_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list
 
 
 def send_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
-    """As `sink.write_folder`; `folder` is a URL's name."""
+    """Upload the folder as `writer.write_folder`; `folder` is a URL."""
     check_apart(plans, options.inputs, [folder], folder=True)
     names = [plan.path for plan in plans]
     with Folder(folder, names, overwrite=options.overwrite) as stage:
@@ -52,14 +52,14 @@ def _sent(stage: Objects, plans: Sequence[FilePlan], options: Options) -> list[s
 
 
 class _InOrder(Work):
-    """The files of one output, written one after the other by this thread."""
+    """Write the files of one output one after the other, in this thread."""
 
     def __init__(self, stage: Stage, options: Options) -> None:
         super().__init__(stage, options)
         self.crew = Crew(1, options.advance)
 
     def write(self, plans: Sequence[FilePlan]) -> None:
-        """Write them all, under their temporary names."""
+        """Write all files under their temporary names."""
         self.expect(plans)
         announce(tensors_of(plans))
         jobs = [functools.partial(self._front_to_back, plan) for plan in plans]
@@ -97,7 +97,7 @@ class _InOrder(Work):
 
 
 def _known(plans: Sequence[FilePlan], options: Options) -> list[FilePlan]:
-    """The plans, with bytes in place of what tells of what comes after it: that is read for it."""
+    """Return the plans with parts that depend on later data computed, by reading that data."""
     early = [plan for plan in plans if _looks_ahead(plan)]
     if not early:
         return list(plans)
@@ -116,25 +116,25 @@ def _looks_ahead(plan: FilePlan) -> bool:
 
 
 class _Notes(Stage):
-    """Keeps nothing of what is written but what plans did not know."""
+    """A stage that keeps only deferred parts."""
 
     def __init__(self) -> None:
         self._files: dict[str, _Note] = {}
 
     def final(self, path: str) -> str:
-        """Nowhere."""
+        """Return the planned path unchanged; nothing is published."""
         return path
 
     def open(self, plan: FilePlan) -> File:
-        """What forgets most."""
+        """Return a file that keeps only deferred parts."""
         self._files[plan.path] = _Note(plan)
         return self._files[plan.path]
 
     def discard(self) -> None:
-        """There is nothing."""
+        """Do nothing; nothing was written."""
 
     def filled(self, plan: FilePlan) -> FilePlan:
-        """The plan with what was noted."""
+        """Return the plan with the recorded parts filled in."""
         note = self._files.get(plan.path)
         if note is None:
             return plan
@@ -143,7 +143,7 @@ class _Notes(Stage):
 
 
 class _Note:
-    """The parts of a file that its plan did not know."""
+    """The deferred parts of a file."""
 
     def __init__(self, plan: FilePlan) -> None:
         self.noted: dict[int, bytes] = {}  # by the index of the part
@@ -155,14 +155,14 @@ class _Note:
             at += part_nbytes(part)
 
     def write(self, data: memoryview, at: int) -> int:
-        """Note it, or not."""
+        """Record the data if it is a deferred part."""
         if at in self._unknown:
             self.noted[self._unknown[at]] = bytes(data)
         return len(data)
 
     def read(self, nbytes: int, at: int) -> bytes:
-        """Never asked for: what is hashed has no checksums inside."""
+        """Not supported; hashed files have no checksums inside."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Jobs in an order: what threads share, and what one of them has to do by itself."""
+"""Order jobs for threads, and group those that one thread must run in sequence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgpt_convert.tensors.tensor import Tensor
 
 
 def do_all(jobs: deque[Job]) -> None:
-    """Do what is left of the jobs, which several threads may share."""
+    """Run the remaining jobs, which several threads may share."""
     while True:
         try:
             job = jobs.popleft()
@@ -23,15 +23,15 @@ def do_all(jobs: deque[Job]) -> None:
 
 
 def in_turn(jobs: Iterable[tuple[Part, Job]]) -> list[Job]:
-    """The jobs; those that read the same packed storage are one, which reads it forward.
+    """Return the jobs, with those of one compressed storage merged into one sequential job.
 
-    Else each would start again from its beginning: a small file can have thousands of them.
+    Otherwise each would decompress from the start; a small file can have thousands of them.
     """
     alone: list[Job] = []
     packed: dict[int, list[tuple[int, Job]]] = {}
     for part, job in jobs:
         if isinstance(part, Tensor) and isinstance(part.storage.source, Deflated):
-            first = part.stored.size(part.start)  # in bytes: types may differ
+            first = part.stored.size(part.start)  # in bytes, since dtypes may differ
             packed.setdefault(id(part.storage.source), []).append((first, job))
         else:
             alone.append(job)

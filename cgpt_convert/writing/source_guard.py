@@ -1,4 +1,4 @@
-"""Check that an output replaces nothing that it is made from, whatever names both are given."""
+"""Check that an output does not replace its own input, under any name or link."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def inputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 def check_apart(
     plans: Iterable[FilePlan], inputs: Iterable[str], outputs: Sequence[str], *, folder: bool
 ) -> None:
-    """Raise BadRequest if writing `outputs` would replace a file that something is read from.
+    """Raise BadRequest if writing `outputs` would replace a file that is read.
 
-    These are the files of the tensors that are planned, the index of which they are shards, and
-    `inputs`, paths. A folder replaces all that is in it.
+    These are the files of the planned tensors, the shard index that lists them, and the paths
+    `inputs`. A folder replaces everything in it.
     """
     sources = {id(source): source for source in _sources(plans)}.values()
     local = [source for source in sources if isinstance(source, LocalFile)]
@@ -38,7 +38,7 @@ def check_apart(
         _check_temporary(paths, output)
         try:
             status = os.stat(output)
-        except OSError:  # nothing is there
+        except OSError:  # no such file
             continue
         same = any(source.same_file(status) for source in local)
         if same or any(_is_same(path, output, status, folder=folder) for path in paths):
@@ -61,7 +61,7 @@ def _is_same(path: str, output: str, status: os.stat_result, *, folder: bool) ->
     try:
         if os.path.samestat(os.stat(path), status):
             return True
-    except OSError:  # it is gone
+    except OSError:  # no longer exists
         return False
     if not folder:
         return False
@@ -73,9 +73,9 @@ def _is_same(path: str, output: str, status: os.stat_result, *, folder: bool) ->
 
 
 def _check_temporary(paths: Iterable[str], output: str) -> None:
-    """Raise BadRequest for an input that looks like a temporary of the output.
+    """Raise BadRequest for an input whose name is that of a temporary of the output.
 
-    Such a file is what a killed run left, and the next run of that output removes it.
+    Such files are leftovers of a killed run, and the next run of that output removes them.
     """
     folder, name = os.path.split(os.path.abspath(output))
     for path in paths:
@@ -91,7 +91,7 @@ def _check_temporary(paths: Iterable[str], output: str) -> None:
 
 
 def _check_names(paths: Iterable[str], output: str) -> None:
-    """Compare a URL with the inputs by name: stores have no links."""
+    """Compare a URL with the inputs by name; stores have no links."""
     prefix = f"{output.rstrip('/')}/"
     if any(f"{name.rstrip('/')}/".startswith(prefix) for name in paths):
         raise _same(output)

@@ -1,4 +1,4 @@
-"""Where an output's files wait until all are written: what every kind of place for them does."""
+"""The interface of stages, which keep an output's files until all are written."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ S = TypeVar("S", bound="Stage")
 
 
 class File(Protocol):
-    """A temporary file, open to be written."""
+    """A temporary file, open for writing."""
 
     def write(self, data: memoryview, at: int) -> int:
-        """Write from the start of `data` at the offset; how much was."""
+        """Write from the start of `data` at the offset; return the number of bytes written."""
 
     def read(self, nbytes: int, at: int) -> bytes:
-        """So many bytes, or what there is of them, from the offset."""
+        """Return up to `nbytes` bytes from the offset."""
 
     def close(self) -> None:
-        """No more will be written."""
+        """Close the temporary file."""
 
 
 class Stage:
-    """Where files are written before they are published together. Leaving it removes the rest."""
+    """A place for files before they are published together. Leaving it removes the others."""
 
     def __enter__(self: S) -> S:  # noqa: PYI019 typing.Self came with Python 3.11
         return self
@@ -37,38 +37,38 @@ class Stage:
     ) -> None:
         try:
             self.discard()
-        except BaseException:  # a Ctrl-C does not stop the cleaning
+        except BaseException:  # KeyboardInterrupt must not stop the cleanup
             self.discard()
             raise
         self.left(error)
 
     def left(self, error: BaseException | None) -> None:
-        """It is over, and clean; `error` is what ended it early."""
+        """Finish after the cleanup; `error` is the exception that ended the stage early."""
 
     def check_space(self, nbytes: int) -> None:
-        """Raise CannotWrite if it is known that there is no room for so much."""
+        """Raise CannotWrite if the space is known to be insufficient for `nbytes`."""
 
     def final(self, path: str) -> str:
-        """Where the output `path` will be. Raises CannotWrite if that is outside of the output."""
+        """Return the final path of the output `path`. CannotWrite if it is outside the output."""
         raise NotImplementedError
 
     def open(self, plan: FilePlan) -> File:
-        """The temporary file for what is planned."""
+        """Create the temporary file for the plan."""
         raise NotImplementedError
 
     @property
     def place(self) -> str:
-        """The folder that the temporaries lie in."""
+        """The folder that contains the temporary files."""
         raise NotImplementedError
 
     def written(self) -> dict[str, str]:
-        """The temporary path of each output path so far."""
+        """Return output path -> temporary path of the files so far."""
         raise NotImplementedError
 
     def publish(self) -> list[str]:
-        """Give every file its name; the paths."""
+        """Rename every file to its final name and return the paths."""
         raise NotImplementedError
 
     def discard(self) -> None:
-        """Remove what was not published."""
+        """Remove everything that was not published."""
         raise NotImplementedError

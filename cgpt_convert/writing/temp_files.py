@@ -1,7 +1,7 @@
-"""What temporaries are called, and how those are told that a killed process left.
+"""Names of temporary files, and the removal of those left by killed processes.
 
-A temporary is `.NAME.RANDOM.partial` beside the output, locked while its writer lives: one that
-is not locked was left behind, and is removed by the next run that writes the same output.
+A temporary is `.NAME.RANDOM.partial` beside the output, locked while its writer runs. An unlocked
+one is a leftover and is removed by the next run that writes the same output.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 
 try:
     import fcntl
-except ImportError:  # Windows: leftovers are then kept, and named
+except ImportError:  # Windows: leftovers are kept
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".partial"
@@ -20,20 +20,20 @@ _LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrf
 
 
 def temporary_name(name: str) -> str:
-    """What to call `name` for now: a hidden sibling, told from others by a random part."""
+    """Return a hidden temporary name beside `name`, made unique by a random part."""
     short = os.fsdecode(os.fsencode(name)[:_LONGEST])
     return f".{short}.{os.urandom(4).hex()}{_SUFFIX}"
 
 
 def hold(descriptor: int) -> None:
-    """Lock what is open there; the lock goes when it is closed, or with the process."""
+    """Lock the open file until it is closed or the process ends."""
     if fcntl is not None:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def reclaim(folder: str, name: str) -> list[str]:
-    """The temporaries of `name` that a killed run had left in `folder`; they are removed."""
+    """Remove the temporaries of `name` left in `folder` by killed runs; return their paths."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if is_temporary_of(entry.name, name)]
     return [entry.path for entry in found if _remove_unlocked(entry)]
@@ -49,7 +49,7 @@ def is_temporary_of(temporary: str, name: str) -> bool:
 
 
 def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
-    """Remove the entry unless its writer lives; locked meanwhile, so that no writer takes it up."""
+    """Remove the entry unless its writer is running. The lock keeps writers from using it."""
     if fcntl is None or entry.is_symlink():
         return False
     try:
@@ -70,7 +70,7 @@ def _remove_unlocked(entry: os.DirEntry[str]) -> bool:
 
 
 def remove_folder(path: str, *, ignore_errors: bool = False) -> None:
-    """Remove the folder and all in it."""
-    import shutil  # seldom needed, and it takes 4 ms
+    """Remove the folder and everything in it."""
+    import shutil  # imported here because it takes 4 ms and is rarely needed
 
     shutil.rmtree(path, ignore_errors=ignore_errors)

@@ -1,4 +1,4 @@
-"""The bytes of tensors, compared with the checksums of their source and hashed as they go by."""
+"""Stream the bytes of tensors, verifying source checksums and hashing on the way."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cgpt_convert.tensors.tensor import Content, Range, Tensor
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-_BLOCK = 16 << 20  # bytes that all threads together rearrange at a time; memory is 3 times that
+_BLOCK = 16 << 20  # bytes rearranged at a time by all threads together; memory use is 3 times that
 
 
 class Pieces:
-    """The bytes of tensors in pieces, compared with the checksum that the source records.
+    """The bytes of tensors in pieces, compared with the checksum in the source.
 
-    `lost` gathers what casts cost, by tensor name; `digests`, the digests of the contents that are
-    `wanted`, whether they are what is written or what is cast to it.
+    `lost` collects what casts lose, by tensor name. `digests` has the digests of the `wanted`
+    contents, whether they are written or cast to what is written.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Pieces:
         self._checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
 
     def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
-        """The tensor's bytes; each piece is valid until the next. `position` is in the output."""
+        """Yield the bytes, for output offset `position`; a piece is valid until the next one."""
         written = self._hash(tensor)
         is_cast = tensor.uncast.content != tensor.content
         source = self._hash(tensor.uncast) if is_cast else None
@@ -58,7 +58,7 @@ class Pieces:
                     self.digests[content] = digest.hexdigest()
 
     def hashes(self, parts: Iterable[object]) -> bool:
-        """Is any of these a tensor whose digest is wanted?"""
+        """Return whether any of these is a tensor whose digest is wanted."""
         tensors = (part for part in parts if isinstance(part, Tensor))
         return any({t.content, t.uncast.content} & self._wanted for t in tensors)
 
@@ -89,7 +89,7 @@ class Pieces:
         value = done = 0
         while done < nbytes:
             self.crew.go_on()
-            # up to a multiple of CHUNK in the output: whole pages cost less to write
+            # ends at a multiple of CHUNK in the output, since whole pages are faster to write
             piece = buffer[: min(CHUNK - (position + done) % CHUNK, nbytes - done)]
             storage.readinto(start + done, piece)
             if storage.crc32 is not None:

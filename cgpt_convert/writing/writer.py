@@ -1,10 +1,10 @@
-"""The only module that writes. Whatever the format: temporary sibling, stream, check, rename.
+"""The module that writes all output formats: temporary file, stream, check, rename.
 
-Whoever kills the process finds the old output or none. A temporary that a kill left behind is
-removed by the next run that writes the same output.
+If the process is killed, the old output remains or there is none. A temporary file that it leaves
+is removed by the next run that writes the same output.
 
-A plan says where every part lies, so parts can be written in any order: where elements must be
-rearranged or hashed, a few threads share them.
+A plan determines the offset of every part, so parts can be written in any order. If elements must
+be rearranged or hashed, several threads share them.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from cgpt_convert.writing.tensor_stream import Pieces
 
 
 def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
-    """It is as it was written."""
+    """No-op check."""
 
 
 @dataclass(slots=True)
 class Options:
-    """How to write, and by how many threads.
+    """Settings for writing.
 
-    `lost` gathers what casts cost, `special` the elements written that are not finite, by tensor.
-    `inputs` are paths that the output must not replace, besides those of the tensors it is made of.
-    `check` is told where the files lie, the folder and the path of each by its planned one, when
-    they are written and have no name yet; an error that it raises keeps them from getting one.
+    `lost` collects what casts lose, `special` the non-finite elements written, by tensor. `inputs`
+    are further paths that the output must not replace, besides the files of its tensors.
+    `check(folder, temp_paths)` is called after writing and before publishing; raising an error
+    aborts the publication. `temp_paths` maps planned paths to temporary paths.
     """
 
     overwrite: bool = False
     inputs: tuple[str, ...] = ()
     advance: Advance = untold
-    jobs: int = 0  # 0: as many as the process may use cores
+    jobs: int = 0  # 0: one thread per CPU core available to the process
     lost: dict[str, CastCounts] = field(default_factory=dict)
     special: dict[str, Special] = field(default_factory=dict)
     check: Callable[[str, Mapping[str, str]], object] = _unchecked
@@ -74,10 +74,10 @@ class Options:
 
 
 def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
-    """The paths written: each plan's file in the existing `folder`, all of them or none.
+    """Write each plan's file into the existing `folder`, all or none; return the paths.
 
-    Raises CannotWrite; BadRequest where the output would replace its own source; Malformed where
-    bytes read do not match the checksum the source records.
+    Raises CannotWrite; BadRequest if the output would replace its own source; Malformed if the data
+    does not match the checksum in the source.
     """
     outputs = [os.path.join(folder, plan.path) for plan in plans]
     check_apart(plans, options.inputs, outputs, folder=False)
@@ -88,7 +88,7 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
 
 
 def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
-    """The paths written: a new folder with each plan's file, whole or not at all."""
+    """Write a new folder with each plan's file, completely or not at all; return the paths."""
     check_apart(plans, options.inputs, [folder], folder=True)
     with staging.Folder(folder, overwrite=options.overwrite) as stage:
         Work(stage, options).write(plans)
@@ -97,15 +97,15 @@ def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> li
 
 
 def write_blocks(tensor: Tensor, descriptor: int) -> None:
-    """Write one tensor's bytes to an open file, such as standard output. OSErrors are its own."""
+    """Write one tensor's bytes to a descriptor such as standard output. Raises its OSErrors."""
     for piece in Pieces(Crew(1)).of(tensor):
         while piece:
-            piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  what is left of it
+            piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  the rest of it
     tensor.storage.source.check_unchanged()
 
 
 class Work:
-    """The files of one output being written."""
+    """The writing of the files of one output."""
 
     def __init__(self, stage: Stage, options: Options) -> None:
         self.stage = stage
@@ -113,10 +113,10 @@ class Work:
         self.crew = Crew(crew_size(options.jobs), options.advance)
         self.pieces = Pieces(self.crew)
         self.files: dict[str, FileDigest] = {}
-        self.streamed: set[Content] = set()  # what the parts are, and what they are cast from
+        self.streamed: set[Content] = set()  # contents of parts and of their uncast forms
 
     def write(self, plans: Sequence[FilePlan]) -> None:
-        """Write them all, under their temporary names."""
+        """Write all files under their temporary names."""
         self.stage.check_space(sum(plan.nbytes for plan in plans))
         self.expect(plans)
         for apart, group in groupby(plans, key=self._is_one_job):
@@ -131,8 +131,8 @@ class Work:
         check_unchanged(plans)
 
     def expect(self, plans: Sequence[FilePlan]) -> None:
-        """Find out what is to be hashed, and get ready to count what casts lose."""
-        for tensor in tensors_of(plans):  # in their order, whatever thread is done first
+        """Collect the contents to hash, and prepare the counters for casts."""
+        for tensor in tensors_of(plans):  # in plan order, independent of the threads
             if special.may_have(tensor.dtype):
                 self.options.special.setdefault(tensor.name, Special())
             if tensor.target:
@@ -142,13 +142,13 @@ class Work:
         self.streamed = {content for plan in plans for content in _contents(plan)}
 
     def output(self, plan: FilePlan) -> Output:
-        """The temporary file for what is planned."""
+        """Create the temporary file for the plan."""
         return Output(self.stage, plan, self.crew)
 
     def _is_one_job(self, plan: FilePlan) -> bool:
-        """Does a thread take the whole file? Its digest needs the bytes in order, or it is small.
+        """Return whether one thread writes the whole file: it is hashed in order, or is one tensor.
 
-        What is only copied is not: `_copy` shares it out.
+        Files that are only copied are shared by threads in `_copy`.
         """
         if is_hashed_in_order(plan):
             return True
@@ -172,7 +172,7 @@ class Work:
                 self.files[plan.path] = out.digest()
 
     def hashed_file(self, plan: FilePlan) -> None:
-        """Write a file whose digest is wanted, from front to back."""
+        """Write a file sequentially and hash it on the way."""
         import hashlib
 
         out = self.output(plan)
@@ -183,14 +183,14 @@ class Work:
                     digest.update(piece)
                     value = crc32(piece, value)
                     out.write(piece, at)
-                    at += len(piece)  # noqa: PLW2901  the place of the next piece
+                    at += len(piece)  # noqa: PLW2901  the offset of the next piece
         with self.crew.lock:
             self.files[plan.path] = FileDigest(digest.hexdigest(), value)
 
     def _file(self, plan: FilePlan) -> None:
         out = self.output(plan)
         with out:
-            turned: list[tuple[Part, Job]] = []  # at the front, where the calling thread begins
+            turned: list[tuple[Part, Job]] = []  # first, where the calling thread starts
             copied: list[tuple[Part, Job]] = []
             announce(sorted(tensors_of([plan]), key=lambda part: not _is_rearranged(part)))
             for at, index, part in out.placed():
@@ -208,10 +208,10 @@ class Work:
                 self.files[plan.path] = out.digest()
 
     def _copy(self, jobs: list[Job], plan: FilePlan) -> None:
-        """Do the jobs in order, which only copy: several at a time if they are large.
+        """Run the jobs in order, which only copy data; with several threads if parts are large.
 
-        What lies side by side is copied at the same time, as a disk that turns wants it. Small
-        parts are Python's work, of which several threads do no more.
+        Neighbouring parts are copied at the same time, which suits hard disks. Small parts are
+        bound by the interpreter, so threads do not help.
         """
         some = functools.partial(do_all, deque(jobs))
         if plan.nbytes < CHUNK * len(jobs):
@@ -221,7 +221,7 @@ class Work:
             self.crew.run([some] * self.crew.size, prepare=prepare)
 
     def unwritten(self, plan: FilePlan) -> Iterator[tuple[Tensor, Job]]:
-        """The hashing of tensors that the file tells digests of and that are not written."""
+        """Yield jobs that hash tensors of which the file contains the digest but not the data."""
         tensors = {t.content: t for late in _late(plan) for t in late.tensors}
         missing = tensors.keys() - self.streamed - self.pieces.digests.keys()
         for content, tensor in tensors.items():
@@ -233,7 +233,7 @@ class Work:
             pass
 
     def _finish(self, out: Output) -> None:
-        """Write what could not be known before the rest: what tells digests, then checksums."""
+        """Write the deferred parts: those that contain digests, then checksums."""
         for at, index, part in out.placed():
             if isinstance(part, Late):
                 self.part(out, at, index, part)
@@ -242,7 +242,7 @@ class Work:
                 out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
 
     def part(self, out: Output, at: int, index: int, part: Part) -> None:
-        """Write one, at the offset, and note its CRC-32 if that is wanted."""
+        """Write a part at the offset, and record its CRC-32 if required."""
         value = 0
         for piece in self._pieces(part, at):
             if index in out.covered:
@@ -266,13 +266,13 @@ _MUCH = 1 << 30  # bytes, in which NumPy finds NaN in less time than importing i
 
 
 def _import_to_look(plans: Sequence[FilePlan]) -> None:
-    """Import NumPy if it is faster to look for NaN with it."""
+    """Import NumPy if it makes the search for NaN faster."""
     if sum(t.nbytes for t in tensors_of(plans) if special.may_have(t.dtype)) > _MUCH:
         importlib.import_module("numpy")
 
 
 def import_for(plans: Sequence[FilePlan]) -> None:
-    """Import what hashing, rearranging and casting import when they are first used."""
+    """Import the modules that hashing, rearranging and casting need."""
     importlib.import_module("hashlib")
     _import_to_look(plans)
     parts = [part for plan in plans for part in plan.parts]
@@ -282,7 +282,7 @@ def import_for(plans: Sequence[FilePlan]) -> None:
 
 
 def _first(plan: FilePlan) -> Part:
-    """The first tensor in the file, if there is one."""
+    """Return the first tensor in the file, if any."""
     return next(tensors_of([plan]), b"")
 
 
@@ -298,7 +298,7 @@ def _contents(plan: FilePlan) -> Iterator[Content]:
 
 
 def is_hashed_in_order(plan: FilePlan) -> bool:
-    """Is the digest of the file that of its bytes as they go by?"""
+    """Return whether the file's digest can be computed while it is written."""
     return plan.hashed and not any(isinstance(part, Crc32) for part in plan.parts)
 
 
@@ -307,12 +307,12 @@ def _is_rearranged(part: Part) -> bool:
 
 
 def check_unchanged(plans: Sequence[FilePlan]) -> None:
-    """Raise Unreadable if a source is no longer what it was when it was opened."""
+    """Raise Unreadable if a source has changed since it was opened."""
     sources = {id(t.storage.source): t.storage.source for t in tensors_of(plans)}
     for source in sources.values():
         source.check_unchanged()
 
 
 def tensors_of(plans: Sequence[FilePlan]) -> Iterator[Tensor]:
-    """The tensors that are written, in order."""
+    """Return the tensors to write, in order."""
     return (part for plan in plans for part in plan.parts if isinstance(part, Tensor))

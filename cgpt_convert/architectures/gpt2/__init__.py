@@ -1,1 +1,1 @@
-"""GPT-2: its defaults, and what each feature that needs more than tensor names has to know."""
+"""GPT-2: its defaults, and a module for each feature that needs more than tensor names."""

@@ -1,7 +1,7 @@
-"""What transformers' GPT2Config means where a config.json does not say.
+"""The defaults of transformers' GPT2Config, used for missing keys of config.json.
 
-The activation is also what llama.cpp computes for every GPT-2: its files do not tell which one the
-model was trained with.
+llama.cpp also computes this activation for every GPT-2, since its files do not record the one that
+the model was trained with.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ CONFIG_DEFAULTS = {"activation_function": ACTIVATION, "tie_word_embeddings": Tru
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a config.json with the activation that its absence means."""
+    """Return the content of a config.json with the default activation filled in."""
     said = config.get("activation_function")
     return {**config, "activation_function": ACTIVATION if said is None else said}

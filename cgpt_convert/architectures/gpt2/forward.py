@@ -1,8 +1,9 @@
-"""GPT-2's forward pass (Radford et al. 2019), as functions of arrays. Nothing is read here.
+"""GPT-2's forward pass (Radford et al. 2019), as functions of arrays. No files are read here.
 
-Written once for every backend `xp`. Shapes: b sequences, t new tokens each, p tokens before them in
-the cache, s = p + t, h heads of width d, n = h * d the model's width. Parameters are called and
-laid out as they are stored: a Conv1D's weight is (in, out), so a layer is `x @ weight + bias`.
+The code is the same for every backend `xp`. Shapes: b sequences, t new tokens each, p tokens before
+them in the cache, s = p + t, h heads of size d, n = h * d the hidden size. Parameters have the
+names and layout in which they are stored: a Conv1D's weight is (in, out), so a layer is `x @ weight
++ bias`.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ BLOCK = tuple(
     for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 )
 
-QUERIES = 128  # rows of attention computed at once: their scores stay near the processor
+QUERIES = 128  # rows of attention computed at once; their scores stay in the cache
 
 
 class Affine(NamedTuple):
-    """A weight and its bias: of a Conv1D (in, out) and (out,), of a LayerNorm (n,) and (n,)."""
+    """A weight and a bias: for Conv1D (in, out) and (out,), for LayerNorm (n,) and (n,)."""
 
     weight: Array
     bias: Array
 
 
 class Block(NamedTuple):
-    """The parameters of one layer, in the order in which they are used."""
+    """The parameters of one layer, in the order of use."""
 
     ln_1: Affine
     attn_c_attn: Affine
@@ -52,28 +53,28 @@ class Block(NamedTuple):
 
 
 class Parameters(Protocol):
-    """Where the parameters are asked for: of the embeddings some rows, one block at a time."""
+    """The source of parameters: rows of the embeddings, and one block at a time."""
 
     hyper: Hyperparameters
 
     def wte(self, ids: np.ndarray) -> Array:
-        """The embeddings (len(ids), n) of these tokens."""
+        """Return the embeddings (len(ids), n) of these tokens."""
 
     def wpe(self, start: int, stop: int) -> Array:
-        """The embeddings (stop - start, n) of these positions."""
+        """Return the embeddings (stop - start, n) of these positions."""
 
     def block(self, layer: int) -> Block:
-        """The parameters of a layer, counted from 0."""
+        """Return the parameters of a layer, counted from 0."""
 
 
 def hidden_states(
     xp: Backend, ids: np.ndarray, parameters: Parameters, cache: Cache | None = None
 ) -> Iterator[Array]:
-    """The residual stream (b, t, n): after the embeddings, then after each layer.
+    """Yield the residual stream (b, t, n) after the embeddings, then after each layer.
 
-    `ids` is (b, t) of int64. With a cache, they follow the tokens that are in it, and are in it
-    when the last state has been given. Transformers' `hidden_states` are the same, except that it
-    gives the last one after `ln_f`.
+    `ids` is (b, t), int64. With a cache, they follow the tokens in it, and are in it once the last
+    state has been yielded. These are transformers' `hidden_states`, except that transformers
+    applies `ln_f` to the last one.
     """
     b, t = ids.shape
     p = cache.length if cache else 0
@@ -89,7 +90,7 @@ def hidden_states(
 
 
 class Rows(NamedTuple):
-    """What the rows of a (b*t, n) array are, and the cache of what came before them."""
+    """The sequences in the rows of a (b*t, n) array, and the cache of earlier tokens."""
 
     b: int
     t: int
@@ -97,7 +98,7 @@ class Rows(NamedTuple):
 
 
 def block(xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
-    """The residual stream (b*t, n) after the layer."""
+    """Return the residual stream (b*t, n) after the layer."""
     h = layer_norm(xp, x, w.ln_1, hyper.layer_norm_epsilon)  # (b*t, n)
     qkv = linear(xp, h, w.attn_c_attn)  # (b*t, 3n)
     h = attention(xp, qkv, hyper, layer, rows)  # (b*t, n)
@@ -108,7 +109,7 @@ def block(xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, r
 
 
 def layer_norm(xp: Backend, x: Array, w: Affine, epsilon: float) -> Array:
-    """`x` (..., n) with mean 0 and variance 1 along its last axis, scaled and shifted."""
+    """Normalise `x` (..., n) to mean 0 and variance 1 along its last axis, then scale and shift."""
     x = x - xp.mean(x)  # (..., n)
     variance = xp.mean(x * x)  # (..., 1)
     variance += epsilon
@@ -119,21 +120,21 @@ def layer_norm(xp: Backend, x: Array, w: Affine, epsilon: float) -> Array:
 
 
 def linear(xp: Backend, x: Array, w: Affine) -> Array:
-    """(rows, in) to (rows, out)."""
+    """Map (rows, in) to (rows, out)."""
     y = xp.matmul(x, w.weight)
     y += w.bias
     return y
 
 
 def mlp(xp: Backend, x: Array, w: Block, activation: str) -> Array:
-    """The feed-forward layer: (b*t, n), n_inner wide inside, (b*t, n)."""
+    """Apply the feed-forward layer: (b*t, n), n_inner inside, (b*t, n)."""
     x = linear(xp, x, w.mlp_c_fc)  # (b*t, n_inner)
     x = xp.gelu_erf_(x) if activation == ERF else xp.gelu_tanh_(x)
     return linear(xp, x, w.mlp_c_proj)
 
 
 def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
-    """What each token takes from itself and those before it: (b*t, 3n) to (b*t, n)."""
+    """Apply causal self-attention: (b*t, 3n) to (b*t, n)."""
     b, t, cache = rows
     q, k, v = split_heads(qkv, b, t, hyper.n_head)  # each (b, h, t, d)
     if cache:
@@ -147,7 +148,7 @@ def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows:
     def some(heads: slice) -> None:
         for start in range(0, t, QUERIES):
             stop = min(start + QUERIES, t)
-            seen = p + stop  # no query of these looks further
+            seen = p + stop  # no query of this block attends beyond it
             into[:, heads, start:stop] = attend(
                 xp, q[:, heads, start:stop], k[:, heads, :seen], v[:, heads, :seen], mask
             )
@@ -157,9 +158,9 @@ def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows:
 
 
 def attend(xp: Backend, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """softmax(q k^T + mask) v: (b, h, m, d), of the last m of s tokens. `q` is scaled already.
+    """Return softmax(q k^T + mask) v: (b, h, m, d), for the last m of s tokens. `q` is scaled.
 
-    A lone query needs no mask.
+    A single query needs no mask.
     """
     m = q.shape[2]
     scores = q @ k.swapaxes(-1, -2)  # (b, h, m, s)
@@ -173,17 +174,17 @@ def attend(xp: Backend, q: Array, k: Array, v: Array, mask: Array | None) -> Arr
 
 
 def split_heads(qkv: Array, b: int, t: int, n_head: int) -> tuple[Array, Array, Array]:
-    """Queries, keys and values, each (b, h, t, d), views of (b*t, 3n)."""
+    """Return queries, keys and values, each (b, h, t, d), as views of (b*t, 3n)."""
     parts = qkv.reshape(b, t, 3, n_head, -1)  # (b, t, 3, h, d)
     q, k, v = (parts[:, :, which].swapaxes(1, 2) for which in range(3))
     return q, k, v
 
 
 def final_norm(xp: Backend, x: Array, ln_f: Affine, hyper: Hyperparameters) -> Array:
-    """The last residual stream as the head takes it (..., n)."""
+    """Return the last residual stream (..., n) after the final LayerNorm."""
     return layer_norm(xp, x, ln_f, hyper.layer_norm_epsilon)
 
 
 def logits(xp: Backend, x: Array, head: Array) -> Array:
-    """(rows, n), normed, to (rows, vocabulary), or to the part of it that `head` (k, n) is of."""
+    """Map normed (rows, n) to (rows, k) with the head's rows `head` (k, n), all or a part."""
     return xp.matmul(x, head.swapaxes(0, 1))

@@ -1,4 +1,4 @@
-"""GPT-2 as llama.cpp computes it: what its header says, and what it does otherwise."""
+"""GPT-2 in llama.cpp: header values, and differences in the computation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with_defaults = defaults.with_defaults
 
 
 def activation(found: Recognised, config: Mapping[str, Any]) -> str:
-    """Return what is configured, else what the known model of these shapes has, else GPT-2's."""
+    """Return the configured activation, else that of the known model of these shapes or GPT-2."""
     said = config.get("activation_function")
     if isinstance(said, str):
         return said
@@ -28,7 +28,7 @@ def activation(found: Recognised, config: Mapping[str, Any]) -> str:
 
 
 def epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
-    """Return the epsilon of the layer norms. Raises Unsupported for a value that is no epsilon."""
+    """Return the epsilon of the layer norms. Raises Unsupported for an invalid value."""
     known = found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
     said = config.get("layer_norm_epsilon", known)
     if type(said) not in (int, float) or not 0 < said < math.inf:
@@ -37,9 +37,9 @@ def epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
 
 
 def check_settings(config: Mapping[str, Any], path: str) -> None:
-    """Raise Unsupported for settings that llama.cpp's src/models/gpt2.cpp does not compute.
+    """Raise Unsupported for settings other than those of llama.cpp's src/models/gpt2.cpp.
 
-    It has GELU by tanh, and scales scores by the head's width only.
+    It computes GELU by tanh and scales scores by the head size only.
     """
     wrong = [key for key, plain in _PLAIN.items() if config.get(key, plain) is not plain]
     said = config.get("activation_function")
@@ -55,7 +55,7 @@ def check_settings(config: Mapping[str, Any], path: str) -> None:
 
 
 def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for what llama.cpp computes otherwise than the model."""
+    """Yield a line for each difference between llama.cpp's computation and the model's."""
     if ACTIVATIONS.get(activation(found, config)) == ERF:
         yield (
             "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "

@@ -1,4 +1,4 @@
-"""GPT-2 as a folder that transformers loads: its class, and the keys of its config.json."""
+"""GPT-2 as a transformers folder: its class, and the keys of its config.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give the class 
 
 
 def assumed(found: Recognised) -> dict[str, Any]:
-    """Return the keys of config.json to assume where nothing is configured."""
+    """Return the config.json entries to assume if nothing is configured."""
     model = found.shape_of
     return {
         "activation_function": model.activation if model else ACTIVATION,
@@ -22,5 +22,5 @@ def assumed(found: Recognised) -> dict[str, Any]:
 
 
 def required(sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Return the keys that a config.json must have besides those of the sizes."""
+    """Return the keys that a config.json must have in addition to the sizes."""
     return {"n_ctx": sizes["n_positions"]}  # llama.cpp's converter wants it

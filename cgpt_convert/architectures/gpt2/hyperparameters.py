@@ -1,4 +1,7 @@
-"""What a GPT-2's tensors do not tell: heads, activation, scales. Honoured or refused, all of it."""
+"""Hyperparameters of GPT-2 that tensors do not determine: heads, activation, scales.
+
+Every option is either supported or rejected.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from cgpt_convert.core.text import printable
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """A GPT-2's sizes, called as in config.json, and its options."""
+    """GPT-2's sizes, named as in config.json, and its options."""
 
     n_layer: int
     n_embd: int
@@ -31,17 +34,17 @@ class Hyperparameters:
 
     @property
     def d_head(self) -> int:
-        """The width of one head."""
+        """The size of one head."""
         return self.n_embd // self.n_head
 
     def score_scale(self, layer: int) -> float:
-        """What attention scores of that layer are multiplied by."""
+        """Return the factor of the attention scores of that layer."""
         scale = self.d_head**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
 
 def as_config(hyper: Hyperparameters) -> dict[str, Any]:
-    """What a config.json says for what tensors do not tell of such a model."""
+    """Return the config.json entries for hyperparameters that tensors do not determine."""
     return {
         "n_head": hyper.n_head,
         "activation_function": "gelu" if hyper.activation == ERF else ACTIVATION,
@@ -54,10 +57,10 @@ def as_config(hyper: Hyperparameters) -> dict[str, Any]:
 def hyperparameters(
     found: Recognised, config: Mapping[str, Any], path: str, activation: str | None = None
 ) -> Hyperparameters:
-    """What the tensors, the configuration and the table of known models tell.
+    """Return the hyperparameters from the tensors, the configuration and the model table.
 
-    `activation`, one of `ACTIVATIONS`, goes before what is configured. Raises BadRequest where
-    nothing tells what is needed, Unsupported for options that are not computed here.
+    `activation`, one of `ACTIVATIONS`, overrides the configuration. Raises BadRequest if a value
+    cannot be determined, Unsupported for options that are not supported.
     """
     if found.n_head is None:
         raise BadRequest(
@@ -68,7 +71,7 @@ def hyperparameters(
     settings = _Settings(config, path)
     settings.expect("add_cross_attention", (None, False))
     settings.expect("position_embedding_type", (None, "learned"))
-    # that only changes the order of operations in 16-bit types; here all is float32
+    # it only changes the order of operations in 16-bit dtypes; here everything is float32
     settings.expect("reorder_and_upcast_attn", (None, False, True))
     known = found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
     return Hyperparameters(
@@ -84,7 +87,7 @@ def hyperparameters(
 
 
 def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: str | None) -> str:
-    """What is asked for, else configured, else known of the model of these shapes."""
+    """Return the requested activation, else the configured or the known model's one."""
     name: object = given or config.get("activation_function")
     if name is None and found.shape_of:
         name = found.shape_of.activation
@@ -104,7 +107,7 @@ def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: 
 
 
 class _Settings:
-    """The values of a config.json, of whatever types they are there."""
+    """Access to values of a config.json, which can have any type."""
 
     def __init__(self, config: Mapping[str, Any], path: str) -> None:
         self._config, self._path = config, path

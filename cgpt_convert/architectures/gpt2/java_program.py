@@ -1,4 +1,4 @@
-"""GPT-2 as demo-gpt-java computes it: which models its properties can describe."""
+"""GPT-2 in demo-gpt-java: the models that its properties can describe."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ with_defaults = defaults.with_defaults
 
 
 def usual_epsilon(found: Recognised) -> float:
-    """Return the epsilon of the layer norms where nothing is configured."""
+    """Return the epsilon of the layer norms if nothing is configured."""
     return found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
 
 
 def refusal(found: Recognised, config: Mapping[str, Any]) -> str:
-    """Return why the program would compute the model wrongly; "" if it would not."""
+    """Return why the program would compute the model incorrectly, or ""."""
     if config.get("scale_attn_by_inverse_layer_idx"):
         return "the attention scores are scaled by the layer's number"
     activation = _activation(found, config)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a text under a model, as lm-evaluation-harness defines its rolling measures."""
+"""Cross-entropy of a text under a model, as in lm-evaluation-harness's rolling measures."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
-LOGITS_NBYTES = 32 << 20  # of logits in memory at once
+LOGITS_NBYTES = 32 << 20  # bytes of logits in memory at once
 
 
 class Scorer(Protocol):
-    """What is asked of a model."""
+    """The interface that evaluation needs of a model."""
 
     def hidden(self, ids: Ids) -> Floats:
-        """The normed last states (b, t, n) of sequences (b, t)."""
+        """Return the normed last states (b, t, n) of sequences (b, t)."""
 
     def logits(self, rows: Floats) -> Floats:
-        """The logits (m, vocabulary) of rows (m, n) of `hidden`."""
+        """Return the logits (m, vocabulary) of rows (m, n) of `hidden`."""
 
 
 class Loss(NamedTuple):
-    """What predicting a text cost."""
+    """The loss of predicting a text."""
 
-    nats: float  # of all tokens together: minus the logarithm of the text's probability
+    nats: float  # total: minus the log-probability of the text
     tokens: int
-    top: int  # how many of them the model held for the likeliest
+    top: int  # number of tokens that were the model's top-1 prediction
 
     @property
     def cross_entropy(self) -> float:
-        """Nats a token."""
+        """The cross-entropy in nats per token."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the cross-entropy; infinite where that is past a float's range."""
+        """The exponential of the cross-entropy; infinite on overflow."""
         try:
             return math.exp(self.cross_entropy)
         except OverflowError:
             return math.inf
 
     def bits_per_byte(self, nbytes: int) -> float:
-        """Bits for each of the text's UTF-8 bytes; other than a token's, they compare models."""
+        """Return bits per UTF-8 byte, which is comparable between tokenizers."""
         return self.nats / math.log(2) / nbytes
 
 
 def evaluate(model: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary: int) -> Loss:
-    """The loss over those windows of `sequence`, the end-of-text token and a text's tokens."""
+    """Return the loss over windows of `sequence`, an end-of-text token and the text's tokens."""
     nats, tokens, top = 0.0, 0, 0
     for logits, targets in scored_logits(model, sequence, windows, vocabulary):
         nats += float(token_nats(logits, targets).sum())
@@ -67,7 +67,7 @@ def evaluate(model: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary
 def scored_logits(
     model: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary: int
 ) -> Iterator[tuple[Floats, Ids]]:
-    """Logits (m, vocabulary) and the tokens (m,) that followed, of few enough positions at once."""
+    """Yield logits (m, vocabulary) and the following tokens (m,), within the memory limit."""
     rows = max(1, LOGITS_NBYTES // (4 * vocabulary))
     for start, stop, scored in windows:
         hidden = model.hidden(sequence[None, start:stop])[0, -scored:]
@@ -77,10 +77,10 @@ def scored_logits(
 
 
 def token_nats(logits: Floats, targets: Ids) -> NDArray[np.float64]:
-    """Minus the log-probability (m,) of each target under logits (m, vocabulary).
+    """Return minus the log-probability (m,) of each target under logits (m, vocabulary).
 
-    Exponentials are float32 and their sum float64, so that it is right to the last digit or two of
-    what float32 logits tell.
+    Exponentials are float32 and their sum is float64, which keeps nearly all of the precision of
+    float32 logits.
     """
     highest = logits.max(-1)
     total = np.exp(logits - highest[:, None]).sum(-1, dtype=np.float64)

@@ -1,8 +1,8 @@
-"""How far one model's predictions are from another's: what a quantization cost.
+"""The divergence of one model's predictions from another's, for example after quantization.
 
 The measures are those of llama.cpp's perplexity tool with `--kl-divergence`
-(tools/perplexity/perplexity.cpp): of each predicted token the Kullback-Leibler divergence of the
-two distributions, and whether both hold the same token for the likeliest.
+(tools/perplexity/perplexity.cpp): for each predicted token, the Kullback-Leibler divergence of the
+two distributions, and whether both have the same top-1 token.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     Doubles = NDArray[np.float64]
 
-_ROWS = 64  # positions in float64 at once
+_ROWS = 64  # positions converted to float64 at once
 
 
 class Divergence(NamedTuple):
-    """Of the predictions of a model Q from those of a base P, over a text's tokens."""
+    """The divergence of a model Q's predictions from those of a base P, over a text's tokens."""
 
     base: Loss
     other: Loss
     kl: Doubles  # (tokens,) nats: sum of p (log p - log q) over the vocabulary
-    same_top: int  # how many tokens have the same likeliest prediction
-    p_change: Doubles  # (tokens,) of the probability of the token that followed
+    same_top: int  # number of positions with the same top-1 token
+    p_change: Doubles  # (tokens,) change of the correct token's probability
 
     @property
     def kl_mean(self) -> float:
@@ -48,17 +48,17 @@ class Divergence(NamedTuple):
         return float(self.kl.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
 
     def kl_percentile(self, percent: float) -> float:
-        """What `percent` of the tokens do not exceed, interpolated linearly."""
+        """Return the percentile of the divergence, interpolated linearly."""
         return float(np.percentile(self.kl, percent))
 
     @property
     def kl_max(self) -> float:
-        """The greatest divergence at any token."""
+        """The maximum divergence at any token."""
         return float(self.kl.max())
 
     @property
     def top_agreement(self) -> float:
-        """The share of tokens for which both hold the same one for the likeliest."""
+        """The fraction of positions with the same top-1 token."""
         return self.same_top / len(self.kl)
 
     @property
@@ -68,16 +68,16 @@ class Divergence(NamedTuple):
 
     @property
     def p_change_rms(self) -> float:
-        """The root mean square of the changes of the right token's probability."""
+        """The root mean square of the changes of the correct token's probability."""
         return float(np.sqrt((self.p_change**2).mean()))
 
 
 def diverge(
     base: Scorer, other: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary: int
 ) -> Divergence:
-    """The divergence over those windows of `sequence`; see `evaluation.evaluate`.
+    """Return the divergence over windows of `sequence`; see `cross_entropy.evaluate`.
 
-    In memory are the two models' logits of a few positions, and 16 bytes a token.
+    Memory holds both models' logits of a few positions, and 16 bytes per token.
     """
     first, second = itertools.tee(windows)
     ours = scored_logits(base, sequence, first, vocabulary)
@@ -101,7 +101,7 @@ def diverge(
 def _compare(
     p: Floats, q: Floats, targets: Ids
 ) -> tuple[Doubles, Doubles, Doubles, NDArray[np.bool_]]:
-    """Of rows (m, vocabulary): divergences, both models' nats, and who was right (m, 3)."""
+    """Return the rows' divergences, both models' nats, and their top-1 comparisons (m, 3)."""
     log_p, log_q = _log_softmax(p), _log_softmax(q)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
     rows = np.arange(len(targets))

@@ -1,4 +1,4 @@
-"""A text as a model is to predict it: its tokens, and how they are cut into windows."""
+"""A text prepared for evaluation: its tokens, and their windows."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 
 
 class Passage(NamedTuple):
-    """A text's tokens and the windows that they are predicted in."""
+    """A text's tokens and the windows in which they are predicted."""
 
-    sequence: NDArray[np.int64]  # the token before a text's first, then the text's
+    sequence: NDArray[np.int64]  # the prefix token, then the text's tokens
     context: int
     stride: int
 
     @property
     def tokens(self) -> int:
-        """How many tokens are to be predicted."""
+        """The number of tokens to predict."""
         return len(self.sequence) - 1
 
     @property
     def window_count(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return count(self.tokens, self.context, self.stride)
 
     def windows(self) -> Iterator[Window]:
-        """The slices of `sequence` that are computed at once."""
+        """Return the windows of `sequence`, each computed in one pass."""
         return rolling_windows(self.tokens, self.context, self.stride)
 
 
 def read_passage(
     model: Model, text: str, folder: str | None, context: int | None, stride: int | None
 ) -> Passage:
-    """The text, encoded by the tokenizer in `folder`, else in or beside the model.
+    """Encode the text with the tokenizer in `folder`, else with the one in or beside the model.
 
-    By default the context is all positions of the model, and a window is all new tokens. Raises
-    BadRequest for a context or a stride that cannot be, and where there is no tokenizer.
+    By default the context is all positions of the model, and the stride is the context. Raises
+    BadRequest for an impossible context or stride, and if there is no tokenizer.
     """
     most = model.hyper.n_positions
     context = context or most
@@ -62,9 +62,9 @@ def read_passage(
 
 
 def prefix_id(tokenizer: Tokenizer, path: str) -> int:
-    """The token before a text's first: the tokenizer's beginning, else its end, as lm-eval has it.
+    """Return the token before a text: the tokenizer's bos, else its eos, as in lm-eval.
 
-    Raises Unsupported, naming the model's `path`, where there is neither.
+    Raises Unsupported, naming the model's `path`, if there is neither.
     """
     found = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
     if found is None:
@@ -73,7 +73,7 @@ def prefix_id(tokenizer: Tokenizer, path: str) -> int:
 
 
 def check_alike(model: Model, other: Model) -> None:
-    """Raise BadRequest unless both predict the same tokens from as many."""
+    """Raise BadRequest unless both models have the same vocabulary size and positions."""
     for size in ("vocab_size", "n_positions"):
         ours, theirs = getattr(model.hyper, size), getattr(other.hyper, size)
         if ours != theirs:

@@ -1,7 +1,7 @@
-"""How a text longer than a model's context is cut, so that each of its tokens is predicted once.
+"""Split a text longer than the context, so that each token is predicted once.
 
-As lm-evaluation-harness does (`lm_eval/utils.py`, `get_rolling_token_windows`): the first window is
-full of new tokens, each later one has `stride` of them at its end and what came before as context.
+As in lm-evaluation-harness (`lm_eval/utils.py`, `get_rolling_token_windows`), the first window has
+new tokens only. Each later one ends with `stride` new tokens, after earlier tokens as context.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 
 class Window(NamedTuple):
-    """A slice of the end-of-text token and a text's tokens after it; its last ones are scored."""
+    """A slice of the end-of-text token and the text's tokens; its last `scored` are scored."""
 
     start: int
-    stop: int  # exclusive; the token at `stop` is the last that is predicted
+    stop: int  # exclusive; the token at `stop` is the last one predicted
     scored: int
 
 
 def rolling_windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
-    """Windows of at most `context` tokens that predict each of a text's `tokens` tokens once.
+    """Yield windows of at most `context` tokens that predict each of `tokens` tokens once.
 
-    With `stride` equal to `context`, what lm-eval's `loglikelihood_rolling` computes: its
+    With `stride` equal to `context`, they equal those of lm-eval's `loglikelihood_rolling`, whose
     `context_len` is `context - stride + 1`. The stride is 1 to `context`.
     """
     done = min(context, tokens)
@@ -34,5 +34,5 @@ def rolling_windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
 
 
 def count(tokens: int, context: int, stride: int) -> int:
-    """How many windows `rolling_windows` gives."""
+    """Return the number of windows of `rolling_windows`."""
     return (tokens > 0) + max(0, -(-(tokens - context) // stride))

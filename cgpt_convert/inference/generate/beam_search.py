@@ -1,6 +1,6 @@
-"""Beam search, as transformers' `generate` does it (generation/utils.py `_beam_search`).
+"""Beam search as in transformers' `generate` (generation/utils.py `_beam_search`).
 
-A text's score is the sum of its tokens' log-probabilities; finished texts are compared by that sum
+A text's score is the sum of its tokens' log-probabilities. Finished texts are compared by that sum
 divided by the number of new tokens (a length penalty of 1).
 """
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 class _Beam(NamedTuple):
     score: np.float32
     ids: tuple[int, ...]  # new tokens
-    parent: int  # which of the beams before it continues
+    parent: int  # index of the beam that it continues
 
 
 def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]:
-    """The new tokens of the best text found; as `generation.generate`."""
+    """Return the new tokens of the best text found, as `loop.generate`."""
     width = settings.beams
     caches = model.cache(width, len(prompt) + settings.max_new_tokens)
     alone = model.cache(1, len(prompt))
-    logits = model.next_logits([list(prompt)], alone)  # (1, vocab_size): the first has one parent
+    logits = model.next_logits([list(prompt)], alone)  # (1, vocab_size): one parent
     caches.select(alone, [0] * width)
     del alone
     running = [_Beam(np.float32(0), (), 0)]
@@ -41,7 +41,7 @@ def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]
         candidates = _candidates(logits, running, prompt, settings)
         last = len(running[0].ids) + 1 == settings.max_new_tokens
         ended = [last or beam.ids[-1] in settings.ends for beam in candidates]
-        going = zip(candidates[:width], ended, strict=False)  # those further back are reserves
+        going = zip(candidates[:width], ended, strict=False)  # the others are reserves
         finished += [_normalised(beam) for beam, end in going if end]
         finished = sorted(finished, key=lambda beam: -beam.score)[:width]
         if last:
@@ -57,10 +57,10 @@ def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]
 def _candidates(
     logits: Floats, running: Sequence[_Beam], prompt: Sequence[int], settings: Settings
 ) -> list[_Beam]:
-    """The best continuations of the running texts, best first.
+    """Return the best continuations of the running texts, best first.
 
-    Of each ending token there may be one a beam among them, so there are enough for `beams` that
-    go on.
+    Each ending token can occur once per beam, so enough candidates are taken for `beams` texts that
+    continue.
     """
     scores = sampling.log_softmax(logits)
     for row, beam in zip(scores, running, strict=True):
@@ -82,5 +82,5 @@ def _normalised(beam: _Beam) -> _Beam:
 
 
 def _hopeless(running: Sequence[_Beam], finished: Sequence[_Beam]) -> bool:
-    """Can no running text, should it end now, be better than the worst of the finished?"""
+    """Return whether no running text, if it ended now, would beat the worst finished one."""
     return not _normalised(running[0]).score > finished[-1].score

@@ -1,4 +1,4 @@
-"""A prompt -> the tokens that a model continues it with, one after the other."""
+"""Generate the tokens that continue a prompt, one at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cgpt_convert.inference.model import Model
 
 
 def generate(model: Model, prompt: Sequence[int], settings: Settings) -> Iterator[int]:
-    """The new tokens, each as soon as it is known: with beams that is all at once, at the end.
+    """Yield the new tokens as they are generated; with beams, all at the end.
 
-    Raises BadRequest before anything is computed for what does not fit into the model, Unsupported
-    for weights that give no numbers.
+    Raises BadRequest before any computation if the request does not fit the model, Unsupported if
+    the logits are not finite.
     """
     check(model, prompt, settings)
     if settings.beams > 1:

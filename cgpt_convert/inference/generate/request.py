@@ -1,4 +1,4 @@
-"""The JSON that hosted text-generation endpoints take: prompts, and transformers' parameters."""
+"""Requests in the JSON format of hosted inference endpoints: prompts and parameters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cgpt_convert.inference.generate.settings import Settings
 from cgpt_convert.sources.local import read
 from cgpt_convert.sources.paths import named, open_source
 
-_MOST = 1 << 20  # bytes of a request: a thousand prompts of a full context fit
+_MOST = 1 << 20  # bytes; a hundred prompts of a full context fit
 _HINT = 'it has the form {"input_data": ["a prompt"], "params": {"max_new_tokens": 20}}'
-# parameter -> its type and what is meant without it, as transformers' GenerationConfig has it
+# parameter -> type and default, as in transformers' GenerationConfig
 _PARAMS: dict[str, tuple[type | tuple[type, ...], Any]] = {
     "max_new_tokens": (int, 20),
     "do_sample": (bool, False),
@@ -30,15 +30,15 @@ _PARAMS: dict[str, tuple[type | tuple[type, ...], Any]] = {
 
 
 class Request(NamedTuple):
-    """What is asked for: the answer is a list of texts, one for each prompt."""
+    """A generation request; its answer is a list of texts, one per prompt."""
 
     prompts: list[str]
     settings: Settings
-    full_text: bool  # with the prompt before it
+    full_text: bool  # whether answers start with the prompt
 
 
 def read_request(path: str) -> Request:
-    """The request in a JSON file. Raises BadRequest, naming the key, for anything else."""
+    """Read a request from a JSON file. Raises BadRequest, naming the key, if invalid."""
     path = named(path)
     source = open_source(path)
     try:
@@ -74,7 +74,7 @@ def _parsed(content: object, path: str) -> Request:
 
 
 def _value(key: str, params: dict[str, Any], path: str) -> Any:
-    """The parameter's value, or what is meant without it."""
+    """Return the parameter's value, or its default."""
     if key not in _PARAMS:
         known = ", ".join(_PARAMS)
         raise BadRequest(f"no parameter {printable(key)!r}", where=path, hint=f"known are {known}")

@@ -1,7 +1,7 @@
-"""Logits -> the next token: what is forbidden, what is cut off, and the choice.
+"""Choose the next token from logits: repeat blocking, warping and sampling.
 
-Each step is what transformers' `generate` does under that name (generation/logits_process.py), in
-its order: no_repeat_ngram_size, temperature, top_k, top_p.
+Each step equals that of transformers' `generate` with the same name (generation/logits_process.py),
+in its order: no_repeat_ngram_size, temperature, top_k, top_p.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 class Warp(NamedTuple):
-    """How the distribution that is sampled from is changed; the defaults change nothing."""
+    """Changes of the sampling distribution; the defaults change nothing."""
 
     temperature: float = 1.0
-    top_k: int = 0  # only the k likeliest tokens; 0 for all
-    top_p: float = 1.0  # only the likeliest tokens that together have this probability
+    top_k: int = 0  # only the k most likely tokens; 0 for all
+    top_p: float = 1.0  # only the most likely tokens with this total probability
 
 
 def forbid_repeats(logits: Floats, ids: Sequence[int], n: int) -> None:
-    """Set the logits of tokens to -inf that would end a run of `n` tokens which is in `ids`."""
+    """Set the logits of tokens that would repeat an n-gram of `ids` to -inf."""
     for token in repeats(ids, n):
         logits[token] = -np.inf
 
 
 def repeats(ids: Sequence[int], n: int) -> set[int]:
-    """The tokens that followed an earlier occurrence of the last n - 1 ids; none if n is 0."""
+    """Return the tokens that followed earlier occurrences of the last n - 1 ids; none if n is 0."""
     if n == 0 or len(ids) + 1 < n:
         return set()
     last = list(ids[len(ids) - n + 1 :])
@@ -41,7 +41,7 @@ def repeats(ids: Sequence[int], n: int) -> set[int]:
 
 
 def warped(logits: Floats, warp: Warp) -> Floats:
-    """The logits (vocab_size,) divided by the temperature, those cut off being -inf."""
+    """Return the logits (vocab_size,) divided by the temperature, with excluded ones -inf."""
     found: Floats = logits / np.float32(warp.temperature)
     if 0 < warp.top_k < len(found):
         least = np.partition(found, -warp.top_k)[-warp.top_k]
@@ -50,26 +50,26 @@ def warped(logits: Floats, warp: Warp) -> Floats:
         rising = np.argsort(found, kind="stable")
         below = np.cumsum(softmax(found[rising]), dtype=np.float32)
         cut = below <= np.float32(1 - warp.top_p)
-        cut[-1] = False  # the likeliest always stays
+        cut[-1] = False  # the most likely token is always kept
         found[rising[cut]] = -np.inf
     return found
 
 
 def choose(logits: Floats, warp: Warp, random: np.random.Generator) -> int:
-    """A token, drawn from the warped distribution."""
+    """Return a token drawn from the warped distribution."""
     reach = np.cumsum(softmax(warped(logits, warp)), dtype=np.float64)
     return int(np.searchsorted(reach, random.random() * reach[-1], side="right"))
 
 
 def softmax(logits: Floats) -> Floats:
-    """The probabilities along the last axis."""
+    """Return the probabilities along the last axis."""
     weights: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """The logarithms of the probabilities along the last axis."""
+    """Return the log-probabilities along the last axis."""
     shifted: Floats = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted

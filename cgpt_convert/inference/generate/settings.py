@@ -1,4 +1,4 @@
-"""How a text is to be continued, and whether that can be done."""
+"""Settings for generation, and checks that they fit the model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from cgpt_convert.inference.model import Model
 
 
 class Settings(NamedTuple):
-    """How to continue. Without `warp` the likeliest token is taken, or the best of `beams`."""
+    """Generation settings. Without `warp`, decoding is greedy or by beam search."""
 
     max_new_tokens: int
-    ends: frozenset[int] = frozenset()  # tokens that end the text; the one that does is given, too
-    no_repeat_ngram: int = 0  # no run of so many tokens occurs twice; 0 allows all
+    ends: frozenset[int] = frozenset()  # tokens that end the text; the ending token is returned
+    no_repeat_ngram: int = 0  # no n-gram of this size occurs twice; 0 allows all
     warp: Warp | None = None
-    seed: int | None = None  # None: another text each time
+    seed: int | None = None  # None: random
     beams: int = 1
-    early_stopping: bool = False  # end when there are as many finished texts as beams
+    early_stopping: bool = False  # stop at as many finished texts as beams
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise BadRequest for numbers that mean nothing, and for what cannot be had together."""
+    """Raise BadRequest for invalid numbers and for options that exclude each other."""
     warp = settings.warp or Warp()
     wrong = {
         "max_new_tokens": settings.max_new_tokens < 1,
@@ -43,7 +43,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def check(model: Model, prompt: Sequence[int], settings: Settings) -> None:
-    """Raise BadRequest if the model has not the positions for all that is asked for."""
+    """Raise BadRequest if the model has too few positions for the request."""
     check_settings(settings)
     most, needed = model.hyper.n_positions, len(prompt) + settings.max_new_tokens
     if not prompt:

@@ -1,4 +1,4 @@
-"""A prompt continued: the tokens as text while they come, where it ended, how long it took."""
+"""Continue a prompt: stream the text, and record the reason of the end and the times."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LENGTH, END, STOP = "length", "end", "stop"
 
 
 class Continuation(NamedTuple):
-    """What came after a prompt. Times are in seconds."""
+    """The continuation of a prompt. Times are in seconds."""
 
     new_ids: list[int]
-    text: str | None  # up to what stopped it; None without a tokenizer
-    ended: str  # by LENGTH, an END token or a STOP string
-    first: float  # until the first token, from beams until all of them
-    rest: float  # for the others
-    tokens_per_second: float | None  # after the first; None if there are none
+    text: str | None  # up to the stop string; None without a tokenizer
+    ended: str  # LENGTH, END (token) or STOP (string)
+    first: float  # until the first token; with beams, until all tokens
+    rest: float  # for the other tokens
+    tokens_per_second: float | None  # after the first token; None if there are none
 
 
 def continued(
@@ -35,9 +35,9 @@ def continued(
     *,
     show: Callable[[str], object] = lambda _text: None,
 ) -> Continuation:
-    """The continuation. `show` is given its text as it comes: ids, where there is no tokenizer.
+    """Continue the prompt. `show` gets the text as it is generated, or IDs without a tokenizer.
 
-    Raises as `generation.generate`.
+    Raises the errors of `loop.generate`.
     """
     ids: list[int] = []
     pieces: list[str] = []

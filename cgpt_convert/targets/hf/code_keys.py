@@ -1,8 +1,8 @@
-"""Keys of configuration files that make a loader fetch or run code. No output has them.
+"""Configuration keys that make a loader fetch or run code. No output contains them.
 
 `auto_map` names classes in files of the repository, `custom_pipelines` functions, and
-`_attn_implementation` and its like a kernel that is fetched from the Hub (CVE-2026-4372 sets the
-internal name, which no check sees). transformers derives all of them again where they are needed.
+`_attn_implementation` and similar keys a kernel that is fetched from the Hub (CVE-2026-4372 sets
+the internal name, which no check covers). transformers derives all of them where needed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _DEPTH = 100
 
 
 def is_code_key(key: str) -> bool:
-    """Return whether a loader may take the value of this key for code, or for where code is."""
+    """Return whether a loader may interpret the key's value as code or as a location of code."""
     bare = key.lower()
     return bare in _NAMES or any(part in bare for part in _PARTS)
 
 
 def without_code(content: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the content without such keys, at any depth, and a line that names those dropped.
+    """Return the content without such keys at any depth, and a line that names the dropped keys.
 
-    `name` is the file's, for the line. There is no line if nothing was dropped. Raises Unsupported
-    for content that is nested too deeply to look into.
+    `name` is the file name used in the line. There is no line if nothing was dropped. Raises
+    Unsupported if the content is nested too deeply.
     """
     dropped: list[str] = []
     kept = _cleaned(content, (), dropped, name)
@@ -43,17 +43,16 @@ def without_code(content: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
 
 
 def cleaned_file(data: bytes, name: str, where: str) -> tuple[bytes, list[str]]:
-    """Return the content of the JSON file called `name` without such keys, and the line for it.
+    """Return the JSON file called `name` without such keys, and the line for it.
 
-    Unless a key is dropped, the bytes are as they were. Raises Malformed if they are no JSON
-    object.
+    The bytes are unchanged if no key is dropped. Raises Malformed if it is not a JSON object.
     """
     kept, lines = without_code(loose_object(data, where), name)
     return (encoded(kept) if lines else data), lines
 
 
 def encoded(content: Mapping[str, Any]) -> bytes:
-    """Return the JSON as transformers writes it: sorted, indented by two."""
+    """Return the JSON as transformers writes it: sorted keys, indented by two."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of a folder that transformers loads: mended, or made."""
+"""Correct or create config.json and generation_config.json of a transformers folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _QUANTIZED = ("quantization_config", "compression_config")
 def make(
     recognised: Recognised, n_head: int, tokenizer: Tokenizer | None, said: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Return the configuration of a model without config.json, and a line that says of what.
+    """Return the configuration of a model without config.json, and a line about its origin.
 
-    `said` is what a GGUF file states. For the rest it has what the known model of these shapes
-    has; of others, the tensors and transformers' defaults.
+    `said` is the configuration in a GGUF file. Other values are those of the known model of these
+    shapes; without one, the tensors' sizes and transformers' defaults.
     """
     model, hf = recognised.shape_of, hook(recognised.architecture, "hf")
     assumed = hf.assumed(recognised)
@@ -57,10 +57,10 @@ def make(
 def mend(
     recognised: Recognised, config: Mapping[str, Any], *, tied: bool, dtype: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The configuration that fits the tensors, and a line for everything that had to be changed.
+    """Return the configuration corrected to match the tensors, and a line for each change.
 
-    `dtype` is what the weights are written as. What contradicts the known model of these shapes,
-    and may be right for all that, stays, and has a line as well.
+    `dtype` is the dtype of the written weights. Contradictions to the known model of these shapes
+    are kept, since they may be right, and have a line as well.
     """
     architecture = recognised.architecture
     hf = hook(architecture, "hf")
@@ -69,16 +69,16 @@ def mend(
         "architectures": [hf.CLASS],
         **hf.required(recognised.sizes),
     }
-    # the weights are numbers, which a loader would quantize, or take for packed, by such a key
+    # the weights are not quantized: with such a key a loader would quantize or unpack them
     quantized = [key for key in _QUANTIZED if key in config]
     mended = {key: value for key, value in config.items() if key not in quantized}
     for size, keys in architecture.config_keys.items():
         value = recognised.n_head if size == "n_head" else recognised.sizes[size]
-        # transformers reads the first, whatever other keys a file has
+        # transformers reads the first key and ignores the others
         present = [key for key in keys[1:] if config.get(key) is not None]
         wanted |= dict.fromkeys([keys[0], *present], value)
     default = architecture.config_defaults
-    for size, dim in default.items():  # what may be left out stays so, if it means the same
+    for size, dim in default.items():  # an absent key stays absent if its default is right
         keys = architecture.config_keys[size]
         means = dim.factor * recognised.sizes[dim.symbol]
         if means == recognised.sizes[size] and all(config.get(key) is None for key in keys):
@@ -132,17 +132,17 @@ def check_fits(
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The configuration saying what type the weights are, under the key that it has for that."""
+    """Return the configuration with the weights' dtype, under the key that it already uses."""
     return {**config, **dict.fromkeys(_dtype_keys(config), dtype)}
 
 
 def _dtype_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys to say it with: the old one, which every version reads, unless dtype is there."""
+    """Return the keys for the dtype; by default the old one, which every version reads."""
     return [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
 
 
 def generation(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The generation_config.json that transformers derives from such a config.json."""
+    """Return the generation_config.json that transformers derives from such a config.json."""
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {"_from_model_config": True} | {
         key: config[key] for key in keys if config.get(key) is not None

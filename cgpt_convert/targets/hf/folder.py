@@ -1,6 +1,6 @@
-"""A folder that transformers loads: safetensors, configuration and tokenizer, names canonical.
+"""A folder for transformers: safetensors with canonical names, configuration and tokenizer.
 
-It is no module of `formats/` because it is made from more than tensors, and of their plans.
+It is not a module of `formats/` because it is made from more than tensors.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ NAME = "hf"
 GENERATION = "generation_config.json"
 MANIFEST = "cgpt-convert.json"  # lists the files, so that a later run may replace the folder
 _WEIGHTS = "model.safetensors"
-# files of settings, as against vocabularies, whose keys are tokens
+# settings files, in contrast to vocabularies, whose keys are tokens
 _SETTINGS = {CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIAL}
 
 
 class HfFolder(NamedTuple):
-    """What is to be written, and what the user should know of it, a line each."""
+    """The files to write, and lines of information for the user."""
 
     plans: list[FilePlan]
     lines: tuple[str, ...]
@@ -63,13 +63,13 @@ def plan(
     inside: Inside | None = None,
     sign: AddProvenance = unsigned,
 ) -> HfFolder:
-    """The files of the folder, for the weights that lie at `path`.
+    """Plan the files of the folder for the weights at `path`.
 
-    `tensors` are all that were chosen there, tied ones under each of their names, cast already.
-    The configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that goes
-    before. What is `inside` of a GGUF file stands for what lies beside others. `sign` may add
-    metadata to the request. Raises Unsupported where transformers could not load the result, with
-    what to do.
+    `tensors` are all selected tensors, already cast, with tied ones under each of their names. The
+    configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that takes
+    precedence. `inside` is the content of a GGUF file, used in place of files beside the weights.
+    `sign` may add metadata to the request. Raises Unsupported, with a hint, if transformers could
+    not load the result.
     """
     said = inside.config if inside else None
     config = read_config(folder_of(path)) if said is None else said
@@ -92,7 +92,7 @@ def plan(
 
 
 def _without_code(files: Mapping[str, bytes], folder: str) -> tuple[dict[str, bytes], list[str]]:
-    """Return the files without keys that make a loader run code, and a line for each changed."""
+    """Return the files without keys that make a loader run code, and a line per change."""
     kept, lines = dict(files), []
     for name in sorted(files.keys() & _SETTINGS):
         kept[name], line = cleaned_file(files[name], name, os.path.join(folder, name))
@@ -140,9 +140,9 @@ def _unknown(
     given: str | None,
     found: Recognised | None,
 ) -> _Parts:
-    """Return the parts for an architecture without a configuration of its own here.
+    """Return the parts for an architecture without a configuration module.
 
-    Everything is copied as it is. `found` is None for an unknown architecture.
+    Everything is copied unchanged. `found` is None for an unknown architecture.
     """
     if config is None:
         raise Unsupported(
@@ -177,9 +177,9 @@ def _refuse_changes(found: Recognised, path: str, config: Mapping[str, Any] | No
 
 
 def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
-    """Raise Unsupported if the names have wrappers of torch, under which transformers finds none.
+    """Raise Unsupported if the names have a torch wrapper, so that transformers would match none.
 
-    It then loads the folder all the same, with random weights.
+    transformers would load the folder without an error, with random weights.
     """
     wrapper = wrapped_by_torch(names)
     if wrapper:
@@ -197,7 +197,7 @@ def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
 def _renamed(
     found: Recognised, tensors: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], dict[str, str], list[str]]:
-    """The tensors under canonical names; those left out for their equal; what to say of it."""
+    """Return tensors under canonical names, omitted aliases with their twins, and lines."""
     names = found.names("hf")
     ties = found.architecture.ties
     kept: dict[str, Tensor] = {}
@@ -225,7 +225,7 @@ def _renamed(
 
 
 def _dtype(tensors: Sequence[Tensor]) -> str:
-    """The name of the floating-point type that takes the most bytes."""
+    """Return the name of the floating-point dtype that takes the most bytes."""
     nbytes: Counter[str] = Counter()
     for tensor in tensors:
         nbytes[tensor.dtype.name] += tensor.nbytes * tensor.dtype.is_float

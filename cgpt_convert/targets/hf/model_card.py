@@ -1,4 +1,4 @@
-"""The metadata of a model card: what stands at the top of the README.md beside the weights."""
+"""The metadata of a model card: the front matter of README.md beside the weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _LINE = re.compile(r"""(license|model_name):[ \t]+(["']?)([^"'\[\]{}|>&*!#%@`][^
 
 
 class Card(NamedTuple):
-    """The model's name and licence, "" where the card does not say."""
+    """The model's name and licence; "" if the card does not state them."""
 
     name: str = ""
     license: str = ""
 
 
 def read_card(folder: str) -> Card:
-    """Return what the folder's README.md says, nothing if there is none or it has no metadata.
+    """Return the metadata of the folder's README.md; empty if it is absent or has no metadata.
 
-    Of the metadata only `license` and `model_name` are read, and only plain values.
+    Only plain values of `license` and `model_name` are read.
     """
     path = os.path.join(folder, CARD)
     source = find(path) if is_file(path) else None
@@ -39,7 +39,7 @@ def read_card(folder: str) -> Card:
 
 
 def parse(text: str) -> Card:
-    """Return what the metadata of a model card says."""
+    """Return the metadata of a model card."""
     first, *lines = text.lstrip("\ufeff").splitlines() or [""]
     if first.rstrip() != _FENCE:
         return Card()

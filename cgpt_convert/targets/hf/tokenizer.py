@@ -1,4 +1,4 @@
-"""The tokenizer files of a folder that transformers loads: copied, and what is lacking is made."""
+"""The tokenizer files of a transformers folder: copied, with missing ones created."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cgpt_convert.targets.tokenizer.files import (
     read_file,
 )
 
-# what the tokenizers of transformers are made of, whatever their kind
+# files of transformers' tokenizers of any kind
 NAMES = (
     *(VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED),
     *("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -36,10 +36,10 @@ def files(
     n_positions: int,
     inside: Tokenizer | None = None,
 ) -> tuple[dict[str, bytes], Tokenizer | None, list[str]]:
-    """Name -> content of the tokenizer files; the tokenizer, if it is GPT-2's kind; what to say.
+    """Return name -> content of the tokenizer files, the tokenizer if byte-level BPE, and lines.
 
-    One that is `inside` of the source goes before the folder's.
-    Raises as `tokenizer.find`, but for tokenizers of another kind: their files are copied.
+    A tokenizer `inside` the source takes precedence over the folder's. Raises the errors of
+    `bpe.find`, except that files of unsupported tokenizers are copied.
     """
     if inside is not None:
         return _completed(inside.files, inside, n_positions)
@@ -74,15 +74,15 @@ _NONE = (
 
 
 def as_they_are(folder: str) -> dict[str, bytes]:
-    """Name -> content of every tokenizer file in the folder."""
+    """Return name -> content of every tokenizer file in the folder."""
     paths = {name: os.path.join(folder, name) for name in NAMES}
     return {name: read_file(path) for name, path in paths.items() if is_file(path)}
 
 
 def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
-    """A tokenizer_config.json as GPT2Tokenizer saves it."""
+    """Return a tokenizer_config.json as GPT2Tokenizer saves it."""
     ids = {"bos": found.bos, "eos": found.eos, **found.roles}
-    if tokenizers.END not in found.tokens:  # which it would add, as GPT2Tokenizer's unk_token
+    if tokenizers.END not in found.tokens:  # else GPT2Tokenizer would add it as unk_token
         ids = {"unk": None, **ids}
     named = {
         f"{role}_token": None if number is None else found.tokens[number]
@@ -108,7 +108,7 @@ def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
 
 
 def whole(found: Tokenizer) -> bytes:
-    """The tokenizer.json that transformers makes of a GPT-2 vocabulary and its merges."""
+    """Return the tokenizer.json that transformers creates from a GPT-2 vocabulary and merges."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     added = sorted(found.added)
     return json.dumps(
@@ -140,7 +140,7 @@ def whole(found: Tokenizer) -> bytes:
 
 
 def _post_processor(found: Tokenizer, level: dict[str, Any]) -> dict[str, Any]:
-    """Return what puts the tokens around a text, or nothing but offsets right without any."""
+    """Return the post-processor that adds special tokens, or a ByteLevel one if there are none."""
     if not (found.before or found.after):
         return {**level, "use_regex": True}
 

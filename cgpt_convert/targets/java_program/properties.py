@@ -1,4 +1,4 @@
-"""model.properties: what demo-gpt-java, a program that reads raw storages, wants beside them.
+"""model.properties, which the program demo-gpt-java requires beside raw storages.
 
 The keys and the grammar are those of its `config/Settings.java`: `key = value` lines with exactly
 one `=`, comments that begin with `#`, ASCII.
@@ -38,22 +38,22 @@ _DIGITS = 32  # of the attention dividend, as its author writes it
 
 
 class Exported(NamedTuple):
-    """What to write, and what the user should know of it, a line each."""
+    """The files to write, and lines of information for the user."""
 
     parameters: list[FilePlan]  # paths are relative to the folder FOLDER
     properties: FilePlan
     lines: tuple[str, ...]
 
     def model_folder(self) -> list[FilePlan]:
-        """The files of a folder that holds both, as the program wants it; the properties last."""
+        """Return the files of a folder in the program's layout, the properties last."""
         return [*raw_files.moved(self.parameters, f"{FOLDER}/"), self.properties]
 
 
 def plan(checkpoint: Checkpoint) -> Exported:
-    """The raw storages with `mapping.json`, and the properties that make the program read them.
+    """Plan the raw storages with `mapping.json`, and the properties for the program.
 
-    The configuration is the one beside the checkpoint, if there is one. Raises Unsupported, with
-    the reason, for every model on which the program would run and be wrong.
+    The configuration is the one beside the checkpoint, if any. Raises Unsupported, with the reason,
+    for every model that the program would compute incorrectly.
     """
     path = checkpoint.path
     said = read_config(folder_of(path))
@@ -101,7 +101,7 @@ def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) ->
 
 
 def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
-    """Raise Unsupported for a head that is not the embedding; to know, a copy has to be read."""
+    """Raise Unsupported if the head differs from the embedding; a copy is read to compare."""
     names = {place.rule.name: name for name, place in found.places.items()}
     for name, place in found.places.items():
         if place.rule.tied_to:
@@ -115,7 +115,7 @@ def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> 
 def _settings(
     found: Recognised, config: Mapping[str, Any], path: str
 ) -> tuple[dict[str, str], ...]:
-    """The properties of the model, block by block as in the program's own examples."""
+    """Return the properties of the model in blocks, as in the program's own examples."""
     sizes, n_head = found.sizes, heads(found, path, config)
     end = end_id(config, None, "eos", sizes["vocab_size"])
     if end is None:
@@ -137,7 +137,7 @@ def _settings(
         },
         {
             "position.embedding": "LEARNED",
-            "pre.normalization": "true",  # without it the last norm is not applied
+            "pre.normalization": "true",  # otherwise the last norm is not applied
         },
         {
             "hidden.size": str(sizes["n_embd"]),
@@ -162,7 +162,7 @@ def _name(found: Recognised) -> str:
 def _layout(*, transposed: bool) -> dict[str, str]:
     return {
         "data.type": FLOAT32.name.upper(),
-        "byte.order": "LITTLE_ENDIAN",  # without it big-endian is meant
+        "byte.order": "LITTLE_ENDIAN",  # the default is big-endian
         "weights.transposed": "true" if transposed else "false",
         "merged.qkv": "false" if transposed else "true",
     }
@@ -181,7 +181,7 @@ def _lines(block: Mapping[str, str]) -> Iterator[str]:
 
 
 def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
-    """As Java's Float.parseFloat takes it and the program's examples have it: 1e-5f."""
+    """Return the epsilon as in the program's examples and Java's Float.parseFloat: 1e-5f."""
     usual = hook(found.architecture, "java_program").usual_epsilon(found)
     value = config.get("layer_norm_epsilon", usual)
     if not isinstance(value, float) or not 0 < value < 1:

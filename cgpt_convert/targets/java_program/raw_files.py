@@ -1,8 +1,8 @@
-"""The raw files that demo-gpt-java reads: which tensor is in which, and in which order.
+"""The raw files that demo-gpt-java reads: the tensor in each file and its layout.
 
-As its `ParameterReader.java` and `QueryKeyValueParameters.java` read them: a file is exactly one
-tensor. A weight's bytes lie (out, in), or all of them (in, out) if `weights.transposed` is true;
-query, key and value may be one matrix (`merged.qkv`) only if it is (3*out, in).
+The rules are those of `ParameterReader.java` and `QueryKeyValueParameters.java`. A file is exactly
+one tensor. Weights are stored as (out, in), or all as (in, out) if `weights.transposed` is true.
+Query, key and value may be one matrix (`merged.qkv`) only if it is (3*out, in).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _MERGED = "query.key.value"
 
 
 class RawFiles(NamedTuple):
-    """`files` has the program's name of each tensor and its file, relative to the folder."""
+    """The planned files. `files` maps the program's tensor names to paths in the folder."""
 
     plans: list[FilePlan]
     files: dict[str, str]
-    copies: dict[str, Tensor]  # files that hold a tensor once more, by path
-    transposed: bool  # the program's word for (in, out)
+    copies: dict[str, Tensor]  # path -> tensor, for files with a second copy of a tensor
+    transposed: bool  # the program's term for (in, out)
 
 
 def plan(checkpoint: Checkpoint, found: Recognised, tensors: Mapping[str, Tensor]) -> RawFiles:
-    """Every storage as it lies in the archive, and the files that the program needs besides.
+    """Plan every storage as in the archive, and the further files that the program needs.
 
-    `tensors` has what `found` names. What does not fill a storage of its own, as the program reads
-    it, gets a file of its own under the program's standard name.
+    `tensors` has the tensors named by `found`. A tensor that does not fill a storage in the
+    program's layout gets a file of its own under the program's standard name.
     """
     transposed = found.conv1d == "contiguous"
     views = dict(_views(found, tensors, transposed=transposed))
@@ -50,7 +50,7 @@ def plan(checkpoint: Checkpoint, found: Recognised, tensors: Mapping[str, Tensor
 def _views(
     found: Recognised, tensors: Mapping[str, Tensor], *, transposed: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """The program's name of each tensor, and the tensor as its file should hold it."""
+    """Yield the program's name of each tensor, and the tensor in the layout of its file."""
     for name, key in found.names("raw").items():
         tensor = tensors[name]
         if transposed and _MERGED in key:
@@ -63,20 +63,20 @@ def _views(
 
 
 def _third(tensor: Tensor, number: int) -> Tensor:
-    """One of three equal parts of the last dimension."""
+    """Return one of three equal parts of the last dimension."""
     width = tensor.shape[-1] // 3
     start = tensor.start + number * width * tensor.strides[-1]
     return replace(tensor, shape=(*tensor.shape[:-1], width), start=start)
 
 
 def _fills_storage(tensor: Tensor) -> bool:
-    """Are the bytes of the storage just the tensor's, as it is to be read?"""
+    """Return whether the storage's bytes are exactly the tensor's, in the required layout."""
     extent = tensor.extent()
     return extent is not None and (extent.start, extent.nbytes) == (0, tensor.storage.nbytes)
 
 
 def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
-    """The same files inside of `folder`, which ends with a slash."""
+    """Return the same files inside `folder`, which ends with a slash."""
 
     def part(each: Part) -> Part:
         return _inside(each, folder) if isinstance(each, Late) else each
@@ -88,7 +88,7 @@ def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
 
 
 def _inside(late: Late, folder: str) -> Late:
-    """The part, which knows its files by the paths they had before."""
+    """Return the late part with the folder removed from the paths that it looks up."""
 
     def make(digests: Digests) -> bytes:
         files = {path.removeprefix(folder): each for path, each in digests.files.items()}

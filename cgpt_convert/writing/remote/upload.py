@@ -1,7 +1,7 @@
-"""Objects written: in parts that are on their way while the next is made, in bounded memory.
+"""Upload objects in parts, concurrently and with bounded memory.
 
-A part may have a hole, filled in when what belongs there is known, as a checksum is that stands
-before what it covers. S3 takes parts in any order; other stores take bytes from front to back.
+A part may have a gap that is filled later, for example by a checksum that precedes the data it
+covers. S3 accepts parts in any order; other stores accept sequential writes only.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from cgpt_convert.sources.remote.retry import Workers
 from cgpt_convert.sources.remote.settings import traffic
 from cgpt_convert.writing.remote.store import Writable
 
-MEMORY = 32 << 20  # bytes of parts that are on their way at a time
-_PART = 8 << 20  # bytes; S3 wants 5 MiB at least
-_MOST_PARTS = 10_000  # of an upload to S3
-_COPIED = 256 << 20  # bytes of a part that S3 copies by itself
-_COPIED_WHOLE = 5 << 30  # what S3 copies in one request
+MEMORY = 32 << 20  # bytes; limit of all parts being sent
+_PART = 8 << 20  # bytes; S3 requires at least 5 MiB
+_MOST_PARTS = 10_000  # limit of parts per S3 upload
+_COPIED = 256 << 20  # bytes per part of a server-side copy
+_COPIED_WHOLE = 5 << 30  # bytes; S3's limit for a copy in one request
 
 _workers = Workers()
 
 
 class Outbox:
-    """Jobs that send, several at a time if `parallel`. The first error ends them all."""
+    """Send jobs, several at a time if `parallel`. The first error stops them all."""
 
     def __init__(self, *, parallel: bool) -> None:
         self._parallel = parallel
@@ -38,9 +38,9 @@ class Outbox:
         self.stopped = False
 
     def submit(self, job: Callable[[], object], nbytes: int = 0) -> None:
-        """Do `job`, which keeps `nbytes` of memory, as soon as there is room for it.
+        """Run `job`, which uses `nbytes` of memory, as soon as that fits the limit.
 
-        Raises what an earlier one raised.
+        Raises the error of an earlier job.
         """
         if not self._parallel:
             job()
@@ -53,18 +53,18 @@ class Outbox:
         _workers.submit(functools.partial(self._run, job, nbytes))
 
     def wait(self) -> None:
-        """Return when all are done; raise what the first to fail raised."""
+        """Wait for all jobs; raise the first error."""
         with self._changed:
             while self._jobs and not self.stopped:
                 self._changed.wait(0.2)
             self._check()
 
     def stop(self) -> None:
-        """Begin no more."""
+        """Start no further jobs."""
         self.stopped = True
 
     def is_done(self, seconds: float) -> bool:
-        """Is nothing under way any more, at the latest after so long?"""
+        """Wait at most `seconds` for running jobs; return whether all have ended."""
         end = time.monotonic() + seconds
         with self._changed:
             while self._jobs and time.monotonic() < end:
@@ -75,7 +75,7 @@ class Outbox:
         try:
             if not self.stopped:
                 job()
-        except BaseException as error:  # noqa: BLE001  whoever waits raises it
+        except BaseException as error:  # noqa: BLE001  the waiting thread raises it
             self._error = self._error or error
             self.stopped = True
         with self._changed:
@@ -88,41 +88,42 @@ class Outbox:
 
 
 class Transfer(Protocol):
-    """An object that is about to be in a store. One thread calls it."""
+    """An upload or copy in progress. It is called by one thread."""
 
     def finish(self) -> None:
-        """All that was begun is done: the object is there."""
+        """Complete the object once all its requests have ended."""
 
     def abort(self) -> None:
-        """Nothing is left of what is not yet an object; raises what keeps it from going."""
+        """Remove an incomplete object; raises the error if that fails."""
 
 
 class Upload(Transfer, Protocol):
-    """An object that is being written."""
+    """An object being written."""
 
     def write(self, data: memoryview, at: int) -> None:
-        """Send `data`, which stands at the offset; the caller may then use its memory again."""
+        """Send `data` for the offset. The caller may reuse its memory afterwards."""
 
 
 def upload(store: Writable, path: str, nbytes: int, outbox: Outbox) -> Upload:
-    """The object of `nbytes` bytes that is to be at `path` of the store."""
+    """Start an upload of an object with `nbytes` bytes to `path` in the store."""
     kind = _InParts if store.takes_parts else _InOrder
     return kind(store, path, nbytes, outbox)
 
 
 def move(store: Writable, old: str, new: str, nbytes: int, outbox: Outbox) -> Transfer:
-    """The object at `old`, on its way to `new`; no byte comes through here.
+    """Start a server-side move of the object at `old` to `new`.
 
-    What is at `new` is replaced. The one at `old` may stay.
+    An object at `new` is replaced. The one at `old` may remain.
     """
     kind = _Copied if store.takes_parts else _Moved
     return kind(store, old, new, nbytes, outbox)
 
 
 class _Multipart:
-    """A multipart upload to S3, begun when it is first needed.
+    """A multipart upload to S3, started when first needed.
 
-    Until it is completed nobody sees it. Aborting it removes what was sent.
+    The object is invisible until the upload is completed. Aborting removes the parts that were
+    sent.
     """
 
     def __init__(self, store: Writable, path: str) -> None:
@@ -132,7 +133,7 @@ class _Multipart:
         self._tags: dict[int, str] = {}  # by number, from 1
 
     def send(self, method: str, number: int, **words: Any) -> None:
-        """Make a part, by a method that answers with its ETag somewhere."""
+        """Send a part, with a method whose response contains its ETag."""
         with self._lock:
             if not self._id:
                 self._id = self._store.s3("create_multipart_upload", self._path)["UploadId"]
@@ -154,21 +155,21 @@ class _Multipart:
 
 
 class _Part:
-    """Bytes of an object that are not yet all here."""
+    """A part of an object whose bytes are not yet complete."""
 
     def __init__(self, nbytes: int) -> None:
-        self.body = io.BytesIO(bytes(nbytes))  # what libraries send without a copy
+        self.body = io.BytesIO(bytes(nbytes))  # libraries send it without a copy
         self.data = self.body.getbuffer()
         self.nbytes = self.missing = nbytes
 
 
 class _InParts:
-    """An object for S3: one request if it is small, else a multipart upload."""
+    """An object for S3: a single request if it is small, else a multipart upload."""
 
     def __init__(self, store: Writable, path: str, nbytes: int, outbox: Outbox) -> None:
         self._store, self._path, self._nbytes, self._outbox = store, path, nbytes, outbox
         self._size = part_nbytes(nbytes)
-        self._parts: dict[int, _Part] = {}  # those that have holes, by number
+        self._parts: dict[int, _Part] = {}  # incomplete parts, by number
         self._multipart = _Multipart(store, path)
         if not nbytes:
             self._send(0, _Part(0))
@@ -206,7 +207,7 @@ class _InParts:
 
 
 class _InOrder:
-    """An object that is sent from front to back by the store's own file."""
+    """An object written sequentially through the store's own file."""
 
     def __init__(self, store: Writable, path: str, nbytes: int, _outbox: Outbox) -> None:
         self._store, self._path, self._nbytes = store, path, nbytes
@@ -235,7 +236,7 @@ class _InOrder:
 
 
 class _Copied:
-    """An object that S3 copies by itself, in parts if it is large."""
+    """An object that S3 copies on the server, in parts if it is large."""
 
     def __init__(self, store: Writable, old: str, new: str, nbytes: int, outbox: Outbox) -> None:
         bucket, key = store.bucket_and_key(old)
@@ -269,10 +270,10 @@ class _Moved:
         self._store.check_nbytes(self._new, self._nbytes)
 
     def abort(self) -> None:
-        """What is there may be removed, as anything else."""
+        """Do nothing; the caller removes the object like any other."""
 
 
 def part_nbytes(nbytes: int) -> int:
-    """The size of an upload's parts: so large that they are not too many."""
+    """Return the part size of an upload, large enough to stay within the part limit."""
     needed = -(-nbytes // _MOST_PARTS)
     return max(_PART, -(-needed // (1 << 20)) << 20)
