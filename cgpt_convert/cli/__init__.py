@@ -29,14 +29,14 @@ COMMANDS = {
     "extract": "Write the raw tensors to a folder, with the mapping.",
     "convert": "Write safetensors, NumPy or other formats.",
     "digest": "Print one digest for the weights, whatever the container.",
-    "lock": "Write down which weights these are, to be reviewed and kept.",
+    "lock": "Write a lock file: a hash for every tensor.",
     "verify": "Compare weights with their source, a lock or their own claim.",
     "diff": "Show which tensors of two files differ, and by how much.",
     "scan": "Report what loading files would run.",
     "generate": "Continue a text with the model in a weight file.",
     "models": "Show the models that are known by name.",
     "eval": "Measure how well a model predicts a text, and another against it.",
-    "demo": "Run everything on a small model that comes along.",
+    "demo": "Tour the commands on a small bundled model.",
 }
 
 _INTERRUPTED = 130

@@ -56,7 +56,7 @@ def computing(command: F) -> F:
         type=click.Choice(["numpy", "torch"]),
         default="numpy",
         show_default=True,
-        help="What computes; torch takes a GPU if there is one.",
+        help="Compute backend; torch uses a GPU if available.",
     )
     @click.option(
         "--heads",

@@ -70,7 +70,7 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
     type=click.Choice(WISHES),
     default="keep",
     show_default=True,
-    help="Cast the floating tensors; q8_0 and the like are for gguf.",
+    help="Convert floating-point tensors to this type; q* types are for GGUF.",
 )
 @click.option("--max-shard-size", type=_Size(), help="Split safetensors, torch and hf output.")
 @options.wish
@@ -83,8 +83,12 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
 )
 @click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is, for hf and gguf.")
 @click.option("--no-vocab", is_flag=True, help="Write a GGUF without a vocabulary.")
-@click.option("--no-proof", is_flag=True, help="Write no claim about the source.")
-@click.option("--verify", is_flag=True, help="Read it again and compare, before it gets its name.")
+@click.option("--no-proof", is_flag=True, help="Do not write provenance metadata.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Re-read the output and compare it with the source before putting it in place.",
+)
 @salvaging.option
 @options.mapping
 @options.jobs

@@ -54,7 +54,7 @@ _MOST = 40  # tokens
 @click.command("demo")
 @click.argument("folder", metavar="[DIR]", type=click.Path(readable=False), default="cgpt-demo")
 def command(folder: str) -> None:
-    """Run everything on a small model that comes along, into DIR (cgpt-demo).
+    """Tour the commands on a small bundled model, into DIR (cgpt-demo).
 
     The model has the shape and the storage layout of Cerebras-GPT, and learnt to write from Jane
     Austen. Each file written is read again and compared with the source, bit for bit where it has

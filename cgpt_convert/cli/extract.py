@@ -31,7 +31,7 @@ from cgpt_convert.writing.writer import Options, write_blocks
     type=click.Choice(["storage", "name"]),
     default="storage",
     show_default=True,
-    help="A file a storage, as it lies in the archive; or a file a tensor, in C order.",
+    help="Write one file per storage (bytes as in the archive) or one per tensor (C order).",
 )
 @options.match
 @options.exclude

@@ -22,21 +22,33 @@ _POSITIVE = click.IntRange(min=1)
 @options.source
 @click.argument("prompt", required=False)
 @click.option("--ids", type=options.Ids(), help="The prompt as token ids; ids come out, too.")
-@click.option("--request", metavar="FILE", help="Prompts and parameters as hosted endpoints take.")
+@click.option(
+    "--request",
+    metavar="FILE",
+    help="JSON file of prompts and parameters, as inference endpoints take.",
+)
 @click.option("--max-new-tokens", type=_POSITIVE, default=50, show_default=True, metavar="N")
 @click.option(
     "--no-repeat-ngram", type=_POSITIVE, metavar="N", help="No N tokens in a row occur twice."
 )
 @click.option("--beams", type=_POSITIVE, default=1, metavar="N", help="Search with N beams.")
 @click.option("--early-stopping", is_flag=True, help="End when N beams have ended.")
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Sample, at that.")
-@click.option("--top-k", type=_POSITIVE, help="Sample of the likeliest K tokens.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Sampling temperature (turns sampling on).",
+)
+@click.option("--top-k", type=_POSITIVE, help="Sample from the K most likely tokens.")
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
     help="Sample of the likeliest tokens that together have probability P.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Sample, and the same each time.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Random seed (turns sampling on; same seed, same text).",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT (repeatable).")
 @options.tokenizer
 @computing

@@ -106,10 +106,16 @@ def source(command: F) -> F:
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 match = click.option(
-    "--match", multiple=True, metavar="GLOB", help="Only tensors of such a name (repeatable)."
+    "--match",
+    multiple=True,
+    metavar="GLOB",
+    help="Include only tensors whose names match GLOB (repeatable).",
 )
 exclude = click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="No tensors of such a name (repeatable)."
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Skip tensors whose names match GLOB (repeatable).",
 )
 root = click.option(
     "--root",
@@ -122,7 +128,7 @@ jobs = click.option(
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Threads to use.  [default: one a core]",
+    help="Number of threads.  [default: one per CPU core]",
 )
 report_format = click.option(
     "--format",
@@ -136,14 +142,14 @@ allow = click.option(
     "--allow",
     multiple=True,
     metavar="MODULE.NAME",
-    help="Take this very class for one that weight files need (repeatable).",
+    help="Allow this class, given as module.Name (repeatable).",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 tokenizer = click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is.")
 mapping = click.option(
     "--mapping",
     metavar="MODEL",
-    help="Read a folder of bare numbered files with the ready mapping of MODEL (see models).",
+    help="Read raw numbered files using MODEL's built-in mapping (see `models`).",
 )
 
 

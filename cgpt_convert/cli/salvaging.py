@@ -16,7 +16,7 @@ from cgpt_convert.formats.open import open_checkpoint
 option = click.option(
     "--salvage",
     is_flag=True,
-    help="Write what is whole of a truncated or damaged file, and say what is lost; exit 1.",
+    help="Recover the intact tensors of a damaged file, list the rest, exit 1.",
 )
 
 

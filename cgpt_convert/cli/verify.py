@@ -35,9 +35,17 @@ if TYPE_CHECKING:
 @options.remote
 @click.option("--lock", metavar="FILE", help="Compare TARGET with what `lock` wrote.")
 @click.option("--verbose", "-v", is_flag=True, help="Show every tensor, not only differences.")
-@click.option("--logits", is_flag=True, help="Then give both the same tokens, and compare.")
-@click.option("--tokens", type=options.Ids(), help="Of --logits: these.  [default: 64, spread]")
-@click.option("--text", metavar="FILE", help="Of --logits: the beginning of a text, UTF-8.")
+@click.option(
+    "--logits", is_flag=True, help="Also run both models on the same tokens and compare each layer."
+)
+@click.option(
+    "--tokens",
+    type=options.Ids(),
+    help="Token IDs to compare (with --logits).  [default: 64, spread over the vocabulary]",
+)
+@click.option(
+    "--text", metavar="FILE", help="Text file whose first tokens are used (with --logits)."
+)
 @click.option("--tokenizer", metavar="DIR", help="Of --text: where the tokenizer is.")
 @click.option(
     "--tolerance",
