@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +139,9 @@ def is_open(descriptor: str) -> bool:
 
 def opened() -> int:
     """How many descriptors are open, less those that earlier tests left behind."""
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of whatever ran in this process before
+        gc.collect()
     return len(os.listdir("/dev/fd"))
 
 
