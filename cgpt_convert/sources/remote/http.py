@@ -466,6 +466,7 @@ class _Http(HTTPConnection):
                 raise TimeoutError from None
             raise
         if deadline.passed:  # a shutdown looks like the end of the head
+            answer.close()
             raise TimeoutError
         return answer
 
