@@ -44,7 +44,7 @@ def value(dice: Random, depth: int = 3) -> Any:
 
 
 def _text(dice: Random) -> str:
-    words = ("os", "system", "c", "weight", "\n", "caf\xe9", "\u732b", ".", "(", "PK\3\4")
+    words = ("os", "system", "c", "weight", "\n", "\xe9t\xe9", "\u732b", ".", "(", "PK\3\4")
     return "".join(dice.choice(words) for _ in range(dice.randrange(5)))
 
 

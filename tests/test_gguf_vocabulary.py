@@ -204,7 +204,7 @@ def test_fields_are_those_of_special_vocab(weights: Path, tmp_path: Path, kind: 
         key: field.contents() for key, field in GGUFReader(tmp_path / "m.gguf").fields.items()
     }
     theirs = SpecialVocab(folder, load_merges=True, n_vocab=SIZE)
-    names = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+    names = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # codespell:ignore
     ids = {names.get(role, role): number for role, number in theirs.special_token_ids.items()}
     prefix, suffix = "tokenizer.ggml.", "_token_id"
     found = {

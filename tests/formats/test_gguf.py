@@ -280,7 +280,7 @@ def test_a_type_that_nobody_knows_takes_the_bytes_up_to_the_next():
 
 
 def test_big_endian_is_refused_with_the_remedy(tmp_path):
-    theirs(tmp_path / "b.gguf", FIELDS, endianess=library.GGUFEndian.BIG)
+    theirs(tmp_path / "b.gguf", FIELDS, endianess=library.GGUFEndian.BIG)  # codespell:ignore
     with pytest.raises(Unsupported, match="big-endian") as caught:
         gguf.read(str(tmp_path / "b.gguf"))
     assert "gguf-convert-endian" in caught.value.hint

@@ -205,7 +205,7 @@ def test_21_items_are_set_on_nothing_but_what_takes_them(data: bytes) -> None:
 
 
 def test_21_odd_number_of_keys_and_values_is_refused() -> None:
-    for data in (b"}(NNNu.", b"(Nd."):
+    for data in (b"}(NNNu.", b"(Nd."):  # codespell:ignore
         with pytest.raises(Malformed, match="odd number"):
             decode(data)
 

@@ -39,7 +39,8 @@ SHAPE_OF = "shape of "  # prefix of the name of an unnamed model
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 TYPES = "tokenizer.ggml.token_type"
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
-_ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # spelled so in gguf-py
+# as gguf-py spells it
+_ROLE_NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # codespell:ignore
 # in the order in which gguf-py's SpecialVocab writes them
 ROLES = {
     role: f"tokenizer.ggml.{_ROLE_NAMES.get(role, role)}_token_id"
