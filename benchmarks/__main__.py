@@ -45,10 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--results",
         type=Path,
-        default="docs/performance.json",
+        default="docs/explanation/performance.json",
         help="the JSON file that results are kept in",
     )
-    add("--output", type=Path, default="docs/performance.md", help="the page; plots beside it")
+    add(
+        "--output",
+        type=Path,
+        default="docs/explanation/performance.md",
+        help="the page; plots beside it",
+    )
     add("--sizes", default="111M,1.3B,2.7B", help="models of tests.vendor, by comma")
     add("--tensors", type=int, default=max(TENSORS), help="the most, where numbers grow")
     add("--runs", type=int, default=5, help="of each; fewer of what is large, more of what is not")

@@ -1,6 +1,7 @@
 """PyTorch weight files: inspected, extracted, converted; without torch, without running them.
 
-The names in `__all__` are the public API; docs/library.md shows them. All modules are internal.
+The names in `__all__` are the public API; docs/reference/library.md shows them. All modules are
+internal.
 """
 
 from __future__ import annotations

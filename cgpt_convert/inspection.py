@@ -1,4 +1,4 @@
-"""Collect the data that `inspect` shows, ready for JSON. docs/json.md lists the keys."""
+"""Collect the data that `inspect` shows, ready for JSON. docs/reference/json.md lists the keys."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _place(tensor: Tensor) -> tuple[str, int, int]:
 
 
 def check_storages_of(checkpoint: Checkpoint, progress: Progress = no_progress) -> dict[str, Any]:
-    """Compare every storage with its recorded checksum; docs/json.md has the keys."""
+    """Compare every storage with its recorded checksum; docs/reference/json.md has the keys."""
     from cgpt_convert.tensors.checksums import check_storages
 
     recorded = [s for s in checkpoint.storages if s.crc32 is not None]

@@ -149,7 +149,7 @@ with:
     python3 -m venv TOOLS
     TOOLS/bin/pip install picklescan modelscan fickling typing_extensions
     pip install -e '.[test]'
-    python -m fuzz.scoreboard TOOLS docs/scoreboard.md
+    python -m fuzz.scoreboard TOOLS docs/explanation/scoreboard.md
 """
 
 

@@ -46,7 +46,7 @@ def content(part: Part, digests: dict[str, FileDigest]) -> bytes:
 
 
 def tensor_sum(tensor: Tensor) -> str:
-    """The digest that docs/digest.md defines for a tensor."""
+    """The digest that docs/reference/digest.md defines for a tensor."""
     line = f"{tensor.dtype.name} {'x'.join(map(str, tensor.shape))}\n"
     return hashlib.sha256(line.encode() + tensor_bytes(tensor)).hexdigest()
 

@@ -140,12 +140,14 @@ def test_a_new_row_takes_the_place_of_an_old_one_and_others_stay(folder: Path) -
 
 
 def test_the_projects_page_is_made_from_its_results() -> None:
-    results = load(ROOT / "docs" / "performance.json")
+    results = load(ROOT / "docs" / "explanation" / "performance.json")
     names = {name: f"performance-{name}.svg" for name in ("ratios", "scaling")}
     made = page.markdown(results, names)
-    assert made == (ROOT / "docs" / "performance.md").read_text(), "python -m benchmarks --render"
+    assert made == (ROOT / "docs" / "explanation" / "performance.md").read_text(), (
+        "python -m benchmarks --render"
+    )
     for name in names.values():
-        assert (ROOT / "docs" / name).stat().st_size < 60_000
+        assert (ROOT / "docs" / "explanation" / name).stat().st_size < 60_000
 
 
 def test_a_process_is_measured_by_itself() -> None:

@@ -191,7 +191,7 @@ def test_the_example_gives_the_action_what_it_takes() -> None:
 
 
 def examples() -> list[dict[str, Any]]:
-    text = (TOP / "docs" / "ci.md").read_text()
+    text = (TOP / "docs" / "how-to" / "ci.md").read_text()
     return [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 
 

@@ -18,7 +18,7 @@ HEAD, TABLE = "lm_head.weight", "transformer.wte.weight"
 
 
 def whole(tensors, title="tensors 1"):
-    """docs/digest.md, in as few lines as it takes."""
+    """docs/reference/digest.md, in as few lines as it takes."""
     lines = [title.encode()]
     for name in sorted(tensors, key=str.encode):
         tensor = torch.as_tensor(tensors[name])

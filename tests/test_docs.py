@@ -20,7 +20,8 @@ from cgpt_convert.scanning.result import Sighting
 from tests.running import environ
 
 TOP = Path(__file__).parents[1]
-DOCS = {path.name: path.read_text() for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")]}
+PAGES = [*TOP.glob("*.md"), *TOP.glob("docs/**/*.md")]
+DOCS = {path.name: path.read_text() for path in PAGES}
 
 
 def section(page: str, title: str) -> str:
@@ -44,7 +45,9 @@ def test_every_command_and_option_is_documented(name: str) -> None:
     for param in command(name).params:
         if isinstance(param, click.Option):
             for spelling in param.opts:
-                assert f"`{spelling}" in text, f"{name} {spelling} is not in docs/commands.md"
+                assert f"`{spelling}" in text, (
+                    f"{name} {spelling} is not in docs/reference/commands.md"
+                )
             if isinstance(param.type, click.Choice):
                 for choice in param.type.choices:
                     assert str(choice) in text, f"{name} {param.name}={choice} is not documented"
@@ -187,16 +190,25 @@ def test_ci_runs_the_readme_test_command() -> None:
         assert words in script
 
 
-@pytest.mark.parametrize("page", DOCS)
-def test_links_lead_somewhere(page: str) -> None:
-    folder = TOP / "docs" if (TOP / "docs" / page).exists() else TOP
-    for target in re.findall(r"\]\(([^)]+)\)", DOCS[page]):
+def anchors(page: str) -> set[str]:
+    """The anchors of the headings of `page`, as code hosts and the site generator name them."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if not target.startswith("http"):
             file, _, anchor = target.partition("#")
-            assert not file or (folder / file).exists(), f"{page}: {target}"
-            if anchor:
-                titles = re.findall(r"^#+ (.*)", DOCS[Path(file or page).name], re.MULTILINE)
-                assert anchor in {title.lower().replace(" ", "-") for title in titles}, target
+            aim = page.parent / file if file else page
+            assert aim.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(aim.read_text()), f"{page}: {target}"
+
+
+def test_no_two_pages_have_one_name() -> None:
+    assert len(DOCS) == len(PAGES)
 
 
 @pytest.fixture(scope="module")

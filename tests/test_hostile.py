@@ -1,6 +1,7 @@
 """What a small hostile file may cost, and the classes of hostile files that other modules lack.
 
-The numbers in names are the classes of docs/security.md; every class has a test of its number.
+The numbers in names are the classes of docs/explanation/security.md; every class has a test of its
+number.
 """
 
 from __future__ import annotations

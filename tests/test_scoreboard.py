@@ -20,7 +20,7 @@ UNSEEN = {
     *("TorchServe's `.mar` with a handler", "a shared library as a weight file"),
     *("a `.pth` file for Python's site module", "ONNX with an external custom library"),
 }
-PAGE = ROOT / "docs" / "scoreboard.md"
+PAGE = ROOT / "docs" / "explanation" / "scoreboard.md"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The commands of docs/verify.md sign a folder with a lock, and notice what changed afterwards."""
+"""Sign a folder with a lock by the commands of docs/reference/verify.md, and notice changes."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from tests import vendor
 from tests.running import ROOT, environ, run
 
-PAGE = (ROOT / "docs" / "verify.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "verify.md").read_text()
 
 
 def commands(title):

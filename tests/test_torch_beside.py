@@ -1,4 +1,4 @@
-"""A file of each class of hostile files, and what torch makes of it: docs/security.md's table."""
+"""One file of each hostile class, here and in torch: docs/explanation/security.md's table."""
 
 from __future__ import annotations
 
@@ -162,12 +162,12 @@ def test_what_torch_makes_of_a_file_of_the_class(
     path.write_bytes(sample.make())
     row = [str(sample.number), sample.what, here(path), theirs(path), theirs(path, mmap=True)]
     row.append(theirs(path, weights_only=False) if sample.tried else "not tried")
-    table = (ROOT / "docs" / "security.md").read_text()
+    table = (ROOT / "docs" / "explanation" / "security.md").read_text()
     assert "| " + " | ".join(row) + " |" in table.split("\n")
 
 
 def test_the_table_has_no_other_rows() -> None:
-    table = (ROOT / "docs" / "security.md").read_text()
+    table = (ROOT / "docs" / "explanation" / "security.md").read_text()
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", table, re.MULTILINE)
     assert rows == [(str(sample.number), sample.what) for sample in SAMPLES]
 

@@ -32,7 +32,7 @@ from tests.running import ROOT, environ, run
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
 CONFIG = json.loads((DEMO / "config.json").read_text())
-LOSS = 3.9706878507122627  # nats a token on held-out.txt; docs/demo.md has it, too
+LOSS = 3.9706878507122627  # nats a token on held-out.txt; docs/explanation/demo.md has it, too
 SAME, OTHER = 1e-6, 3e-6
 
 State = dict[str, np.ndarray]

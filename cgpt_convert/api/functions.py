@@ -56,7 +56,7 @@ def inspect(
     check: bool = False,
     mapping: str | None = None,
 ) -> dict[str, Any]:
-    """Return what `inspect --json` prints, as a dict; docs/json.md has the keys.
+    """Return what `inspect --json` prints, as a dict; docs/reference/json.md has the keys.
 
     Tensors are read only with `stats`, which adds statistics to each, and with `check`, which
     compares all recorded checksums.

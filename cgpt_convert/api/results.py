@@ -35,7 +35,7 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """The digests of weights, as `sha256:` and hex; docs/digest.md defines them.
+    """The digests of weights, as `sha256:` and hex; docs/reference/digest.md defines them.
 
     `weights` is the digest of the tensors that `convert` writes; it differs from `digest` where the
     checkpoint contains more. It is "" where it is not known under which of several keys they are.

@@ -62,7 +62,7 @@ class Run:
         return answers
 
     def result(self, prompt: str | None, stops: tuple[str, ...]) -> dict[str, Any]:
-        """Return the result for `--json`; docs/json.md lists the keys."""
+        """Return the result for `--json`; docs/reference/json.md lists the keys."""
         (ids,) = self._prompts
         found = continued(self._model, ids, self._settings, self._tokenizer, stops)
         return {

@@ -160,7 +160,7 @@ def _write(conversion: Conversion, output: str, settings: Options) -> None:
 def _result(
     checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str, wish: Wish
 ) -> dict[str, Any]:
-    """Return the result for `--json`; docs/json.md lists the keys."""
+    """Return the result for `--json`; docs/reference/json.md lists the keys."""
     chosen, request = conversion.selection, conversion.request
     extras = [name for name in chosen.left_out if name in checkpoint.extras]
     inside = {*under(checkpoint, chosen.root)}

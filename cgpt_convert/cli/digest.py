@@ -83,7 +83,7 @@ def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
 def _result(
     chosen: Weights, found: Digested, part: Weights, part_found: Digested
 ) -> dict[str, Any]:
-    """Return the result for `--json`; docs/json.md lists the keys."""
+    """Return the result for `--json`; docs/reference/json.md lists the keys."""
     under = {
         "root": part.root or None,
         "digest": ALGORITHM + part_found.whole,

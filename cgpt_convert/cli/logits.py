@@ -57,7 +57,7 @@ class Logits:
         return found.checks(path)
 
     def as_json(self) -> dict[str, Any] | None:
-        """Return `found` for `--json`; docs/json.md lists the keys."""
+        """Return `found` for `--json`; docs/reference/json.md lists the keys."""
         found = self.found
         return found and {
             "ids": self._ids,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 class Rule(NamedTuple):
     """A kind of finding. `level`: "note" (information), "warning" (check it), "error" (scan fails).
 
-    `text` explains the finding and what to do about it; docs/findings.md has the details.
+    `text` explains the finding and what to do about it; docs/reference/findings.md has the details.
     """
 
     id: str

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 # By dtype of the target's weights: the tolerated NMSE of states and logits. The values are about
-# three times the largest measurements in docs/models.md.
+# three times the largest measurements in docs/explanation/models.md.
 TOLERANCES = {
     "float64": 1e-10,
     "float32": 1e-10,

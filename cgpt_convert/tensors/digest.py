@@ -1,6 +1,6 @@
 """Content digests of tensors, independent of container, layout and storage order.
 
-docs/digest.md defines them precisely enough for another implementation.
+docs/reference/digest.md defines them precisely enough for another implementation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Digests of tensors that are not one dense view (sparse, nested, packed ...).
 
-docs/digest.md defines the digest, computed from the description and from the dense components.
+docs/reference/digest.md defines the digest, computed from the description and from the dense
+components.
 """
 
 from __future__ import annotations

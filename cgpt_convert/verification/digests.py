@@ -24,7 +24,7 @@ ALGORITHM = "sha256:"  # prefix of digests of all tensors
 class Digested(NamedTuple):
     """Digests in hex: of the tensors by name, of all of them, and of the model or "".
 
-    docs/digest.md defines them.
+    docs/reference/digest.md defines them.
     """
 
     tensors: dict[str, str]

@@ -1,6 +1,6 @@
 """Lock files: a text record of reviewed weights, suitable for pull requests.
 
-docs/digest.md defines the digests, docs/json.md lists the keys.
+docs/reference/digest.md defines the digests, docs/reference/json.md lists the keys.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Provenance metadata of a converted file: the source's digest and each tensor's transforms.
 
-It is stored in the format's own key-value pairs, listed in docs/verify.md. It proves nothing if the
-file is not trusted, but it reveals accidental changes, and can be checked against the source.
+It is stored in the format's own key-value pairs, listed in docs/reference/verify.md. It proves
+nothing if the file is not trusted, but it reveals accidental changes, and can be checked against
+the source.
 """
 
 from __future__ import annotations

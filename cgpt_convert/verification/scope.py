@@ -52,7 +52,7 @@ class Scope(NamedTuple):
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the scope as `--json` prints it; docs/json.md lists the keys."""
+        """Return the scope as `--json` prints it; docs/reference/json.md lists the keys."""
         return {
             "root": self.root or None,
             "match": [*self.wish.match],

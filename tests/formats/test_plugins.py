@@ -252,7 +252,9 @@ def test_a_broken_plugin_is_named_and_hides_nothing(broken: Path, tmp_path: Path
 
 
 def test_the_documented_format_works(tmp_path: Path) -> None:
-    how_to = (ROOT / "docs" / "formats.md").read_text().partition("## Add a format")[2]
+    how_to = (
+        (ROOT / "docs" / "reference" / "formats.md").read_text().partition("## Add a format")[2]
+    )
     (module,) = re.findall(r"```python\n(.*?)```", how_to, re.DOTALL)
     entry = re.search(r'^vector = "(.*)"$', how_to, re.MULTILINE)
     assert entry

@@ -65,7 +65,7 @@ def test_what_s3_refuses_is_said(bucket: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     done = spawn("inspect", f"s3://models/{CS}")
-    assert (done.code, "wants credentials" in done.err) == (3, True), done.err
+    assert (done.code, "check your credentials" in done.err) == (3, True), done.err
 
 
 @pytest.fixture

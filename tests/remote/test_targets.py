@@ -269,7 +269,7 @@ def test_what_a_store_refuses_is_said_without_secrets(
     refused = spawn("convert", models / CS, "-o", "s3://out/wrong/m.npz")
     assert refused.code == 4, refused.err
     assert "the store refuses it" in refused.err
-    assert "docs/remote.md tells where they go" in refused.err
+    assert "check your credentials (docs/reference/remote.md#credentials)" in refused.err
     assert not {word for word in ("WRONG", KEY) if word in refused.out + refused.err}
 
 

@@ -178,5 +178,5 @@ def _called(error: Exception) -> str:
 def _final(error: Exception, name: str) -> CgptError:
     hint = ""
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        hint = "it wants credentials that have access; docs/remote.md tells where they go"
+        hint = "check your credentials (docs/reference/remote.md#credentials)"
     return Unreadable(f"the store refuses it ({_called(error)})", where=name, hint=hint)

@@ -265,7 +265,7 @@ class HttpObject:
             raise Refused(
                 f"the server refuses it: {_told(answer)}",
                 where=self.name,
-                hint="it wants credentials that have access; docs/remote.md tells where they go",
+                hint="check your credentials (docs/reference/remote.md#credentials)",
             )
         elif not (status == 416 and _total(answer) == 0):  # noqa: PLR2004
             raise Unreadable(f"the server answers {_told(answer)}", where=self.name)
