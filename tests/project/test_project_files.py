@@ -1,0 +1,58 @@
+"""The files that hosts, package indexes and contributors read fit their schemas and each other."""
+
+import json
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+import cgpt_convert
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TOP = Path(__file__).parents[2]
+GITHUB = TOP / ".github"
+SCHEMAS = {
+    **dict.fromkeys(sorted(GITHUB.glob("ISSUE_TEMPLATE/[0-9]*.yml")), "github-issue-forms"),
+    GITHUB / "ISSUE_TEMPLATE" / "config.yml": "github-issue-config",
+    GITHUB / "dependabot.yml": "dependabot",
+    TOP / "CITATION.cff": "citation-file-format",
+}
+
+
+def schema(name: str) -> Any:
+    vendored = files("check_jsonschema.builtin_schemas.vendor").joinpath(f"{name}.json")
+    return json.loads(vendored.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+def test_it_fits_its_schema(path: Path) -> None:
+    jsonschema.validate(yaml.safe_load(path.read_text("utf-8")), schema(SCHEMAS[path]))
+
+
+def test_every_form_is_checked() -> None:
+    forms = {path for path in SCHEMAS if path.parent.name == "ISSUE_TEMPLATE"}
+    assert forms == set(GITHUB.glob("ISSUE_TEMPLATE/*"))
+    assert len(forms) > 3
+
+
+def test_the_version_is_written_once() -> None:
+    """The package has it; the build takes it from there, and citations name no version."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text("utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"] == {"path": "cgpt_convert/__init__.py"}
+    assert "version" not in yaml.safe_load((TOP / "CITATION.cff").read_text("utf-8"))
+
+
+def test_examples_of_the_documentation_name_this_version() -> None:
+    text = (TOP / "docs" / "how-to" / "ci.md").read_text("utf-8")
+    named = set(re.findall(r"cgpt-convert@v(\S+)|rev: v(\S+)", text))
+    assert {one or other for one, other in named} == {cgpt_convert.__version__}
