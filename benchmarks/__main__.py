@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         default="docs/explanation/performance.md",
         help="the page; plots beside it",
     )
-    add("--sizes", default="111M,1.3B,2.7B", help="models of tests.vendor, by comma")
+    add("--sizes", default="111M,1.3B,2.7B", help="models of tests.helpers.vendor, by comma")
     add("--tensors", type=int, default=max(TENSORS), help="the most, where numbers grow")
     add("--runs", type=int, default=5, help="of each; fewer of what is large, more of what is not")
     add("--only", action="append", metavar="GLOB", help="names as --list gives (repeatable)")

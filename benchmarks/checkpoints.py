@@ -19,7 +19,7 @@ def checkpoint(size: str, layout: str, folder: Path) -> Path:
     home = folder / f"{size}-{layout}"
     path = home / "pytorch_model.bin"
     if not path.exists():
-        _run("tests.vendor", size, str(home), "--layout", layout)
+        _run("tests.helpers.vendor", size, str(home), "--layout", layout)
     if not (home / "vocab.json").exists():
         _run("benchmarks.model", size, layout, str(home))
     return path

@@ -88,7 +88,7 @@ def llama_cpp(path: str, threads: int) -> Continue:
     """What continues with llama.cpp, its C functions called."""
     import numpy as np
 
-    from tests import llama_logits
+    from tests.helpers import llama_logits
 
     lib = llama_logits.typed()
     lib.llama_log_set(ctypes.cast(llama_logits.log, llama_logits.POINTER), None)

@@ -11,8 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from tests import vendor
-from tests.llama_model import END, byte_characters
+from tests.helpers import vendor
+from tests.helpers.llama_model import END, byte_characters
 
 _BYTES = 256
 

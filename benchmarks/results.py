@@ -16,8 +16,8 @@ MEMORY = "tmpfs"  # the file system that is no disk
 class Key(NamedTuple):
     """Which measurement a row is of; a new one takes the place of an old one."""
 
-    size: str  # a model of tests.vendor; or how many tensors or shards
-    kind: str  # a layout of tests.vendor, "start-up", "generation", "tensors" or "shards"
+    size: str  # a model of tests.helpers.vendor; or how many tensors or shards
+    kind: str  # a layout of tests.helpers.vendor, "start-up", "generation", "tensors" or "shards"
     command: str
     file_system: str  # that outputs are on
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from cgpt_convert.core.errors import CgptError
-from tests import zips
-from tests.mutations import edited
-from tests.torch_forms.agreement import difference, opened
-from tests.torch_forms.forging import Made, Pickler, Ref, v2, v3
-from tests.zips import Entry
+from tests.helpers import zips
+from tests.helpers.forged_pickles import Made, Pickler, Ref, v2, v3
+from tests.helpers.mutations import edited
+from tests.helpers.torch_agreement import difference, opened
+from tests.helpers.zips import Entry
 
 REBUILD: dict[str, Any] = vars(torch._utils)  # noqa: SLF001  what pickles name
 FROM_TYPE: Any = vars(torch._tensor)["_rebuild_from_type_v2"]  # noqa: SLF001

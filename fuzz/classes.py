@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from fuzz import wrapping
 from fuzz.programs import MAGIC, data_pickle
-from tests import zips
-from tests.hostile import DANGEROUS, FOREIGN, long, payload, short
-from tests.zips import Entry
+from tests.helpers import zips
+from tests.helpers.hostile_pickles import DANGEROUS, FOREIGN, long, payload, short
+from tests.helpers.zips import Entry
 
 UNMARKED = b"cos\nsystem\n(S'echo hostile'\ntR."
 MARKED = b"\x80\2" + UNMARKED

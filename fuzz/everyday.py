@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from tests.scanning.files import tarred, zipped
+from tests.helpers.scan_files import tarred, zipped
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool)
 

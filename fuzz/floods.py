@@ -1,9 +1,9 @@
 # ruff: noqa: E501  one flood a line
 """Files of at most 1 MiB that cost as much as possible, one for each way that is known.
 
-Those of tests/test_hostile.py are among them. Every flood is a folder: its first file is what a
-command is given, and what else stands there, such as a config.json or the shards of an index, is
-what the command finds besides.
+Those of tests/end_to_end/test_hostile_files.py are among them. Every flood is a folder: its first
+file is what a command is given, and what else stands there, such as a config.json or the shards of
+an index, is what the command finds besides.
 """
 
 from __future__ import annotations
@@ -27,11 +27,22 @@ import torch
 from cgpt_convert.core.limits import NODES
 from cgpt_convert.tensors.digest import listed
 from cgpt_convert.verification.lock import Lock, Row, encoded
-from tests import test_hostile as known
-from tests import test_torchtar, zips
-from tests.test_hostile import EMPTY, ORDERED, SYSTEM, TENSOR, flood, gguf_of, header, keyed, text
-from tests.unpickling.test_cost import LARGE
-from tests.zips import Entry
+from tests.end_to_end import test_hostile_files as known
+from tests.end_to_end.test_hostile_files import (
+    EMPTY,
+    ORDERED,
+    SYSTEM,
+    TENSOR,
+    flood,
+    gguf_of,
+    header,
+    keyed,
+    text,
+)
+from tests.formats.torch import test_tar_reader
+from tests.helpers import zips
+from tests.helpers.zips import Entry
+from tests.pickles.decode.test_cost import LARGE
 
 MiB = 1 << 20
 Folder = dict[str, bytes]
@@ -398,8 +409,8 @@ FILES: dict[str, Callable[[], bytes]] = {
     ),
     "tar in a gzip": lambda: gzip.compress(_tar({f"{n:030}": b"" for n in range(20_000)}), 9),
     "torch tar of tensors": lambda: _torch_tar(12_000),
-    "torch tar of empty tuples": lambda: bytes(test_torchtar.tar({
-        **test_torchtar.PARTS,
+    "torch tar of empty tuples": lambda: bytes(test_tar_reader.tar({
+        **test_tar_reader.PARTS,
         "tensors": b"J" + struct.pack("<i", 50_000) + b"." + (b")." + bytes(16)) * 50_000,
     })),
     "gzip of zeros": lambda: gzip.compress(bytes(900 * MiB), 9)[:MiB],
@@ -531,14 +542,14 @@ def _torch_tar(count: int) -> bytes:
     """Torch's tar of one storage and many tensors of it."""
     numbers = range(1, count + 1)
     parts = {
-        **test_torchtar.PARTS,
-        "storages": test_torchtar.storages((0, torch.FloatStorage, "f", [0.0])),
-        "tensors": test_torchtar.tensors(
+        **test_tar_reader.PARTS,
+        "storages": test_tar_reader.storages((0, torch.FloatStorage, "f", [0.0])),
+        "tensors": test_tar_reader.tensors(
             *((number, 0, torch.FloatTensor, (), (), 0) for number in numbers)
         ),
-        "pickle": test_torchtar.pickled({n: test_torchtar.Reference(n) for n in numbers}),
+        "pickle": test_tar_reader.pickled({n: test_tar_reader.Reference(n) for n in numbers}),
     }
-    return bytes(test_torchtar.tar(parts))
+    return bytes(test_tar_reader.tar(parts))
 
 
 # -- folders

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.hostile import DANGEROUS, FOREIGN, HARMLESS
+from tests.helpers.hostile_pickles import DANGEROUS, FOREIGN, HARMLESS
 
 FOREIGN_NAMES = (("os", "system"), ("colorsys", "rgb_to_hls"), ("posix", "system"))
 ALLOWED_NAMES = (

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from tests import test_torchtar
+from tests.formats.torch import test_tar_reader
 
 
 def seeds(target: str) -> list[bytes]:
@@ -31,7 +31,7 @@ def seeds(target: str) -> list[bytes]:
         "tracer": _pickles,
         "legacy": lambda: [_stream()],
         "cut-legacy": lambda: [_stream(), _stream()[:-1]],
-        "tar": lambda: [test_torchtar.tar(test_torchtar.PARTS)],
+        "tar": lambda: [test_tar_reader.tar(test_tar_reader.PARTS)],
         "safetensors": lambda: [
             safetensors.torch.save({"a": torch.ones(2, 3), "b": torch.ones(4).half()}),
             safetensors.torch.save({"e": torch.ones(0)}, {"format": "pt", "tied": "e"}),

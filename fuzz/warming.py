@@ -15,7 +15,7 @@ import torch
 from fuzz import wrapping
 from fuzz.loaders import load_all
 from fuzz.recorder import Events
-from tests.scanning.files import tarred, zipped
+from tests.helpers.scan_files import tarred, zipped
 
 HARMLESS = b"\x80\4}\x94."
 

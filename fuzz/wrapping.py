@@ -21,8 +21,8 @@ import torch
 from torch.package.package_exporter import PackageExporter
 
 from fuzz.programs import MAGIC, data_pickle, mutated, program
-from tests import zips
-from tests.zips import Entry
+from tests.helpers import zips
+from tests.helpers.zips import Entry
 
 DEPTH = 3
 _BLOCK = 512

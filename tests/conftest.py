@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from cgpt_convert.sources.inflate import Deflated
-from tests import vendor
+from tests.helpers import vendor
 
 # milliseconds for one example: seconds are a bomb, the default's 200 only a busy machine
 settings.register_profile("tests", deadline=5000)

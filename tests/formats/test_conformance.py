@@ -11,8 +11,8 @@ from cgpt_convert.formats import registry as formats
 from cgpt_convert.formats.registry import Format
 from cgpt_convert.tensors.dtypes import BY_NAME, TABLE, DType
 from cgpt_convert.tensors.tensor import Storage
-from tests.formats import samples
-from tests.render import dense, render, request, tensor_bytes, write
+from tests.helpers import samples
+from tests.helpers.render import dense, render, request, tensor_bytes, write
 
 FORMATS = [name for name in formats.names() if name != "gguf"]  # which holds GPT-2 models only
 

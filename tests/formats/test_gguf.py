@@ -21,9 +21,9 @@ from cgpt_convert.formats.gguf import writer as gguf
 from cgpt_convert.plan import Field
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_GGUF, BY_NAME
-from tests.formats import samples
-from tests.mutations import mutated
-from tests.render import dense, render, request, tensor_bytes, write
+from tests.helpers import samples
+from tests.helpers.mutations import mutated
+from tests.helpers.render import dense, render, request, tensor_bytes, write
 
 ROOT = Path(__file__).parents[2]
 F32, I8 = BY_NAME["float32"], BY_NAME["int8"]
@@ -370,7 +370,7 @@ def test_damage_never_ends_in_another_error(data):
 # ggml's reader in a process of its own: what it makes of each file, one letter a file
 VERDICTS = """
 import ctypes, os, sys
-from tests.llama_logits import library
+from tests.helpers.llama_logits import library
 
 class Params(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]

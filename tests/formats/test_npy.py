@@ -20,8 +20,8 @@ from cgpt_convert.formats.npy import header as _npy
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY
 from cgpt_convert.tensors.tensor import Storage, Tensor
-from tests.formats import samples
-from tests.render import render, request, tensor_bytes, write
+from tests.helpers import samples
+from tests.helpers.render import render, request, tensor_bytes, write
 
 Array = np.ndarray[Any, Any]
 F32 = BY_NAME["float32"]

@@ -27,8 +27,8 @@ from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.targets.selection import Wish, select
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY
 from cgpt_convert.tensors.tensor import Storage, Tensor
-from tests.formats import samples
-from tests.render import render, request, tensor_bytes
+from tests.helpers import samples
+from tests.helpers.render import render, request, tensor_bytes
 
 F32 = BY_NAME["float32"]
 

@@ -19,8 +19,8 @@ from cgpt_convert.formats.safetensors import reader as _safetensors
 from cgpt_convert.formats.safetensors import writer as safetensors
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME
-from tests.formats import samples
-from tests.render import dense, render, request, tensor_bytes, write
+from tests.helpers import samples
+from tests.helpers.render import dense, render, request, tensor_bytes, write
 
 theirs_of: Any = library.deserialize  # untyped: bytes -> [(name, {"shape", "dtype", "data"})]
 

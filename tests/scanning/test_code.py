@@ -18,10 +18,10 @@ from cgpt_convert.formats.gguf import fields as _gguf_fields
 from cgpt_convert.plan import Field
 from cgpt_convert.scanning import code
 from cgpt_convert.scanning.result import Scanned, Verdict
-from tests import zips
-from tests.hostile import Payload
-from tests.running import run
-from tests.scanning.files import member, said, scanned, tarred, zipped
+from tests.helpers import zips
+from tests.helpers.hostile_pickles import Payload
+from tests.helpers.running import run
+from tests.helpers.scan_files import member, said, scanned, tarred, zipped
 
 UNDER = "_" * 2
 REACHES = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.scanning.result import Verdict
-from tests.scanning.files import scanned, zipped
+from tests.helpers.scan_files import scanned, zipped
 
 RAN = b"cbuiltins\nprint\n(S'ran'\ntR."
 CLEAN = pickle.dumps({"a": 1}, 2)

@@ -23,10 +23,10 @@ import torch
 from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.scanning.result import Verdict
 from cgpt_convert.scanning.scan import scan_file
-from tests import zips
-from tests.hostile import Payload, payload
-from tests.running import run
-from tests.scanning.files import BAD, WEIGHTS, member, npy, said, saved, scanned, tarred, zipped
+from tests.helpers import zips
+from tests.helpers.hostile_pickles import Payload, payload
+from tests.helpers.running import run
+from tests.helpers.scan_files import BAD, WEIGHTS, member, npy, said, saved, scanned, tarred, zipped
 
 
 def legacy(value: Any) -> bytes:

@@ -23,7 +23,7 @@ import torch
 
 from cgpt_convert.formats.torch.legacy_reader import MAGIC
 from cgpt_convert.scanning.result import Verdict
-from tests.scanning.files import npy, saved, scanned, tarred, zipped
+from tests.helpers.scan_files import npy, saved, scanned, tarred, zipped
 
 PRINT = b"cbuiltins\nprint\n(Vran\ntR"
 FAILS = b"\xff"

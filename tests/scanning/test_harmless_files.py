@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from tests.running import run
-from tests.scanning.files import saved
-from tests.training_layouts import layouts, with_arguments
+from tests.helpers.running import run
+from tests.helpers.scan_files import saved
+from tests.helpers.training_layouts import layouts, with_arguments
 
 
 def passes(path: Path, data: bytes, *options: str) -> str:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from cgpt_convert.scanning.result import Verdict
-from tests import zips
-from tests.scanning.files import BAD, WEIGHTS, member, npy, saved, scanned, tarred, zipped
+from tests.helpers import zips
+from tests.helpers.scan_files import BAD, WEIGHTS, member, npy, saved, scanned, tarred, zipped
 
 HIDDEN = zipped({"data.pkl": BAD})
 

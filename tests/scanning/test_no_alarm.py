@@ -15,8 +15,8 @@ from cgpt_convert.core import limits
 from cgpt_convert.scanning import budget as allowance
 from cgpt_convert.scanning import scanner as look
 from cgpt_convert.scanning.result import Verdict
-from tests.running import run
-from tests.scanning.files import BAD, npy, saved, scanned, tarred, zipped
+from tests.helpers.running import run
+from tests.helpers.scan_files import BAD, npy, saved, scanned, tarred, zipped
 
 
 def test_random_bytes_are_no_pickles(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous
 from cgpt_convert.scanning.allowlist import ALLOWED
 from cgpt_convert.scanning.result import Verdict
-from tests import zips
-from tests.hostile import DANGEROUS, FOREIGN, HARMLESS
-from tests.scanning.files import WEIGHTS, said, saved, scanned
+from tests.helpers import zips
+from tests.helpers.hostile_pickles import DANGEROUS, FOREIGN, HARMLESS
+from tests.helpers.scan_files import WEIGHTS, said, saved, scanned
 
 
 @pytest.mark.parametrize("name", DANGEROUS)

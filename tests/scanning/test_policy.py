@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import FOREIGN
-from tests.running import run
-from tests.scanning.files import BAD, WEIGHTS, saved
+from tests.helpers.hostile_pickles import FOREIGN
+from tests.helpers.running import run
+from tests.helpers.scan_files import BAD, WEIGHTS, saved
 
 CLASS = FOREIGN["a class"][0]  # names team.models.Config
 UNKNOWN = bytes(range(1, 256))

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
-from tests.running import run
-from tests.scanning.files import WEIGHTS, npy
+from tests.helpers.running import run
+from tests.helpers.scan_files import WEIGHTS, npy
 from tests.scanning.test_code import CHAT, gguf
 
 

@@ -1,0 +1,284 @@
+"""The public functions: what commands do, from Python. torch and safetensors are the oracles."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cgpt_convert
+from cgpt_convert import (
+    BadRequest,
+    CannotWrite,
+    CgptError,
+    Unsupported,
+    convert,
+    diff,
+    digest,
+    inspect,
+    lock,
+    open_checkpoint,
+    scan,
+    verify,
+)
+from cgpt_convert.scanning.result import Verdict
+from tests.helpers import vendor
+from tests.helpers.running import run
+
+
+@pytest.fixture
+def saved(tmp_path):
+    state = {"w": torch.randn(6, 4), "half": torch.randn(5).bfloat16(), "n": torch.arange(3)}
+    path = tmp_path / "model.bin"
+    torch.save(state, path)
+    return state, path
+
+
+def same(state, path):
+    written = load_file(path)
+    assert written.keys() == state.keys()
+    return all(torch.equal(written[name], state[name]) for name in state)
+
+
+def test_every_name_of_the_package_is_there():
+    assert set(cgpt_convert.__all__) <= set(dir(cgpt_convert))
+    for name in cgpt_convert.__all__:
+        assert getattr(cgpt_convert, name) is not None
+    for error in (BadRequest, CannotWrite, Unsupported):
+        assert issubclass(error, CgptError)
+    with pytest.raises(AttributeError):
+        _ = cgpt_convert.no_such_name
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_inspect_returns_what_the_command_prints(saved, opened):
+    _, path = saved
+    source = open_checkpoint(path) if opened else path
+    assert inspect(source) == run("inspect", path, "--json").json
+    full = inspect(source, match="w", stats=True, check=True)
+    assert full == run("inspect", path, "--match", "w", "--stats", "--check", "--json").json
+    assert full["check"]["ok"]
+
+
+def test_convert_writes_what_torch_saved(saved, tmp_path):
+    state, path = saved
+    out = tmp_path / "model.safetensors"
+    made = convert(path, out, verify=True)
+    assert same(state, out)
+    assert (made.path, made.files, made.nbytes) == (str(out), (str(out),), out.stat().st_size)
+    assert set(made.tensors) == state.keys()
+    again = tmp_path / "by-command.safetensors"
+    assert run("convert", path, "-o", again).code == 0
+    assert out.read_bytes() == again.read_bytes()
+
+
+def test_convert_casts_and_counts_what_it_loses(tmp_path):
+    state = {"w": torch.tensor([1.0, 1e30, 1e-30, float("nan")]), "n": torch.arange(3)}
+    torch.save(state, tmp_path / "model.bin")
+    made = convert(tmp_path / "model.bin", tmp_path / "out.safetensors", dtype="float16")
+    written = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(written["n"], state["n"])
+    assert written["w"].dtype == torch.float16
+    assert torch.equal(written["w"][:3], state["w"][:3].half())
+    assert (made.lossy["w"].overflowed, made.lossy["w"].zeroed) == (1, 1)
+    assert (made.not_finite["w"].nan, made.not_finite["w"].infinite) == (1, 0)
+
+
+def test_convert_selects(saved, tmp_path):
+    state, path = saved
+    made = convert(path, tmp_path / "out.safetensors", match=["w", "n"], exclude="n")
+    assert same({"w": state["w"]}, tmp_path / "out.safetensors")
+    assert made.tensors == ("w",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float12"}, "float12"),
+        ({"dtype": "int8"}, "int8"),
+        ({"tied": "twice"}, "twice"),
+        ({"to": "onnx"}, "onnx"),
+        ({"match": "nothing"}, "matches"),
+        ({"dtype": "q8_0"}, "GGUF"),
+        ({"root": "a.b"}, "a.b"),
+    ],
+)
+def test_convert_rejects_options_that_do_not_exist(saved, tmp_path, options, message):
+    _, path = saved
+    with pytest.raises(BadRequest, match=message):
+        convert(path, tmp_path / "out.safetensors", **options)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["path", "symbolic", "hard", "opened"])
+def test_the_source_is_not_overwritten_under_any_name(saved, tmp_path, name):
+    _, path = saved
+    before = path.read_bytes()
+    output = path
+    if name == "symbolic":
+        output = tmp_path / "link.bin"
+        output.symlink_to(path)
+    elif name == "hard":
+        output = tmp_path / "hard.bin"
+        os.link(path, output)
+    source = open_checkpoint(path) if name == "opened" else path
+    with pytest.raises(BadRequest, match="the output is the input"):
+        convert(source, output, overwrite=True, dtype="float16")
+    with pytest.raises(BadRequest, match="the output is the input"):
+        lock(source, output, overwrite=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [convert, lock])
+def test_an_existing_output_is_kept_without_overwrite(saved, tmp_path, write):
+    _, path = saved
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"mine")
+    with pytest.raises(CgptError, match="exists"):
+        write(path, out)
+    assert out.read_bytes() == b"mine"
+    write(path, out, overwrite=True)
+    assert out.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("output", ["model.gguf", "hf"])
+def test_an_incomplete_model_is_not_written(tmp_path, output):
+    state = vendor.state_dict(vendor.TINY)
+    del state["transformer.h.1.ln_2.weight"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CgptError) as caught:
+        convert(tmp_path / "pytorch_model.bin", tmp_path / output, to=output.rpartition(".")[2])
+    assert "ln_2" in str(caught.value)
+    assert not (tmp_path / output).exists()
+
+
+def test_digests_are_the_commands(tmp_path):
+    state = {"state_dict": dict(vendor.state_dict(vendor.TINY)), "momentum": torch.ones(3)}
+    torch.save(state, tmp_path / "m.ckpt")
+    found = digest(tmp_path / "m.ckpt")
+    printed = run("digest", tmp_path / "m.ckpt", "--json").json
+    assert found.digest == printed["digest"]
+    assert (found.weights, found.root) == (printed["weights"]["digest"], "state_dict")
+    assert (found.model, found.architecture) == (printed["model"], printed["architecture"])
+    assert found.tensors == {row["name"]: row["sha256"] for row in printed["tensors"]}
+    assert found.scope.as_json() == printed["scope"]
+    part = digest(tmp_path / "m.ckpt", root="state_dict")
+    assert part.digest == part.weights == found.weights
+    torch.save({"model": {"a": torch.ones(1)}, "net": {"a": torch.ones(2)}}, tmp_path / "two.bin")
+    assert digest(tmp_path / "two.bin").weights == ""
+
+
+def test_verify_compares_every_bit(saved, tmp_path):
+    state, path = saved
+    out = tmp_path / "out.safetensors"
+    convert(path, out, dtype="bfloat16")
+    equal = verify(path, out)
+    assert equal
+    assert equal.ok
+    assert not equal.failed
+    assert equal.scope is not None
+    assert equal.scope.as_json()["files"][0]["compared"] == len(state)
+    state["w"][3, 2] += 1
+    torch.save(state, tmp_path / "changed.bin")
+    changed = verify(tmp_path / "changed.bin", open_checkpoint(out), match="w")
+    assert not changed
+    assert {check.tensor for check in changed.failed} == {"w", ""}  # "": the source's digest
+    assert verify(out)
+    with pytest.raises(Unsupported):
+        verify(path)  # it has no provenance metadata
+    with pytest.raises(BadRequest):
+        verify(out, match="w")
+
+
+def test_verify_fails_for_other_weights_in_the_folder(saved, tmp_path):
+    _, path = saved
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    convert(path, folder / "model.safetensors")
+    assert verify(path, folder)
+    torch.save({"w": torch.ones(2)}, folder / "other.bin")
+    assert not verify(path, folder)
+
+
+def test_a_lock_is_what_the_command_writes(saved, tmp_path):
+    state, path = saved
+    made = lock(path, tmp_path / "one.json")
+    assert run("lock", path, "-o", tmp_path / "two.json").code == 0
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert "sha256:" + made.digest == digest(path).digest
+    assert verify(path, lock=tmp_path / "one.json")
+    state["n"][0] = 7
+    torch.save(state, tmp_path / "changed.bin")
+    assert not verify(tmp_path / "changed.bin", lock=tmp_path / "one.json")
+    with pytest.raises(BadRequest):
+        verify(path, path, lock=tmp_path / "one.json")
+
+
+def test_diff_measures(saved, tmp_path):
+    state, path = saved
+    other = {name: tensor.clone() for name, tensor in state.items()}
+    other["w"][0, 0] += 2
+    torch.save(other, tmp_path / "other.bin")
+    assert diff(path, path).equal
+    assert not diff(path, path)
+    found = diff(path, tmp_path / "other.bin")
+    assert found
+    row = next(row for row in found.rows if row.differs)
+    assert (row.before, row.numel, row.differing) == ("w", 24, 1)
+    assert row.most == float((other["w"].double() - state["w"].double()).abs().max())
+    assert diff(path, tmp_path / "other.bin", exclude="w").equal
+
+
+def test_what_cannot_be_compared_is_not_equal(tmp_path):
+    with torch.serialization.skip_data():
+        torch.save({"w": torch.ones(3)}, tmp_path / "one.bin")
+        torch.save({"w": torch.ones(3), "v": torch.ones(1)}, tmp_path / "two.bin")
+    paths = tmp_path / "one.bin", tmp_path / "two.bin"
+    found = diff(*paths, match="w")
+    assert not found.equal
+    assert not any(row.differs for row in found.rows)
+    assert run("diff", *paths, "--match", "w").code == 3
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_scan_tells_the_worst_verdict(saved, tmp_path):
+    _, path = saved
+    clean = scan(path)
+    assert clean
+    assert (clean.verdict, clean.checks[0].outcome) == (Verdict.CLEAN, "passed")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    found = scan(tmp_path)
+    assert not found
+    assert found.verdict is Verdict.DANGEROUS
+    bad = next(file for file in found.files if file.path.endswith("evil.pkl"))
+    assert bad.sightings[0].name == "posix.system"
+    assert any(check.outcome == "failed" for check in found.checks)
+    with pytest.raises(BadRequest):
+        scan(tmp_path / "not-there")
+
+
+def test_scan_of_what_has_no_weights_is_not_clean(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert scan(tmp_path).verdict is Verdict.NOTHING
+    assert scan().verdict is Verdict.NOTHING
+
+
+def test_a_folder_that_cannot_be_listed_is_not_scanned(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.ones(2))
+    (tmp_path / "closed").mkdir()
+    listdir = os.listdir
+
+    def deny(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", deny)
+    found = scan(tmp_path)
+    assert (found.verdict, found.ok, len(found.errors)) == (Verdict.NOT_SCANNED, False, 1)

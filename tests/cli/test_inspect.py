@@ -1,0 +1,337 @@
+"""`inspect`: everything about a file, as text for people and JSON for programs."""
+
+import argparse
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.helpers import vendor
+from tests.helpers.running import run, spawn
+
+
+@pytest.fixture(scope="module")
+def summary(model: Path) -> Any:
+    return run("inspect", model, "--json").json
+
+
+def damage(path: Path, record: str, at: int = 0) -> None:
+    """Flip one bit of a record's data."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(each for each in archive.infolist() if each.filename.endswith(record))
+        start = info.header_offset
+    with path.open("r+b") as file:
+        file.seek(start + 26)
+        lengths = file.read(4)
+        start += 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        file.seek(start + at)
+        byte = file.read(1)[0]
+        file.seek(start + at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_the_table_says_of_each_tensor_what_torch_does(state: vendor.State, summary: Any) -> None:
+    assert [row["name"] for row in summary["tensors"]] == list(state)
+    for row in summary["tensors"]:
+        value = state[row["name"]]
+        assert row["dtype"] == str(value.dtype).removeprefix("torch.")
+        assert row["shape"] == list(value.shape)
+        assert row["strides"] == (None if value.is_contiguous() else list(value.stride()))
+        assert row["nbytes"] == value.numel() * value.element_size()
+
+
+def test_offsets_point_at_the_bytes_in_the_file(
+    state: vendor.State, summary: Any, model: Path
+) -> None:
+    data = model.read_bytes()
+    for row in summary["tensors"]:
+        raw = torch.empty(0, dtype=torch.uint8).set_(state[row["name"]].untyped_storage())
+        assert data[row["offset"] : row["offset"] + row["nbytes"]] == raw.numpy().tobytes()
+
+
+def test_a_pickle_that_names_nothing_is_one(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "epoch.pt")
+    torch.save({"epoch": 3}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    for name, says in (
+        ("epoch.pt", "names nothing"),
+        ("old.pt", "names nothing"),
+        ("w.safetensors", "none"),
+    ):
+        assert f"  pickle       {says}, so nothing to run\n" in run("inspect", tmp_path / name).out
+
+
+def test_the_sums_count_tied_weights_once(state: vendor.State, summary: Any) -> None:
+    unique = [value for name, value in state.items() if name != "lm_head.weight"]
+    masks = (".attn.bias", ".masked_bias")
+    learned = [value for name, value in state.items() if not name.endswith(masks)][:-1]
+    assert summary["parameters"] == sum(value.numel() for value in learned)
+    assert summary["elements"] == sum(value.numel() for value in unique)
+    assert summary["nbytes"] == sum(value.numel() * value.element_size() for value in unique)
+    assert summary["files"] == [{"name": "model.bin", "nbytes": summary["files"][0]["nbytes"]}]
+    ties = {row["name"]: row["tied_to"] for row in summary["tensors"] if row["tied_to"]}
+    assert ties == {"lm_head.weight": "transformer.wte.weight"}
+
+
+def test_sorting_by_name_size_and_file(state: vendor.State, model: Path) -> None:
+    def names(order: str) -> list[str]:
+        rows = run("inspect", model, "--json", "--sort", order).json["tensors"]
+        return [row["name"] for row in rows]
+
+    assert names("file") == list(state)
+    assert names("name") == sorted(state)
+    sizes = [state[name].numel() * state[name].element_size() for name in names("size")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_matching_shows_some_rows_and_still_sums_all(summary: Any, model: Path) -> None:
+    words = ("--match", "*.ln_1.*", "--match", "lm_head.*")
+    some = run("inspect", model, "--json", *words).json
+    shown = [row["name"] for row in some["tensors"]]
+    assert len(shown) == 5
+    assert all(".ln_1." in name or name == "lm_head.weight" for name in shown)
+    assert some["nbytes"] == summary["nbytes"]
+    out = run("inspect", model, *words).out
+    total = len(summary["tensors"])
+    assert f" in {total} tensors (1 tied, counted once)\n" in out
+    assert f"\n5 of {total} tensors shown\n" in out
+    assert "shown" not in run("inspect", model).out
+
+
+def test_matching_nothing_is_bad_usage_as_of_convert(model: Path, tmp_path: Path) -> None:
+    result = run("inspect", model, "--match", "zzz")
+    other = run("convert", model, "-o", tmp_path / "x.npz", "--match", "zzz")
+    assert (result.code, result.out) == (2, "")
+    assert result == other
+    assert "names look like transformer.wte.weight" in result.err
+
+
+def test_the_tree_folds_layers_that_look_alike(model: Path) -> None:
+    lines = run("inspect", model, "--tree").out.splitlines()
+    assert any(line.split()[:3] == ["0", "to", "1"] for line in lines)
+    assert lines[-1].split() == ["total", "157,442", "531", "kB"]
+    assert sum("c_attn" in line for line in lines) == 1
+
+
+def expected_stats(value: torch.Tensor) -> dict[str, float | int | None]:
+    """The statistics by torch, in double precision."""
+    finite = value.double()[torch.isfinite(value.double())]
+    known = bool(finite.numel())
+    return {
+        "min": float(finite.min()) if known else None,
+        "max": float(finite.max()) if known else None,
+        "mean": float(finite.mean()) if known else None,
+        "std": float(finite.std(correction=0)) if known else None,
+        "zeros": int((value == 0).sum()),
+        "nan": int(value.double().isnan().sum()),
+        "inf": int(value.double().isinf().sum()),
+    }
+
+
+def stats_state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    odd = torch.randn(1000, generator=generator)
+    odd[::7] = float("nan")
+    odd[::11] = float("inf")
+    odd[::13] = float("-inf")
+    odd[::5] = 0
+    return {
+        "far from zero": torch.randn(70_000, generator=generator, dtype=torch.float64) + 1e9,
+        "odd": odd,
+        "half": odd.half(),
+        "bfloat16": odd.bfloat16(),
+        "strided": torch.randn(300, 200, generator=generator).t()[::3],
+        "int64": torch.randint(-(10**12), 10**12, (999,), generator=generator),
+        "uint8": torch.randint(0, 255, (999,), generator=generator, dtype=torch.uint8),
+        "bool": torch.rand(999, generator=generator) > 0.3,
+        "scalar": torch.tensor(-10000.0),
+        "empty": torch.empty(0, 3),
+        "only nan": torch.full((3,), float("nan")),
+        "negative zero": torch.tensor([-0.0, 0.0, 1.0]),
+    }
+
+
+def test_statistics_are_torchs(tmp_path: Path) -> None:
+    state = stats_state()
+    path = vendor.save(state, tmp_path / "model.pt")
+    rows = run("inspect", path, "--stats", "--json").json["tensors"]
+    assert len(rows) == len(state)
+    for row in rows:
+        expected = expected_stats(state[row["name"]])
+        assert row["stats"].keys() == expected.keys()
+        for key, value in expected.items():
+            near = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
+            assert row["stats"][key] == near, (row["name"], key)
+
+
+def test_statistics_without_an_answer_are_null(tmp_path: Path) -> None:
+    state = {
+        "huge": torch.tensor([1e308, 1e308, -1e308], dtype=torch.float64),
+        "complex": torch.tensor([1 + 1j, 0, complex("nan")]),
+    }
+    result = run("inspect", vendor.save(state, tmp_path / "m.pt"), "--stats", "--json")
+    huge, imaginary = (row["stats"] for row in result.json["tensors"])
+    assert result.err == ""
+    assert (huge["min"], huge["max"], huge["std"]) == (-1e308, 1e308, None)
+    assert imaginary == {
+        **dict.fromkeys(("min", "max", "mean", "std")),
+        "zeros": 1,
+        "nan": 1,
+        "inf": 0,
+    }
+
+
+def test_a_check_of_a_whole_file_succeeds(model: Path) -> None:
+    result = run("inspect", model, "--check")
+    assert result.code == 0
+    assert "all 32 storages are as they were written" in result.out
+
+
+def test_a_check_names_all_damaged_tensors(
+    state: vendor.State, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.bin"
+    path.write_bytes(model.read_bytes())
+    damage(path, "/data/0", 1000)
+    damage(path, "/data/5")
+    result = run("inspect", path, "--check", "--json")
+    assert result.code == 1
+    assert result.json["check"] == {
+        "ok": False,
+        "storages": 32,
+        "recorded": 32,
+        "damaged": ["0", "5"],
+        "tensors": ["transformer.wte.weight", list(state)[5], "lm_head.weight"],
+    }
+    text = run("inspect", path, "--check")
+    assert text.code == 1
+    assert "lm_head.weight" in text.out
+    assert run("inspect", path).code == 0
+
+
+def test_a_check_where_nothing_is_recorded_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"w": torch.ones(3)}, path)
+    result = run("inspect", path, "--check")
+    assert result.code == 0
+    assert "records none" in result.out
+
+
+def test_damaged_deflated_data_fails_the_check_too(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "deflated.bin"
+    with zipfile.ZipFile(model) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for info in source.infolist():
+            out.writestr(info.filename, source.read(info))
+    assert run("inspect", path, "--check").code == 0
+    damage(path, "/data/4", 20)
+    result = run("inspect", path, "--check", "--json")
+    assert result.code == 1
+    assert result.json["check"]["damaged"] == ["4"]
+
+
+def test_other_values_and_foreign_classes_are_shown_not_run(tmp_path: Path) -> None:
+    class Hyper:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, ("touch ran",)
+
+    path = tmp_path / "lightning.ckpt"
+    torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 7, "hyper": Hyper()}, path)
+    result = spawn("inspect", path, "--json")
+    assert {"path": "epoch", "text": "7"} in result.json["others"]
+    assert any(name.endswith("system") for name in result.json["foreign"])
+    assert not Path("ran").exists()
+    assert "names foreign code" in spawn("inspect", path).out
+
+
+def saved_with(folder: Path, function: Any, *, new: bool = True) -> Path:
+    class Calling:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return function, ()
+
+    path = folder / "model.pt"
+    state = {"w": torch.ones(2), "x": Calling()}
+    torch.save(state, path, _use_new_zipfile_serialization=new)
+    return path
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_what_scan_calls_dangerous_is_a_warning(new: bool, tmp_path: Path) -> None:
+    path = saved_with(tmp_path, os.system, new=new)
+    scan = run("scan", path)
+    assert (scan.code, "dangerous" in scan.out, "[CGPT015]" in scan.out) == (1, True, True)
+    result = run("inspect", path)
+    assert result.code == 0
+    assert (
+        f"  warning      dangerous: names {os.system.__module__}.system [CGPT015]; "
+        "`cgpt-convert scan` shows what it would do\n"
+    ) in result.out
+    (found,) = run("inspect", path, "--json").json["findings"]
+    assert (found["id"], found["level"]) == ("CGPT015", "error")
+    assert "CGPT015" in run("convert", path, "-o", tmp_path / "out.npz").err
+
+
+def test_what_scan_calls_foreign_leads_to_scan(tmp_path: Path) -> None:
+    path = saved_with(tmp_path, argparse.Namespace)
+    assert "foreign" in run("scan", path).out
+    result = run("inspect", path)
+    assert "`cgpt-convert scan` shows what it would do" in result.out
+    assert "warning" not in result.out
+    (found,) = run("inspect", path, "--json").json["findings"]
+    assert (found["id"], found["level"]) == ("CGPT008", "note")
+
+
+def test_names_of_dangerous_code_are_judged_without_importing_the_scanner(model: Path) -> None:
+    program = (
+        "import sys; from cgpt_convert.inspection import summarise; "
+        "from cgpt_convert import open_checkpoint; "
+        "summarise(open_checkpoint(sys.argv[1])); "
+        "print([n for n in sys.modules if 'dangerous' in n or 'scanning' in n or n == 'numpy'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, model], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "text", "empty"])
+def test_what_is_no_weight_file_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path.write_text("hello\n" if kind == "text" else "")
+    for command in (
+        ("inspect", path),
+        ("inspect", path, "--json"),
+        ("convert", path, "-o", tmp_path / "out.npz"),
+        ("extract", path, "-o", tmp_path / "out"),
+    ):
+        result = run(*command)
+        assert result.code == (2 if kind in ("missing", "fifo") else 3)
+        assert (list(result.json) == ["error"]) if "--json" in command else not result.out
+        assert result.err.startswith(f"cgpt-convert: {path}: ")
+        assert len(result.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("frobnicate",), ("inspect",), ("inspect", "a", "b"), ("inspect", "a", "--sort", "hue")],
+)
+def test_bad_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Usage:" in result.err
+
+
+def test_help_and_version_are_results() -> None:
+    for words in (("--help",), ("inspect", "-h"), ("convert", "--help"), ("--version",)):
+        result = run(*words)
+        assert (result.code, result.err) == (0, "")
+        assert result.out

@@ -1,0 +1,267 @@
+"""Files and folders that are not weight files: the message says what they are and what to do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from cgpt_convert import open_checkpoint
+from cgpt_convert.targets.selection import wanted
+from tests.helpers import zips
+from tests.helpers.running import Result, run
+
+STATE = {"w": torch.arange(40.0).view(5, 8), "b": torch.zeros(3), "n": torch.ones(2).half()}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> bytes:
+    torch.save(STATE, tmp_path / "plain.pt")
+    return (tmp_path / "plain.pt").read_bytes()
+
+
+def refused(path: Path, *expected: str, code: int = 3) -> Result:
+    result = run("inspect", path)
+    assert result.code == code, result
+    for words in expected:
+        assert words in result.err, result.err
+    return result
+
+
+MANGLED: dict[str, Any] = {
+    "CR LF": (lambda b: b.replace(b"\n", b"\r\n"), "from LF to CR LF"),
+    "UTF-8": (lambda b: b.decode("latin1").encode(), "taken for Latin-1 text"),
+    "replaced": (lambda b: b.decode("utf-8", "replace").encode(), "replaced by U+FFFD"),
+    "a mark": (lambda b: b"\xef\xbb\xbf" + b, "a byte order mark"),
+    "base64": (base64.encodebytes, "encoded as base64"),
+    "twice": (lambda b: b + b, "twice, one behind the other"),
+    "resumed too early": (lambda b: b[:900] + b[700:], "200 bytes come twice"),
+    "resumed too late": (lambda b: b[:900] + b[1000:], "100 bytes are missing inside"),
+}
+
+
+@pytest.mark.parametrize("how", MANGLED)
+@pytest.mark.parametrize("packed", [False, True], ids=["by torch", "packed again"])
+def test_damage_in_transfer_is_told_by_its_kind(
+    how: str, packed: bool, saved: bytes, tmp_path: Path
+) -> None:
+    if packed:
+        saved = zips.build(zips.entries_of(saved).values())
+    mangle, expected = MANGLED[how]
+    path = tmp_path / "mangled.pt"
+    path.write_bytes(mangle(saved))
+    refused(path, expected)
+
+
+@pytest.mark.parametrize("how", ["CR LF", "UTF-8", "twice"])
+def test_damage_of_other_formats_is_told_too(how: str, tmp_path: Path) -> None:
+    values = {"w": torch.arange(-3000, 3000).half(), "i": torch.arange(600, dtype=torch.uint8)}
+    mangle, expected = MANGLED[how]
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(mangle(safetensors.torch.save(values)))
+    refused(path, expected)
+    torch.save(values, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(mangle(path.read_bytes()))
+    if how != "twice":  # a legacy stream with bytes behind it is read, with a finding
+        refused(path, expected)
+
+
+def test_sound_files_are_not_called_damaged(tmp_path: Path) -> None:
+    """Repeated content and many newlines are no damage in a file that is read."""
+    twice = torch.full((4096,), 0x0A0D0A0D, dtype=torch.int32)
+    torch.save({"a": twice, "b": twice.clone()}, tmp_path / "m.pt")
+    assert run("inspect", tmp_path / "m.pt").code == 0
+
+
+def test_an_archive_behind_another_is_a_distributed_checkpoint(
+    saved: bytes, tmp_path: Path
+) -> None:
+    torch.save({"other": torch.ones(100)}, tmp_path / "b.pt")
+    path = tmp_path / "__0_0.distcp"
+    path.write_bytes(saved + (tmp_path / "b.pt").read_bytes())
+    refused(path, "several archives", "dcp_to_torch")
+
+
+def test_a_torch_archive_without_its_folder(saved: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for name, entry in zips.entries_of(saved).items():
+        target = folder / name.partition("/")[2]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(entry.raw())
+    rootless = tmp_path / "rootless.pt"
+    with zipfile.ZipFile(rootless, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    refused(rootless, "without its root folder", "zip -0 -r")
+    refused(folder, "an unpacked torch archive", f"cd {tmp_path} && zip -0 -r model.pt model")
+    packed = tmp_path / "model.pt"  # what the hint asks for
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(tmp_path))
+    assert list(open_checkpoint(packed)) == list(STATE) == list(torch.load(packed))
+
+
+def test_what_macos_packed_again(saved: bytes, tmp_path: Path) -> None:
+    entries = [*zips.entries_of(saved).values(), zips.Entry("__MACOSX/._archive", b"x")]
+    path = tmp_path / "mac.pt"
+    path.write_bytes(zips.build(entries))
+    refused(path, "packed again by macOS", "zip -d FILE '__MACOSX/*'")
+
+
+class Unsavable:
+    def __reduce__(self) -> Any:
+        raise ValueError("not this one")
+
+
+def test_a_save_that_failed(tmp_path: Path) -> None:
+    path = tmp_path / "failed.pt"
+    with pytest.raises(ValueError, match="not this one"):
+        torch.save({"a": torch.ones(3), "b": Unsavable()}, path)
+    refused(path, "torch.save failed before it wrote any value")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torch_export(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(nn.Linear(3, 2), (torch.ones(1, 3),)), path)
+    refused(path, "torch.export", ".state_dict")
+
+
+def test_archives_of_weight_files_name_them(saved: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("readme.md", "x")
+        archive.writestr("folder/plain.pt", saved)
+    refused(tmp_path / "w.zip", "a zip archive", "folder/plain.pt")
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        tar.add(tmp_path / "plain.pt", "x/plain.pt")
+    refused(tmp_path / "w.tar", "a tar archive", "x/plain.pt")
+    with zipfile.ZipFile(tmp_path / "o.zip", "w") as archive:
+        archive.writestr("readme.md", "x")
+    refused(tmp_path / "o.zip", "no file in it is called as weight files are")
+
+
+def test_a_safetensors_header_over_the_limit_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "long.safetensors"
+    size = 100_000_008
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", size) + b'{"__metadata__":{"k":"')
+        file.truncate(size + 8)
+    refused(path, "a header of 100,000,008 bytes", "100,000,000")
+
+
+def made(folder: Path, *names: str) -> Path:
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"x")
+    return folder
+
+
+def test_folders_of_other_kinds_are_named(tmp_path: Path) -> None:
+    dcp = made(tmp_path / "dcp", ".metadata", "__0_0.distcp")
+    refused(dcp, "distributed checkpoint of torch (DCP)", f"dcp_to_torch {dcp} model.pt")
+
+    tag = "global_step10"
+    zero = made(
+        tmp_path / "zero",
+        "latest",
+        "zero_to_fp32.py",
+        f"{tag}/mp_rank_00_model_states.pt",
+        f"{tag}/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    )
+    script = f"python {zero / 'zero_to_fp32.py'} {zero} OUTPUT"
+    states = str(zero / tag / "mp_rank_00_model_states.pt")
+    refused(zero, "DeepSpeed", script, states)
+    refused(zero / tag, "DeepSpeed", script, states)
+
+    pipeline = made(tmp_path / "sd", "model_index.json", "unet/model.safetensors", "vae/v.bin")
+    refused(pipeline, "a diffusers pipeline", str(pipeline / "unet"))
+
+    flax = made(tmp_path / "flax", "flax_model.msgpack", "config.json")
+    refused(flax, "weights of Flax")
+    refused(made(tmp_path / "only", "config.json"), "download is not complete")
+    refused(made(tmp_path / "nothing", "readme.md"), "the folder contains no weights")
+
+
+def test_a_hub_cache_names_the_snapshot(saved: bytes, tmp_path: Path) -> None:
+    model = tmp_path / "hub" / "models--me--gpt2x"
+    made(model, "snapshots/old/readme.md", "snapshots/abc123/readme.md", "blobs/ff")
+    (model / "blobs" / "ff").write_bytes(saved)
+    (model / "snapshots" / "abc123" / "pytorch_model.bin").symlink_to("../../blobs/ff")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc123")
+    snapshot = str(model / "snapshots" / "abc123")
+    refused(model, "Hugging Face cache", snapshot)
+    refused(tmp_path / "hub", "Hugging Face cache", "models--me--gpt2x", snapshot)
+    assert run("inspect", snapshot).code == 0
+
+
+def test_shards_without_an_index_are_not_several_models(tmp_path: Path) -> None:
+    folder = made(tmp_path / "shards")
+    folder.mkdir()
+    for number in (1, 2):
+        (folder / f"model-0000{number}-of-00003.safetensors").write_bytes(
+            safetensors.torch.save({f"w{number}": torch.ones(2)})
+        )
+    refused(folder, "2 of 3 shards of one model", "model.safetensors.index.json")
+
+
+def test_an_index_may_write_its_shards_with_a_dot(saved: bytes, tmp_path: Path) -> None:
+    folder = made(tmp_path / "m")
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(saved)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(STATE, "./a.bin")}))
+    assert list(open_checkpoint(folder)) == list(STATE)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(STATE, ".\\a.bin")}))
+    refused(folder, "not files in the index's own folder", "without \\")
+
+
+def test_a_model_of_the_hub_is_asked_for_by_its_scheme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(Path("cerebras/Cerebras-GPT-1.3B"), "hf://cerebras/Cerebras-GPT-1.3B", code=2)
+    assert "hf://" not in refused(Path("folder/model.bin"), "no such file", code=2).err
+    assert "hf://" not in refused(tmp_path / "a" / "b", "no such file", code=2).err
+
+
+def test_a_name_with_brackets_is_matched_by_itself(tmp_path: Path) -> None:
+    assert wanted("x[0].w", ["x[0].w"])
+    assert not wanted("x[0].w", (), ["x[0].w"])
+    assert wanted("x0.w", ["x[0].w"])
+    path = tmp_path / "m.pt"
+    torch.save({"x[0].w": torch.ones(2), "y": torch.ones(1)}, path)
+    hint = run("convert", path, "-o", tmp_path / "o.npz", "--match", "z").err
+    shown = re.search(r"names look like (.*)", hint)
+    assert shown
+    name = shown[1].split(", ")[0]
+    assert run("convert", path, "-o", tmp_path / "o.npz", "--match", name).code == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_that_is_named_for_a_distributed_checkpoint_makes_a_file_that_is_read(
+    tmp_path: Path,
+) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    folder = tmp_path / "step-10"
+    save: Any = vars(dcp)["save"]
+    save({"model": {"w": torch.ones(3, 4)}}, checkpoint_id=folder, no_dist=True)
+    told = re.search(r"python (-m \S+ dcp_to_torch \S+) model\.pt", refused(folder).err)
+    assert told
+    out = tmp_path / "model.pt"
+    subprocess.run([sys.executable, *told[1].split(), str(out)], check=True, capture_output=True)
+    assert list(open_checkpoint(out)) == ["model.w"]

@@ -1,0 +1,67 @@
+"""Files of every kind to scan, and what is found in them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.result import Scanned
+from cgpt_convert.scanning.scan import scan_file
+from tests.helpers import zips
+from tests.helpers.hostile_pickles import payload
+
+BAD = payload(4)
+
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int64)}
+
+
+def scanned(data: bytes, folder: Path, *allow: str, name: str = "file") -> Scanned:
+    path = folder / name
+    path.write_bytes(data)
+    return scan_file(str(path), Rule(allow))
+
+
+def said(found: Scanned) -> str:
+    return "\n".join(map(str, found.sightings))
+
+
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def tarred(members: dict[str, bytes], mode: str = "w", form: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=form) as archive:  # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+def member(name: str = "archive/data.pkl", data: bytes = b"\x80\2N.") -> zips.Entry:
+    return zips.Entry(name, data)

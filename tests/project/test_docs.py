@@ -1,0 +1,247 @@
+"""The documentation says what the program does: commands, options, JSON keys, findings, output."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cgpt_convert.architectures.known_models import models
+from cgpt_convert.cli import COMMANDS, group
+from cgpt_convert.core import findings
+from cgpt_convert.core.checks import Check
+from cgpt_convert.core.findings import Rule
+from cgpt_convert.formats import registry as formats
+from cgpt_convert.scanning.result import Sighting
+from tests.helpers.running import environ
+
+TOP = Path(__file__).parents[2]
+PAGES = [*TOP.glob("*.md"), *TOP.glob("docs/**/*.md")]
+DOCS = {path.name: path.read_text() for path in PAGES}
+
+
+def section(page: str, title: str) -> str:
+    """The text under the heading `title`, up to the next of its level."""
+    match = re.search(
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", DOCS[page], re.MULTILINE | re.DOTALL
+    )
+    assert match, f"{page} has no heading {title!r}"
+    return match[1]
+
+
+def command(name: str) -> click.Command:
+    found = group.get_command(click.Context(group), name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_documented(name: str) -> None:
+    text = section("commands.md", name)
+    for param in command(name).params:
+        if isinstance(param, click.Option):
+            for spelling in param.opts:
+                assert f"`{spelling}" in text, (
+                    f"{name} {spelling} is not in docs/reference/commands.md"
+                )
+            if isinstance(param.type, click.Choice):
+                for choice in param.type.choices:
+                    assert str(choice) in text, f"{name} {param.name}={choice} is not documented"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_documented_that_does_not_exist(name: str) -> None:
+    exist = {spelling for param in command(name).params for spelling in param.opts} | {"--help"}
+    if name == "models":
+        exist |= {"--mapping"}  # its text tells what the names are good for
+    for spelling in re.findall(r"`(--[a-z-]+)", section("commands.md", name)):
+        assert spelling in exist | {"--root", "--version"}, f"{name} has no {spelling}"
+
+
+def test_every_finding_has_a_section_with_its_title_and_level() -> None:
+    rules = [value for value in vars(findings).values() if isinstance(value, Rule)]
+    assert len({rule.id for rule in rules}) == len(rules) > 10
+    for rule in rules:
+        text = section("findings.md", f"{rule.id} {rule.title}")
+        assert text.strip().startswith(f"{rule.level}."), rule.id
+        assert rule.text in " ".join(text.split()), rule.id
+
+
+def test_every_format_is_in_the_table() -> None:
+    written = section("formats.md", "Written")
+    for name in formats.names():
+        assert f"| `{name}` |" in written
+
+
+def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
+    def run(*words: str) -> dict[str, object]:
+        line = [sys.executable, "-m", "cgpt_convert", *words, "--json"]
+        done = subprocess.run(line, capture_output=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    model, out = str(demo / "pytorch_model.bin"), demo.parent
+    results = {
+        "inspect": run("inspect", model, "--stats", "--check"),
+        "extract": run("extract", model, "-o", str(out / "json-parameters")),
+        "convert": run("convert", model, "-o", str(out / "json.safetensors")),
+        "digest": run("digest", model),
+        "lock": run("lock", model, "-o", str(out / "weights.lock.json")),
+        "verify": run("verify", model, str(out / "json.safetensors")),
+        "diff": run("diff", model, str(out / "json.safetensors")),
+        "scan": run("scan", str(demo)),
+        "eval": run("eval", model, "--text", str(demo / "held-out.txt"), "--against", model),
+        "models": run("models"),
+        "generate": run("generate", model, "--ids", "1,2", "--max-new-tokens", "2"),
+    }
+    for name, result in results.items():
+        text = section("json.md", name)
+        for key in result:
+            assert f"`{key}`" in text, f"{name}: {key}"
+    assert isinstance(results["scan"]["files"], list)
+    for key in (*results["scan"]["files"][0], *Sighting._fields):
+        assert f"`{key}`" in section("json.md", "scan"), key
+    for key in ("ok", "exit_code", "checks", *Check._fields):
+        assert f"`{key}`" in section("json.md", "Reports"), key
+    against = results["eval"]["against"]
+    assert isinstance(against, dict)
+    for key in against:
+        assert f"`{key}`" in section("json.md", "eval"), key
+    assert isinstance(results["models"]["models"], list)
+    for key in results["models"]["models"][0]:
+        assert f"`{key}`" in section("json.md", "models"), key
+    tensors = results["inspect"]["tensors"]
+    assert isinstance(tensors, list)
+    for key in {key for row in tensors for key in (*row, *row["stats"])}:
+        assert f"`{key}`" in section("json.md", "inspect"), key
+    mapping = json.loads((out / "json-parameters" / "mapping.json").read_text())
+    rows = [key for row in mapping["tensors"].values() for key in row]
+    for key in {*mapping, *rows}:
+        assert f"`{key}`" in section("json.md", "mapping.json"), key
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "key"),
+    [("digest", [], "tensors"), ("verify", ["MODEL"], "checks"), ("diff", ["MODEL"], "tensors")],
+)
+def test_the_keys_of_rows_are_documented(demo: Path, name: str, words: list[str], key: str) -> None:
+    model = str(demo / "pytorch_model.bin")
+    line = [sys.executable, "-m", "cgpt_convert", name, model, *words, "--json"]
+    line = [model if word == "MODEL" else word for word in line]
+    done = subprocess.run(line, capture_output=True, check=True)
+    for inner in {inner for row in json.loads(done.stdout)[key] for inner in row}:
+        assert f"`{inner}`" in section("json.md", name), inner
+
+
+def test_the_keys_of_logits_are_documented(demo: Path) -> None:
+    model = str(demo / "pytorch_model.bin")
+    line = [sys.executable, "-m", "cgpt_convert", "verify", model, model, "--logits", "--json"]
+    done = subprocess.run(line, capture_output=True, check=True)
+    compared = json.loads(done.stdout)["logits"]
+    for key in (*compared, *compared["states"][0]):
+        assert f"`{key}`" in section("json.md", "verify"), key
+
+
+def test_the_keys_of_a_lock_are_documented(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.lock.json"
+    model = str(demo / "pytorch_model.bin")
+    line = [sys.executable, "-m", "cgpt_convert", "lock", model, "-o", str(out)]
+    subprocess.run(line, capture_output=True, check=True)
+    lock = json.loads(out.read_text())
+    rows = [key for row in lock["tensors"].values() for key in row]
+    for key in {*lock, *lock["model"], *lock["files"][0], *rows}:
+        assert f"`{key}`" in section("json.md", "weights.lock.json"), key
+
+
+def test_published_accuracies_are_those_of_the_mappings() -> None:
+    tables = re.findall(
+        r"\| (\S+B|\S+M) \|((?: 0\.\d{3} \|){7})", section("evaluation.md", "Published figures")
+    )
+    assert len(tables) == 14
+    shown = [(size, [float(cell) for cell in cells.split("|")[:-1]]) for size, cells in tables]
+    rows = [model for model in models() if model.zero_shot]
+    for shots, part in (("zero_shot", shown[:7]), ("five_shot", shown[7:])):
+        assert part == [(row.published, list(getattr(row, shots).values())) for row in rows]
+
+
+def test_readme_shows_what_the_demo_prints(demo_output: str) -> None:
+    block = re.search(r"<!-- demo -->\n```console\n(.*?)```", DOCS["README.md"], re.DOTALL)
+    assert block
+    for passage in block[1].split("...\n"):
+        assert passage in demo_output, passage
+
+
+def test_the_digests_that_are_shown_are_the_demos(demo: Path) -> None:
+    line = [sys.executable, "-m", "cgpt_convert", "digest", str(demo / "pytorch_model.bin")]
+    done = subprocess.run(line, capture_output=True, check=True, text=True)
+    shown = f"$ cgpt-convert digest cgpt-demo/pytorch_model.bin\n{done.stdout}```"
+    assert shown in DOCS["digest.md"]
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    commands = re.findall(r"```sh\n(python3 -m venv .*)\n```", DOCS["README.md"])
+    assert len(commands) == 2
+    last = commands[1].split(" && ")[-2:]
+    script = (TOP / ".ci" / "run").read_text()
+    for words in last:
+        assert words in script
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of the headings of `page`, as code hosts and the site generator name them."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            aim = page.parent / file if file else page
+            assert aim.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(aim.read_text()), f"{page}: {target}"
+
+
+def test_no_two_pages_have_one_name() -> None:
+    assert len(DOCS) == len(PAGES)
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    line = [sys.executable, "-m", "cgpt_convert", "demo"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, check=True, text=True)
+    return folder / "cgpt-demo", done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(demo_run: tuple[Path, str]) -> Path:
+    return demo_run[0]
+
+
+@pytest.fixture(scope="module")
+def demo_output(demo_run: tuple[Path, str]) -> str:
+    return demo_run[1]
+
+
+@pytest.mark.parametrize("page", ["library.md", "models.md"])
+def test_the_python_of_a_page_runs(page: str, demo: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo, tmp_path / "demo")
+    shutil.copy(folder / "model.gguf", folder / "m.gguf")
+    (folder / "model.npz").unlink()  # the page writes it
+    blocks = dict.fromkeys(("python", "pycon"), "")
+    for kind in blocks:
+        blocks[kind] = "\n".join(re.findall(rf"```{kind}\n(.*?)```", DOCS[page], re.DOTALL))
+    assert any(blocks.values())
+    (tmp_path / "session.txt").write_text(blocks["pycon"])
+    session = [sys.executable, "-m", "doctest", "-o", "ELLIPSIS", str(tmp_path / "session.txt")]
+    for line in ([sys.executable, "-c", blocks["python"]], session):
+        done = subprocess.run(
+            line, cwd=folder, env=environ(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
