@@ -144,7 +144,31 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
         return Kind.ZEROS if not record and _first_set(source) < 0 else Kind.UNKNOWN
     if not head:
         return Kind.EMPTY
-    return _binary(head, source.nbytes) or _text(head)
+    kind = _binary(head, source.nbytes) or _text(head)
+    if kind is Kind.UNKNOWN and _is_damaged_tar(head):
+        return Kind.TAR
+    return kind
+
+
+# a checksum of three digits at least, in any form that tarfile takes
+_MAYBE_SUM = rb"[\x80\xff]|[\s\x1c-\x1f+\-0oO_]*[1-7][0-7_]{2}"
+
+
+def _is_damaged_tar(head: bytes) -> bool:
+    """Return whether a tar header follows others that are damaged.
+
+    Python's tarfile passes over those if told to ignore zeros.
+    """
+    from cgpt_convert.archives import tar as tarball
+    from cgpt_convert.archives import tar_walk as tarwalk
+
+    if head[257:262] == b"ustar":
+        return True
+    blocks = (head[at : at + tarball.BLOCK] for at in range(0, len(head), tarball.BLOCK))
+    return any(
+        re.match(_MAYBE_SUM, block[148:156]) and tarwalk.is_tar_to_tarfile(block)
+        for block in blocks
+    )
 
 
 def _is_padded_tar(source: Source, head: bytes, record: bool) -> bool:  # noqa: FBT001

@@ -5,7 +5,11 @@ from __future__ import annotations
 from cgpt_convert.core import findings
 from cgpt_convert.core.text import printable
 from cgpt_convert.pickles.nodes import text
-from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous, is_known_package
+from cgpt_convert.pickles.torch_calls.dangerous import (
+    is_dangerous,
+    is_known_package,
+    is_standard,
+)
 from cgpt_convert.pickles.trace.tracer import Trace
 from cgpt_convert.pickles.trace.uses import EXTENSION, Use
 from cgpt_convert.scanning.result import Sighting
@@ -36,15 +40,20 @@ def _acts(use: Use) -> bool:
 
 
 def _can_be_imported(use: Use, *, text: bool) -> bool:
-    """Return whether an import may succeed. With `text`, only a dangerous name counts.
+    """Return whether an import may succeed.
 
-    If the module is known to exist, the name in it does not matter: Python's unpickler treats a
-    name truncated by the end of the file as an empty name.
+    If the module is known to exist, the name in it does not matter: it is looked up after the
+    import, and Python's unpickler treats a name truncated by the end of the file as an empty name.
+    In `text`, only such modules count, as lines of ordinary texts look like names.
     """
     plain = all(map(str.isidentifier, use.dotted.removesuffix(".").split(".")))
-    if text:
-        return plain and is_dangerous(use.module, use.name)
-    return (plain and use.name != "") or is_known_package(use.module.partition(".")[0])
+    package = use.module.partition(".")[0]
+    if not text:
+        return (plain and use.name != "") or is_known_package(package)
+    if plain and (is_standard(package) or is_dangerous(use.module, use.name)):
+        return True
+    listed = use.module == use.name  # as in a list of the scripts `isympy` and `sympy`
+    return not (listed or is_standard(package)) and is_known_package(package)
 
 
 def sighting(use: Use, place: str) -> Sighting:

@@ -1,6 +1,7 @@
 """`inspect`: everything about a file, as text for people and JSON for programs."""
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -335,3 +337,13 @@ def test_help_and_version_are_results() -> None:
         result = run(*words)
         assert (result.code, result.err) == (0, "")
         assert result.out
+
+
+def test_names_that_scan_accepts_are_not_foreign(tmp_path: Path) -> None:
+    """One list for both commands: NumPy's generators and the names of distributed tensors."""
+    state = {"weight": torch.ones(2), "rng": np.random.default_rng(0), "file": io.BytesIO(b"1")}
+    torch.save(state, tmp_path / "model.pt")
+    assert run("scan", tmp_path / "model.pt").code == 0
+    shown = run("inspect", tmp_path / "model.pt", "--json").json
+    assert not shown["foreign"]
+    assert all(found["id"] != "CGPT008" for found in shown["findings"])

@@ -116,13 +116,31 @@ def test_an_array_of_objects_that_is_no_pickle_is_malformed(tmp_path: Path) -> N
         b"(cat\ndog\n",
         b"VERSION 1\npython\ngo\n",
         b"isympy\nsympy\n",
-        b"ctorch\nnn\n",
+        b"curl\nfoo\n",
+        b"cnotorch\nnn\n",
     ],
 )
 def test_words_are_no_imports(text: bytes, tmp_path: Path) -> None:
     for data in (text, gzip.compress(text), zipped({"labels.txt": text})):
         assert not scanned(data, tmp_path).sightings, text
         assert scanned(data, tmp_path, name="labels.txt").verdict is Verdict.NOTHING, text
+
+
+@pytest.mark.parametrize("text", [b"ctorch.utils\n", b"ctorchS", b"ctorch\nnn\n", b"ctorch\n(\n"])
+def test_a_text_that_imports_a_package_is_no_plain_text(text: bytes, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Recorder(pickle._Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            asked.append(module)
+            return super().find_class(module, name)
+
+    with pytest.raises((AttributeError, EOFError, IndexError, pickle.UnpicklingError)):
+        Recorder(io.BytesIO(text)).load()
+    assert asked
+    assert asked[0].startswith("torch")
+    for data in (text, gzip.compress(text), zipped({"labels.txt": text})):
+        assert scanned(data, tmp_path, name="labels.txt").sightings
 
 
 # -- several pickles, and the memo

@@ -232,6 +232,33 @@ def test_every_file_of_a_tar_is_dangerous_by_its_content(tmp_path: Path) -> None
         assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS
 
 
+DAMAGED = {
+    "its checksum": (148, b"777777"),
+    "its checksum and magic": (148, b"777777" + b"\0 0" + b"x" * 120),
+    "all of it": (0, b"\x81" * 512),
+}
+
+
+@pytest.mark.parametrize("form", ["ustar", "v7", "padded"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_tar_whose_first_header_is_damaged_is_malformed(
+    form: str, damage: str, tmp_path: Path
+) -> None:
+    data = bytearray(bytes(512) * (form == "padded") + tarred({"a": b"1", "b.pkl": RAN}))
+    if form == "v7":  # without a magic
+        del data[1024 : 1024 + 512]
+        data[1024:1024] = header(b"b.pkl", len(RAN)).replace(b"ustar\x0000", bytes(8))
+        total = sum(data[1024:1536]) - sum(data[1172:1180]) + 8 * 32
+        data[1172:1180] = b"%06o\0 " % total
+    at, wrong = DAMAGED[damage]
+    at += 512 * (form == "padded")
+    data[at : at + len(wrong)] = wrong
+    with tarfile.open(fileobj=io.BytesIO(data), ignore_zeros=True) as archive:
+        assert "b.pkl" in archive.getnames()
+    for name in ("model", "model.pkl"):
+        assert scanned(bytes(data), tmp_path, name=name).verdict is Verdict.MALFORMED
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 9, 5000])
 def test_a_tar_behind_blocks_of_zeros_is_malformed(blocks: int, tmp_path: Path) -> None:
     data = bytes(512 * blocks) + tarred({"a.pkl": BAD})

@@ -109,8 +109,12 @@ def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> 
 
 
 def foreign(names: list[str]) -> list[str]:
-    """Return the names that are neither torch's data forms nor classes of a TorchScript archive."""
-    return [name for name in names if name not in KNOWN and not is_script_class(name)]
+    """Return the names that `scan` knows neither, except classes of a TorchScript archive."""
+    if KNOWN.issuperset(names):  # as in most files, for which the longer list is not built
+        return []
+    from cgpt_convert.pickles.trace.signatures import SIGNATURES
+
+    return [name for name in names if name not in SIGNATURES and not is_script_class(name)]
 
 
 class _Walk:

@@ -27,7 +27,7 @@ def is_dangerous(module: str, name: str) -> bool:
     if name.startswith("__") or ".__" in name:
         return True
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in _FORMERLY:
+    if is_standard(top):
         return not _is_data(module, name)
     return f"{module}.{name}" in _RUNNING or f"{module}.".startswith(_WITHIN)
 
@@ -51,7 +51,12 @@ def reads_on(module: str, name: str) -> bool:
 
 def is_known_package(name: str) -> bool:
     """Return whether the name is a package that is commonly installed with models."""
-    return name in sys.stdlib_module_names or name in _FORMERLY or name in _PACKAGES
+    return is_standard(name) or name in _PACKAGES
+
+
+def is_standard(name: str) -> bool:
+    """Return whether the name is a package or module of the standard library of any Python."""
+    return name in sys.stdlib_module_names or name in _FORMERLY
 
 
 def _is_data(module: str, name: str) -> bool:
