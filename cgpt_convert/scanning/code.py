@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
+
 # -- TorchScript
 
 _CLASS = re.compile(r"^class\s+(\w+)|(\b__setstate__\b)", re.MULTILINE)
@@ -61,7 +63,7 @@ def mobile(data: bytes) -> Iterator[str]:
 
 _WORTHWHILE = re.compile(
     rb"auto_map|_implementation|custom_pipeline|chat_template|class_name|expr_str|guards_code"
-    rb"|default_factory|parent_library|\"target\"|\"type\"\s*:\s*\"\w+\.|\\u00[2-7]"
+    rb"|_target_|default_factory|parent_library|\"target\"|\"type\"\s*:\s*\"\w+\.|\\u00[2-7]"
 )
 _LAYERS = {"Lambda", "__lambda__", "TFOpLambda", "SlicingOpLambda", "TorchModuleWrapper"}
 _PLAIN = {"dict", "list", "tuple", "set", "slice", "float", "int", "str", "bool", "complex"}
@@ -170,7 +172,17 @@ def _module_type(value: Any, fields: dict[str, Any]) -> Iterator[str]:
         yield f"the module {value[:100]}, which sentence-transformers imports"
 
 
+def _hydra(value: Any, _fields: dict[str, Any]) -> Iterator[str]:
+    """Yield a function by which Hydra would run what the configuration says; classes are usual."""
+    if not isinstance(value, str) or value in _HYDRA_DATA or not is_dangerous_path(value):
+        return
+    yield f"_target_: {value[:200]}, which Hydra calls"
+
+
+_HYDRA_DATA = {f"builtins.{name}" for name in sorted(_PLAIN)}
+
 _CHECKS: dict[str, Callable[[Any, dict[str, Any]], Iterator[str]]] = {
+    "_target_": _hydra,
     "auto_map": _auto_map,
     "custom_pipeline": _pipeline,
     "custom_pipelines": _pipeline,
@@ -334,11 +346,12 @@ def _tag_end(text: str, at: int, closing: str) -> int:
 
 _YAML = "tag:yaml.org,2002:"
 _PYTHON_TAG = re.compile(r"!!python/(object|name|module)\S*|!?<?tag:yaml\.org,2002:python\S*")
+_TARGETS = re.compile(r"""\b_target_['"]?\s*:\s*['"]?([\w.]+)""")
 _TAG = re.compile(r"%TAG[ \t]+\S+[ \t]+(\S+)")
 
 
 def yaml(text: str) -> Iterator[str]:
-    """Yield the tags of a YAML document by which an unsafe loader imports or calls Python's names.
+    """Yield what a YAML document imports or calls by tags of an unsafe loader, or through Hydra.
 
     PyYAML's `yaml.load` with UnsafeLoader or Loader: yaml/constructor.py.
     """
@@ -348,6 +361,8 @@ def yaml(text: str) -> Iterator[str]:
         plain = unquote(line)
         found = _PYTHON_TAG.search(plain)
         prefix = _TAG.match(plain)
+        for target in _TARGETS.findall(plain):
+            yield from _hydra(target, {})
         if found:
             yield f"the YAML tag {found[0][:200]}, which yaml.unsafe_load imports"
         elif prefix and prefix[1] != _YAML and _YAML.startswith(prefix[1][: len(_YAML)]):

@@ -60,7 +60,7 @@ def is_template(path: str) -> bool:
 
 def is_jinja(path: str) -> bool:
     """Return whether the file has the suffix of a Jinja template."""
-    return path.lower().endswith((".jinja", ".jinja2", ".j2"))
+    return path.lower().endswith((".jinja", ".jinja2", ".j2", ".template", ".tmpl", ".tpl"))
 
 
 def names_packed(path: str) -> bool:

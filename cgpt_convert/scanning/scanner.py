@@ -372,20 +372,27 @@ class Look(Found):
         name = place or source.name
         if source.nbytes > TOKENIZER_BYTES:  # loaders do not read larger ones
             return
-        if kind in _TEXTS and kinds.is_template(name):
+        wide = kind is Kind.UNKNOWN and name.lower().endswith(_DOCUMENTS) and _is_wide(source)
+        if wide and name.lower().endswith(".json"):
+            self.document(_decoded(source).encode("utf-8", "replace"), place)
+        elif kind in _TEXTS and kinds.is_template(name):
             self.code(code.template(_decoded(source)), place)
         elif kinds.is_jinja(name):
             self.code(code.jinja(_decoded(source)), place)
-        elif kind in _TEXTS and name.lower().endswith((".yaml", ".yml")):
+        elif (kind in _TEXTS or wide) and name.lower().endswith((".yaml", ".yml")):
             self.code(code.yaml(_decoded(source)), place)
         elif kind in _TEXTS and name.endswith(".pth"):
             lines = _decoded(source).splitlines()
             self.code(code.site(lines, installed=kinds.in_environment(self.path)), place)
         elif kind in (Kind.JSON, Kind.INDEX):
-            try:
-                self.code(code.document(read(source, 0, source.nbytes)), place)
-            except RecursionError:
-                self.problem(Unsupported("a JSON document that is nested too deeply"), place)
+            self.document(read(source, 0, source.nbytes), place)
+
+    def document(self, data: bytes, place: str) -> None:
+        """Look for code in a JSON document."""
+        try:
+            self.code(code.document(data), place)
+        except RecursionError:
+            self.problem(Unsupported("a JSON document that is nested too deeply"), place)
 
     def code(self, found: Iterable[str], place: str) -> None:
         """Record code in forms other than pickle."""
@@ -475,8 +482,23 @@ def _is_exported(archive: Archive) -> bool:
     return not any(pickled.search(archive.read(name, INDEX_BYTES)) for name in configs)
 
 
+_DOCUMENTS = (".json", ".yaml", ".yml")  # whose parsers also take UTF-16 and UTF-32
+
+
+def _is_wide(source: Source) -> bool:
+    return _encoding(read(source, 0, min(HEAD, source.nbytes))) != "utf-8-sig"
+
+
+def _encoding(data: bytes) -> str:
+    import json
+
+    found = json.detect_encoding(data)
+    return "utf-8-sig" if found.startswith("utf-8") else found
+
+
 def _decoded(source: Source) -> str:
-    return read(source, 0, source.nbytes).decode("utf-8-sig", "replace")
+    data = read(source, 0, source.nbytes)
+    return data.decode(_encoding(data), "replace")
 
 
 def _is_idle(traced: Trace) -> bool:

@@ -81,7 +81,7 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".jinja", ".jinja2", ".j2", ".yaml.J2"])
+@pytest.mark.parametrize("suffix", [".jinja", ".jinja2", ".j2", ".yaml.J2", ".template", ".tpl"])
 @pytest.mark.parametrize("name", JINJA)
 def test_a_template_of_any_program_that_reaches_for_internals_is_foreign(
     name: str, suffix: str, tmp_path: Path
@@ -356,3 +356,38 @@ def test_yaml_that_an_unsafe_loader_imports_from_is_foreign(name: str, tmp_path:
 def test_plain_yaml_is_no_code(tmp_path: Path) -> None:
     text = b"%TAG ! tag:example.com,2000:\n---\n# !!python/name:os.system\na: !!str b\nc: !x {}\n"
     assert scanned(text, tmp_path, name="config.yml").verdict is Verdict.NOTHING
+
+
+HYDRA = ("os.system", "builtins.exec", "subprocess.Popen", "torch.hub.load", "posix.system")
+USUAL = ("torch.optim.Adam", "builtins.dict", "pathlib.Path", "functools.partial", "team.Net")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("target", [*HYDRA, *USUAL])
+def test_functions_that_hydra_would_call_are_foreign(
+    target: str, encoding: str, tmp_path: Path
+) -> None:
+    texts = {
+        "config.json": json.dumps({"model": {"_target_": target, "args": ["id"]}}),
+        "config.yaml": f"model:\n  - _target_: {target}\n    args: [id]\n",
+        "flow.yml": f'model: {{"_target_": "{target}"}}\n',
+    }
+    for name, text in texts.items():
+        verdict = scanned(text.encode(encoding), tmp_path, name=name).verdict
+        assert verdict is (Verdict.FOREIGN if target in HYDRA else Verdict.NOTHING), name
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_in_other_encodings_is_read(encoding: str, tmp_path: Path) -> None:
+    text = json.dumps({"auto_map": {"AutoModel": "team--code.Net"}})
+    assert json.loads(text.encode(encoding)) == json.loads(text)
+    assert scanned(text.encode(encoding), tmp_path, name="config.json").verdict is Verdict.FOREIGN
+    plain = json.dumps({"auto": 1}).encode(encoding)
+    assert scanned(plain, tmp_path, name="config.json").verdict is Verdict.NOTHING
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_yaml_in_other_encodings_is_read(encoding: str, tmp_path: Path) -> None:
+    text = "a: !!python/object/apply:os.system [id]\n"
+    assert scanned(text.encode(encoding), tmp_path, name="a.yaml").verdict is Verdict.FOREIGN
+    assert scanned("a: 1\n".encode(encoding), tmp_path, name="a.yaml").verdict is Verdict.NOTHING
