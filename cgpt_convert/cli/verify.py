@@ -19,6 +19,7 @@ from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.scanning.allowlist import Rule
 from cgpt_convert.targets.selection import Wish
 from cgpt_convert.verification.check_extras import besides, of_source
+from cgpt_convert.verification.composite_pairs import is_unread
 from cgpt_convert.verification.verify import (
     against_itself,
     against_lock_file,
@@ -165,7 +166,7 @@ def _logits(source: Checkpoint, how: Mapping[str, Any], computing: Computing, jo
 
 def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
     for check in checks:
-        if verbose or check.outcome != PASSED:
+        if verbose or check.outcome != PASSED or is_unread(check):
             name = f"{printable(check.tensor)}: " if check.tensor else ""
             click.echo(wrapped(f"{check.outcome}: {name}{printable(check.detail)}", 4))
     failed = sum(check.outcome in (FAILED, ERROR) for check in checks)
@@ -173,15 +174,16 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
     made = failed + len(passed)
     ends = f"{failed:,} of {counted(made, 'check')} failed"
     if not failed:
-        kinds = Counter(check.detail.partition(", max")[0] for check in passed if check.tensor)
-        ends = "; ".join(f"{n:,} {printable(kind)}" for kind, n in _folded(kinds).items())
+        kinds = Counter(_kind(check) for check in passed if check.tensor)
+        ends = "; ".join(f"{n:,} {kind}" for kind, n in kinds.items())
         ends = f"{counted(made, 'check')} passed: {ends}"
     click.echo(wrapped(f"{printable(target)}: {ends}", 4))
 
 
-def _folded(kinds: Counter[str]) -> Counter[str]:
-    """Return counts by kind, with tensor names removed."""
-    folded: Counter[str] = Counter()
-    for kind, count in kinds.items():
-        folded[kind.partition(" to ")[0].partition(":")[0]] += count
-    return folded
+def _kind(check: Check) -> str:
+    """Return the phrase by which the summary counts a passed check of a tensor."""
+    if is_unread(check):
+        return "not read, in files that are equal byte for byte"
+    short = {"tie": "tied", "drop": "dropped", "computed": "computed, not learned"}
+    told = check.detail.partition(", max |error|")[0]
+    return "tied" if told.startswith("tied to ") else short.get(check.name, printable(told))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import re
 from collections.abc import Collection
 
 from cgpt_convert.checkpoint import Checkpoint
@@ -15,6 +14,7 @@ from cgpt_convert.core.findings import Finding
 from cgpt_convert.formats import registry as formats
 from cgpt_convert.formats import sharded_reader as shards
 from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind, sniff
+from cgpt_convert.formats.hub_names import hub_url
 from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import is_file, is_url, listing, named, open_source
@@ -63,18 +63,16 @@ def _opened(path: str, mapping: str | None, *, salvage: bool) -> Checkpoint:
 def _open_local(path: str, *, salvage: bool) -> Checkpoint:
     if os.path.isdir(path):
         return _open_folder(path, listing(path) or (), salvage=salvage)
-    if re.fullmatch(_HUB_NAME, path) and not os.path.lexists(path) and not _is_named(path):
-        hint = f"for a model on the Hugging Face Hub, write hf://{path}"
-        raise BadRequest("no such file or folder", where=path, hint=hint)
+    _check_exists(path)
     return _open_weights(path, salvage=salvage)
 
 
-_HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # owner/name
-
-
-def _is_named(path: str) -> bool:
-    """Return whether the path ends like the name of a weight file."""
-    return path.lower().endswith((*WEIGHT_SUFFIXES, ".npy", _INDEX))
+def _check_exists(path: str) -> None:
+    """Raise BadRequest, with its URL, for a path that is the name of a repository of the Hub."""
+    url = hub_url(path)
+    if url:
+        hint = f"for a model on the Hugging Face Hub, write {url}"
+        raise BadRequest("no such file or folder", where=path, hint=hint)
 
 
 def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
@@ -186,6 +184,7 @@ def _with_mapping(path: str, mapping: str) -> Checkpoint:
     from cgpt_convert.formats.raw import writer as parameters
 
     if not is_url(path) and not os.path.isdir(path):
+        _check_exists(path)
         raise BadRequest("--mapping is for a folder of numbered files", where=path)
     return parameters.read_mapped(path, storage_mapping(mapping))
 

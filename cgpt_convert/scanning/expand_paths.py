@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from cgpt_convert.core.errors import BadRequest, CgptError
+from cgpt_convert.formats.hub_names import hub_url
 from cgpt_convert.sources.local import unreadable
 from cgpt_convert.sources.paths import is_url
 
@@ -38,7 +39,9 @@ def _expanded(path: str) -> list[str]:
         if found:
             return found
         raise BadRequest("the pattern fits no file", where=path)
-    raise BadRequest("no such file", where=path)
+    url = hub_url(path)
+    hint = f"for a file on the Hugging Face Hub, write {url}/FILE" if url else ""
+    raise BadRequest("no such file or folder", where=path, hint=hint)
 
 
 def _below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str | CgptError]:

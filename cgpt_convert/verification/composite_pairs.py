@@ -12,6 +12,8 @@ from cgpt_convert.verification.composite_digests import digest, is_unknown, part
 from cgpt_convert.verification.digests import hashed
 from cgpt_convert.verification.file_digests import same_bytes
 
+_SAME_FILES = "; the files are equal, byte for byte"
+
 
 def compared(
     pairs: Mapping[str, str], one: Weights, other: Weights, jobs: int = 0
@@ -36,7 +38,7 @@ def compared(
         if left and right and left.kind == right.kind == UNSAVED:
             unknown = [right]
         if unknown and same and name == own:
-            told[name] = (PASSED, f"{unknown[0].detail}; the files are equal, byte for byte")
+            told[name] = (PASSED, f"{unknown[0].detail}{_SAME_FILES}")
         elif unknown:
             told[name] = (ERROR, f"not compared: {unknown[0].detail}; skip it with --exclude")
         elif left is None or right is None:
@@ -77,6 +79,11 @@ def checks(told: Mapping[str, tuple[str, str]], file: str, pairs: Mapping[str, s
         Check(word.get(outcome, "bytes"), outcome, detail, file, pairs[name])
         for name, (outcome, detail) in told.items()
     ]
+
+
+def is_unread(check: Check) -> bool:
+    """Return whether a tensor passed that cannot be read, because the files are identical."""
+    return check.outcome == PASSED and check.detail.endswith(_SAME_FILES)
 
 
 def _kind(weights: Weights, name: str) -> str:

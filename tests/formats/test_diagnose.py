@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import cgpt_convert
 from cgpt_convert import open_checkpoint
 from cgpt_convert.targets.selection import wanted
 from tests.helpers import zips
@@ -161,6 +162,42 @@ def test_a_safetensors_header_over_the_limit_is_called_that(tmp_path: Path) -> N
     refused(path, "a header of 100,000,008 bytes", "100,000,000")
 
 
+def test_a_safetensors_header_that_would_be_over_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint is carried out where it names an option."""
+    monkeypatch.setattr("cgpt_convert.formats.safetensors.writer.HEADER_BYTES", 2_000)
+    limited = "safetensors headers are limited to 2,000 bytes"
+
+    def convert(source: Path, *words: str) -> Result:
+        return run("convert", source, "-o", tmp_path / "o.safetensors", "--overwrite", *words)
+
+    torch.save({f"{i}.weight": torch.ones(2) for i in range(16)}, tmp_path / "few.pt")
+    result = convert(tmp_path / "few.pt")
+    assert (result.code, limited in result.err, "use --no-proof" in result.err) == (3, True, True)
+    assert convert(tmp_path / "few.pt", "--no-proof").code == 0
+
+    torch.save({f"{i}.weight": torch.ones(2) for i in range(100)}, tmp_path / "many.pt")
+    result = convert(tmp_path / "many.pt")
+    assert (result.code, "that of these 100 names" in result.err) == (3, True)
+    assert "use --max-shard-size" in result.err
+    assert convert(tmp_path / "many.pt", "--max-shard-size", "100B").code == 0
+
+    tied = torch.ones(2)
+    torch.save({f"{i}.weight": tied for i in range(200)}, tmp_path / "tied.pt")
+    for words in ((), ("--no-proof",), ("--max-shard-size", "1B")):
+        result = convert(tmp_path / "tied.pt", *words)
+        assert (result.code, "use --to torch" in result.err) == (3, True), result.err
+    assert run("convert", tmp_path / "tied.pt", "-o", tmp_path / "o.pt").code == 0
+
+
+def test_many_long_names_of_one_tensor_are_read(tmp_path: Path) -> None:
+    """2,200 of 1,000 characters, more than every pickle may have."""
+    value = {"x" * 1000 + str(i): STATE["w"] for i in range(2200)}
+    torch.save(value, tmp_path / "names.pt")
+    assert list(open_checkpoint(tmp_path / "names.pt")) == list(value)
+
+
 def made(folder: Path, *names: str) -> Path:
     for name in names:
         target = folder / name
@@ -235,6 +272,24 @@ def test_a_model_of_the_hub_is_asked_for_by_its_scheme(
     monkeypatch.chdir(tmp_path)
     refused(Path("cerebras/Cerebras-GPT-1.3B"), "hf://cerebras/Cerebras-GPT-1.3B", code=2)
     assert "hf://" not in refused(Path("folder/model.bin"), "no such file", code=2).err
+    name = "cerebras/Cerebras-GPT-1.3B@main"
+    demo = Path(cgpt_convert.__file__).parent / "demo"
+    for words in (
+        ("scan", name),
+        ("digest", name),
+        ("lock", name, "-o", tmp_path / "lock.json"),
+        ("diff", name, "b.bin"),
+        ("verify", name, "b.bin"),
+        ("extract", name, "-o", tmp_path / "out"),
+        ("convert", name, "-o", tmp_path / "x.gguf"),
+        ("eval", name, "--text", "x.txt"),
+        ("generate", name, "A prompt"),
+        ("inspect", name, "--mapping", "cerebras-gpt-111m"),
+        ("convert", demo, "-o", tmp_path / "x.gguf", "--tokenizer", name),
+    ):
+        result = run(*words)
+        assert (result.code, f"write hf://{name}" in result.err) == (2, True), (words, result.err)
+    assert "hf://" not in run("scan", "folder/model.bin").err
     assert "hf://" not in refused(tmp_path / "a" / "b", "no such file", code=2).err
 
 

@@ -7,7 +7,8 @@ Aliases are in `__metadata__`, dropped name -> kept name, as in the library's `s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
@@ -87,14 +88,29 @@ def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     nbytes = part_nbytes(header) - _safetensors.N_LEN
     if nbytes > HEADER_BYTES:
         raise Unsupported(
-            f"a header of {nbytes:,} bytes; readers take {HEADER_BYTES:,}",
+            f"safetensors headers are limited to {HEADER_BYTES:,} bytes: that of these "
+            f"{len(ordered) + len(request.aliases):,} names would have {nbytes:,}",
             where=name,
-            hint="split the output with --max-shard-size",
+            hint=_shorter(ordered, request),
         )
     return FilePlan(name, (header, *ordered))
 
 
-def _header(tensors: list[Tensor], request: Request, pairs: Mapping[str, str]) -> bytes:
+def _shorter(tensors: Sequence[Tensor], request: Request) -> str:
+    """Return what makes the header short enough."""
+
+    def fits(some: Sequence[Tensor]) -> bool:
+        return len(_header(some, request, request.metadata)) - _safetensors.N_LEN <= HEADER_BYTES
+
+    if request.claim is not None and fits(tensors):
+        return "use --no-proof: without provenance metadata the header is short enough"
+    most = Counter(request.aliases.values()).most_common(1)  # tied names stay in one file
+    if len(tensors) > 1 and fits([tensor for tensor in tensors if tensor.name in dict(most)]):
+        return "use --max-shard-size to split the output into files with fewer names each"
+    return "use --to torch, whose names have no such limit, or skip some with --exclude"
+
+
+def _header(tensors: Sequence[Tensor], request: Request, pairs: Mapping[str, str]) -> bytes:
     """Return the header's length and JSON: compact, escaped like serde_json, padded to 8 bytes."""
     here = {tensor.name for tensor in tensors}
     aliases = {name: kept for name, kept in request.aliases.items() if kept in here}

@@ -25,6 +25,7 @@ class Budget:
         self.repeated = REPEATED.of(nbytes)
         self.tensors = TENSORS.of(nbytes)
         self.names = NAMES.of(nbytes)
+        self.tied = self.names  # in addition: outputs write the first name for each tied one
 
     def visit(self, name: str, cost: int = 1) -> None:
         """Deduct one value under `name`, or `cost` values."""
@@ -40,11 +41,11 @@ class Budget:
         if count > self.nodes:
             raise self._exceeded(_VALUES)
 
-    def spell(self, name: str) -> None:
-        """Deduct the characters of a name, each time that it is used."""
-        self.names -= len(name)
-        if self.names < 0:
-            raise self._exceeded(_TOLD)
+    def tie(self, name: str) -> None:
+        """Deduct the name of the first of several identical tensors, once for each other one."""
+        self.tied -= len(name)
+        if self.tied < 0:
+            raise self._exceeded("characters of names of tied tensors")
 
     def again(self, cost: int) -> None:
         """Deduct a value that was visited before: five bytes of pickle can double the tree."""

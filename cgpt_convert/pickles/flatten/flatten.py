@@ -74,7 +74,7 @@ def _check_expansion(checkpoint: Checkpoint, budget: Budget) -> None:
     for tensor in checkpoint.tensors.values():
         first = views.setdefault(tensor.view, tensor)
         if first is not tensor:
-            budget.spell(first.name)
+            budget.tie(first.name)
     stored = {id(tensor.storage): tensor.storage.nbytes for tensor in views.values()}
     allowed = EXPANSION * sum(stored.values()) + EXPANSION_FLOOR
     claimed = sum(tensor.nbytes for tensor in views.values())

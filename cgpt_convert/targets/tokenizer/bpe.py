@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cgpt_convert.core.errors import BadRequest, Malformed
+from cgpt_convert.formats.hub_names import hub_url
 from cgpt_convert.sources.paths import is_url, named
 from cgpt_convert.targets.tokenizer.files import (
     MERGES,
@@ -97,7 +98,9 @@ def source_lines(found: Tokenizer | None) -> list[str]:
 def _given(folder: str) -> Parts:
     folder = named(folder)
     if not is_url(folder) and not os.path.isdir(folder):
-        raise BadRequest("no such folder", where=folder, hint="--tokenizer takes a folder")
+        url = hub_url(folder)
+        hint = f"; for one on the Hugging Face Hub, write {url}" if url else ""
+        raise BadRequest("no such folder", where=folder, hint=f"--tokenizer takes a folder{hint}")
     parts = read_folder(folder)
     if parts is None:
         raise BadRequest(
