@@ -56,3 +56,16 @@ def test_examples_of_the_documentation_name_this_version() -> None:
     text = (TOP / "docs" / "how-to" / "ci.md").read_text("utf-8")
     named = set(re.findall(r"cgpt-convert@v(\S+)|rev: v(\S+)", text))
     assert {one or other for one, other in named} == {cgpt_convert.__version__}
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """As keepachangelog.com has it; .ci/release_notes.py takes a release's section from it."""
+    text = (TOP / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## (.*)", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    release = r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d( \[YANKED\])?"
+    assert all(re.fullmatch(release, version) for version in versions[1:])
+    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    for section in re.split(r"^## .*\n", text, flags=re.MULTILINE)[1:]:
+        found = re.findall(r"^### (.*)", section, re.MULTILINE)
+        assert found == [kind for kind in kinds if kind in found]
