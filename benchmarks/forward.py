@@ -42,8 +42,8 @@ def ours(path: str, threads: int) -> Continue:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from cgpt_convert import open_checkpoint
     from cgpt_convert.inference.backend import backend
+    from cgpt_convert.inference.generate.generation_settings import GenerationSettings
     from cgpt_convert.inference.generate.loop import generate
-    from cgpt_convert.inference.generate.settings import Settings
     from cgpt_convert.inference.model import Model
 
     model = Model(open_checkpoint(path), backend("numpy", threads), resident=True)
@@ -51,7 +51,7 @@ def ours(path: str, threads: int) -> Continue:
 
     def continued(ids: list[int], new: int) -> tuple[list[int], list[float]]:
         found, times = [], [perf_counter()]
-        for token in generate(model, ids, Settings(new)):
+        for token in generate(model, ids, GenerationSettings(new)):
             found.append(token)
             times.append(perf_counter())
         return found, times

@@ -11,7 +11,7 @@ from cgpt_convert.sources.local import Source
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
-class Exotic(NamedTuple):
+class CompositeTensor(NamedTuple):
     """An entry that is not one strided view: sparse, nested, meta, sub-byte or unreadable.
 
     `parts` are the dense tensors that it consists of, for formats that can store them separately.
@@ -27,25 +27,27 @@ class Exotic(NamedTuple):
     error: CgptError | None = None
 
 
-def unreadable(name: str, error: CgptError, dtype: str = "", shape: tuple[int, ...] = ()) -> Exotic:
+def unreadable(
+    name: str, error: CgptError, dtype: str = "", shape: tuple[int, ...] = ()
+) -> CompositeTensor:
     """Return the entry that represents one that cannot be read because of `error`."""
-    return Exotic(name, "unreadable", dtype, shape, error.message, error=error)
+    return CompositeTensor(name, "unreadable", dtype, shape, error.message, error=error)
 
 
-class Leaf(NamedTuple):
+class NonTensorValue(NamedTuple):
     """A value that is not a tensor, with its dotted path."""
 
     path: str
     value: object
 
 
-class Folded(Leaf):
+class CollapsedContainer(NonTensorValue):
     """A leaf that is a large container without tensors."""
 
     __slots__ = ()
 
 
-class Lost(NamedTuple):
+class MissingTensor(NamedTuple):
     """The reason why a tensor is skipped: some of its bytes are missing or damaged."""
 
     nbytes: int | None  # size of its elements; None if unknown
@@ -76,8 +78,8 @@ class Checkpoint(Mapping[str, Tensor]):
         self.sources = sources
         self.tensors = tensors
         self.storages = list(storages)  # all storages, including unreferenced ones
-        self.exotic: dict[str, Exotic] = {}
-        self.others: list[Leaf] = []
+        self.exotic: dict[str, CompositeTensor] = {}
+        self.others: list[NonTensorValue] = []
         self.globals: list[str] = []  # dotted names that the pickle mentions
         self.code: list[str] = []  # TorchScript records, never read
         self.findings = list(findings)
@@ -85,7 +87,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.root = root  # the archive's root folder, where there is one
         self.collisions: set[str] = set()  # names used by more than one value
         self.unsaved: set[str] = set()  # names of tensors without values (skip_data)
-        self.lost: dict[str, Lost] = {}  # tensors skipped by salvaging
+        self.lost: dict[str, MissingTensor] = {}  # tensors skipped by salvaging
         # tensors that the pickled module's state_dict() does not contain -> their kind
         self.extras: dict[str, str] = {}
         # path of each dict -> path of the dict around it; the outermost's path and parent are "".
@@ -146,7 +148,9 @@ class Checkpoint(Mapping[str, Tensor]):
         tensor, exotic = self.tensors.pop(name, None), self.exotic.pop(name, None)
         parts = exotic.parts if exotic else (tensor,) if tensor else ()
         unknown = exotic is not None and exotic.error is not None
-        self.lost[name] = Lost(None if unknown else sum(part.nbytes for part in parts), why)
+        self.lost[name] = MissingTensor(
+            None if unknown else sum(part.nbytes for part in parts), why
+        )
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if a file of the checkpoint has changed since it was opened."""

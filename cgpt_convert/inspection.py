@@ -143,7 +143,7 @@ def transferred(checkpoint: Checkpoint) -> dict[str, int] | None:
     """Return what was requested so far over a network; None for local files."""
     if not is_url(checkpoint.path):
         return None
-    from cgpt_convert.sources.remote.settings import traffic
+    from cgpt_convert.sources.remote.remote_settings import traffic
 
     return {"requests": traffic.requests, "nbytes": traffic.nbytes, "total": traffic.total}
 

@@ -34,13 +34,13 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.core.threads import cores
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.inference import text
+from cgpt_convert.inference import text_codec
 from cgpt_convert.inference.backend import backend
 from cgpt_convert.inference.evaluate.cross_entropy import Loss, evaluate
 from cgpt_convert.inference.evaluate.text_windows import prefix_id
-from cgpt_convert.inference.evaluate.windows import Window, rolling_windows
-from cgpt_convert.inference.generate.sampling import Warp
-from cgpt_convert.inference.generate.settings import Settings
+from cgpt_convert.inference.evaluate.windows import TokenWindow, rolling_windows
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings
+from cgpt_convert.inference.generate.sampling import SamplingOptions
 from cgpt_convert.inference.generate.stream import continued
 from cgpt_convert.inference.model import Model
 
@@ -80,8 +80,8 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.max_length = max_length or self.model.hyper.n_positions
         self.max_gen_toks = max_gen_toks
         self._vocabulary = self.model.hyper.vocab_size
-        self._tokenizer = text.find(checkpoint, tokenizer, self._vocabulary)
-        self._encoder = text.Encoder(self._tokenizer)
+        self._tokenizer = text_codec.find(checkpoint, tokenizer, self._vocabulary)
+        self._encoder = text_codec.Encoder(self._tokenizer)
 
     @property
     def eot_token_id(self) -> int:
@@ -158,7 +158,7 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _loss(self, context: list[int], continuation: list[int]) -> Loss:
         """Return the loss of the continuation; input that is too long is cut at its start."""
         ids = (context + continuation)[-(self.max_length + 1) :]
-        window = Window(0, len(ids) - 1, min(len(continuation), len(ids) - 1))
+        window = TokenWindow(0, len(ids) - 1, min(len(continuation), len(ids) - 1))
         return evaluate(self.model, np.array(ids, np.int64), [window], self._vocabulary)
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
@@ -168,16 +168,16 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             raise BadRequest(f"{most} tokens to generate leave no context of {self.max_length}")
         stops = handle_stop_sequences(wanted["until"], eos=None)
         prompt = self.tok_encode(context)[most - self.max_length :]
-        how = Settings(most, ends=frozenset([end]), warp=_warp(wanted))
+        how = GenerationSettings(most, ends=frozenset([end]), warp=_warp(wanted))
         return continued(self.model, prompt, how, self._tokenizer, stops).text or ""
 
 
-def _warp(wanted: dict[str, Any]) -> Warp | None:
+def _warp(wanted: dict[str, Any]) -> SamplingOptions | None:
     """Return the sampling settings of a task, None for greedy; defaults are transformers'."""
     if not wanted["do_sample"]:
         return None
     cut = {"top_k": wanted.get("top_k", 50), "top_p": wanted.get("top_p", 1.0)}
-    return Warp(wanted["temperature"] or 1.0, **cut)
+    return SamplingOptions(wanted["temperature"] or 1.0, **cut)
 
 
 def main() -> None:

@@ -26,17 +26,17 @@ class FileDigest(NamedTuple):
     crc32: int
 
 
-class Digests(NamedTuple):
-    """The digests available when a Late part is made."""
+class AvailableDigests(NamedTuple):
+    """The digests available when a deferred part is made."""
 
     files: Mapping[str, FileDigest]  # of `hashed` files planned earlier, by path
-    tensors: Mapping[Content, str]  # of the tensors that Late parts require, as `tensor_digest`
+    tensors: Mapping[Content, str]  # of the tensors that deferred parts require, as `tensor_digest`
 
 
-NO_DIGESTS = Digests({}, {})  # used when planning, to compute the size of a Late part
+NO_DIGESTS = AvailableDigests({}, {})  # used when planning, to compute the size of a deferred part
 
 
-class Late(NamedTuple):
+class DeferredPart(NamedTuple):
     """`nbytes` bytes computed from digests, at any position in the file.
 
     The sink provides the digests of `tensors`, whether they are written or not. They are computed
@@ -44,11 +44,11 @@ class Late(NamedTuple):
     """
 
     nbytes: int
-    make: Callable[[Digests], bytes]
+    make: Callable[[AvailableDigests], bytes]
     tensors: tuple[Tensor, ...] = ()
 
 
-Part = bytes | Tensor | Crc32 | Late
+Part = bytes | Tensor | Crc32 | DeferredPart
 
 
 def part_nbytes(part: Part) -> int:
@@ -64,7 +64,7 @@ class FilePlan:
 
     path: str
     parts: tuple[Part, ...]
-    hashed: bool = False  # keep its digest for a Late part
+    hashed: bool = False  # keep its digest for a deferred part
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +83,7 @@ class Field(NamedTuple):
     value: Scalar | tuple[Scalar, ...]  # a tuple is an array
 
 
-class Claim(NamedTuple):
+class ProvenanceMetadata(NamedTuple):
     """Metadata with the digests of `tensors`; its length does not depend on the digests."""
 
     tensors: tuple[Tensor, ...]
@@ -100,7 +100,7 @@ class Request:
     metadata: dict[str, str] = field(default_factory=dict)
     max_shard_nbytes: int | None = None
     fields: tuple[Field, ...] = ()  # keys unique; for formats that have typed fields
-    claim: Claim | None = None  # provenance metadata
+    claim: ProvenanceMetadata | None = None  # provenance metadata
 
 
 AddProvenance = Callable[[Request], Request]

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from cgpt_convert.core.limits import NODES
-from cgpt_convert.tensors.digest import listed
-from cgpt_convert.verification.lock import Lock, Row, encoded
+from cgpt_convert.tensors.content_digest import listed
+from cgpt_convert.verification.lock_file import Lock, LockedTensor, encoded
 from tests.end_to_end import test_hostile_files as known
 from tests.end_to_end.test_hostile_files import (
     EMPTY,
@@ -577,7 +577,7 @@ def _sidecar(count: int) -> bytes:
 
 def _lock(count: int) -> bytes:
     """A lock of very many tensors, made as ours are."""
-    rows = {f"{n:x}": Row("float32", (0,), "0" * 64, f"{n:x}") for n in range(count)}
+    rows = {f"{n:x}": LockedTensor("float32", (0,), "0" * 64, f"{n:x}") for n in range(count)}
     digest = listed({name: row.sha256 for name, row in rows.items()})
     return encoded(Lock(digest, "", "", (), rows, None))
 

@@ -11,18 +11,15 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.diagnose import refuse
-from cgpt_convert.formats.gguf import reader as _gguf
-from cgpt_convert.formats.npy import header as _npy
-from cgpt_convert.formats.npz import archive as npz
-from cgpt_convert.formats.safetensors import reader as _safetensors
-from cgpt_convert.formats.torch import legacy_reader as legacy
-from cgpt_convert.formats.torch import tar_reader as torchtar
-from cgpt_convert.formats.torch import truncated_zip as cutzip
-from cgpt_convert.formats.torch import zip_reader as torchzip
+from cgpt_convert.formats.gguf import reader as gguf_reader
+from cgpt_convert.formats.npy import header
+from cgpt_convert.formats.npz.archive import from_source
+from cgpt_convert.formats.safetensors import reader as safetensors_reader
+from cgpt_convert.formats.torch import legacy_reader, tar_reader, truncated_zip, zip_reader
 from cgpt_convert.pickles.decode.decoder import decode
-from cgpt_convert.scanning.allowlist import Rule
-from cgpt_convert.scanning.budget import Allowance
-from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.scanning.allowlist import Allowlist
+from cgpt_convert.scanning.scan_budget import ScanBudget
+from cgpt_convert.scanning.scanner import FileScanner
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
@@ -33,12 +30,12 @@ MOST_READ = 64 << 10  # bytes of a tensor that are gathered: more are more of th
 
 def archive(source: MemoryBytes) -> None:
     """A torch zip."""
-    _use(torchzip.read, source)
+    _use(zip_reader.read, source)
 
 
 def cut_archive(source: MemoryBytes) -> None:
     """A torch zip of which the end, with its directory, may be missing."""
-    _use(lambda cut: cutzip.salvage(cut).checkpoint, source)
+    _use(lambda cut: truncated_zip.salvage(cut).checkpoint, source)
 
 
 def unpickler(source: MemoryBytes) -> None:
@@ -48,50 +45,50 @@ def unpickler(source: MemoryBytes) -> None:
 
 def tracer(source: MemoryBytes) -> None:
     """A bare pickle, by the machine that scans."""
-    Allowance(source.nbytes).trace(source, 0, Rule().allows)
+    ScanBudget(source.nbytes).trace(source, 0, Allowlist().allows)
 
 
 def legacy_stream(source: MemoryBytes) -> None:
     """Torch's stream from before 1.6."""
-    _use(legacy.read, source)
+    _use(legacy_reader.read, source)
 
 
 def cut_stream(source: MemoryBytes) -> None:
     """The same, of which the end may be missing."""
-    _use(lambda cut: legacy.read(cut, salvage=True), source)
+    _use(lambda cut: legacy_reader.read(cut, salvage=True), source)
 
 
 def tar(source: MemoryBytes) -> None:
     """Torch's tar of 0.1."""
-    _use(torchtar.read, source)
+    _use(tar_reader.read, source)
 
 
 def safetensors(source: MemoryBytes) -> None:
     """A safetensors file."""
-    _use(lambda whole: _safetensors.from_source(whole, whole.name), source)
+    _use(lambda whole: safetensors_reader.from_source(whole, whole.name), source)
 
 
 def gguf(source: MemoryBytes) -> None:
     """A GGUF file, the items of its fields too."""
-    _use(lambda whole: _gguf.from_source(whole, whole.name), source)
-    for stored in _gguf.fields(source).values():
+    _use(lambda whole: gguf_reader.from_source(whole, whole.name), source)
+    for stored in gguf_reader.fields(source).values():
         stored.value()
 
 
 def npy(source: MemoryBytes) -> None:
     """A NumPy array."""
-    _read([_npy.array(Storage(source, 0, source.nbytes, "array"))])
+    _read([header.array(Storage(source, 0, source.nbytes, "array"))])
 
 
 def npz_archive(source: MemoryBytes) -> None:
     """A zip of NumPy arrays."""
-    _use(lambda whole: npz.from_source(whole, whole.name), source)
+    _use(lambda whole: from_source(whole, whole.name), source)
 
 
 def scan(source: MemoryBytes) -> None:
     """What a file is, what a scan says of it, and why it is refused."""
     kind = sniff(source)
-    Look(Rule()).file(source, kind)
+    FileScanner(Allowlist()).file(source, kind)
     str(refuse(kind, source))
 
 

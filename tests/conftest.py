@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cgpt_convert.sources.inflate import Deflated
+from cgpt_convert.sources.inflate import DeflatedMember
 from tests.helpers import vendor
 
 # milliseconds for one example: seconds are a bomb, the default's 200 only a busy machine
@@ -42,16 +42,16 @@ def source(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def unpackings(monkeypatch: pytest.MonkeyPatch) -> list[Deflated]:
+def unpackings(monkeypatch: pytest.MonkeyPatch) -> list[DeflatedMember]:
     """What begins to be unpacked from its start, each time that it does."""
-    begun: list[Deflated] = []
-    rewind = Deflated._rewind
+    begun: list[DeflatedMember] = []
+    rewind = DeflatedMember._rewind
 
-    def counted(self: Deflated) -> None:
+    def counted(self: DeflatedMember) -> None:
         begun.append(self)
         rewind(self)
 
-    monkeypatch.setattr(Deflated, "_rewind", counted)
+    monkeypatch.setattr(DeflatedMember, "_rewind", counted)
     return begun
 
 

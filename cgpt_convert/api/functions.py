@@ -25,23 +25,25 @@ from cgpt_convert.inspection import (
     transferred,
 )
 from cgpt_convert.plan import AddProvenance
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.expand_paths import files
-from cgpt_convert.scanning.scan import scan_each
+from cgpt_convert.scanning.scan_files import scan_each
 from cgpt_convert.sources.paths import is_url, named
 from cgpt_convert.targets import plan_conversion
-from cgpt_convert.targets.selection import Selection, Wish
-from cgpt_convert.verification import diff as differences
-from cgpt_convert.verification import lock as locks
-from cgpt_convert.verification import provenance as provenances
+from cgpt_convert.targets.selection import SelectedTensors, TensorSelection
+from cgpt_convert.verification import lock_file, provenance, tensor_differences
 from cgpt_convert.verification.canonical_names import converted_part, weights
 from cgpt_convert.verification.check_extras import besides, of_source
 from cgpt_convert.verification.digests import ALGORITHM, digested, of_part
 from cgpt_convert.verification.readback import reread
 from cgpt_convert.verification.scope import Scope, part_scope, sides
-from cgpt_convert.verification.verify import against_itself, against_lock_file, against_original
+from cgpt_convert.verification.verify_files import (
+    against_itself,
+    against_lock_file,
+    against_original,
+)
 from cgpt_convert.writing.source_guard import check_apart, inputs_of
-from cgpt_convert.writing.writer import Options
+from cgpt_convert.writing.writer import WriteOptions
 
 Path = str | os.PathLike[str]
 Source = Path | Mapping[str, Any]  # a Checkpoint is a mapping, too
@@ -107,7 +109,7 @@ def convert(
     )
     wish = _wish(root, match, exclude)._replace(dtype=dtype, tied=tied)
     planned = plan_conversion.convert(_opened(source, mapping), wish, target)
-    settings = Options(overwrite=overwrite, jobs=jobs)
+    settings = WriteOptions(overwrite=overwrite, jobs=jobs)
     if verify:
         settings.check = functools.partial(reread, planned, target.to, jobs)
     written = planned.write(path, settings)
@@ -167,7 +169,7 @@ def lock(
     overwrite: bool = False,
     mapping: str | None = None,
     jobs: int = 0,
-) -> locks.Lock:
+) -> lock_file.Lock:
     """Write the digests of all tensors to the file `output`, for `verify`; return the lock.
 
     Raises BadRequest if the output would replace a file of the source, and CannotWrite if it
@@ -178,8 +180,8 @@ def lock(
     wish = _wish(root, match, exclude)
     chosen = weights(checkpoint, wish)
     scope = wish._replace(root=chosen.root or None)
-    made = locks.lock(checkpoint, chosen, digested(chosen, jobs), scope, jobs)
-    locks.write(made, path, Options(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
+    made = lock_file.lock(checkpoint, chosen, digested(chosen, jobs), scope, jobs)
+    lock_file.write(made, path, WriteOptions(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
     return made
 
 
@@ -201,7 +203,7 @@ def verify(
     provenance metadata. Code that the target names and other weight files in a folder that is given
     by its path fail, too; `allow` has names of classes that may be there.
     """
-    wish, rule = _wish(root, match, exclude), Rule(tuple(allow))
+    wish, rule = _wish(root, match, exclude), Allowlist(tuple(allow))
     scope: Scope | None = None
     if target is not None:
         if lock is not None:
@@ -214,7 +216,7 @@ def verify(
         compared = _opened(source, mapping)
         checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs)
         checks += besides(compared, _path_of(source, compared), rule)
-    elif wish != Wish() or mapping is not None:
+    elif wish != TensorSelection() or mapping is not None:
         raise BadRequest(
             "a file's provenance metadata is about all of it", hint="give no root, match or mapping"
         )
@@ -239,7 +241,7 @@ def diff(
 ) -> Difference:
     """Compare two checkpoints; return which tensors differ, and by how much."""
     both = sides(_opened(before), _opened(after), _wish(root, match, exclude))
-    return Difference(tuple(differences.diff(both, jobs)), both.scope)
+    return Difference(tuple(tensor_differences.diff(both, jobs)), both.scope)
 
 
 def scan(*paths: Path, allow: Sequence[str] = (), jobs: int = 0) -> ScanResult:
@@ -249,7 +251,7 @@ def scan(*paths: Path, allow: Sequence[str] = (), jobs: int = 0) -> ScanResult:
     in files are among the findings. Raises BadRequest for a path that does not exist.
     """
     every = files(os.fspath(path) for path in paths)
-    found = list(scan_each(every, Rule(tuple(allow)), jobs))
+    found = list(scan_each(every, Allowlist(tuple(allow)), jobs))
     return ScanResult(
         tuple(file for file in found if not isinstance(file, CgptError)),
         tuple(error for error in found if isinstance(error, CgptError)),
@@ -281,16 +283,16 @@ def _output(output: Path) -> str:
     return path
 
 
-def _wish(root: str | None, match: Globs, exclude: Globs) -> Wish:
-    return Wish(root, _globs(match), _globs(exclude))
+def _wish(root: str | None, match: Globs, exclude: Globs) -> TensorSelection:
+    return TensorSelection(root, _globs(match), _globs(exclude))
 
 
 def _globs(globs: Globs) -> tuple[str, ...]:
     return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
-def _add_provenance(chosen: Selection) -> AddProvenance:
-    return functools.partial(provenances.signed, chosen)
+def _add_provenance(chosen: SelectedTensors) -> AddProvenance:
+    return functools.partial(provenance.signed, chosen)
 
 
 def _prefixed(digest: str) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from cgpt_convert.core.checks import Check, exit_code
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.scanning.result import Scanned, Verdict
-from cgpt_convert.tensors.non_finite import Special
+from cgpt_convert.scanning.result import FileScan, Verdict
+from cgpt_convert.tensors.non_finite import NonFiniteCounts
 from cgpt_convert.tensors.read import CastCounts
-from cgpt_convert.verification.diff import NOT_COMPARED, Row
 from cgpt_convert.verification.scope import Scope
+from cgpt_convert.verification.tensor_differences import NOT_COMPARED, TensorDifference
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Converted:
     aliases: dict[str, str]  # name of a tied weight -> the name it is written under
     left_out: tuple[str, ...]  # tensors of the source that were not selected
     lossy: dict[str, CastCounts]
-    not_finite: dict[str, Special]
+    not_finite: dict[str, NonFiniteCounts]
     lost: dict[str, str]
 
 
@@ -80,7 +80,7 @@ class Verified:
 class Difference:
     """The rows of `diff`, one for each tensor. It is true in a condition if something differs."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TensorDifference, ...]
     scope: Scope
 
     @property
@@ -98,7 +98,7 @@ class Difference:
 class ScanResult:
     """The findings of `scan` in each file. Its truth value is `ok`."""
 
-    files: tuple[Scanned, ...]
+    files: tuple[FileScan, ...]
     errors: tuple[CgptError, ...]  # folders that could not be listed
 
     @property

@@ -29,7 +29,7 @@ _HINTS: dict[Feature, str] = {
 }
 
 
-class Computed(Protocol):
+class ModelSizes(Protocol):
     """The sizes of a model, as `hyperparameters` of every forward pass returns them."""
 
     @property

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cgpt_convert.architectures.schema import LAYERS, Architecture, Place, architectures
+from cgpt_convert.architectures.schema import LAYERS, Architecture, TensorPosition, architectures
 from cgpt_convert.architectures.toml_files import parsed, reading
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.tensors.dtypes import FLOAT32
 from cgpt_convert.tensors.shapes import c_strides
 
 
-class StoredAs(NamedTuple):
+class RawTensorLayout(NamedTuple):
     """A tensor stored at the start of a file in a raw folder. Strides count elements."""
 
     file: str  # relative to the folder; parts are separated by `/`
@@ -24,7 +24,7 @@ class StoredAs(NamedTuple):
     strides: tuple[int, ...]
 
 
-class Storages(NamedTuple):
+class StorageOrder(NamedTuple):
     """The order in which a family's checkpoints number their storages."""
 
     first: tuple[str, ...]
@@ -37,7 +37,7 @@ class Storages(NamedTuple):
         return len(self.first) + n_layer * len(self.layer) + len(self.last)
 
 
-class Model(NamedTuple):
+class KnownModel(NamedTuple):
     """One row of `mappings/models/`. Values that were not published are None or empty."""
 
     title: str  # as published, without the owner
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     training: Mapping[str, Any] = MappingProxyType({})
     zero_shot: Mapping[str, float] = MappingProxyType({})  # task of lm-eval -> published accuracy
     five_shot: Mapping[str, float] = MappingProxyType({})  # the same, with five examples
-    storages: Storages | None = None
+    storages: StorageOrder | None = None
     shard_storages: tuple[int, ...] = ()  # number in each shard; empty for a single file
 
     @property
@@ -107,19 +107,19 @@ class Model(NamedTuple):
 
 
 @functools.cache
-def models() -> tuple[Model, ...]:
+def models() -> tuple[KnownModel, ...]:
     """Return every known model, by file name and then in file order. The files are read once.
 
     Raises Malformed, naming the file, if a file is invalid.
     """
-    rows: list[Model] = []
+    rows: list[KnownModel] = []
     for path, content in parsed("models"):
         with reading(path):
             rows += _parse(content)
     return tuple(rows)
 
 
-def find_model(name: str) -> Model:
+def find_model(name: str) -> KnownModel:
     """Return the model called `name`, ignoring case and a leading owner (`cerebras/`).
 
     Raises BadRequest, listing the known names, if there is none.
@@ -132,7 +132,7 @@ def find_model(name: str) -> Model:
     raise BadRequest(f"no model is called {name!r}", hint=f"known are: {known}")
 
 
-def storage_mapping(model_name: str) -> dict[str, StoredAs]:
+def storage_mapping(model_name: str) -> dict[str, RawTensorLayout]:
     """Return where each parameter is stored in a raw folder of the model, by canonical name.
 
     Masks and the tied head are omitted, since they have no values of their own. Raises BadRequest
@@ -148,16 +148,18 @@ def storage_mapping(model_name: str) -> dict[str, StoredAs]:
     for (name, layer), file in zip(_order(model.storages, model.sizes), files, strict=True):
         if name in architecture.skipped:
             continue
-        place = Place(architecture.rules[name], layer)
+        place = TensorPosition(architecture.rules[name], layer)
         shape = place.rule.shape(model.sizes) or ()
         strides = c_strides(shape)
         if place.rule.conv1d and model.storages.conv1d_transposed:
             strides = c_strides(shape[::-1])[::-1]
-        mapping[place.name(architecture.canonical)] = StoredAs(file, FLOAT32.name, shape, strides)
+        mapping[place.name(architecture.canonical)] = RawTensorLayout(
+            file, FLOAT32.name, shape, strides
+        )
     return mapping
 
 
-def _order(storages: Storages, sizes: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
+def _order(storages: StorageOrder, sizes: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
     """Yield the content of each storage: the name of a rule or mask, and the layer."""
     yield from ((name, None) for name in storages.first)
     for layer in range(sizes[LAYERS]):
@@ -173,7 +175,7 @@ def _files(count: int, shards: tuple[int, ...]) -> Iterator[str]:
         yield from (f"{shard}/{number}" for number in range(part))
 
 
-def _parse(content: dict[str, Any]) -> Iterator[Model]:
+def _parse(content: dict[str, Any]) -> Iterator[KnownModel]:
     architecture = architectures()[content["architecture"]]
     tables = content.get("storages", {})
     orders = {name: _storages(table, architecture) for name, table in tables.items()}
@@ -190,12 +192,12 @@ def _parse(content: dict[str, Any]) -> Iterator[Model]:
         made = {"sizes": sizes, "storages": storages, "shard_storages": shards}
         for shots in {"zero_shot", "five_shot"} & row.keys():
             made[shots] = dict(zip(content["tasks"], row[shots], strict=True))
-        yield Model(**(common | row | made))
+        yield KnownModel(**(common | row | made))
 
 
-def _storages(table: dict[str, Any], architecture: Architecture) -> Storages:
+def _storages(table: dict[str, Any], architecture: Architecture) -> StorageOrder:
     first, layer, last = (tuple(table[part]) for part in ("first", "layer", "last"))
     unknown = {*first, *layer, *last} - architecture.rules.keys() - architecture.skipped
     if unknown or table["conv1d"] not in ("out_in", "in_out"):
         raise ValueError(f"storages of {sorted(unknown)}, conv1d {table['conv1d']!r}")
-    return Storages(first, layer, last, conv1d_transposed=table["conv1d"] == "out_in")
+    return StorageOrder(first, layer, last, conv1d_transposed=table["conv1d"] == "out_in")

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from cgpt_convert.architectures.schema import LAYERS, Architecture, Dim, Place
+from cgpt_convert.architectures.schema import LAYERS, Architecture, Dimension, TensorPosition
 from cgpt_convert.architectures.wrapper_prefixes import Prefix
 from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Tensor
 
 
-def vote(found: Iterable[tuple[Place, Tensor]]) -> dict[str, int]:
+def vote(found: Iterable[tuple[TensorPosition, Tensor]]) -> dict[str, int]:
     """Return the sizes that the tensors' shapes imply, without those that no tensor shows."""
-    by_rank: dict[int, list[tuple[Sequence[Dim], tuple[int, ...]]]] = defaultdict(list)
+    by_rank: dict[int, list[tuple[Sequence[Dimension], tuple[int, ...]]]] = defaultdict(list)
     for place, tensor in found:
         if len(tensor.shape) == len(place.rule.dims):
             by_rank[len(tensor.shape)].append((place.rule.dims, tensor.shape))
@@ -48,7 +48,7 @@ def repeated(names: Mapping[str, str]) -> Iterator[str]:
         yield f"{printable(name)}: the same tensor of the model as {printable(owner)}"
 
 
-def is_linear(found: Iterable[tuple[Place, Tensor]], sizes: Mapping[str, int]) -> bool:
+def is_linear(found: Iterable[tuple[TensorPosition, Tensor]], sizes: Mapping[str, int]) -> bool:
     """Return whether Conv1D weights are stored as (out, in), as in Linear layers.
 
     Square weights fit both ways and are ignored; all others have to be (out, in).
@@ -63,7 +63,7 @@ def is_linear(found: Iterable[tuple[Place, Tensor]], sizes: Mapping[str, int]) -
 
 
 def ill_shaped(
-    found: Mapping[str, tuple[Place, Tensor]], sizes: Mapping[str, int], *, linear: bool
+    found: Mapping[str, tuple[TensorPosition, Tensor]], sizes: Mapping[str, int], *, linear: bool
 ) -> Iterator[str]:
     """Yield a line for each tensor with an unexpected shape or a non-floating-point dtype."""
     for name, (place, tensor) in found.items():
@@ -83,7 +83,10 @@ def ill_shaped(
 
 
 def missing(
-    architecture: Architecture, prefix: Prefix, present: Iterable[Place], sizes: Mapping[str, int]
+    architecture: Architecture,
+    prefix: Prefix,
+    present: Iterable[TensorPosition],
+    sizes: Mapping[str, int],
 ) -> Iterator[str]:
     """Yield a line for each missing tensor, and one for each run of missing layers.
 
@@ -93,7 +96,7 @@ def missing(
     layered = [rule for rule in architecture.rules.values() if rule.layered]
     gone: list[int] = []
     for layer in range(sizes[LAYERS]):
-        places = [Place(rule, layer) for rule in layered]
+        places = [TensorPosition(rule, layer) for rule in layered]
         if any(place.key in keys for place in places):
             yield from _lost_layers(gone, prefix, len(layered))
             gone = []
@@ -101,11 +104,11 @@ def missing(
         else:
             gone.append(layer)
     single = [rule for rule in architecture.rules.values() if not (rule.layered or rule.tied_to)]
-    yield from _missing([Place(rule, None) for rule in single], prefix, keys, sizes)
+    yield from _missing([TensorPosition(rule, None) for rule in single], prefix, keys, sizes)
 
 
 def _missing(
-    places: Iterable[Place],
+    places: Iterable[TensorPosition],
     prefix: Prefix,
     keys: set[tuple[str, int | None]],
     sizes: Mapping[str, int],
@@ -126,7 +129,7 @@ def _lost_layers(layers: list[int], prefix: Prefix, tensors: int) -> Iterator[st
 
 
 def _solved(
-    dims: Sequence[Dim], shape: tuple[int, ...], known: Mapping[str, int]
+    dims: Sequence[Dimension], shape: tuple[int, ...], known: Mapping[str, int]
 ) -> dict[str, int]:
     """Return the sizes that give these dimensions the shape, or the reversed shape.
 
@@ -143,7 +146,7 @@ def _solved(
     return {}
 
 
-def _wanted(place: Place, sizes: Mapping[str, int]) -> str:
+def _wanted(place: TensorPosition, sizes: Mapping[str, int]) -> str:
     """Return the shape in numbers, as far as they are known, and in symbols."""
     dims = place.rule.dims
     numbers = [str(d.factor * sizes[d.symbol]) if d.symbol in sizes else str(d) for d in dims]

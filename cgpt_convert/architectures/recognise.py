@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cgpt_convert.architectures import mismatches as misfits
-from cgpt_convert.architectures import wrapper_prefixes as wrappers
+from cgpt_convert.architectures import mismatches, wrapper_prefixes
 from cgpt_convert.architectures.hf_config_check import count, mup_refusal
-from cgpt_convert.architectures.known_models import Model, models
+from cgpt_convert.architectures.known_models import KnownModel, models
 from cgpt_convert.architectures.recognised_names import Recognised
-from cgpt_convert.architectures.schema import LAYERS, Architecture, Place, architectures, template
+from cgpt_convert.architectures.schema import (
+    LAYERS,
+    Architecture,
+    TensorPosition,
+    architectures,
+    template,
+)
 from cgpt_convert.architectures.wrapper_prefixes import Prefix
 from cgpt_convert.tensors.shapes import is_c_order
 from cgpt_convert.tensors.tensor import Tensor
@@ -25,7 +30,9 @@ def recognise(
     of heads and for muP; `check_config` lists its contradictions to the tensors.
     """
     for architecture in architectures().values():
-        prefix = wrappers.find_prefix(architecture, map(wrappers.unwrapped, tensors))
+        prefix = wrapper_prefixes.find_prefix(
+            architecture, map(wrapper_prefixes.unwrapped, tensors)
+        )
         if prefix is not None:
             found = _recognised(architecture, prefix, tensors, config or {})
             if not _is_another(found, config or {}):
@@ -51,10 +58,10 @@ def _recognised(
 ) -> Recognised:
     places, skipped, unexpected, twice = _sort(architecture, prefix, tensors)
     found = {name: (place, tensors[name]) for name, place in places.items()}
-    sizes = misfits.vote(found.values())
+    sizes = mismatches.vote(found.values())
     layers = [place.layer for place in places.values() if place.layer is not None]
     sizes[LAYERS] = max(layers, default=-1) + 1
-    linear = misfits.is_linear(found.values(), sizes)
+    linear = mismatches.is_linear(found.values(), sizes)
     model, n_head, source = _heads(architecture, sizes, config)
     return Recognised(
         architecture=architecture,
@@ -68,10 +75,10 @@ def _recognised(
         identity=model if model and model.is_named(config.get("_name_or_path")) else None,
         skipped=tuple(skipped),
         misfits=(
-            *misfits.unexpected(architecture, {name: tensors[name] for name in unexpected}),
-            *misfits.repeated(twice),
-            *misfits.ill_shaped(found, sizes, linear=linear),
-            *misfits.missing(architecture, prefix, places.values(), sizes),
+            *mismatches.unexpected(architecture, {name: tensors[name] for name in unexpected}),
+            *mismatches.repeated(twice),
+            *mismatches.ill_shaped(found, sizes, linear=linear),
+            *mismatches.missing(architecture, prefix, places.values(), sizes),
         ),
         head=_head(found),
         conv1d="linear" if linear else _conv1d(found.values()),
@@ -80,10 +87,10 @@ def _recognised(
     )
 
 
-def _wrapper(prefix: Prefix, places: Mapping[str, Place]) -> str:
+def _wrapper(prefix: Prefix, places: Mapping[str, TensorPosition]) -> str:
     """Return the longest wrapper prefix that occurs in the file's tensor names."""
     own = (
-        wrappers.removed(name, place.name(prefix.own))
+        wrapper_prefixes.removed(name, place.name(prefix.own))
         for name, place in places.items()
         if place.rule.prefixed
     )
@@ -92,18 +99,18 @@ def _wrapper(prefix: Prefix, places: Mapping[str, Place]) -> str:
 
 def _sort(
     architecture: Architecture, prefix: Prefix, names: Iterable[str]
-) -> tuple[dict[str, Place], list[str], list[str], dict[str, str]]:
+) -> tuple[dict[str, TensorPosition], list[str], list[str], dict[str, str]]:
     """Sort names into the architecture's tensors, buffers, unexpected names and duplicates.
 
     A duplicate is a further name of a tensor; it is returned with the name found first.
     """
-    places: dict[str, Place] = {}
+    places: dict[str, TensorPosition] = {}
     skipped: list[str] = []
     unexpected: list[str] = []
     twice: dict[str, str] = {}
     owners: dict[tuple[str, int | None], str] = {}
     for name in names:
-        place, buffer = _place(architecture, prefix, wrappers.unwrapped(name))
+        place, buffer = _place(architecture, prefix, wrapper_prefixes.unwrapped(name))
         if place is None:
             (skipped if buffer else unexpected).append(name)
             continue
@@ -115,24 +122,26 @@ def _sort(
     return places, skipped, unexpected, twice
 
 
-def _place(architecture: Architecture, prefix: Prefix, name: str) -> tuple[Place | None, bool]:
+def _place(
+    architecture: Architecture, prefix: Prefix, name: str
+) -> tuple[TensorPosition | None, bool]:
     """Return the architecture's tensor of that name, else None and whether it is a buffer."""
     before = prefix.wrapper + prefix.own
     bare = name[len(before) :] if name.startswith(before) else ""
     pattern, layer = template(bare)
     rule = architecture.rules.get(pattern)
     if rule is not None and rule.prefixed:
-        return Place(rule, layer), False
+        return TensorPosition(rule, layer), False
     # tensors outside the architecture's prefix, such as the head
     rule = architecture.rules.get(name.removeprefix(prefix.wrapper))
     if rule is not None and not rule.prefixed:
-        return Place(rule, None), False
+        return TensorPosition(rule, None), False
     return None, pattern in architecture.skipped
 
 
 def _heads(
     architecture: Architecture, sizes: Mapping[str, int], config: Mapping[str, Any]
-) -> tuple[Model | None, int | None, str]:
+) -> tuple[KnownModel | None, int | None, str]:
     """Return the known model, the number of heads and its source.
 
     config.json takes precedence over the model table.
@@ -148,7 +157,7 @@ def _heads(
     return None, None, ""
 
 
-def _head(found: Mapping[str, tuple[Place, Tensor]]) -> str:
+def _head(found: Mapping[str, tuple[TensorPosition, Tensor]]) -> str:
     twins = {place.rule.name: tensor for place, tensor in found.values()}
     for place, tensor in found.values():
         if place.rule.tied_to:
@@ -157,7 +166,7 @@ def _head(found: Mapping[str, tuple[Place, Tensor]]) -> str:
     return "absent"
 
 
-def _conv1d(found: Iterable[tuple[Place, Tensor]]) -> str:
+def _conv1d(found: Iterable[tuple[TensorPosition, Tensor]]) -> str:
     ways = {_way(weight) for place, weight in found if place.rule.conv1d}
     return "mixed" if len(ways) > 1 else "".join(ways)
 

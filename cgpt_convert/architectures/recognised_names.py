@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cgpt_convert.architectures.known_models import Model
-from cgpt_convert.architectures.schema import Architecture, Place, fill
+from cgpt_convert.architectures.known_models import KnownModel
+from cgpt_convert.architectures.schema import Architecture, TensorPosition, fill
 from cgpt_convert.tensors.tensor import Tensor
 
 
@@ -16,12 +16,12 @@ class Recognised(NamedTuple):
     architecture: Architecture
     prefix: str  # the common prefix of its names, `wrapper` included
     wrapper: str  # name components added by wrapper modules: "module._orig_mod."
-    places: Mapping[str, Place]  # name in the file -> place in the model; in file order
+    places: Mapping[str, TensorPosition]  # name in the file -> place in the model; in file order
     sizes: Mapping[str, int]  # as the tensors imply, named as in the schema
     n_head: int | None
     n_head_source: str  # "config.json" or the known model's name; "" if unknown
-    shape_of: Model | None  # the known model of these shapes and heads; weights may differ
-    identity: Model | None  # the same, if config.json names it
+    shape_of: KnownModel | None  # the known model of these shapes and heads; weights may differ
+    identity: KnownModel | None  # the same, if config.json names it
     skipped: tuple[str, ...]  # names of buffers, which no output contains
     misfits: tuple[str, ...]  # a line per unexpected, missing or ill-shaped tensor
     head: str  # "tied": the same storage as its twin; "own copy": another; "absent"

@@ -19,14 +19,14 @@ LAYERS = "n_layer"  # the size that counts them
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,3})(?=\.)", re.ASCII)
 
 
-class Dim(NamedTuple):
+class Dimension(NamedTuple):
     """One dimension: `factor` times the size called `symbol`."""
 
     factor: int
     symbol: str
 
     @classmethod
-    def parse(cls, text: str) -> Dim:
+    def parse(cls, text: str) -> Dimension:
         """Parse a dimension such as `n_embd` or `3*n_embd`. Raises ValueError if invalid."""
         found = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z_]+)", text)
         if found is None:
@@ -37,11 +37,11 @@ class Dim(NamedTuple):
         return self.symbol if self.factor == 1 else f"{self.factor}*{self.symbol}"
 
 
-class Rule(NamedTuple):
+class TensorRule(NamedTuple):
     """A tensor of the architecture, or one per layer if its name contains `{i}`."""
 
     name: str  # without the architecture's prefix
-    dims: tuple[Dim, ...]
+    dims: tuple[Dimension, ...]
     names: Mapping[str, str]  # target ("gguf", "raw") -> its name there
     conv1d: bool  # stored as (in, out), as in transformers' Conv1D; other programs use (out, in)
     prefixed: bool
@@ -59,10 +59,10 @@ class Rule(NamedTuple):
         return tuple(dim.factor * sizes[dim.symbol] for dim in self.dims)
 
 
-class Place(NamedTuple):
+class TensorPosition(NamedTuple):
     """A tensor's place in the architecture. `layer` counts from 0; None outside layers."""
 
-    rule: Rule
+    rule: TensorRule
     layer: int | None
 
     @property
@@ -84,9 +84,9 @@ class Architecture(NamedTuple):
     prefixes: tuple[str, ...]  # the first one is canonical
     anchors: tuple[frozenset[str], ...]
     skipped: frozenset[str]
-    rules: Mapping[str, Rule]  # by name
+    rules: Mapping[str, TensorRule]  # by name
     config_keys: Mapping[str, tuple[str, ...]]  # size -> the keys of config.json that say it
-    config_defaults: Mapping[str, Dim]
+    config_defaults: Mapping[str, Dimension]
     mup_neutral: Mapping[str, Any]
     mup_reason: str
     gguf_name: str  # what llama.cpp calls it; "" if it does not know it
@@ -97,15 +97,15 @@ class Architecture(NamedTuple):
         """The prefix used for output names."""
         return self.prefixes[0]
 
-    def places(self, n_layer: int) -> Iterator[Place]:
+    def places(self, n_layer: int) -> Iterator[TensorPosition]:
         """Yield every tensor of a model with `n_layer` layers, in the file's order."""
         rules = list(self.rules.values())
         first = next((at for at, rule in enumerate(rules) if rule.layered), len(rules))
-        yield from (Place(rule, None) for rule in rules[:first])
+        yield from (TensorPosition(rule, None) for rule in rules[:first])
         layered = [rule for rule in rules if rule.layered]
         for layer in range(n_layer):
-            yield from (Place(rule, layer) for rule in layered)
-        yield from (Place(rule, None) for rule in rules[first:] if not rule.layered)
+            yield from (TensorPosition(rule, layer) for rule in layered)
+        yield from (TensorPosition(rule, None) for rule in rules[first:] if not rule.layered)
 
     def shapes(
         self, sizes: Mapping[str, int], prefix: str | None = None
@@ -178,7 +178,7 @@ def _parse(content: dict[str, Any]) -> Architecture:
         skipped=frozenset(_strings(content["skipped"])),
         rules={rule.name: rule for rule in rules},
         config_keys={size: _strings(keys) for size, keys in config["keys"].items()},
-        config_defaults={size: Dim.parse(text) for size, text in config["defaults"].items()},
+        config_defaults={size: Dimension.parse(text) for size, text in config["defaults"].items()},
         mup_neutral=mup.get("neutral", {}),
         mup_reason=mup.get("reason", ""),
         gguf_name=gguf.get("architecture", ""),
@@ -186,10 +186,10 @@ def _parse(content: dict[str, Any]) -> Architecture:
     )
 
 
-def _rule(row: dict[str, Any]) -> Rule:
-    return Rule(
+def _rule(row: dict[str, Any]) -> TensorRule:
+    return TensorRule(
         name=row["name"],
-        dims=tuple(map(Dim.parse, row["shape"])),
+        dims=tuple(map(Dimension.parse, row["shape"])),
         names=row["names"],
         conv1d=row.get("conv1d", False),
         prefixed=row.get("prefixed", True),

@@ -19,7 +19,7 @@ _PAX_NBYTES = 1 * MiB  # one keyword header; Python writes little more than a ti
 MEMBERS = 64  # a torch tar has four
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A regular file in a tar. `offset` is that of its first byte."""
 
     name: str
@@ -37,13 +37,13 @@ def is_tar(block: bytes) -> bool:
         return False
 
 
-def members(source: Source) -> tuple[dict[str, Member], int]:
+def members(source: Source) -> tuple[dict[str, TarMember], int]:
     """Return the members by name, and the offset after the last.
 
     Raises Malformed for damage and duplicate names, Unsupported for links, devices, sparse files
     and more members than a torch tar has.
     """
-    found: dict[str, Member] = {}
+    found: dict[str, TarMember] = {}
     keywords: dict[str, str] = {}  # from the extended header before a member
     at = 0
     while at + BLOCK <= source.nbytes:
@@ -74,13 +74,13 @@ def members(source: Source) -> tuple[dict[str, Member], int]:
     return found, at
 
 
-def _member(block: bytes, pax: dict[str, str], at: int, where: str) -> Member:
+def _member(block: bytes, pax: dict[str, str], at: int, where: str) -> TarMember:
     prefix = _text(block[_PREFIX]) if block[_MAGIC] == b"ustar" else ""
     name = f"{prefix}/{_text(block[_NAME])}" if prefix else _text(block[_NAME])
     size = pax.get("size", str(_octal(block[_SIZE])))
     if not (size.isascii() and size.isdigit() and len(size) < len(str(1 << 63))):
         raise Malformed(f"a tar member of {printable(size[:40])} bytes", where=where)
-    return Member(pax.get("path", name), at, int(size))
+    return TarMember(pax.get("path", name), at, int(size))
 
 
 def _text(field: bytes) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cgpt_convert.archives.tar import BLOCK, Member, is_tar, pax_keywords
+from cgpt_convert.archives.tar import BLOCK, TarMember, is_tar, pax_keywords
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import MEMBERS, MiB
 from cgpt_convert.core.text import printable
@@ -54,14 +54,14 @@ def is_tar_to_tarfile(block: bytes) -> bool:
     return number in (unsigned, unsigned - 256 * len(rest.translate(None, _ASCII)))
 
 
-def files(source: Source) -> Iterator[Member]:
+def files(source: Source) -> Iterator[TarMember]:
     """Yield the regular files, in order.
 
     Raises Malformed for damage and where readers would find different files, Unsupported for sparse
     files.
     """
     at, count = 0, 0
-    names = _Names()
+    names = _PendingNames()
     while at + BLOCK <= source.nbytes:
         block, where = read(source, at, BLOCK), f"{source.name}[byte {at:,}]"
         if not any(block):
@@ -80,7 +80,7 @@ def files(source: Source) -> Iterator[Member]:
         else:
             name, nbytes = names.take(block, nbytes, where)
             if kind not in _EMPTY:
-                yield Member(name, at, min(nbytes, source.nbytes - at))
+                yield TarMember(name, at, min(nbytes, source.nbytes - at))
         if nbytes > source.nbytes - at:
             raise Malformed("the tar is cut off", where=where)
         at += -(-nbytes // BLOCK) * BLOCK
@@ -89,7 +89,7 @@ def files(source: Source) -> Iterator[Member]:
         raise Malformed("a tar that ends inside a header", where=source.name)
 
 
-class _Names:
+class _PendingNames:
     """The information in headers that apply to the next file."""
 
     def __init__(self) -> None:

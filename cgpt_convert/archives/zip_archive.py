@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
 
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, Member, entries, find_end
+from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, ZipMember, entries, find_end
 from cgpt_convert.archives.zip_local_header import DESCRIPTOR_SIZES, with_data_offset
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import Malformed, Unsupported
@@ -26,7 +26,7 @@ class Archive:
     """A ZIP whose directory and local headers agree. `members` is in directory order."""
 
     def __init__(
-        self, source: Source, members: dict[str, Member], findings: Iterable[Finding] = ()
+        self, source: Source, members: dict[str, ZipMember], findings: Iterable[Finding] = ()
     ) -> None:
         self.source = source
         self.members = members
@@ -47,12 +47,13 @@ class Archive:
         member = self.members[name]
         if member.method == STORED:
             return self.source, member.offset, member.nbytes
-        from cgpt_convert.sources.inflate import (
-            Deflated,  # which imports what most archives do not need
-        )
+        # which imports what most archives do not need
+        from cgpt_convert.sources.inflate import DeflatedMember
 
         label = f"{self.source.name}[{name}]"
-        inflating = Deflated(self.source, member.offset, member.compressed, member.nbytes, label)
+        inflating = DeflatedMember(
+            self.source, member.offset, member.compressed, member.nbytes, label
+        )
         return inflating, 0, member.nbytes
 
     def read(self, name: str, most: int) -> bytes:
@@ -73,9 +74,9 @@ def open_archive(source: Source) -> Archive:
     members = entries(source, end)
     found: list[Finding] = []
     if is_distant(source):
-        from cgpt_convert.archives.zip_lazy_headers import LateHeaders
+        from cgpt_convert.archives.zip_lazy_headers import LazyHeaders
 
-        source = late = LateHeaders(source, members, end.offset)
+        source = late = LazyHeaders(source, members, end.offset)
         members, found = late.members, late.findings()
     else:
         members = [with_data_offset(source, member, end.offset) for member in members]
@@ -90,7 +91,7 @@ def open_archive(source: Source) -> Archive:
     return archive
 
 
-def _check_names(where: str, members: list[Member]) -> None:
+def _check_names(where: str, members: list[ZipMember]) -> None:
     seen: dict[str, str] = {}
     for member in members:
         name = member.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 from cgpt_convert.sources.local import Source, read
-from cgpt_convert.sources.unpack import Window
+from cgpt_convert.sources.unpack import SourceSlice
 
 _END = struct.Struct("<4s4H2LH")  # APPNOTE.TXT 4.3.16
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
@@ -16,9 +16,9 @@ _LOCATOR64_NBYTES = 20  # 4.3.15
 _MOST = 1_000_000  # archives in one file; one is a tensor
 
 
-def archives(source: Source) -> list[Window]:
+def archives(source: Source) -> list[SourceSlice]:
     """Return the archives that fill the file if there are at least two, else an empty list."""
-    found: list[Window] = []
+    found: list[SourceSlice] = []
     end = source.nbytes
     while end:
         start = _start(source, end)
@@ -26,7 +26,7 @@ def archives(source: Source) -> list[Window]:
             return []
         if not start and not found:
             return []  # the usual file of one archive
-        found.append(Window(source, start, end - start, f"{source.name}[byte {start:,}]"))
+        found.append(SourceSlice(source, start, end - start, f"{source.name}[byte {start:,}]"))
         end = start
     return found[::-1]
 

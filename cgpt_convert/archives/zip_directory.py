@@ -28,7 +28,7 @@ _SHOWN = 200  # characters of a name, in errors
 _SYMLINK, _TYPE_BITS = 0o120000, 0o170000  # the high half of the external attributes, from Unix
 
 
-class Member(NamedTuple):
+class ZipMember(NamedTuple):
     """A record. `offset` is of its first data byte; `compressed` equals `nbytes` when stored."""
 
     name: str
@@ -45,7 +45,7 @@ class NoDirectory(Malformed):
     """The ZIP has no central directory at its end: it is probably truncated."""
 
 
-class End(NamedTuple):
+class DirectoryLocation(NamedTuple):
     """The location of the central directory."""
 
     offset: int
@@ -54,7 +54,7 @@ class End(NamedTuple):
     tail: int  # bytes after the end record and its comment
 
 
-def find_end(source: Source) -> End:
+def find_end(source: Source) -> DirectoryLocation:
     """Return the end-of-central-directory record; there must be exactly one."""
     length = min(source.nbytes, _END.size + _FULL16)
     base = source.nbytes - length
@@ -77,7 +77,7 @@ def _is_end_at(source: Source, tail: bytes, base: int, at: int) -> bool:
         return False
 
 
-def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
+def _end_at(source: Source, tail: bytes, base: int, at: int) -> DirectoryLocation | None:
     """Return the end record at `tail[at:]`; None if its directory does not precede it.
 
     The four bytes of the signature may occur by chance inside data.
@@ -99,12 +99,12 @@ def _end_at(source: Source, tail: bytes, base: int, at: int) -> End | None:
         return None
     if disk or first_disk or here != count:
         raise Unsupported("a split zip archive", where=source.name)
-    return End(offset, nbytes, count, after)
+    return DirectoryLocation(offset, nbytes, count, after)
 
 
 def _end64(
     source: Source, classic: tuple[int, ...], locator: tuple[bytes, int, int, int], after: int
-) -> End:
+) -> DirectoryLocation:
     _, locator_disk, at, disks = locator
     if locator_disk or disks > 1:
         raise Unsupported("a split zip archive", where=source.name)
@@ -119,10 +119,10 @@ def _end64(
             raise Malformed("the zip and zip64 end records disagree", where=source.name)
     if disk or first_disk or here != count:
         raise Unsupported("a split zip archive", where=source.name)
-    return End(offset, nbytes, count, after)
+    return DirectoryLocation(offset, nbytes, count, after)
 
 
-def entries(source: Source, end: End) -> list[Member]:
+def entries(source: Source, end: DirectoryLocation) -> list[ZipMember]:
     """Return the central directory's entries; `offset` is still that of the local header."""
     if end.entries > MEMBERS or end.nbytes > DIRECTORY_BYTES:
         raise Unsupported(f"an archive of {end.entries:,} records", where=source.name)
@@ -145,7 +145,7 @@ def entries(source: Source, end: End) -> list[Member]:
     return members
 
 
-def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Member:
+def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> ZipMember:
     flags, method, crc = fields[3], fields[4], fields[7]
     compressed, nbytes, disk, external, header = *fields[8:10], fields[13], fields[15], fields[16]
     try:
@@ -172,7 +172,7 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Mem
         raise Malformed("a stored record with two different sizes", where=place)
     if nbytes > compressed * DEFLATE_RATIO:
         raise Malformed("a record that claims more than deflate can expand to", where=place)
-    return Member(name, header, header, nbytes, compressed, method, flags, crc)
+    return ZipMember(name, header, header, nbytes, compressed, method, flags, crc)
 
 
 def widen(place: str, extra: bytes, values: list[int]) -> list[int]:

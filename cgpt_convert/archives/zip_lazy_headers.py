@@ -13,7 +13,7 @@ import bisect
 import os
 from collections.abc import Sequence
 
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, Member
+from cgpt_convert.archives.zip_directory import DESCRIPTOR, ZipMember
 from cgpt_convert.archives.zip_local_header import DESCRIPTOR_SIZES, LOCAL, with_data_offset
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import Unsupported
@@ -23,7 +23,7 @@ from cgpt_convert.sources.local import Source, expect
 _ALIGNMENT = 64
 
 
-class LateHeaders:
+class LazyHeaders:
     """The source of an archive's data. `members` have the offsets derived from the layout.
 
     `entries` are those of the directory, which begins at `end`.
@@ -31,12 +31,12 @@ class LateHeaders:
 
     distant = True  # see source.is_distant
 
-    def __init__(self, source: Source, entries: Sequence[Member], end: int) -> None:
+    def __init__(self, source: Source, entries: Sequence[ZipMember], end: int) -> None:
         self.name, self.nbytes = source.name, source.nbytes
         self._source, self._end = source, end
         in_order = sorted(entries, key=lambda member: member.header_offset)
         following = [member.header_offset for member in in_order[1:]] + [end]
-        self._unread: dict[int, Member] = {}  # data offset -> entry
+        self._unread: dict[int, ZipMember] = {}  # data offset -> entry
         offsets: dict[int, int] = {}  # header offset -> data offset
         for entry, after in zip(in_order, following, strict=True):
             offset = _data_offset(entry, after)
@@ -80,7 +80,7 @@ class LateHeaders:
                 break
         self._source.readinto(offset, buffer)
 
-    def _check(self, entry: Member, offset: int) -> None:
+    def _check(self, entry: ZipMember, offset: int) -> None:
         found = with_data_offset(self._source, entry, self._end).offset
         if found != offset:
             raise Unsupported(
@@ -99,7 +99,7 @@ class LateHeaders:
         return False
 
 
-def _data_offset(entry: Member, following: int) -> int | None:
+def _data_offset(entry: ZipMember, following: int) -> int | None:
     """Return where the data begin if the next record begins at `following`; None if unclear."""
     first = entry.header_offset + LOCAL.size + len(entry.name.encode())
     if not entry.flags & DESCRIPTOR and first + entry.compressed == following:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, FULL32, Member, widen
+from cgpt_convert.archives.zip_directory import DESCRIPTOR, FULL32, ZipMember, widen
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.sources.local import Source, read
 
@@ -12,7 +12,7 @@ LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
 DESCRIPTOR_SIZES = (0, 12, 16, 20, 24)  # 4.3.9: with or without signature, 32 or 64 bits
 
 
-def with_data_offset(source: Source, member: Member, limit: int) -> Member:
+def with_data_offset(source: Source, member: ZipMember, limit: int) -> ZipMember:
     """Return the member with its data offset, after checking its local header.
 
     The central entry does not give the start of the data, because torch pads the local header only.

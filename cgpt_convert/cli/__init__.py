@@ -155,9 +155,9 @@ def _print_error(kind: str, message: str, exit_code: int, where: str = "", hint:
 
 def _tell_traffic() -> None:
     """Print the number of requests and bytes sent over a network, if any, on standard error."""
-    if "cgpt_convert.sources.remote.settings" in sys.modules:
+    if "cgpt_convert.sources.remote.remote_settings" in sys.modules:
         from cgpt_convert.cli.table import counted, size
-        from cgpt_convert.sources.remote.settings import traffic
+        from cgpt_convert.sources.remote.remote_settings import traffic
 
         requests, nbytes, total, sent = traffic.take()
         if requests:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import options, salvaging
+from cgpt_convert.cli import options, salvage_option
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
@@ -24,9 +24,15 @@ from cgpt_convert.targets.plan_conversion import (
     target_for,
     targets,
 )
-from cgpt_convert.targets.selection import Selection, Wish, chosen_names, parts, under
+from cgpt_convert.targets.selection import (
+    SelectedTensors,
+    TensorSelection,
+    chosen_names,
+    parts,
+    under,
+)
 from cgpt_convert.tensors.dtypes import WISHES
-from cgpt_convert.writing.writer import Options
+from cgpt_convert.writing.writer import WriteOptions
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -57,7 +63,7 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
 @click.command("convert")
 @options.source
 @click.option(
-    "-o", "--output", required=True, type=options.Output(), help="The file or folder to write."
+    "-o", "--output", required=True, type=options.OutputPath(), help="The file or folder to write."
 )
 @click.option(
     "--to",
@@ -89,7 +95,7 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
     is_flag=True,
     help="Re-read the output and compare it with the source before putting it in place.",
 )
-@salvaging.option
+@salvage_option.option
 @options.mapping
 @options.jobs
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
@@ -101,7 +107,7 @@ def command(
     to: str | None,
     dtype: str,
     max_shard_size: int | None,
-    wish: Wish,
+    wish: TensorSelection,
     tied: str,
     tokenizer: str | None,
     no_vocab: bool,
@@ -128,12 +134,12 @@ def command(
         provenance=None if no_proof else _provenance,
     )
     wish = wish._replace(dtype=dtype, tied=tied)
-    checkpoint = salvaging.opened(
+    checkpoint = salvage_option.opened(
         source, mapping, lambda opened: chosen_names(opened, wish)[1], salvage=salvage
     )
     tell_code(checkpoint)
     conversion = convert(checkpoint, wish, target)
-    settings = Options(overwrite=overwrite, jobs=jobs)
+    settings = WriteOptions(overwrite=overwrite, jobs=jobs)
     if verify:
         from cgpt_convert.verification.readback import reread
 
@@ -151,14 +157,18 @@ def command(
     return 1 if result["lost"] else 0
 
 
-def _write(conversion: Conversion, output: str, settings: Options) -> None:
+def _write(conversion: Conversion, output: str, settings: WriteOptions) -> None:
     with progress("convert", sum(plan.nbytes for plan in conversion.plans)) as advance:
         settings.advance = advance
         conversion.write(output, settings)
 
 
 def _result(
-    checkpoint: Checkpoint, conversion: Conversion, settings: Options, output: str, wish: Wish
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    settings: WriteOptions,
+    output: str,
+    wish: TensorSelection,
 ) -> dict[str, Any]:
     """Return the result for `--json`; docs/reference/json.md lists the keys."""
     chosen, request = conversion.selection, conversion.request
@@ -187,7 +197,7 @@ def _result(
         "outside": outside,
         "extras": {name: checkpoint.extras[name] for name in extras},
         "parts": written if any(p and p in checkpoint.containers for p in written) else {},
-        "lost": salvaging.rows(chosen.lost),
+        "lost": salvage_option.rows(chosen.lost),
         "aliases": request.aliases,
         "reordered": [t.name for t in request.tensors if not t.is_c_order],
         "cast": [t.name for t in request.tensors if t.target],
@@ -216,7 +226,7 @@ def _print(result: dict[str, Any]) -> None:
     verified = ", read again and compared" if result["verified"] else ""
     _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}{verified}")
     _print_choice(result)
-    salvaging.show(result["lost"])
+    salvage_option.show(result["lost"])
     for told in result["model"]:
         _say(f"  {told}")
     if not result["model"]:  # those lines include ties
@@ -301,7 +311,7 @@ def _names(names: list[str]) -> str:
     return f"{len(names):,} tensors ({shown} ...)"
 
 
-def _provenance(chosen: Selection) -> AddProvenance:
+def _provenance(chosen: SelectedTensors) -> AddProvenance:
     from cgpt_convert.verification import provenance
 
     return functools.partial(provenance.signed, chosen)

@@ -16,8 +16,8 @@ from cgpt_convert.cli.table import style
 from cgpt_convert.core.errors import CannotWrite, CheckFailed
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.plan import FilePlan
-from cgpt_convert.tensors.digest import tensor_digest
-from cgpt_convert.writing.writer import Options, write_folder
+from cgpt_convert.tensors.content_digest import tensor_digest
+from cgpt_convert.writing.writer import WriteOptions, write_folder
 
 if TYPE_CHECKING:
     from cgpt_convert.inference.model import Model
@@ -26,7 +26,7 @@ _MODEL = "pytorch_model.bin"
 _FILES = (_MODEL, "config.json", "vocab.json", "merges.txt", "held-out.txt")
 
 
-class _Output(NamedTuple):
+class _DemoOutput(NamedTuple):
     """An output made from the model, and its command."""
 
     name: str
@@ -37,14 +37,14 @@ class _Output(NamedTuple):
 
 
 _OUTPUTS = (
-    _Output("model.safetensors"),
-    _Output("model.npz"),
-    _Output("npy", ("--to", "npy")),
-    _Output("parameters", command="extract"),
-    _Output("model.bin", ("--to", "torch")),
-    _Output("hf", ("--to", "hf"), as_it_was=False),
-    _Output("model.gguf", as_it_was=False),
-    _Output("model-q8_0.gguf", ("--dtype", "q8_0"), as_it_was=False, lossless=False),
+    _DemoOutput("model.safetensors"),
+    _DemoOutput("model.npz"),
+    _DemoOutput("npy", ("--to", "npy")),
+    _DemoOutput("parameters", command="extract"),
+    _DemoOutput("model.bin", ("--to", "torch")),
+    _DemoOutput("hf", ("--to", "hf"), as_it_was=False),
+    _DemoOutput("model.gguf", as_it_was=False),
+    _DemoOutput("model-q8_0.gguf", ("--dtype", "q8_0"), as_it_was=False, lossless=False),
 )
 _PROMPT = ("You", "Ġare")
 _SENTENCE_ENDS = (".", "!", "?")
@@ -64,7 +64,7 @@ def command(folder: str) -> None:
         raise CannotWrite("exists already", where=folder, hint="name another folder")
     inside = resources.files("cgpt_convert") / "demo"
     files = [FilePlan(name, ((inside / name).read_bytes(),)) for name in _FILES]
-    write_folder(files, folder, Options())
+    write_folder(files, folder, WriteOptions())
     model = os.path.join(folder, _MODEL)
     _run("inspect", model, "--tree")
     for output in _OUTPUTS:
@@ -134,14 +134,14 @@ def _speak(folder: str) -> None:
 
 def _sentence(model: Model) -> tuple[str, list[int]]:
     """Return the prompt and its greedy continuation, as text and as IDs."""
-    from cgpt_convert.inference.generate.settings import Settings
+    from cgpt_convert.inference.generate.generation_settings import GenerationSettings
     from cgpt_convert.inference.generate.stream import continued
-    from cgpt_convert.inference.text import Decoder, find
+    from cgpt_convert.inference.text_codec import Decoder, find
 
     tokenizer = find(model.source.checkpoint, None, model.hyper.vocab_size)
     ends = frozenset(tokenizer.tokens.index(end) for end in _SENTENCE_ENDS)
     prompt = [tokenizer.tokens.index(token) for token in _PROMPT]
-    ids = prompt + continued(model, prompt, Settings(_MOST, ends), None).new_ids
+    ids = prompt + continued(model, prompt, GenerationSettings(_MOST, ends), None).new_ids
     return Decoder(tokenizer).decode(ids), ids
 
 
@@ -150,7 +150,7 @@ def _divergence(base: Model, other: Model, ids: list[int]) -> float:
     import numpy as np
 
     from cgpt_convert.inference.evaluate.divergence import diverge
-    from cgpt_convert.inference.evaluate.windows import Window
+    from cgpt_convert.inference.evaluate.windows import TokenWindow
 
-    window = Window(0, len(ids) - 1, len(ids) - 1)
+    window = TokenWindow(0, len(ids) - 1, len(ids) - 1)
     return diverge(base, other, np.array(ids), [window], base.hyper.vocab_size).kl_mean

@@ -14,10 +14,17 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.targets.selection import Wish
+from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.tensors.shapes import dims
-from cgpt_convert.verification.diff import CHANGED, EQUAL, LEFT_OUT, NOT_COMPARED, Row, diff
 from cgpt_convert.verification.scope import sides
+from cgpt_convert.verification.tensor_differences import (
+    CHANGED,
+    EQUAL,
+    LEFT_OUT,
+    NOT_COMPARED,
+    TensorDifference,
+    diff,
+)
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 
@@ -32,7 +39,7 @@ _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 def command(
     before: str,
     after: str,
-    wish: Wish,
+    wish: TensorSelection,
     jobs: int,
     as_json: bool,
 ) -> int:
@@ -64,7 +71,7 @@ def command(
     return 3 if any(row.state == NOT_COMPARED and row.unknown for row in rows) else 0
 
 
-def _told(row: Row) -> dict[str, Any]:
+def _told(row: TensorDifference) -> dict[str, Any]:
     """Return a row for `--json`; a value that is not finite becomes None."""
     told = row._asdict()
     del told["unknown"]
@@ -73,7 +80,7 @@ def _told(row: Row) -> dict[str, Any]:
     return told
 
 
-def _print(rows: list[Row]) -> None:
+def _print(rows: list[TensorDifference]) -> None:
     shown = [row for row in rows if row.state not in (EQUAL, LEFT_OUT)]
     if shown:
         for line in table(_COLUMNS, [_cells(row) for row in shown], right=_COLUMNS[2:]):
@@ -83,7 +90,7 @@ def _print(rows: list[Row]) -> None:
     click.echo(wrapped(f"{counted(len(rows), 'tensor')}: {told}", 4))
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: TensorDifference) -> list[str]:
     name = printable(row.before or row.after)
     if row.before and row.after and row.before != row.after:
         name += f" => {printable(row.after)}"

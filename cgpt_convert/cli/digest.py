@@ -14,10 +14,10 @@ from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.targets.selection import Wish
-from cgpt_convert.verification.canonical_names import Weights, converted_part, weights
+from cgpt_convert.targets.selection import TensorSelection
+from cgpt_convert.verification.canonical_names import CanonicalWeights, converted_part, weights
 from cgpt_convert.verification.composite_digests import described
-from cgpt_convert.verification.digests import ALGORITHM, Digested, digested, of_part
+from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, digested, of_part
 from cgpt_convert.verification.scope import part_scope
 
 
@@ -31,7 +31,7 @@ from cgpt_convert.verification.scope import part_scope
 def command(
     source: str,
     tensors: bool,
-    wish: Wish,
+    wish: TensorSelection,
     mapping: str | None,
     jobs: int,
     as_json: bool,
@@ -71,7 +71,9 @@ def command(
         click.echo(f"{digest}  {printable(name)}")
 
 
-def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
+def _part(
+    checkpoint: Checkpoint, chosen: CanonicalWeights, wish: TensorSelection
+) -> CanonicalWeights:
     """Return the weights that `convert` writes, if they are a part of `chosen`, else `chosen`."""
     try:
         return converted_part(checkpoint, chosen, wish)
@@ -81,7 +83,10 @@ def _part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
 
 
 def _result(
-    chosen: Weights, found: Digested, part: Weights, part_found: Digested
+    chosen: CanonicalWeights,
+    found: TensorDigests,
+    part: CanonicalWeights,
+    part_found: TensorDigests,
 ) -> dict[str, Any]:
     """Return the result for `--json`; docs/reference/json.md lists the keys."""
     under = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cgpt_convert.cli import options
-from cgpt_convert.cli.computing import Computing, computing
+from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.text import printable
@@ -19,8 +19,8 @@ from cgpt_convert.formats.open import open_checkpoint
 if TYPE_CHECKING:
     from cgpt_convert.inference.evaluate.cross_entropy import Loss
     from cgpt_convert.inference.evaluate.divergence import Divergence
-    from cgpt_convert.inference.evaluate.text_windows import Passage
-    from cgpt_convert.inference.evaluate.windows import Window
+    from cgpt_convert.inference.evaluate.text_windows import WindowedText
+    from cgpt_convert.inference.evaluate.windows import TokenWindow
     from cgpt_convert.inference.model import Model
 
 
@@ -54,7 +54,7 @@ def command(
     context: int | None,
     stride: int | None,
     tokenizer: str | None,
-    computing: Computing,
+    computing: ComputeOptions,
     mapping: str | None,
     jobs: int,
     as_json: bool,
@@ -84,7 +84,7 @@ def command(
         _print(result)
 
 
-def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
+def _told(model: Model, text: str, passage: WindowedText) -> dict[str, Any]:
     found = model.source.recognised
     known, shaped = found.identity, found.shape_of
     return {
@@ -99,7 +99,7 @@ def _told(model: Model, text: str, passage: Passage) -> dict[str, Any]:
     }
 
 
-def _alone(model: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
+def _alone(model: Model, passage: WindowedText, nbytes: int) -> dict[str, Any]:
     from cgpt_convert.inference.evaluate.cross_entropy import evaluate
 
     with progress("eval", passage.tokens, unit=" tokens") as advance:
@@ -108,7 +108,7 @@ def _alone(model: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
     return {**_loss(loss, nbytes), "against": None}
 
 
-def _both(model: Model, other: Model, passage: Passage, nbytes: int) -> dict[str, Any]:
+def _both(model: Model, other: Model, passage: WindowedText, nbytes: int) -> dict[str, Any]:
     from cgpt_convert.inference.evaluate.divergence import diverge
 
     with progress("eval", passage.tokens, unit=" tokens") as advance:
@@ -118,7 +118,9 @@ def _both(model: Model, other: Model, passage: Passage, nbytes: int) -> dict[str
     return {**_loss(found.base, nbytes), "against": against}
 
 
-def _telling(windows: Iterable[Window], advance: Callable[[int], object]) -> Iterator[Window]:
+def _telling(
+    windows: Iterable[TokenWindow], advance: Callable[[int], object]
+) -> Iterator[TokenWindow]:
     for window in windows:
         yield window
         advance(window.scored)

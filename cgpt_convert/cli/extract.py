@@ -7,25 +7,27 @@ from typing import Any
 
 import click
 
-from cgpt_convert.checkpoint import Checkpoint, Lost
-from cgpt_convert.cli import options, salvaging
+from cgpt_convert.checkpoint import Checkpoint, MissingTensor
+from cgpt_convert.cli import options, salvage_option
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.raw import writer as parameters
+from cgpt_convert.formats.raw import writer
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.targets.hf_view import undone
-from cgpt_convert.targets.selection import EVERYTHING, Wish, check_dense, select, wanted
+from cgpt_convert.targets.selection import EVERYTHING, TensorSelection, check_dense, select, wanted
 from cgpt_convert.writing.destination import write_folder
 from cgpt_convert.writing.source_guard import inputs_of
-from cgpt_convert.writing.writer import Options, write_blocks
+from cgpt_convert.writing.writer import WriteOptions, write_blocks
 
 
 @click.command("extract")
 @options.source
-@click.option("-o", "--output", type=options.Output(), help="The folder to write, say parameters/.")
+@click.option(
+    "-o", "--output", type=options.OutputPath(), help="The folder to write, say parameters/."
+)
 @click.option(
     "--by",
     type=click.Choice(["storage", "name"]),
@@ -46,7 +48,7 @@ from cgpt_convert.writing.writer import Options, write_blocks
     is_flag=True,
     help="Write OUTPUT/parameters/ and OUTPUT/model.properties, for the raw-parameters program.",
 )
-@salvaging.option
+@salvage_option.option
 @options.mapping
 @options.jobs
 @options.overwrite
@@ -76,7 +78,7 @@ def command(
         properties or as_json or match or exclude or salvage or by == "name"
     ):
         raise click.UsageError("--stdout writes one tensor: give no other choice")
-    checkpoint = salvaging.opened(
+    checkpoint = salvage_option.opened(
         source, mapping, lambda opened: _names(opened, match, exclude), salvage=salvage
     )
     tell_code(checkpoint)
@@ -84,7 +86,7 @@ def command(
         _to_stdout(checkpoint, str(to_stdout))
         return 0
     lines: tuple[str, ...] = ()
-    lost: dict[str, Lost] = {}
+    lost: dict[str, MissingTensor] = {}
     if properties:
         if by == "name" or match or exclude:
             raise click.UsageError("--properties takes all storages: give no other choice")
@@ -93,13 +95,13 @@ def command(
         plans, lost = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
     with progress("extract", nbytes) as advance:
-        settings = Options(overwrite, inputs_of(checkpoint), advance, jobs)
+        settings = WriteOptions(overwrite, inputs_of(checkpoint), advance, jobs)
         written = write_folder(plans, output, settings)
     result = {
         "output": output,
         "files": len(written) - (2 if properties else 1),
         "nbytes": nbytes,
-        "lost": salvaging.rows(lost),
+        "lost": salvage_option.rows(lost),
     }
     if as_json:
         options.print_json(result)
@@ -112,7 +114,7 @@ def command(
 
 def _print(result: dict[str, Any], what: str, lines: tuple[str, ...]) -> None:
     click.echo(wrapped(f"{printable(result['output'])}: {result['files']:,} {what}", 4))
-    salvaging.show(result["lost"])
+    salvage_option.show(result["lost"])
     for line in lines:
         click.echo(wrapped(f"  {line}", 4))
 
@@ -127,12 +129,12 @@ def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str,
 
 def _plans(
     checkpoint: Checkpoint, by: str, match: tuple[str, ...], exclude: tuple[str, ...]
-) -> tuple[list[FilePlan], dict[str, Lost]]:
+) -> tuple[list[FilePlan], dict[str, MissingTensor]]:
     """Return the files to write, and the selected tensors that are not intact."""
     if by == "name":
-        chosen = select(undone(checkpoint), Wish(EVERYTHING, match, exclude))
+        chosen = select(undone(checkpoint), TensorSelection(EVERYTHING, match, exclude))
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
-        return parameters.plan(request), chosen.lost
+        return writer.plan(request), chosen.lost
     if not (checkpoint or checkpoint.exotic or checkpoint.lost):
         raise Unsupported("the file holds no tensors", where=checkpoint.path)
     tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match, exclude)]
@@ -144,7 +146,7 @@ def _plans(
         raise BadRequest("no tensor matches", where=checkpoint.path)
     broken = [each.name for each in exotic if each.error]
     check_dense(checkpoint, [*checkpoint.unsaved.intersection(t.name for t in tensors), *broken])
-    return parameters.plan_storages(checkpoint, tensors, exotic), lost
+    return writer.plan_storages(checkpoint, tensors, exotic), lost
 
 
 def _names(checkpoint: Checkpoint, match: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cgpt_convert.cli import options
-from cgpt_convert.cli.computing import Computing, computing
+from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.core.threads import cores
 from cgpt_convert.formats.open import open_checkpoint
 
 if TYPE_CHECKING:
-    from cgpt_convert.inference.generate.settings import Settings
+    from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 
 _POSITIVE = click.IntRange(min=1)
 
@@ -21,7 +21,7 @@ _POSITIVE = click.IntRange(min=1)
 @click.command("generate")
 @options.source
 @click.argument("prompt", required=False)
-@click.option("--ids", type=options.Ids(), help="The prompt as token ids; ids come out, too.")
+@click.option("--ids", type=options.TokenIds(), help="The prompt as token ids; ids come out, too.")
 @click.option(
     "--request",
     metavar="FILE",
@@ -62,7 +62,7 @@ def command(
     request: str | None,
     stop: tuple[str, ...],
     tokenizer: str | None,
-    computing: Computing,
+    computing: ComputeOptions,
     mapping: str | None,
     jobs: int,
     as_json: bool,
@@ -77,11 +77,11 @@ def command(
     start = perf_counter()
     settings = _settings(**how)
     jobs = jobs or cores()
-    from cgpt_convert.cli.continuing import Run
+    from cgpt_convert.cli.run_generation import GenerationRun
 
     xp = computing.backend(jobs)
     model = computing.model(open_checkpoint(source, mapping), xp, resident=True)
-    run = Run(model, jobs, start)
+    run = GenerationRun(model, jobs, start)
     if request is not None:
         options.print_json(run.answers(request, tokenizer))
         return
@@ -104,17 +104,17 @@ def _settings(
     top_k: int | None,
     top_p: float | None,
     seed: int | None,
-) -> Settings:
+) -> GenerationSettings:
     if early_stopping and beams == 1:
         raise click.UsageError("--early-stopping is of --beams")
-    from cgpt_convert.inference.generate.sampling import Warp
-    from cgpt_convert.inference.generate.settings import Settings
+    from cgpt_convert.inference.generate.generation_settings import GenerationSettings
+    from cgpt_convert.inference.generate.sampling import SamplingOptions
 
     samples = {temperature, top_k, top_p, seed} != {None}
-    return Settings(
+    return GenerationSettings(
         max_new_tokens,
         no_repeat_ngram=no_repeat_ngram or 0,
-        warp=Warp(temperature or 1.0, top_k or 0, top_p or 1.0) if samples else None,
+        warp=SamplingOptions(temperature or 1.0, top_k or 0, top_p or 1.0) if samples else None,
         seed=seed,
         beams=beams,
         early_stopping=early_stopping,

@@ -10,18 +10,18 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint, other_weights, weights_below
-from cgpt_convert.targets.selection import Wish
-from cgpt_convert.verification import lock as locks
+from cgpt_convert.targets.selection import TensorSelection
+from cgpt_convert.verification import lock_file
 from cgpt_convert.verification.canonical_names import weights
 from cgpt_convert.verification.digests import ALGORITHM, digested
 from cgpt_convert.verification.scope import part_scope
 from cgpt_convert.writing.source_guard import check_apart, inputs_of
-from cgpt_convert.writing.writer import Options
+from cgpt_convert.writing.writer import WriteOptions
 
 
 @click.command("lock")
 @options.source
-@click.option("-o", "--output", required=True, type=options.Output(), help="The file to write.")
+@click.option("-o", "--output", required=True, type=options.OutputPath(), help="The file to write.")
 @click.option("--in-toto", is_flag=True, help="Write an in-toto statement that holds the lock.")
 @options.scope
 @options.mapping
@@ -32,7 +32,7 @@ def command(
     source: str,
     output: str,
     in_toto: bool,
-    wish: Wish,
+    wish: TensorSelection,
     mapping: str | None,
     jobs: int,
     overwrite: bool,
@@ -52,8 +52,8 @@ def command(
     with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         found = digested(chosen, jobs, advance)
     scope = wish._replace(root=chosen.root or None)
-    made = locks.lock(checkpoint, chosen, found, scope, jobs)
-    locks.write(made, output, Options(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
+    made = lock_file.lock(checkpoint, chosen, found, scope, jobs)
+    lock_file.write(made, output, WriteOptions(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
     if as_json:
         model = ALGORITHM + made.model if made.model else None
         result = {"source": source, "output": output, "digest": ALGORITHM + made.digest}

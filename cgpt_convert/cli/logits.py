@@ -9,16 +9,16 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
-from cgpt_convert.cli.computing import Computing, warn
+from cgpt_convert.cli.compute_options import ComputeOptions, warn
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.core.checks import NOTE, Check
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.inference import probe_tokens as probe
+from cgpt_convert.inference import probe_tokens
 from cgpt_convert.inference.compare import Comparison, compare_models, counterpart
 
 
-class How(NamedTuple):
+class LogitsOptions(NamedTuple):
     """The options that require `--logits`, as given."""
 
     tokens: list[int] | None
@@ -27,10 +27,12 @@ class How(NamedTuple):
     tolerance: float | None
 
 
-class Logits:
+class LogitsCheck:
     """The source's model and its checked tokens. Nothing is computed before `compare`."""
 
-    def __init__(self, source: Checkpoint, how: How, computing: Computing, jobs: int) -> None:
+    def __init__(
+        self, source: Checkpoint, how: LogitsOptions, computing: ComputeOptions, jobs: int
+    ) -> None:
         self._how = how
         self._model = computing.model(source, computing.backend(jobs))
         self._ids = self._tokens()
@@ -92,8 +94,8 @@ class Logits:
         if how.tokens is not None:
             return how.tokens
         if how.text is None:
-            return probe.spread(self._model)
-        return probe.beginning(self._model, options.read_text(how.text), how.tokenizer)
+            return probe_tokens.spread(self._model)
+        return probe_tokens.beginning(self._model, options.read_text(how.text), how.tokenizer)
 
 
 def _finite(value: float) -> float | None:

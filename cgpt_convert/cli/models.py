@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cgpt_convert.architectures.known_models import Model, models
+from cgpt_convert.architectures.known_models import KnownModel, models
 from cgpt_convert.cli import options
 from cgpt_convert.cli.table import size, table
 
@@ -48,7 +48,7 @@ def command(as_json: bool) -> None:
     click.echo(_NOTE)
 
 
-def as_data(model: Model) -> dict[str, Any]:
+def as_data(model: KnownModel) -> dict[str, Any]:
     """Return the model for `--json`: sizes as in config.json, bytes, and null if unknown."""
     return {
         "name": model.name,
@@ -75,7 +75,7 @@ def as_data(model: Model) -> dict[str, Any]:
     }
 
 
-def _cells(model: Model) -> list[str]:
+def _cells(model: KnownModel) -> list[str]:
     sizes = model.sizes
     tokens, flops, loss = model.training_tokens, model.training_flops, model.pile_loss
     return [

@@ -24,10 +24,10 @@ def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
     for checkpoint in checkpoints:
         if not checkpoint.globals:
             continue
-        from cgpt_convert.scanning.allowlist import Rule
+        from cgpt_convert.scanning.allowlist import Allowlist
         from cgpt_convert.verification.check_extras import foreign
 
-        names = foreign(checkpoint, Rule())
+        names = foreign(checkpoint, Allowlist())
         if names:
             shown = ", ".join(map(printable, names[:_SHOWN]))
             if len(names) > _SHOWN:

@@ -20,7 +20,7 @@ from cgpt_convert.sources.paths import is_url, named, open_source
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+class TokenIds(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """Token IDs such as 464,2068,7586."""
 
     name = "ids"
@@ -39,7 +39,7 @@ class Ids(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 
 PATH = click.Path(readable=False)
 
 
-class Output(click.Path):
+class OutputPath(click.Path):
     """An output path, or a URL with its secrets removed."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]
 
     def set_it(_context: click.Context, _param: click.Parameter, value: Any) -> None:
         if value is not None:
-            from cgpt_convert.sources.remote.settings import settings
+            from cgpt_convert.sources.remote.remote_settings import settings
 
             setattr(settings, name, value)
 
@@ -178,9 +178,9 @@ def _wish(root: Callable[[Any], Any], command: F) -> F:
     def wrapped(
         match: tuple[str, ...], exclude: tuple[str, ...], root: str | None, **given: Any
     ) -> Any:
-        from cgpt_convert.targets.selection import Wish
+        from cgpt_convert.targets.selection import TensorSelection
 
-        return command(wish=Wish(root, match, exclude), **given)
+        return command(wish=TensorSelection(root, match, exclude), **given)
 
     return cast("F", wrapped)
 

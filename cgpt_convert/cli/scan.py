@@ -13,12 +13,11 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, Check, exit_code
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.scanning import allowlist as names
-from cgpt_convert.scanning import expand_paths as paths
-from cgpt_convert.scanning import policy as policies
+from cgpt_convert.scanning import allowlist, expand_paths
+from cgpt_convert.scanning.policy import Policy, load
 from cgpt_convert.scanning.raw_folders import RAW
-from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
-from cgpt_convert.scanning.scan import scan_each
+from cgpt_convert.scanning.result import FailOn, FileScan, Verdict
+from cgpt_convert.scanning.scan_files import scan_each
 
 
 class _Unambiguous(click.Command):
@@ -76,17 +75,17 @@ def command(
     PATH is a file, a folder with everything below it, or a pattern. Nothing is loaded or run. Exit
     code 1 if a file is foreign or dangerous, 3 if one is malformed or not scanned.
     """
-    policy = policies.load(policy_path) if policy_path else policies.Policy()
+    policy = load(policy_path) if policy_path else Policy()
     level = FailOn(fail_on) if fail_on else policy.fail_on or FailOn.NOT_SCANNED
-    rule = names.Rule((*allow, *policy.names))
-    files = list(paths.files(path))
+    rule = allowlist.Allowlist((*allow, *policy.names))
+    files = list(expand_paths.files(path))
     kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
     found = []
     with progress("scan", len(kept), "file") as done:
         for each in scan_each(kept, rule, jobs):
             found.append(each)
             done(1)
-    scanned = [file for file in found if isinstance(file, Scanned)]
+    scanned = [file for file in found if isinstance(file, FileScan)]
     unlisted = [error for error in found if isinstance(error, CgptError)]
     expected = {file.path: policy.expected(file) for file in scanned}
     checks = [
@@ -114,14 +113,14 @@ def command(
     return exit_code(checks)
 
 
-def _skipped(files: list[Scanned]) -> str:
+def _skipped(files: list[FileScan]) -> str:
     kinds = Counter(file.kind for file in files).most_common()
     shown = ", ".join(counted(count, kind) for kind, count in kinds)
     verb = "holds" if len(files) == 1 else "hold"
     return f"{counted(len(files), 'file')} {verb} no weights and no pickle ({shown})"
 
 
-def _counts(scanned: list[Scanned], unlisted: int) -> str:
+def _counts(scanned: list[FileScan], unlisted: int) -> str:
     """Return the last line: the number of files, and of each verdict."""
     verdicts = Counter(file.verdict for file in scanned)
     line = counted(len(scanned), "file")
@@ -144,7 +143,7 @@ _COUNTED = {
 }
 
 
-def _result(scanned: list[Scanned], checks: list[Check]) -> dict[str, Any]:
+def _result(scanned: list[FileScan], checks: list[Check]) -> dict[str, Any]:
     verdicts = Counter(file.verdict for file in scanned)
     return {
         "ok": exit_code(checks) == 0,
@@ -153,7 +152,7 @@ def _result(scanned: list[Scanned], checks: list[Check]) -> dict[str, Any]:
     }
 
 
-def _file(file: Scanned) -> dict[str, Any]:
+def _file(file: FileScan) -> dict[str, Any]:
     return {
         "path": file.path,
         "kind": file.kind,

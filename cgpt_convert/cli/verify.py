@@ -10,24 +10,24 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
-from cgpt_convert.cli.computing import Computing, computing
+from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.scanning.allowlist import Rule
-from cgpt_convert.targets.selection import Wish
+from cgpt_convert.scanning.allowlist import Allowlist
+from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.verification.check_extras import besides, of_source
 from cgpt_convert.verification.composite_pairs import is_unread
-from cgpt_convert.verification.verify import (
+from cgpt_convert.verification.verify_files import (
     against_itself,
     against_lock_file,
     against_original,
 )
 
 if TYPE_CHECKING:
-    from cgpt_convert.cli.logits import Logits
+    from cgpt_convert.cli.logits import LogitsCheck
     from cgpt_convert.verification.scope import Scope
 
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tokens",
-    type=options.Ids(),
+    type=options.TokenIds(),
     help="Token IDs to compare (with --logits).  [default: 64, spread over the vocabulary]",
 )
 @click.option(
@@ -67,11 +67,11 @@ def command(
     lock: str | None,
     verbose: bool,
     logits: bool,
-    wish: Wish,
+    wish: TensorSelection,
     mapping: str | None,
     jobs: int,
     allow: tuple[str, ...],
-    computing: Computing,
+    computing: ComputeOptions,
     form: str,
     as_json: bool,
     **how: Any,
@@ -87,9 +87,9 @@ def command(
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
     said = {**how, **computing._asdict()}
-    _check_use(logits, said, pair=len(paths) > 1, chosen=wish != Wish())
-    rule = Rule(allow)
-    forward: Logits | None = None
+    _check_use(logits, said, pair=len(paths) > 1, chosen=wish != TensorSelection())
+    rule = Allowlist(allow)
+    forward: LogitsCheck | None = None
     scope: Scope | None = None
     source: Checkpoint | None = None
     if lock is not None:
@@ -101,7 +101,7 @@ def command(
         target = open_checkpoint(paths[1])
         checks, scope = against_original(source, target, wish, jobs, progress)
         checks += of_source(source, paths[0])
-    elif wish != Wish() or mapping is not None:
+    elif wish != TensorSelection() or mapping is not None:
         raise click.UsageError("a file's own claim is about all of it: give no choice")
     else:
         target = open_checkpoint(paths[0])
@@ -120,7 +120,7 @@ def command(
 class _Result(NamedTuple):
     checks: list[Check]
     compared: list[Check]  # from running the models
-    forward: Logits | None
+    forward: LogitsCheck | None
     scope: Scope | None
 
 
@@ -157,11 +157,13 @@ def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool
         raise click.UsageError("--tokenizer is of --text")
 
 
-def _logits(source: Checkpoint, how: Mapping[str, Any], computing: Computing, jobs: int) -> Logits:
-    from cgpt_convert.cli.logits import How, Logits
+def _logits(
+    source: Checkpoint, how: Mapping[str, Any], computing: ComputeOptions, jobs: int
+) -> LogitsCheck:
+    from cgpt_convert.cli.logits import LogitsCheck, LogitsOptions
     from cgpt_convert.core.threads import crew_size
 
-    return Logits(source, How(**how), computing, crew_size(jobs))
+    return LogitsCheck(source, LogitsOptions(**how), computing, crew_size(jobs))
 
 
 def _print(target: str, checks: list[Check], *, verbose: bool) -> None:

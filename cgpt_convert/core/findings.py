@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Rule(NamedTuple):
+class FindingRule(NamedTuple):
     """A kind of finding. `level`: "note" (information), "warning" (check it), "error" (scan fails).
 
     `text` explains the finding and what to do about it; docs/reference/findings.md has the details.
@@ -20,100 +20,100 @@ class Rule(NamedTuple):
     text: str
 
 
-UNREFERENCED = Rule(
+UNREFERENCED = FindingRule(
     "CGPT001",
     "note",
     "bytes that no tensor references",
     "Records of the archive that the pickle does not mention. Usually leftovers of a program "
     "that saved a view of something larger; possibly a hidden payload.",
 )
-NO_CRC = Rule(
+NO_CRC = FindingRule(
     "CGPT002",
     "note",
     "the archive records no checksums",
     "All CRC-32 fields are zero: torch was told not to compute them. Damage would go "
     "unnoticed, so compare a checksum of the whole file with its publisher's.",
 )
-TRAILING = Rule(
+TRAILING = FindingRule(
     "CGPT003",
     "warning",
     "bytes after the end of the archive",
     "Readers ignore them, but nothing that writes weight files adds any. Download the file "
     "again, or ask where it comes from.",
 )
-GAP = Rule(
+GAP = FindingRule(
     "CGPT004",
     "warning",
     "bytes between records that belong to none",
     "No writer of weight files leaves such gaps, and scanners do not look there.",
 )
-LONGER_STORAGE = Rule(
+LONGER_STORAGE = FindingRule(
     "CGPT005",
     "warning",
     "a storage is longer than the pickle says",
     "The record has more bytes than its storage declares. torch refuses such files; the "
     "tensors are read from the declared part.",
 )
-COMPRESSED = Rule(
+COMPRESSED = FindingRule(
     "CGPT006",
     "note",
     "compressed records",
     "Deflated records are inflated while they are read. torch with `mmap=True` reads them "
     "wrongly and says nothing.",
 )
-VALUES_NOT_SAVED = Rule(
+VALUES_NOT_SAVED = FindingRule(
     "CGPT007",
     "warning",
     "records were reserved but their values not saved",
     "Written under `torch.serialization.skip_data()`: the tensors have shapes but no values.",
 )
-FOREIGN = Rule(
+FOREIGN = FindingRule(
     "CGPT008",
     "note",
     "classes that are not torch's; shown, never loaded",
     "The pickle names code of other packages. Nothing of it runs here. Loading the file with "
     "`torch.load(weights_only=False)` would import and call it: read the names first.",
 )
-COLLISION = Rule(
+COLLISION = FindingRule(
     "CGPT009",
     "warning",
     "two values have the same name",
     "A key is set twice, or two nested names read the same once joined with dots. Of a key the "
     "last value is shown, which loaders keep; of different keys, the first.",
 )
-BIG_ENDIAN = Rule(
+BIG_ENDIAN = FindingRule(
     "CGPT010",
     "note",
     "big-endian data",
     "Bytes are swapped as they are read; `convert` writes little-endian.",
 )
-CUT_OFF = Rule(
+CUT_OFF = FindingRule(
     "CGPT011",
     "warning",
     "an incomplete file; what is lost is left out",
     "The tensors that are not whole are not there.",
 )
-CYCLE = Rule(
+CYCLE = FindingRule(
     "CGPT012",
     "warning",
     "a value that contains itself",
     "Weight files have no reason to hold one.",
 )
-LONE_SHARD = Rule(
+LONE_SHARD = FindingRule(
     "CGPT013",
     "warning",
     "one shard of several",
     "The file's name says that it is one of several. It is read alone; to have the whole "
     "model, name the index or the folder.",
 )
-INDEX_SIZE = Rule(
+INDEX_SIZE = FindingRule(
     "CGPT014",
     "note",
     "the index's total_size differs from the tensors' bytes",
     "`metadata.total_size` in the index counts tied tensors neither once nor each time. "
     "Harmless; some tools show it as the model's size.",
 )
-DANGEROUS = Rule(
+DANGEROUS = FindingRule(
     "CGPT015",
     "error",
     "loading it would run code",
@@ -121,7 +121,7 @@ DANGEROUS = Rule(
     "before anything can be checked, so never load the file, not even to look. Delete it, and "
     "tell who published it.",
 )
-NOT_JUDGED = Rule(
+NOT_JUDGED = FindingRule(
     "CGPT016",
     "error",
     "damaged, or made so that readers disagree",
@@ -129,7 +129,7 @@ NOT_JUDGED = Rule(
     "built so that one program sees another content than the next, which is how scanners are "
     "evaded. Nobody can say what such a file is: do not load it.",
 )
-CLOSED = Rule(
+CLOSED = FindingRule(
     "CGPT017",
     "error",
     "not scanned",
@@ -137,7 +137,7 @@ CLOSED = Rule(
     "understand completely. This is not a sign of danger, but nothing is known about it either. "
     "Unpack or convert it and scan the result, or accept it by name in the policy file.",
 )
-SCRIPT = Rule(
+SCRIPT = FindingRule(
     "CGPT018",
     "note",
     "TorchScript code",
@@ -145,13 +145,13 @@ SCRIPT = Rule(
     "model runs. It is no Python and cannot call any, but it is code, and torch's own "
     "operations can read and write files.",
 )
-AFTER_PICKLE = Rule(
+AFTER_PICKLE = FindingRule(
     "CGPT019",
     "note",
     "bytes after the last pickle",
     "What follows a pickle's end is read by no unpickler. Some programs write raw arrays there.",
 )
-CODE = Rule(
+CODE = FindingRule(
     "CGPT020",
     "error",
     "code in another form than a pickle's",
@@ -159,7 +159,7 @@ CODE = Rule(
     "TorchScript, Python source, a Lambda layer, a template or a reference to code elsewhere. Read "
     "that code before you load the file.",
 )
-LATE_HEADERS = Rule(
+LATE_HEADERS = FindingRule(
     "CGPT030",
     "note",
     "local headers not read",
@@ -168,7 +168,7 @@ LATE_HEADERS = Rule(
     "see other records than the directory lists: before you trust a file, `scan` it.",
 )
 
-UNREADABLE = Rule(
+UNREADABLE = FindingRule(
     "CGPT031",
     "warning",
     "entries that cannot be read",
@@ -177,14 +177,14 @@ UNREADABLE = Rule(
     "them and stop, unless --exclude skips them.",
 )
 
-RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
+RULES = tuple(value for value in list(globals().values()) if isinstance(value, FindingRule))
 BY_ID = {rule.id: rule for rule in RULES}
 
 
 class Finding(NamedTuple):
     """A rule that applies to a file, with the details of the case."""
 
-    rule: Rule
+    rule: FindingRule
     detail: str
 
     def __str__(self) -> str:

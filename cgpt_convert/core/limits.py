@@ -12,7 +12,7 @@ MiB = 1 << 20
 GiB = 1 << 30
 
 
-class Share(NamedTuple):
+class SizeLimit(NamedTuple):
     """A limit that depends on file size: `always`, plus one per `per` bytes, at most `most`."""
 
     always: int
@@ -30,10 +30,12 @@ class Limits(NamedTuple):
     nbytes: int = 512 * MiB  # a tensor takes about 200 bytes of pickle; arrays may be embedded
     opcodes: int = 10_000_000  # a tensor takes about 40
     # lists, dicts, sets, calls and references, of 100 bytes each; real pickles: one in 14 bytes
-    kept: Share = Share(100_000, 8, 4_000_000)
-    memo: Share = Share(100_000, 3, 8_000_000)  # 100 bytes each; real ones have one in 7 bytes
+    kept: SizeLimit = SizeLimit(100_000, 8, 4_000_000)
+    memo: SizeLimit = SizeLimit(
+        100_000, 3, 8_000_000
+    )  # 100 bytes each; real ones have one in 7 bytes
     # characters of the different names of classes and functions; torch writes a dozen of them
-    names: Share = Share(2 * MiB, 1, 512 * MiB)
+    names: SizeLimit = SizeLimit(2 * MiB, 1, 512 * MiB)
     depth: int = 500  # nesting of MARKs; real checkpoints stay under 20
     integer_bytes: int = 1024  # LONG1 and LONG4; torch writes at most 16
     line_bytes: int = 4096  # text opcodes of protocol 0; names and numbers only
@@ -51,10 +53,12 @@ NAME_BYTES = 4096  # the name of one record
 DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's technical notes)
 
 # Limits on a decoded tree, from real files; Adam's state has 1 tensor in 46 bytes (protocol 4).
-NODES = Share(30_000, 10, 8_000_000)  # visits of values; real files: one in 19 bytes
-REPEATED = Share(50_000, 16, 1_000_000)  # repeated visits, because a container is shared
-TENSORS = Share(5_000, 36, 4_000_000)  # a tensor of 9 or more dimensions counts as several
-NAMES = Share(2 * MiB, 1, 512 * MiB)  # characters in all names, which are shorter than the pickle
+NODES = SizeLimit(30_000, 10, 8_000_000)  # visits of values; real files: one in 19 bytes
+REPEATED = SizeLimit(50_000, 16, 1_000_000)  # repeated visits, because a container is shared
+TENSORS = SizeLimit(5_000, 36, 4_000_000)  # a tensor of 9 or more dimensions counts as several
+NAMES = SizeLimit(
+    2 * MiB, 1, 512 * MiB
+)  # characters in all names, which are shorter than the pickle
 NAME = 4096  # characters of one name: all keys on its path, and dots
 NESTING = 100  # nesting of values whose keys form names
 INT64 = 1 << 63  # torch, NumPy and file systems use int64, so all numbers must be smaller
@@ -73,8 +77,8 @@ UNPACKED_FLOOR = 64 * MiB
 # Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
 # those of real ones take 5 bytes on average, and shrink to a quarter. What takes longer counts as
 # several: names, calls and texts (pickles/trace/dispatch.py), pickles, parts and what is unpacked
-# (scanning/budget.py). A gzipped list of 100,000 merges takes little more than 300,000.
-SCANNED = Share(300_000, 1, 1 << 40)
+# (scanning/scan_budget.py). A gzipped list of 100,000 merges takes little more than 300,000.
+SCANNED = SizeLimit(300_000, 1, 1 << 40)
 
 # Limits on the memo when a pickle is scanned; no pickle writer comes near them.
 MEMO_GAP = 1 << 20  # an index that exceeds the pickle's size by this much only allocates memory

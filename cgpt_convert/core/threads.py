@@ -31,11 +31,11 @@ def crew_size(jobs: int) -> int:
     return min(jobs or cores(), _MOST)
 
 
-class Stopped(Exception):  # not an error: another thread has raised one
+class JobCancelled(Exception):  # not an error: another thread has raised one
     """Raised in a job to end it, because another job failed."""
 
 
-class Crew:
+class WorkerPool:
     """A pool of `size` threads, including the calling one.
 
     `told` is called with the number of units of work that are done, and only by the thread that
@@ -56,7 +56,7 @@ class Crew:
     def go_on(self) -> None:
         """Raise Stopped if the work is to end. Long jobs call this regularly."""
         if self._stop:
-            raise Stopped
+            raise JobCancelled
 
     def wait_prepared(self) -> None:
         """Wait until `prepare` is done; raise Stopped if the work is to end first."""
@@ -106,7 +106,7 @@ class Crew:
             self._wait(ended)
             self._tell()
             complete = True
-        except Stopped:
+        except JobCancelled:
             pass
         finally:
             self._stop = self._stop or not complete
@@ -125,7 +125,7 @@ class Crew:
     def _help(self, take: Callable[[], Job], end: Event) -> None:
         try:
             self._drain(take)
-        except Stopped:
+        except JobCancelled:
             pass
         except BaseException as error:  # noqa: BLE001  whatever it is, `run` raises it
             with self.lock:

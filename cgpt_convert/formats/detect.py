@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from cgpt_convert.archives import zip_directory as directory
+from cgpt_convert.archives import zip_directory
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.core.limits import HEADER_BYTES
 from cgpt_convert.sources.local import CHUNK, Source, read
@@ -134,12 +134,11 @@ def sniff(source: Source, *, record: bool = False) -> Kind:
     head = read(source, 0, min(HEAD, source.nbytes))
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(source, head)  # the most common kind; avoids importing the other readers
-    from cgpt_convert.archives import tar as tarball
-    from cgpt_convert.archives import tar_walk as tarwalk
-    from cgpt_convert.formats.torch import tar_reader as torchtar
+    from cgpt_convert.archives import tar, tar_walk
+    from cgpt_convert.formats.torch import tar_reader
 
-    if tarwalk.is_tar_to_tarfile(head[: tarball.BLOCK]) or _is_padded_tar(source, head, record):
-        return Kind.TORCH_TAR if torchtar.is_torch_tar(source) else Kind.TAR
+    if tar_walk.is_tar_to_tarfile(head[: tar.BLOCK]) or _is_padded_tar(source, head, record):
+        return Kind.TORCH_TAR if tar_reader.is_torch_tar(source) else Kind.TAR
     if head and not any(head):
         return Kind.ZEROS if not record and _first_set(source) < 0 else Kind.UNKNOWN
     if not head:
@@ -159,30 +158,28 @@ def _is_damaged_tar(head: bytes) -> bool:
 
     Python's tarfile passes over those if told to ignore zeros.
     """
-    from cgpt_convert.archives import tar as tarball
-    from cgpt_convert.archives import tar_walk as tarwalk
+    from cgpt_convert.archives import tar, tar_walk
 
     if head[257:262] == b"ustar":
         return True
-    blocks = (head[at : at + tarball.BLOCK] for at in range(0, len(head), tarball.BLOCK))
+    blocks = (head[at : at + tar.BLOCK] for at in range(0, len(head), tar.BLOCK))
     return any(
-        re.match(_MAYBE_SUM, block[148:156]) and tarwalk.is_tar_to_tarfile(block)
+        re.match(_MAYBE_SUM, block[148:156]) and tar_walk.is_tar_to_tarfile(block)
         for block in blocks
     )
 
 
 def _is_padded_tar(source: Source, head: bytes, record: bool) -> bool:  # noqa: FBT001
     """Return whether a tar begins after blocks of zeros, which some readers skip."""
-    from cgpt_convert.archives import tar as tarball
-    from cgpt_convert.archives import tar_walk as tarwalk
+    from cgpt_convert.archives import tar, tar_walk
 
-    if any(head[: tarball.BLOCK]) or (record and not any(head)):
+    if any(head[: tar.BLOCK]) or (record and not any(head)):
         return False
     first = _first_set(source)
-    first -= first % tarball.BLOCK
-    if first <= 0 or first + tarball.BLOCK > source.nbytes:
+    first -= first % tar.BLOCK
+    if first <= 0 or first + tar.BLOCK > source.nbytes:
         return False
-    return tarwalk.is_tar_to_tarfile(read(source, first, tarball.BLOCK))
+    return tar_walk.is_tar_to_tarfile(read(source, first, tar.BLOCK))
 
 
 def _first_set(source: Source) -> int:
@@ -204,9 +201,9 @@ def _binary(head: bytes, nbytes: int) -> Kind | None:
             return kind
     if _is_safetensors(head, nbytes):
         return Kind.SAFETENSORS
-    from cgpt_convert.formats.torch import legacy_reader as legacy
+    from cgpt_convert.formats.torch import legacy_reader
 
-    if legacy.is_legacy(head):
+    if legacy_reader.is_legacy(head):
         return Kind.LEGACY
     if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:
         return Kind.PICKLE
@@ -247,11 +244,11 @@ def _is_safetensors(head: bytes, nbytes: int) -> bool:
 def _zip(source: Source, head: bytes) -> Kind:
     """Return the kind of a ZIP, from its first record's name (if torch's) or its directory."""
     try:
-        end = directory.find_end(source)
+        end = zip_directory.find_end(source)
         if _begins_as_torch(head):
             return Kind.TORCH_ZIP
-        members = directory.entries(source, end)
-    except directory.NoDirectory:
+        members = zip_directory.entries(source, end)
+    except zip_directory.NoDirectory:
         return Kind.CUT_ZIP
     except CgptError:
         return Kind.TORCH_ZIP  # damaged or crafted: its reader reports the error

@@ -6,14 +6,13 @@ import json
 import re
 from collections.abc import Callable
 
-from cgpt_convert.archives import tar as tarball
+from cgpt_convert.archives import tar
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats import diagnose_transfer as transfer
-from cgpt_convert.formats import diagnose_zip as unread_zip
+from cgpt_convert.formats import diagnose_transfer, diagnose_zip
 from cgpt_convert.formats.detect import HEAD, Kind
 from cgpt_convert.formats.salvage import AGAIN
-from cgpt_convert.formats.torch import truncated_zip as cutzip
+from cgpt_convert.formats.torch import truncated_zip
 from cgpt_convert.sources.local import Source, read
 
 _RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
@@ -45,7 +44,7 @@ _HINTS = {
 def refuse(kind: Kind, source: Source) -> CgptError:
     """Return the error that says why a file of that kind cannot be read and what to do next."""
     if kind in _MANGLED:
-        damaged = transfer.diagnose(source)
+        damaged = diagnose_transfer.diagnose(source)
         if damaged is not None:
             return damaged
     explain = _EXPLAIN.get(kind)
@@ -120,18 +119,18 @@ def _zeros(source: Source) -> CgptError:
 
 def _tar(source: Source) -> CgptError:
     try:
-        names = list(tarball.members(source)[0])
+        names = list(tar.members(source)[0])
     except CgptError as error:
         return error
-    hint = unread_zip.unpacking(names)
+    hint = diagnose_zip.unpacking(names)
     return Unsupported("a tar archive, which is not read", where=source.name, hint=hint)
 
 
 # kinds that a damaged transfer can produce
 _MANGLED = (Kind.CUT_ZIP, Kind.ZIP, Kind.PICKLE, Kind.TEXT, Kind.UNKNOWN)
 _EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
-    Kind.CUT_ZIP: cutzip.diagnose,
-    Kind.ZIP: unread_zip.explain,
+    Kind.CUT_ZIP: truncated_zip.diagnose,
+    Kind.ZIP: diagnose_zip.explain,
     Kind.TAR: _tar,
     Kind.LFS_POINTER: _lfs_pointer,
     Kind.WEB_PAGE: _web_page,

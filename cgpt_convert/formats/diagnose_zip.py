@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cgpt_convert.archives import zip_directory as directory
+from cgpt_convert.archives import zip_directory
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.sources.local import Source
@@ -19,7 +19,9 @@ _KERAS = "model.weights.h5"
 def explain(source: Source) -> CgptError:
     """Return the error that says why the ZIP in `source` cannot be read and what to do next."""
     try:
-        names = [member.name for member in directory.entries(source, directory.find_end(source))]
+        names = [
+            member.name for member in zip_directory.entries(source, zip_directory.find_end(source))
+        ]
     except CgptError as error:
         return error
     return of_names(source.name, names)

@@ -11,8 +11,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.formats import registry as formats
-from cgpt_convert.formats import sharded_reader as shards
+from cgpt_convert.formats import registry, sharded_reader
 from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind, sniff
 from cgpt_convert.formats.hub_names import hub_url
 from cgpt_convert.formats.registry import FormatFile
@@ -79,9 +78,9 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     """Open the file at `path`, or the shards if it is an index."""
     open_file = functools.partial(_open_file, salvage=salvage)
     if path.endswith(_INDEX):
-        return shards.read_index(path, open_file, salvage=salvage)
+        return sharded_reader.read_index(path, open_file, salvage=salvage)
     checkpoint = open_file(path)
-    index = shards.lone_shard(path)
+    index = sharded_reader.lone_shard(path)
     if index:
         detail = f"{os.path.basename(path)}; {index} or the folder opens all"
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
@@ -99,19 +98,19 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
     try:
         return _read(kind, source, path, salvage=salvage)
     except Malformed as error:
-        from cgpt_convert.formats import diagnose_transfer as transfer
+        from cgpt_convert.formats import diagnose_transfer
 
-        raise transfer.diagnose(source) or error from None
+        raise diagnose_transfer.diagnose(source) or error from None
 
 
 def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
     """Read the file `source`, called `path`, with the format of its kind."""
-    form = formats.for_kind(kind, salvage=salvage) or formats.plugin_of_file(source, kind)
+    form = registry.for_kind(kind, salvage=salvage) or registry.plugin_of_file(source, kind)
     if form is not None:
         return form.load(FormatFile(source, path, kind, salvage))
     from cgpt_convert.formats.diagnose import refuse
 
-    raise formats.diagnosed(source) or refuse(kind, source)
+    raise registry.diagnosed(source) or refuse(kind, source)
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
@@ -119,16 +118,16 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
     if is_url(path):
         path = path.rstrip("/") + "/"  # the trailing slash marks a folder's URL
     if "mapping.json" in inside:
-        return formats.by_name("parameters").read(path)
+        return registry.by_name("parameters").read(path)
     found = _weights(inside)
     arrays = not found and any(name.endswith(".npy") for name in inside)
     if arrays or "tensors.json" in inside:
-        return formats.by_name("npy").read(path)
+        return registry.by_name("npy").read(path)
     if not found:
-        form = formats.plugin_of_folder(inside)
+        form = registry.plugin_of_folder(inside)
         if form is not None:
             return form.read(path)
-        found = sorted(filter(formats.plugin_of_suffix, inside))
+        found = sorted(filter(registry.plugin_of_suffix, inside))
     one = _the_one(path, found, inside)
     return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
 
@@ -146,11 +145,11 @@ def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
     """Return the path of the only file of `found`; raise an error that says what to pass."""
     if len(found) == 1:
         return os.path.join(folder, found[0])
-    from cgpt_convert.formats import diagnose_folder as folders
+    from cgpt_convert.formats import diagnose_folder
 
     if not found:
-        raise folders.without_weights(folder, inside)
-    raise folders.several(folder, found) or BadRequest(
+        raise diagnose_folder.without_weights(folder, inside)
+    raise diagnose_folder.several(folder, found) or BadRequest(
         f"the folder contains several weight files: {', '.join(found)}",
         where=folder,
         hint=f"name the one that is meant, such as {os.path.join(folder, found[0])}",
@@ -159,7 +158,7 @@ def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
 
 def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
     """Return the resolved name of the URL, and its contents if it is a folder."""
-    from cgpt_convert.sources.remote.open import look
+    from cgpt_convert.sources.remote.open_urls import look
 
     found = look(path)
     if not found.is_folder:
@@ -181,12 +180,12 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:
     from cgpt_convert.architectures.known_models import storage_mapping
-    from cgpt_convert.formats.raw import writer as parameters
+    from cgpt_convert.formats.raw import writer
 
     if not is_url(path) and not os.path.isdir(path):
         _check_exists(path)
         raise BadRequest("--mapping is for a folder of numbered files", where=path)
-    return parameters.read_mapped(path, storage_mapping(mapping))
+    return writer.read_mapped(path, storage_mapping(mapping))
 
 
 def weights_below(path: str) -> list[str]:

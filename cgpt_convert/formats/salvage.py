@@ -16,7 +16,7 @@ AGAIN = "download or copy the file again"
 _SHOWN = 3
 
 
-class Partial(NamedTuple):
+class PartialCheckpoint(NamedTuple):
     """The readable part of a file. `checkpoint` has only tensors whose bytes are all present."""
 
     checkpoint: Checkpoint  # its `lost` are the skipped tensors
@@ -54,7 +54,7 @@ def _cause(source: Source, end: int, where: str) -> str:
     return f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
 
 
-def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
+def sift(checkpoint: Checkpoint, end: int, needed: int) -> PartialCheckpoint:
     """Remove the tensors that need bytes of the file from `end` on.
 
     A storage that extends past `end` is shortened, so that nothing can read further.
@@ -87,7 +87,7 @@ def sift(checkpoint: Checkpoint, end: int, needed: int) -> Partial:
             checkpoint.exotic[name] = exotic._replace(parts=parts)
     shortened = [cut.get(id(storage), storage) for storage in checkpoint.storages]
     checkpoint.storages = [s for s in shortened if s.nbytes or s.offset <= end]
-    partial = Partial(checkpoint, end, needed)
+    partial = PartialCheckpoint(checkpoint, end, needed)
     checkpoint.findings.append(Finding(findings.CUT_OFF, partial.error().message))
     return partial
 

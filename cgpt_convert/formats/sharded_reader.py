@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
-from cgpt_convert.checkpoint import Checkpoint, Lost
+from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unreadable, Unsupported
 from cgpt_convert.core.findings import Finding
@@ -48,7 +48,9 @@ def read_index(
     weight_map = {name: file for name, file in weight_map.items() if file not in unread}
     kind = next(iter(shards.values())).kind
     merged = Checkpoint(path, f"{kind}, {len(files)} shards", (), {})
-    merged.lost = {name: Lost(None, f"{file} {unread[file]}") for name, file in lost.items()}
+    merged.lost = {
+        name: MissingTensor(None, f"{file} {unread[file]}") for name, file in lost.items()
+    }
     _check_names(path, weight_map, shards)
     for name, shard in shards.items():
         _merge(merged, shard, name)
@@ -75,11 +77,11 @@ def _open_each(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint])
 
 def _open_all(paths: Mapping[str, str], open_file: Callable[[str], Checkpoint]) -> _Opened:
     """Open remote shards, several at a time."""
-    from cgpt_convert.sources.remote.remote_object import Absent
+    from cgpt_convert.sources.remote.remote_object import NotFound
     from cgpt_convert.sources.remote.retry import in_parallel
 
     opened = zip(paths, in_parallel(open_file, paths.values()), strict=True)
-    return {name: None if isinstance(each, Absent) else each for name, each in opened}
+    return {name: None if isinstance(each, NotFound) else each for name, each in opened}
 
 
 def _sort(

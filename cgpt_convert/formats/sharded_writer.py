@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from cgpt_convert.formats import write_checks as _planning
+from cgpt_convert.formats import write_checks
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -68,4 +68,4 @@ def _index(path: str, where: Mapping[str, str], request: Request) -> FilePlan:
         index = {"metadata": {"total_size": nbytes, **metadata}, "weight_map": where}
         return json.dumps(index, indent=2, sort_keys=True).encode() + b"\n"
 
-    return FilePlan(path, (_planning.with_metadata(request, make),))
+    return FilePlan(path, (write_checks.with_metadata(request, make),))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.file_names import excluding
 from cgpt_convert.core.text import printable
-from cgpt_convert.plan import NO_DIGESTS, Digests, Late, Request
+from cgpt_convert.plan import NO_DIGESTS, AvailableDigests, DeferredPart, Request
 from cgpt_convert.tensors.tensor import Tensor
 
 
@@ -38,18 +38,22 @@ def check(
         _check_splitting(request, kind, splits=splits)
 
 
-def late(request: Request, make: Callable[[Digests, Mapping[str, str]], bytes]) -> Late:
-    """Return a Late part that `make` computes from the digests and all metadata of the request."""
+def late(
+    request: Request, make: Callable[[AvailableDigests, Mapping[str, str]], bytes]
+) -> DeferredPart:
+    """Return a deferred part: `make` computes it from the digests and the request's metadata."""
     claim = request.claim
 
-    def made(digests: Digests) -> bytes:
+    def made(digests: AvailableDigests) -> bytes:
         more = claim.metadata(digests.tensors) if claim else {}
         return make(digests, request.metadata | more)
 
-    return Late(len(made(NO_DIGESTS)), made, claim.tensors if claim else ())
+    return DeferredPart(len(made(NO_DIGESTS)), made, claim.tensors if claim else ())
 
 
-def with_metadata(request: Request, make: Callable[[Mapping[str, str]], bytes]) -> bytes | Late:
+def with_metadata(
+    request: Request, make: Callable[[Mapping[str, str]], bytes]
+) -> bytes | DeferredPart:
     """Return the result of `make` for the request's metadata; late if it includes a claim."""
     if request.claim is None:
         return make(request.metadata)

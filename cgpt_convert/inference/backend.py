@@ -78,14 +78,14 @@ def backend(engine: str, threads: int = 1) -> Backend:
     """
     if engine == "torch":
         try:
-            from cgpt_convert.inference.backend_torch import Torch
+            from cgpt_convert.inference.backend_torch import TorchBackend
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
             raise BadRequest(
                 "the torch engine needs torch", hint="pip install 'cgpt-convert[torch]'"
             ) from error
-        return Torch()
-    from cgpt_convert.inference.backend_numpy import Numpy
+        return TorchBackend()
+    from cgpt_convert.inference.backend_numpy import NumpyBackend
 
-    return Numpy(threads)
+    return NumpyBackend(threads)

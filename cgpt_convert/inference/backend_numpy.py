@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cgpt_convert.inference import gelu
-from cgpt_convert.inference.thread_pool import Pool
+from cgpt_convert.inference.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _ROWS = 32  # rows per thread from which a product is split by rows
 _GELU = 8  # multiplications per GELU
 
 
-class Numpy:
+class NumpyBackend:
     """Arrays in main memory, multiplied by NumPy's BLAS. See `Backend`.
 
     Work is divided among `threads`, for a BLAS limited to one thread. BLAS threads only parallelise
@@ -36,7 +36,7 @@ class Numpy:
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
-        self._pool = Pool(threads - 1)
+        self._pool = ThreadPool(threads - 1)
 
     def free(self) -> None:
         """Return None; arrays are in main memory."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Torch:
+class TorchBackend:
     """Tensors on the first GPU, else in main memory. See `Backend`."""
 
     name = "torch"

@@ -38,7 +38,7 @@ TOLERANCES = {
 _PIECE = 1 << 18  # elements compared at once in float64; 2 MiB stay in the cache
 
 
-class Difference(NamedTuple):
+class StateDifference(NamedTuple):
     """The difference between a state or the logits of the target and the source."""
 
     name: str  # "embeddings", "h.0" ..., "ln_f", "logits"
@@ -52,11 +52,11 @@ class Comparison(NamedTuple):
     tokens: int
     dtype: str  # the coarsest dtype of the target's weights, which sets the tolerance
     tolerance: float
-    differences: tuple[Difference, ...]
+    differences: tuple[StateDifference, ...]
     agreement: float  # fraction of positions with the same top-1 token
 
     @property
-    def first(self) -> Difference | None:
+    def first(self) -> StateDifference | None:
         """The first difference above the tolerance or NaN; None if there is none."""
         return next((d for d in self.differences if not d.nmse <= self.tolerance), None)
 
@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
         """Return a check for each state of the target, named in `tensor`, and for the logits."""
         return [self._check(each, path) for each in self.differences]
 
-    def _check(self, found: Difference, path: str) -> Check:
+    def _check(self, found: StateDifference, path: str) -> Check:
         name = "logits" if found is self.differences[-1] else "state"
         detail = f"max difference {found.greatest:.2g}, NMSE {found.nmse:.2g}"
         if name == "logits":
@@ -124,15 +124,15 @@ def compare_models(
 ) -> Comparison:
     """Compare two models as `compare` does; `advance(1)` is called per compared state."""
     dtype = coarsest(theirs)
-    totals: list[_Total] = []
+    totals: list[_ErrorSums] = []
     for one, other in zip(ours.states([ids]), theirs.states([ids]), strict=True):
         name = f"h.{len(totals) - 1}" if totals else "embeddings"
-        totals.append(_Total(name))
+        totals.append(_ErrorSums(name))
         totals[-1].add(one, other)
         last = one.copy(), other.copy()
         advance(1)
     normed = [model.normed(state[0]) for model, state in zip((ours, theirs), last, strict=True)]
-    totals.append(_Total("ln_f"))
+    totals.append(_ErrorSums("ln_f"))
     totals[-1].add(*normed)
     logits, same = _logits(ours, theirs, *normed)
     for model in (ours, theirs):
@@ -146,9 +146,9 @@ def compare_models(
     )
 
 
-def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_Total, int]:
+def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_ErrorSums, int]:
     """Compare the logits of normed states; return the differences and the top-1 agreements."""
-    total, tops = _Total("logits"), (_Likeliest(len(one)), _Likeliest(len(other)))
+    total, tops = _ErrorSums("logits"), (_TopTokens(len(one)), _TopTokens(len(other)))
     for parts in zip(
         ours.logits_by_vocabulary(one), theirs.logits_by_vocabulary(other), strict=True
     ):
@@ -167,7 +167,7 @@ def coarsest(model: Model) -> str:
     return max(names, key=lambda name: TOLERANCES[name])
 
 
-class _Total:
+class _ErrorSums:
     """Running sums over compared pieces, in float64."""
 
     def __init__(self, name: str) -> None:
@@ -185,12 +185,12 @@ class _Total:
             greatest = np.abs(difference, out=difference).max()
             self._greatest = float(np.maximum(self._greatest, greatest))
 
-    def difference(self) -> Difference:
+    def difference(self) -> StateDifference:
         nmse = self._error / self._power if self._power else float(self._error > 0)
-        return Difference(self._name, self._greatest, nmse)
+        return StateDifference(self._name, self._greatest, nmse)
 
 
-class _Likeliest:
+class _TopTokens:
     """The top-1 token of each position, from consecutive parts of the vocabulary.
 
     Equal to `argmax` over all parts: the first maximum, and NaN before all numbers.

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cgpt_convert.architectures.hf_config_check import CONFIG, check_config, read_config
-from cgpt_convert.architectures.hooks import Computed, hook, with_hook
+from cgpt_convert.architectures.hooks import ModelSizes, hook, with_hook
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
-from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.llama_cpp import restore_hf
+from cgpt_convert.targets.selection import TensorSelection, select
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.whole_model import end_id, folder_of, refuse_misnamed
 from cgpt_convert.tensors.tensor import Tensor
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 Key = tuple[str, int | None]  # a rule's name and the layer
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """A model that can be computed, whose weights are not read yet."""
 
     checkpoint: Checkpoint
     tensors: Mapping[Key, Tensor]
-    hyper: Computed
+    hyper: ModelSizes
     config: Mapping[str, Any]  # from config.json and other sources
     recognised: Recognised
     tied: bool  # whether the head is the token embedding
@@ -37,7 +37,7 @@ class Source(NamedTuple):
     lines: tuple[str, ...]  # contradictions between configuration and tensors
 
 
-class _Named(dict[str, Tensor]):
+class _FileTensors(dict[str, Tensor]):
     """Tensors with the path of their file, whose name can indicate muP weights."""
 
     path = ""
@@ -48,7 +48,7 @@ def source(
     heads: int | None = None,
     activation: str | None = None,
     assumed: Mapping[str, Any] | None = None,
-) -> Source:
+) -> ModelSource:
     """Return the model in a checkpoint of any kind; only config.json is read.
 
     `heads` and `activation` override the configuration; `assumed` has config.json keys for missing
@@ -56,9 +56,9 @@ def source(
     architecture.
     """
     where = checkpoint.path
-    inside = llama_undo.is_gguf(checkpoint)
-    named = llama_undo.undo(checkpoint) if inside else checkpoint
-    tensors = _Named((t.name, t) for t in select(named, Wish(tied="copy")).tensors)
+    inside = restore_hf.is_gguf(checkpoint)
+    named = restore_hf.undo(checkpoint) if inside else checkpoint
+    tensors = _FileTensors((t.name, t) for t in select(named, TensorSelection(tied="copy")).tensors)
     tensors.path = where
     said, configured = _configuration(checkpoint, tensors)
     config = {**(assumed or {}), **said}
@@ -79,10 +79,10 @@ def source(
     hyper = forward.hyperparameters(found, config, where, activation)
     lines = check_config(found, config) if config else []
     tied = _tied(found, config, where)
-    return Source(checkpoint, places, hyper, config, found, tied, forward, tuple(lines))
+    return ModelSource(checkpoint, places, hyper, config, found, tied, forward, tuple(lines))
 
 
-def ends(model: Source, tokenizer: Tokenizer | None) -> frozenset[int]:
+def ends(model: ModelSource, tokenizer: Tokenizer | None) -> frozenset[int]:
     """Return the configured end tokens, else the tokenizer's or GPT-2's, else none."""
     said = model.config.get("eos_token_id")
     if isinstance(said, list):
@@ -110,8 +110,8 @@ def _configuration(
     used only if it contradicts nothing.
     """
     own: dict[str, Any] = {}
-    if llama_undo.is_gguf(checkpoint):
-        own = llama_undo.config(checkpoint) or {}
+    if restore_hf.is_gguf(checkpoint):
+        own = restore_hf.config(checkpoint) or {}
         own["tie_word_embeddings"] = "lm_head.weight" not in tensors
     for number, folder in enumerate(beside(checkpoint.path)):
         config = read_config(folder)

@@ -16,17 +16,17 @@ _OTHERS = 64 << 20  # bytes: buffers for reading files, and small objects
 _UNLIMITED = 1 << 60  # cgroup v1 writes a value near 2^63 for no limit
 
 
-class Need(Protocol):
+class MemoryNeeds(Protocol):
     """A model, as far as memory is concerned."""
 
     def outstanding(self) -> int:
         """Return the number of bytes that it still has to allocate."""
 
 
-_promised: weakref.WeakSet[Need] = weakref.WeakSet()
+_promised: weakref.WeakSet[MemoryNeeds] = weakref.WeakSet()
 
 
-def require(owner: Need, nbytes: int, free: int | None, where: str) -> None:
+def require(owner: MemoryNeeds, nbytes: int, free: int | None, where: str) -> None:
     """Raise Unsupported, with the figures, unless `owner` can allocate `nbytes` more.
 
     Memory that other models of this process still have to allocate is not available. `free` is the

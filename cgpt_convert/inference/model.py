@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.inference.backend import Array, Backend, backend
-from cgpt_convert.inference.kv_cache import Cache
+from cgpt_convert.inference.kv_cache import KVCache
 from cgpt_convert.inference.load import source
-from cgpt_convert.inference.weights import Weights
+from cgpt_convert.inference.weights import ModelWeights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,24 +40,24 @@ class Model:
         self.source = source(checkpoint, heads, activation, assumed)
         self.hyper, self.forward = self.source.hyper, self.source.forward
         self.xp = backend(engine) if isinstance(engine, str) else engine
-        self.weights = Weights(self.source, self.xp, resident=resident)
+        self.weights = ModelWeights(self.source, self.xp, resident=resident)
         self.path = checkpoint.path
 
     def load(self, jobs: int) -> None:
         """Read the weights that stay in memory, with `jobs` threads."""
         self.weights.load(jobs)
 
-    def cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
+    def cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """Return an empty cache for `batch` sequences, by default for all positions.
 
         Raises Unsupported if it does not fit into memory together with the resident weights.
         """
-        nbytes = Cache.nbytes(self.hyper, batch, capacity or self.hyper.n_positions)
+        nbytes = KVCache.nbytes(self.hyper, batch, capacity or self.hyper.n_positions)
         self.weights.require_memory(nbytes)
-        return Cache(self.xp, self.hyper, batch, capacity or self.hyper.n_positions)
+        return KVCache(self.xp, self.hyper, batch, capacity or self.hyper.n_positions)
 
     def states(
-        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: KVCache | None = None
     ) -> Iterator[np.ndarray]:
         """Yield the residual stream (b, t, n_embd) after the embeddings, then after each layer.
 
@@ -68,7 +68,7 @@ class Model:
             yield self.xp.numpy(state)
 
     def hidden(
-        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: KVCache | None = None
     ) -> np.ndarray:
         """Return the normed last state (b, t, n_embd), whose rows `logits` takes."""
         return self.xp.numpy(self._hidden(self.checked(ids, cache), cache))
@@ -107,7 +107,7 @@ class Model:
             yield self.logits(hidden[start : start + ROWS])
 
     def next_logits(
-        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: KVCache | None = None
     ) -> np.ndarray:
         """Return the logits (b, vocab_size) after the last token of each sequence, as a new array.
 
@@ -126,7 +126,7 @@ class Model:
         return logits
 
     def checked(
-        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: Cache | None = None
+        self, ids: Sequence[Sequence[int]] | np.ndarray, cache: KVCache | None = None
     ) -> np.ndarray:
         """Return the IDs (b, t) as int64. Raises BadRequest if they are invalid; see the class."""
         import numpy as np
@@ -146,7 +146,7 @@ class Model:
             )
         return checked
 
-    def _hidden(self, ids: np.ndarray, cache: Cache | None) -> Array:
+    def _hidden(self, ids: np.ndarray, cache: KVCache | None) -> Array:
         for state in self.forward.hidden_states(self.xp, ids, self.weights, cache):
             last = state
         return self.forward.final_norm(self.xp, last, self.weights.ln_f, self.hyper)

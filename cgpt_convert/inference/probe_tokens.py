@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.text import Encoder, find
+from cgpt_convert.inference.text_codec import Encoder, find
 
 TOKENS = 64  # the default; the tolerances were measured with this number
 _GOLDEN = (5**0.5 - 1) / 2  # fractional parts of its multiples fill 0 to 1 evenly

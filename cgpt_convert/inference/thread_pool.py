@@ -16,7 +16,7 @@ _Done = tuple[int, Any, BaseException | None]
 _Job = tuple[Callable[[Any], Any], "deque[tuple[int, Any]]", "SimpleQueue[_Done]"]
 
 
-class Pool:
+class ThreadPool:
     """A pool of `threads` threads in addition to the caller's. They end with the pool.
 
     Handing over a part takes about 25 us, half of the time of `concurrent.futures`; every product

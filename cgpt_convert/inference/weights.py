@@ -7,13 +7,13 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from cgpt_convert.core.threads import Crew
+from cgpt_convert.core.threads import WorkerPool
 from cgpt_convert.inference import memory
 from cgpt_convert.inference.backend import Array, Backend
-from cgpt_convert.inference.load import Key, Source
-from cgpt_convert.tensors import read as blocks
+from cgpt_convert.inference.load import Key, ModelSource
 from cgpt_convert.tensors.dtypes import FLOAT32
 from cgpt_convert.tensors.prefetch import near
+from cgpt_convert.tensors.read import import_all
 from cgpt_convert.tensors.tensor import Tensor, replace
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Ids = NDArray[np.int64]
 
 
-class Weights:
+class ModelWeights:
     """A model's parameters, read on access; see `Parameters` of the forward pass.
 
     `resident` keeps everything, for generation, where each token needs all parameters. Otherwise
@@ -32,7 +32,7 @@ class Weights:
     it is requested as a whole.
     """
 
-    def __init__(self, source: Source, xp: Backend, *, resident: bool = False) -> None:
+    def __init__(self, source: ModelSource, xp: Backend, *, resident: bool = False) -> None:
         self.hyper, self._forward = source.hyper, source.forward
         self._source, self._xp = source, xp
         self._head: Key = (source.forward.EMBEDDING if source.tied else source.forward.HEAD, None)
@@ -98,7 +98,7 @@ class Weights:
     def load(self, jobs: int) -> None:
         """Read all resident weights with `jobs` threads."""
         keys = sorted(self._keep, key=lambda key: -self._source.tensors[key].nbytes)
-        Crew(jobs).run([functools.partial(self._array, key) for key in keys], blocks.import_all)
+        WorkerPool(jobs).run([functools.partial(self._array, key) for key in keys], import_all)
         self._source.checkpoint.check_unchanged()
 
     def _affine(self, name: str, layer: int | None) -> tuple[Array, Array]:
@@ -137,7 +137,7 @@ def _nbytes(tensor: Tensor) -> int:
     return FLOAT32.nbytes * math.prod(tensor.shape)
 
 
-def _largest_block(source: Source) -> int:
+def _largest_block(source: ModelSource) -> int:
     """Return the size of the largest layer as float32, in bytes."""
     layers: Counter[int] = Counter()
     for (_, layer), tensor in source.tensors.items():

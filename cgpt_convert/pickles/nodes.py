@@ -133,7 +133,7 @@ def text(value: Value, most: int = 200) -> str:
     """Return the value as one line of at most `most` characters, truncated with `...`."""
     if value is None or type(value) in (bool, float):
         return repr(value)
-    line = _Line(most)
+    line = _BoundedLine(most)
     line.write(value, 0)
     written = "".join(line.pieces)
     return written if len(written) <= most else written[: most - 3] + "..."
@@ -143,7 +143,7 @@ _DEEPEST = 8  # deep enough to recognise a value; a line shows no more
 _WIDE_INT = 1024  # bits; decimal conversion of larger ones is slow and, in CPython, limited
 
 
-class _Line:
+class _BoundedLine:
     """A line under construction. It stops growing when it is full, however large the value."""
 
     def __init__(self, most: int) -> None:

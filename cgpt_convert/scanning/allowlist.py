@@ -13,7 +13,7 @@ from cgpt_convert.pickles.trace.signatures import SIGNATURES
 ALLOWED = frozenset(SIGNATURES)
 
 
-class Rule:
+class Allowlist:
     """The names allowed in one file: the built-in list and the user's additions."""
 
     def __init__(self, extra: tuple[str, ...] = ()) -> None:

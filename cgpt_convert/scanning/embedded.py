@@ -7,7 +7,7 @@ import codecs
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.pickles.trace.cursor import Span
 from cgpt_convert.sources.local import MemoryBytes, Source, read
-from cgpt_convert.sources.unpack import Window
+from cgpt_convert.sources.unpack import SourceSlice
 
 _TEXT_NBYTES = 64 << 20  # limit for bytes written as text, which are decoded in memory
 
@@ -15,7 +15,7 @@ _TEXT_NBYTES = 64 << 20  # limit for bytes written as text, which are decoded in
 def source_of(span: Span, source: Source, label: str) -> Source | None:
     """Return a pickle's byte string as a source; None for text that does not decode to bytes."""
     if span.form == "bytes":
-        return Window(source, span.offset, span.nbytes, label)
+        return SourceSlice(source, span.offset, span.nbytes, label)
     if span.nbytes > _TEXT_NBYTES:
         raise Unsupported(f"{span.nbytes:,} bytes written as text")
     data = span.head if span.nbytes <= len(span.head) else read(source, span.offset, span.nbytes)

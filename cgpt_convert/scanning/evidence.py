@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed
-from cgpt_convert.core.findings import Finding, Rule
+from cgpt_convert.core.findings import Finding, FindingRule
 from cgpt_convert.core.text import printable
 from cgpt_convert.pickles.nodes import Value
 from cgpt_convert.pickles.trace.tracer import Allowed
-from cgpt_convert.scanning import allowlist as names
-from cgpt_convert.scanning.result import Sighting
+from cgpt_convert.scanning import allowlist
+from cgpt_convert.scanning.result import CodeReference
 from cgpt_convert.sources.local import Source
 
 _MOST = 10_000  # limit of sightings, of problems and of notes kept per file
 
 
-class Found:
+class Evidence:
     """The results of scanning one file so far."""
 
-    def __init__(self, rule: names.Rule) -> None:
+    def __init__(self, rule: allowlist.Allowlist) -> None:
         self.rule = rule
         self.allowed = self.noted(rule.allows)
         self.passed: set[str] = set()  # user-allowed names in the pickle being traced
@@ -29,7 +29,7 @@ class Found:
         self.weights = False
         self.pickles = 0
         self.parts = 0
-        self.sightings: list[Sighting] = []
+        self.sightings: list[CodeReference] = []
         self.problems: list[Finding] = []
         self.notes: list[Finding] = []
 
@@ -57,7 +57,7 @@ class Found:
             self.problem(error, place)
             return True
 
-    def sight(self, found: Sighting) -> None:
+    def sight(self, found: CodeReference) -> None:
         """Add a use of a name or of other code."""
         if len(self.sightings) < _MOST:
             self.sightings.append(found)
@@ -69,7 +69,7 @@ class Found:
         hint = f"; {error.hint}" if error.hint else ""
         self.found(self.problems, rule, f"{where}{printable(error.message)}{hint}")
 
-    def found(self, where: list[Finding], rule: Rule, detail: str) -> None:
+    def found(self, where: list[Finding], rule: FindingRule, detail: str) -> None:
         """Add a finding, unless it repeats the last one."""
         finding = Finding(rule, detail)
         if finding not in where[-1:] and len(where) < _MOST:

@@ -17,28 +17,28 @@ from cgpt_convert.core.checks import FAILED, NOTE, Check
 from cgpt_convert.core.errors import BadRequest, CgptError
 from cgpt_convert.core.limits import CONFIG_BYTES
 from cgpt_convert.core.text import printable
-from cgpt_convert.scanning.result import FailOn, Scanned, Verdict
+from cgpt_convert.scanning.result import FailOn, FileScan, Verdict
 from cgpt_convert.sources.local import CHUNK, LocalFile, read
 from cgpt_convert.sources.paths import open_source
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Allowed(NamedTuple):
+class AllowedName(NamedTuple):
     """A name that the team's own files may use."""
 
     name: str
     reason: str
 
 
-class Excluded(NamedTuple):
+class ExcludedPaths(NamedTuple):
     """A pattern of paths that are not scanned. `*` also matches separators."""
 
     paths: str
     reason: str
 
 
-class Expected(NamedTuple):
+class ExpectedVerdict(NamedTuple):
     """The expected verdict for the file with this SHA-256."""
 
     sha256: str
@@ -53,14 +53,14 @@ class Policy:
         self,
         path: str = "",
         fail_on: FailOn | None = None,
-        allow: tuple[Allowed, ...] = (),
-        exclude: tuple[Excluded, ...] = (),
-        expect: tuple[Expected, ...] = (),
+        allow: tuple[AllowedName, ...] = (),
+        exclude: tuple[ExcludedPaths, ...] = (),
+        expect: tuple[ExpectedVerdict, ...] = (),
     ) -> None:
         self.path, self.fail_on = path, fail_on
         self.allow, self.exclude = allow, exclude
         self.expect = {each.sha256: each for each in expect}
-        self.used: set[Allowed | Excluded | Expected] = set()
+        self.used: set[AllowedName | ExcludedPaths | ExpectedVerdict] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class Policy:
                 return True
         return False
 
-    def expected(self, file: Scanned) -> Expected | None:
+    def expected(self, file: FileScan) -> ExpectedVerdict | None:
         """Return the entry that matches the file's SHA-256, or None."""
         if not self.expect or file.verdict is Verdict.NOTHING:
             return None
@@ -89,7 +89,9 @@ class Policy:
             self.used.add(each)
         return each
 
-    def checks(self, file: Scanned, expected: Expected | None, fail_on: FailOn) -> list[Check]:
+    def checks(
+        self, file: FileScan, expected: ExpectedVerdict | None, fail_on: FailOn
+    ) -> list[Check]:
         """Return the checks of the file; if its verdict is expected, all of them are notes."""
         self.used |= {each for each in self.allow if each.name.replace(":", ".") in file.added}
         if expected is None:
@@ -121,9 +123,15 @@ def load(path: str) -> Policy:
     except ValueError:
         allowed = ", ".join(each.value for each in FailOn)
         raise BadRequest(f"fail-on is {level!r}; it can be {allowed}", where=path) from None
-    allow = tuple(Allowed(**each) for each in _entries(table, "allow", Allowed._fields, path))
-    exclude = tuple(Excluded(**each) for each in _entries(table, "exclude", Excluded._fields, path))
-    expect = tuple(Expected(**each) for each in _entries(table, "expect", Expected._fields, path))
+    allow = tuple(
+        AllowedName(**each) for each in _entries(table, "allow", AllowedName._fields, path)
+    )
+    exclude = tuple(
+        ExcludedPaths(**each) for each in _entries(table, "exclude", ExcludedPaths._fields, path)
+    )
+    expect = tuple(
+        ExpectedVerdict(**each) for each in _entries(table, "expect", ExpectedVerdict._fields, path)
+    )
     for each in expect:
         if not _DIGEST.fullmatch(each.sha256):
             message = f"not a SHA-256 in lower case: {each.sha256[:80]!r}"

@@ -39,9 +39,9 @@ def _named_in(folder: str) -> frozenset[str]:
 @lru_cache(maxsize=64)
 def _listed(folder: str, _state: tuple[int, ...]) -> frozenset[str]:
     """Return the same, cached while the mapping file does not change."""
-    from cgpt_convert.formats.raw import writer as parameters
+    from cgpt_convert.formats.raw import writer
 
     try:
-        return parameters.files(folder)
+        return writer.files(folder)
     except CgptError:
         return frozenset()

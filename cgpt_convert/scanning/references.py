@@ -11,8 +11,8 @@ from cgpt_convert.pickles.torch_calls.dangerous import (
     is_standard,
 )
 from cgpt_convert.pickles.trace.tracer import Trace
-from cgpt_convert.pickles.trace.uses import EXTENSION, Use
-from cgpt_convert.scanning.result import Sighting
+from cgpt_convert.pickles.trace.uses import EXTENSION, NameUse
+from cgpt_convert.scanning.result import CodeReference
 
 
 def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bool:
@@ -35,11 +35,11 @@ def is_pickle(traced: Trace, *, storage: bool = False, text: bool = False) -> bo
     return any(_can_be_imported(use, text=text and not _acts(use)) for use in traced.uses)
 
 
-def _acts(use: Use) -> bool:
+def _acts(use: NameUse) -> bool:
     return use.count > 0 or use.changed
 
 
-def _can_be_imported(use: Use, *, text: bool) -> bool:
+def _can_be_imported(use: NameUse, *, text: bool) -> bool:
     """Return whether an import may succeed.
 
     If the module is known to exist, the name in it does not matter: it is looked up after the
@@ -56,7 +56,7 @@ def _can_be_imported(use: Use, *, text: bool) -> bool:
     return not (listed or is_standard(package)) and is_known_package(package)
 
 
-def sighting(use: Use, place: str) -> Sighting:
+def sighting(use: NameUse, place: str) -> CodeReference:
     """Describe what a pickle at `place` does with a name."""
     dangerous = use.changed or not use.module or is_dangerous(use.module, use.name)
     how = "calls" if use.call else "changes" if use.changed else "names"
@@ -64,4 +64,4 @@ def sighting(use: Use, place: str) -> Sighting:
     if use.misused:
         shown += ", in a way that weight files do not need"
     rule = findings.DANGEROUS if dangerous else findings.FOREIGN
-    return Sighting(rule, place, use.position, use.dotted, how, use.count, shown)
+    return CodeReference(rule, place, use.position, use.dotted, how, use.count, shown)

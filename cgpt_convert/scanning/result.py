@@ -6,7 +6,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
-from cgpt_convert.core.findings import CLOSED, CODE, DANGEROUS, FOREIGN, NOT_JUDGED, Finding, Rule
+from cgpt_convert.core.findings import (
+    CLOSED,
+    CODE,
+    DANGEROUS,
+    FOREIGN,
+    NOT_JUDGED,
+    Finding,
+    FindingRule,
+)
 from cgpt_convert.core.text import printable
 from cgpt_convert.scanning import kinds
 from cgpt_convert.scanning.raw_folders import RAW
@@ -40,10 +48,10 @@ ACCEPTED = {
 }
 
 
-class Sighting(NamedTuple):
+class CodeReference(NamedTuple):
     """A name that a pickle uses and weight files do not need, or code in another form."""
 
-    rule: Rule  # DANGEROUS, FOREIGN or CODE
+    rule: FindingRule  # DANGEROUS, FOREIGN or CODE
     place: str  # record and nested files, e.g. "archive/data.pkl"; "" for the file itself
     position: int  # byte offset in `place`
     name: str
@@ -67,7 +75,7 @@ _WORDS = {
 }
 
 
-class Scanned(NamedTuple):
+class FileScan(NamedTuple):
     """The result for one file. `pickles` counts the pickles at any nesting depth."""
 
     path: str
@@ -75,7 +83,7 @@ class Scanned(NamedTuple):
     weights: bool  # whether it contains weights or any pickle
     pickles: int
     added: list[str]  # names in them that the user allows
-    sightings: list[Sighting]
+    sightings: list[CodeReference]
     problems: list[Finding]
     notes: list[Finding]
 

@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterable
 from enum import Enum
 
-from cgpt_convert.archives import zip_archive as zips
-from cgpt_convert.archives import zip_chain as zipchain
+from cgpt_convert.archives import zip_archive, zip_chain
 from cgpt_convert.archives.zip_archive import Archive
 from cgpt_convert.archives.zip_polyglot import (
     END_NBYTES,
@@ -25,19 +24,17 @@ from cgpt_convert.core.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.detect import HEAD, Kind, is_hdf5_behind, sniff
 from cgpt_convert.formats.registry import Format
-from cgpt_convert.formats.torch import legacy_reader as legacy
+from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.trace.tracer import Trace
-from cgpt_convert.scanning import allowlist as names
-from cgpt_convert.scanning import code, kinds
-from cgpt_convert.scanning import zip_records as records
-from cgpt_convert.scanning.budget import PART, UNPACKING, Allowance, SpentError
+from cgpt_convert.scanning import allowlist, code, kinds, zip_records
 from cgpt_convert.scanning.embedded import source_of
-from cgpt_convert.scanning.evidence import Found
+from cgpt_convert.scanning.evidence import Evidence
 from cgpt_convert.scanning.references import is_pickle, sighting
-from cgpt_convert.scanning.result import Sighting
+from cgpt_convert.scanning.result import CodeReference
+from cgpt_convert.scanning.scan_budget import PART, UNPACKING, ScanBudget, ScanBudgetExceeded
 from cgpt_convert.sources.compression import recognise
 from cgpt_convert.sources.local import Source, read
-from cgpt_convert.sources.unpack import Room, Window, unpacked
+from cgpt_convert.sources.unpack import SourceSlice, UnpackLimit, unpacked
 
 _DEPTH = 8  # limit of nested files
 _PARTS = 500_000  # limit of parts per file; a model of 1 TB has about 100,000
@@ -82,12 +79,12 @@ class Role(Enum):
     ANY = "nothing that is known"
 
 
-class Look(Found):
+class FileScanner(Evidence):
     """The scan of one file, part by part."""
 
-    def __init__(self, rule: names.Rule) -> None:
+    def __init__(self, rule: allowlist.Allowlist) -> None:
         super().__init__(rule)
-        self.room, self.allowance = Room(0), Allowance(0)  # set by `file`
+        self.room, self.allowance = UnpackLimit(0), ScanBudget(0)  # set by `file`
         self.path = ""
         self.unread: list[tuple[str, str]] = []  # (place, reason) of parts of unknown kinds
         self.plugin: Format | None = None  # the format of another package that the file has
@@ -100,10 +97,10 @@ class Look(Found):
         """
         self.plugin = plugin
         self.path = source.name
-        self.room, self.allowance = Room(source.nbytes), Allowance(source.nbytes)
+        self.room, self.allowance = UnpackLimit(source.nbytes), ScanBudget(source.nbytes)
         try:
             self.part(source, "", 0, kind=kind)
-        except SpentError as error:
+        except ScanBudgetExceeded as error:
             self.problem(error.unsupported, "")
         if plugin is not None:
             self.weights = True
@@ -205,7 +202,7 @@ class Look(Found):
         while at < source.nbytes:
             self.passed.clear()
             traced = self.traced(source, at)
-            magic = begun < 0 and legacy.is_magic(traced.value)
+            magic = begun < 0 and legacy_reader.is_magic(traced.value)
             if expected or magic or is_pickle(traced, storage=role is Role.STORAGE, text=text):
                 if role is Role.STORAGE and traced.opcodes >= PICKLE.opcodes and _is_idle(traced):
                     break  # an array of one repeated number that is also an opcode
@@ -224,7 +221,7 @@ class Look(Found):
             if magic:
                 expected = _LEGACY_PICKLES - 1
             elif begun >= 0 and not expected:
-                at = end = legacy.storages_end(source, begun) or at
+                at = end = legacy_reader.storages_end(source, begun) or at
                 begun = -1
         if unmarked and plain and at == source.nbytes and not text:
             count, end = count + unmarked, at  # the pickles fill the part exactly
@@ -270,7 +267,7 @@ class Look(Found):
 
     def zip(self, source: Source, place: str, depth: int) -> None:
         """Scan every record of the archive, or of each of several concatenated archives."""
-        chained = zipchain.archives(source)
+        chained = zip_chain.archives(source)
         for window in chained:
             label = _inside(place, f"archive at byte {window.offset:,}")
             self.guarded(self.archive, window, label, depth + 1)
@@ -279,7 +276,7 @@ class Look(Found):
 
     def archive(self, source: Source, place: str, depth: int) -> None:
         """Scan every record, and compare pickles with their checksums."""
-        archive = zips.open_archive(source)
+        archive = zip_archive.open_archive(source)
         refuse_hidden_zips(archive)
         for found in archive.findings:
             if found.rule.level == "warning":
@@ -312,9 +309,9 @@ class Look(Found):
         """Scan one record of a zip."""
         label = _inside(place, name)
         try:
-            source = records.opened(archive, name, label, self.room)
+            source = zip_records.opened(archive, name, label, self.room)
             count = self.part(source, label, depth + 1, role=role)
-            if count and archive.crc32(name) not in (None, records.crc32(source)):
+            if count and archive.crc32(name) not in (None, zip_records.crc32(source)):
                 raise Malformed("the bytes do not match their checksum; torch does not look")
         except CgptError as error:
             if error.kind == "unreadable":
@@ -323,12 +320,12 @@ class Look(Found):
 
     def tar(self, source: Source, place: str, depth: int) -> None:
         """Scan every file of a tar; for torch's tars also the pickles between storages."""
-        from cgpt_convert.archives import tar_walk as tarwalk
-        from cgpt_convert.scanning import tar_pickles as torchtar
+        from cgpt_convert.archives import tar_walk
+        from cgpt_convert.scanning import tar_pickles
 
         end = find_zip(source)  # a zip inside the last member is found with the member
         outside = end is not None
-        for member in tarwalk.files(source):
+        for member in tar_walk.files(source):
             room = (
                 member.nbytes - END_NBYTES
             )  # a zip that extends beyond the member is not found with it
@@ -336,22 +333,22 @@ class Look(Found):
                 self.problem(Unsupported(_SERVED), place)
             outside &= end is None or not 0 <= end - member.offset <= room
             label = _inside(place, member.name)
-            inner = Window(source, member.offset, member.nbytes, label)
+            inner = SourceSlice(source, member.offset, member.nbytes, label)
             self.part(inner, label, depth + 1)
-            if member.name in torchtar.WALKED:
-                for traced in torchtar.pickles(inner, member.name, self.traced):
+            if member.name in tar_pickles.WALKED:
+                for traced in tar_pickles.pickles(inner, member.name, self.traced):
                     self.take(traced, inner, label, depth + 1)
         if outside:
             raise Malformed("a zip archive behind a tar: readers disagree what the file is")
 
     def npy(self, source: Source, place: str, depth: int) -> None:
         """Scan the data after the header, unless the header declares plain elements."""
-        from cgpt_convert.formats.npy import header as _npy
+        from cgpt_convert.formats.npy.header import array
         from cgpt_convert.tensors.tensor import Storage
 
         refused: CgptError | None = None
         try:
-            _npy.array(Storage(source, 0, source.nbytes, "array"))
+            array(Storage(source, 0, source.nbytes, "array"))
         except CgptError as error:
             refused = error
         if refused is not None:
@@ -397,7 +394,7 @@ class Look(Found):
     def code(self, found: Iterable[str], place: str) -> None:
         """Record code in forms other than pickle."""
         for text in found:
-            self.sight(Sighting(findings.CODE, place, 0, text, "contains", 0, printable(text)))
+            self.sight(CodeReference(findings.CODE, place, 0, text, "contains", 0, printable(text)))
 
     def sources(self, archive: Archive, place: str, *, script: bool) -> None:
         """Look for Python source, TorchScript and other code among the records of an archive."""
@@ -433,13 +430,13 @@ class Look(Found):
 
     def header(self, source: Source, _place: str, kind: Kind) -> None:
         """Check the header of a file format that cannot contain code."""
-        from cgpt_convert.formats.gguf import reader as _gguf
-        from cgpt_convert.formats.safetensors import reader as _safetensors
+        from cgpt_convert.formats.gguf import reader as gguf_reader
+        from cgpt_convert.formats.safetensors import reader as safetensors_reader
 
-        reader = _gguf if kind is Kind.GGUF else _safetensors
+        reader = gguf_reader if kind is Kind.GGUF else safetensors_reader
         reader.from_source(source, source.name)
         if kind is Kind.GGUF:
-            for key, stored in _gguf.fields(source).items():
+            for key, stored in gguf_reader.fields(source).items():
                 if key.startswith("tokenizer.chat_template") and stored.type == "string":
                     self.code(code.template(str(stored.value())), key)
 
@@ -453,7 +450,7 @@ class Look(Found):
             role = Role.STORAGE  # probably other data with the same first bytes
         self.allowance.spend(UNPACKING)
         before = self.weights, len(self.problems)
-        whole = records.held(inner, records.HELD)  # avoids decompressing repeatedly
+        whole = zip_records.held(inner, zip_records.HELD)  # avoids decompressing repeatedly
         if whole is not inner:
             self.room.left += inner.nbytes  # unpacked twice: to measure, then to keep
         role = role if role is Role.STORAGE else Role.ANY

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.core.limits import RANK
-from cgpt_convert.formats.torch.pickle_stream import Stream
+from cgpt_convert.formats.torch.pickle_stream import PickleStream
 from cgpt_convert.formats.torch.zip_reader import storage_dtype
 from cgpt_convert.pickles.nodes import Global
 from cgpt_convert.pickles.trace.tracer import Trace
@@ -25,7 +25,7 @@ def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) ->
     determined.
     """
     first = trace(source, 0)
-    stream = Stream(source, first.end)
+    stream = PickleStream(source, first.end)
     if first.exhausted:  # our limit, not the loader's: the rest is unknown
         yield first
     if first.fault:
@@ -43,7 +43,7 @@ def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) ->
         yield trace(source, stream.at)
 
 
-def _skip_storage(stream: Stream, traced: Trace) -> None:
+def _skip_storage(stream: PickleStream, traced: Trace) -> None:
     match traced.value:
         case (_, _, Global() as cls):
             dtype = storage_dtype(cls)
@@ -55,7 +55,7 @@ def _skip_storage(stream: Stream, traced: Trace) -> None:
             raise Malformed("not a storage")
 
 
-def _skip_tensor(stream: Stream, traced: Trace) -> None:
+def _skip_tensor(stream: PickleStream, traced: Trace) -> None:
     if not isinstance(traced.value, tuple):
         raise Malformed("not a tensor")
     rank = stream.integer(4)

@@ -7,12 +7,12 @@ from cgpt_convert.archives.zip_directory import STORED
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.formats.detect import HEAD
 from cgpt_convert.sources.local import CHUNK, MemoryBytes, Source, read
-from cgpt_convert.sources.unpack import Room, Window, inflated
+from cgpt_convert.sources.unpack import SourceSlice, UnpackLimit, inflated
 
 HELD = 16 << 20  # bytes; unpacked data is read several times, not in order
 
 
-def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
+def opened(archive: Archive, name: str, label: str, room: UnpackLimit) -> Source:
     """Return the bytes of a record, inflated if necessary; `room` limits inflation.
 
     Small records are kept in memory since they are read several times: stored records up to the
@@ -20,9 +20,9 @@ def opened(archive: Archive, name: str, label: str, room: Room) -> Source:
     """
     member = archive.members[name]
     if member.method == STORED:
-        source: Source = Window(archive.source, member.offset, member.nbytes, label)
+        source: Source = SourceSlice(archive.source, member.offset, member.nbytes, label)
         return held(source) if member.nbytes <= HEAD else source
-    packed = Window(archive.source, member.offset, member.compressed, label)
+    packed = SourceSlice(archive.source, member.offset, member.compressed, label)
     source = inflated(packed, member.nbytes, room)
     return held(source)
 

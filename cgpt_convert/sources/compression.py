@@ -24,7 +24,7 @@ _ALONE_NBYTES = 13  # properties, dictionary size, unpacked size
 _UNKNOWN_SIZE, _LARGEST = (1 << 64) - 1, 1 << 38  # liblzma's auto decoder takes smaller ones only
 
 
-class Method(NamedTuple):
+class CompressionMethod(NamedTuple):
     """A decompression method. `start` makes a decompressor; the data begin at byte `skip`.
 
     If `certain` is False, files of other kinds may begin the same way by chance. `padded` says
@@ -39,18 +39,20 @@ class Method(NamedTuple):
     pickled: bool = False
 
 
-def recognise(head: bytes) -> Method | None:
+def recognise(head: bytes) -> CompressionMethod | None:
     """Return how to decompress the file that begins with `head`; None if it is not compressed."""
     for magic, method in _BY_MAGIC:
         if head.startswith(magic):
             return method
     if len(head) > _ZFILE_NBYTES and head.startswith(_ZFILE) and _is_zfile(head):
         space = head[_ZFILE_NBYTES : _ZFILE_NBYTES + 1] == b" "
-        return Method(zlib.decompressobj, certain=True, skip=_ZFILE_NBYTES + space, pickled=True)
+        return CompressionMethod(
+            zlib.decompressobj, certain=True, skip=_ZFILE_NBYTES + space, pickled=True
+        )
     if _is_zlib(head):
-        return Method(zlib.decompressobj, certain=False, pickled=True)
+        return CompressionMethod(zlib.decompressobj, certain=False, pickled=True)
     if _is_lzma_alone(head):
-        return Method(_lzma_alone, certain=False, padded=False)
+        return CompressionMethod(_lzma_alone, certain=False, padded=False)
     return None
 
 
@@ -87,7 +89,7 @@ def _is_lzma_alone(head: bytes) -> bool:
     return bool(dictionary) and usual and (size == _UNKNOWN_SIZE or size < _LARGEST)
 
 
-class Gzip:
+class GzipDecompressor:
     """A decompressor for one gzip member, with the interface of zlib's decompressor."""
 
     def __init__(self) -> None:
@@ -131,9 +133,9 @@ class Gzip:
         if self._trailer[:_GZIP_TRAILER] != expected:
             raise zlib.error("the checksum or the size does not match")
 
-    def copy(self) -> Gzip:
+    def copy(self) -> GzipDecompressor:
         """Return a decompressor in the same state."""
-        other = Gzip()
+        other = GzipDecompressor()
         other.__dict__.update(self.__dict__)
         if self._inflate is not None:
             other._inflate = self._inflate.copy()
@@ -190,8 +192,8 @@ def exceeds_memory(error: Exception) -> bool:
 
 MEMORY_MIB = _LZMA_MEMORY >> 20
 _BY_MAGIC = (
-    (b"\x1f\x8b", Method(Gzip, certain=True)),
-    (b"BZh", Method(_bzip2, certain=True)),
-    (b"\xfd7zXZ\0", Method(_lzma, certain=True)),
-    (b"LZIP", Method(_lzma, certain=True)),
+    (b"\x1f\x8b", CompressionMethod(GzipDecompressor, certain=True)),
+    (b"BZh", CompressionMethod(_bzip2, certain=True)),
+    (b"\xfd7zXZ\0", CompressionMethod(_lzma, certain=True)),
+    (b"LZIP", CompressionMethod(_lzma, certain=True)),
 )

@@ -7,13 +7,13 @@ import zlib
 
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.sources.local import CHUNK, Source, read
-from cgpt_convert.sources.temp_cache import NoRoom, Shelf, Spool
+from cgpt_convert.sources.temp_cache import NoTempSpace, SharedTempFile, TempFile
 
 _WASTE = 2  # times its size that may be decompressed in vain before a member is spooled
-_SHELF = Shelf()
+_SHELF = SharedTempFile()
 
 
-class Deflated:
+class DeflatedMember:
     """A deflated member, decompressed as it is read.
 
     Reading backwards restarts at the beginning. Bytes decompressed without being requested are
@@ -31,7 +31,7 @@ class Deflated:
         self._source, self._offset, self._compressed = source, offset, compressed
         self._lock = threading.Lock()  # the position is shared by all readers
         self._wasted = 0  # bytes decompressed but not requested
-        self._spool: tuple[Spool, int] | None = None  # and the offset of the bytes in it
+        self._spool: tuple[TempFile, int] | None = None  # and the offset of the bytes in it
         self._end, self._damage = nbytes, ""  # the end of the spooled bytes, and the error there
         self._rewind()
 
@@ -74,7 +74,7 @@ class Deflated:
             if place is None:
                 return
             self._damage = self._unpack_into(*place)
-        except NoRoom:
+        except NoTempSpace:
             _SHELF.clear()
             self._rewind()
             return
@@ -82,7 +82,7 @@ class Deflated:
         self._rewind()
         _SHELF.settle(self, place)
 
-    def _unpack_into(self, spool: Spool, start: int) -> str:
+    def _unpack_into(self, spool: TempFile, start: int) -> str:
         """Write all decompressible bytes to `spool`; return the error after the last of them."""
         most, damage = CHUNK, "the deflated data ends early"
         while most and self._position < self.nbytes:
@@ -94,7 +94,7 @@ class Deflated:
                 self._inflate, self._taken = before
         return damage
 
-    def hold(self, place: tuple[Spool, int]) -> None:
+    def hold(self, place: tuple[TempFile, int]) -> None:
         """Read from the temporary file from now on; `place` is where the bytes begin."""
         self._spool = place
 

@@ -30,7 +30,7 @@ class Source(Protocol):
         """Raise Unreadable if the bytes have changed since the source was opened."""
 
 
-class File(Source, Protocol):
+class OpenSource(Source, Protocol):
     """A source that holds an open resource."""
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.sources.local import File, LocalFile, Source, unreadable
+from cgpt_convert.sources.local import LocalFile, OpenSource, Source, unreadable
 
 
 def is_url(path: str) -> bool:
@@ -27,19 +27,19 @@ def join(folder: str, path: str) -> str:
     return os.path.join(folder, path)
 
 
-def open_source(path: str) -> File:
+def open_source(path: str) -> OpenSource:
     """Open the file at `path`; raise BadRequest if it does not exist."""
     if is_url(path):
-        from cgpt_convert.sources.remote.open import open_remote
+        from cgpt_convert.sources.remote.open_urls import open_remote
 
         return open_remote(path)
     return LocalFile(path)
 
 
-def open_all(paths: Sequence[str]) -> list[File | None]:
+def open_all(paths: Sequence[str]) -> list[OpenSource | None]:
     """Open files that are read later; None for each that does not exist."""
     if paths and is_url(paths[0]):
-        from cgpt_convert.sources.remote.open import open_several
+        from cgpt_convert.sources.remote.open_urls import open_several
 
         return open_several(paths)
     return [LocalFile(path) if os.path.isfile(path) else None for path in paths]
@@ -48,7 +48,7 @@ def open_all(paths: Sequence[str]) -> list[File | None]:
 def listing(path: str) -> list[str] | None:
     """Return the sorted names in a folder; None where it cannot be listed, as over HTTP."""
     if is_url(path):
-        from cgpt_convert.sources.remote.open import look
+        from cgpt_convert.sources.remote.open_urls import look
 
         inside = look(path).inside
         return None if inside is None else sorted(inside)
@@ -63,7 +63,7 @@ def listing(path: str) -> list[str] | None:
 def find(path: str) -> Source | None:
     """Open an optional file next to the weights; None if it does not exist."""
     if is_url(path):
-        from cgpt_convert.sources.remote.open import find_remote
+        from cgpt_convert.sources.remote.open_urls import find_remote
 
         return find_remote(path)
     return LocalFile(path) if os.path.lexists(path) else None

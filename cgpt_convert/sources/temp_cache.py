@@ -13,10 +13,10 @@ from cgpt_convert.core.errors import Unreadable
 from cgpt_convert.sources.local import pread
 
 
-class Spool:
+class TempFile:
     """Random-access bytes in a temporary file, deleted with the last reference.
 
-    Raises NoRoom if the folder for temporary files cannot store them.
+    Raises NoTempSpace if the folder for temporary files cannot store them.
     """
 
     def __init__(self, name: str) -> None:
@@ -59,7 +59,7 @@ class Spool:
             self.close()
 
 
-class NoRoom(Unreadable):
+class NoTempSpace(Unreadable):
     """The folder for temporary files is full or cannot be used."""
 
 
@@ -72,16 +72,16 @@ def room() -> tuple[int, str]:
         raise _no_room(error) from None
 
 
-def _no_room(error: OSError) -> NoRoom:
+def _no_room(error: OSError) -> NoTempSpace:
     folder = tempfile.tempdir  # determined by now, unless there is none
-    return NoRoom(
+    return NoTempSpace(
         os.strerror(error.errno or 0),
         where=os.fsdecode(folder) if folder else "temporary files",
         hint="set TMPDIR to a folder that can take them",
     )
 
 
-class Shelf:
+class SharedTempFile:
     """A temporary file shared by many users, so that it needs one descriptor.
 
     It may use half of the free space. When that is full, all users are invalidated and a new file
@@ -90,14 +90,14 @@ class Shelf:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._spool: weakref.ref[Spool] | None = None  # exists while a user refers to it
+        self._spool: weakref.ref[TempFile] | None = None  # exists while a user refers to it
         self._filled = 0
-        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._users: weakref.WeakSet[TempFileUser] = weakref.WeakSet()
 
-    def place(self, nbytes: int, user: User) -> tuple[Spool, int] | None:
+    def place(self, nbytes: int, user: TempFileUser) -> tuple[TempFile, int] | None:
         """Return a file and the start of `nbytes` bytes in it for `user`; None if it does not fit.
 
-        Raises NoRoom if the folder for temporary files cannot be used.
+        Raises NoTempSpace if the folder for temporary files cannot be used.
         """
         with self._lock:
             spool = self._spool() if self._spool else None
@@ -107,13 +107,13 @@ class Shelf:
                 return None
             if spool is None or 2 * (filled + nbytes) > free + filled:
                 self._clear()
-                spool, filled = Spool(user.name), 0
+                spool, filled = TempFile(user.name), 0
                 self._spool = weakref.ref(spool)
             self._filled = filled + nbytes
             self._users.add(user)
             return spool, filled
 
-    def settle(self, user: User, place: tuple[Spool, int]) -> None:
+    def settle(self, user: TempFileUser, place: tuple[TempFile, int]) -> None:
         """Hand the written place to `user`, unless it was invalidated meanwhile."""
         with self._lock:
             if user in self._users and self._spool and self._spool() is place[0]:
@@ -131,12 +131,12 @@ class Shelf:
         self._spool = None
 
 
-class User(Protocol):
+class TempFileUser(Protocol):
     """A user of a place in a shared temporary file."""
 
     name: str
 
-    def hold(self, place: tuple[Spool, int]) -> None:
+    def hold(self, place: tuple[TempFile, int]) -> None:
         """Read from the temporary file from now on."""
 
     def let_go(self) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import UNPACKED, UNPACKED_FLOOR
-from cgpt_convert.sources.compression import MEMORY_MIB, Method, exceeds_memory
+from cgpt_convert.sources.compression import MEMORY_MIB, CompressionMethod, exceeds_memory
 from cgpt_convert.sources.local import CHUNK, Source, read
 
 _FEED = 16 << 10  # compressed bytes per step: a stream's unused input is copied for the next one
 _POINTS = 256  # maximum number of saved states; each takes about 50 KiB
 
 
-class Window:
+class SourceSlice:
     """The `nbytes` bytes from `offset` of another source."""
 
     def __init__(self, source: Source, offset: int, nbytes: int, name: str) -> None:
@@ -33,7 +33,7 @@ class Window:
         self.source.check_unchanged()
 
 
-class Room:
+class UnpackLimit:
     """The remaining decompression budget for a file of `nbytes` bytes and everything inside it."""
 
     def __init__(self, nbytes: int) -> None:
@@ -50,7 +50,7 @@ class Room:
             )
 
 
-class Unpacked:
+class UnpackedPart:
     """A compressed part, decompressed as it is read.
 
     Reading backwards resumes from the last saved state, if the decompressor can be copied. `nbytes`
@@ -60,9 +60,9 @@ class Unpacked:
 
     def __init__(
         self,
-        packed: Window,
+        packed: SourceSlice,
         start: Callable[[], Any],
-        room: Room,
+        room: UnpackLimit,
         nbytes: int | None = None,
         *,
         padded: bool = True,
@@ -241,12 +241,12 @@ def _dictionary_too_large(name: str) -> Unsupported:
     )
 
 
-def inflated(packed: Window, nbytes: int, room: Room) -> Unpacked:
+def inflated(packed: SourceSlice, nbytes: int, room: UnpackLimit) -> UnpackedPart:
     """Return the decompressed bytes of a deflated ZIP record."""
-    return Unpacked(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), room, nbytes)
+    return UnpackedPart(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), room, nbytes)
 
 
-def unpacked(source: Source, method: Method, room: Room) -> Unpacked:
+def unpacked(source: Source, method: CompressionMethod, room: UnpackLimit) -> UnpackedPart:
     """Return the decompressed bytes of `source`. Raises Unsupported beyond the limits."""
-    packed = Window(source, method.skip, source.nbytes - method.skip, source.name)
-    return Unpacked(packed, method.start, room, padded=method.padded)
+    packed = SourceSlice(source, method.skip, source.nbytes - method.skip, source.name)
+    return UnpackedPart(packed, method.start, room, padded=method.padded)

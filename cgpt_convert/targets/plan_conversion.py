@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
 from cgpt_convert.sources.paths import is_url
 from cgpt_convert.targets.hf_view import undone
-from cgpt_convert.targets.selection import Selection, Wish, select
+from cgpt_convert.targets.selection import SelectedTensors, TensorSelection, select
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES
 from cgpt_convert.writing.destination import write_files, write_folder
 from cgpt_convert.writing.source_guard import check_apart, inputs_of
-from cgpt_convert.writing.writer import Options
+from cgpt_convert.writing.writer import WriteOptions
 
 HF, GGUF = "hf", "gguf"
-TIED = ("alias", "copy")  # what `Wish.tied` may be
+TIED = ("alias", "copy")  # what `TensorSelection.tied` may be
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Target:
     tokenizer: str | None = None  # a folder that takes precedence over the source's
     vocabulary: bool = True
     # makes the function that adds provenance metadata; None writes none
-    provenance: Callable[[Selection], AddProvenance] | None = None
+    provenance: Callable[[SelectedTensors], AddProvenance] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Conversion:
     """Files to write, in a new folder or side by side, and lines of information."""
 
     plans: list[FilePlan]
-    selection: Selection
+    selection: SelectedTensors
     request: Request
     lines: tuple[str, ...] = ()
     folder: bool = False
@@ -57,9 +57,9 @@ class Conversion:
             paths = [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
         check_apart(self.plans, self.inputs, paths, folder=self.folder)
 
-    def write(self, output: str, options: Options | None = None) -> list[str]:
+    def write(self, output: str, options: WriteOptions | None = None) -> list[str]:
         """Write the files to `output`, a path or a URL; return the paths written."""
-        settings = options or Options()
+        settings = options or WriteOptions()
         settings.inputs += self.inputs
         if self.folder:
             return write_folder(self.plans, output, settings)
@@ -75,17 +75,17 @@ class Conversion:
 
 def targets() -> list[str]:
     """Return what `Target.to` may be, less the formats of other packages."""
-    return sorted([*formats.names(), HF])
+    return sorted([*registry.names(), HF])
 
 
 def all_targets() -> list[str]:
     """Return what `Target.to` may be; looking for the formats of other packages takes 30 ms."""
-    return sorted([*formats.writable(), HF])
+    return sorted([*registry.writable(), HF])
 
 
 def target_for(output: str) -> str:
     """Return the target for the suffix of `output`. Raises BadRequest if it is unknown."""
-    form = formats.for_suffix(output)
+    form = registry.for_suffix(output)
     if form is None:
         raise BadRequest(
             "the format is not clear from the name",
@@ -95,7 +95,7 @@ def target_for(output: str) -> str:
     return form.name
 
 
-def convert(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
+def convert(checkpoint: Checkpoint, wish: TensorSelection, target: Target) -> Conversion:
     """Return the plan; no tensor data is read or written. Raises BadRequest if impossible."""
     _check(wish, target)
     made = _planned(checkpoint, wish, target)
@@ -106,7 +106,7 @@ def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
     """Return the paths of configuration and tokenizer files that a whole model may use."""
     if target.to not in (GGUF, HF):
         return ()
-    from cgpt_convert.targets.hf.tokenizer import NAMES
+    from cgpt_convert.targets.hf.hf_tokenizer import NAMES
 
     folders = (os.path.dirname(checkpoint.path), target.tokenizer)
     if os.path.isdir(checkpoint.path):
@@ -116,15 +116,15 @@ def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
     return tuple(os.path.join(folder, name) for folder in found for name in names)
 
 
-def _planned(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
+def _planned(checkpoint: Checkpoint, wish: TensorSelection, target: Target) -> Conversion:
     name = os.path.basename(target.output.rstrip("/"))
     if target.to == GGUF:
-        from cgpt_convert.targets.llama_cpp import export as llama
+        from cgpt_convert.targets.llama_cpp import export
         from cgpt_convert.targets.whole_model import refuse_incomplete
 
         chosen = select(checkpoint, wish._replace(dtype="keep", tied="copy"))
         refuse_incomplete(chosen, checkpoint.path)
-        made = llama.plan(
+        made = export.plan(
             checkpoint,
             chosen.tensors,
             name,
@@ -136,22 +136,22 @@ def _planned(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
         return Conversion(made.plans, chosen, made.request, made.lines)
     checkpoint = undone(checkpoint)
     if target.to == HF:
-        from cgpt_convert.targets.hf import folder as hf
-        from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+        from cgpt_convert.targets.hf import hf_folder
+        from cgpt_convert.targets.llama_cpp import restore_hf
         from cgpt_convert.targets.whole_model import refuse_incomplete
 
         chosen = select(checkpoint, wish._replace(tied="copy"))
         refuse_incomplete(chosen, checkpoint.path)
-        folder = hf.plan(
+        folder = hf_folder.plan(
             checkpoint.path,
             chosen.tensors,
             target.tokenizer,
             target.max_shard_nbytes,
-            inside=llama_undo.inside(checkpoint),
+            inside=restore_hf.inside(checkpoint),
             sign=_provenance(chosen, target),
         )
         return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
-    form = formats.by_name(target.to)
+    form = registry.by_name(target.to)
     chosen = select(checkpoint, wish)
     request = Request(
         name, tuple(chosen.tensors), chosen.aliases, max_shard_nbytes=target.max_shard_nbytes
@@ -160,18 +160,18 @@ def _planned(checkpoint: Checkpoint, wish: Wish, target: Target) -> Conversion:
     return Conversion(form.planned(request), chosen, request, folder=form.folder)
 
 
-def _provenance(chosen: Selection, target: Target) -> AddProvenance:
+def _provenance(chosen: SelectedTensors, target: Target) -> AddProvenance:
     return unsigned if target.provenance is None else target.provenance(chosen)
 
 
-def _check(wish: Wish, target: Target) -> None:
+def _check(wish: TensorSelection, target: Target) -> None:
     """Raise BadRequest for settings that do not apply to the target."""
     for what, value, choices in (("dtype", wish.dtype, WISHES), ("tied", wish.tied, TIED)):
         if value not in choices:
             raise BadRequest(
                 f"{value!r} is not a value of {what}", hint=f"choose from {', '.join(choices)}"
             )
-    form = formats.by_name(target.to) if target.to != HF else None
+    form = registry.by_name(target.to) if target.to != HF else None
     if form and not form.folder and not os.path.basename(target.output):
         raise BadRequest(
             f"{form.name} is written as a file, not as a folder",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from cgpt_convert.checkpoint import Checkpoint, Lost
+from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.file_names import excluding
 from cgpt_convert.core.text import printable
@@ -33,7 +33,7 @@ WELL_KNOWN_ROOTS = (
 EVERYTHING = "."
 
 
-class Wish(NamedTuple):
+class TensorSelection(NamedTuple):
     """The user's selection; by default all tensors, unchanged."""
 
     root: str | None = None  # a dotted key, "." for everything, None for a well-known key
@@ -44,7 +44,7 @@ class Wish(NamedTuple):
 
 
 @dataclass(slots=True)
-class Selection:
+class SelectedTensors:
     """The tensors to write. `root` is the root used; `left_out` lists tensors outside of it.
 
     `lost` has the requested tensors of a salvaged checkpoint that are not intact.
@@ -54,7 +54,7 @@ class Selection:
     tensors: list[Tensor]
     aliases: dict[str, str] = field(default_factory=dict)  # omitted name -> kept name
     left_out: list[str] = field(default_factory=list)
-    lost: dict[str, Lost] = field(default_factory=dict)
+    lost: dict[str, MissingTensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +62,7 @@ class Selection:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
+def select(checkpoint: Checkpoint, wish: TensorSelection) -> SelectedTensors:
     """Return the tensors that `wish` selects, renamed relative to the root.
 
     Raises BadRequest if none matches; Unsupported or Malformed if there are no tensors, or naming
@@ -85,15 +85,15 @@ def select(checkpoint: Checkpoint, wish: Wish) -> Selection:
     if wish.dtype != "keep":
         to = BY_NAME[wish.dtype]
         tensors = [t.cast(to) if t.dtype.is_float else t for t in tensors]
-    return Selection(root, tensors, aliases, left_out, lost)
+    return SelectedTensors(root, tensors, aliases, left_out, lost)
 
 
 def chosen_names(
-    checkpoint: Checkpoint, wish: Wish, *, extras: bool = False
+    checkpoint: Checkpoint, wish: TensorSelection, *, extras: bool = False
 ) -> tuple[str, list[str]]:
     """Return the root, and the names in the file of the tensors that `wish` selects.
 
-    Lost tensors are included. Tensors that `state_dict()` does not contain are included with
+    Missing tensors are included. Tensors that `state_dict()` does not contain are included with
     `extras`, with the root `.`, and if there are no others. Raises Unsupported if there are no
     tensors, BadRequest if none matches.
     """

@@ -12,7 +12,7 @@ from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.schema import LAYERS, Architecture, architectures
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.targets.selection import Selection
+from cgpt_convert.targets.selection import SelectedTensors
 from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS, Tokenizer
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -123,7 +123,7 @@ def layout_lines(found: Recognised) -> list[str]:
     return lines
 
 
-def refuse_incomplete(chosen: Selection, path: str) -> None:
+def refuse_incomplete(chosen: SelectedTensors, path: str) -> None:
     """Raise Malformed, naming them, if tensors of a whole model are lost."""
     if chosen.lost:
         raise Malformed(

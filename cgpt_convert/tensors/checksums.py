@@ -18,7 +18,7 @@ def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> li
     return [s for s in storages if s.crc32 is not None and not _matches(s, advance)]
 
 
-class Summed:
+class ChecksummedSource:
     """A source over a storage that computes the CRC-32 while it is read sequentially.
 
     A reader that reads all bytes in order, in pieces of any size, gets the checksum without a
@@ -56,14 +56,14 @@ def compared(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[list[Tensor]
     for a mismatch, also in place of Unsupported, because damage may have caused it (NaN values, for
     example).
     """
-    watched: list[tuple[Tensor, Summed]] = []
+    watched: list[tuple[Tensor, ChecksummedSource]] = []
 
     def watch(tensor: Tensor) -> Tensor:
         storage = tensor.storage
         if storage.crc32 is None or id(storage) in seen:
             return tensor
         seen.add(id(storage))
-        summed = Summed(storage)
+        summed = ChecksummedSource(storage)
         watched.append((tensor, summed))
         return replace(tensor, storage=replace(storage, source=summed, offset=0))
 
@@ -75,7 +75,7 @@ def compared(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[list[Tensor]
     _check(watched)
 
 
-def _check(watched: Iterable[tuple[Tensor, Summed]]) -> None:
+def _check(watched: Iterable[tuple[Tensor, ChecksummedSource]]) -> None:
     for tensor, summed in watched:
         if summed.crc32() != tensor.storage.crc32:
             raise damaged(tensor)

@@ -37,13 +37,13 @@ def widened(tensor: Tensor) -> Tensor:
             where=tensor.name,
             hint="write it as numbers, with --dtype float32",
         )
-    source = Dequantized(tensor.storage, tensor.stored)
+    source = DequantizedStorage(tensor.storage, tensor.stored)
     storage = replace(tensor.storage, source=source, offset=0, nbytes=source.nbytes, crc32=None)
     target = None if tensor.target == FLOAT32 else tensor.target
     return replace(tensor, stored=FLOAT32, target=target, storage=storage)
 
 
-class Dequantized:
+class DequantizedStorage:
     """The float32 bytes of a block-quantized storage, computed as they are read."""
 
     def __init__(self, storage: Storage, dtype: DType) -> None:

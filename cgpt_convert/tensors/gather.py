@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgpt_convert.sources.local import CHUNK, is_distant
-from cgpt_convert.tensors import strided_copy as views
+from cgpt_convert.tensors import strided_copy
 from cgpt_convert.tensors.shapes import c_strides, is_c_order
 from cgpt_convert.tensors.strided_copy import boxes, merge, span
 
@@ -53,12 +53,12 @@ def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
         )
 
         storage = held(storage, tensor.stored.size(tensor.start), length)
-    reader = _Reader(storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes, run)
+    reader = _ViewReader(storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes, run)
     read = reader.in_order if descends else reader.permuted
     yield from read(shape, strides, tensor.start)
 
 
-class _Reader:
+class _ViewReader:
     """A reader of views of one storage that reuses its buffers."""
 
     def __init__(self, storage: Storage, dtype: np.dtype[Any], max_bytes: int, run: int) -> None:
@@ -80,13 +80,13 @@ class _Reader:
         Longer panels mean fewer and longer reads; boxes only need to fill cache lines.
         """
         most = self._numel(self._max_bytes // 4)
-        scratch = self._buffer("tile", views.scratch_numel(self._dtype.itemsize))
+        scratch = self._buffer("tile", strided_copy.scratch_numel(self._dtype.itemsize))
         for at, box in boxes(shape, strides, start, self._numel(self._max_bytes * 5 // 2)):
             panel, steps = self._panel(at, box, strides[len(shape) - len(box) :])
             for where, part in boxes(box, steps, 0, most):
                 out = self._buffer("out", math.prod(part))
                 view = self._view(panel, where, part, steps[len(box) - len(part) :])
-                views.transpose(out.reshape(part), view, scratch)
+                strided_copy.transpose(out.reshape(part), view, scratch)
                 yield out
 
     def _panel(self, start: int, shape: Ints, strides: Ints) -> tuple[Words, Ints]:

@@ -18,7 +18,7 @@ from cgpt_convert.tensors.dtypes import DType
 
 
 @dataclass(slots=True)
-class Special:
+class NonFiniteCounts:
     """Numbers of NaN and infinite elements; each part of a complex number is counted."""
 
     nan: int = 0
@@ -49,7 +49,9 @@ def may_have(dtype: DType) -> bool:
     return dtype.name in _LAYOUTS
 
 
-def watched(pieces: Iterable[memoryview], dtype: DType, found: Special) -> Iterator[memoryview]:
+def watched(
+    pieces: Iterable[memoryview], dtype: DType, found: NonFiniteCounts
+) -> Iterator[memoryview]:
     """Yield the little-endian pieces of a tensor of type `dtype`, counting into `found`."""
     layout = _LAYOUTS[dtype.name]
     rest = b""  # of an element that a piece ends in
@@ -109,7 +111,7 @@ def _constants(width: int, exponent: int, count: int) -> tuple[int, int, int]:
     return values, step, signs
 
 
-def _count(data: memoryview, layout: _Layout, found: Special) -> None:
+def _count(data: memoryview, layout: _Layout, found: NonFiniteCounts) -> None:
     import numpy as np
 
     values: Any = np.frombuffer(data, f"<u{layout.width}") & (_sign(layout) - 1)

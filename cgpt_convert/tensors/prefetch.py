@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cgpt_convert.sources.local import CHUNK, MemoryBytes, is_distant
-from cgpt_convert.sources.temp_cache import Spool
+from cgpt_convert.sources.temp_cache import TempFile
 from cgpt_convert.tensors.strided_copy import span
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
@@ -20,10 +20,10 @@ def near(tensor: Tensor) -> Tensor:
 
 def held(storage: Storage, start: int, nbytes: int) -> Storage:
     """Return the storage limited to bytes `start` to `start + nbytes`, which are fetched now."""
-    return replace(storage, source=_Held(storage, start, nbytes), offset=0)
+    return replace(storage, source=_PrefetchedBytes(storage, start, nbytes), offset=0)
 
 
-class _Held:
+class _PrefetchedBytes:
     def __init__(self, storage: Storage, start: int, nbytes: int) -> None:
         self.name, self.nbytes = storage.source.name, storage.nbytes
         self.within = storage.source
@@ -37,8 +37,8 @@ class _Held:
             self._storage.readinto(self._start + at, view[at : at + CHUNK])
         return MemoryBytes(self.name, data)
 
-    def _spooled(self, nbytes: int) -> Spool:
-        spool = Spool(self.name)
+    def _spooled(self, nbytes: int) -> TempFile:
+        spool = TempFile(self.name)
         buffer = memoryview(bytearray(CHUNK))
         for at in range(0, nbytes, CHUNK):
             piece = buffer[: min(CHUNK, nbytes - at)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from cgpt_convert.tensors.tensor import Range, Tensor
+    from cgpt_convert.tensors.tensor import ByteRange, Tensor
 
     Tap = Callable[[memoryview], object] | None
 
@@ -94,7 +94,7 @@ def array(tensor: Tensor) -> np.ndarray:
         raise Unsupported(f"NumPy refuses this shape ({error})", where=tensor.name) from error
 
 
-def _stream(extent: Range, itemsize: int, max_bytes: int) -> Iterator[memoryview]:
+def _stream(extent: ByteRange, itemsize: int, max_bytes: int) -> Iterator[memoryview]:
     """Yield the bytes of `extent` unchanged, through a buffer small enough for the cache."""
     most = max(min(max_bytes, CHUNK) // itemsize, 1) * itemsize
     buffer = memoryview(bytearray(min(most, extent.nbytes)))
@@ -110,10 +110,9 @@ def _arrange(
     """Yield the elements of a view that is reordered, byte-swapped, negated or cast."""
     import numpy as np
 
-    from cgpt_convert.tensors import cast, gather
-    from cgpt_convert.tensors import fixups as bits
+    from cgpt_convert.tensors import cast, fixups, gather
 
-    fix = bits.fixes(tensor)
+    fix = fixups.fixes(tensor)
     widest = max(tensor.stored.nbytes, tensor.dtype.nbytes)
     most = max(min(max_bytes // widest, cast.at_once(tensor.numel, max_bytes, threads)), 1)
     convert = cast.Cast(tensor.stored, tensor.target, most, counts) if tensor.target else None
@@ -133,10 +132,9 @@ def _quantize(
     tensor: Tensor, max_bytes: int, counts: CastCounts | None, tap: Tap, threads: int
 ) -> Iterator[memoryview]:
     """Yield the blocks of a tensor that is cast to a block-quantized type."""
-    from cgpt_convert.tensors import cast, gather, quantize
-    from cgpt_convert.tensors import fixups as bits
+    from cgpt_convert.tensors import cast, fixups, gather, quantize
 
-    fix = bits.fixes(tensor)
+    fix = fixups.fixes(tensor)
     whole = quantize.BLOCK * 32  # bytes: any part that gather reads is whole blocks
     wanted = cast.at_once(tensor.numel, max_bytes, threads)
     most = max(min(max_bytes // whole * quantize.BLOCK, wanted), quantize.BLOCK)

@@ -22,14 +22,14 @@ def statistics(tensor: Tensor) -> Statistics:
         tensor = tensor.cast(FLOAT32)  # without loss
     if not tensor.dtype.numpy:
         return dict.fromkeys(("min", "max", "mean", "std", "zeros", "nan", "inf"))
-    total = _Total()
+    total = _Moments()
     with np.errstate(over="ignore", invalid="ignore"):
         for block in tensor.blocks():
             total.add(np.frombuffer(block, tensor.dtype.numpy))
     return total.result()
 
 
-class _Total:
+class _Moments:
     """Moments merged pairwise over blocks (Chan, Golub and LeVeque 1979), to avoid cancellation."""
 
     def __init__(self) -> None:

@@ -72,7 +72,7 @@ class Storage:
 Content = tuple[object, ...]  # the type of `Tensor.content`
 
 
-class Range(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes `start` to `start + nbytes` of a storage."""
 
     storage: Storage
@@ -238,14 +238,14 @@ class Tensor:
             raise BadRequest(rows, where=self.name, hint='cast it first: .cast("float32")')
         return replace(self, start=start, shape=shape, strides=strides)
 
-    def extent(self) -> Range | None:
+    def extent(self) -> ByteRange | None:
         """Return the raw bytes if they are already what `blocks()` would yield, else None."""
         swapped = self.storage.byteorder != "little" and self.stored.swap_width > 1
         if self.target or self.conj or self.neg or swapped or not self.is_c_order:
             return None
         if self.start % self.stored.block or not in_blocks(self.stored, self.shape):
             return None
-        return Range(self.storage, self.stored.size(self.start), self.nbytes)
+        return ByteRange(self.storage, self.stored.size(self.start), self.nbytes)
 
     def blocks(
         self,
@@ -260,18 +260,18 @@ class Tensor:
         collects what a cast loses; `tap` is called with the elements before they are cast, in
         order; `threads` is the number of threads that read tensors at the same time.
         """
-        from cgpt_convert.tensors import read as blocks
+        from cgpt_convert.tensors import read
 
-        return blocks.of(self, max_bytes, counts, tap, threads)
+        return read.of(self, max_bytes, counts, tap, threads)
 
     def numpy(self) -> np.ndarray:
         """Return the values as a new row-major array; bfloat16 and float8 are widened to float32.
 
         Raises Unsupported for types that NumPy does not have (quantized, raw bits, half complex).
         """
-        from cgpt_convert.tensors import read as blocks
+        from cgpt_convert.tensors import read
 
-        return blocks.array(self)
+        return read.array(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001
         """Return the values as `numpy()` does, for `np.asarray`; always a new array."""

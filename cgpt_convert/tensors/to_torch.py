@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.tensors import read as blocks
+from cgpt_convert.tensors.read import of
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def read(tensor: Tensor) -> torch.Tensor:
         extent.storage.readinto(extent.start, memoryview(data))
     else:
         done = 0
-        for block in blocks.of(tensor, 8 << 20, None):
+        for block in of(tensor, 8 << 20, None):
             data[done : done + len(block)] = block
             done += len(block)
     return torch.frombuffer(data, dtype=dtype).reshape(tensor.shape)

@@ -6,18 +6,24 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cgpt_convert.architectures.recognise import recognise
-from cgpt_convert.checkpoint import Checkpoint, Exotic
+from cgpt_convert.checkpoint import Checkpoint, CompositeTensor
 from cgpt_convert.sources.local import Source
 from cgpt_convert.targets.hf_view import undone
-from cgpt_convert.targets.selection import EVERYTHING, Wish, chosen_names, everything, relative
+from cgpt_convert.targets.selection import (
+    EVERYTHING,
+    TensorSelection,
+    chosen_names,
+    everything,
+    relative,
+)
 from cgpt_convert.tensors.tensor import Tensor
-from cgpt_convert.verification.pairing import Names
+from cgpt_convert.verification.pairing import NamedTensors
 
 _LINEAR = "weights are stored as Linear layers' (out, in)"  # has no model digest
 LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds without a view
 
 
-class Weights(NamedTuple):
+class CanonicalWeights(NamedTuple):
     """The tensors of a checkpoint under each of their names, uncast, in transformers' layout.
 
     `keys` identify tensors for comparison: the architecture's names with its first prefix, or a
@@ -27,7 +33,9 @@ class Weights(NamedTuple):
     path: str
     kind: str  # the container: "GGUF" ...
     tensors: dict[str, Tensor]  # by own name, in the file's order
-    odd: dict[str, Exotic]  # by own name: tensors that are not one dense view, or have no value
+    odd: dict[
+        str, CompositeTensor
+    ]  # by own name: tensors that are not one dense view, or have no value
     keys: dict[str, str]  # own name -> unique key, for `tensors` and `odd`
     buffers: frozenset[str]  # own names of computed buffers, which a model does not need
     extras: Mapping[str, str]  # own name of a tensor outside state_dict() -> its description
@@ -60,18 +68,20 @@ class Weights(NamedTuple):
         return f"{self.root}.{name}" if self.root else name
 
     @property
-    def names(self) -> Names:
+    def names(self) -> NamedTensors:
         """The names by which the tensors are compared, without the tensors."""
-        return Names(self.keys, self.buffers, self.extras, self.ties, self.architecture)
+        return NamedTensors(self.keys, self.buffers, self.extras, self.ties, self.architecture)
 
 
-def weights(checkpoint: Checkpoint, wish: Wish | None = None, *, extras: bool = True) -> Weights:
+def weights(
+    checkpoint: Checkpoint, wish: TensorSelection | None = None, *, extras: bool = True
+) -> CanonicalWeights:
     """Return the tensors selected by `wish`: all of the file if it has no root and no globs.
 
     Without `extras`, and if no root is given, these are the tensors that `convert` writes. Raises
     BadRequest if no tensor is selected, Unsupported if the file has none.
     """
-    wish = wish or Wish()
+    wish = wish or TensorSelection()
     if extras and wish.root is None:
         wish = wish._replace(root=EVERYTHING)
     checkpoint = undone(checkpoint)
@@ -93,29 +103,31 @@ def weights(checkpoint: Checkpoint, wish: Wish | None = None, *, extras: bool = 
     )
 
 
-def converted_part(checkpoint: Checkpoint, chosen: Weights, wish: Wish) -> Weights:
+def converted_part(
+    checkpoint: Checkpoint, chosen: CanonicalWeights, wish: TensorSelection
+) -> CanonicalWeights:
     """Return the weights that `convert` writes, if they are a part of `chosen`; else `chosen`.
 
     Raises BadRequest where the weights may be under any of several roots.
     """
-    if wish != Wish():
+    if wish != TensorSelection():
         return chosen
     part = weights(checkpoint, wish, extras=False)
     return part if len(part.keys) < len(chosen.keys) or part.root else chosen
 
 
-def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
+def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> CanonicalWeights:
     """Return the tensors, whose names must be unique, with their canonical names."""
     own = {tensor.name: tensor.uncast for tensor in tensors}
     found = recognise(own)
     plain = dict(zip(own, own, strict=True))
     if found is None:
-        return Weights(path, kind, own, {}, plain, frozenset(), {}, {}, "", ())
+        return CanonicalWeights(path, kind, own, {}, plain, frozenset(), {}, {}, "", ())
     canonical = found.names("hf")
     keys = {name: canonical.get(name, name) for name in own}
     if len(set(keys.values())) < len(keys):  # a name is another's canonical name
         keys = plain
-    return Weights(
+    return CanonicalWeights(
         path=path,
         kind=kind,
         tensors=own,
@@ -132,7 +144,9 @@ def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> Weights:
     )
 
 
-def aligned(one: Weights, other: Weights, pairs: Mapping[str, str]) -> tuple[Weights, set[str]]:
+def aligned(
+    one: CanonicalWeights, other: CanonicalWeights, pairs: Mapping[str, str]
+) -> tuple[CanonicalWeights, set[str]]:
     """Return `one` in the layout of `other`, and the names of the transposed weights.
 
     `pairs` maps own names of `one` to those of `other`. Weights of Linear layers are (out, in),
@@ -143,13 +157,15 @@ def aligned(one: Weights, other: Weights, pairs: Mapping[str, str]) -> tuple[Wei
     return one._replace(tensors=tensors), turned
 
 
-def _odd(checkpoint: Checkpoint, name: str) -> Exotic | None:
+def _odd(checkpoint: Checkpoint, name: str) -> CompositeTensor | None:
     """Return a description of a tensor that is not one dense view with values, or None."""
     if name in checkpoint.lost:
-        return Exotic(name, LOST, "", (), checkpoint.lost[name].why)
+        return CompositeTensor(name, LOST, "", (), checkpoint.lost[name].why)
     if name in checkpoint.collisions:
-        return Exotic(name, AMBIGUOUS, "", (), "the name stands for two values")
+        return CompositeTensor(name, AMBIGUOUS, "", (), "the name stands for two values")
     if name in checkpoint.unsaved:
         tensor = checkpoint[name]
-        return Exotic(name, UNSAVED, tensor.dtype.name, tensor.shape, "its values were not saved")
+        return CompositeTensor(
+            name, UNSAVED, tensor.dtype.name, tensor.shape, "its values were not saved"
+        )
     return checkpoint.exotic.get(name)

@@ -10,13 +10,13 @@ from cgpt_convert.core.findings import DANGEROUS, FOREIGN, LONE_SHARD
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import other_weights, weights_below
 from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.verification.file_digests import same_bytes
 from cgpt_convert.verification.scope import listed
 
 
 def besides(
-    checkpoint: Checkpoint, path: str, rule: Rule, source: Checkpoint | None = None
+    checkpoint: Checkpoint, path: str, rule: Allowlist, source: Checkpoint | None = None
 ) -> list[Check]:
     """Return a failed check for each of them. `path` is the path that was opened.
 
@@ -54,12 +54,12 @@ def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list
     ]
 
 
-def foreign(checkpoint: Checkpoint, rule: Rule) -> list[str]:
+def foreign(checkpoint: Checkpoint, rule: Allowlist) -> list[str]:
     """Return the dotted names in its pickles that are neither needed by weights nor allowed."""
     return rule.others(checkpoint.globals, script=bool(checkpoint.code))
 
 
-def _named(checkpoint: Checkpoint, rule: Rule) -> Iterator[Check]:
+def _named(checkpoint: Checkpoint, rule: Allowlist) -> Iterator[Check]:
     for name in foreign(checkpoint, rule):
         found, word = (FOREIGN, "foreign")
         if is_dangerous_path(name):

@@ -14,7 +14,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.targets.selection import (
     WELL_KNOWN_ROOTS,
-    Wish,
+    TensorSelection,
     choose_root,
     everything,
     is_under,
@@ -26,15 +26,15 @@ from cgpt_convert.targets.selection import (
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.shapes import c_strides, dims
 from cgpt_convert.tensors.tensor import Storage, Tensor
-from cgpt_convert.verification import composite_digests as odd
-from cgpt_convert.verification.canonical_names import Weights, named, weights
+from cgpt_convert.verification import composite_digests
+from cgpt_convert.verification.canonical_names import CanonicalWeights, named, weights
 from cgpt_convert.verification.digests import digests_of
-from cgpt_convert.verification.lock import Lock, Row
-from cgpt_convert.verification.pairing import Names, Pairing, paired, unpaired
+from cgpt_convert.verification.lock_file import Lock, LockedTensor
+from cgpt_convert.verification.pairing import NamedTensors, Pairing, paired, unpaired
 from cgpt_convert.verification.scope import (
     OPTION,
     PROVENANCE,
-    Part,
+    ComparedPart,
     Scope,
     best,
     part_of,
@@ -43,25 +43,29 @@ from cgpt_convert.verification.scope import (
 )
 
 
-class Locked(NamedTuple):
+class LockedTensors(NamedTuple):
     """The tensors of a lock, or those under one of its roots."""
 
-    rows: dict[str, Row]  # by name relative to the root
-    names: Names
+    rows: dict[str, LockedTensor]  # by name relative to the root
+    names: NamedTensors
     root: str
 
 
 class LockSides(NamedTuple):
     """A lock and a file, the pairing of their tensors, and the scope of the comparison."""
 
-    locked: Locked
-    target: Weights
+    locked: LockedTensors
+    target: CanonicalWeights
     pairing: Pairing
     scope: Scope
 
 
 def lock_sides(
-    lock: Lock, path: str, target: Checkpoint, wish: Wish, claimed_root: str | None = None
+    lock: Lock,
+    path: str,
+    target: Checkpoint,
+    wish: TensorSelection,
+    claimed_root: str | None = None,
 ) -> LockSides:
     """Return the parts of the lock, read from `path`, and of TARGET to compare.
 
@@ -69,7 +73,7 @@ def lock_sides(
     such names. `claimed_root` is the root in TARGET's provenance metadata, used if the user gives
     none.
     """
-    taken = lock.scope or Wish()
+    taken = lock.scope or TensorSelection()
     root, by = (wish.root or "").removeprefix("."), ""
     other = weights(target)
     locked = _whole(lock)
@@ -98,9 +102,14 @@ def _usual_root(checkpoint: Checkpoint) -> str:
 
 
 def _restricted(
-    lock: Lock, path: str, locked: Locked, other: Weights, wish: Wish, scope: Scope
+    lock: Lock,
+    path: str,
+    locked: LockedTensors,
+    other: CanonicalWeights,
+    wish: TensorSelection,
+    scope: Scope,
 ) -> LockSides:
-    taken = lock.scope or Wish()
+    taken = lock.scope or TensorSelection()
     pairing = paired(locked.names, other.names)
 
     def fits(name: str) -> bool:
@@ -121,7 +130,7 @@ def _restricted(
     if not (wish.match or wish.exclude):  # the globs of the lock
         scope = scope._replace(wish=taken._replace(root=wish.root))
     parts = (
-        Part(path, locked.root, len(inside), (*left, *lock.outside)),
+        ComparedPart(path, locked.root, len(inside), (*left, *lock.outside)),
         part_of(other, pairing.names_there()),
     )
     return LockSides(locked, other, pairing, scope._replace(parts=parts))
@@ -143,20 +152,20 @@ def _both_of(tied: dict[str, str]) -> Iterable[str]:
     return (*tied, *tied.values())
 
 
-def _whole(lock: Lock) -> Locked:
+def _whole(lock: Lock) -> LockedTensors:
     known = architectures().get(lock.architecture)
     rows = lock.tensors.items()
-    names = Names(
+    names = NamedTensors(
         {name: row.key for name, row in rows},
         frozenset(name for name, row in rows if row.buffer),
         {name: row.extra for name, row in rows if row.extra},
         known.ties if known else {},
         lock.architecture,
     )
-    return Locked(lock.tensors, names, "")
+    return LockedTensors(lock.tensors, names, "")
 
 
-def _narrowed(lock: Lock, root: str, target: Checkpoint) -> Locked | None:
+def _narrowed(lock: Lock, root: str, target: Checkpoint) -> LockedTensors | None:
     """Return the locked tensors under the root, recognised again; None if there are none.
 
     Names that are not in TARGET's container `root` are omitted: `model.optimizer` can be a key
@@ -181,13 +190,13 @@ def _narrowed(lock: Lock, root: str, target: Checkpoint) -> Locked | None:
         keys = {name: name for name in inside}
     extras = {name: row.extra for name, row in inside.items() if row.extra}
     names = found.names._replace(keys=keys, extras=extras)
-    return Locked(inside, names, root)
+    return LockedTensors(inside, names, root)
 
 
-def _check(row: Row, target: Weights, own: str, digest: str) -> Check:
+def _check(row: LockedTensor, target: CanonicalWeights, own: str, digest: str) -> Check:
     strange = target.odd.get(own)
     name, outcome, told = ("digest", PASSED, "as locked")
-    if strange and odd.is_unknown(strange):
+    if strange and composite_digests.is_unknown(strange):
         told = f"not compared: {printable(strange.detail)}; skip it with --exclude"
         name, outcome = "not compared", ERROR
     elif digest != row.sha256:
@@ -199,7 +208,9 @@ def _check(row: Row, target: Weights, own: str, digest: str) -> Check:
     return Check(name, outcome, told, target.path, own)
 
 
-def _difference(row: Row, target: Weights, own: str, digest: str) -> tuple[str, str]:
+def _difference(
+    row: LockedTensor, target: CanonicalWeights, own: str, digest: str
+) -> tuple[str, str]:
     """Return the name of the failing check, and a description of the difference."""
     strange = target.odd.get(own)
     shape = strange.shape if strange else target.tensors[own].shape

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, PASSED, Check
 from cgpt_convert.core.events import Advance, untold
-from cgpt_convert.formats.raw import writer as parameters
-from cgpt_convert.formats.raw.reader import Recorded
+from cgpt_convert.formats.raw import writer
+from cgpt_convert.formats.raw.reader import FileRecord
 from cgpt_convert.verification.canonical_names import named
 from cgpt_convert.verification.digests import digested, hashed
 from cgpt_convert.verification.file_digests import file_digests
-from cgpt_convert.verification.provenance import MODEL, SOURCE, Claimed
-from cgpt_convert.verification.scope import Sides
+from cgpt_convert.verification.provenance import MODEL, SOURCE, ProvenanceRecord
+from cgpt_convert.verification.scope import ComparedFiles
 
 
 def against_claim(
-    checkpoint: Checkpoint, claim: Claimed, jobs: int = 0, advance: Advance = untold
+    checkpoint: Checkpoint, claim: ProvenanceRecord, jobs: int = 0, advance: Advance = untold
 ) -> list[Check]:
     """Return a check for each tensor in the file or its metadata; `detail` lists the transforms."""
     found = hashed(checkpoint.values(), jobs, advance)
@@ -25,7 +25,7 @@ def against_claim(
 
 
 def _checks(
-    checkpoint: Checkpoint, claim: Claimed, found: Mapping[tuple[object, ...], str]
+    checkpoint: Checkpoint, claim: ProvenanceRecord, found: Mapping[tuple[object, ...], str]
 ) -> Iterator[Check]:
     path = checkpoint.path
     for name, row in claim.tensors.items():
@@ -52,28 +52,32 @@ def against_mapping(
 
     The result is empty for other checkpoints. Whole files are compared, including unused bytes.
     """
-    if checkpoint.kind != parameters.KIND:
+    if checkpoint.kind != writer.KIND:
         return []
-    rows = parameters.recorded(checkpoint.path)
+    rows = writer.recorded(checkpoint.path)
     if not any(row.sha256 for row in rows):
         return []
     found = file_digests([row.source for row in rows], jobs, advance)
     return [_recorded(row, found[row.source.name], checkpoint.path) for row in rows]
 
 
-def _recorded(row: Recorded, digest: str, path: str) -> Check:
+def _recorded(row: FileRecord, digest: str, path: str) -> Check:
     name = row.tensor
     if row.sha256 is None:
-        told = f"file {row.file}: {parameters.MAPPING} records no sha256"
+        told = f"file {row.file}: {writer.MAPPING} records no sha256"
         return Check("digest", FAILED, told, path, name)
     if row.sha256 != digest:
-        told = f"file {row.file}: sha256 {digest}, {parameters.MAPPING} records {row.sha256}"
+        told = f"file {row.file}: sha256 {digest}, {writer.MAPPING} records {row.sha256}"
         return Check("digest", FAILED, told, path, name)
     return Check("digest", PASSED, "file as recorded", path, name)
 
 
 def source_of(
-    claim: Claimed, sides: Sides, file: str, jobs: int = 0, advance: Advance = untold
+    claim: ProvenanceRecord,
+    sides: ComparedFiles,
+    file: str,
+    jobs: int = 0,
+    advance: Advance = untold,
 ) -> list[Check]:
     """Return whether the compared weights are the source in the provenance metadata of `file`."""
     if not (claim.source or claim.model):
@@ -100,7 +104,7 @@ def source_of(
     return checks
 
 
-def declared(checks: list[Check], claim: Claimed) -> list[Check]:
+def declared(checks: list[Check], claim: ProvenanceRecord) -> list[Check]:
     """Return the checks, failed where a transform differs from the file's provenance metadata."""
 
     def compared(check: Check) -> Check:

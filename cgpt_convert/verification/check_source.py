@@ -14,15 +14,15 @@ from cgpt_convert.core.events import Advance, untold
 from cgpt_convert.tensors.dtypes import CASTS
 from cgpt_convert.tensors.shapes import dims, in_blocks
 from cgpt_convert.tensors.tensor import Tensor, replace
-from cgpt_convert.verification import composite_pairs as odd_pairs
-from cgpt_convert.verification.canonical_names import Weights, aligned
+from cgpt_convert.verification import composite_pairs
+from cgpt_convert.verification.canonical_names import CanonicalWeights, aligned
 from cgpt_convert.verification.digests import digests_of, hashed
 from cgpt_convert.verification.pairing import Pairing, unpaired
 from cgpt_convert.verification.parallel import in_pairs
-from cgpt_convert.verification.scope import Sides
+from cgpt_convert.verification.scope import ComparedFiles
 
 
-class Step(NamedTuple):
+class ExpectedTensor(NamedTuple):
     """A tensor in a file, and its expected value; `steps` are the transforms from the source."""
 
     held: Tensor
@@ -30,7 +30,7 @@ class Step(NamedTuple):
     steps: tuple[str, ...]
 
 
-def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Check]:
+def against_source(sides: ComparedFiles, jobs: int = 0, advance: Advance = untold) -> list[Check]:
     """Return a check for each tensor of either file; `detail` names its transforms.
 
     The transforms are identity, rename, transpose, cast, quantize, dequantize, drop (of computed
@@ -54,15 +54,17 @@ def against_source(sides: Sides, jobs: int = 0, advance: Advance = untold) -> li
     checks = [*in_pairs(dense, source, target, check, jobs, advance).values()]
     _tell_swapped(checks, source, target, dense, jobs)
     rest = {name: own for name, own in pairing.both.items() if name not in dense}
-    checks += odd_pairs.checks(odd_pairs.compared(rest, source, target, jobs), target.path, rest)
+    checks += composite_pairs.checks(
+        composite_pairs.compared(rest, source, target, jobs), target.path, rest
+    )
     for tensor in (*source.tensors.values(), *target.tensors.values()):
         tensor.storage.source.check_unchanged()
     return checks + unpaired(pairing, one, other, target.path)
 
 
 def transform(
-    source: Tensor, target: Tensor, weights: Weights, *, turned: bool = False
-) -> Step | str:
+    source: Tensor, target: Tensor, weights: CanonicalWeights, *, turned: bool = False
+) -> ExpectedTensor | str:
     """Return the transforms from a source tensor to one of `weights`, or why there are none.
 
     Both are in the same layout; `turned` states whether the source was transposed for that.
@@ -83,18 +85,18 @@ def transform(
     if held.quantizer != source.quantizer:
         return f"quantizer {held.quantizer or 'none'}, expected {source.quantizer or 'none'}"
     if held.dtype == source.dtype:
-        return Step(held, source, steps or ("identity",))
+        return ExpectedTensor(held, source, steps or ("identity",))
     blocks = held.dtype.block > 1
     if not (source.dtype.casts and (blocks or held.dtype.name in CASTS)):
         return f"{held.dtype.name}, expected {source.dtype.name}"
     if not in_blocks(held.dtype, source.shape):
         return f"{held.dtype.name} in rows that are no whole blocks"
     word = "quantize" if blocks else "cast"
-    return Step(held, source.cast(held.dtype), (*steps, f"{word} {held.dtype.name}"))
+    return ExpectedTensor(held, source.cast(held.dtype), (*steps, f"{word} {held.dtype.name}"))
 
 
-def _check(source: Tensor, target: Tensor, weights: Weights, *, turned: bool) -> Check:
-    from cgpt_convert.tensors.compare import bits, values
+def _check(source: Tensor, target: Tensor, weights: CanonicalWeights, *, turned: bool) -> Check:
+    from cgpt_convert.tensors.element_differences import bits, values
 
     step = transform(source, target, weights, turned=turned)
     file, name = weights.path, target.name
@@ -114,9 +116,9 @@ def _check(source: Tensor, target: Tensor, weights: Weights, *, turned: bool) ->
     return Check("bytes", PASSED, told, file, name)
 
 
-def _how(source: Tensor, target: Tensor, step: Step) -> str:
+def _how(source: Tensor, target: Tensor, step: ExpectedTensor) -> str:
     """Describe the difference between the values, if possible."""
-    from cgpt_convert.tensors.compare import bits, values
+    from cgpt_convert.tensors.element_differences import bits, values
 
     expected = step.expected
     square = len(expected.shape) > 1 and expected.shape == expected.shape[::-1]
@@ -131,7 +133,7 @@ def _how(source: Tensor, target: Tensor, step: Step) -> str:
 
 
 def _digests(
-    source: Weights, target: Weights, pairing: Pairing, jobs: int
+    source: CanonicalWeights, target: CanonicalWeights, pairing: Pairing, jobs: int
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the digests, by name, of unpaired tensors of the source and of the target."""
     names = (*pairing.lost, *_both_of(pairing.tied))
@@ -145,13 +147,17 @@ def _both_of(tied: dict[str, str]) -> Iterator[str]:
 
 
 def _tell_swapped(
-    checks: list[Check], source: Weights, target: Weights, pairs: Mapping[str, str], jobs: int
+    checks: list[Check],
+    source: CanonicalWeights,
+    target: CanonicalWeights,
+    pairs: Mapping[str, str],
+    jobs: int,
 ) -> None:
     """Add the owner to failed checks of tensors that have another failed tensor's values."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, ExpectedTensor] = {}
     for check, (name, own) in zip(checks, pairs.items(), strict=True):
         step = transform(source.tensors[name], target.tensors[own], target)
-        if check.outcome == FAILED and isinstance(step, Step):
+        if check.outcome == FAILED and isinstance(step, ExpectedTensor):
             steps[name] = step
     digests = hashed([each for step in steps.values() for each in step[:2]], jobs)
     owners = {digests[step.expected.content]: name for name, step in steps.items()}

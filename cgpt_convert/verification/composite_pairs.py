@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.tensors.shapes import dims
-from cgpt_convert.verification.canonical_names import UNSAVED, Weights
+from cgpt_convert.verification.canonical_names import UNSAVED, CanonicalWeights
 from cgpt_convert.verification.composite_digests import digest, is_unknown, parts
 from cgpt_convert.verification.digests import hashed
 from cgpt_convert.verification.file_digests import same_bytes
@@ -16,7 +16,7 @@ _SAME_FILES = "; the files are equal, byte for byte"
 
 
 def compared(
-    pairs: Mapping[str, str], one: Weights, other: Weights, jobs: int = 0
+    pairs: Mapping[str, str], one: CanonicalWeights, other: CanonicalWeights, jobs: int = 0
 ) -> dict[str, tuple[str, str]]:
     """Return outcome and message of each pair, by the first name.
 
@@ -53,7 +53,7 @@ def compared(
     return told
 
 
-def _why(name: str, weights: Weights) -> str:
+def _why(name: str, weights: CanonicalWeights) -> str:
     """Return why a tensor without components is not compared."""
     if any(other.startswith(f"{name}.") for other in weights.keys):
         return "the tensors in it are compared under names of their own"
@@ -61,13 +61,13 @@ def _why(name: str, weights: Weights) -> str:
 
 
 def _strange(
-    pairs: Mapping[str, str], one: Weights, other: Weights
-) -> Iterator[tuple[str, Weights]]:
+    pairs: Mapping[str, str], one: CanonicalWeights, other: CanonicalWeights
+) -> Iterator[tuple[str, CanonicalWeights]]:
     yield from ((name, one) for name in pairs if name in one.odd)
     yield from ((own, other) for own in pairs.values() if own in other.odd)
 
 
-def _has_no_known_value(exotic: Exotic) -> bool:
+def _has_no_known_value(exotic: CompositeTensor) -> bool:
     """Return whether the value is unknown or was never saved."""
     return is_unknown(exotic) or exotic.kind == UNSAVED
 
@@ -86,12 +86,12 @@ def is_unread(check: Check) -> bool:
     return check.outcome == PASSED and check.detail.endswith(_SAME_FILES)
 
 
-def _kind(weights: Weights, name: str) -> str:
+def _kind(weights: CanonicalWeights, name: str) -> str:
     odd = weights.odd.get(name)
     return f"{odd.kind} {odd.dtype}" if odd else f"dense {weights.tensors[name].stored.name}"
 
 
-def _difference(one: Exotic, other: Exotic) -> str:
+def _difference(one: CompositeTensor, other: CompositeTensor) -> str:
     if (one.kind, one.dtype) != (other.kind, other.dtype):
         return f"{other.kind} {other.dtype}, expected {one.kind} {one.dtype}"
     if one.shape != other.shape:

@@ -9,19 +9,19 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cgpt_convert.core.events import Advance, untold
-from cgpt_convert.core.threads import Crew, crew_size
-from cgpt_convert.tensors import read as blocks
-from cgpt_convert.tensors.digest import listed
+from cgpt_convert.core.threads import WorkerPool, crew_size
+from cgpt_convert.tensors import read
+from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.tensor import Content, Tensor, announce
-from cgpt_convert.verification import composite_digests as odd
-from cgpt_convert.verification.canonical_names import Weights
+from cgpt_convert.verification import composite_digests
+from cgpt_convert.verification.canonical_names import CanonicalWeights
 from cgpt_convert.writing.schedule import in_turn
-from cgpt_convert.writing.tensor_stream import Pieces
+from cgpt_convert.writing.tensor_stream import TensorPieces
 
 ALGORITHM = "sha256:"  # prefix of digests of all tensors
 
 
-class Digested(NamedTuple):
+class TensorDigests(NamedTuple):
     """Digests in hex: of the tensors by name, of all of them, and of the model or "".
 
     docs/reference/digest.md defines them.
@@ -32,35 +32,35 @@ class Digested(NamedTuple):
     model: str
 
 
-def digested(weights: Weights, jobs: int = 0, advance: Advance = untold) -> Digested:
+def digested(weights: CanonicalWeights, jobs: int = 0, advance: Advance = untold) -> TensorDigests:
     """Return the digests of all tensors, computed by `jobs` threads; 0 is one per CPU core.
 
     Raises Malformed if data does not match the checksum in the source.
     """
-    odd.reject_unknown(weights, "no digest of everything")
-    found = hashed([*weights.tensors.values(), *odd.parts(weights)], jobs, advance)
+    composite_digests.reject_unknown(weights, "no digest of everything")
+    found = hashed([*weights.tensors.values(), *composite_digests.parts(weights)], jobs, advance)
     tensors = _by_name(weights, weights.keys, found)
-    return Digested(tensors, listed(tensors), model_digest(weights, tensors))
+    return TensorDigests(tensors, listed(tensors), model_digest(weights, tensors))
 
 
-def of_part(part: Weights, whole: Digested) -> Digested:
+def of_part(part: CanonicalWeights, whole: TensorDigests) -> TensorDigests:
     """Return the digests of a part of weights whose digests are known."""
     tensors = {name: whole.tensors[part.full_name(name)] for name in part.keys}
-    return Digested(tensors, listed(tensors), model_digest(part, tensors))
+    return TensorDigests(tensors, listed(tensors), model_digest(part, tensors))
 
 
 def _by_name(
-    weights: Weights, names: Iterable[str], found: Mapping[Content, str]
+    weights: CanonicalWeights, names: Iterable[str], found: Mapping[Content, str]
 ) -> dict[str, str]:
     return {
-        name: odd.digest(weights.odd[name], found)
+        name: composite_digests.digest(weights.odd[name], found)
         if name in weights.odd
         else found[weights.tensors[name].content]
         for name in names
     }
 
 
-def model_digest(weights: Weights, tensors: Mapping[str, str]) -> str:
+def model_digest(weights: CanonicalWeights, tensors: Mapping[str, str]) -> str:
     """Return the digest of the model from its tensors' digests by name; "" if not a model."""
     if not weights.is_model:
         return ""
@@ -80,8 +80,8 @@ def hashed(
 ) -> dict[Content, str]:
     """Return content -> digest. Content with several names is read once."""
     each = {tensor.content: tensor for tensor in tensors}
-    crew = Crew(crew_size(jobs), advance)
-    pieces = Pieces(crew, wanted=each)
+    crew = WorkerPool(crew_size(jobs), advance)
+    pieces = TensorPieces(crew, wanted=each)
 
     def hash_one(tensor: Tensor) -> None:
         for piece in pieces.of(tensor):
@@ -97,13 +97,13 @@ def hashed(
 
 
 def digests_of(
-    weights: Weights, names: Iterable[str], jobs: int = 0, advance: Advance = untold
+    weights: CanonicalWeights, names: Iterable[str], jobs: int = 0, advance: Advance = untold
 ) -> dict[str, str]:
     """Return the digests of some of the tensors, by name."""
     names = [*names]
     dense = [weights.tensors[name] for name in names if name in weights.tensors]
     strange = [name for name in names if name in weights.odd]
-    found = hashed([*dense, *odd.parts(weights, strange)], jobs, advance)
+    found = hashed([*dense, *composite_digests.parts(weights, strange)], jobs, advance)
     return _by_name(weights, names, found)
 
 
@@ -121,4 +121,4 @@ def prepare_for(tensors: Iterable[Tensor] = ()) -> None:
     """Import the modules that threads need to hash and read these tensors."""
     importlib.import_module("hashlib")
     if any(tensor.extent() is None for tensor in tensors):
-        blocks.import_all()
+        read.import_all()

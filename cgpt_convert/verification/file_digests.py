@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 from cgpt_convert.core.events import Advance, untold
-from cgpt_convert.core.threads import Crew, crew_size
+from cgpt_convert.core.threads import WorkerPool, crew_size
 from cgpt_convert.sources.local import CHUNK, Source
 from cgpt_convert.verification.digests import prepare_for
 
@@ -17,7 +17,7 @@ def file_digests(
     """Return the SHA-256 of each file in hex, by source name; computed by `jobs` threads."""
     each = {source.name: source for source in sources}
     found: dict[str, str] = {}
-    crew = Crew(crew_size(jobs), advance)
+    crew = WorkerPool(crew_size(jobs), advance)
 
     def hash_one(source: Source) -> None:
         crew.wait_prepared()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
 
 
-class Names(NamedTuple):
+class NamedTensors(NamedTuple):
     """The tensors of a file by name; see `canonical_names.Weights` for the fields."""
 
     keys: Mapping[str, str]
@@ -62,7 +62,7 @@ class Pairing(NamedTuple):
         return [*self.both.values(), *there]
 
 
-def paired(one: Names, other: Names) -> Pairing:
+def paired(one: NamedTensors, other: NamedTensors) -> Pairing:
     """Pair the tensors by key if both architectures are the same, else by name."""
     same = one.architecture == other.architecture
     left = one.by_key() if same else {name: name for name in one.keys}
@@ -82,7 +82,7 @@ def paired(one: Names, other: Names) -> Pairing:
     return Pairing(both, dropped, tied, extra, lost, added, computed, tied_there, extra_there)
 
 
-def _ties(names: Names, chosen: list[str]) -> dict[str, str]:
+def _ties(names: NamedTensors, chosen: list[str]) -> dict[str, str]:
     """Return selected names that may be absent -> twin, for those whose twin is present."""
     own = names.by_key()
     twins = {name: own.get(names.ties.get(names.keys[name], "")) for name in chosen}

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from cgpt_convert.core.events import Advance
-from cgpt_convert.core.threads import Crew, crew_size
+from cgpt_convert.core.threads import WorkerPool, crew_size
 from cgpt_convert.tensors.checksums import compared
 from cgpt_convert.tensors.read import import_all
 from cgpt_convert.tensors.tensor import Tensor
-from cgpt_convert.verification.canonical_names import Weights
+from cgpt_convert.verification.canonical_names import CanonicalWeights
 from cgpt_convert.verification.digests import prepare_for
 from cgpt_convert.writing.schedule import in_turn
 
@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 def in_pairs(
     pairs: Mapping[str, str],
-    one: Weights,
-    other: Weights,
+    one: CanonicalWeights,
+    other: CanonicalWeights,
     look: Callable[[Tensor, Tensor], T],
     jobs: int,
     advance: Advance,
@@ -32,7 +32,7 @@ def in_pairs(
     `advance` counts the bytes of `other`. Raises Malformed if data does not match the checksum in a
     file.
     """
-    crew = Crew(crew_size(jobs), advance)
+    crew = WorkerPool(crew_size(jobs), advance)
     found: dict[str, T] = {}
     seen: set[int] = set()
 
@@ -52,4 +52,4 @@ def prepare() -> None:
     """Import the modules that threads need to compare."""
     prepare_for()
     import_all()
-    importlib.import_module("cgpt_convert.tensors.compare")
+    importlib.import_module("cgpt_convert.tensors.element_differences")

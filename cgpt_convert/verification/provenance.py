@@ -16,11 +16,11 @@ from cgpt_convert import __version__
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.core.strict_json import loads
-from cgpt_convert.plan import Claim, Request
-from cgpt_convert.targets.selection import Selection
-from cgpt_convert.tensors.digest import listed
+from cgpt_convert.plan import ProvenanceMetadata, Request
+from cgpt_convert.targets.selection import SelectedTensors
+from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.tensor import Content, Tensor
-from cgpt_convert.verification.canonical_names import Weights, named
+from cgpt_convert.verification.canonical_names import CanonicalWeights, named
 from cgpt_convert.verification.digests import ALGORITHM, is_digest, model_digest
 
 PREFIX = "cgpt_convert."
@@ -31,7 +31,7 @@ ROOT = f"{PREFIX}root"
 _BLANK = "0" * 64  # a placeholder of a digest's length
 
 
-class Row(NamedTuple):
+class TensorProvenance(NamedTuple):
     """The provenance of a tensor: its digest in the file, its source name and its transforms."""
 
     sha256: str
@@ -39,16 +39,16 @@ class Row(NamedTuple):
     steps: tuple[str, ...]
 
 
-class Claimed(NamedTuple):
+class ProvenanceRecord(NamedTuple):
     """A file's provenance. `source` and `model` are digests in hex, "" if not recorded."""
 
     source: str
     model: str
-    tensors: dict[str, Row]
+    tensors: dict[str, TensorProvenance]
     root: str  # root of the tensors in the source; "" if not recorded
 
 
-def signed(chosen: Selection, request: Request) -> Request:
+def signed(chosen: SelectedTensors, request: Request) -> Request:
     """Return the request with provenance metadata for the selected tensors.
 
     The digests in it are known after all tensors are written.
@@ -81,10 +81,12 @@ def signed(chosen: Selection, request: Request) -> Request:
             pairs[MODEL] = f"{sources.architecture} {ALGORITHM}{model}"
         return dict(sorted(pairs.items()))
 
-    return replace(request, claim=Claim((*request.tensors, *hashed.values()), metadata))
+    return replace(
+        request, claim=ProvenanceMetadata((*request.tensors, *hashed.values()), metadata)
+    )
 
 
-def _origins(sources: Weights, tensors: Sequence[Tensor]) -> dict[str, str]:
+def _origins(sources: CanonicalWeights, tensors: Sequence[Tensor]) -> dict[str, str]:
     """Return name of a written tensor -> name of the source tensor that it is a view of."""
     owners: dict[Content, list[str]] = {}
     for name, tensor in sources.tensors.items():
@@ -98,7 +100,7 @@ def _origins(sources: Weights, tensors: Sequence[Tensor]) -> dict[str, str]:
     return found
 
 
-def _hashed(sources: Weights, written: set[str]) -> dict[str, Tensor]:
+def _hashed(sources: CanonicalWeights, written: set[str]) -> dict[str, Tensor]:
     """Return name -> tensor to hash, for all tensors that are not dropped.
 
     An omitted tied tensor has its twin's digest.
@@ -128,15 +130,15 @@ def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
     return {**renamed, **({"steps": steps} if steps else {})}
 
 
-def claimed(checkpoint: Checkpoint) -> Claimed | None:
+def claimed(checkpoint: Checkpoint) -> ProvenanceRecord | None:
     """Return the file's provenance, or None. Raises Malformed if the metadata is invalid."""
-    from cgpt_convert.formats.torch import writer as torch
+    from cgpt_convert.formats.torch import writer
 
-    pairs = checkpoint.metadata | torch.metadata(checkpoint)
+    pairs = checkpoint.metadata | writer.metadata(checkpoint)
     if TENSORS not in pairs:
         return None
     where = f"{checkpoint.path}[{TENSORS}]"
-    rows: dict[str, Row] = {}
+    rows: dict[str, TensorProvenance] = {}
     for name, told in loads(pairs[TENSORS].encode("utf-8", "replace"), where).items():
         rows[name] = _read_row(name, told, where)
     for name, row in rows.items():
@@ -146,7 +148,7 @@ def claimed(checkpoint: Checkpoint) -> Claimed | None:
                 raise Malformed(f"{name} is tied to {row.origin}, which is no tensor", where=where)
             rows[name] = row._replace(sha256=twin.sha256)
     digests = _digest(pairs, SOURCE, where), _digest(pairs, MODEL, where)
-    return Claimed(*digests, rows, pairs.get(ROOT, ""))
+    return ProvenanceRecord(*digests, rows, pairs.get(ROOT, ""))
 
 
 def claimed_root(checkpoint: Checkpoint) -> str | None:
@@ -155,16 +157,16 @@ def claimed_root(checkpoint: Checkpoint) -> str | None:
     return claim.root or None if claim else None
 
 
-def _read_row(name: str, told: Any, where: str) -> Row:
+def _read_row(name: str, told: Any, where: str) -> TensorProvenance:
     match told:
         case {"sha256": str(digest)} if is_digest(digest):
             origin, steps = told.get("from", name), told.get("steps", [])
             texts = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
             if isinstance(origin, str) and texts:
                 renamed = () if origin == name else ("rename",)
-                return Row(digest, origin, (*renamed, *steps) or ("identity",))
+                return TensorProvenance(digest, origin, (*renamed, *steps) or ("identity",))
         case {"tied_to": str(kept)}:
-            return Row("", kept, ())
+            return TensorProvenance("", kept, ())
     raise Malformed(f"a claim about {name} without its sha256", where=where)
 
 

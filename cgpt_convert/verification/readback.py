@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from cgpt_convert.core.errors import CheckFailed
 from cgpt_convert.core.text import printable
-from cgpt_convert.core.threads import Crew, crew_size
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.core.threads import WorkerPool, crew_size
+from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.plan_conversion import HF, Conversion
 from cgpt_convert.tensors.checksums import check_storages
@@ -32,7 +32,7 @@ def reread(
     if conversion.folder:
         read = [open_checkpoint(folder)]
     else:
-        form = formats.by_name(to if to != HF else "safetensors")
+        form = registry.by_name(to if to != HF else "safetensors")
         holding = [p for p in conversion.plans if any(isinstance(x, Tensor) for x in p.parts)]
         read = [form.read(written[plan.path]) for plan in holding or conversion.plans]
     for checkpoint in read:
@@ -55,12 +55,12 @@ def reread(
 
 
 def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[str]:
-    crew = Crew(crew_size(jobs))
+    crew = WorkerPool(crew_size(jobs))
     wrong: list[str] = []
 
     def compare(name: str, expected: Tensor, found: Tensor) -> None:
         crew.wait_prepared()
-        from cgpt_convert.tensors.compare import bits
+        from cgpt_convert.tensors.element_differences import bits
 
         crew.go_on()
         if (found.dtype, found.shape) != (expected.dtype, expected.shape):

@@ -9,15 +9,22 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, NOTE, Check
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.core.text import printable
-from cgpt_convert.targets.selection import Wish, choose_root, everything, no_match, under, wanted
-from cgpt_convert.verification.canonical_names import Weights, weights
-from cgpt_convert.verification.pairing import Names, Pairing, paired
+from cgpt_convert.targets.selection import (
+    TensorSelection,
+    choose_root,
+    everything,
+    no_match,
+    under,
+    wanted,
+)
+from cgpt_convert.verification.canonical_names import CanonicalWeights, weights
+from cgpt_convert.verification.pairing import NamedTensors, Pairing, paired
 
 _SHOWN = 10
 OPTION, PROVENANCE = "option", "provenance"
 
 
-class Part(NamedTuple):
+class ComparedPart(NamedTuple):
     """The part of a file that is compared."""
 
     file: str
@@ -30,9 +37,9 @@ class Scope(NamedTuple):
     """The scope of a comparison, and its origin: an option, the provenance, or ""."""
 
     root: str
-    wish: Wish
+    wish: TensorSelection
     by: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ComparedPart, ...] = ()
 
     def words(self) -> str:
         """Return the scope as a phrase; "" if it is everything."""
@@ -71,14 +78,14 @@ class Scope(NamedTuple):
         }
 
 
-def part_scope(chosen: Weights, wish: Wish) -> Scope:
+def part_scope(chosen: CanonicalWeights, wish: TensorSelection) -> Scope:
     """Return the scope of a selection from one file."""
     by = OPTION if chosen.outside else ""
-    part = Part(chosen.path, chosen.root, len(chosen.keys), chosen.outside)
+    part = ComparedPart(chosen.path, chosen.root, len(chosen.keys), chosen.outside)
     return Scope(chosen.root, wish, by, (part,))
 
 
-def counted_out(part: Part, words: str, verb: str = "compared") -> str:
+def counted_out(part: ComparedPart, words: str, verb: str = "compared") -> str:
     """Return a line with the number of compared tensors and the names of the others."""
     total = part.compared + len(part.outside)
     where = f", {words}" if words else ""
@@ -96,18 +103,18 @@ def listed(names: Iterable[str]) -> str:
     return f"{shown} and {more:,} more (--json lists all)" if more > 0 else shown
 
 
-class Sides(NamedTuple):
+class ComparedFiles(NamedTuple):
     """The tensors of two files, their pairing, and the scope of the comparison."""
 
-    one: Weights
-    other: Weights
+    one: CanonicalWeights
+    other: CanonicalWeights
     pairing: Pairing
     scope: Scope
 
 
 def sides(
-    source: Checkpoint, target: Checkpoint, wish: Wish, claimed_root: str | None = None
-) -> Sides:
+    source: Checkpoint, target: Checkpoint, wish: TensorSelection, claimed_root: str | None = None
+) -> ComparedFiles:
     """Return the parts of SOURCE and TARGET to compare.
 
     By default both are compared completely. With a root, the tensors under it in SOURCE are
@@ -121,7 +128,7 @@ def sides(
         one = best(fits, other.names, same_layout=claimed_root in source.containers)
         by = PROVENANCE if one.root else ""
     else:
-        one = weights(source, Wish(wish.root))
+        one = weights(source, TensorSelection(wish.root))
         other = weights(target)
         if one.root:
             names = {*everything(source)} == {*everything(target)}
@@ -131,7 +138,9 @@ def sides(
     return restricted(one, other, wish, by)
 
 
-def restricted(one: Weights, other: Weights, wish: Wish, by: str) -> Sides:
+def restricted(
+    one: CanonicalWeights, other: CanonicalWeights, wish: TensorSelection, by: str
+) -> ComparedFiles:
     """Return the two sides with the globs of `wish` applied. BadRequest if nothing matches."""
     pairing = paired(one.names, other.names)
     if wish.match or wish.exclude:
@@ -143,28 +152,30 @@ def restricted(one: Weights, other: Weights, wish: Wish, by: str) -> Sides:
         if not pairing.names():
             raise no_match(one.path, [*one.keys])
     parts = (part_of(one, pairing.names()), part_of(other, pairing.names_there()))
-    return Sides(one, other, pairing, Scope(one.root, wish, by, parts))
+    return ComparedFiles(one, other, pairing, Scope(one.root, wish, by, parts))
 
 
-def part_of(side: Weights, names: Iterable[str]) -> Part:
+def part_of(side: CanonicalWeights, names: Iterable[str]) -> ComparedPart:
     """Return the compared part of a file, for compared `names` relative to the root."""
     inside = {*names}
     left = tuple(side.full_name(name) for name in side.keys if name not in inside)
-    return Part(side.path, side.root, len(inside), (*left, *side.outside))
+    return ComparedPart(side.path, side.root, len(inside), (*left, *side.outside))
 
 
-def part_under(checkpoint: Checkpoint, root: str) -> list[Weights]:
+def part_under(checkpoint: Checkpoint, root: str) -> list[CanonicalWeights]:
     """Return the tensors under the root as a list of one item; empty if there are none."""
-    return [weights(checkpoint, Wish(root))] if under(checkpoint, root) else []
+    return [weights(checkpoint, TensorSelection(root))] if under(checkpoint, root) else []
 
 
-def best(candidates: list[Weights], names: Names, *, same_layout: bool = False) -> Weights:
+def best(
+    candidates: list[CanonicalWeights], names: NamedTensors, *, same_layout: bool = False
+) -> CanonicalWeights:
     """Return the candidate with the most names in common; the first of several.
 
     With `same_layout`, the last of several.
     """
 
-    def common(candidate: Weights) -> int:
+    def common(candidate: CanonicalWeights) -> int:
         return len(paired(candidate.names, names).both)
 
     ordered = candidates[::-1] if same_layout else candidates

@@ -24,11 +24,11 @@ from cgpt_convert.writing.output_checks import (
     not_ours,
     reserve,
 )
-from cgpt_convert.writing.stage import File, Stage
+from cgpt_convert.writing.stage import Stage, StagedFile
 from cgpt_convert.writing.temp_files import hold, reclaim, remove_folder, temporary_name
 
 
-class _LocalFile(NamedTuple):
+class _LocalTempFile(NamedTuple):
     """A temporary file in the local file system."""
 
     descriptor: int
@@ -43,7 +43,7 @@ class _LocalFile(NamedTuple):
         os.close(self.descriptor)
 
 
-class Local(Stage):
+class LocalStage(Stage):
     """A stage in the existing folder `folder`."""
 
     def __init__(self, folder: str) -> None:
@@ -68,7 +68,7 @@ class Local(Stage):
         """
         raise NotImplementedError
 
-    def open(self, plan: FilePlan) -> File:
+    def open(self, plan: FilePlan) -> StagedFile:
         """Return a locked file with its planned size preallocated."""
         temporary, descriptor = self.create(plan.path)
         try:
@@ -76,7 +76,7 @@ class Local(Stage):
         except CannotWrite:
             os.close(descriptor)
             raise
-        return _LocalFile(descriptor)
+        return _LocalTempFile(descriptor)
 
     @property
     def place(self) -> str:
@@ -95,7 +95,7 @@ class Local(Stage):
         return os.fstat(lock).st_nlink > 0
 
 
-class Files(Local):
+class LocalFilesStage(LocalStage):
     """Files in an existing folder.
 
     One file is replaced atomically. Several cannot be: the old files are first moved aside, last to
@@ -174,7 +174,7 @@ class Files(Local):
         return any(os.path.samestat(found, os.fstat(lock)) for lock in self._locks)
 
 
-class Folder(Local):
+class LocalFolderStage(LocalStage):
     """A new folder that appears together with all its files."""
 
     def __init__(self, folder: str, *, overwrite: bool) -> None:

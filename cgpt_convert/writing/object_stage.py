@@ -15,22 +15,22 @@ from cgpt_convert.core.errors import CannotWrite, CgptError
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.writing.output_checks import components, exists
-from cgpt_convert.writing.remote.store import Writable
-from cgpt_convert.writing.remote.upload import Outbox, Transfer, Upload, move, upload
-from cgpt_convert.writing.stage import File, Stage
+from cgpt_convert.writing.remote.store import WritableStore
+from cgpt_convert.writing.remote.upload import SendQueue, Transfer, Upload, move, upload
+from cgpt_convert.writing.stage import Stage, StagedFile
 from cgpt_convert.writing.temp_files import temporary_name
 
 _PATIENCE = 10.0  # seconds to wait for pending requests when cancelling
 
 
-class Objects(Stage):
+class ObjectStage(Stage):
     """Objects side by side in the store's folder at the URL `folder`."""
 
     def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
         self._url = folder.rstrip("/")
-        self._store = Writable(self._url)
+        self._store = WritableStore(self._url)
         self._names, self._overwrite = names, overwrite
-        self._outbox = Outbox(parallel=self.takes_parts)
+        self._outbox = SendQueue(parallel=self.takes_parts)
         self._temporary: dict[str, str] = {}  # planned path -> temporary path in `_url`
         self._nbytes: dict[str, int] = {}
         self._uploads: list[Upload] = []
@@ -70,14 +70,14 @@ class Objects(Stage):
         """Return the final URL."""
         return f"{self._url}/{self._last(path)}"
 
-    def open(self, plan: FilePlan) -> File:
+    def open(self, plan: FilePlan) -> StagedFile:
         """Return an object that is sent while it is written."""
         self._last(plan.path)
         first = self._temporary[plan.path] = self._first(plan.path)
         self._nbytes[plan.path] = plan.nbytes
         sent = upload(self._store, self._path(first), plan.nbytes, self._outbox)
         self._uploads.append(sent)
-        return _Sent(sent)
+        return _UploadedFile(sent)
 
     @property
     def place(self) -> str:
@@ -139,7 +139,7 @@ class Objects(Stage):
     def _remove(self, jobs: list[tuple[str, Callable[[], object]]]) -> None:
         """Run each removal once, and record those that fail."""
         self._left = [name for name, _ in jobs]
-        outbox = Outbox(parallel=self.takes_parts)
+        outbox = SendQueue(parallel=self.takes_parts)
         for name, job in jobs:
             outbox.submit(functools.partial(self._tried, name, job))
         outbox.is_done(_PATIENCE)
@@ -160,7 +160,7 @@ class Objects(Stage):
             raise CannotWrite("all is written, but not all was removed", where=self._url, hint=left)
 
 
-class Folder(Objects):
+class ObjectFolderStage(ObjectStage):
     """The objects of a folder. An existing folder can only be replaced object by object."""
 
     def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
@@ -205,7 +205,7 @@ class Folder(Objects):
             self._store.remove_folder(self._path(self._folder))
 
 
-class _Sent(NamedTuple):
+class _UploadedFile(NamedTuple):
     """An object as a writable file."""
 
     upload: Upload

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from isal.isal_zlib import crc32, crc32_combine
 
 from cgpt_convert.core.errors import CannotWrite
-from cgpt_convert.core.threads import Crew
+from cgpt_convert.core.threads import WorkerPool
 from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Part, part_nbytes
 from cgpt_convert.sources.local import CHUNK
 from cgpt_convert.writing.stage import Stage
 
 
-class Output:
+class OutputFile:
     """A temporary file that can be written at any offset."""
 
-    def __init__(self, stage: Stage, plan: FilePlan, crew: Crew) -> None:
+    def __init__(self, stage: Stage, plan: FilePlan, crew: WorkerPool) -> None:
         self.plan = plan
         self._crew = crew
         self._where = stage.final(plan.path)

@@ -10,16 +10,16 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cgpt_convert.core.threads import Crew
-from cgpt_convert.plan import Crc32, FilePlan, Late, Part, part_nbytes
+from cgpt_convert.core.threads import WorkerPool
+from cgpt_convert.plan import Crc32, DeferredPart, FilePlan, Part, part_nbytes
 from cgpt_convert.tensors.tensor import Tensor, announce
-from cgpt_convert.writing.object_stage import Folder, Objects
-from cgpt_convert.writing.output_file import Output
+from cgpt_convert.writing.object_stage import ObjectFolderStage, ObjectStage
+from cgpt_convert.writing.output_file import OutputFile
 from cgpt_convert.writing.source_guard import check_apart
-from cgpt_convert.writing.stage import File, Stage
+from cgpt_convert.writing.stage import Stage, StagedFile
 from cgpt_convert.writing.writer import (
-    Options,
-    Work,
+    OutputWriter,
+    WriteOptions,
     check_unchanged,
     import_for,
     is_hashed_in_order,
@@ -27,36 +27,36 @@ from cgpt_convert.writing.writer import (
 )
 
 
-def send_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+def send_files(plans: Sequence[FilePlan], folder: str, options: WriteOptions) -> list[str]:
     """Upload the files as `writer.write_files`; `folder` is a URL."""
     outputs = [f"{folder.rstrip('/')}/{plan.path}" for plan in plans]
     check_apart(plans, options.inputs, outputs, folder=False)
-    with Objects(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
+    with ObjectStage(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
         return _sent(stage, plans, options)
 
 
-def send_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+def send_folder(plans: Sequence[FilePlan], folder: str, options: WriteOptions) -> list[str]:
     """Upload the folder as `writer.write_folder`; `folder` is a URL."""
     check_apart(plans, options.inputs, [folder], folder=True)
     names = [plan.path for plan in plans]
-    with Folder(folder, names, overwrite=options.overwrite) as stage:
+    with ObjectFolderStage(folder, names, overwrite=options.overwrite) as stage:
         return _sent(stage, plans, options)
 
 
-def _sent(stage: Objects, plans: Sequence[FilePlan], options: Options) -> list[str]:
+def _sent(stage: ObjectStage, plans: Sequence[FilePlan], options: WriteOptions) -> list[str]:
     if not stage.takes_parts:
         plans = _known(plans, options)
-    _InOrder(stage, options).write(plans)
+    _SequentialWriter(stage, options).write(plans)
     options.check(stage.place, stage.written())
     return stage.publish()
 
 
-class _InOrder(Work):
+class _SequentialWriter(OutputWriter):
     """Write the files of one output one after the other, in this thread."""
 
-    def __init__(self, stage: Stage, options: Options) -> None:
+    def __init__(self, stage: Stage, options: WriteOptions) -> None:
         super().__init__(stage, options)
-        self.crew = Crew(1, options.advance)
+        self.crew = WorkerPool(1, options.advance)
 
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write all files under their temporary names."""
@@ -82,27 +82,27 @@ class _InOrder(Work):
                         waiting.remove(each)
                         self._place(out, *each)
 
-    def _is_known(self, out: Output, part: Part) -> bool:
+    def _is_known(self, out: OutputFile, part: Part) -> bool:
         if isinstance(part, Crc32):
             return all(index in out.sums for index in range(part.first, part.last))
-        if isinstance(part, Late):
+        if isinstance(part, DeferredPart):
             return all(tensor.content in self.pieces.digests for tensor in part.tensors)
         return True
 
-    def _place(self, out: Output, at: int, index: int, part: Part) -> None:
+    def _place(self, out: OutputFile, at: int, index: int, part: Part) -> None:
         if isinstance(part, Crc32):
             out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
         else:
             self.part(out, at, index, part)
 
 
-def _known(plans: Sequence[FilePlan], options: Options) -> list[FilePlan]:
+def _known(plans: Sequence[FilePlan], options: WriteOptions) -> list[FilePlan]:
     """Return the plans with parts that depend on later data computed, by reading that data."""
     early = [plan for plan in plans if _looks_ahead(plan)]
     if not early:
         return list(plans)
-    notes = _Notes()
-    Work(notes, Options(jobs=options.jobs)).write(early)
+    notes = _DeferredPartsStage()
+    OutputWriter(notes, WriteOptions(jobs=options.jobs)).write(early)
     return [notes.filled(plan) for plan in plans]
 
 
@@ -110,24 +110,24 @@ def _looks_ahead(plan: FilePlan) -> bool:
     holds = any(isinstance(part, Tensor) for part in plan.parts)
     return any(
         (isinstance(part, Crc32) and part.last > index)
-        or (isinstance(part, Late) and part.tensors and holds)
+        or (isinstance(part, DeferredPart) and part.tensors and holds)
         for index, part in enumerate(plan.parts)
     )
 
 
-class _Notes(Stage):
+class _DeferredPartsStage(Stage):
     """A stage that keeps only deferred parts."""
 
     def __init__(self) -> None:
-        self._files: dict[str, _Note] = {}
+        self._files: dict[str, _DeferredParts] = {}
 
     def final(self, path: str) -> str:
         """Return the planned path unchanged; nothing is published."""
         return path
 
-    def open(self, plan: FilePlan) -> File:
+    def open(self, plan: FilePlan) -> StagedFile:
         """Return a file that keeps only deferred parts."""
-        self._files[plan.path] = _Note(plan)
+        self._files[plan.path] = _DeferredParts(plan)
         return self._files[plan.path]
 
     def discard(self) -> None:
@@ -142,7 +142,7 @@ class _Notes(Stage):
         return replace(plan, parts=tuple(parts))
 
 
-class _Note:
+class _DeferredParts:
     """The deferred parts of a file."""
 
     def __init__(self, plan: FilePlan) -> None:
@@ -150,7 +150,7 @@ class _Note:
         self._unknown: dict[int, int] = {}  # offset -> index
         at = 0
         for index, part in enumerate(plan.parts):
-            if isinstance(part, Crc32 | Late):
+            if isinstance(part, Crc32 | DeferredPart):
                 self._unknown[at] = index
             at += part_nbytes(part)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from cgpt_convert.core.threads import Job
 from cgpt_convert.plan import Part
-from cgpt_convert.sources.inflate import Deflated
+from cgpt_convert.sources.inflate import DeflatedMember
 from cgpt_convert.tensors.tensor import Tensor
 
 
@@ -30,7 +30,7 @@ def in_turn(jobs: Iterable[tuple[Part, Job]]) -> list[Job]:
     alone: list[Job] = []
     packed: dict[int, list[tuple[int, Job]]] = {}
     for part, job in jobs:
-        if isinstance(part, Tensor) and isinstance(part.storage.source, Deflated):
+        if isinstance(part, Tensor) and isinstance(part.storage.source, DeflatedMember):
             first = part.stored.size(part.start)  # in bytes, since dtypes may differ
             packed.setdefault(id(part.storage.source), []).append((first, job))
         else:

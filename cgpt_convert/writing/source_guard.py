@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.plan import FilePlan, Late
+from cgpt_convert.plan import DeferredPart, FilePlan
 from cgpt_convert.sources.local import LocalFile, Source, origin
 from cgpt_convert.sources.paths import is_url
 from cgpt_convert.tensors.tensor import Tensor
@@ -48,7 +48,7 @@ def check_apart(
 def _sources(plans: Iterable[FilePlan]) -> Iterator[Source]:
     for plan in plans:
         for part in plan.parts:
-            tensors = part.tensors if isinstance(part, Late) else (part,)
+            tensors = part.tensors if isinstance(part, DeferredPart) else (part,)
             for tensor in tensors:
                 if isinstance(tensor, Tensor):
                     yield origin(tensor.storage.source)

@@ -10,7 +10,7 @@ from cgpt_convert.plan import FilePlan
 S = TypeVar("S", bound="Stage")
 
 
-class File(Protocol):
+class StagedFile(Protocol):
     """A temporary file, open for writing."""
 
     def write(self, data: memoryview, at: int) -> int:
@@ -52,7 +52,7 @@ class Stage:
         """Return the final path of the output `path`. CannotWrite if it is outside the output."""
         raise NotImplementedError
 
-    def open(self, plan: FilePlan) -> File:
+    def open(self, plan: FilePlan) -> StagedFile:
         """Create the temporary file for the plan."""
         raise NotImplementedError
 

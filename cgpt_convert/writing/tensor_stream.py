@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from isal.isal_zlib import crc32
 
-from cgpt_convert.core.threads import Crew
+from cgpt_convert.core.threads import WorkerPool
 from cgpt_convert.sources.local import CHUNK
 from cgpt_convert.tensors.checksums import compared, damaged
-from cgpt_convert.tensors.digest import begun
+from cgpt_convert.tensors.content_digest import begun
 from cgpt_convert.tensors.read import CastCounts
-from cgpt_convert.tensors.tensor import Content, Range, Tensor
+from cgpt_convert.tensors.tensor import ByteRange, Content, Tensor
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BLOCK = 16 << 20  # bytes rearranged at a time by all threads together; memory use is 3 times that
 
 
-class Pieces:
+class TensorPieces:
     """The bytes of tensors in pieces, compared with the checksum in the source.
 
     `lost` collects what casts lose, by tensor name. `digests` has the digests of the `wanted`
@@ -29,7 +29,7 @@ class Pieces:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: WorkerPool,
         lost: dict[str, CastCounts] | None = None,
         wanted: Iterable[Content] = (),
     ) -> None:
@@ -83,7 +83,7 @@ class Pieces:
                 self.crew.go_on()
                 yield block
 
-    def _whole(self, tensor: Tensor, extent: Range, position: int) -> Iterator[memoryview]:
+    def _whole(self, tensor: Tensor, extent: ByteRange, position: int) -> Iterator[memoryview]:
         storage, start, nbytes = extent
         buffer = memoryview(bytearray(min(CHUNK, nbytes)))
         value = done = 0

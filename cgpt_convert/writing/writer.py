@@ -20,20 +20,19 @@ from itertools import groupby
 from isal.isal_zlib import crc32
 
 from cgpt_convert.core.events import Advance, untold
-from cgpt_convert.core.threads import Crew, Job, crew_size
-from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Late, Part
+from cgpt_convert.core.threads import Job, WorkerPool, crew_size
+from cgpt_convert.plan import AvailableDigests, Crc32, DeferredPart, FileDigest, FilePlan, Part
 from cgpt_convert.sources.local import CHUNK
-from cgpt_convert.tensors import non_finite as special
-from cgpt_convert.tensors import read as blocks
-from cgpt_convert.tensors.non_finite import Special
+from cgpt_convert.tensors import non_finite, read
+from cgpt_convert.tensors.non_finite import NonFiniteCounts
 from cgpt_convert.tensors.read import CastCounts
 from cgpt_convert.tensors.tensor import Content, Tensor, announce
-from cgpt_convert.writing import local_stage as staging
-from cgpt_convert.writing.output_file import Output
+from cgpt_convert.writing import local_stage
+from cgpt_convert.writing.output_file import OutputFile
 from cgpt_convert.writing.schedule import do_all, in_turn
 from cgpt_convert.writing.source_guard import check_apart
 from cgpt_convert.writing.stage import Stage
-from cgpt_convert.writing.tensor_stream import Pieces
+from cgpt_convert.writing.tensor_stream import TensorPieces
 
 
 def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
@@ -41,7 +40,7 @@ def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
 
 
 @dataclass(slots=True)
-class Options:
+class WriteOptions:
     """Settings for writing.
 
     `lost` collects what casts lose, `special` the non-finite elements written, by tensor. `inputs`
@@ -55,25 +54,25 @@ class Options:
     advance: Advance = untold
     jobs: int = 0  # 0: one thread per CPU core available to the process
     lost: dict[str, CastCounts] = field(default_factory=dict)
-    special: dict[str, Special] = field(default_factory=dict)
+    special: dict[str, NonFiniteCounts] = field(default_factory=dict)
     check: Callable[[str, Mapping[str, str]], object] = _unchecked
 
     def lossy(self) -> dict[str, CastCounts]:
         """Return the counts of the tensors of which a cast made values infinite or zero."""
         return {name: counts for name, counts in self.lost.items() if counts != CastCounts()}
 
-    def not_finite(self) -> dict[str, Special]:
+    def not_finite(self) -> dict[str, NonFiniteCounts]:
         """Return the counts of tensors with NaN or infinity, less what casts made infinite."""
         found = {}
         for name, written in self.special.items():
             overflowed = self.lost[name].overflowed if name in self.lost else 0
-            counts = Special(written.nan, max(written.infinite - overflowed, 0))
-            if counts != Special():
+            counts = NonFiniteCounts(written.nan, max(written.infinite - overflowed, 0))
+            if counts != NonFiniteCounts():
                 found[name] = counts
         return found
 
 
-def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+def write_files(plans: Sequence[FilePlan], folder: str, options: WriteOptions) -> list[str]:
     """Write each plan's file into the existing `folder`, all or none; return the paths.
 
     Raises CannotWrite; BadRequest if the output would replace its own source; Malformed if the data
@@ -81,37 +80,39 @@ def write_files(plans: Sequence[FilePlan], folder: str, options: Options) -> lis
     """
     outputs = [os.path.join(folder, plan.path) for plan in plans]
     check_apart(plans, options.inputs, outputs, folder=False)
-    with staging.Files(folder, [plan.path for plan in plans], overwrite=options.overwrite) as stage:
-        Work(stage, options).write(plans)
+    with local_stage.LocalFilesStage(
+        folder, [plan.path for plan in plans], overwrite=options.overwrite
+    ) as stage:
+        OutputWriter(stage, options).write(plans)
         options.check(stage.place, stage.written())
         return stage.publish()
 
 
-def write_folder(plans: Sequence[FilePlan], folder: str, options: Options) -> list[str]:
+def write_folder(plans: Sequence[FilePlan], folder: str, options: WriteOptions) -> list[str]:
     """Write a new folder with each plan's file, completely or not at all; return the paths."""
     check_apart(plans, options.inputs, [folder], folder=True)
-    with staging.Folder(folder, overwrite=options.overwrite) as stage:
-        Work(stage, options).write(plans)
+    with local_stage.LocalFolderStage(folder, overwrite=options.overwrite) as stage:
+        OutputWriter(stage, options).write(plans)
         options.check(stage.place, stage.written())
         return stage.publish()
 
 
 def write_blocks(tensor: Tensor, descriptor: int) -> None:
     """Write one tensor's bytes to a descriptor such as standard output. Raises its OSErrors."""
-    for piece in Pieces(Crew(1)).of(tensor):
+    for piece in TensorPieces(WorkerPool(1)).of(tensor):
         while piece:
             piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  the rest of it
     tensor.storage.source.check_unchanged()
 
 
-class Work:
+class OutputWriter:
     """The writing of the files of one output."""
 
-    def __init__(self, stage: Stage, options: Options) -> None:
+    def __init__(self, stage: Stage, options: WriteOptions) -> None:
         self.stage = stage
         self.options = options
-        self.crew = Crew(crew_size(options.jobs), options.advance)
-        self.pieces = Pieces(self.crew)
+        self.crew = WorkerPool(crew_size(options.jobs), options.advance)
+        self.pieces = TensorPieces(self.crew)
         self.files: dict[str, FileDigest] = {}
         self.streamed: set[Content] = set()  # contents of parts and of their uncast forms
 
@@ -133,17 +134,17 @@ class Work:
     def expect(self, plans: Sequence[FilePlan]) -> None:
         """Collect the contents to hash, and prepare the counters for casts."""
         for tensor in tensors_of(plans):  # in plan order, independent of the threads
-            if special.may_have(tensor.dtype):
-                self.options.special.setdefault(tensor.name, Special())
+            if non_finite.may_have(tensor.dtype):
+                self.options.special.setdefault(tensor.name, NonFiniteCounts())
             if tensor.target:
                 self.options.lost.setdefault(tensor.name, CastCounts())
         wanted = [t.content for plan in plans for late in _late(plan) for t in late.tensors]
-        self.pieces = Pieces(self.crew, self.options.lost, wanted)
+        self.pieces = TensorPieces(self.crew, self.options.lost, wanted)
         self.streamed = {content for plan in plans for content in _contents(plan)}
 
-    def output(self, plan: FilePlan) -> Output:
+    def output(self, plan: FilePlan) -> OutputFile:
         """Create the temporary file for the plan."""
-        return Output(self.stage, plan, self.crew)
+        return OutputFile(self.stage, plan, self.crew)
 
     def _is_one_job(self, plan: FilePlan) -> bool:
         """Return whether one thread writes the whole file: it is hashed in order, or is one tensor.
@@ -165,7 +166,7 @@ class Work:
         out = self.output(plan)
         with out:
             for at, index, part in out.placed():
-                if not isinstance(part, Crc32 | Late):
+                if not isinstance(part, Crc32 | DeferredPart):
                     self.part(out, at, index, part)
             self._finish(out)
             if plan.hashed:
@@ -194,7 +195,7 @@ class Work:
             copied: list[tuple[Part, Job]] = []
             announce(sorted(tensors_of([plan]), key=lambda part: not _is_rearranged(part)))
             for at, index, part in out.placed():
-                if not isinstance(part, Crc32 | Late):
+                if not isinstance(part, Crc32 | DeferredPart):
                     job = functools.partial(self.part, out, at, index, part)
                     (turned if _is_rearranged(part) else copied).append((part, job))
             hashed: list[tuple[Part, Job]] = list(self.unwritten(plan))
@@ -232,16 +233,16 @@ class Work:
         for _ in self.pieces.of(tensor):
             pass
 
-    def _finish(self, out: Output) -> None:
+    def _finish(self, out: OutputFile) -> None:
         """Write the deferred parts: those that contain digests, then checksums."""
         for at, index, part in out.placed():
-            if isinstance(part, Late):
+            if isinstance(part, DeferredPart):
                 self.part(out, at, index, part)
         for at, _, part in out.placed():
             if isinstance(part, Crc32):
                 out.write(memoryview(out.crc32(part).to_bytes(4, "little")), at)
 
-    def part(self, out: Output, at: int, index: int, part: Part) -> None:
+    def part(self, out: OutputFile, at: int, index: int, part: Part) -> None:
         """Write a part at the offset, and record its CRC-32 if required."""
         value = 0
         for piece in self._pieces(part, at):
@@ -254,11 +255,11 @@ class Work:
     def _pieces(self, part: Part, at: int) -> Iterator[memoryview]:
         if isinstance(part, Tensor):
             pieces = self.pieces.of(part, at)
-            if not special.may_have(part.dtype):
+            if not non_finite.may_have(part.dtype):
                 return pieces
-            return special.watched(pieces, part.dtype, self.options.special[part.name])
-        if isinstance(part, Late):
-            part = part.make(Digests(self.files, self.pieces.digests))
+            return non_finite.watched(pieces, part.dtype, self.options.special[part.name])
+        if isinstance(part, DeferredPart):
+            part = part.make(AvailableDigests(self.files, self.pieces.digests))
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
@@ -267,7 +268,7 @@ _MUCH = 1 << 30  # bytes, in which NumPy finds NaN in less time than importing i
 
 def _import_to_look(plans: Sequence[FilePlan]) -> None:
     """Import NumPy if it makes the search for NaN faster."""
-    if sum(t.nbytes for t in tensors_of(plans) if special.may_have(t.dtype)) > _MUCH:
+    if sum(t.nbytes for t in tensors_of(plans) if non_finite.may_have(t.dtype)) > _MUCH:
         importlib.import_module("numpy")
 
 
@@ -278,7 +279,7 @@ def import_for(plans: Sequence[FilePlan]) -> None:
     parts = [part for plan in plans for part in plan.parts]
     parts += [tensor for plan in plans for late in _late(plan) for tensor in late.tensors]
     if any(map(_is_rearranged, parts)):
-        blocks.import_all()
+        read.import_all()
 
 
 def _first(plan: FilePlan) -> Part:
@@ -286,8 +287,8 @@ def _first(plan: FilePlan) -> Part:
     return next(tensors_of([plan]), b"")
 
 
-def _late(plan: FilePlan) -> Iterator[Late]:
-    return (part for part in plan.parts if isinstance(part, Late))
+def _late(plan: FilePlan) -> Iterator[DeferredPart]:
+    return (part for part in plan.parts if isinstance(part, DeferredPart))
 
 
 def _contents(plan: FilePlan) -> Iterator[Content]:

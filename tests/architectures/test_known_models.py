@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2Model
 
 from cgpt_convert.architectures.known_models import find_model, models, storage_mapping
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.formats.raw import writer as parameters
+from cgpt_convert.formats.raw import writer
 from tests.helpers import vendor
 from tests.helpers.known_models import (
     GPT2,
@@ -211,7 +211,7 @@ def test_a_folder_of_bare_files_is_read_with_a_ready_mapping(tmp_path: Path) -> 
     for name, where in stored.items():
         with (tmp_path / where.file).open("wb") as file:
             file.truncate(4 * torch.Size(shapes[name]).numel())  # sparse: takes no room
-    found = known(parameters.read_mapped(str(tmp_path), stored))
+    found = known(writer.read_mapped(str(tmp_path), stored))
     assert not found.misfits
     assert found.shape_of is find_model("cerebras-gpt-111m")
     assert (found.conv1d, found.head) == ("transposed", "absent")

@@ -11,9 +11,7 @@ import pytest
 import torch
 import transformers
 
-from cgpt_convert.architectures import known_models as identity
-from cgpt_convert.architectures import schema as architecture
-from cgpt_convert.architectures import toml_files as mapping_files
+from cgpt_convert.architectures import known_models, schema, toml_files
 from cgpt_convert.architectures.hf_config_check import check_config
 from cgpt_convert.architectures.known_models import models
 from cgpt_convert.architectures.recognise import recognise
@@ -87,7 +85,7 @@ def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     @contextmanager
     def context() -> Iterator[None]:
         clear()
-        monkeypatch.setattr(mapping_files, "_FOLDERS", (str(folder),))
+        monkeypatch.setattr(toml_files, "_FOLDERS", (str(folder),))
         try:
             yield
         finally:
@@ -98,8 +96,8 @@ def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def clear() -> None:
-    architecture.architectures.cache_clear()
-    identity.models.cache_clear()
+    schema.architectures.cache_clear()
+    known_models.models.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
 from tests.cli.test_extract import assert_same
 from tests.cli.test_inspect import damage
@@ -18,7 +18,9 @@ from tests.helpers import vendor
 from tests.helpers.running import contents, partials, run
 
 # name -> an output of it; GGUF holds GPT-2 models under other names
-FORMATS = {name: f"out{formats.by_name(name).suffix}" for name in formats.names() if name != "gguf"}
+FORMATS = {
+    name: f"out{registry.by_name(name).suffix}" for name in registry.names() if name != "gguf"
+}
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 
 import cgpt_convert
-from cgpt_convert.formats import open as opening
+from cgpt_convert.formats import open as formats_open
 from cgpt_convert.sources.local import LocalFile
 from tests.helpers import vendor
 from tests.helpers.running import run
@@ -79,7 +79,7 @@ def test_each_file_is_opened_once(source, tmp_path, monkeypatch):
         opened.append(path)
         return LocalFile(path)
 
-    monkeypatch.setattr(opening, "open_source", counting)
+    monkeypatch.setattr(formats_open, "open_source", counting)
     assert run("verify", source, target, "--logits").code == 0
     assert opened == [str(source / "pytorch_model.bin"), str(target)]
 

@@ -16,24 +16,24 @@ from cgpt_convert.architectures.hf_config_check import read_config
 from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.core import limits, strict_json
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.limits import PICKLE, MiB, Share
+from cgpt_convert.core.limits import PICKLE, MiB, SizeLimit
 from cgpt_convert.formats.detect import sniff
-from cgpt_convert.formats.gguf import reader as _gguf
-from cgpt_convert.formats.npy import folder as formats_npy
-from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.formats.gguf import reader as gguf_reader
+from cgpt_convert.formats.npy import folder
+from cgpt_convert.formats.npy.header import array
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.formats.raw import writer as parameters
-from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.formats.raw import writer
+from cgpt_convert.formats.safetensors import reader as safetensors_reader
 from cgpt_convert.formats.sharded_reader import read_index
 from cgpt_convert.pickles.decode.decoder import decode
 from cgpt_convert.pickles.trace.tracer import Trace, trace
-from cgpt_convert.scanning.allowlist import Rule
-from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.scanning.allowlist import Allowlist
+from cgpt_convert.scanning.scanner import FileScanner
 from cgpt_convert.sources.local import MemoryBytes
-from cgpt_convert.sources.unpack import Room
+from cgpt_convert.sources.unpack import UnpackLimit
 from cgpt_convert.targets.tokenizer.files import read_file
 from cgpt_convert.tensors.tensor import Storage
-from cgpt_convert.verification.lock import read_lock
+from cgpt_convert.verification.lock_file import read_lock
 from tests.helpers import zips
 from tests.helpers.forged_pickles import forged, v2
 from tests.helpers.pickle_agreement import tree
@@ -53,7 +53,7 @@ def traced(data: bytes) -> Trace:
 
 
 def scanned(data: bytes) -> None:
-    look = Look(Rule())
+    look = FileScanner(Allowlist())
     look.file(memory(data), sniff(memory(data)))
     if look.problems:
         raise Unsupported(str(look.problems))
@@ -123,7 +123,7 @@ def file(read: Callable[[str], object], name: str = "x.json") -> Callable[[int],
     return at
 
 
-TEN = Share(10, MiB, 10)
+TEN = SizeLimit(10, MiB, 10)
 CLAIMED = limits.EXPANSION * 24 + limits.EXPANSION_FLOOR  # over a storage of 24 bytes
 FIELD = "cgpt_convert.formats.gguf.fields"
 EDGES = {
@@ -173,12 +173,12 @@ EDGES = {
         CLAIMED // 4, lambda n: opened(forged({"w": v2(size=(n,), stride=(0,))}))
     ),
     "UNPACKED, UNPACKED_FLOOR": Edge(
-        limits.UNPACKED_FLOOR + 9 * limits.UNPACKED, lambda n: Room(9).take(n, "x")
+        limits.UNPACKED_FLOOR + 9 * limits.UNPACKED, lambda n: UnpackLimit(9).take(n, "x")
     ),
     "SCANNED": Edge(
         10,
         lambda n: scanned(b"\x80\4" + b"N0" * 4 + b"N" + b"\x85" * (n - 10) + b"."),
-        "cgpt_convert.scanning.budget.SCANNED=Share(26, 1 << 40, 26)",  # 16 for a pickle
+        "cgpt_convert.scanning.scan_budget.SCANNED=SizeLimit(26, 1 << 40, 26)",  # 16 for a pickle
     ),
     "MEMO_GAP": Edge(
         3 + limits.MEMO_GAP, lambda n: traced(b"\x80\4Nr" + struct.pack("<I", n) + b".")
@@ -186,7 +186,7 @@ EDGES = {
     "MEMO_SPARSE": Edge(
         3,
         lambda n: traced(b"N" + b"".join(b"q" + bytes((9 * k,)) for k in range(1, n + 1)) + b"."),
-        "cgpt_convert.pickles.trace.stack.MEMO_SPARSE",
+        "cgpt_convert.pickles.trace.trace_stack.MEMO_SPARSE",
     ),
     "JSON_VALUES": Edge(
         3,
@@ -195,7 +195,7 @@ EDGES = {
     ),
     "HEADER_BYTES": Edge(
         100,
-        lambda n: _safetensors.from_source(memory(header(n)), "x"),
+        lambda n: safetensors_reader.from_source(memory(header(n)), "x"),
         "cgpt_convert.formats.safetensors.reader.HEADER_BYTES",
     ),
     "CONFIG_BYTES": Edge(
@@ -212,26 +212,28 @@ EDGES = {
         "cgpt_convert.formats.sharded_reader.INDEX_BYTES",
     ),
     "INDEX_BYTES of a lock": Edge(
-        40, file(read_lock), "cgpt_convert.verification.lock.INDEX_BYTES"
+        40, file(read_lock), "cgpt_convert.verification.lock_file.INDEX_BYTES"
     ),
     "INDEX_BYTES of a mapping": Edge(
         40,
-        file(lambda _: parameters.read("."), "mapping.json"),
+        file(lambda _: writer.read("."), "mapping.json"),
         "cgpt_convert.formats.raw.writer.INDEX_BYTES",
     ),
     "INDEX_BYTES of npy's notes": Edge(
         40,
-        file(lambda _: formats_npy.read("."), "tensors.json"),
+        file(lambda _: folder.read("."), "tensors.json"),
         "cgpt_convert.formats.npy.folder.INDEX_BYTES",
     ),
     "NPY_HEADER_BYTES": Edge(
-        limits.NPY_HEADER_BYTES, lambda n: _npy.array(Storage(memory(npy(n)), 0, n, "w"))
+        limits.NPY_HEADER_BYTES, lambda n: array(Storage(memory(npy(n)), 0, n, "w"))
     ),
     "GGUF_HEADER_BYTES": Edge(
-        100, lambda n: _gguf.from_source(memory(gguf_bytes(n)), "x"), f"{FIELD}.GGUF_HEADER_BYTES"
+        100,
+        lambda n: gguf_reader.from_source(memory(gguf_bytes(n)), "x"),
+        f"{FIELD}.GGUF_HEADER_BYTES",
     ),
     "GGUF_ITEMS": Edge(
-        4, lambda n: _gguf.from_source(memory(gguf_strings(n)), "x"), f"{FIELD}.GGUF_ITEMS"
+        4, lambda n: gguf_reader.from_source(memory(gguf_strings(n)), "x"), f"{FIELD}.GGUF_ITEMS"
     ),
 }
 
@@ -252,7 +254,7 @@ def test_a_limit_allows_so_much_and_no_more(
 
 
 def test_20_shares_grow_with_the_pickle_up_to_a_bound() -> None:
-    share = Share(always=10, per=4, most=100)
+    share = SizeLimit(always=10, per=4, most=100)
     assert [share.of(nbytes) for nbytes in (0, 3, 4, 359, 360, 10_000)] == [
         10,
         10,
@@ -265,7 +267,7 @@ def test_20_shares_grow_with_the_pickle_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize("unit", [b"]", b"}", b"\x8f", b"NNR", b"NQ"])
 def test_20_values_that_take_memory_are_counted_to_the_last(unit: bytes) -> None:
-    ten = limits.PICKLE._replace(kept=Share(10, MiB, 10))
+    ten = limits.PICKLE._replace(kept=SizeLimit(10, MiB, 10))
     assert decode(b"(" + unit * 10 + b"t.", ten)
     with pytest.raises(Unsupported, match="more than 10 lists"):
         decode(b"(" + unit * 11 + b"t.", ten)
@@ -281,11 +283,12 @@ def test_20_what_the_walk_may_cost_is_counted_to_the_last(
     exact = {"NODES": 11, "NAMES": 32, "REPEATED": 3, "TENSORS": 2}[limit]
     (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
     monkeypatch.setattr(
-        f"cgpt_convert.pickles.flatten.budget.{limit}", Share(exact, 1 << 40, exact)
+        f"cgpt_convert.pickles.flatten.walk_budget.{limit}", SizeLimit(exact, 1 << 40, exact)
     )
     assert len(open_checkpoint(path)) == 2
     monkeypatch.setattr(
-        f"cgpt_convert.pickles.flatten.budget.{limit}", Share(exact - 1, 1 << 40, exact - 1)
+        f"cgpt_convert.pickles.flatten.walk_budget.{limit}",
+        SizeLimit(exact - 1, 1 << 40, exact - 1),
     )
     with pytest.raises(Unsupported, match="for a pickle of its size"):
         open_checkpoint(path)
@@ -297,7 +300,7 @@ def test_20_a_tensor_of_many_dimensions_counts_as_several(
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"a": torch.zeros([1] * 64)}))
     for most, enough in ((8, True), (7, False)):
         monkeypatch.setattr(
-            "cgpt_convert.pickles.flatten.budget.TENSORS", Share(most, 1 << 40, most)
+            "cgpt_convert.pickles.flatten.walk_budget.TENSORS", SizeLimit(most, 1 << 40, most)
         )
         with nullcontext() if enough else pytest.raises(Unsupported, match="too many tensors"):
             open_checkpoint(path)
@@ -319,10 +322,12 @@ def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
     tied = torch.zeros(2)
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"long": tied, "b": tied, "c": tied}))
     exact = max(len("long" + "b" + "c"), 2 * len("long"))
-    monkeypatch.setattr("cgpt_convert.pickles.flatten.budget.NAMES", Share(exact, 1 << 40, exact))
+    monkeypatch.setattr(
+        "cgpt_convert.pickles.flatten.walk_budget.NAMES", SizeLimit(exact, 1 << 40, exact)
+    )
     assert open_checkpoint(path).ties == {"b": "long", "c": "long"}
     monkeypatch.setattr(
-        "cgpt_convert.pickles.flatten.budget.NAMES", Share(exact - 1, 1 << 40, exact - 1)
+        "cgpt_convert.pickles.flatten.walk_budget.NAMES", SizeLimit(exact - 1, 1 << 40, exact - 1)
     )
     with pytest.raises(Unsupported, match="too many characters of names of tied tensors"):
         open_checkpoint(path)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cgpt_convert.core.events import Event
-from cgpt_convert.core.threads import Crew
+from cgpt_convert.core.threads import WorkerPool
 
 
 def test_import_all_imports_what_rearranging_needs() -> None:
@@ -24,12 +24,12 @@ def test_every_job_is_done_once_by_any_number_of_threads() -> None:
     for size in (1, 2, 7):
         done: list[int] = []
         jobs = [functools.partial(done.append, i) for i in range(50)]
-        Crew(size).run(jobs, prepare=lambda: None)
+        WorkerPool(size).run(jobs, prepare=lambda: None)
         assert sorted(done) == list(range(50))
 
 
 def test_each_run_waits_for_its_own_preparation() -> None:
-    crew = Crew(2)
+    crew = WorkerPool(2)
     crew.run([lambda: None], prepare=lambda: None)
     prepared = threading.Event()
     early: list[bool] = []
@@ -47,7 +47,7 @@ def test_each_run_waits_for_its_own_preparation() -> None:
 
 
 def test_the_first_error_is_raised_and_stops_the_others() -> None:
-    crew = Crew(2)
+    crew = WorkerPool(2)
     started = threading.Event()
     others = threading.active_count()  # of this test, and of libraries that others imported
 
@@ -71,7 +71,7 @@ def test_the_first_error_is_raised_and_stops_the_others() -> None:
 
 @pytest.mark.parametrize("where", ["prepare", "job"])
 def test_a_ctrl_c_in_the_calling_thread_stops_the_others(where: str) -> None:
-    crew = Crew(2)
+    crew = WorkerPool(2)
     steps: list[int] = []
     working = threading.Event()
 
@@ -97,7 +97,7 @@ def test_a_ctrl_c_in_the_calling_thread_stops_the_others(where: str) -> None:
 def test_progress_is_told_by_the_calling_thread_only() -> None:
     """Also while that thread has nothing to do but to wait."""
     told: list[tuple[int, int]] = []
-    crew = Crew(3, lambda units: told.append((threading.get_ident(), units)))
+    crew = WorkerPool(3, lambda units: told.append((threading.get_ident(), units)))
     waiting = threading.Event()
 
     def long() -> None:
@@ -119,7 +119,7 @@ def test_a_lock_that_a_ctrl_c_left_taken_while_drawing_stops_nobody() -> None:
         taken.acquire()
         raise KeyboardInterrupt
 
-    crew = Crew(4, draw)
+    crew = WorkerPool(4, draw)
 
     def job() -> None:
         for _ in range(100):

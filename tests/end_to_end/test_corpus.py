@@ -31,10 +31,10 @@ from safetensors import safe_open
 from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import main
-from cgpt_convert.formats import registry as formats
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.formats import registry
+from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.scanning.scan import scan_file
+from cgpt_convert.scanning.scan_files import scan_file
 from tests.helpers.render import tensor_bytes
 
 pytestmark = pytest.mark.corpus
@@ -72,7 +72,7 @@ FILES = (
 )
 KNOWN_MODULES = ("torch", "__torch__", "collections", "builtins", "__builtin__")
 WITHOUT_TENSORS = f"{ANTIBERTY}/training_args.bin"
-FORMATS = [name for name in formats.names() if name != "gguf"]  # which holds GPT-2 models only
+FORMATS = [name for name in registry.names() if name != "gguf"]  # which holds GPT-2 models only
 
 Tensors = dict[str, torch.Tensor]
 
@@ -307,7 +307,7 @@ def pickles(path: Path) -> list[bytes]:
 def test_converted_files_hold_the_same_for_other_libraries_and_for_us(
     holding: Real, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / f"out{formats.by_name(form).suffix}"
+    out = tmp_path / f"out{registry.by_name(form).suffix}"
     assert run(monkeypatch, "convert", holding.path, "-o", out, "--to", form, "--root", ".") == 0
     arrays, aliases = READERS[form](out)
     assert aliases == holding.ours.ties
@@ -408,7 +408,7 @@ def test_a_file_without_tensors_is_refused_and_nothing_written(
 
 def test_scan_raises_no_false_alarm(cache: Path) -> None:
     for each in FILES:
-        found = scan_file(str(unpacked(each, cache)), Rule())
+        found = scan_file(str(unpacked(each, cache)), Allowlist())
         expected = Verdict.FOREIGN if each.strange else Verdict.CLEAN
         assert (each.path, found.verdict) == (each.path, expected), found.sightings
 

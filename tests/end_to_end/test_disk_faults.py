@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cgpt_convert.sources import local as reading
-from cgpt_convert.writing import local_stage as staging
+from cgpt_convert.sources import local
+from cgpt_convert.writing import local_stage
 from tests.helpers import vendor
 from tests.helpers.running import contents, partials, run
 from tests.helpers.small_models import write
@@ -124,7 +124,7 @@ class Failing:
     """`pread` until so many bytes are read; then the disk fails, or the file is cut."""
 
     def __init__(self, after: int, fail: Callable[[], None]) -> None:
-        self.left, self.fail, self.read = after, fail, reading.pread
+        self.left, self.fail, self.read = after, fail, local.pread
 
     def __call__(self, descriptor: int, buffer: memoryview, offset: int) -> int:
         self.left -= len(buffer)
@@ -154,7 +154,7 @@ def test_a_disk_that_fails_while_it_is_read(
     name, *rest = command.split()
     weights = model / "pytorch_model.bin"
     failing = Failing(int(part * os.path.getsize(weights)), broken)
-    monkeypatch.setattr(reading, "pread", failing)
+    monkeypatch.setattr(local, "pread", failing)
     result = run(name, model, *rest)
     assert result.code == 3
     assert f"{weights}: Input/output error" in result.err
@@ -169,7 +169,7 @@ def test_a_file_that_is_cut_while_it_is_read(
     weights = shutil.copytree(model, tmp_path / "m") / "pytorch_model.bin"
     half = os.path.getsize(weights) // 2
     failing = Failing(half // 2, lambda: os.truncate(weights, half))
-    monkeypatch.setattr(reading, "pread", failing)
+    monkeypatch.setattr(local, "pread", failing)
     name, *rest = command.split()
     result = run(name, "m", *rest)
     assert result.code == 3
@@ -191,7 +191,9 @@ def test_disks_that_are_too_small_fill_up_or_cannot_be_written(
     assert result.code == 4
     assert "bytes are needed and" in result.err
     assert os.listdir(small) == []
-    monkeypatch.setattr(staging, "check_space", lambda *_: None)  # others fill it after the check
+    monkeypatch.setattr(
+        local_stage, "check_space", lambda *_: None
+    )  # others fill it after the check
     result = run(name, model, *rest)
     assert result.code == 4
     assert f"{rest[1]}" in result.err

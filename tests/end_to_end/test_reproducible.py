@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from tests.helpers import vendor
 from tests.helpers.running import contents, spawn
 
 COMMANDS = {
     **{
-        name: ("convert", f"out{formats.by_name(name).suffix}", "--to", name)
-        for name in formats.names()
+        name: ("convert", f"out{registry.by_name(name).suffix}", "--to", name)
+        for name in registry.names()
         if name not in ("gguf", "npz")
     },
     "sharded": ("convert", "out.safetensors", "--max-shard-size", "100kB"),

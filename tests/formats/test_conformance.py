@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.core.errors import BadRequest, Unsupported
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.formats.registry import Format
 from cgpt_convert.tensors.dtypes import BY_NAME, TABLE, DType
 from cgpt_convert.tensors.tensor import Storage
 from tests.helpers import samples
 from tests.helpers.render import dense, render, request, tensor_bytes, write
 
-FORMATS = [name for name in formats.names() if name != "gguf"]  # which holds GPT-2 models only
+FORMATS = [name for name in registry.names() if name != "gguf"]  # which holds GPT-2 models only
 
 
 @pytest.fixture(params=FORMATS)
 def fmt(request: pytest.FixtureRequest) -> Format:
-    return formats.by_name(request.param)
+    return registry.by_name(request.param)
 
 
 def name_of(fmt: Format) -> str:
@@ -162,18 +162,18 @@ def test_a_missing_file_is_a_bad_request(fmt: Format, tmp_path: Path) -> None:
 
 
 def test_the_registry_finds_formats_by_name_and_suffix() -> None:
-    assert {"npy", "npz", "safetensors", "torch"}.issubset(formats.names())
-    for name in formats.names():
-        assert name == formats.by_name(name).name
-    found = formats.for_suffix("/some/where/Model.SafeTensors")
-    assert found is formats.by_name("safetensors")
-    assert formats.for_suffix("x.npz") is formats.by_name("npz")
+    assert {"npy", "npz", "safetensors", "torch"}.issubset(registry.names())
+    for name in registry.names():
+        assert name == registry.by_name(name).name
+    found = registry.for_suffix("/some/where/Model.SafeTensors")
+    assert found is registry.by_name("safetensors")
+    assert registry.for_suffix("x.npz") is registry.by_name("npz")
     for name in ("pytorch_model.bin", "x.pt", "x.PTH"):
-        assert formats.for_suffix(name) is formats.by_name("torch")
-    assert formats.for_suffix("model.ckpt") is None
-    assert formats.for_suffix("npz") is None
+        assert registry.for_suffix(name) is registry.by_name("torch")
+    assert registry.for_suffix("model.ckpt") is None
+    assert registry.for_suffix("npz") is None
     with pytest.raises(BadRequest, match="no format") as caught:
-        formats.by_name("../npz")
+        registry.by_name("../npz")
     assert "npz" in caught.value.hint
 
 
@@ -196,7 +196,7 @@ def test_planning_and_reading_import_nothing_heavy(tmp_path: Path) -> None:
     tensor = samples.tensor("w", BY_NAME["bfloat16"])
     paths = []
     for name in ("safetensors", "npz", "npy"):
-        fmt = formats.by_name(name)
+        fmt = registry.by_name(name)
         files = render(fmt.planned(request(name_of(fmt), tensor)))
         paths.append(placed(fmt, files, tmp_path / name))
     subprocess.run([sys.executable, "-c", LIGHT, *paths], check=True)

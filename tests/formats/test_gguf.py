@@ -15,9 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats.gguf import fields as _gguf_fields
-from cgpt_convert.formats.gguf import reader as _gguf
-from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.formats.gguf import fields, reader, writer
 from cgpt_convert.plan import Field
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_GGUF, BY_NAME
@@ -47,11 +45,11 @@ TENSORS = [samples.tensor(f"t.{row.name}", row, seed=n) for n, row in BY_GGUF.it
 
 
 def ours(*tensors, **rest):
-    return render(gguf.plan(request("f.gguf", *tensors, **rest)))["f.gguf"]
+    return render(writer.plan(request("f.gguf", *tensors, **rest)))["f.gguf"]
 
 
 def opened(data):
-    return _gguf.from_source(MemoryBytes("f.gguf", data), "f.gguf")
+    return reader.from_source(MemoryBytes("f.gguf", data), "f.gguf")
 
 
 def theirs(path, fields=(), tensors=(), **options):
@@ -95,7 +93,7 @@ def test_the_library_finds_every_field_and_tensor(tmp_path):
 
 def test_everything_comes_back(tmp_path):
     write({"f.gguf": ours(*TENSORS, fields=FIELDS)}, tmp_path)
-    found = gguf.read(str(tmp_path / "f.gguf"))
+    found = writer.read(str(tmp_path / "f.gguf"))
     assert list(found) == [tensor.name for tensor in TENSORS]
     for tensor in TENSORS:
         back = found[tensor.name]
@@ -107,7 +105,7 @@ def test_everything_comes_back(tmp_path):
     assert found.metadata["n.numbers"] == "[1, -2, 3]"
     assert found.metadata["n.many"] == "[9 uint8s]"
     assert found.metadata["n.text"] == "größe 🦊\n"
-    fields = gguf.fields(found)
+    fields = writer.fields(found)
     assert [field.key for field in fields] == [field.key for field in FIELDS]
     exact = [f for f in zip(fields, FIELDS, strict=True) if f[1].type != "float32"]
     assert all(back == field for back, field in exact)
@@ -248,7 +246,7 @@ def test_other_alignments_are_read(alignment):
     assert tensor_bytes(found["v"]) == b"\1" * 16
 
 
-@pytest.mark.parametrize("number", sorted(_gguf.UNDECODED))
+@pytest.mark.parametrize("number", sorted(reader.UNDECODED))
 def test_types_that_are_not_decoded_are_listed(number):
     kind = GGMLQuantizationType(number)
     block, nbytes = library.GGML_QUANT_SIZES[kind]
@@ -263,10 +261,10 @@ def test_types_that_are_not_decoded_are_listed(number):
 
 
 def test_every_type_that_the_library_knows_is_known():
-    assert {*BY_GGUF, *_gguf.UNDECODED} == {int(kind) for kind in GGMLQuantizationType}
+    assert {*BY_GGUF, *reader.UNDECODED} == {int(kind) for kind in GGMLQuantizationType}
     for kind, (block, nbytes) in library.GGML_QUANT_SIZES.items():
         row = BY_GGUF.get(kind)
-        expected = (row.block, row.nbytes) if row else _gguf.UNDECODED[kind][1:]
+        expected = (row.block, row.nbytes) if row else reader.UNDECODED[kind][1:]
         assert expected == (block, nbytes)
 
 
@@ -282,7 +280,7 @@ def test_a_type_that_nobody_knows_takes_the_bytes_up_to_the_next():
 def test_big_endian_is_refused_with_the_remedy(tmp_path):
     theirs(tmp_path / "b.gguf", FIELDS, endianess=library.GGUFEndian.BIG)  # codespell:ignore
     with pytest.raises(Unsupported, match="big-endian") as caught:
-        gguf.read(str(tmp_path / "b.gguf"))
+        writer.read(str(tmp_path / "b.gguf"))
     assert "gguf-convert-endian" in caught.value.hint
 
 
@@ -334,7 +332,7 @@ def test_malformed_files_are_refused(what):
 
 
 def test_too_many_strings_are_refused_before_they_cost_anything(monkeypatch):
-    monkeypatch.setattr(_gguf_fields, "GGUF_ITEMS", 4)
+    monkeypatch.setattr(fields, "GGUF_ITEMS", 4)
     strings = tuple("abc")
     assert opened(ours(fields=(Field("a", "string", strings),))).metadata
     with pytest.raises(Unsupported, match="more than 4 strings"):
@@ -342,7 +340,7 @@ def test_too_many_strings_are_refused_before_they_cost_anything(monkeypatch):
 
 
 def test_too_long_a_header_is_refused(monkeypatch):
-    monkeypatch.setattr(_gguf_fields, "GGUF_HEADER_BYTES", 100)
+    monkeypatch.setattr(fields, "GGUF_HEADER_BYTES", 100)
     with pytest.raises(Unsupported, match="at most 100 bytes"):
         opened(ours(fields=FIELDS))
 
@@ -442,4 +440,4 @@ def test_reading_imports_nothing_heavy(tmp_path):
 
 
 def test_every_block_type_is_a_format_type():
-    assert {BY_NAME[name] for name in BLOCK_CASTS} <= set(gguf.DTYPES)
+    assert {BY_NAME[name] for name in BLOCK_CASTS} <= set(writer.DTYPES)

@@ -15,8 +15,8 @@ from numpy.lib import format as npformat
 
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats.npy import folder as npy
-from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.formats.npy import folder as npy_folder
+from cgpt_convert.formats.npy.header import array, header_bytes
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -28,7 +28,7 @@ F32 = BY_NAME["float32"]
 
 
 def parsed(data: bytes) -> Tensor:
-    return _npy.array(Storage(MemoryBytes("a.npy", data), 0, len(data), "a"))
+    return array(Storage(MemoryBytes("a.npy", data), 0, len(data), "a"))
 
 
 def saved(array: Array, version: tuple[int, int] | None = None) -> bytes:
@@ -65,12 +65,12 @@ def test_the_header_is_numpys(shape: tuple[int, ...]) -> None:
     tensor = Tensor("a", F32, shape, (1,) * len(shape), 0, storage)
     file = io.BytesIO()
     npformat.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    assert _npy.header_bytes(tensor) == file.getvalue()
+    assert header_bytes(tensor) == file.getvalue()
 
 
 def test_the_header_of_the_highest_rank_fits_version_one() -> None:
     storage = Storage(MemoryBytes("m", b""), 0, 0, "m")
-    header = _npy.header_bytes(Tensor("a", F32, (2**62,) * 64, (1,) * 64, 0, storage))
+    header = header_bytes(Tensor("a", F32, (2**62,) * 64, (1,) * 64, 0, storage))
     assert len(header) < 1 << 16
     assert len(header) % 64 == 0
 
@@ -221,7 +221,7 @@ def test_a_mutated_array_is_read_as_numpy_reads_it_or_refused(data: st.DataObjec
 
 
 def folder(path: Path, *tensors: Tensor, **rest: Any) -> str:
-    write(render(npy.plan(request("out", *tensors, **rest))), path)
+    write(render(npy_folder.plan(request("out", *tensors, **rest))), path)
     return str(path)
 
 
@@ -235,7 +235,7 @@ def test_numpy_reads_each_file(tmp_path: Path) -> None:
 
 def test_the_sidecar_is_last_and_tells_what_files_cannot() -> None:
     tensor = samples.tensor("W", BY_NAME["bfloat16"])
-    plans = npy.plan(request("out", tensor, aliases={"v": "W"}, metadata={"k": "é"}))
+    plans = npy_folder.plan(request("out", tensor, aliases={"v": "W"}, metadata={"k": "é"}))
     assert [plan.path for plan in plans] == ["W.npy", "tensors.json"]
     assert json.loads(render(plans)["tensors.json"]) == {
         "files": {"W": {"file": "W.npy", "dtype": "bfloat16", "shape": [2, 3]}},
@@ -246,7 +246,7 @@ def test_the_sidecar_is_last_and_tells_what_files_cannot() -> None:
 
 def test_names_that_no_file_system_takes_come_back(tmp_path: Path) -> None:
     names = ["W", "w", "CON", "..", "", "x" * 300, "x" * 300 + "y", "tensors.json", "a\nb"]
-    found = npy.read(folder(tmp_path, *(samples.tensor(name, F32) for name in names)))
+    found = npy_folder.read(folder(tmp_path, *(samples.tensor(name, F32) for name in names)))
     assert list(found) == names
 
 
@@ -254,7 +254,7 @@ def test_a_folder_without_sidecar_is_read_by_its_file_names(tmp_path: Path) -> N
     tensors = [samples.tensor(name, BY_NAME["bfloat16"]) for name in ("W", "w", "a/b")]
     path = folder(tmp_path, *tensors, aliases={"v": "w"})
     (tmp_path / "tensors.json").unlink()
-    found = npy.read(path)
+    found = npy_folder.read(path)
     assert sorted(found) == ["W", "a/b", "w"]
     assert {tensor.dtype.name for tensor in found.values()} == {"uint16"}
 
@@ -263,7 +263,7 @@ def test_a_strangers_folder_is_read_by_its_files_own_names(tmp_path: Path) -> No
     for stem in ("100%", "A", "%41", "with space"):
         np.save(tmp_path / f"{stem}.npy", np.arange(3))
     (tmp_path / "notes.txt").write_text("hello")
-    found = npy.read(str(tmp_path))
+    found = npy_folder.read(str(tmp_path))
     assert sorted(found) == ["%41", "100%", "A", "with space"]
     assert found.findings == [findings.Finding(findings.UNREFERENCED, "unread: notes.txt")]
 
@@ -276,7 +276,7 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     tensor = samples.tensor("t", BY_NAME["int8"], (1,))
     try:
         path = folder(tmp_path, *(tensor.renamed(f"t{i}") for i in range(1100)))
-        found = npy.read(path)
+        found = npy_folder.read(path)
         assert {tensor_bytes(one) for one in found.values()} == {tensor_bytes(tensor)}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -285,7 +285,7 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
 def test_files_that_the_sidecar_does_not_list_are_reported(tmp_path: Path) -> None:
     path = folder(tmp_path, samples.tensor("a", F32))
     np.save(tmp_path / "b.npy", np.arange(3))
-    found = npy.read(path)
+    found = npy_folder.read(path)
     assert list(found) == ["a"]
     [finding] = found.findings
     assert finding.rule == findings.UNREFERENCED
@@ -296,9 +296,9 @@ def test_what_is_no_folder_of_arrays_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "none"):
         with pytest.raises(BadRequest):
-            npy.read(str(path))
+            npy_folder.read(str(path))
     with pytest.raises(Unsupported, match="no arrays"):
-        npy.read(str(tmp_path))
+        npy_folder.read(str(tmp_path))
 
 
 ENTRY = {"file": "a.npy", "dtype": "bfloat16", "shape": [2, 3]}
@@ -334,18 +334,18 @@ def test_a_sidecar_that_contradicts_the_files_is_malformed(case: str, tmp_path: 
         bad = {"aliases": {}, "metadata": {}, **bad}
     (tmp_path / "tensors.json").write_text(json.dumps(bad))
     with pytest.raises(Malformed):
-        npy.read(path)
+        npy_folder.read(path)
 
 
 def test_a_sidecar_past_the_limit_is_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(npy, "INDEX_BYTES", 10)
+    monkeypatch.setattr(npy_folder, "INDEX_BYTES", 10)
     with pytest.raises(Unsupported, match="bytes"):
-        npy.read(folder(tmp_path, samples.tensor("a", F32)))
+        npy_folder.read(folder(tmp_path, samples.tensor("a", F32)))
 
 
 def test_a_sidecar_that_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tensors.json").mkdir()
     with pytest.raises(CgptError):
-        npy.read(str(tmp_path))
+        npy_folder.read(str(tmp_path))

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.archives import zip_writer as _zip
+from cgpt_convert.archives import zip_writer
 from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.formats.npz import archive as npz
+from cgpt_convert.formats.npz import archive as npz_archive
 from cgpt_convert.plan import Crc32, part_nbytes
 from cgpt_convert.sources.local import MemoryBytes
-from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.selection import TensorSelection, select
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY
 from cgpt_convert.tensors.tensor import Storage, Tensor
 from tests.helpers import samples
@@ -34,11 +34,11 @@ F32 = BY_NAME["float32"]
 
 
 def ours(*tensors: Tensor, **rest: Any) -> bytes:
-    return render(npz.plan(request("dir/f.npz", *tensors, **rest)))["f.npz"]
+    return render(npz_archive.plan(request("dir/f.npz", *tensors, **rest)))["f.npz"]
 
 
 def opened(data: bytes) -> Checkpoint:
-    return npz.from_source(MemoryBytes("f.npz", data), "f.npz")
+    return npz_archive.from_source(MemoryBytes("f.npz", data), "f.npz")
 
 
 def savez(arrays: Mapping[str, Any], *, compressed: bool = False) -> bytes:
@@ -166,8 +166,10 @@ def test_arrays_that_are_no_numbers_are_listed_and_the_others_read(array: Any) -
     assert ("unpickling" in error.message) == (array.dtype == object)
     assert [each.rule.id for each in found.findings] == ["CGPT031"]
     with pytest.raises(Unsupported, match="tensor bad cannot be read"):
-        select(found, Wish())
-    assert [each.name for each in select(found, Wish(exclude=["bad"])).tensors] == ["fine"]
+        select(found, TensorSelection())
+    assert [each.name for each in select(found, TensorSelection(exclude=["bad"])).tensors] == [
+        "fine"
+    ]
     with pytest.raises(Unsupported):  # no other entry is left
         opened(savez({"bad": array}))
 
@@ -205,7 +207,7 @@ def with_notes(notes: object, **arrays: Any) -> bytes:
 
 
 def test_notes_past_the_limit_are_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz, "INDEX_BYTES", 10)
+    monkeypatch.setattr(npz_archive, "INDEX_BYTES", 10)
     with pytest.raises(Unsupported, match="bytes"):
         opened(with_notes(EMPTY))
 
@@ -266,7 +268,7 @@ def test_archives_past_four_gigabytes_are_laid_out_as_zipfile_expects(tmp_path: 
         Tensor(name, BY_NAME["uint8"], (size,), (1,), 0, storage)
         for name, size in (("big", 5 << 30), ("middle", (1 << 31) + 7), ("small", 10_000))
     ]
-    [plan] = npz.plan(request("f.npz", *tensors))
+    [plan] = npz_archive.plan(request("f.npz", *tensors))
     path = tmp_path / "f.npz"
     with path.open("wb") as file:  # sparse; checksums stay 0
         for part in plan.parts:
@@ -283,13 +285,13 @@ def test_archives_past_four_gigabytes_are_laid_out_as_zipfile_expects(tmp_path: 
                 assert np.lib.format.read_magic(member) == (1, 0)
                 shape, _, _ = np.lib.format.read_array_header_1_0(member)
                 assert shape == tensor.shape
-    found = npz.read(str(path))
+    found = npz_archive.read(str(path))
     assert [t.shape for t in found.values()] == [t.shape for t in tensors]
 
 
 def test_more_members_than_sixteen_bits_count() -> None:
     count = 65_537
-    parts = _zip.stored((f"{i}.npy", ()) for i in range(count))
+    parts = zip_writer.stored((f"{i}.npy", ()) for i in range(count))
     data = b"".join(part if isinstance(part, bytes) else bytes(4) for part in parts)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert len(archive.infolist()) == count

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.tensors.dtypes import BY_NAME
 from tests.helpers import samples
 from tests.helpers.render import render, request, write
@@ -97,7 +97,7 @@ def installed(site: Path, *entries: str) -> Path:
     info = site / "toy_formats-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-formats\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("\n".join([f"[{formats.GROUP}]", *entries, ""]))
+    (info / "entry_points.txt").write_text("\n".join([f"[{registry.GROUP}]", *entries, ""]))
     (site / "toy_formats.py").write_text(MODULE)
     return site
 
@@ -125,7 +125,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples.tensor("a.weight", BY_NAME["float32"], (3, 4)),
         samples.tensor("b", BY_NAME["bfloat16"], (5,), 1),
     )
-    form = formats.by_name("safetensors")
+    form = registry.by_name("safetensors")
     write(render(form.planned(request("m.safetensors", *tensors))), folder)
     return folder / "m.safetensors"
 
@@ -262,7 +262,7 @@ def test_the_documented_format_works(tmp_path: Path) -> None:
     (folder / "vectors.py").write_text(module)
     tensor = samples.tensor("vector", BY_NAME["float32"], (6,))
     npz = tmp_path / "m.npz"
-    write(render(formats.by_name("npz").planned(request("m.npz", tensor))), tmp_path)
+    write(render(registry.by_name("npz").planned(request("m.npz", tensor))), tmp_path)
     vec = tmp_path / "m.vec"
     assert with_plugins(folder, "convert", npz, "-o", vec, "--verify").code == 0
     assert with_plugins(folder, "verify", vec, npz).code == 0

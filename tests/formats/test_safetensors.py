@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save, save_model
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.formats.safetensors import reader as _safetensors
-from cgpt_convert.formats.safetensors import writer as safetensors
+from cgpt_convert.formats.safetensors import reader, writer
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME
 from tests.helpers import samples
@@ -28,7 +27,7 @@ I8, F32 = BY_NAME["int8"], BY_NAME["float32"]
 
 
 def opened(data: bytes) -> Checkpoint:
-    return _safetensors.from_source(MemoryBytes("f.safetensors", data), "f.safetensors")
+    return reader.from_source(MemoryBytes("f.safetensors", data), "f.safetensors")
 
 
 def packed(header: object, data: bytes = b"") -> bytes:
@@ -37,13 +36,11 @@ def packed(header: object, data: bytes = b"") -> bytes:
 
 
 def ours(*tensors: Any, **rest: Any) -> bytes:
-    return render(safetensors.plan(request("f.safetensors", *tensors, **rest)))["f.safetensors"]
+    return render(writer.plan(request("f.safetensors", *tensors, **rest)))["f.safetensors"]
 
 
 def test_bytes_equal_the_librarys_for_every_type_and_shape() -> None:
-    tensors = [
-        t for t in samples.every(safetensors.DTYPES) if t.shape or t.dtype.name[:6] != "float4"
-    ]
+    tensors = [t for t in samples.every(writer.DTYPES) if t.shape or t.dtype.name[:6] != "float4"]
     theirs = save({t.name: samples.as_torch(t) for t in tensors}, {"format": "pt"})
     assert ours(*tensors) == theirs
 
@@ -83,7 +80,7 @@ def test_aliases_are_written_and_read_as_save_model_has_them(tmp_path: Path) -> 
     model.a = torch.nn.Linear(2, 3, bias=False)
     model.b = model.a
     save_model(model, str(tmp_path / "f.safetensors"), {"format": "pt"})
-    found = safetensors.read(str(tmp_path / "f.safetensors"))
+    found = writer.read(str(tmp_path / "f.safetensors"))
     assert found.ties == {"b.weight": "a.weight"}
     assert found.metadata == {"format": "pt"}
     kept = samples.from_torch("a.weight", model.a.weight.detach())
@@ -137,7 +134,7 @@ def test_shards_are_those_of_huggingface_hub(sizes: list[int], most: int) -> Non
         filename_pattern="m{suffix}.safetensors",
         max_shard_size=most,
     )
-    files = render(safetensors.plan(request("m.safetensors", *tensors, max_shard_nbytes=most)))
+    files = render(writer.plan(request("m.safetensors", *tensors, max_shard_nbytes=most)))
     index = files.pop("m.safetensors.index.json", None)
     found = {name: sorted(opened(data)) for name, data in files.items()}
     assert found == {name: sorted(t) for name, t in theirs.filename_to_tensors.items()}
@@ -149,7 +146,7 @@ def test_shards_are_those_of_huggingface_hub(sizes: list[int], most: int) -> Non
 
 def test_an_alias_is_recorded_in_its_keepers_shard() -> None:
     tensors = [samples.tensor(name, I8, (4,)) for name in ("a", "b")]
-    plans = safetensors.plan(
+    plans = writer.plan(
         request("dir/m.safetensors", *tensors, aliases={"c": "b"}, max_shard_nbytes=4)
     )
     files = render(plans)
@@ -169,7 +166,7 @@ def test_transformers_loads_our_shards(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=1, n_head=2))
     state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
     tensors = [samples.from_torch(name, value) for name, value in state.items()]
-    plans = safetensors.plan(
+    plans = writer.plan(
         request(
             "model.safetensors",
             *tensors,
@@ -187,11 +184,11 @@ def test_transformers_loads_our_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [0, -1])
 def test_a_shard_size_below_one_is_refused(most: int) -> None:
     with pytest.raises(BadRequest, match="at least one byte"):
-        safetensors.plan(request("m.safetensors", max_shard_nbytes=most))
+        writer.plan(request("m.safetensors", max_shard_nbytes=most))
 
 
 def test_a_header_that_no_reader_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors, "HEADER_BYTES", 100)
+    monkeypatch.setattr(writer, "HEADER_BYTES", 100)
     with pytest.raises(Unsupported, match="header"):
         ours(*(samples.tensor(str(i), I8) for i in range(9)))
 

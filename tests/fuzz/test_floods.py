@@ -13,22 +13,20 @@ import pytest
 from cgpt_convert.cli.table import table
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.formats.detect import Kind
-from cgpt_convert.formats.safetensors import reader as _safetensors
-from cgpt_convert.formats.torch import pickle_stream as stream
-from cgpt_convert.formats.torch import truncated_zip as cutzip
-from cgpt_convert.formats.torch import zip_reader as torchzip
-from cgpt_convert.formats.torch.pickle_stream import Stream
-from cgpt_convert.pickles.decode import decoder as unpickle
+from cgpt_convert.formats.safetensors import reader
+from cgpt_convert.formats.torch import pickle_stream, truncated_zip, zip_reader
+from cgpt_convert.formats.torch.pickle_stream import PickleStream
+from cgpt_convert.pickles.decode import decoder
 from cgpt_convert.pickles.nodes import Global, Value
 from cgpt_convert.pickles.trace.tracer import trace
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.scanning.scanner import Look
-from cgpt_convert.sources import unpack as inside
+from cgpt_convert.scanning.scanner import FileScanner
+from cgpt_convert.sources import unpack
 from cgpt_convert.sources.compression import recognise
 from cgpt_convert.sources.local import CHUNK, MemoryBytes, Source
 from cgpt_convert.sources.local import read as read_source
-from cgpt_convert.sources.unpack import Room, unpacked
+from cgpt_convert.sources.unpack import UnpackLimit, unpacked
 from tests.helpers import zips
 from tests.helpers.hostile_pickles import payload
 from tests.helpers.running import run
@@ -118,7 +116,7 @@ def test_a_safetensors_header_has_room_for_so_many_names() -> None:
     def opened(count: int) -> int:
         pairs = {f"{number:05}": "a" for number in range(count)}
         data = header({"a": EMPTY, "__metadata__": pairs})
-        return len(_safetensors.from_source(MemoryBytes("x", data), "x"))
+        return len(reader.from_source(MemoryBytes("x", data), "x"))
 
     assert opened(8_000) == 8_001
     with pytest.raises(Unsupported, match="1 tensors and 9,000 names"):
@@ -127,7 +125,7 @@ def test_a_safetensors_header_has_room_for_so_many_names() -> None:
 
 def test_small_records_are_inflated_once() -> None:
     entries = (zips.deflated(Entry(f"archive/{n}", b"\x80\4N." + bytes(9000))) for n in range(50))
-    look = Look(Rule())
+    look = FileScanner(Allowlist())
     look.file(MemoryBytes("x", zips.build(entries)), Kind.ZIP)
     assert look.pickles == 50
     assert look.room.most - look.room.left == 50 * 9004
@@ -142,9 +140,9 @@ def test_what_a_damaged_record_would_run_is_still_seen(tmp_path: Path) -> None:
 def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     reads: list[int] = []
-    feed = inside.Unpacked._unpack
+    feed = unpack.UnpackedPart._unpack
 
-    def fed(self: inside.Unpacked, data: bytes, most: int) -> bytes:
+    def fed(self: unpack.UnpackedPart, data: bytes, most: int) -> bytes:
         sizes.append(len(data))
         return feed(self, data, most)
 
@@ -152,12 +150,12 @@ def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyP
         reads.append(nbytes)
         return read_source(source, offset, nbytes)
 
-    monkeypatch.setattr(inside.Unpacked, "_unpack", fed)
-    monkeypatch.setattr(inside, "read", counted)
+    monkeypatch.setattr(unpack.UnpackedPart, "_unpack", fed)
+    monkeypatch.setattr(unpack, "read", counted)
     data = gzip.compress(b"") * 20_000
     method = recognise(data[:10])
     assert method is not None
-    assert unpacked(MemoryBytes("x", data), method, Room(len(data))).damage is None
+    assert unpacked(MemoryBytes("x", data), method, UnpackLimit(len(data))).damage is None
     assert max(sizes) <= 16 << 10
     assert sum(reads) == len(data)  # each byte once, and many at once: each read may be a request
     assert len(reads) <= len(data) // CHUNK + 2
@@ -165,15 +163,15 @@ def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyP
 
 def test_a_pickle_of_unknown_length_is_decoded_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    decode = unpickle.decode
+    decode = decoder.decode
 
     def counted(data: bytes, **more: object) -> object:
         tried.append(len(data))
         return decode(data, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stream, "decode", counted)
+    monkeypatch.setattr(pickle_stream, "decode", counted)
     data = b"(" + b"N" * 900_000 + b"l."
-    assert Stream(MemoryBytes("x", data + bytes(9 << 20))).unpickle("x").end == len(data)
+    assert PickleStream(MemoryBytes("x", data + bytes(9 << 20))).unpickle("x").end == len(data)
     assert tried == [4 << 10, 64 << 10, 1 << 20]
 
 
@@ -189,15 +187,15 @@ def test_salvage_words_no_error_of_what_it_only_notes(monkeypatch: pytest.Monkey
         raise AssertionError(value)
 
     pickle = b"\x80\2" + b"NQ0" * COUNT + b"}."
-    monkeypatch.setattr(torchzip, "text", told)
-    partial = cutzip.salvage(MemoryBytes("x", zips.streamed("a/data.pkl", pickle)))
+    monkeypatch.setattr(zip_reader, "text", told)
+    partial = truncated_zip.salvage(MemoryBytes("x", zips.streamed("a/data.pkl", pickle)))
     assert not partial.checkpoint.tensors
 
 
 def test_salvage_decodes_a_pickle_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torchzip, "decode")
+    monkeypatch.delattr(zip_reader, "decode")
     cut = zips.streamed("a/data.pkl", b"\x80\2" + b"]0" * COUNT + b"}.")
-    assert not cutzip.salvage(MemoryBytes("x", cut)).checkpoint.tensors
+    assert not truncated_zip.salvage(MemoryBytes("x", cut)).checkpoint.tensors
 
 
 @pytest.mark.parametrize(
@@ -211,11 +209,11 @@ def test_salvage_reads_the_pickle_of_the_archive_s_own_folder(
     records: list[tuple[str, bytes]], shown: list[str]
 ) -> None:
     cut = b"".join(zips.streamed(name, data) for name, data in records)
-    assert cutzip.salvage(MemoryBytes("x", cut)).checkpoint.globals == shown
+    assert truncated_zip.salvage(MemoryBytes("x", cut)).checkpoint.globals == shown
 
 
 def test_an_error_does_not_spell_a_long_number_out() -> None:
     wide = ("storage", Global("torch", "FloatStorage"), "0", "cpu", 1 << 8000)
     with pytest.raises(Malformed) as raised:
-        torchzip.storage_reference(wide)
+        zip_reader.storage_reference(wide)
     assert "0x1000" in raised.value.message  # hex takes no time, decimal digits do

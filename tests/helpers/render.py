@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cgpt_convert.plan import Crc32, Digests, FileDigest, FilePlan, Part, Request
+from cgpt_convert.plan import AvailableDigests, Crc32, FileDigest, FilePlan, Part, Request
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.shapes import c_strides
@@ -40,7 +40,7 @@ def content(part: Part, digests: dict[str, FileDigest]) -> bytes:
     if isinstance(part, Crc32):
         return bytes(4)
     sums = {tensor.content: tensor_sum(tensor) for tensor in part.tensors}
-    made = part.make(Digests(digests, sums))
+    made = part.make(AvailableDigests(digests, sums))
     assert len(made) == part.nbytes
     return made
 

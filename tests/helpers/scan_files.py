@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgpt_convert.scanning.allowlist import Rule
-from cgpt_convert.scanning.result import Scanned
-from cgpt_convert.scanning.scan import scan_file
+from cgpt_convert.scanning.allowlist import Allowlist
+from cgpt_convert.scanning.result import FileScan
+from cgpt_convert.scanning.scan_files import scan_file
 from tests.helpers import zips
 from tests.helpers.hostile_pickles import payload
 
@@ -23,13 +23,13 @@ BAD = payload(4)
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int64)}
 
 
-def scanned(data: bytes, folder: Path, *allow: str, name: str = "file") -> Scanned:
+def scanned(data: bytes, folder: Path, *allow: str, name: str = "file") -> FileScan:
     path = folder / name
     path.write_bytes(data)
-    return scan_file(str(path), Rule(allow))
+    return scan_file(str(path), Allowlist(allow))
 
 
-def said(found: Scanned) -> str:
+def said(found: FileScan) -> str:
     return "\n".join(map(str, found.sightings))
 
 

@@ -23,7 +23,7 @@ def contents(archive: Archive) -> dict[str, bytes]:
     return {name: archive.read(name, 1 << 20) for name in archive.members}
 
 
-def rules(archive: Archive) -> list[findings.Rule]:
+def rules(archive: Archive) -> list[findings.FindingRule]:
     return [finding.rule for finding in archive.findings]
 
 

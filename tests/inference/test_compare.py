@@ -13,8 +13,8 @@ import torch
 
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.inference import compare as comparing
-from cgpt_convert.inference import model as models
+from cgpt_convert.inference import compare as inference_compare
+from cgpt_convert.inference import model
 from cgpt_convert.inference.compare import TOLERANCES, Comparison, compare
 from cgpt_convert.inference.model import Model
 from tests.helpers import vendor
@@ -110,10 +110,10 @@ def test_another_activation_is_seen_in_the_first_layer(small, tmp_path):
     assert found.agreement > 0.9  # which is why nobody notices
 
 
-@pytest.mark.parametrize("part", [models.PART_NBYTES, 20_000])  # all the vocabulary, and 52 of 512
+@pytest.mark.parametrize("part", [model.PART_NBYTES, 20_000])  # all the vocabulary, and 52 of 512
 def test_the_numbers_are_those_of_transformers(small, tmp_path, part, monkeypatch):
-    monkeypatch.setattr(models, "PART_NBYTES", part)
-    monkeypatch.setattr(comparing, "_PIECE", part // 4)
+    monkeypatch.setattr(model, "PART_NBYTES", part)
+    monkeypatch.setattr(inference_compare, "_PIECE", part // 4)
     other = changed(small, tmp_path, transposed)
     with torch.no_grad():
         one, two = (
@@ -149,7 +149,7 @@ def test_the_likeliest_token_of_parts_is_that_of_the_whole():
     logits[random.random(logits.shape) < 0.02] = np.nan
     logits[random.random(logits.shape) < 0.2] = -np.inf
     logits[0] = -np.inf
-    likeliest = comparing._Likeliest(len(logits))
+    likeliest = inference_compare._TopTokens(len(logits))
     for part in np.split(logits, [7, 8, 21], axis=1):
         likeliest.add(part)
     assert np.array_equal(likeliest.tokens, logits.argmax(-1))

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cgpt_convert.inference.evaluate import cross_entropy as evaluation
+from cgpt_convert.inference.evaluate import cross_entropy
 from cgpt_convert.inference.evaluate.cross_entropy import Loss, evaluate, scored_logits, token_nats
 from cgpt_convert.inference.evaluate.divergence import diverge
-from cgpt_convert.inference.evaluate.windows import Window, count, rolling_windows
+from cgpt_convert.inference.evaluate.windows import TokenWindow, count, rolling_windows
 
 VOCABULARY, WIDTH = 97, 8
 
@@ -66,7 +66,7 @@ def test_the_default_stride_is_what_rolling_loglikelihood_computes(tokens, conte
         assert len(predicted) == window.scored
 
 
-def exact(toy: Toy, ids: np.ndarray, window: Window) -> torch.Tensor:
+def exact(toy: Toy, ids: np.ndarray, window: TokenWindow) -> torch.Tensor:
     """Log-probabilities (scored, vocabulary) in float64."""
     hidden = toy.hidden(ids[None, window.start : window.stop])[0, -window.scored :]
     return torch.log_softmax(torch.from_numpy(toy.logits(hidden)).double(), -1)
@@ -92,11 +92,13 @@ def test_the_loss_is_torchs(context, stride):
 
 def test_few_logits_are_in_memory_at_once(monkeypatch):
     toy, ids = Toy(2), sequence(50)
-    whole = evaluate(toy, ids, [Window(0, 50, 50)], VOCABULARY)
-    monkeypatch.setattr(evaluation, "LOGITS_NBYTES", 7 * 4 * VOCABULARY)
-    blocks = list(scored_logits(toy, ids, [Window(0, 50, 50)], VOCABULARY))
+    whole = evaluate(toy, ids, [TokenWindow(0, 50, 50)], VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "LOGITS_NBYTES", 7 * 4 * VOCABULARY)
+    blocks = list(scored_logits(toy, ids, [TokenWindow(0, 50, 50)], VOCABULARY))
     assert [len(logits) for logits, _ in blocks] == [7] * 7 + [1]
-    assert evaluate(toy, ids, [Window(0, 50, 50)], VOCABULARY).nats == pytest.approx(whole.nats)
+    assert evaluate(toy, ids, [TokenWindow(0, 50, 50)], VOCABULARY).nats == pytest.approx(
+        whole.nats
+    )
 
 
 def test_huge_logits_neither_overflow_nor_vanish():

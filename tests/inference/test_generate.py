@@ -23,13 +23,13 @@ from transformers.generation.logits_process import (
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference.generate import sampling
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 from cgpt_convert.inference.generate.loop import generate
-from cgpt_convert.inference.generate.sampling import Warp
-from cgpt_convert.inference.generate.settings import Settings
+from cgpt_convert.inference.generate.sampling import SamplingOptions
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.text import Decoder, Encoder, Stops
-from cgpt_convert.targets.hf import tokenizer as hf_tokenizer
-from cgpt_convert.targets.tokenizer import bpe as tokenizer
+from cgpt_convert.inference.text_codec import Decoder, Encoder, StopStrings
+from cgpt_convert.targets.hf import hf_tokenizer
+from cgpt_convert.targets.tokenizer.bpe import find
 from tests.helpers import bpe, vendor
 from tests.helpers.running import run, spawn
 from tests.helpers.small_models import oracle, write
@@ -67,13 +67,13 @@ def pair(request, tmp_path_factory):
     return Model(open_checkpoint(folder), resident=True), theirs
 
 
-def case(number: int) -> tuple[list[int], Settings]:
+def case(number: int) -> tuple[list[int], GenerationSettings]:
     """A prompt and settings; every number gives others."""
     random = np.random.default_rng(number)
     prompt = random.integers(1, VOCABULARY, int(random.integers(1, 20))).tolist()
     ends = frozenset([0]) if number % 3 else frozenset([0, 5, 9])
     beams = int(random.integers(2, 6)) if number % 2 else 1
-    return prompt, Settings(
+    return prompt, GenerationSettings(
         int(random.integers(1, 40)),
         ends,
         int(random.integers(0, 4)),
@@ -139,7 +139,7 @@ def test_distributions_are_those_of_transformers(seed, temperature, top_k, top_p
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     for warper in warpers:
         expected = warper(None, expected)
-    found = sampling.warped(logits, Warp(temperature, top_k, top_p))
+    found = sampling.warped(logits, SamplingOptions(temperature, top_k, top_p))
     assert np.array_equal(np.isinf(found), torch.isinf(expected)[0].numpy())
     probabilities = torch.softmax(expected, -1)[0].numpy()
     assert np.allclose(sampling.softmax(found), probabilities, atol=1e-6)
@@ -148,16 +148,18 @@ def test_distributions_are_those_of_transformers(seed, temperature, top_k, top_p
 def test_choices_are_as_frequent_as_they_should_be():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], "f4"))
     random = np.random.default_rng(0)
-    drawn = [sampling.choose(logits, Warp(), random) for _ in range(4000)]
+    drawn = [sampling.choose(logits, SamplingOptions(), random) for _ in range(4000)]
     frequencies = np.bincount(drawn, minlength=4) / len(drawn)
     assert np.abs(frequencies - [0.5, 0.3, 0.15, 0.05]).max() < 0.03
-    drawn = [sampling.choose(logits, Warp(top_k=2), random) for _ in range(500)]
+    drawn = [sampling.choose(logits, SamplingOptions(top_k=2), random) for _ in range(500)]
     assert set(drawn) == {0, 1}
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(pair):
     def text(seed):
-        return list(generate(pair[0], [1, 2], Settings(30, warp=Warp(), seed=seed)))
+        return list(
+            generate(pair[0], [1, 2], GenerationSettings(30, warp=SamplingOptions(), seed=seed))
+        )
 
     assert text(1) == text(1) != text(2)
 
@@ -165,7 +167,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(pair):
 def test_nothing_is_computed_for_what_does_not_fit(pair, monkeypatch):
     monkeypatch.setattr(Model, "next_logits", None)
     with pytest.raises(BadRequest) as caught:
-        generate(pair[0], [1] * 90, Settings(7))
+        generate(pair[0], [1] * 90, GenerationSettings(7))
     assert "96 positions" in caught.value.message
     assert "--max-new-tokens 6" in caught.value.hint
 
@@ -173,14 +175,14 @@ def test_nothing_is_computed_for_what_does_not_fit(pair, monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(0),
-        Settings(1, beams=0),
-        Settings(1, beams=2, warp=Warp()),
-        Settings(1, warp=Warp(temperature=0)),
-        Settings(1, warp=Warp(temperature=float("nan"))),
-        Settings(1, warp=Warp(top_p=0)),
-        Settings(1, warp=Warp(top_k=-1)),
-        Settings(1, seed=-1, warp=Warp()),
+        GenerationSettings(0),
+        GenerationSettings(1, beams=0),
+        GenerationSettings(1, beams=2, warp=SamplingOptions()),
+        GenerationSettings(1, warp=SamplingOptions(temperature=0)),
+        GenerationSettings(1, warp=SamplingOptions(temperature=float("nan"))),
+        GenerationSettings(1, warp=SamplingOptions(top_p=0)),
+        GenerationSettings(1, warp=SamplingOptions(top_k=-1)),
+        GenerationSettings(1, seed=-1, warp=SamplingOptions()),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(pair, settings):
@@ -203,7 +205,7 @@ def test_weights_that_are_no_numbers_are_told(tmp_path):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return tokenizer.find(str(bpe.train(tmp_path_factory.mktemp("bpe"), 400)), None, 512)
+    return find(str(bpe.train(tmp_path_factory.mktemp("bpe"), 400)), None, 512)
 
 
 @pytest.mark.parametrize("text", bpe.TEXTS)
@@ -234,7 +236,7 @@ def test_characters_come_when_they_are_complete(found):
 def test_text_ends_before_the_first_stop(pieces, stops):
     whole = "".join(pieces)
     places = [whole.find(stop) for stop in stops if stop and stop in whole]
-    stop, shown = Stops(stops), ""
+    stop, shown = StopStrings(stops), ""
     for piece in pieces:
         shown += stop.feed(piece)
         if stop.stopped:

@@ -14,9 +14,9 @@ from cgpt_convert.architectures.known_models import models
 from cgpt_convert.cli import COMMANDS, group
 from cgpt_convert.core import findings
 from cgpt_convert.core.checks import Check
-from cgpt_convert.core.findings import Rule
-from cgpt_convert.formats import registry as formats
-from cgpt_convert.scanning.result import Sighting
+from cgpt_convert.core.findings import FindingRule
+from cgpt_convert.formats import registry
+from cgpt_convert.scanning.result import CodeReference
 from tests.helpers.running import environ
 
 TOP = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_no_option_is_documented_that_does_not_exist(name: str) -> None:
 
 
 def test_every_finding_has_a_section_with_its_title_and_level() -> None:
-    rules = [value for value in vars(findings).values() if isinstance(value, Rule)]
+    rules = [value for value in vars(findings).values() if isinstance(value, FindingRule)]
     assert len({rule.id for rule in rules}) == len(rules) > 10
     for rule in rules:
         text = section("findings.md", f"{rule.id} {rule.title}")
@@ -73,7 +73,7 @@ def test_every_finding_has_a_section_with_its_title_and_level() -> None:
 
 def test_every_format_is_in_the_table() -> None:
     written = section("formats.md", "Written")
-    for name in formats.names():
+    for name in registry.names():
         assert f"| `{name}` |" in written
 
 
@@ -102,7 +102,7 @@ def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
         for key in result:
             assert f"`{key}`" in text, f"{name}: {key}"
     assert isinstance(results["scan"]["files"], list)
-    for key in (*results["scan"]["files"][0], *Sighting._fields):
+    for key in (*results["scan"]["files"][0], *CodeReference._fields):
         assert f"`{key}`" in section("json.md", "scan"), key
     for key in ("ok", "exit_code", "checks", *Check._fields):
         assert f"`{key}`" in section("json.md", "Reports"), key

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.formats.gguf import fields as _gguf_fields
+from cgpt_convert.formats.gguf import fields
 from cgpt_convert.plan import Field
 from cgpt_convert.scanning import code
-from cgpt_convert.scanning.result import Scanned, Verdict
+from cgpt_convert.scanning.result import FileScan, Verdict
 from tests.helpers import zips
 from tests.helpers.hostile_pickles import Payload
 from tests.helpers.running import run
@@ -42,7 +42,7 @@ CHAT = (
 )
 
 
-def document(value: Any, folder: Path, name: str = "config.json") -> Scanned:
+def document(value: Any, folder: Path, name: str = "config.json") -> FileScan:
     return scanned(json.dumps(value).encode(), folder, name=name)
 
 
@@ -114,7 +114,7 @@ def test_the_tags_of_a_template_are_found_in_linear_time() -> None:
 
 
 def gguf(text: str) -> bytes:
-    field = _gguf_fields.encode(Field("tokenizer.chat_template", "string", text))
+    field = fields.encode(Field("tokenizer.chat_template", "string", text))
     return struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + field
 
 
@@ -174,7 +174,7 @@ def test_plain_documents_name_none(name: str, tmp_path: Path) -> None:
     assert document(PLAIN[name], tmp_path).verdict is Verdict.NOTHING
 
 
-def scripted(folder: Path, module: torch.nn.Module) -> Scanned:
+def scripted(folder: Path, module: torch.nn.Module) -> FileScan:
     path = folder / "m.pt"
     torch.jit.save(torch.jit.script(module), str(path))
     return scanned(path.read_bytes(), folder)

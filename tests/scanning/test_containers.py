@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.scanning.scan import scan_file
+from cgpt_convert.scanning.scan_files import scan_file
 from tests.helpers import zips
 from tests.helpers.hostile_pickles import Payload, payload
 from tests.helpers.running import run
@@ -199,7 +199,7 @@ def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_pa
 def test_torchscript_is_weights_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
-    found = scan_file(str(path), Rule())
+    found = scan_file(str(path), Allowlist())
     assert found.verdict is Verdict.CLEAN
     assert [note.rule.id for note in found.notes] == ["CGPT018"]
     assert found.kind == run("inspect", path, "--json").json["kind"] == "TorchScript archive"

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from cgpt_convert.core import limits
-from cgpt_convert.scanning import budget as allowance
-from cgpt_convert.scanning import scanner as look
+from cgpt_convert.scanning import scan_budget, scanner
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers.running import run
 from tests.helpers.scan_files import BAD, npy, saved, scanned, tarred, zipped
@@ -84,7 +83,7 @@ def test_storages_of_one_number_that_is_an_opcode_raise_no_alarm(byte: int, tmp_
 def test_nor_do_longer_ones_than_a_pickle_may_be(
     byte: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (allowance, look):
+    for module in (scan_budget, scanner):
         monkeypatch.setattr(module, "PICKLE", limits.PICKLE._replace(opcodes=1000))
     found = scanned(saved({"x": torch.full((5000,), byte, dtype=torch.uint8)}), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.CLEAN, 1), found

@@ -15,9 +15,8 @@ import safetensors.torch
 import torch
 
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.sources import inflate as deflated
-from cgpt_convert.sources import temp_cache as spool
-from cgpt_convert.sources.inflate import Deflated
+from cgpt_convert.sources import inflate, temp_cache
+from cgpt_convert.sources.inflate import DeflatedMember
 from cgpt_convert.sources.local import MemoryBytes, read
 from tests.helpers import zips
 from tests.helpers.running import run
@@ -52,7 +51,7 @@ COMMANDS: dict[str, list[object]] = {
 }
 
 
-def unpacked(command: str, path: Path, folder: Path, begun: list[Deflated]) -> int:
+def unpacked(command: str, path: Path, folder: Path, begun: list[DeflatedMember]) -> int:
     """How often the command begins to unpack the same storage, at most."""
     words = [str(word).replace("IN", str(path)) for word in COMMANDS[command]]
     assert run(*[word.replace("OUT", str(folder)) for word in words]).code == 0
@@ -61,7 +60,7 @@ def unpacked(command: str, path: Path, folder: Path, begun: list[Deflated]) -> i
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_is_unpacked_a_few_times_and_not_for_each_tensor(
-    packed: Path, unpackings: list[Deflated], tmp_path: Path, command: str
+    packed: Path, unpackings: list[DeflatedMember], tmp_path: Path, command: str
 ) -> None:
     assert unpacked(command, packed, tmp_path, unpackings) < TENSORS // 2
 
@@ -69,14 +68,14 @@ def test_it_is_unpacked_a_few_times_and_not_for_each_tensor(
 def test_the_last_bytes_are_there_when_all_that_is_packed_was_taken() -> None:
     nbytes = 4 << 20  # of zeros: a match's last bytes are still to come then
     packed = zlib.compress(bytes(nbytes), 9, wbits=-15)
-    source = Deflated(MemoryBytes("x", packed), 0, len(packed), nbytes, "x")
+    source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), nbytes, "x")
     assert read(source, 4, 4) == bytes(4)
     assert read(source, nbytes - 4, 4) == bytes(4)
 
 
 def test_packed_bytes_that_end_early_are_told() -> None:
     packed = zlib.compress(bytes(4 << 20), 9, wbits=-15)[:-100]
-    source = Deflated(MemoryBytes("x", packed), 0, len(packed), 4 << 20, "x")
+    source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), 4 << 20, "x")
     with pytest.raises(Malformed, match="ends early"):
         read(source, (4 << 20) - 4, 4)
 
@@ -95,7 +94,7 @@ def far(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_elements_far_apart_do_not_cost_an_unpacking_each(
-    far: Path, unpackings: list[Deflated], tmp_path: Path, command: str
+    far: Path, unpackings: list[DeflatedMember], tmp_path: Path, command: str
 ) -> None:
     assert unpacked(command, far, tmp_path, unpackings) < FAR // 10
 
@@ -111,7 +110,7 @@ def test_what_is_kept_of_a_packed_storage_is_what_torch_reads(far: Path, tmp_pat
 @pytest.mark.parametrize("noticed", [True, False])
 def test_without_room_to_keep_it_it_is_unpacked_again(
     far: Path,
-    unpackings: list[Deflated],
+    unpackings: list[DeflatedMember],
     mounted: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     noticed: bool,
@@ -119,7 +118,7 @@ def test_without_room_to_keep_it_it_is_unpacked_again(
     digest = run("digest", far).out
     monkeypatch.setattr(tempfile, "tempdir", str(mounted("size=256k")))
     if not noticed:  # another program takes it meanwhile
-        monkeypatch.setattr(spool, "room", lambda: (1 << 40, ""))
+        monkeypatch.setattr(temp_cache, "room", lambda: (1 << 40, ""))
     unpackings.clear()
     assert run("digest", far).out == digest
     assert len(unpackings) > FAR
@@ -145,17 +144,17 @@ def opened() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def backwards_in_turn(nbytes: int) -> list[Deflated]:
+def backwards_in_turn(nbytes: int) -> list[DeflatedMember]:
     """Packed storages that were read from their ends, one after the other, again and again."""
     data, packed = packed_noise(nbytes)
     source = MemoryBytes("x", packed)
-    several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(SEVERAL)]
+    several = [DeflatedMember(source, 0, len(packed), len(data), "x") for _ in range(SEVERAL)]
     for at in range(len(data) - 4, len(data) - 4 * FAR, -4):
         assert [read(each, at, 4) for each in several] == [data[at : at + 4]] * SEVERAL
     return several
 
 
-def test_many_packed_storages_are_kept_in_one_file(unpackings: list[Deflated]) -> None:
+def test_many_packed_storages_are_kept_in_one_file(unpackings: list[DeflatedMember]) -> None:
     descriptors = opened()
     several = backwards_in_turn(1 << 16)
     assert len(unpackings) < 8 * SEVERAL  # the first, twice the size in vain, and the last
@@ -169,14 +168,14 @@ def test_many_packed_storages_are_kept_in_one_file(unpackings: list[Deflated]) -
 def test_who_is_told_to_let_go_while_it_unpacks_holds_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unpack_into = Deflated._unpack_into
+    unpack_into = DeflatedMember._unpack_into
 
-    def interrupted(self: Deflated, kept: spool.Spool, start: int) -> str:
+    def interrupted(self: DeflatedMember, kept: temp_cache.TempFile, start: int) -> str:
         damage = unpack_into(self, kept, start)
-        deflated._SHELF.clear()
+        inflate._SHELF.clear()
         return damage
 
-    monkeypatch.setattr(Deflated, "_unpack_into", interrupted)
+    monkeypatch.setattr(DeflatedMember, "_unpack_into", interrupted)
     descriptors = opened()
     several = backwards_in_turn(1 << 12)
     assert not any(each._spool for each in several)
@@ -196,7 +195,7 @@ def test_what_is_kept_fills_no_more_than_half_of_the_room(
         most = max(most, held)
         return 2 * fit * nbytes - held, ""
 
-    monkeypatch.setattr(spool, "room", room)
+    monkeypatch.setattr(temp_cache, "room", room)
     several = backwards_in_turn(nbytes)
     assert fit * nbytes // 2 < most <= fit * nbytes
     assert 1 <= sum(each._spool is not None for each in several) <= fit
@@ -204,19 +203,19 @@ def test_what_is_kept_fills_no_more_than_half_of_the_room(
 
 def test_what_is_read_whole_again_and_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data, packed = packed_noise(1 << 16)
-    source = Deflated(MemoryBytes("x", packed), 0, len(packed), len(data), "x")
-    monkeypatch.delattr(deflated, "Spool")
+    source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), len(data), "x")
+    monkeypatch.delattr(inflate, "TempFile")
     for _ in range(TENSORS):
         assert read(source, 0, len(data)) == data
 
 
 @pytest.mark.parametrize("spoiled", [lambda packed: packed[:-100], lambda packed: packed + b"more"])
 def test_damage_further_on_spares_what_comes_before(
-    unpackings: list[Deflated], spoiled: Callable[[bytes], bytes]
+    unpackings: list[DeflatedMember], spoiled: Callable[[bytes], bytes]
 ) -> None:
     data, packed = packed_noise(1 << 16)
     packed = spoiled(packed)
-    source = Deflated(MemoryBytes("x", packed), 0, len(packed), len(data) + 100, "x")
+    source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), len(data) + 100, "x")
     for at in range(50_000, 0, -100):
         assert read(source, at, 4) == data[at : at + 4]
     assert len(unpackings) < TENSORS
@@ -229,7 +228,7 @@ def test_what_lies_before_a_broken_block_is_whole_when_it_is_kept() -> None:
     data = random.Random(0).randbytes(300_000)
     packer = zlib.compressobj(wbits=-15)
     packed = packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH) + b"\x07"  # no such block
-    source = Deflated(MemoryBytes("x", packed), 0, len(packed), 2 * len(data), "x")
+    source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), 2 * len(data), "x")
     for at in range(len(data) - 100, 200_000, -1000):
         assert read(source, at, 4) == data[at : at + 4]
     assert len(data) - 2 <= source._end <= len(data)  # zlib looks ahead when a block ends
@@ -249,7 +248,7 @@ def round_robin(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_many_packed_storages_in_turn_cost_no_unpacking_for_each_tensor(
-    round_robin: Path, unpackings: list[Deflated], tmp_path: Path, command: str
+    round_robin: Path, unpackings: list[DeflatedMember], tmp_path: Path, command: str
 ) -> None:
     assert unpacked(command, round_robin, tmp_path, unpackings) < FAR // 10
 
@@ -258,7 +257,7 @@ def test_many_packed_storages_in_turn_cost_no_unpacking_for_each_tensor(
 @pytest.mark.parametrize("packed_first", [True, False])
 def test_neither_side_of_a_comparison_costs_an_unpacking_for_each_tensor(
     round_robin: Path,
-    unpackings: list[Deflated],
+    unpackings: list[DeflatedMember],
     tmp_path: Path,
     command: str,
     packed_first: bool,
@@ -274,7 +273,7 @@ def test_neither_side_of_a_comparison_costs_an_unpacking_for_each_tensor(
 def test_what_is_kept_may_go_while_others_read_it() -> None:
     data, packed = packed_noise(1 << 18)
     source = MemoryBytes("x", packed)
-    several = [Deflated(source, 0, len(packed), len(data), "x") for _ in range(TENSORS)]
+    several = [DeflatedMember(source, 0, len(packed), len(data), "x") for _ in range(TENSORS)]
 
     def all_of(turn: int) -> bool:
         places = random.Random(turn).choices(range(len(data) - 4), k=50)

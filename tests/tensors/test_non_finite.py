@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgpt_convert.tensors import non_finite as special
+from cgpt_convert.tensors import non_finite
 from cgpt_convert.tensors.dtypes import BY_NAME
-from cgpt_convert.tensors.non_finite import Special, watched
+from cgpt_convert.tensors.non_finite import NonFiniteCounts, watched
 from tests.helpers.running import run
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -46,8 +46,8 @@ def test_the_counts_are_torchs_however_the_bytes_come(
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [memoryview(bytearray(data[a:b])) for a, b in itertools.pairwise(places)]
     pieces[1:2] = [memoryview(data)[a:b] for a, b in itertools.pairwise(places)][1:2]
-    found = Special()
-    by_bytes = patch.object(special, "_any", special._any_of_bytes)
+    found = NonFiniteCounts()
+    by_bytes = patch.object(non_finite, "_any", non_finite._any_of_bytes)
     with patch.dict(sys.modules) if with_numpy else by_bytes:
         passed = b"".join(watched(pieces, BY_NAME[str(dtype)[6:]], found))
     assert passed == data

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.sources.local import MemoryBytes
-from cgpt_convert.tensors import gather
-from cgpt_convert.tensors import read as blocks
-from cgpt_convert.tensors import strided_copy as views
+from cgpt_convert.tensors import gather, read, strided_copy
 from cgpt_convert.tensors.dtypes import BY_NAME, TABLE
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -92,15 +90,15 @@ def any_views(draw):
 )
 def test_any_view_is_what_torch_makes_of_it(view, nbytes, max_bytes, sizes, run):
     shape, strides, start = view
-    length = 0 if 0 in shape else views.span(shape, strides)
+    length = 0 if 0 in shape else strided_copy.span(shape, strides)
     data = finite_complex_bytes((start + length) * nbytes)
     tensor = Tensor("t", BY_NBYTES[nbytes], shape, strides, start, storage_of(data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gather, "GAP", sizes[0])
         patch.setattr(gather, "SPAN", sizes[1])
-        patch.setattr(views, "TILE", sizes[2])
-        patch.setattr(views, "LINES", sizes[2] // 16)
-        patch.setattr(views, "RUN", run)
+        patch.setattr(strided_copy, "TILE", sizes[2])
+        patch.setattr(strided_copy, "LINES", sizes[2] // 16)
+        patch.setattr(strided_copy, "RUN", run)
         assert joined(tensor, max_bytes) == strided(data, nbytes, shape, strides, start)
 
 
@@ -326,7 +324,7 @@ def test_a_cast_takes_little_more_memory(peak):
         "t", BY_NAME["float32"], (SIDE, SIDE), (1, SIDE), 0, Storage(source, 0, source.nbytes, "0")
     )
     cast = tensor.cast(BY_NAME["float16"])
-    total = sum(len(block) for block in cast.blocks(8 * MiB, blocks.CastCounts()))
+    total = sum(len(block) for block in cast.blocks(8 * MiB, read.CastCounts()))
     assert total == cast.nbytes
     assert peak() < 25 * MiB
 

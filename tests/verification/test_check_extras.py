@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.allowlist import Allowlist
 from tests.helpers import vendor
 from tests.helpers.running import Result, run
 from tests.targets.java_program.test_properties import source
@@ -112,7 +112,7 @@ def test_the_other_commands_say_it_and_go_on(good, state, tmp_path):
 
 
 def test_names_are_judged_wherever_the_module_ends():
-    rule = Rule(("team.models:Outer.Inner", "team.Config"))
+    rule = Allowlist(("team.models:Outer.Inner", "team.Config"))
     names = ["torch.FloatStorage", "team.models.Outer.Inner", "team.Config", "team.Other"]
     assert rule.others([*names, "__torch__.Net"]) == ["team.Other", "__torch__.Net"]
     assert rule.others(["__torch__.Net"], script=True) == []

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.core.errors import CannotWrite
-from cgpt_convert.writing import local_stage as staging
-from cgpt_convert.writing import output_checks as place
-from cgpt_convert.writing import temp_files as leftovers
+from cgpt_convert.writing import local_stage, output_checks, temp_files
 from tests.helpers.running import contents, partials
 
 
-def stage_file(stage: staging.Local, name: str, data: bytes) -> str:
+def stage_file(stage: local_stage.LocalStage, name: str, data: bytes) -> str:
     """Write a whole file into the stage; its temporary path."""
     path, descriptor = stage.create(name)
     os.write(descriptor, data)
@@ -36,7 +34,7 @@ def sidecar(folder: Path, *files: str, name: str = "mapping.json") -> None:
 
 
 def test_a_file_appears_under_its_name_only_when_published(tmp_path: Path) -> None:
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         stage_file(stage, "out", b"new")
         assert not (tmp_path / "out").exists()
         assert stage.publish() == [str(tmp_path / "out")]
@@ -44,7 +42,7 @@ def test_a_file_appears_under_its_name_only_when_published(tmp_path: Path) -> No
 
 
 def test_what_is_not_published_is_removed(tmp_path: Path) -> None:
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         stage_file(stage, "out", b"new")
     assert contents(tmp_path) == {}
 
@@ -52,7 +50,7 @@ def test_what_is_not_published_is_removed(tmp_path: Path) -> None:
 def test_an_existing_file_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     with pytest.raises(CannotWrite, match="exists already") as caught:
-        staging.Files(str(tmp_path), ["new", "out"], overwrite=False)
+        local_stage.LocalFilesStage(str(tmp_path), ["new", "out"], overwrite=False)
     assert "--overwrite" in caught.value.hint
     assert contents(tmp_path) == {"out": b"old"}
 
@@ -60,11 +58,11 @@ def test_an_existing_file_is_refused_before_anything_is_made(tmp_path: Path) -> 
 def test_a_dangling_link_exists_too(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(CannotWrite, match="exists already"):
-        staging.Files(str(tmp_path), ["out"], overwrite=False)
+        local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False)
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         stage_file(stage, "out", b"ours")
         (tmp_path / "out").write_bytes(b"theirs")
         with pytest.raises(CannotWrite, match="exists already"):
@@ -79,20 +77,20 @@ def test_it_is_kept_on_file_systems_without_hard_links_too(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         stage_file(stage, "out", b"ours")
         (tmp_path / "out").write_bytes(b"theirs")
         with pytest.raises(CannotWrite, match="exists already"):
             stage.publish()
     (tmp_path / "out").unlink()
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         stage_file(stage, "out", b"ours")
         stage.publish()
     assert contents(tmp_path) == {"out": b"ours"}
 
 
 def test_of_several_files_none_appears_if_one_cannot(tmp_path: Path) -> None:
-    with staging.Files(str(tmp_path), ["a", "b", "c"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["a", "b", "c"], overwrite=False) as stage:
         for name in "abc":
             stage_file(stage, name, b"ours")
         (tmp_path / "b").write_bytes(b"theirs")
@@ -104,7 +102,7 @@ def test_of_several_files_none_appears_if_one_cannot(tmp_path: Path) -> None:
 def test_of_several_files_all_old_ones_return_if_one_cannot_be_replaced(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).write_bytes(b"old")
-    with staging.Files(str(tmp_path), ["a", "b", "c"], overwrite=True) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["a", "b", "c"], overwrite=True) as stage:
         for name in "abc":
             temporary = stage_file(stage, name, b"new")
         os.unlink(temporary)  # the last can no longer come
@@ -132,7 +130,7 @@ def test_an_interruption_while_publishing_leaves_all_old_or_all_new(
 
         return call
 
-    with staging.Files(str(tmp_path), names, overwrite=True) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), names, overwrite=True) as stage:
         for name in names:
             stage_file(stage, name, b"new")
         with monkeypatch.context() as patched:
@@ -149,7 +147,7 @@ def test_an_interruption_while_publishing_leaves_all_old_or_all_new(
 
 def test_overwriting_one_file_never_leaves_none(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
-    with staging.Files(str(tmp_path), ["out"], overwrite=True) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=True) as stage:
         stage_file(stage, "out", b"new")
         assert (tmp_path / "out").read_bytes() == b"old"
         stage.publish()
@@ -159,7 +157,7 @@ def test_overwriting_one_file_never_leaves_none(tmp_path: Path) -> None:
 def test_overwriting_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"precious")
     (tmp_path / "out").symlink_to("target")
-    with staging.Files(str(tmp_path), ["out"], overwrite=True) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=True) as stage:
         stage_file(stage, "out", b"new")
         stage.publish()
     assert not (tmp_path / "out").is_symlink()
@@ -169,11 +167,11 @@ def test_overwriting_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../out", "/out", "a/b", "..", ".", "", "a/../../b", "a\0b"])
 def test_no_name_leads_out_of_the_output(tmp_path: Path, path: str) -> None:
     with pytest.raises(CannotWrite, match="not a path inside"):
-        staging.Files(str(tmp_path), [path], overwrite=True)
+        local_stage.LocalFilesStage(str(tmp_path), [path], overwrite=True)
     if path == "a/b":
         return  # a folder of an output folder
     with (
-        staging.Folder(str(tmp_path / "out"), overwrite=False) as stage,
+        local_stage.LocalFolderStage(str(tmp_path / "out"), overwrite=False) as stage,
         pytest.raises(CannotWrite, match="not a path inside"),
     ):
         stage.create(path)
@@ -183,10 +181,10 @@ def test_no_name_leads_out_of_the_output(tmp_path: Path, path: str) -> None:
 def test_names_as_long_as_file_systems_take_are_written(tmp_path: Path) -> None:
     for name in ("n" * 255, "é" * 127 + "n", "🦊" * 63 + "abc"):
         assert len(os.fsencode(name)) == 255
-        with staging.Files(str(tmp_path), [name], overwrite=False) as stage:
+        with local_stage.LocalFilesStage(str(tmp_path), [name], overwrite=False) as stage:
             stage_file(stage, name, b"new")
             stage.publish()
-        with staging.Folder(str(tmp_path / f"d{name[1:]}"), overwrite=False) as stage:
+        with local_stage.LocalFolderStage(str(tmp_path / f"d{name[1:]}"), overwrite=False) as stage:
             stage_file(stage, "inside", b"new")
             stage.publish()
     assert len(contents(tmp_path)) == 6
@@ -195,9 +193,9 @@ def test_names_as_long_as_file_systems_take_are_written(tmp_path: Path) -> None:
 
 def test_longer_names_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match="too long"):
-        staging.Files(str(tmp_path), ["n" * 256], overwrite=False)
+        local_stage.LocalFilesStage(str(tmp_path), ["n" * 256], overwrite=False)
     with pytest.raises(CannotWrite, match="too long"):
-        staging.Folder(str(tmp_path / ("n" * 256)), overwrite=False)
+        local_stage.LocalFolderStage(str(tmp_path / ("n" * 256)), overwrite=False)
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
@@ -205,7 +203,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     tree = tmp_path / ".out.deadbeef.partial"
     (tree / "deep").mkdir(parents=True)
     leftover(tree / "deep", "file")
-    with staging.Files(str(tmp_path), ["out"], overwrite=False):
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False):
         assert contents(tmp_path) == {}
 
 
@@ -224,17 +222,17 @@ def test_what_belongs_to_others_is_kept(tmp_path: Path) -> None:
         leftover(tmp_path, name)
     (tmp_path / ".out.00000000.partial").symlink_to(".out.partial")
     os.mkfifo(tmp_path / ".out.11111111.partial")
-    with staging.Files(str(tmp_path), ["out"], overwrite=False):
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False):
         pass
     assert set(strangers) <= set(os.listdir(tmp_path))
     assert (tmp_path / ".out.00000000.partial").is_symlink()
 
 
 def test_the_temporary_of_a_living_run_is_kept(tmp_path: Path) -> None:
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         temporary = stage_file(stage, "out", b"first")
-        assert leftovers.reclaim(str(tmp_path), "out") == []
-        with staging.Files(str(tmp_path), ["out"], overwrite=False) as other:
+        assert temp_files.reclaim(str(tmp_path), "out") == []
+        with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as other:
             stage_file(other, "out", b"second")
             other.publish()
         assert os.path.exists(temporary)
@@ -257,13 +255,13 @@ def test_a_temporary_taken_for_a_leftover_before_it_was_locked_is_made_again(
         real(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with staging.Files(str(tmp_path), ["out"], overwrite=False) as stage:
+    with local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=False) as stage:
         stage_file(stage, "out", b"new")
         stage.publish()
     assert stolen
     stolen.clear()
     (tmp_path / "out").unlink()
-    with staging.Folder(str(tmp_path / "folder"), overwrite=False) as made:
+    with local_stage.LocalFolderStage(str(tmp_path / "folder"), overwrite=False) as made:
         stage_file(made, "inside", b"new")
         made.publish()
     assert contents(tmp_path) == {"folder/inside": b"new"}
@@ -271,7 +269,7 @@ def test_a_temporary_taken_for_a_leftover_before_it_was_locked_is_made_again(
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     final = tmp_path / "out"
-    with staging.Folder(f"{final}/", overwrite=False) as stage:
+    with local_stage.LocalFolderStage(f"{final}/", overwrite=False) as stage:
         stage_file(stage, "0", b"zero")
         stage_file(stage, "1/0", b"one")
         assert not final.exists()
@@ -280,14 +278,14 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_published_leaves_nothing(tmp_path: Path) -> None:
-    with staging.Folder(str(tmp_path / "out"), overwrite=False) as stage:
+    with local_stage.LocalFolderStage(str(tmp_path / "out"), overwrite=False) as stage:
         stage_file(stage, "deep/er/0", b"zero")
     assert os.listdir(tmp_path) == []
 
 
 def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with staging.Folder(str(tmp_path / "out"), overwrite=False) as stage:
+    with local_stage.LocalFolderStage(str(tmp_path / "out"), overwrite=False) as stage:
         stage_file(stage, "0", b"new")
         stage.publish()
     assert contents(tmp_path) == {"out/0": b"new"}
@@ -301,8 +299,8 @@ def test_a_folder_of_ours_is_replaced_whole(tmp_path: Path, name: str) -> None:
         (out / file).write_bytes(b"old")
     sidecar(out, "0", "1/0", name=name)
     with pytest.raises(CannotWrite, match="exists already"):
-        staging.Folder(str(out), overwrite=False)
-    with staging.Folder(str(out), overwrite=True) as stage:
+        local_stage.LocalFolderStage(str(out), overwrite=False)
+    with local_stage.LocalFolderStage(str(out), overwrite=True) as stage:
         stage_file(stage, "2", b"new")
         assert (out / "0").read_bytes() == b"old"
         stage.publish()
@@ -323,14 +321,14 @@ def test_a_folder_with_a_file_of_others_is_never_replaced(
         (out / "mapping.json").write_text(sidecar_text)
     before = contents(out)
     with pytest.raises(CannotWrite, match=r"thesis\.tex, which this program did not write"):
-        staging.Folder(str(out), overwrite=True)
+        local_stage.LocalFolderStage(str(out), overwrite=True)
     assert contents(out) == before
 
 
 def test_a_folder_that_fills_up_meanwhile_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for overwrite in (False, True):
-        with staging.Folder(str(out), overwrite=overwrite) as stage:
+        with local_stage.LocalFolderStage(str(out), overwrite=overwrite) as stage:
             stage_file(stage, "0", b"new")
             out.mkdir(exist_ok=True)
             (out / "theirs").write_bytes(b"theirs")
@@ -356,7 +354,7 @@ def test_an_interruption_while_a_folder_is_replaced_leaves_the_old_or_the_new(
         if len(calls) == moment:
             raise KeyboardInterrupt
 
-    with staging.Folder(str(out), overwrite=True) as stage:
+    with local_stage.LocalFolderStage(str(out), overwrite=True) as stage:
         stage_file(stage, "0", b"new")
         monkeypatch.setattr(os, "rename", rename)
         with pytest.raises(KeyboardInterrupt):
@@ -375,7 +373,7 @@ def test_a_second_interruption_does_not_stop_the_cleaning(
             raise KeyboardInterrupt
         real(path)
 
-    stage = staging.Files(str(tmp_path), ["a", "b"], overwrite=False)
+    stage = local_stage.LocalFilesStage(str(tmp_path), ["a", "b"], overwrite=False)
     stage_file(stage, "a", b"new")
     stage_file(stage, "b", b"new")
     monkeypatch.setattr(os, "unlink", unlink)
@@ -393,32 +391,32 @@ def test_what_is_no_folder_is_not_replaced_by_one(tmp_path: Path, kind: str) -> 
     else:
         out.symlink_to("elsewhere" if kind == "link" else "nowhere")
     with pytest.raises(CannotWrite, match="not a folder"):
-        staging.Folder(str(out), overwrite=True)
+        local_stage.LocalFolderStage(str(out), overwrite=True)
 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(CannotWrite, match="is a folder"):
-        staging.Files(str(tmp_path), ["out"], overwrite=True)
+        local_stage.LocalFilesStage(str(tmp_path), ["out"], overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "a/.", "a/.."])
 def test_a_folder_needs_a_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CannotWrite, match="needs a name"):
-        staging.Folder(name, overwrite=True)
+        local_stage.LocalFolderStage(name, overwrite=True)
 
 
 def test_the_folder_around_the_output_must_exist(tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match="no such folder"):
-        staging.Files(str(tmp_path / "missing"), ["out"], overwrite=False)
+        local_stage.LocalFilesStage(str(tmp_path / "missing"), ["out"], overwrite=False)
     with pytest.raises(CannotWrite, match="no such folder"):
-        staging.Folder(str(tmp_path / "missing" / "out"), overwrite=False)
+        local_stage.LocalFolderStage(str(tmp_path / "missing" / "out"), overwrite=False)
 
 
 def test_space_is_checked_against_what_is_free(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize
-    place.check_space(str(tmp_path), 0)
+    output_checks.check_space(str(tmp_path), 0)
     with pytest.raises(CannotWrite, match="bytes are needed and"):
-        place.check_space(str(tmp_path), 2 * free + 1)
+        output_checks.check_space(str(tmp_path), 2 * free + 1)

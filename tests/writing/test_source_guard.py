@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.targets.plan_conversion import Target, convert
-from cgpt_convert.targets.selection import Wish
-from cgpt_convert.writing.writer import Options, write_files, write_folder
+from cgpt_convert.targets.selection import TensorSelection
+from cgpt_convert.writing.writer import WriteOptions, write_files, write_folder
 from tests.helpers import llama_model
 from tests.helpers.running import contents, run
 
@@ -59,8 +59,8 @@ SOURCES: dict[str, Callable[[Path], None]] = {
     "m.safetensors": lambda path: save_file({k: t.contiguous() for k, t in STATE.items()}, path),
     "m.gguf": gguf,
 }
-FILES = [form for form in formats.names() if not formats.by_name(form).folder and form != "gguf"]
-FOLDERS = [form for form in formats.names() if formats.by_name(form).folder]
+FILES = [form for form in registry.names() if not registry.by_name(form).folder and form != "gguf"]
+FOLDERS = [form for form in registry.names() if registry.by_name(form).folder]
 
 
 def named(source: Path) -> dict[str, Path]:
@@ -91,11 +91,11 @@ def test_a_file_does_not_replace_its_source(kind: str, form: str, tmp_path: Path
     for opened in (source, names["a hard link"], names["a link"]):
         checkpoint = open_checkpoint(opened)
         for path in names.values():
-            made = convert(checkpoint, Wish(dtype="float32"), Target(form, str(path)))
+            made = convert(checkpoint, TensorSelection(dtype="float32"), Target(form, str(path)))
             with pytest.raises(BadRequest, match="the output is the input"):
-                made.write(str(path), Options(overwrite=True))
+                made.write(str(path), WriteOptions(overwrite=True))
             with pytest.raises(BadRequest, match="the output is the input"):  # of the tensors alone
-                write_files(made.plans, str(path.parent), Options(overwrite=True))
+                write_files(made.plans, str(path.parent), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
 
@@ -111,34 +111,34 @@ def test_a_folder_does_not_replace_what_holds_its_source(
     before = contents(tmp_path)
     checkpoint = open_checkpoint(source)
     for folder in (tmp_path / "in", tmp_path / "in" / "deep", tmp_path / "also" / "deep"):
-        made = convert(checkpoint, Wish(), Target(form, str(folder)))
+        made = convert(checkpoint, TensorSelection(), Target(form, str(folder)))
         with pytest.raises(BadRequest, match="the output is the input"):
-            made.write(str(folder), Options(overwrite=True))
+            made.write(str(folder), WriteOptions(overwrite=True))
         with pytest.raises(BadRequest, match="the output is the input"):  # of the tensors alone
-            write_folder(made.plans, str(folder), Options(overwrite=True))
+            write_folder(made.plans, str(folder), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
 
 def test_an_index_and_its_shards_are_not_replaced(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "m.bin")
     big = Target("safetensors", str(tmp_path / "model.safetensors"), 1000)
-    convert(open_checkpoint(tmp_path / "m.bin"), Wish(), big).write(big.output)
+    convert(open_checkpoint(tmp_path / "m.bin"), TensorSelection(), big).write(big.output)
     index = tmp_path / "model.safetensors.index.json"
     shards = sorted(tmp_path.glob("*-of-*"))
     assert index.exists()
     assert len(shards) == 2
     before = contents(tmp_path)
     checkpoint = open_checkpoint(index)
-    other = convert(checkpoint, Wish(), Target("safetensors", big.output, 100))
+    other = convert(checkpoint, TensorSelection(), Target("safetensors", big.output, 100))
     alone = [plan for plan in other.plans if plan.path == index.name]  # the shards are called else
     with pytest.raises(BadRequest, match="the output is the input"):
-        write_files(other.plans, str(tmp_path), Options(overwrite=True))
+        write_files(other.plans, str(tmp_path), WriteOptions(overwrite=True))
     with pytest.raises(BadRequest, match="the output is the input"):
-        write_files(alone, str(tmp_path), Options(True, other.inputs))
+        write_files(alone, str(tmp_path), WriteOptions(True, other.inputs))
     for path in (index, *shards):
-        made = convert(checkpoint, Wish(), Target("npz", str(path)))
+        made = convert(checkpoint, TensorSelection(), Target("npz", str(path)))
         with pytest.raises(BadRequest, match="the output is the input"):
-            write_files(made.plans, str(tmp_path), Options(overwrite=True))
+            write_files(made.plans, str(tmp_path), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
 
@@ -149,12 +149,12 @@ def test_a_model_does_not_replace_its_configuration_or_tokenizer(tmp_path: Path)
     checkpoint = open_checkpoint(tmp_path / "m")
     for name in ("config.json", "vocab.json", "merges.txt"):
         target = Target("gguf", str(tmp_path / "m" / name), tokenizer=str(tmp_path / "m"))
-        made = convert(checkpoint, Wish(), target)
+        made = convert(checkpoint, TensorSelection(), target)
         with pytest.raises(BadRequest, match="the output is the input"):
-            made.write(target.output, Options(overwrite=True))
+            made.write(target.output, WriteOptions(overwrite=True))
     with pytest.raises(BadRequest, match="the output is the input"):
-        convert(checkpoint, Wish(), Target("hf", str(tmp_path / "m"))).write(
-            str(tmp_path / "m"), Options(overwrite=True)
+        convert(checkpoint, TensorSelection(), Target("hf", str(tmp_path / "m"))).write(
+            str(tmp_path / "m"), WriteOptions(overwrite=True)
         )
     assert contents(tmp_path) == before
 
@@ -163,7 +163,7 @@ def test_a_leftover_that_is_the_source_is_not_tidied_away(tmp_path: Path) -> Non
     """What a killed run left may be all that there is of the weights."""
     left = tmp_path / ".m.npz.0123abcd.partial"
     torch.save(STATE, left)
-    made = convert(open_checkpoint(left), Wish(), Target("npz", str(tmp_path / "m.npz")))
+    made = convert(open_checkpoint(left), TensorSelection(), Target("npz", str(tmp_path / "m.npz")))
     with pytest.raises(BadRequest, match="a temporary file of this output"):
         made.write(str(tmp_path / "m.npz"))
     assert left.exists()
@@ -191,6 +191,6 @@ def test_what_is_beside_the_source_may_be_replaced(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "m.bin")
     target = Target("npz", str(tmp_path / "m.npz"))
     for _ in range(2):
-        made = convert(open_checkpoint(tmp_path / "m.bin"), Wish(), target)
-        assert made.write(target.output, Options(overwrite=True)) == [target.output]
+        made = convert(open_checkpoint(tmp_path / "m.bin"), TensorSelection(), target)
+        assert made.write(target.output, WriteOptions(overwrite=True)) == [target.output]
     assert set(np.load(target.output)) >= set(STATE)

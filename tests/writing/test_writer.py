@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.core.errors import CannotWrite, Malformed, Unreadable
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.plan import Crc32, Digests, FilePlan, Late, Part
-from cgpt_convert.sources.inflate import Deflated
+from cgpt_convert.plan import AvailableDigests, Crc32, DeferredPart, FilePlan, Part
+from cgpt_convert.sources.inflate import DeflatedMember
 from cgpt_convert.sources.local import CHUNK, LocalFile, MemoryBytes
 from cgpt_convert.tensors import checksums
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
-from cgpt_convert.writing import local_stage as staging
-from cgpt_convert.writing import output_checks as place
-from cgpt_convert.writing import writer as sink
-from cgpt_convert.writing.writer import Options
+from cgpt_convert.writing import local_stage, output_checks, writer
+from cgpt_convert.writing.writer import WriteOptions
 from tests.helpers import vendor
 from tests.helpers.render import dense, render, request
 from tests.helpers.running import contents
@@ -64,15 +62,15 @@ def plan(*parts: Part, path: str = "out") -> FilePlan:
     return FilePlan(path, parts)
 
 
-def late(nbytes: int, *paths: str) -> Late:
+def late(nbytes: int, *paths: str) -> DeferredPart:
     """The SHA-256 and CRC-32 of some files, cut to `nbytes`."""
 
-    def make(digests: Digests) -> bytes:
+    def make(digests: AvailableDigests) -> bytes:
         files = digests.files
         texts = (f"{files[path].sha256} {files[path].crc32:08x}" for path in paths)
         return "".join(texts).encode()[:nbytes].ljust(nbytes)
 
-    return Late(nbytes, make)
+    return DeferredPart(nbytes, make)
 
 
 def strided(name: str, seed: int) -> Tensor:
@@ -111,7 +109,7 @@ def random_parts(source: random.Random, count: int) -> tuple[Part, ...]:
 def test_any_plan_is_written_as_the_reference_renders_it(tmp_path: Path, seed: int) -> None:
     parts = random_parts(random.Random(seed), 25)
     plans = [FilePlan("out", parts, hashed=True), plan(late(80, "out"), path="sums")]
-    sink.write_files(plans, str(tmp_path), Options())
+    writer.write_files(plans, str(tmp_path), WriteOptions())
     assert contents(tmp_path) == render(plans)
 
 
@@ -127,7 +125,9 @@ def test_the_random_plans_have_sums_before_and_after_what_they_cover() -> None:
 def test_a_sum_may_stand_before_and_again_after_many_chunks(tmp_path: Path) -> None:
     data = noise(BIG)
     body = dense("w", "uint8", (BIG,), data)
-    sink.write_files([plan(Crc32(1, 3), b"head", body, Crc32(1, 3))], str(tmp_path), Options())
+    writer.write_files(
+        [plan(Crc32(1, 3), b"head", body, Crc32(1, 3))], str(tmp_path), WriteOptions()
+    )
     crc = zlib.crc32(b"head" + data).to_bytes(4, "little")
     assert (tmp_path / "out").read_bytes() == crc + b"head" + data + crc
 
@@ -138,18 +138,18 @@ def test_late_parts_know_the_digests_of_the_files_before(tmp_path: Path) -> None
         FilePlan("deep/b", (strided("s", 1),), hashed=True),
         FilePlan("index", (b"{", late(150, "a", "deep/b"), b"}")),
     ]
-    written = sink.write_folder(plans, str(tmp_path / "out"), Options())
+    written = writer.write_folder(plans, str(tmp_path / "out"), WriteOptions())
     assert contents(tmp_path / "out") == render(plans)
     assert written == [str(tmp_path / "out" / each.path) for each in plans]
 
 
-def told(*tensors: Tensor) -> Late:
+def told(*tensors: Tensor) -> DeferredPart:
     """The digests of tensors."""
 
-    def make(digests: Digests) -> bytes:
+    def make(digests: AvailableDigests) -> bytes:
         return "".join(digests.tensors.get(t.content, "0" * 64) for t in tensors).encode()
 
-    return Late(64 * len(tensors), make, tensors)
+    return DeferredPart(64 * len(tensors), make, tensors)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -162,7 +162,7 @@ def test_digests_of_what_is_written_cast_from_and_not_written(tmp_path: Path, jo
         FilePlan("a", (late, Crc32(2, 5), turned, half, late)),
         FilePlan("last", (b"{", told(turned, other), b"}")),
     ]
-    sink.write_folder(plans, str(tmp_path / "out"), Options(jobs=jobs))
+    writer.write_folder(plans, str(tmp_path / "out"), WriteOptions(jobs=jobs))
     assert contents(tmp_path / "out") == render(plans)
 
 
@@ -184,18 +184,18 @@ def test_large_tensors_are_copied_several_at_a_time(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
     data = [noise(BIG, seed) for seed in range(4)]
     parts: list[Part] = [b"head", *(on(Meeting(each, barrier)) for each in data)]
-    sink.write_files([plan(*parts)], str(tmp_path), Options(jobs=2))
+    writer.write_files([plan(*parts)], str(tmp_path), WriteOptions(jobs=2))
     assert (tmp_path / "out").read_bytes() == b"head" + b"".join(data)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_packed_storage_that_many_tensors_share_is_unpacked_once(
-    tmp_path: Path, unpackings: list[Deflated], jobs: int, turned: bool
+    tmp_path: Path, unpackings: list[DeflatedMember], jobs: int, turned: bool
 ) -> None:
     data = noise(8 * BIG // 4 * 4)
     packed = zlib.compress(data, 1, wbits=-15)
-    source = Deflated(MemoryBytes("zip", packed), 0, len(packed), len(data), "packed")
+    source = DeflatedMember(MemoryBytes("zip", packed), 0, len(packed), len(data), "packed")
     storage = Storage(source, 0, len(data), "key")
     n = BIG // 4
     views = [Tensor("", BY_NAME["float32"], (n,), (1,), n * i, storage) for i in range(8)]
@@ -206,15 +206,15 @@ def test_a_packed_storage_that_many_tensors_share_is_unpacked_once(
     shared[::2] = [replace(view, start=4 * view.start, **octets) for view in shared[::2]]
     expected = render([plan(*shared)])
     unpackings.clear()
-    sink.write_files([plan(*shared)], str(tmp_path), Options(jobs=jobs))
+    writer.write_files([plan(*shared)], str(tmp_path), WriteOptions(jobs=jobs))
     assert contents(tmp_path) == expected
     assert len(unpackings) <= 1
 
 
 def test_a_late_part_of_the_wrong_size_is_never_published(tmp_path: Path) -> None:
-    wrong = Late(10, lambda _digests: b"short")
+    wrong = DeferredPart(10, lambda _digests: b"short")
     with pytest.raises(CannotWrite, match="wrote 5 bytes where 10 were planned"):
-        sink.write_files([plan(wrong)], str(tmp_path), Options())
+        writer.write_files([plan(wrong)], str(tmp_path), WriteOptions())
     assert contents(tmp_path) == {}
 
 
@@ -222,7 +222,7 @@ def test_ten_thousand_sums_cost_no_more_than_their_spans(tmp_path: Path) -> None
     parts: list[Part] = []
     for index in range(10_000):
         parts += [Crc32(2 * index + 1, 2 * index + 2), index.to_bytes(4, "little")]
-    sink.write_files([plan(*parts)], str(tmp_path), Options())
+    writer.write_files([plan(*parts)], str(tmp_path), WriteOptions())
     data = (tmp_path / "out").read_bytes()
     assert data[-8:-4] == zlib.crc32(data[-4:]).to_bytes(4, "little")
 
@@ -230,7 +230,7 @@ def test_ten_thousand_sums_cost_no_more_than_their_spans(tmp_path: Path) -> None
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     told: list[int] = []
     plans = [plan(b"abc", dense("w", "uint8", (BIG,), noise(BIG)), strided("s", 0), Crc32(0, 2))]
-    sink.write_files(plans, str(tmp_path), Options(advance=told.append))
+    writer.write_files(plans, str(tmp_path), WriteOptions(advance=told.append))
     assert sum(told) == plans[0].nbytes
     assert max(told) <= 8 << 20
 
@@ -255,7 +255,7 @@ def test_a_fault_in_the_middle_leaves_the_old_file_or_none(
     error = FAULTS[fault]()
     broken = on(Failing(noise(BIG), BIG - 5, error))
     with pytest.raises(type(error)):
-        sink.write_files([plan(b"head", broken)], str(tmp_path), Options(overwrite=True))
+        writer.write_files([plan(b"head", broken)], str(tmp_path), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
 
@@ -265,12 +265,12 @@ def test_a_fault_in_the_middle_leaves_the_old_folder_or_none(tmp_path: Path, fau
     error = FAULTS[fault]()
     plans = [plan(b"whole", path="0"), plan(on(Failing(noise(BIG), BIG - 5, error)), path="1")]
     with pytest.raises(type(error)):
-        sink.write_folder(plans, str(out), Options())
+        writer.write_folder(plans, str(out), WriteOptions())
     assert contents(tmp_path) == {}
     ours = plan(b'{"file": "0"}', path="mapping.json")
-    sink.write_folder([plan(b"old", path="0"), ours], str(out), Options())
+    writer.write_folder([plan(b"old", path="0"), ours], str(out), WriteOptions())
     with pytest.raises(type(error)):
-        sink.write_folder(plans, str(out), Options(overwrite=True))
+        writer.write_folder(plans, str(out), WriteOptions(overwrite=True))
     assert contents(tmp_path) == {"out/0": b"old", "out/mapping.json": b'{"file": "0"}'}
 
 
@@ -284,7 +284,7 @@ def test_bytes_that_do_not_match_their_checksum_are_never_published(tmp_path: Pa
         floats(b"\xff" * 128, "q8_0", (32,), 1),  # NaNs: damage is what is to be told
     ):
         with pytest.raises(Malformed, match="checksum; damaged: " + damaged.name):
-            sink.write_files([plan(damaged)], str(tmp_path), Options())
+            writer.write_files([plan(damaged)], str(tmp_path), WriteOptions())
         assert contents(tmp_path) == {}
 
 
@@ -303,7 +303,7 @@ def test_casts_are_compared_with_the_checksum_as_they_are_read(tmp_path: Path) -
     ):
         source = Counting("f", data)
         counted = replace(tensor, storage=replace(tensor.storage, source=source))
-        sink.write_files([plan(counted)], str(tmp_path), Options(overwrite=True))
+        writer.write_files([plan(counted)], str(tmp_path), WriteOptions(overwrite=True))
         assert contents(tmp_path) == {"out": struct.pack("<6e", *numbers)}
         assert source.reads == 1
 
@@ -320,7 +320,7 @@ def test_a_part_of_a_storage_is_checked_with_all_of_it(tmp_path: Path) -> None:
     data = noise(BIG)
     storage = on(MemoryBytes("file", data), zlib.crc32(data)).storage
     view = Tensor("t", BY_NAME["uint8"], (9,), (1,), 100, storage)
-    sink.write_files([plan(view)], str(tmp_path), Options())
+    writer.write_files([plan(view)], str(tmp_path), WriteOptions())
     assert contents(tmp_path) == {"out": data[100:109]}
 
 
@@ -333,7 +333,7 @@ def test_damaged_storages_are_all_found() -> None:
 
 def test_a_source_that_changed_is_noticed_before_anything_appears(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="changed"):
-        sink.write_files([plan(on(Changing("f", b"data")))], str(tmp_path), Options())
+        writer.write_files([plan(on(Changing("f", b"data")))], str(tmp_path), WriteOptions())
     assert contents(tmp_path) == {}
 
 
@@ -362,27 +362,27 @@ def test_a_real_file_that_changes_during_the_conversion_is_noticed(
     out = tmp_path / "folder"
     out.mkdir()
     if how == "replaced":
-        sink.write_files([plan(tensor)], str(out), Options(advance=meddle))
+        writer.write_files([plan(tensor)], str(out), WriteOptions(advance=meddle))
         assert contents(out) == {"out": noise(BIG)}
     else:
         with pytest.raises(Unreadable, match=r"changed|shorter"):
-            sink.write_files([plan(tensor)], str(out), Options(advance=meddle))
+            writer.write_files([plan(tensor)], str(out), WriteOptions(advance=meddle))
         assert contents(out) == {}
 
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_of_two_writers_at_once_exactly_one_wins(tmp_path: Path, *, folder: bool) -> None:
     started: list[bytes] = []
-    write = sink.write_folder if folder else sink.write_files
+    write = writer.write_folder if folder else writer.write_files
     target = str(tmp_path / "out" if folder else tmp_path)
 
     def second(_nbytes: int) -> None:
         if not started:
             started.append(b"second")
-            write([plan(b"second")], target, Options())
+            write([plan(b"second")], target, WriteOptions())
 
     with pytest.raises(CannotWrite, match="exists already"):
-        write([plan(b"first")], target, Options(advance=second))
+        write([plan(b"first")], target, WriteOptions(advance=second))
     assert contents(tmp_path) == {"out/out" if folder else "out": b"second"}
 
 
@@ -391,9 +391,9 @@ def test_a_disk_that_is_too_small_is_refused_before_writing(mounted: Callable[..
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
     read: list[int] = []
     with pytest.raises(CannotWrite, match=r"2,097,152 bytes are needed and 1,0\d\d,\d{3} are free"):
-        sink.write_files([plan(tensor)], str(small), Options(advance=read.append))
+        writer.write_files([plan(tensor)], str(small), WriteOptions(advance=read.append))
     with pytest.raises(CannotWrite, match="bytes are needed"):
-        sink.write_folder([plan(tensor)], str(small / "out"), Options(advance=read.append))
+        writer.write_folder([plan(tensor)], str(small / "out"), WriteOptions(advance=read.append))
     assert not read
     assert contents(small) == {}
 
@@ -403,11 +403,13 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, *, folder: bool
 ) -> None:
     small = mounted("size=1m")
-    monkeypatch.setattr(staging, "check_space", lambda *_: None)  # others fill it after the check
+    monkeypatch.setattr(
+        local_stage, "check_space", lambda *_: None
+    )  # others fill it after the check
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
-    write, target = (sink.write_folder, "new") if folder else (sink.write_files, ".")
+    write, target = (writer.write_folder, "new") if folder else (writer.write_files, ".")
     with pytest.raises(CannotWrite, match="No space left on device") as caught:
-        write([plan(tensor)], os.path.normpath(small / target), Options())
+        write([plan(tensor)], os.path.normpath(small / target), WriteOptions())
     assert caught.value.where == str(small / "new/out" if folder else small / "out")
     assert list(small.iterdir()) == []
 
@@ -415,7 +417,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
 def test_a_large_file_has_its_blocks_before_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "RESERVED", 1 << 20)
+    monkeypatch.setattr(output_checks, "RESERVED", 1 << 20)
     seen: list[int] = []
 
     def look(_nbytes: int) -> None:
@@ -423,7 +425,7 @@ def test_a_large_file_has_its_blocks_before_it_is_written(
         seen.append(temporary.stat().st_blocks * 512)
 
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
-    sink.write_files([plan(tensor)], str(tmp_path), Options(advance=look))
+    writer.write_files([plan(tensor)], str(tmp_path), WriteOptions(advance=look))
     assert seen[0] >= 2 << 20
     assert (tmp_path / "out").read_bytes() == bytes(2 << 20)
 
@@ -432,12 +434,14 @@ def test_a_disk_without_the_blocks_is_refused_before_writing(
     mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = mounted("size=1m")
-    monkeypatch.setattr(staging, "check_space", lambda *_: None)  # others fill it after the check
-    monkeypatch.setattr(place, "RESERVED", 1 << 20)
+    monkeypatch.setattr(
+        local_stage, "check_space", lambda *_: None
+    )  # others fill it after the check
+    monkeypatch.setattr(output_checks, "RESERVED", 1 << 20)
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
     read: list[int] = []
     with pytest.raises(CannotWrite, match="No space left on device"):
-        sink.write_files([plan(tensor)], str(small), Options(advance=read.append))
+        writer.write_files([plan(tensor)], str(small), WriteOptions(advance=read.append))
     assert not read
     assert contents(small) == {}
 
@@ -451,18 +455,18 @@ def test_a_file_system_that_cannot_reserve_is_written_to_all_the_same(
             os.read(descriptor, 1)
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(place, "RESERVED", 1)
+    monkeypatch.setattr(output_checks, "RESERVED", 1)
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    sink.write_files([plan(b"data")], str(tmp_path), Options())
+    writer.write_files([plan(b"data")], str(tmp_path), WriteOptions())
     assert contents(tmp_path) == {"out": b"data"}
 
 
 def test_a_read_only_disk_is_said_to_be_one(mounted: Callable[..., Path]) -> None:
     fixed = mounted("ro,size=1m")
     with pytest.raises(CannotWrite, match="Read-only file system"):
-        sink.write_files([plan(b"data")], str(fixed), Options())
+        writer.write_files([plan(b"data")], str(fixed), WriteOptions())
     with pytest.raises(CannotWrite, match="Read-only file system"):
-        sink.write_folder([plan(b"data")], str(fixed / "out"), Options())
+        writer.write_folder([plan(b"data")], str(fixed / "out"), WriteOptions())
 
 
 def test_the_output_may_lie_on_another_file_system(
@@ -472,8 +476,8 @@ def test_the_output_may_lie_on_another_file_system(
     source = vendor.write(vendor.TINY, tmp_path / "in")
     checkpoint = open_checkpoint(source)
     tensors = [tensor for name, tensor in checkpoint.items() if name not in checkpoint.ties]
-    plans = formats.by_name("npz").planned(request("out.npz", *tensors))
-    sink.write_files(plans, str(other), Options())
+    plans = registry.by_name("npz").planned(request("out.npz", *tensors))
+    writer.write_files(plans, str(other), WriteOptions())
     assert contents(other) == render(plans)
 
 
@@ -483,6 +487,6 @@ def test_a_full_standard_output_is_an_error_of_its_own() -> None:
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="No space left"):
-            sink.write_blocks(dense("w", "uint8", (3,), b"abc"), descriptor)
+            writer.write_blocks(dense("w", "uint8", (3,), b"abc"), descriptor)
     finally:
         os.close(descriptor)

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cgpt_convert.architectures.activations import ERF
 from cgpt_convert.architectures.gpt2 import defaults
-from cgpt_convert.architectures.gpt2 import hyperparameters as settings
+from cgpt_convert.architectures.gpt2 import hyperparameters as gpt2_hyperparameters
 from cgpt_convert.architectures.gpt2.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cgpt_convert.inference.backend import Array, Backend
-    from cgpt_convert.inference.kv_cache import Cache
+    from cgpt_convert.inference.kv_cache import KVCache
 
 CONFIG_DEFAULTS = defaults.CONFIG_DEFAULTS
-hyperparameters, as_config = settings.hyperparameters, settings.as_config
+hyperparameters, as_config = gpt2_hyperparameters.hyperparameters, gpt2_hyperparameters.as_config
 # the names of the parameters in the architecture's TOML; of a block, in the order of `Block`
 EMBEDDING, POSITIONS, HEAD, FINAL_NORM = "wte.weight", "wpe.weight", "lm_head.weight", "ln_f"
 BLOCK = tuple(
@@ -68,7 +68,7 @@ class Parameters(Protocol):
 
 
 def hidden_states(
-    xp: Backend, ids: np.ndarray, parameters: Parameters, cache: Cache | None = None
+    xp: Backend, ids: np.ndarray, parameters: Parameters, cache: KVCache | None = None
 ) -> Iterator[Array]:
     """Yield the residual stream (b, t, n) after the embeddings, then after each layer.
 
@@ -83,21 +83,23 @@ def hidden_states(
     x = (x.reshape(b, t, -1) + parameters.wpe(p, p + t)).reshape(b * t, -1)  # (b*t, n)
     yield x.reshape(b, t, -1)
     for layer in range(hyper.n_layer):
-        x = block(xp, x, parameters.block(layer), hyper, layer, Rows(b, t, cache))
+        x = block(xp, x, parameters.block(layer), hyper, layer, SequenceRows(b, t, cache))
         if cache and layer == hyper.n_layer - 1:
             cache.length += t
         yield x.reshape(b, t, -1)
 
 
-class Rows(NamedTuple):
+class SequenceRows(NamedTuple):
     """The sequences in the rows of a (b*t, n) array, and the cache of earlier tokens."""
 
     b: int
     t: int
-    cache: Cache | None
+    cache: KVCache | None
 
 
-def block(xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
+def block(
+    xp: Backend, x: Array, w: Block, hyper: Hyperparameters, layer: int, rows: SequenceRows
+) -> Array:
     """Return the residual stream (b*t, n) after the layer."""
     h = layer_norm(xp, x, w.ln_1, hyper.layer_norm_epsilon)  # (b*t, n)
     qkv = linear(xp, h, w.attn_c_attn)  # (b*t, 3n)
@@ -133,7 +135,9 @@ def mlp(xp: Backend, x: Array, w: Block, activation: str) -> Array:
     return linear(xp, x, w.mlp_c_proj)
 
 
-def attention(xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows: Rows) -> Array:
+def attention(
+    xp: Backend, qkv: Array, hyper: Hyperparameters, layer: int, rows: SequenceRows
+) -> Array:
     """Apply causal self-attention: (b*t, 3n) to (b*t, n)."""
     b, t, cache = rows
     q, k, v = split_heads(qkv, b, t, hyper.n_head)  # each (b, h, t, d)

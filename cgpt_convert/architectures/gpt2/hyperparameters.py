@@ -68,7 +68,7 @@ def hyperparameters(
             where=path,
             hint=f"put the model's {CONFIG} beside the weights, or say --heads N",
         )
-    settings = _Settings(config, path)
+    settings = _ConfigValues(config, path)
     settings.expect("add_cross_attention", (None, False))
     settings.expect("position_embedding_type", (None, "learned"))
     # it only changes the order of operations in 16-bit dtypes; here everything is float32
@@ -106,7 +106,7 @@ def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: 
     return ACTIVATIONS[name]
 
 
-class _Settings:
+class _ConfigValues:
     """Access to values of a config.json, which can have any type."""
 
     def __init__(self, config: Mapping[str, Any], path: str) -> None:

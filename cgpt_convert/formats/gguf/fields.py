@@ -73,7 +73,7 @@ def _encoded(kind: str, values: tuple[Scalar, ...]) -> bytes:
     return struct.pack(f"<{len(values)}{_TYPES[kind]}", *values)
 
 
-class Cursor:
+class FieldReader:
     """A reader of numbers and strings from the start of a source, which it reads on demand."""
 
     def __init__(self, source: Source) -> None:
@@ -142,7 +142,7 @@ class Cursor:
         return len(self._data)
 
 
-class Stored(NamedTuple):
+class StoredValue(NamedTuple):
     """A value as it is stored: `length` consecutive values of a type, None for a scalar."""
 
     type: str
@@ -196,7 +196,7 @@ def _split(data: bytes) -> Iterator[str]:
         at += 8 + nbytes
 
 
-def parse(cursor: Cursor) -> tuple[str, Stored]:
+def parse(cursor: FieldReader) -> tuple[str, StoredValue]:
     """Return the next key and value. Raises Malformed for an unknown type."""
     key = cursor.text()
     if not key:
@@ -208,6 +208,6 @@ def parse(cursor: Cursor) -> tuple[str, Stored]:
         raise cursor.malformed(f"{key} is of type {number}, which values cannot have")
     kind = _NAMES[number]
     if number == _STRING:
-        return key, Stored(kind, count, cursor.strings(1 if count is None else count))
+        return key, StoredValue(kind, count, cursor.strings(1 if count is None else count))
     size = struct.calcsize("<" + _TYPES[kind])
-    return key, Stored(kind, count, cursor.take(size * (1 if count is None else count)))
+    return key, StoredValue(kind, count, cursor.take(size * (1 if count is None else count)))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cgpt_convert.checkpoint import Checkpoint, Exotic
+from cgpt_convert.checkpoint import Checkpoint, CompositeTensor
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import TRAILING, Finding
 from cgpt_convert.core.limits import MEMBERS
-from cgpt_convert.formats import read_checks as _reading
-from cgpt_convert.formats.gguf.fields import Cursor, Stored, parse
+from cgpt_convert.formats import read_checks
+from cgpt_convert.formats.gguf.fields import FieldReader, StoredValue, parse
 from cgpt_convert.sources.local import Source
 from cgpt_convert.tensors.dtypes import BY_GGUF
 from cgpt_convert.tensors.shapes import c_strides
@@ -57,7 +57,7 @@ UNDECODED = {
 }
 
 
-class _Info(NamedTuple):
+class _TensorInfo(NamedTuple):
     """A tensor's description. `offset` is relative to the start of the data."""
 
     name: str
@@ -66,9 +66,9 @@ class _Info(NamedTuple):
     offset: int
 
 
-def fields(source: Source) -> dict[str, Stored]:
+def fields(source: Source) -> dict[str, StoredValue]:
     """Return the key-value pairs of the file, in file order."""
-    cursor = Cursor(source)
+    cursor = FieldReader(source)
     _tensors, count = _counts(cursor)
     return _fields(cursor, count)
 
@@ -86,7 +86,7 @@ def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
             f"cut off inside its {first.nbytes:,} bytes of data: the file ends at "
             f"{source.nbytes:,}",
             where=first.label,
-            hint=_reading.AGAIN,
+            hint=read_checks.AGAIN,
         )
     return checkpoint
 
@@ -96,7 +96,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
 
     The end may be past the end of the file.
     """
-    cursor = Cursor(source)
+    cursor = FieldReader(source)
     n_tensors, n_fields = _counts(cursor)
     found = _fields(cursor, n_fields)
     alignment = _alignment(cursor, found)
@@ -116,7 +116,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     return checkpoint, start + end if infos else cursor.at
 
 
-def _counts(cursor: Cursor) -> tuple[int, int]:
+def _counts(cursor: FieldReader) -> tuple[int, int]:
     """Read magic and version; return the numbers of tensors and fields."""
     where = cursor.source.name
     if cursor.take(len(MAGIC)) != MAGIC:
@@ -135,8 +135,8 @@ def _counts(cursor: Cursor) -> tuple[int, int]:
     return tensors, pairs
 
 
-def _fields(cursor: Cursor, count: int) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+def _fields(cursor: FieldReader, count: int) -> dict[str, StoredValue]:
+    found: dict[str, StoredValue] = {}
     for _ in range(count):
         key, stored = parse(cursor)
         if key in found:
@@ -145,7 +145,7 @@ def _fields(cursor: Cursor, count: int) -> dict[str, Stored]:
     return found
 
 
-def _alignment(cursor: Cursor, found: dict[str, Stored]) -> int:
+def _alignment(cursor: FieldReader, found: dict[str, StoredValue]) -> int:
     stored = found.get(ALIGNMENT_KEY)
     if stored is None:
         return ALIGNMENT
@@ -157,7 +157,7 @@ def _alignment(cursor: Cursor, found: dict[str, Stored]) -> int:
     return value
 
 
-def _info(cursor: Cursor) -> _Info:
+def _info(cursor: FieldReader) -> _TensorInfo:
     name = cursor.text()
     if len(name.encode()) > NAME_BYTES:
         raise cursor.malformed(f"a tensor's name of more than {NAME_BYTES} bytes: {name[:80]}")
@@ -165,10 +165,12 @@ def _info(cursor: Cursor) -> _Info:
     if rank > RANK:
         raise cursor.malformed(f"{name} has {rank} dimensions; at most {RANK}")
     shape = tuple(cursor.number("uint64") for _ in range(rank))[::-1]
-    return _Info(name, shape, cursor.number("uint32"), cursor.number("uint64"))
+    return _TensorInfo(name, shape, cursor.number("uint32"), cursor.number("uint64"))
 
 
-def _add_tensors(checkpoint: Checkpoint, infos: list[_Info], start: int, alignment: int) -> int:
+def _add_tensors(
+    checkpoint: Checkpoint, infos: list[_TensorInfo], start: int, alignment: int
+) -> int:
     """Add all tensors to the checkpoint; return the end of the last, relative to the data."""
     (source,) = checkpoint.sources
     expected = end = 0
@@ -187,7 +189,7 @@ def _add_tensors(checkpoint: Checkpoint, infos: list[_Info], start: int, alignme
     return end
 
 
-def _nbytes(info: _Info, rest: int, where: str) -> int:
+def _nbytes(info: _TensorInfo, rest: int, where: str) -> int:
     """Return a tensor's size; for an unknown type, up to the next tensor at `rest`."""
     dtype = BY_GGUF.get(info.type)
     if dtype is None and info.type not in UNDECODED:
@@ -198,10 +200,10 @@ def _nbytes(info: _Info, rest: int, where: str) -> int:
     row = info.shape[-1] if info.shape else 1
     if row % block:
         raise Malformed(f"rows of {row:,} elements, in blocks of {block}", where=where)
-    return _reading.checked_nbytes((*info.shape[:-1], row // block), 8 * nbytes, where)
+    return read_checks.checked_nbytes((*info.shape[:-1], row // block), 8 * nbytes, where)
 
 
-def _add(checkpoint: Checkpoint, info: _Info, storage: Storage) -> None:
+def _add(checkpoint: Checkpoint, info: _TensorInfo, storage: Storage) -> None:
     dtype = BY_GGUF.get(info.type)
     if dtype is not None:
         tensor = Tensor(info.name, dtype, info.shape, c_strides(info.shape), 0, storage)
@@ -210,4 +212,4 @@ def _add(checkpoint: Checkpoint, info: _Info, storage: Storage) -> None:
     name = UNDECODED[info.type][0] if info.type in UNDECODED else f"ggml type {info.type}"
     detail = f"{storage.nbytes:,} bytes, not decoded"
     parts = (storage.whole().renamed("blocks"),)
-    checkpoint.exotic[info.name] = Exotic(info.name, name, name, info.shape, detail, parts)
+    checkpoint.exotic[info.name] = CompositeTensor(info.name, name, name, info.shape, detail, parts)

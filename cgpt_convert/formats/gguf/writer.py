@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats import write_checks as _planning
-from cgpt_convert.formats.gguf import reader as _gguf
+from cgpt_convert.formats import write_checks
+from cgpt_convert.formats.gguf import reader
 from cgpt_convert.formats.gguf.fields import KEY_BYTES, encode, string
 from cgpt_convert.plan import Field, FilePlan, Part, Request
 from cgpt_convert.sources.paths import open_source
@@ -35,12 +35,12 @@ def plan(request: Request) -> list[FilePlan]:
     Raises Unsupported naming everything that GGUF cannot store: element types, names of more than
     63 bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
     """
-    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
-    _planning.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
+    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    write_checks.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
     aliases = request.aliases
-    _planning.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
-    _planning.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
-    parts: list[Part] = [_planning.with_metadata(request, lambda more: _header(request, more))]
+    write_checks.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
+    write_checks.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
+    parts: list[Part] = [write_checks.with_metadata(request, lambda more: _header(request, more))]
     for tensor in request.tensors:
         parts.append(tensor)
         parts += [padding] if (padding := _padding(tensor.nbytes)) else []
@@ -54,23 +54,23 @@ def read(path: str) -> Checkpoint:
     (q6_k ...) are exotic. Fields are metadata, long arrays as their length. Raises Malformed
     wherever ggml's own reader rejects the file, Unsupported for version 1 and big-endian files.
     """
-    return _gguf.from_source(open_source(path), path)
+    return reader.from_source(open_source(path), path)
 
 
 def fields(checkpoint: Checkpoint) -> tuple[Field, ...]:
     """Return the fields of a checkpoint that `read` returned, arrays with all their items."""
     (source,) = checkpoint.sources
-    found = _gguf.fields(source).items()
+    found = reader.fields(source).items()
     return tuple(Field(key, stored.type, stored.value()) for key, stored in found)
 
 
 def _misfits(request: Request) -> Iterator[str]:
     for tensor in request.tensors:
         nbytes, rank = len(tensor.name.encode()), len(tensor.shape)
-        if nbytes > _gguf.NAME_BYTES:
-            yield f"{tensor.name} (a name of {nbytes} bytes; at most {_gguf.NAME_BYTES})"
-        if rank > _gguf.RANK:
-            yield f"{tensor.name} ({rank} dimensions; at most {_gguf.RANK})"
+        if nbytes > reader.NAME_BYTES:
+            yield f"{tensor.name} (a name of {nbytes} bytes; at most {reader.NAME_BYTES})"
+        if rank > reader.RANK:
+            yield f"{tensor.name} ({rank} dimensions; at most {reader.RANK})"
         if not in_blocks(tensor.dtype, tensor.shape):
             shape = " x ".join(map(str, tensor.shape))
             yield f"{tensor.name} (shape {shape}; blocks have {tensor.dtype.block})"
@@ -83,15 +83,15 @@ def _bad_keys(request: Request) -> Iterator[str]:
             yield f"{key} (given twice)"
         if not _KEY.fullmatch(key) or len(key) > KEY_BYTES:
             yield f"{key} (not words of a-z, 0-9 and _ with dots between)"
-        if key == _gguf.ALIGNMENT_KEY:
-            yield f"{key} (which is {_gguf.ALIGNMENT} by default)"
+        if key == reader.ALIGNMENT_KEY:
+            yield f"{key} (which is {reader.ALIGNMENT} by default)"
 
 
 def _header(request: Request, metadata: Mapping[str, str]) -> bytes:
     """Return everything before the tensors' bytes."""
     tensors = request.tensors
     fields = [*request.fields, *(Field(key, "string", v) for key, v in metadata.items())]
-    header = [_gguf.MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]
+    header = [reader.MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]
     header += map(encode, fields)
     offset = 0
     for tensor in tensors:
@@ -105,4 +105,4 @@ def _header(request: Request, metadata: Mapping[str, str]) -> bytes:
 
 
 def _padding(nbytes: int) -> bytes:
-    return bytes(-nbytes % _gguf.ALIGNMENT)
+    return bytes(-nbytes % reader.ALIGNMENT)

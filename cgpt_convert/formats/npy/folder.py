@@ -19,9 +19,8 @@ from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.file_names import file_names, tensor_name
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES
-from cgpt_convert.formats import read_checks as _reading
-from cgpt_convert.formats import write_checks as _planning
-from cgpt_convert.formats.npy import header as _npy
+from cgpt_convert.formats import read_checks, write_checks
+from cgpt_convert.formats.npy import header
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.local import read as read_bytes
@@ -30,7 +29,7 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 NAME = "npy"
 
-DTYPES = _npy.DTYPES  # what it can hold
+DTYPES = header.DTYPES  # what it can hold
 
 SIDECAR = "tensors.json"
 _KEYS = {"files", "aliases", "metadata"}
@@ -42,9 +41,9 @@ def plan(request: Request) -> list[FilePlan]:
 
     Raises Unsupported naming all tensors whose type cannot be stored.
     """
-    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
-    files = file_names((tensor.name for tensor in request.tensors), _npy.SUFFIX)
-    plans = [FilePlan(files[t.name], (_npy.header_bytes(t), t)) for t in request.tensors]
+    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    files = file_names((tensor.name for tensor in request.tensors), header.SUFFIX)
+    plans = [FilePlan(files[t.name], (header.header_bytes(t), t)) for t in request.tensors]
     listing = {
         t.name: {"file": files[t.name], "dtype": t.dtype.name, "shape": t.shape}
         for t in request.tensors
@@ -54,7 +53,7 @@ def plan(request: Request) -> list[FilePlan]:
         told = {"files": listing, "aliases": request.aliases, "metadata": dict(metadata)}
         return json.dumps(told, indent=2).encode() + b"\n"
 
-    return [*plans, FilePlan(SIDECAR, (_planning.with_metadata(request, sidecar),))]
+    return [*plans, FilePlan(SIDECAR, (write_checks.with_metadata(request, sidecar),))]
 
 
 def read(path: str) -> Checkpoint:
@@ -67,16 +66,16 @@ def read(path: str) -> Checkpoint:
     present = listing(path)
     if present is None or SIDECAR in present:  # without a listing, the sidecar names the arrays
         return _with_sidecar(path, present or [])
-    arrays = sorted(name for name in present if name.endswith(_npy.SUFFIX))
+    arrays = sorted(name for name in present if name.endswith(header.SUFFIX))
     if not arrays:
         raise Unsupported("no arrays (*.npy) in this folder", where=path)
     sources = _opened(path, arrays)
-    tensors, unread = _reading.each_read(
+    tensors, unread = read_checks.each_read(
         (name, functools.partial(_array, sources[file], name))
         for name, file in _named(arrays).items()
     )
     checkpoint = _checkpoint(path, tensors, {*present} - {*arrays})
-    _reading.add_unread(checkpoint, unread)
+    read_checks.add_unread(checkpoint, unread)
     return checkpoint
 
 
@@ -89,7 +88,7 @@ def from_source(source: Source, path: str) -> Checkpoint:
     (name,) = _named([os.path.basename(file)])
     tensor = _array(source, name)
     checkpoint = Checkpoint(path, "NumPy array", (source,), {name: tensor}, [tensor.storage])
-    checkpoint.findings += _npy.big_endian(checkpoint.storages)
+    checkpoint.findings += header.big_endian(checkpoint.storages)
     return checkpoint
 
 
@@ -101,10 +100,10 @@ def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
 
 def _named(files: list[str]) -> dict[str, str]:
     """Return the files by tensor name: decoded names if all are ours, else the file stems."""
-    stems = [file.removesuffix(_npy.SUFFIX) for file in files]
+    stems = [file.removesuffix(header.SUFFIX) for file in files]
     names = [tensor_name(stem) for stem in stems]
     known = [name for name in names if name is not None]
-    named = file_names(known, _npy.SUFFIX)
+    named = file_names(known, header.SUFFIX)
     if list(named.values()) == files:
         return named
     return dict(zip(stems, files, strict=True))
@@ -122,7 +121,7 @@ def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
     if len(set(used)) < len(used):
         raise Malformed("two tensors in one file", where=where)
     checkpoint = _checkpoint(path, tensors, {*present} - {*used, SIDECAR})
-    _reading.add_aliases(tensors, sidecar["aliases"], where)
+    read_checks.add_aliases(tensors, sidecar["aliases"], where)
     checkpoint.metadata.update(sidecar["metadata"])
     return checkpoint
 
@@ -145,7 +144,7 @@ def _file(where: str, name: str, entry: object) -> str:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise Malformed("not described by file, dtype and shape", where=where)
     file = entry["file"]
-    if not isinstance(file, str) or not file.endswith(_npy.SUFFIX) or set(file) & set("/\\\0"):
+    if not isinstance(file, str) or not file.endswith(header.SUFFIX) or set(file) & set("/\\\0"):
         raise Malformed(f"not the name of an array in this folder: {file!r}", where=where)
     return file
 
@@ -157,18 +156,18 @@ def _listed(where: str, name: str, entry: dict[str, Any], source: Source | None)
     tensor, dtype = _array(source, name), entry["dtype"]
     if list(tensor.shape) != entry["shape"]:
         raise Malformed(f"shape {entry['shape']}; the file has {list(tensor.shape)}", where=where)
-    return tensor if dtype == tensor.stored.name else _npy.undisguised(tensor, dtype, where)
+    return tensor if dtype == tensor.stored.name else header.undisguised(tensor, dtype, where)
 
 
 def _array(source: Source, name: str) -> Tensor:
-    return _npy.array(Storage(source, 0, source.nbytes, name))
+    return header.array(Storage(source, 0, source.nbytes, name))
 
 
 def _checkpoint(path: str, tensors: dict[str, Tensor], others: set[str]) -> Checkpoint:
     storages = [tensor.storage for tensor in tensors.values()]
     sources = tuple(storage.source for storage in storages)
     checkpoint = Checkpoint(path, "NumPy npy folder", sources, tensors, storages)
-    checkpoint.findings += _npy.big_endian(storages)
+    checkpoint.findings += header.big_endian(storages)
     if others:
         checkpoint.findings.append(Finding(UNREFERENCED, f"unread: {', '.join(sorted(others))}"))
     return checkpoint

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import BIG_ENDIAN, Finding
 from cgpt_convert.core.limits import INT64, NPY_HEADER_BYTES
-from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.formats import read_checks
 from cgpt_convert.sources.local import read
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY, TABLE, DType
 from cgpt_convert.tensors.shapes import c_strides
@@ -51,7 +51,7 @@ _DIGITS = re.compile(r"\d+", re.ASCII)
 _PYTHON_2 = (1, 2)  # versions in which NumPy reads Python 2 headers
 
 
-class Header(NamedTuple):
+class NpyHeader(NamedTuple):
     """The contents of an npy header."""
 
     dtype: DType
@@ -79,7 +79,7 @@ def header_bytes(tensor: Tensor) -> bytes:
     return MAGIC + bytes((1, 0)) + len(text).to_bytes(2, "little") + text.encode("ascii")
 
 
-def parse_header(raw: bytes, where: str) -> Header:
+def parse_header(raw: bytes, where: str) -> NpyHeader:
     """Parse the header in `raw`. Raises Unsupported for arrays of anything but plain numbers."""
     start = len(MAGIC) + 2
     width, encoding = _LENGTHS[raw[start - 2], raw[start - 1]]
@@ -97,7 +97,7 @@ def parse_header(raw: bytes, where: str) -> Header:
         raise Malformed(f"the shape ({shape['shape'][:80]})", where=where)
     dtype, byteorder = _dtype(descr["descr"], where)
     dims = _dims(shape["shape"], where)
-    return Header(dtype, byteorder, dims, fortran["flag"] == "True")
+    return NpyHeader(dtype, byteorder, dims, fortran["flag"] == "True")
 
 
 def array(whole: Storage) -> Tensor:
@@ -108,7 +108,7 @@ def array(whole: Storage) -> Tensor:
     """
     raw, where = _read_header(whole), whole.label
     header = parse_header(raw, where)
-    nbytes = _reading.checked_nbytes(header.shape, 8 * header.dtype.nbytes, where)
+    nbytes = read_checks.checked_nbytes(header.shape, 8 * header.dtype.nbytes, where)
     if nbytes != whole.nbytes - len(raw):
         found = whole.nbytes - len(raw)
         raise Malformed(f"{found:,} bytes of elements; its shape takes {nbytes:,}", where=where)

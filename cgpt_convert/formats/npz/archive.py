@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 
-from cgpt_convert.archives import zip_writer as _zip
+from cgpt_convert.archives import zip_writer
 from cgpt_convert.archives.zip_archive import Archive, open_archive
 from cgpt_convert.archives.zip_directory import STORED
 from cgpt_convert.checkpoint import Checkpoint
@@ -23,10 +23,9 @@ from cgpt_convert.core import strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES, NAME_BYTES
-from cgpt_convert.formats import read_checks as _reading
-from cgpt_convert.formats import write_checks as _planning
-from cgpt_convert.formats.npy import header as _npy
-from cgpt_convert.plan import FilePlan, Late, Part, Request, part_nbytes
+from cgpt_convert.formats import read_checks, write_checks
+from cgpt_convert.formats.npy import header
+from cgpt_convert.plan import DeferredPart, FilePlan, Part, Request, part_nbytes
 from cgpt_convert.sources.local import MemoryBytes, Source
 from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import UINT8
@@ -34,7 +33,7 @@ from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 NAME = "npz"
 
-DTYPES = _npy.DTYPES  # what it can hold
+DTYPES = header.DTYPES  # what it can hold
 
 _METADATA = "__metadata__"
 _KEYS = {"aliases", "dtypes", "metadata"}
@@ -48,17 +47,17 @@ def plan(request: Request) -> list[FilePlan]:
     Names become members of an archive that people unpack: none may leave its folder, and no two may
     be equal when case is ignored.
     """
-    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     _check_names(request)
     members: list[tuple[str, tuple[Part, ...]]] = [
-        (tensor.name + _npy.SUFFIX, (_npy.header_bytes(tensor), tensor))
+        (tensor.name + header.SUFFIX, (header.header_bytes(tensor), tensor))
         for tensor in request.tensors
     ]
     notes = _notes(request)
     if notes:
-        head = _npy.header_bytes(_octets(part_nbytes(notes)))
-        members.append((_METADATA + _npy.SUFFIX, (head, notes)))
-    return [FilePlan(os.path.basename(request.name), _zip.stored(members))]
+        head = header.header_bytes(_octets(part_nbytes(notes)))
+        members.append((_METADATA + header.SUFFIX, (head, notes)))
+    return [FilePlan(os.path.basename(request.name), zip_writer.stored(members))]
 
 
 def read(path: str) -> Checkpoint:
@@ -74,36 +73,36 @@ def read(path: str) -> Checkpoint:
 def from_source(source: Source, path: str) -> Checkpoint:
     """Read the npz file in `source`; see `read`."""
     archive = open_archive(source)
-    arrays = [name for name in archive.members if name.endswith(_npy.SUFFIX)]
-    others = [name for name in archive.members if not name.endswith(_npy.SUFFIX)]
+    arrays = [name for name in archive.members if name.endswith(header.SUFFIX)]
+    others = [name for name in archive.members if not name.endswith(header.SUFFIX)]
     if others and not arrays:
         raise Unsupported("a zip without arrays: not an npz", where=path)
-    tensors, unread = _reading.each_read(
-        (name.removesuffix(_npy.SUFFIX), functools.partial(_tensor, archive, name))
+    tensors, unread = read_checks.each_read(
+        (name.removesuffix(header.SUFFIX), functools.partial(_tensor, archive, name))
         for name in arrays
     )
     notes = _taken_notes(tensors, source.name)
     for name, dtype in notes["dtypes"].items():
         if name not in tensors:
             raise Malformed(f"{_METADATA} tells of {name}, which is no array", where=source.name)
-        tensors[name] = _npy.undisguised(tensors[name], dtype, source.name)
+        tensors[name] = header.undisguised(tensors[name], dtype, source.name)
     storages = [tensor.storage for tensor in tensors.values()]
-    _reading.add_aliases(tensors, notes["aliases"], source.name)
-    found = archive.findings + _npy.big_endian(storages)
+    read_checks.add_aliases(tensors, notes["aliases"], source.name)
+    found = archive.findings + header.big_endian(storages)
     if others:
         found.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
     checkpoint = Checkpoint(
         path, "NumPy npz", (source,), tensors, storages, findings=found, metadata=notes["metadata"]
     )
-    _reading.add_unread(checkpoint, unread)
+    read_checks.add_unread(checkpoint, unread)
     return checkpoint
 
 
 def _tensor(archive: Archive, member: str) -> Tensor:
     """Return the array in `member`, named without the suffix."""
     entry = archive.members[member]
-    name, crc = member.removesuffix(_npy.SUFFIX), entry.crc32 if archive.has_crcs else None
-    tensor = _npy.array(Storage(*archive.open(member), name, crc32=crc))
+    name, crc = member.removesuffix(header.SUFFIX), entry.crc32 if archive.has_crcs else None
+    tensor = header.array(Storage(*archive.open(member), name, crc32=crc))
     if entry.method == STORED:
         return tensor
     # reading its header left a quarter of a megabyte in the inflater; a new one is small
@@ -129,25 +128,25 @@ def _taken_notes(tensors: dict[str, Tensor], where: str) -> dict[str, dict[str, 
 
 def _check_names(request: Request) -> None:
     names = [tensor.name for tensor in request.tensors]
-    longest = NAME_BYTES - len(_npy.SUFFIX)
+    longest = NAME_BYTES - len(header.SUFFIX)
     unsafe = (repr(n) for n in names if _UNSAFE.search(n) or len(n.encode()) > longest)
     folded = Counter(map(_folded, [*names, _METADATA]))
     same = [name for name in names if folded[_folded(name)] > 1]
     # numpy.load takes the key x.npy for the member x.npy, which is the tensor x
-    files = {name + _npy.SUFFIX for name in names}
+    files = {name + header.SUFFIX for name in names}
     same += [name for name in names if name in files]
     hint = "rename or leave them out, or write another format"
-    _planning.refuse(request, "names that an archive cannot hold", unsafe, hint)
-    _planning.refuse(request, "names that readers would mix up", same, hint)
+    write_checks.refuse(request, "names that an archive cannot hold", unsafe, hint)
+    write_checks.refuse(request, "names that readers would mix up", same, hint)
 
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
-def _notes(request: Request) -> bytes | Late:
+def _notes(request: Request) -> bytes | DeferredPart:
     """Return the elements of the `__metadata__` array; empty if there is nothing to record."""
-    dtypes = {t.name: t.dtype.name for t in request.tensors if t.dtype in _npy.DISGUISED}
+    dtypes = {t.name: t.dtype.name for t in request.tensors if t.dtype in header.DISGUISED}
 
     def make(metadata: Mapping[str, str]) -> bytes:
         notes = {"aliases": request.aliases, "dtypes": dtypes, "metadata": dict(metadata)}
@@ -155,7 +154,7 @@ def _notes(request: Request) -> bytes | Late:
             return b""
         return json.dumps(notes, sort_keys=True, separators=(",", ":")).encode()
 
-    return _planning.with_metadata(request, make)
+    return write_checks.with_metadata(request, make)
 
 
 def _octets(nbytes: int) -> Tensor:

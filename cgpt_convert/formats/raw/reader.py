@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from cgpt_convert.checkpoint import Exotic
-from cgpt_convert.core import file_names as names
+from cgpt_convert.checkpoint import CompositeTensor
+from cgpt_convert.core import file_names
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.sources.local import File, Source
+from cgpt_convert.sources.local import OpenSource, Source
 from cgpt_convert.sources.paths import join, open_all
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace, view
@@ -45,7 +45,7 @@ def parts(exotic: dict[str, Any]) -> Iterator[object]:
             yield from parts.values()
 
 
-def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
+def opened(folder: str, rows: Iterable[object]) -> dict[str, OpenSource]:
     """Open the files that `rows` name, by their paths in the folder.
 
     Raises Malformed listing all missing files.
@@ -61,7 +61,7 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, File]:
     return {name: file for name, file in found.items() if file is not None}
 
 
-class Recorded(NamedTuple):
+class FileRecord(NamedTuple):
     """The recorded file and checksum of a tensor."""
 
     tensor: str  # "" for copies for other programs
@@ -70,7 +70,7 @@ class Recorded(NamedTuple):
     sha256: str | None  # in hex; None if not recorded
 
 
-class Reader:
+class MappingReader:
     """A reader of mapping rows as tensors over files of a folder, one storage per file.
 
     `rows` are all rows that it will be given.
@@ -119,12 +119,12 @@ class Reader:
         if file not in self.storages:
             source = self._files[file]
             value = int(crc, 16) if crc is not None else None
-            key = names.tensor_name(file)  # the original key
+            key = file_names.tensor_name(file)  # the original key
             key = file if key is None else key
             self.storages[file] = Storage(source, 0, source.nbytes, key, order, value)
         return self.storages[file]
 
-    def recorded(self, name: str, row: object) -> Recorded:
+    def recorded(self, name: str, row: object) -> FileRecord:
         """Return the file and checksum that the row records."""
         where = f"{self.folder}[{name}]"
         if not isinstance(row, dict) or "file" not in row:
@@ -132,9 +132,9 @@ class Reader:
         digest = row.get("sha256")
         if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
             raise Malformed(f"a sha256 that is none: {digest!r:.80}", where=where)
-        return Recorded(name, row["file"], self.storage(row, where).source, digest)
+        return FileRecord(name, row["file"], self.storage(row, where).source, digest)
 
-    def exotic(self, name: str, row: object) -> Exotic:
+    def exotic(self, name: str, row: object) -> CompositeTensor:
         """Return the exotic tensor that the row describes."""
         match row:
             case {
@@ -146,7 +146,7 @@ class Reader:
             }:
                 dims = _naturals(shape, name)
                 found = tuple(self.tensor(key, part) for key, part in parts.items())
-                return Exotic(name, kind, dtype, dims, detail, found)
+                return CompositeTensor(name, kind, dtype, dims, detail, found)
         raise Malformed("a mapping of a tensor that is not dense lacks its parts", where=name)
 
 

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from cgpt_convert.checkpoint import Checkpoint, Exotic
-from cgpt_convert.core import file_names as names
+from cgpt_convert.checkpoint import Checkpoint, CompositeTensor
+from cgpt_convert.core import file_names
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import is_text_map, loads
-from cgpt_convert.formats import write_checks as _planning
-from cgpt_convert.formats.raw.reader import Reader, Recorded, parts
-from cgpt_convert.plan import Digests, FileDigest, FilePlan, Request
+from cgpt_convert.formats import write_checks
+from cgpt_convert.formats.raw.reader import FileRecord, MappingReader, parts
+from cgpt_convert.plan import AvailableDigests, FileDigest, FilePlan, Request
 from cgpt_convert.sources.local import MemoryBytes, Source
 from cgpt_convert.sources.local import read as read_bytes
 from cgpt_convert.sources.paths import open_source
@@ -43,8 +43,8 @@ _OURS = re.compile(rf"(?:[0-9]+/)?(?:{_ARRAYS}/)?[0-9]+", re.ASCII)
 
 def plan(request: Request) -> list[FilePlan]:
     """Plan one little-endian, row-major file per tensor, and finally `mapping.json`."""
-    _planning.check(request, NAME, lambda _tensor: True, splits=False)
-    files = names.file_names(tensor.name for tensor in request.tensors)
+    write_checks.check(request, NAME, lambda _tensor: True, splits=False)
+    files = file_names.file_names(tensor.name for tensor in request.tensors)
     files = {name: _not_the_mapping(file) for name, file in files.items()}
     rows = {t.name: _row(t, files[t.name], raw=False) for t in request.tensors}
     for alias, kept in request.aliases.items():
@@ -56,7 +56,7 @@ def plan(request: Request) -> list[FilePlan]:
 def plan_storages(
     checkpoint: Checkpoint,
     tensors: Sequence[Tensor],
-    exotic: Sequence[Exotic],
+    exotic: Sequence[CompositeTensor],
     copies: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[FilePlan]:
     """Plan one file per storage that `tensors` use, with the bytes of the archive, and a mapping.
@@ -67,8 +67,8 @@ def plan_storages(
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
     found = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
-    _planning.refuse(
-        request, "names that are not Unicode text", filter(_planning.has_surrogates, found)
+    write_checks.refuse(
+        request, "names that are not Unicode text", filter(write_checks.has_surrogates, found)
     )
     files = _storage_files(checkpoint, [tensor.storage for tensor in every])
     rows: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def read(path: str) -> Checkpoint:
     source = open_source(os.path.join(path, MAPPING))
     mapping = _parsed(source)
     tensors, exotic = mapping["tensors"], mapping["exotic"]
-    reader = Reader(path, [*tensors.values(), *parts(exotic)])
+    reader = MappingReader(path, [*tensors.values(), *parts(exotic)])
     checkpoint = Checkpoint(path, KIND, (), {})
     for name, row in tensors.items():
         checkpoint.tensors[name] = reader.tensor(name, row)
@@ -151,7 +151,7 @@ def _parsed(source: Source) -> dict[str, Any]:
     raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=source.name)
 
 
-def recorded(path: str) -> list[Recorded]:
+def recorded(path: str) -> list[FileRecord]:
     """Return the files and checksums that the folder's `mapping.json` records, per tensor.
 
     Copies for other programs, which are not tensors of the folder, have an empty name.
@@ -164,7 +164,7 @@ def recorded(path: str) -> list[Recorded]:
     if not isinstance(copies, list):
         raise Malformed("copies that are no list", where=path)
     rows += [("", row) for row in copies]
-    reader = Reader(path, [row for _, row in rows])
+    reader = MappingReader(path, [row for _, row in rows])
     return [reader.recorded(name, row) for name, row in rows]
 
 
@@ -176,7 +176,7 @@ def read_mapped(
     Raises BadRequest listing all missing files.
     """
     try:
-        reader = Reader(path, [{"file": file} for file, *_ in sorted(mapping.values())])
+        reader = MappingReader(path, [{"file": file} for file, *_ in sorted(mapping.values())])
     except Malformed as error:  # the user's --mapping expects these files
         raise BadRequest(error.message, where=path) from None
     checkpoint = Checkpoint(path, "bare parameters", (), {})
@@ -204,11 +204,11 @@ def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[
         if _OURS.fullmatch(key):  # a file name from such a folder
             path = folder + key
         else:
-            path = folder + _not_the_mapping(names.file_names([key])[key])
+            path = folder + _not_the_mapping(file_names.file_names([key])[key])
         again = 1
         while path.lower() in taken:  # two folders of an archive may use the same key
             again += 1
-            path = folder + names.file_names([key], f"~{again}")[key]
+            path = folder + file_names.file_names([key], f"~{again}")[key]
         taken.add(path.lower())
         files[id(storage)] = path
     return files
@@ -264,7 +264,7 @@ def _mapping_plan(
 ) -> FilePlan:
     """Plan `mapping.json`, made when the digests of the files it names are known."""
 
-    def make(digests: Digests, metadata: Mapping[str, str]) -> bytes:
+    def make(digests: AvailableDigests, metadata: Mapping[str, str]) -> bytes:
         def signed(row: dict[str, Any]) -> dict[str, Any]:
             digest = digests.files.get(row["file"], _NO_DIGEST)
             return {**row, "sha256": digest.sha256, "crc32": f"{digest.crc32:08x}"}
@@ -282,4 +282,4 @@ def _mapping_plan(
             mapping["copies"] = [signed(row) for row in copies]
         return (json.dumps(mapping, indent=1) + "\n").encode()
 
-    return FilePlan(MAPPING, (_planning.late(request, make),))
+    return FilePlan(MAPPING, (write_checks.late(request, make),))

@@ -9,7 +9,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import HEADER_BYTES, TENSORS
-from cgpt_convert.formats import read_checks as _reading
+from cgpt_convert.formats import read_checks
 from cgpt_convert.sources.local import Source, read
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.tensors.shapes import c_strides
@@ -39,7 +39,7 @@ def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
         raise Malformed(
             f"{source.nbytes:,} bytes; tensors end at {end:,}",
             where=source.name,
-            hint=_reading.AGAIN if end > source.nbytes else "",
+            hint=read_checks.AGAIN if end > source.nbytes else "",
         )
     return checkpoint
 
@@ -59,7 +59,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
         key=lambda item: item[1]["data_offsets"],
     )
     tensors: dict[str, Tensor] = {}
-    unread: _reading.Unread = {}
+    unread: read_checks.Unread = {}
     end = 0
     for name, entry in entries:
         where = f"{source.name}[{name}]"
@@ -78,10 +78,10 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     if len(entries) + len(aliases) > TENSORS.of(start):
         message = f"{len(tensors):,} tensors and {len(aliases):,} names of such"
         raise Unsupported(f"{message}, in a header of {start:,} bytes", where=source.name)
-    _reading.add_aliases(tensors, aliases, source.name)
+    read_checks.add_aliases(tensors, aliases, source.name)
     rest = {key: value for key, value in metadata.items() if key not in aliases}
     checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
-    _reading.add_unread(checkpoint, unread)
+    read_checks.add_unread(checkpoint, unread)
     return checkpoint, start + end
 
 
@@ -134,7 +134,7 @@ def _tensor(name: str, entry: dict[str, Any], storage: Storage) -> Tensor:
     dtype = _FLOAT4 if code == F4 else BY_SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise Unsupported(f"the element type {code!r}", where=where)
-    nbytes = _reading.checked_nbytes(shape, 4 if code == F4 else 8 * dtype.nbytes, where)
+    nbytes = read_checks.checked_nbytes(shape, 4 if code == F4 else 8 * dtype.nbytes, where)
     if nbytes != storage.nbytes:
         raise Malformed(f"{storage.nbytes:,} bytes; its shape takes {nbytes:,}", where=where)
     if code == F4:

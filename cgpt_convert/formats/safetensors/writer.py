@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.limits import HEADER_BYTES
-from cgpt_convert.formats import sharded_writer as _shards
-from cgpt_convert.formats import write_checks as _planning
-from cgpt_convert.formats.safetensors import reader as _safetensors
+from cgpt_convert.formats import sharded_writer, write_checks
+from cgpt_convert.formats.safetensors import reader
 from cgpt_convert.plan import FilePlan, Request, part_nbytes
 from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_SAFETENSORS
@@ -43,9 +42,9 @@ def plan(request: Request) -> list[FilePlan]:
     Raises Unsupported naming all tensors of types that safetensors cannot store (complex128,
     complex32, quantized, raw bits), and all metadata that would be read as something else.
     """
-    _planning.check(request, NAME, _holds, splits=True)
+    write_checks.check(request, NAME, _holds, splits=True)
     _check_metadata(request)
-    return _shards.plan(request, SUFFIX, _file)
+    return sharded_writer.plan(request, SUFFIX, _file)
 
 
 def read(path: str) -> Checkpoint:
@@ -54,38 +53,36 @@ def read(path: str) -> Checkpoint:
     Raises Malformed wherever the library would reject the file or readers could disagree about it,
     Unsupported for element types and fields unknown to this version.
     """
-    return _safetensors.from_source(open_source(path), path)
+    return reader.from_source(open_source(path), path)
 
 
 def _code(tensor: Tensor) -> str:
-    return tensor.dtype.safetensors or _safetensors.F4
+    return tensor.dtype.safetensors or reader.F4
 
 
 def _holds(tensor: Tensor) -> bool:
     # half a byte cannot be stored: the library also rejects a float4 scalar
-    return tensor.dtype in DTYPES and bool(_code(tensor) != _safetensors.F4 or tensor.shape)
+    return tensor.dtype in DTYPES and bool(_code(tensor) != reader.F4 or tensor.shape)
 
 
 def _check_metadata(request: Request) -> None:
     """Reject metadata and aliases that could not be told apart in the one map."""
     names = {tensor.name for tensor in request.tensors}
-    reserved = [name for name in names if name == _safetensors.METADATA]
-    _planning.refuse(request, "a name that safetensors reserves", reserved)
+    reserved = [name for name in names if name == reader.METADATA]
+    write_checks.refuse(request, "a name that safetensors reserves", reserved)
     aliases, metadata = request.aliases, request.metadata
-    clashes = [key for key in aliases if key == _safetensors.FRAMEWORK or key in metadata]
-    _planning.refuse(request, "aliases that are metadata keys, too", clashes)
+    clashes = [key for key in aliases if key == reader.FRAMEWORK or key in metadata]
+    write_checks.refuse(request, "aliases that are metadata keys, too", clashes)
     lookalikes = (
-        f"{key} = {value}"
-        for key, value in metadata.items()
-        if _safetensors.is_alias(key, value, names)
+        f"{key} = {value}" for key, value in metadata.items() if reader.is_alias(key, value, names)
     )
-    _planning.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
+    write_checks.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
 
 
 def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     ordered = sorted(tensors, key=lambda tensor: (-_RANK_OF[_code(tensor)], tensor.name))
-    header = _planning.with_metadata(request, lambda more: _header(ordered, request, more))
-    nbytes = part_nbytes(header) - _safetensors.N_LEN
+    header = write_checks.with_metadata(request, lambda more: _header(ordered, request, more))
+    nbytes = part_nbytes(header) - reader.N_LEN
     if nbytes > HEADER_BYTES:
         raise Unsupported(
             f"safetensors headers are limited to {HEADER_BYTES:,} bytes: that of these "
@@ -100,7 +97,7 @@ def _shorter(tensors: Sequence[Tensor], request: Request) -> str:
     """Return what makes the header short enough."""
 
     def fits(some: Sequence[Tensor]) -> bool:
-        return len(_header(some, request, request.metadata)) - _safetensors.N_LEN <= HEADER_BYTES
+        return len(_header(some, request, request.metadata)) - reader.N_LEN <= HEADER_BYTES
 
     if request.claim is not None and fits(tensors):
         return "use --no-proof: without provenance metadata the header is short enough"
@@ -114,17 +111,17 @@ def _header(tensors: Sequence[Tensor], request: Request, pairs: Mapping[str, str
     """Return the header's length and JSON: compact, escaped like serde_json, padded to 8 bytes."""
     here = {tensor.name for tensor in tensors}
     aliases = {name: kept for name, kept in request.aliases.items() if kept in here}
-    metadata = {_safetensors.FRAMEWORK: "pt", **aliases, **pairs}
-    fields: dict[str, object] = {_safetensors.METADATA: dict(sorted(metadata.items()))}
+    metadata = {reader.FRAMEWORK: "pt", **aliases, **pairs}
+    fields: dict[str, object] = {reader.METADATA: dict(sorted(metadata.items()))}
     offset = 0
     for tensor in tensors:
         end = offset + tensor.nbytes
         shape = list(tensor.shape)
-        if _code(tensor) == _safetensors.F4:  # two elements in a byte; torch counts the bytes
+        if _code(tensor) == reader.F4:  # two elements in a byte; torch counts the bytes
             shape[-1] *= 2
         entry = {"dtype": _code(tensor), "shape": shape, "data_offsets": [offset, end]}
         fields[tensor.name] = entry
         offset = end
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(_safetensors.N_LEN, "little") + text
+    return len(text).to_bytes(reader.N_LEN, "little") + text

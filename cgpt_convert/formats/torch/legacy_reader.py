@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cgpt_convert.checkpoint import Checkpoint, Leaf
+from cgpt_convert.checkpoint import Checkpoint, NonTensorValue
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.salvage import AGAIN, content_end, sift
-from cgpt_convert.formats.torch.pickle_stream import CutOff, Stream
-from cgpt_convert.formats.torch.storage_views import Windows
+from cgpt_convert.formats.torch.pickle_stream import PickleStream, Truncated
+from cgpt_convert.formats.torch.storage_views import StorageViews
 from cgpt_convert.formats.torch.zip_reader import storage_reference
-from cgpt_convert.pickles.decode.decoder import Decoded, decode
+from cgpt_convert.pickles.decode.decoder import DecodedPickle, decode
 from cgpt_convert.pickles.flatten.flatten import fill, record_globals
 from cgpt_convert.pickles.nodes import Dict, Global, PersistentId, Value, text
 from cgpt_convert.sources.local import Source
-from cgpt_convert.sources.unpack import Window
+from cgpt_convert.sources.unpack import SourceSlice
 from cgpt_convert.tensors.dtypes import DType
 from cgpt_convert.tensors.tensor import Storage
 
@@ -80,10 +80,10 @@ def storages_end(source: Source, at: int) -> int | None:
 
     Only a full parse shows that the bytes after its five pickles are numbers.
     """
-    stream = Window(source, at, source.nbytes - at, source.name)
+    stream = SourceSlice(source, at, source.nbytes - at, source.name)
     table = LegacyStorages(stream)
     try:
-        head = _unpickle(Stream(stream), table)
+        head = _unpickle(PickleStream(stream), table)
         extent = table.locate(head.stream, _keys(head.keys, source.name))
     except CgptError as error:
         if error.kind == "unreadable":
@@ -92,16 +92,16 @@ def storages_end(source: Source, at: int) -> int | None:
     return at + extent.needed if extent.needed == extent.present else None
 
 
-class _Head(NamedTuple):
+class _StreamHead(NamedTuple):
     """The last three pickles at the start of a stream, and the position after them."""
 
-    stream: Stream
+    stream: PickleStream
     system: Value
-    decoded: Decoded
+    decoded: DecodedPickle
     keys: Value
 
 
-def _unpickle(stream: Stream, table: LegacyStorages) -> _Head:
+def _unpickle(stream: PickleStream, table: LegacyStorages) -> _StreamHead:
     """Decode the five pickles. Raises Malformed or Unsupported."""
     where = stream.source.name
     if stream.unpickle("magic number").value != MAGIC:
@@ -111,7 +111,7 @@ def _unpickle(stream: Stream, table: LegacyStorages) -> _Head:
         raise Unsupported(f"protocol version {text(version)}", where=where)
     system = stream.unpickle("system").value
     decoded = stream.unpickle("object", table.resolve, _OBJECT_FIRST)
-    return _Head(stream, system, decoded, stream.unpickle("storage keys").value)
+    return _StreamHead(stream, system, decoded, stream.unpickle("storage keys").value)
 
 
 def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
@@ -119,8 +119,8 @@ def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
     checkpoint = Checkpoint(source.name, "PyTorch legacy stream", (source,), {})
     table = LegacyStorages(source)
     try:
-        head = _unpickle(Stream(source), table)
-    except CutOff as error:
+        head = _unpickle(PickleStream(source), table)
+    except Truncated as error:
         error.message = f"cut off before the tensors' data begin: {error.message}"
         error.hint = AGAIN
         raise
@@ -165,7 +165,7 @@ def _keys(value: Value, where: str) -> list[str]:
     return keys
 
 
-class _Declared(NamedTuple):
+class _StorageDeclaration(NamedTuple):
     """A storage as declared in the pickle. Its elements are bytes if it is untyped."""
 
     dtype: DType | None
@@ -182,10 +182,10 @@ class LegacyStorages:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.declared: dict[str, _Declared] = {}
+        self.declared: dict[str, _StorageDeclaration] = {}
         self.storages: dict[str, Storage] = {}
         self.made: dict[object, tuple[object, Storage]] = {}
-        self.windows = Windows()
+        self.windows = StorageViews()
         self.used: set[str] = set()
         self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it
 
@@ -198,20 +198,20 @@ class LegacyStorages:
                     return cls
             raise Malformed(f"not a reference to a class: {text(reference)}")
         key, dtype, numel, device = storage_reference(reference)
-        known = self.declared.setdefault(key, _Declared(dtype, numel, device))
+        known = self.declared.setdefault(key, _StorageDeclaration(dtype, numel, device))
         # empty storages share an address, so torch may declare one with two types
         if known[:2] != (dtype, numel) and (numel or known.numel):
             raise Malformed(f"storage {key} is declared with two types or sizes")
         return PersistentId(reference)
 
-    def locate(self, stream: Stream, keys: list[str]) -> _Extent:
+    def locate(self, stream: PickleStream, keys: list[str]) -> _Extent:
         """Locate every storage; in a truncated file they may extend past its end."""
         self._check(keys)
         at, present = stream.at, self.source.nbytes
         for key in keys:
             declared = self.declared[key]
             if at + _COUNT_NBYTES <= present:
-                numel = Stream(self.source, at).integer()
+                numel = PickleStream(self.source, at).integer()
                 if numel != declared.numel:
                     present = self._end_before(stream.at, at, key, numel)
             offset = at + _COUNT_NBYTES
@@ -269,4 +269,6 @@ class LegacyStorages:
         unused = sum(s.nbytes for key, s in self.storages.items() if key not in self.used)
         if unused:
             checkpoint.findings.append(Finding(findings.UNREFERENCED, f"{unused:,} bytes"))
-        checkpoint.others += [Leaf(f"source of {cls}", code) for cls, code in self.code.items()]
+        checkpoint.others += [
+            NonTensorValue(f"source of {cls}", code) for cls, code in self.code.items()
+        ]

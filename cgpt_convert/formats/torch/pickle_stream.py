@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import PICKLE
 from cgpt_convert.pickles.decode.argument_reader import Incomplete
-from cgpt_convert.pickles.decode.decoder import Decoded, decode
+from cgpt_convert.pickles.decode.decoder import DecodedPickle, decode
 from cgpt_convert.pickles.nodes import PersistentId, Value
 from cgpt_convert.sources.local import Source, read
 
@@ -15,11 +15,11 @@ _FIRST = 4 << 10  # bytes tried first; most pickles of these containers are shor
 _LARGE = 1 << 20
 
 
-class CutOff(Malformed):
+class Truncated(Malformed):
     """The data ends too early; the complete file might be valid."""
 
 
-class Stream:
+class PickleStream:
     """A position in the bytes `at` to `end` of a source. `part` names an item in errors."""
 
     def __init__(self, source: Source, at: int = 0, end: int | None = None) -> None:
@@ -29,7 +29,7 @@ class Stream:
 
     def unpickle(
         self, part: str, persistent: Callable[[Value], Value] = PersistentId, first: int = _FIRST
-    ) -> Decoded:
+    ) -> DecodedPickle:
         """Decode the pickle at the current position and move past it.
 
         Its length is known only after decoding, so `persistent` may be called more than once for
@@ -44,7 +44,7 @@ class Stream:
                 decoded = decode(data, persistent=persistent)
             except Incomplete as error:
                 if window == self.end - self.at:
-                    raise CutOff(error.message, where=place) from None
+                    raise Truncated(error.message, where=place) from None
                 if window == PICKLE.nbytes:
                     raise Unsupported(
                         f"a pickle of more than {window:,} bytes", where=place
@@ -70,9 +70,9 @@ class Stream:
         return self.at - nbytes
 
     def need(self, nbytes: int) -> None:
-        """Raise CutOff unless `nbytes` bytes are left."""
+        """Raise Truncated unless `nbytes` bytes are left."""
         if nbytes > self.end - self.at:
-            raise CutOff(
+            raise Truncated(
                 f"needs {nbytes:,} bytes at byte {self.at:,}, which go past byte {self.end:,}",
                 where=self.source.name,
             )

@@ -17,7 +17,7 @@ _BATCH = 1000  # items to one SETITEMS: Modules/_pickle.c, BATCHSIZE
 _TUPLES = (b"", b"\x85", b"\x86", b"\x87")  # TUPLE1 to TUPLE3
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A named row-major tensor that fills the storage called `key`."""
 
     name: str
@@ -27,10 +27,10 @@ class Entry(NamedTuple):
     key: str
 
 
-Value = Entry | str | Mapping[str, str]
+Value = TensorEntry | str | Mapping[str, str]
 
 
-def state_dict(entries: Iterable[Entry], attributes: Mapping[str, Value]) -> bytes:
+def state_dict(entries: Iterable[TensorEntry], attributes: Mapping[str, Value]) -> bytes:
     """Return the pickle of an OrderedDict of the tensors; `attributes` are set on the dict."""
     pickler = _Pickler()
     pickler.ordered_dict()
@@ -52,7 +52,7 @@ class _Pickler:
     def value(self, value: Value | Mapping[str, Value]) -> None:
         if isinstance(value, str):
             self.text(value)
-        elif isinstance(value, Entry):
+        elif isinstance(value, TensorEntry):
             self.tensor(value)
         else:
             self.out += b"}"  # EMPTY_DICT
@@ -68,7 +68,7 @@ class _Pickler:
                 self.value(value)
             self.out += b"u" if len(batch) > 1 else b"s"  # SETITEMS, SETITEM
 
-    def tensor(self, entry: Entry) -> None:
+    def tensor(self, entry: TensorEntry) -> None:
         """Append the call that torch/_tensor.py `_reduce_ex_internal` makes."""
         dtype = entry.dtype
         self.symbol("torch._utils", f"_rebuild_tensor_v{2 if dtype.storage else 3}")
@@ -83,7 +83,7 @@ class _Pickler:
             self.symbol("torch", dtype.name)
         self.called()
 
-    def storage(self, entry: Entry) -> None:
+    def storage(self, entry: TensorEntry) -> None:
         """Append the persistent id that torch/serialization.py `persistent_id` makes."""
         dtype = entry.dtype
         self.out += b"("  # MARK

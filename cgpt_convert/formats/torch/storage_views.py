@@ -9,18 +9,18 @@ from cgpt_convert.core.errors import Malformed
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 
-class _Window(NamedTuple):
+class _StorageView(NamedTuple):
     storage: Storage
     root: Storage
     offset: int  # bytes from the root's start
 
 
-class Windows:
+class StorageViews:
     """The windows of one file, by key."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, _Window] = {}
-        self._by_id: dict[int, _Window] = {}
+        self._by_key: dict[str, _StorageView] = {}
+        self._by_id: dict[int, _StorageView] = {}
 
     def get(self, key: str, root: Storage, offset: int, nbytes: int) -> Storage:
         """Return the storage of `nbytes` bytes from `offset` of `root`; one object per key.
@@ -34,7 +34,7 @@ class Windows:
                     f"storage {key} is bytes {offset:,} to {offset + nbytes:,} of storage "
                     f"{root.key}, which has {root.nbytes:,}"
                 )
-            known = _Window(
+            known = _StorageView(
                 replace(root, offset=root.offset + offset, nbytes=nbytes, key=key), root, offset
             )
             self._by_key[key] = self._by_id[id(known.storage)] = known

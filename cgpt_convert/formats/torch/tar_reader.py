@@ -6,9 +6,9 @@ the pickle refers to both by the same numbers.
 
 from __future__ import annotations
 
-from cgpt_convert.archives import tar as tarball
-from cgpt_convert.archives.tar import Member
-from cgpt_convert.checkpoint import Checkpoint, Leaf
+from cgpt_convert.archives import tar
+from cgpt_convert.archives.tar import TarMember
+from cgpt_convert.checkpoint import Checkpoint, NonTensorValue
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
@@ -16,8 +16,8 @@ from cgpt_convert.core.limits import RANK
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.salvage import AGAIN, content_end
 from cgpt_convert.formats.torch.legacy_reader import check_system
-from cgpt_convert.formats.torch.pickle_stream import CutOff, Stream
-from cgpt_convert.formats.torch.storage_views import Windows
+from cgpt_convert.formats.torch.pickle_stream import PickleStream, Truncated
+from cgpt_convert.formats.torch.storage_views import StorageViews
 from cgpt_convert.formats.torch.zip_reader import storage_dtype
 from cgpt_convert.pickles.flatten.flatten import fill, record_globals
 from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Value, text
@@ -34,7 +34,7 @@ _NDIM_NBYTES, _NDIM_PAD = 4, 4  # formerly an int64; the upper half is skipped
 def is_torch_tar(source: Source) -> bool:
     """Return whether the tar in `source` has torch's members."""
     try:
-        return tarball.members(source)[0].keys() >= set(NAMES)
+        return tar.members(source)[0].keys() >= set(NAMES)
     except CgptError:
         return False
 
@@ -44,7 +44,7 @@ def read(source: Source) -> Checkpoint:
 
     Raises Malformed or Unsupported, naming the member or every tensor that cannot be understood.
     """
-    members, end = tarball.members(source)
+    members, end = tar.members(source)
     missing = [name for name in NAMES if name not in members]
     if missing:
         raise Malformed(
@@ -69,7 +69,7 @@ def read(source: Source) -> Checkpoint:
 
 
 def _account(
-    checkpoint: Checkpoint, members: dict[str, Member], end: int, parts: dict[str, Stream]
+    checkpoint: Checkpoint, members: dict[str, TarMember], end: int, parts: dict[str, PickleStream]
 ) -> None:
     """Add findings for unused parts: other members, ends of members, data after the tar."""
     unused = {name: parts[name].end - parts[name].at for name in NAMES}
@@ -84,26 +84,26 @@ def _account(
         checkpoint.findings.append(Finding(findings.TRAILING, detail))
 
 
-def _stream(source: Source, member: Member) -> Stream:
+def _stream(source: Source, member: TarMember) -> PickleStream:
     if member.offset + member.nbytes > source.nbytes:
-        raise CutOff(
+        raise Truncated(
             f"cut off at byte {source.nbytes:,}: {member.name} goes to byte "
             f"{member.offset + member.nbytes:,}",
             where=source.name,
             hint=AGAIN,
         )
-    return Stream(source, member.offset, member.offset + member.nbytes)
+    return PickleStream(source, member.offset, member.offset + member.nbytes)
 
 
 class TarStorages:
     """The storages and tensors of a tar, by number."""
 
-    def __init__(self, storages: Stream, tensors: Stream) -> None:
+    def __init__(self, storages: PickleStream, tensors: PickleStream) -> None:
         self.where = storages.source.name
         self.storages: dict[int, tuple[Storage, DType]] = {}
         self.tensors: dict[int, Call] = {}
         self.made: dict[object, tuple[object, Storage]] = {}
-        self.windows = Windows()
+        self.windows = StorageViews()
         self.used: set[int] = set()  # ids of the roots that tensors are views of
         self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it
         for _ in range(self._count(storages, "storages")):
@@ -113,13 +113,13 @@ class TarStorages:
         for _ in range(self._count(tensors, "tensors")):
             self._read_tensor(tensors)
 
-    def _count(self, stream: Stream, part: str) -> int:
+    def _count(self, stream: PickleStream, part: str) -> int:
         count = stream.unpickle(part).value
         if type(count) is not int or count < 0:
             raise Malformed(f"not a number of {part}: {text(count)}", where=self.where)
         return count
 
-    def _read_storage(self, stream: Stream) -> None:
+    def _read_storage(self, stream: PickleStream) -> None:
         """Read `(key, location, class)`, then the number of elements and the elements."""
         match stream.unpickle("storages").value:
             case (int() as key, str() | bytes() as location, Global() as cls):
@@ -139,7 +139,7 @@ class TarStorages:
         storage = Storage(stream.source, offset, numel * dtype.nbytes, str(key), device=device)
         self.storages[key] = storage, dtype
 
-    def _read_windows(self, stream: Stream) -> None:
+    def _read_windows(self, stream: PickleStream) -> None:
         """Read a list of `(key, root key, first element, elements)`."""
         windows = stream.unpickle("storages").value
         for window in windows if isinstance(windows, list) else [windows]:
@@ -153,7 +153,7 @@ class TarStorages:
                 case _:
                     raise Malformed(f"not a view of a storage: {text(window)}", where=self.where)
 
-    def _read_tensor(self, stream: Stream) -> None:
+    def _read_tensor(self, stream: PickleStream) -> None:
         """Read `(key, storage's key, class)`, then rank, sizes, strides and first element."""
         match stream.unpickle("tensors").value:
             case (int() as key, int() as storage, Global() as cls) if storage in self.storages:
@@ -206,4 +206,6 @@ class TarStorages:
         if unused:
             detail = f"{unused:,} bytes of storages"
             checkpoint.findings.append(Finding(findings.UNREFERENCED, detail))
-        checkpoint.others += [Leaf(f"source of {cls}", code) for cls, code in self.code.items()]
+        checkpoint.others += [
+            NonTensorValue(f"source of {cls}", code) for cls, code in self.code.items()
+        ]

@@ -12,16 +12,16 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from cgpt_convert.archives.zip_archive import Archive
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, Member
+from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, ZipMember
 from cgpt_convert.archives.zip_local_header import LOCAL
-from cgpt_convert.checkpoint import Lost
+from cgpt_convert.checkpoint import MissingTensor
 from cgpt_convert.core.errors import CgptError, Malformed
 from cgpt_convert.core.limits import MEMBERS
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.salvage import AGAIN, Partial, content_end, sift
-from cgpt_convert.formats.torch.pickle_stream import CutOff, Stream
+from cgpt_convert.formats.salvage import AGAIN, PartialCheckpoint, content_end, sift
+from cgpt_convert.formats.torch.pickle_stream import PickleStream, Truncated
 from cgpt_convert.formats.torch.zip_reader import of_archive, storage_reference, storage_told
-from cgpt_convert.pickles.decode.decoder import Decoded
+from cgpt_convert.pickles.decode.decoder import DecodedPickle
 from cgpt_convert.pickles.nodes import PersistentId, Value
 from cgpt_convert.sources.local import CHUNK, Source, read
 
@@ -43,15 +43,15 @@ def diagnose(source: Source) -> CgptError:
         return error.at(source.name)
 
 
-def salvage(source: Source) -> Partial:
+def salvage(source: Source) -> PartialCheckpoint:
     """Return the intact tensors of the archive.
 
     Raises Malformed if the pickle itself is truncated, or if the archive was not written by torch.
     """
-    walk = _Walk(source)
+    walk = _RecordWalk(source)
     try:
         walk.run()
-    except CutOff as error:
+    except Truncated as error:
         raise Malformed(
             f"cut off at byte {source.nbytes:,}, inside the pickle that names the tensors",
             where=source.name,
@@ -72,11 +72,11 @@ def salvage(source: Source) -> Partial:
     partial = sift(of_archive(Archive(source, members), walk.decoded()), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
-        partial.checkpoint.lost["constants"] = Lost(None, "what names them is cut off")
+        partial.checkpoint.lost["constants"] = MissingTensor(None, "what names them is cut off")
     return partial
 
 
-class _Sized(NamedTuple):
+class _RecordSize(NamedTuple):
     """The length of a record and the start of the next; None if the file does not say."""
 
     nbytes: int
@@ -84,14 +84,14 @@ class _Sized(NamedTuple):
     following: int | None
 
 
-class _Walk:
+class _RecordWalk:
     """The records from the start to `end`, where the valid content ends."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ZipMember] = {}
         self.sizes: dict[str, int] | None = None  # of the storages, by record name
-        self.pickle: tuple[str, Decoded] | None = None  # its record's name, and the pickle
+        self.pickle: tuple[str, DecodedPickle] | None = None  # its record's name, and the pickle
         self.root = ""
         self.end = source.nbytes
 
@@ -125,7 +125,7 @@ class _Walk:
         if rest != b"PK\3\4":
             self.end = min(at, content_end(self.source))
 
-    def _measure(self, header: Member) -> _Sized | None:
+    def _measure(self, header: ZipMember) -> _RecordSize | None:
         """Return the record's length; None if it cannot be determined."""
         place = f"{self.source.name}[{printable(header.name)}]"
         if header.method != STORED:
@@ -138,33 +138,33 @@ class _Walk:
             end = header.offset + header.nbytes
             whole = end <= self.source.nbytes
             crc = header.crc32 if whole else _UNKNOWN_CRC
-            return _Sized(header.nbytes, crc, end if whole else None)
+            return _RecordSize(header.nbytes, crc, end if whole else None)
         if nbytes is None:
             nbytes = _find_descriptor(self.source, header.offset)
             if nbytes is None:
                 return None
         return self._described(header, nbytes)
 
-    def _described(self, header: Member, nbytes: int) -> _Sized:
+    def _described(self, header: ZipMember, nbytes: int) -> _RecordSize:
         """Return the record of `nbytes` bytes, confirmed by its data descriptor if possible."""
         end = header.offset + nbytes
         tail = read(self.source, min(end, self.source.nbytes), _left(self.source, end))
         described = _descriptor(tail, nbytes)
         if described:
             crc, length = described
-            return _Sized(nbytes, crc, end + length)
+            return _RecordSize(nbytes, crc, end + length)
         if not nbytes:  # torch writes none after an empty record
-            return _Sized(0, 0, end)
+            return _RecordSize(0, 0, end)
         if len(tail) < _DESCRIPTOR_FORMS[0].size:  # the file ends in or after the record
-            return _Sized(nbytes, _UNKNOWN_CRC, None)
+            return _RecordSize(nbytes, _UNKNOWN_CRC, None)
         told = _find_descriptor(self.source, header.offset)
         if told is not None:
             return self._described(header, told)
         kept = content_end(self.source, header.offset)
         self.end = kept if kept <= end else header.offset  # zeros from there on, or damage
-        return _Sized(nbytes, _UNKNOWN_CRC, None)
+        return _RecordSize(nbytes, _UNKNOWN_CRC, None)
 
-    def _read_pickle(self, header: Member) -> int:
+    def _read_pickle(self, header: ZipMember) -> int:
         """Return the pickle's length; record the sizes of the storages that it declares."""
         self.root = header.name.removesuffix("/data.pkl")
         sizes: dict[str, int] = {}
@@ -177,30 +177,32 @@ class _Walk:
             return PersistentId(reference)
 
         name = printable(header.name)
-        self.pickle = header.name, Stream(self.source, header.offset).unpickle(name, note)
+        self.pickle = header.name, PickleStream(self.source, header.offset).unpickle(name, note)
         self.sizes = sizes
         return self.pickle[1].end
 
-    def decoded(self) -> dict[str, Decoded]:
+    def decoded(self) -> dict[str, DecodedPickle]:
         """Return the pickle by its record's name, unless the record proved to be too short."""
         if self.pickle is None:
             return {}
         name, decoded = self.pickle
         return {name: decoded} if self.members[name].nbytes >= decoded.reach else {}
 
-    def missing(self) -> dict[str, Member]:
+    def missing(self) -> dict[str, ZipMember]:
         """Return the missing storages, placed consecutively where the file should continue."""
         at = max([self.end, *(m.offset + m.nbytes for m in self.members.values())])
         found = {}
         for name, nbytes in (self.sizes or {}).items():
             if name not in self.members:
                 at += LOCAL.size + len(name)
-                found[name] = Member(name, at, at, nbytes, nbytes, STORED, DESCRIPTOR, _UNKNOWN_CRC)
+                found[name] = ZipMember(
+                    name, at, at, nbytes, nbytes, STORED, DESCRIPTOR, _UNKNOWN_CRC
+                )
                 at += nbytes + (_DESCRIPTOR_FORMS[0].size if nbytes else 0)
         return found
 
 
-def _local_header(source: Source, at: int) -> Member | None:
+def _local_header(source: Source, at: int) -> ZipMember | None:
     """Return the record whose local header is at `at`, with its sizes; None if there is none."""
     if at + LOCAL.size > source.nbytes:
         return None
@@ -215,7 +217,7 @@ def _local_header(source: Source, at: int) -> Member | None:
     except UnicodeDecodeError as error:
         message = f"a record name that is not UTF-8: {raw[:80]!r}"
         raise Malformed(message, where=source.name) from error
-    return Member(name, at, offset, nbytes, compressed, method, flags, crc)
+    return ZipMember(name, at, offset, nbytes, compressed, method, flags, crc)
 
 
 def _left(source: Source, at: int) -> int:

@@ -11,13 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from cgpt_convert.checkpoint import Checkpoint, Folded, Leaf
-from cgpt_convert.formats import sharded_writer as _shards
-from cgpt_convert.formats import write_checks as _planning
-from cgpt_convert.formats.torch import pickle_writer as _torch_pickle
-from cgpt_convert.formats.torch import zip_reader as torchzip
-from cgpt_convert.formats.torch import zip_writer as _torch_zip
-from cgpt_convert.formats.torch.pickle_writer import Entry
+from cgpt_convert.checkpoint import Checkpoint, CollapsedContainer, NonTensorValue
+from cgpt_convert.formats import sharded_writer, write_checks
+from cgpt_convert.formats.torch import pickle_writer, zip_layout, zip_reader
+from cgpt_convert.formats.torch.pickle_writer import TensorEntry
 from cgpt_convert.pickles.nodes import Dict
 from cgpt_convert.plan import FilePlan, Part, Request
 from cgpt_convert.sources.paths import open_source
@@ -39,9 +36,9 @@ def plan(request: Request) -> list[FilePlan]:
 
     Raises Unsupported naming all quantized tensors.
     """
-    _planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES, splits=True)
+    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES, splits=True)
     suffix = os.path.splitext(request.name)[1]
-    return _shards.plan(
+    return sharded_writer.plan(
         request,
         suffix if suffix.lower() in (SUFFIX, *ALSO) else SUFFIX,
         _file,
@@ -54,7 +51,7 @@ def read(path: str) -> Checkpoint:
 
     Raises Malformed or Unsupported as `zip_reader.read` does.
     """
-    checkpoint = torchzip.read(open_source(path))
+    checkpoint = zip_reader.read(open_source(path))
     checkpoint.metadata |= metadata(checkpoint)
     return checkpoint
 
@@ -70,7 +67,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
 def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
     """Plan the file called `name`: `tensors` and their aliases."""
     entries = {
-        tensor.name: Entry(tensor.name, tensor.dtype, tensor.shape, tensor.numel, str(key))
+        tensor.name: TensorEntry(tensor.name, tensor.dtype, tensor.shape, tensor.numel, str(key))
         for key, tensor in enumerate(tensors)
     }
     # at the end, as in state dicts: an lm_head follows its embedding
@@ -82,25 +79,29 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
 
     def pickled(pairs: Mapping[str, str]) -> bytes:
         attributes = {_METADATA: dict(pairs)} if pairs else {}
-        return _torch_pickle.state_dict([*entries.values(), *tied], attributes)
+        return pickle_writer.state_dict([*entries.values(), *tied], attributes)
 
     records: list[tuple[str, Part]] = [
-        ("data.pkl", _planning.with_metadata(request, pickled)),
+        ("data.pkl", write_checks.with_metadata(request, pickled)),
         (".format_version", b"1"),  # data records in the pickle's order
-        (".storage_alignment", str(_torch_zip.ALIGNMENT).encode()),
+        (".storage_alignment", str(zip_layout.ALIGNMENT).encode()),
         ("byteorder", b"little"),
         *((f"data/{key}", tensor) for key, tensor in enumerate(tensors)),
         ("version", b"3\n"),  # caffe2/serialize/versions.h kProducedFileFormatVersion
     ]
-    return FilePlan(name, _torch_zip.stored((f"{_ROOT}/{name}", part) for name, part in records))
+    return FilePlan(name, zip_layout.stored((f"{_ROOT}/{name}", part) for name, part in records))
 
 
-def _metadata(leaf: Leaf) -> dict[str, str]:
+def _metadata(leaf: NonTensorValue) -> dict[str, str]:
     """Return the text pairs in the outermost dict's attribute `metadata`; else none.
 
     A dict inside the state dict is a container and not a leaf, unless it is folded.
     """
-    if leaf.path != _METADATA or isinstance(leaf, Folded) or not isinstance(leaf.value, Dict):
+    if (
+        leaf.path != _METADATA
+        or isinstance(leaf, CollapsedContainer)
+        or not isinstance(leaf.value, Dict)
+    ):
         return {}
     pairs = leaf.value.items
     return {k: v for k, v in pairs if isinstance(k, str) and isinstance(v, str)}

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 
 from cgpt_convert.archives.zip_archive import SCRIPT, Archive, open_archive
-from cgpt_convert.archives.zip_directory import STORED, Member
+from cgpt_convert.archives.zip_directory import STORED, ZipMember
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings, limits
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
@@ -19,7 +19,7 @@ from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.diagnose_zip import MACOS, of_names
 from cgpt_convert.formats.torch.torchscript import CONSTANT, script_classes
-from cgpt_convert.pickles.decode.decoder import Decoded, decode
+from cgpt_convert.pickles.decode.decoder import DecodedPickle, decode
 from cgpt_convert.pickles.flatten.children import ScriptClasses
 from cgpt_convert.pickles.flatten.flatten import fill, record_globals
 from cgpt_convert.pickles.nodes import Global, Value, text
@@ -39,7 +39,7 @@ def read(source: Source) -> Checkpoint:
     return of_archive(open_archive(source))
 
 
-def of_archive(archive: Archive, known: Mapping[str, Decoded] | None = None) -> Checkpoint:
+def of_archive(archive: Archive, known: Mapping[str, DecodedPickle] | None = None) -> Checkpoint:
     """Read an archive whose records are already known; raise errors as `read` does.
 
     `known` are already decoded pickles, by the names of their records.
@@ -234,6 +234,6 @@ def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]
         checkpoint.findings.append(Finding(findings.VALUES_NOT_SAVED, detail))
 
 
-def _is_skipped(member: Member) -> bool:
+def _is_skipped(member: ZipMember) -> bool:
     """Return whether the record was reserved under torch.serialization.skip_data(): CRC-32 0."""
     return member.nbytes > 0 and member.crc32 == 0 and member.method == STORED

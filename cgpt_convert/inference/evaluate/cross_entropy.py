@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from cgpt_convert.inference.evaluate.windows import Window
+from cgpt_convert.inference.evaluate.windows import TokenWindow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Loss(NamedTuple):
         return self.nats / math.log(2) / nbytes
 
 
-def evaluate(model: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary: int) -> Loss:
+def evaluate(model: Scorer, sequence: Ids, windows: Iterable[TokenWindow], vocabulary: int) -> Loss:
     """Return the loss over windows of `sequence`, an end-of-text token and the text's tokens."""
     nats, tokens, top = 0.0, 0, 0
     for logits, targets in scored_logits(model, sequence, windows, vocabulary):
@@ -65,7 +65,7 @@ def evaluate(model: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary
 
 
 def scored_logits(
-    model: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary: int
+    model: Scorer, sequence: Ids, windows: Iterable[TokenWindow], vocabulary: int
 ) -> Iterator[tuple[Floats, Ids]]:
     """Yield logits (m, vocabulary) and the following tokens (m,), within the memory limit."""
     rows = max(1, LOGITS_NBYTES // (4 * vocabulary))

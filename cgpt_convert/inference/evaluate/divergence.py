@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cgpt_convert.inference.evaluate.cross_entropy import Loss, Scorer, scored_logits
-from cgpt_convert.inference.evaluate.windows import Window
+from cgpt_convert.inference.evaluate.windows import TokenWindow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class Divergence(NamedTuple):
 
 
 def diverge(
-    base: Scorer, other: Scorer, sequence: Ids, windows: Iterable[Window], vocabulary: int
+    base: Scorer, other: Scorer, sequence: Ids, windows: Iterable[TokenWindow], vocabulary: int
 ) -> Divergence:
     """Return the divergence over windows of `sequence`; see `cross_entropy.evaluate`.
 

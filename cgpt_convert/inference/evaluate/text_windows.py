@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cgpt_convert.core.errors import BadRequest, Unsupported
-from cgpt_convert.inference.evaluate.windows import Window, count, rolling_windows
+from cgpt_convert.inference.evaluate.windows import TokenWindow, count, rolling_windows
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.text import Encoder, find
+from cgpt_convert.inference.text_codec import Encoder, find
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Passage(NamedTuple):
+class WindowedText(NamedTuple):
     """A text's tokens and the windows in which they are predicted."""
 
     sequence: NDArray[np.int64]  # the prefix token, then the text's tokens
@@ -34,14 +34,14 @@ class Passage(NamedTuple):
         """The number of windows."""
         return count(self.tokens, self.context, self.stride)
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[TokenWindow]:
         """Return the windows of `sequence`, each computed in one pass."""
         return rolling_windows(self.tokens, self.context, self.stride)
 
 
 def read_passage(
     model: Model, text: str, folder: str | None, context: int | None, stride: int | None
-) -> Passage:
+) -> WindowedText:
     """Encode the text with the tokenizer in `folder`, else with the one in or beside the model.
 
     By default the context is all positions of the model, and the stride is the context. Raises
@@ -58,7 +58,7 @@ def read_passage(
         raise BadRequest(f"a stride of {stride:,} tokens does not fit a context of {context:,}")
     tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
     ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text, special=False)]
-    return Passage(np.array(ids, np.int64), context, stride)
+    return WindowedText(np.array(ids, np.int64), context, stride)
 
 
 def prefix_id(tokenizer: Tokenizer, path: str) -> int:

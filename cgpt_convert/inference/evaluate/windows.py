@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 
-class Window(NamedTuple):
+class TokenWindow(NamedTuple):
     """A slice of the end-of-text token and the text's tokens; its last `scored` are scored."""
 
     start: int
@@ -18,7 +18,7 @@ class Window(NamedTuple):
     scored: int
 
 
-def rolling_windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
+def rolling_windows(tokens: int, context: int, stride: int) -> Iterator[TokenWindow]:
     """Yield windows of at most `context` tokens that predict each of `tokens` tokens once.
 
     With `stride` equal to `context`, they equal those of lm-eval's `loglikelihood_rolling`, whose
@@ -26,11 +26,11 @@ def rolling_windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
     """
     done = min(context, tokens)
     if done:
-        yield Window(0, done, done)
+        yield TokenWindow(0, done, done)
     while done < tokens:
         scored = min(stride, tokens - done)
         done += scored
-        yield Window(done - context, done, scored)
+        yield TokenWindow(done - context, done, scored)
 
 
 def count(tokens: int, context: int, stride: int) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cgpt_convert.inference.generate import sampling
-from cgpt_convert.inference.generate.settings import Settings
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 from cgpt_convert.inference.model import Model
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class _Beam(NamedTuple):
     parent: int  # index of the beam that it continues
 
 
-def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]:
+def search(model: Model, prompt: Sequence[int], settings: GenerationSettings) -> list[int]:
     """Return the new tokens of the best text found, as `loop.generate`."""
     width = settings.beams
     caches = model.cache(width, len(prompt) + settings.max_new_tokens)
@@ -55,7 +55,7 @@ def search(model: Model, prompt: Sequence[int], settings: Settings) -> list[int]
 
 
 def _candidates(
-    logits: Floats, running: Sequence[_Beam], prompt: Sequence[int], settings: Settings
+    logits: Floats, running: Sequence[_Beam], prompt: Sequence[int], settings: GenerationSettings
 ) -> list[_Beam]:
     """Return the best continuations of the running texts, best first.
 

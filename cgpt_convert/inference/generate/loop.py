@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cgpt_convert.inference.generate import beam_search as beams
-from cgpt_convert.inference.generate import sampling
-from cgpt_convert.inference.generate.settings import Settings, check
+from cgpt_convert.inference.generate import beam_search, sampling
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings, check
 from cgpt_convert.inference.model import Model
 
 
-def generate(model: Model, prompt: Sequence[int], settings: Settings) -> Iterator[int]:
+def generate(model: Model, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[int]:
     """Yield the new tokens as they are generated; with beams, all at the end.
 
     Raises BadRequest before any computation if the request does not fit the model, Unsupported if
@@ -20,11 +19,11 @@ def generate(model: Model, prompt: Sequence[int], settings: Settings) -> Iterato
     """
     check(model, prompt, settings)
     if settings.beams > 1:
-        return iter(beams.search(model, prompt, settings))
+        return iter(beam_search.search(model, prompt, settings))
     return _one_by_one(model, list(prompt), settings)
 
 
-def _one_by_one(model: Model, ids: list[int], settings: Settings) -> Iterator[int]:
+def _one_by_one(model: Model, ids: list[int], settings: GenerationSettings) -> Iterator[int]:
     random = np.random.default_rng(settings.seed)
     cache = model.cache(1, len(ids) + settings.max_new_tokens)
     fed = 0

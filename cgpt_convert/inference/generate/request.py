@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.core.errors import BadRequest, Malformed
 from cgpt_convert.core.text import printable
-from cgpt_convert.inference.generate.sampling import Warp
-from cgpt_convert.inference.generate.settings import Settings
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings
+from cgpt_convert.inference.generate.sampling import SamplingOptions
 from cgpt_convert.sources.local import read
 from cgpt_convert.sources.paths import named, open_source
 
@@ -29,15 +29,15 @@ _PARAMS: dict[str, tuple[type | tuple[type, ...], Any]] = {
 }
 
 
-class Request(NamedTuple):
+class GenerationRequest(NamedTuple):
     """A generation request; its answer is a list of texts, one per prompt."""
 
     prompts: list[str]
-    settings: Settings
+    settings: GenerationSettings
     full_text: bool  # whether answers start with the prompt
 
 
-def read_request(path: str) -> Request:
+def read_request(path: str) -> GenerationRequest:
     """Read a request from a JSON file. Raises BadRequest, naming the key, if invalid."""
     path = named(path)
     source = open_source(path)
@@ -52,7 +52,7 @@ def read_request(path: str) -> Request:
     return _parsed(content, path)
 
 
-def _parsed(content: object, path: str) -> Request:
+def _parsed(content: object, path: str) -> GenerationRequest:
     if not isinstance(content, dict) or not content.keys() <= {"input_data", "params"}:
         raise BadRequest("no request to generate text", where=path, hint=_HINT)
     prompts, params = content.get("input_data"), content.get("params", {})
@@ -61,8 +61,8 @@ def _parsed(content: object, path: str) -> Request:
     if not isinstance(params, dict):
         raise BadRequest("params is no object", where=path, hint=_HINT)
     values = {key: _value(key, params, path) for key in (*_PARAMS, *params)}
-    warp = Warp(float(values["temperature"]), values["top_k"], float(values["top_p"]))
-    settings = Settings(
+    warp = SamplingOptions(float(values["temperature"]), values["top_k"], float(values["top_p"]))
+    settings = GenerationSettings(
         values["max_new_tokens"],
         no_repeat_ngram=values["no_repeat_ngram_size"],
         warp=warp if values["do_sample"] else None,
@@ -70,7 +70,7 @@ def _parsed(content: object, path: str) -> Request:
         beams=values["num_beams"],
         early_stopping=values["early_stopping"],
     )
-    return Request(prompts, settings, values["return_full_text"])
+    return GenerationRequest(prompts, settings, values["return_full_text"])
 
 
 def _value(key: str, params: dict[str, Any], path: str) -> Any:

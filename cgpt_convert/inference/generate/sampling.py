@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-class Warp(NamedTuple):
+class SamplingOptions(NamedTuple):
     """Changes of the sampling distribution; the defaults change nothing."""
 
     temperature: float = 1.0
@@ -40,7 +40,7 @@ def repeats(ids: Sequence[int], n: int) -> set[int]:
     return {ids[at + n - 1] for at in starts if list(ids[at : at + n - 1]) == last}
 
 
-def warped(logits: Floats, warp: Warp) -> Floats:
+def warped(logits: Floats, warp: SamplingOptions) -> Floats:
     """Return the logits (vocab_size,) divided by the temperature, with excluded ones -inf."""
     found: Floats = logits / np.float32(warp.temperature)
     if 0 < warp.top_k < len(found):
@@ -55,7 +55,7 @@ def warped(logits: Floats, warp: Warp) -> Floats:
     return found
 
 
-def choose(logits: Floats, warp: Warp, random: np.random.Generator) -> int:
+def choose(logits: Floats, warp: SamplingOptions, random: np.random.Generator) -> int:
     """Return a token drawn from the warped distribution."""
     reach = np.cumsum(softmax(warped(logits, warp)), dtype=np.float64)
     return int(np.searchsorted(reach, random.random() * reach[-1], side="right"))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 from cgpt_convert.inference.generate.loop import generate
-from cgpt_convert.inference.generate.settings import Settings
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.text import Decoder, Stops
+from cgpt_convert.inference.text_codec import Decoder, StopStrings
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 
 LENGTH, END, STOP = "length", "end", "stop"
@@ -29,7 +29,7 @@ class Continuation(NamedTuple):
 def continued(
     model: Model,
     prompt: Sequence[int],
-    settings: Settings,
+    settings: GenerationSettings,
     tokenizer: Tokenizer | None,
     stops: Sequence[str] = (),
     *,
@@ -42,7 +42,7 @@ def continued(
     ids: list[int] = []
     pieces: list[str] = []
     decoder = Decoder(tokenizer) if tokenizer else None
-    stop = Stops(stops)
+    stop = StopStrings(stops)
     start = first = perf_counter()
 
     def give(text: str) -> None:

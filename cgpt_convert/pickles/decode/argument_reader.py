@@ -16,7 +16,7 @@ class Incomplete(Malformed):
     """The bytes end before the pickle does; with more bytes it may decode."""
 
 
-class Cursor:
+class PickleCursor:
     """A position in the bytes of a pickle; `at` is the next byte."""
 
     def __init__(self, data: bytes, limits: Limits, start: int) -> None:
@@ -42,14 +42,14 @@ class Cursor:
         return line
 
 
-Reader = Callable[[Cursor], Value]  # reads one argument and moves past it
+Reader = Callable[[PickleCursor], Value]  # reads one argument and moves past it
 
 
 def _fixed(layout: str) -> Reader:
     packed = struct.Struct(layout)
     size, unpack = packed.size, packed.unpack_from
 
-    def read(cursor: Cursor) -> Value:
+    def read(cursor: PickleCursor) -> Value:
         try:
             (value,) = unpack(cursor.data, cursor.at)
         except struct.error:
@@ -60,7 +60,7 @@ def _fixed(layout: str) -> Reader:
     return read
 
 
-def _byte(cursor: Cursor) -> int:
+def _byte(cursor: PickleCursor) -> int:
     """Return the next byte. Indexing takes half the time of unpack, and this is the most common."""
     try:
         value = cursor.data[cursor.at]
@@ -73,7 +73,7 @@ def _byte(cursor: Cursor) -> int:
 def _sized(count: str, convert: Callable[[bytes], Value]) -> Reader:
     size = _byte if count == "<B" else _fixed(count)
 
-    def read(cursor: Cursor) -> Value:
+    def read(cursor: PickleCursor) -> Value:
         nbytes = size(cursor)
         if nbytes < 0:
             raise Malformed("a negative length")
@@ -155,7 +155,7 @@ def _long(data: bytes) -> int:
     return int.from_bytes(data, "little", signed=True)
 
 
-def _names(cursor: Cursor) -> tuple[str, str]:
+def _names(cursor: PickleCursor) -> tuple[str, str]:
     return _utf8(cursor.line()), _utf8(cursor.line())
 
 

@@ -13,11 +13,11 @@ from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import PICKLE, Limits
 from cgpt_convert.pickles.decode.argument_reader import READERS, Incomplete
 from cgpt_convert.pickles.decode.opcode_table import OPCODES
-from cgpt_convert.pickles.decode.stack import Builder
+from cgpt_convert.pickles.decode.value_stack import ValueStack
 from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Value
 
 
-class Decoded(NamedTuple):
+class DecodedPickle(NamedTuple):
     """A decoded pickle. `end` is after its STOP; `globals` maps each name to its first use.
 
     `reach` is the end it declares: its last frame may end after its STOP.
@@ -34,7 +34,7 @@ def decode(
     limits: Limits = PICKLE,
     start: int = 0,
     persistent: Callable[[Value], Value] = PersistentId,
-) -> Decoded:
+) -> DecodedPickle:
     """Decode the pickle at `data[start:]` to an inert tree.
 
     `persistent` returns the value for a reference to data outside the pickle. Raises Malformed for
@@ -43,16 +43,16 @@ def decode(
     """
     if len(data) - start > limits.nbytes:
         raise Unsupported(f"a pickle of more than {limits.nbytes:,} bytes")
-    machine = _Machine(data, limits, start, persistent)
+    machine = _PickleDecoder(data, limits, start, persistent)
     try:
         value = machine.run()
     except CgptError as error:
         error.message += f" (at byte {machine.opcode_at:,} of the pickle)"
         raise
-    return Decoded(value, machine.at, max(machine.at, machine.framed), machine.globals)
+    return DecodedPickle(value, machine.at, max(machine.at, machine.framed), machine.globals)
 
 
-class _Machine(Builder):
+class _PickleDecoder(ValueStack):
     """The complete pickle machine: the main loop, and the opcodes for names and calls."""
 
     def __init__(
@@ -215,10 +215,10 @@ def _operation(opcode: str) -> Callable[..., None] | None:
     """Return the function for an opcode; None if it only pushes its argument."""
     if opcode in _PUSHED.split():
         return None
-    operate: Callable[..., None] = getattr(_Machine, _SAME.get(opcode, opcode))
+    operate: Callable[..., None] = getattr(_PickleDecoder, _SAME.get(opcode, opcode))
     return operate
 
 
-_DISPATCH: list[tuple[Any, Any]] = [(_Machine.unknown, None)] * 256  # operation, reader
+_DISPATCH: list[tuple[Any, Any]] = [(_PickleDecoder.unknown, None)] * 256  # operation, reader
 for _byte, (_name, _layout) in OPCODES.items():
     _DISPATCH[_byte] = (_operation(_name), READERS[_layout] if _layout else None)

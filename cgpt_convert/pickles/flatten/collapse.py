@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from cgpt_convert.core.limits import NESTING
 from cgpt_convert.pickles.flatten.children import FEW, PLAIN, Pairs, children, is_short
 from cgpt_convert.pickles.nodes import Call, Dict, Global, PersistentId, Value
-from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+from cgpt_convert.pickles.torch_calls import numpy_arrays
 
 _SIMPLE = PLAIN | {Global}
 _MANY = 1_000  # values; larger containers are not settings that a user looks up by name
@@ -17,7 +17,7 @@ _VALUES = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode
 }
 
 
-class Folding:
+class CollapsedContainers:
     """The containers of one tree that are folded into one value."""
 
     def __init__(self, most: int) -> None:
@@ -66,7 +66,7 @@ def _is_value(call: Call) -> bool:
     if not (isinstance(call.func, Global) and isinstance(call.args, tuple)):
         return False
     written = call.func.pair in _VALUES and all(map(is_short, call.args))
-    return written or ndarray.scalar(call) is not None
+    return written or numpy_arrays.scalar(call) is not None
 
 
 def _is_short(value: Value) -> bool:

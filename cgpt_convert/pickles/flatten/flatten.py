@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cgpt_convert.checkpoint import Checkpoint, Exotic, Folded, Leaf, unreadable
+from cgpt_convert.checkpoint import (
+    Checkpoint,
+    CollapsedContainer,
+    CompositeTensor,
+    NonTensorValue,
+    unreadable,
+)
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import EXPANSION, EXPANSION_FLOOR, NESTING
 from cgpt_convert.core.text import printable
-from cgpt_convert.pickles.decode.decoder import Decoded
-from cgpt_convert.pickles.flatten.budget import Budget, text_cost
+from cgpt_convert.pickles.decode.decoder import DecodedPickle
 from cgpt_convert.pickles.flatten.children import (
     PLAIN,
     TENSOR_ATTRIBUTE,
@@ -29,9 +34,10 @@ from cgpt_convert.pickles.flatten.children import (
     members,
     script_members,
 )
-from cgpt_convert.pickles.flatten.collapse import Folding
+from cgpt_convert.pickles.flatten.collapse import CollapsedContainers
+from cgpt_convert.pickles.flatten.walk_budget import WalkBudget, text_cost
 from cgpt_convert.pickles.nodes import Call, Dict, List, Set, Value, text
-from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+from cgpt_convert.pickles.torch_calls import numpy_arrays
 from cgpt_convert.pickles.torch_calls.argument_checks import Ambiguous
 from cgpt_convert.pickles.torch_calls.dense import StorageTable
 from cgpt_convert.pickles.torch_calls.rebuild import KNOWN, rebuild
@@ -41,7 +47,7 @@ from cgpt_convert.tensors.tensor import Tensor
 
 def fill(
     checkpoint: Checkpoint,
-    decoded: Decoded,
+    decoded: DecodedPickle,
     storages: StorageTable,
     prefix: str = "",
     classes: ScriptClasses | None = None,
@@ -52,8 +58,8 @@ def fill(
     unreadable. Raises one error that lists them all if no other tensor is left, and Unsupported if
     the pickle expands to far more than its bytes.
     """
-    budget = Budget(checkpoint.path, decoded.end)
-    walk = _Walk(checkpoint, storages, budget, classes or {})
+    budget = WalkBudget(checkpoint.path, decoded.end)
+    walk = _TreeWalk(checkpoint, storages, budget, classes or {})
     try:
         walk.visit(prefix, decoded.value, 0)
     except Ambiguous as error:
@@ -64,7 +70,7 @@ def fill(
     _check_expansion(checkpoint, budget)
 
 
-def _check_expansion(checkpoint: Checkpoint, budget: Budget) -> None:
+def _check_expansion(checkpoint: Checkpoint, budget: WalkBudget) -> None:
     """Raise Unsupported if tensors claim far more bytes than the file has (strides of 0).
 
     Also if the names of identical tensors are too long in total.
@@ -117,19 +123,19 @@ def foreign(names: list[str]) -> list[str]:
     return [name for name in names if name not in SIGNATURES and not is_script_class(name)]
 
 
-class _Walk:
+class _TreeWalk:
     def __init__(
         self,
         checkpoint: Checkpoint,
         storages: StorageTable,
-        budget: Budget,
+        budget: WalkBudget,
         classes: ScriptClasses,
     ) -> None:
         self.checkpoint = checkpoint
         self.classes = classes
         self.storages = storages
         self.budget = budget
-        self.folding = Folding(budget.nodes)
+        self.folding = CollapsedContainers(budget.nodes)
         self.errors: list[tuple[str, CgptError]] = []
         self.cycles: list[str] = []
         self.collisions: dict[str, None] = {}
@@ -155,7 +161,7 @@ class _Walk:
         if named:
             self.checkpoint.containers.setdefault(name, self.dicts[-1])
         if self.folding.folds(value, pairs):
-            self.enter(Folded(name, value), tensors_only=tensors_only)
+            self.enter(CollapsedContainer(name, value), tensors_only=tensors_only)
             return
         if named:
             self.dicts.append(name)
@@ -200,7 +206,7 @@ class _Walk:
                 continue
             self.budget.visit(path, text_cost(child))
             if not tensors_only and (child or type(child) in PLAIN):  # empty lists have no values
-                self.checkpoint.others.append(Leaf(path, child))
+                self.checkpoint.others.append(NonTensorValue(path, child))
         self.path.discard(id(value))
 
     def object(
@@ -234,7 +240,7 @@ class _Walk:
         for key, value in pairs:
             path = _join(name, key)
             self.budget.visit(path, text_cost(value))
-            self.checkpoint.others.append(Leaf(path, value))
+            self.checkpoint.others.append(NonTensorValue(path, value))
 
     def take(self, name: str, value: Value, depth: int, *, tensors_only: bool) -> None:
         """Add one value that is not a container."""
@@ -257,21 +263,21 @@ class _Walk:
                     groups: Groups = [(extra, pairs)]
                     self.object(name, value, groups, depth, tensors_only=tensors_only)
                 return
-            number = ndarray.scalar(value)
+            number = numpy_arrays.scalar(value)
             if number is not None:
                 value = number
-        self.enter(Leaf(name, value), tensors_only=tensors_only)
+        self.enter(NonTensorValue(name, value), tensors_only=tensors_only)
         if isinstance(value, Call):  # the tensors in an object of an unknown class
             self.object(name, value, members(value), depth, tensors_only=True)
 
-    def enter(self, leaf: Leaf, *, tensors_only: bool) -> None:
+    def enter(self, leaf: NonTensorValue, *, tensors_only: bool) -> None:
         """Add a value that is not a tensor, and deduct the rest of its cost."""
         if not tensors_only:
             if more := text_cost(leaf.value) - 1:
                 self.budget.visit("", more)
             self.checkpoint.others.append(leaf)
 
-    def add(self, name: str, tensor: Tensor | Exotic) -> None:
+    def add(self, name: str, tensor: Tensor | CompositeTensor) -> None:
         """Add the tensor under its name; a second one of that name is a finding."""
         checkpoint = self.checkpoint
         self.budget.tensor(tensor)

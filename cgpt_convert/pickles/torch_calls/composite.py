@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.pickles.flatten.children import of_state
 from cgpt_convert.pickles.nodes import Call, Global, Value, text
@@ -17,7 +17,7 @@ from cgpt_convert.pickles.torch_calls.wrappers import attached
 from cgpt_convert.tensors.recast import cast_storage
 from cgpt_convert.tensors.tensor import Tensor, replace, view
 
-Rebuilt = Tensor | Exotic | None
+Rebuilt = Tensor | CompositeTensor | None
 
 
 _PACKED = ("quint4x2", "quint2x4")  # elements smaller than a byte: no strided view can hold them
@@ -47,14 +47,16 @@ def _rebuild_qtensor(
     parts = tuple(inner(storages, value).renamed(name) for name, value in extra)
     if dtype.name in _PACKED:
         whole = where.whole().renamed("values")
-        return Exotic("", dtype.name, dtype.name, shape_of(size), words, (whole, *parts))
+        return CompositeTensor("", dtype.name, dtype.name, shape_of(size), words, (whole, *parts))
     tensor = view(dtype, integers(size), integers(stride), integer(offset), where)
     if not parts:
         return replace(tensor, quantizer=words)
     if not 0 <= axis < len(tensor.shape) or any(p.numel != tensor.shape[axis] for p in parts):
         raise Malformed(f"scales along axis {axis} do not fit shape {tensor.shape}")
     kind = f"quantized {scheme.name}"
-    return Exotic("", kind, dtype.name, tensor.shape, words, (tensor.renamed("values"), *parts))
+    return CompositeTensor(
+        "", kind, dtype.name, tensor.shape, words, (tensor.renamed("values"), *parts)
+    )
 
 
 _COMPRESSED = {  # layout -> names of its two index tensors
@@ -96,19 +98,19 @@ def _composite(
     names: tuple[str, ...],
     values: tuple[Value, ...],
     size: tuple[int, ...],
-) -> Exotic:
+) -> CompositeTensor:
     parts = []
     for name, value in zip(names, values, strict=True):
         parts.append(inner(storages, value).renamed(name))
     values_at = names.index("values") if "values" in names else 0
     detail = ", ".join(f"{part.name} {part.stored.name}{list(part.shape)}" for part in parts)
-    return Exotic("", kind, parts[values_at].stored.name, size, detail, tuple(parts))
+    return CompositeTensor("", kind, parts[values_at].stored.name, size, detail, tuple(parts))
 
 
 def _rebuild_meta_tensor_no_storage(
     _storages: StorageTable, dtype: Value, size: Value, _stride: Value, _requires_grad: Value
 ) -> Rebuilt:
-    return Exotic("", "meta", dtype_of(dtype).name, shape_of(size), "no data was saved")
+    return CompositeTensor("", "meta", dtype_of(dtype).name, shape_of(size), "no data was saved")
 
 
 def _rebuild_wrapper_subclass(
@@ -122,7 +124,7 @@ def _rebuild_wrapper_subclass(
     _device: Value,
     _requires_grad: Value,
 ) -> Rebuilt:
-    return Exotic("", "subclass", dtype_of(dtype).name, shape_of(size), text(cls))
+    return CompositeTensor("", "subclass", dtype_of(dtype).name, shape_of(size), text(cls))
 
 
 UNINITIALIZED = tuple(
@@ -130,16 +132,18 @@ UNINITIALIZED = tuple(
 )
 
 
-def uninitialized() -> Exotic:
+def uninitialized() -> CompositeTensor:
     """Return the entry of a lazy module that has not seen an input yet."""
-    return Exotic("", "uninitialized", "", (), "a lazy module's tensor, without shape and values")
+    return CompositeTensor(
+        "", "uninitialized", "", (), "a lazy module's tensor, without shape and values"
+    )
 
 
 _DTENSOR = "torch.distributed.tensor.DTensor"
 _OLD_DTENSOR = "torch.distributed._tensor.api.DTensor"
 
 
-def distributed(entry: Exotic, states: Sequence[Value]) -> Exotic:
+def distributed(entry: CompositeTensor, states: Sequence[Value]) -> CompositeTensor:
     """Return a DTensor with its placements; any other entry as it is.
 
     Its state has the shard of this rank as `_local_tensor`, and the placement as `_spec`.

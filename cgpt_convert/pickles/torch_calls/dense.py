@@ -10,7 +10,7 @@ from typing import Protocol
 
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.pickles.nodes import Call, Dict, PersistentId, Value, text
-from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+from cgpt_convert.pickles.torch_calls import numpy_arrays
 from cgpt_convert.pickles.torch_calls.argument_checks import (
     arguments,
     dtype_of,
@@ -48,9 +48,9 @@ def plain(call: Call, storages: StorageTable) -> Tensor | None:
         return _typed_tensor(storages, call)
     if (module, name) in _CONSTRUCTED or module in _SPARSE:
         raise Unsupported(f"a tensor made by the constructor of {module}.{name}")
-    if ndarray.is_array(call):
+    if numpy_arrays.is_array(call):
         try:
-            tensor = ndarray.array(call)
+            tensor = numpy_arrays.array(call)
         except Unsupported:  # of text or of objects: no tensor to any reader
             return None
         _, storage = storages.made.setdefault(id(call), (call, tensor.storage))

@@ -5,9 +5,9 @@ Arguments that do not fit the pattern are Malformed: the pattern is the validati
 
 from __future__ import annotations
 
-from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.pickles.nodes import Call, Value
-from cgpt_convert.pickles.torch_calls import numpy_arrays as ndarray
+from cgpt_convert.pickles.torch_calls import numpy_arrays
 from cgpt_convert.pickles.torch_calls.argument_checks import arguments, name_of
 from cgpt_convert.pickles.torch_calls.composite import (
     COMPOSITE,
@@ -36,7 +36,7 @@ def rebuild(call: Call, storages: StorageTable) -> tuple[Rebuilt, list[Value]]:
         tensor = recognise(storages, *arguments(bare, recognise, given=1))
     else:
         tensor = plain(bare, storages)
-    if isinstance(tensor, Exotic):
+    if isinstance(tensor, CompositeTensor):
         tensor = distributed(tensor, states)
     data = data_of(states)
     return (tensor if data is None else inner(storages, data)), states
@@ -75,7 +75,7 @@ KNOWN = frozenset(
         for what in ("tensor", "channel")
         for how in ("affine", "symmetric")
     }
-    | set(ndarray.KNOWN)
+    | set(numpy_arrays.KNOWN)
     | {
         "_codecs.encode",
         "collections.Counter",

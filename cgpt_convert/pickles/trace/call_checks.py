@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from cgpt_convert.pickles.nodes import Value
 from cgpt_convert.pickles.trace.cursor import Span
-from cgpt_convert.pickles.trace.stack import DROPPED, Items, is_special
-from cgpt_convert.pickles.trace.uses import Made, Name, never
+from cgpt_convert.pickles.trace.trace_stack import DROPPED, TruncatedDict, is_special
+from cgpt_convert.pickles.trace.uses import CallResult, TracedName, never
 
 Check = Callable[[Value], bool]
 Accept = Callable[[tuple[Value, ...]], Value]
@@ -74,7 +74,7 @@ def is_integers(value: Value) -> bool:
     """Return whether it is a tuple, a list or a torch.Size of integers."""
     if type(value) is tuple or type(value) is list:
         return _INTEGER.issuperset(map(type, value))
-    return isinstance(value, Made) and value.kind == "size"
+    return isinstance(value, CallResult) and value.kind == "size"
 
 
 _INTEGER = frozenset({int})
@@ -82,28 +82,28 @@ _INTEGER = frozenset({int})
 
 def is_items(value: Value) -> bool:
     """Return whether it is a dict."""
-    return isinstance(value, Items)
+    return isinstance(value, TruncatedDict)
 
 
 def is_mapping(value: Value) -> bool:
     """Return whether it is a dict or an OrderedDict."""
-    return isinstance(value, Items) or made("OrderedDict")(value)
+    return isinstance(value, TruncatedDict) or made("OrderedDict")(value)
 
 
 def is_data(value: Value) -> bool:
     """Return whether it is anything but a function or class that weight files call."""
-    return not isinstance(value, Name) or value.signature is NEVER or value.use is not None
+    return not isinstance(value, TracedName) or value.signature is NEVER or value.use is not None
 
 
 def made(*kinds: str) -> Check:
     """Return a check for the results of calls of those kinds."""
-    return lambda value: isinstance(value, Made) and value.kind in kinds
+    return lambda value: isinstance(value, CallResult) and value.kind in kinds
 
 
 def named(names: Iterable[str]) -> Check:
     """Return a check for names with one of these dotted spellings."""
     known = frozenset(names)
-    return lambda value: isinstance(value, Name) and value.dotted in known
+    return lambda value: isinstance(value, TracedName) and value.dotted in known
 
 
 def one_of(*values: Value) -> Check:
@@ -143,7 +143,7 @@ _OF_A_DICT = frozenset(dir(OrderedDict))
 
 def is_attributes(value: Value) -> bool:
     """Return whether it is a dict of attributes, none of which opcodes look up."""
-    if not isinstance(value, Items) or value.special:
+    if not isinstance(value, TruncatedDict) or value.special:
         return False
     return not any(is_special(key) or not is_data(item) for key, item in value.items)
 
@@ -166,7 +166,10 @@ def is_state_of_any(value: Value) -> bool:
     parts = value if type(value) is tuple else (value,)
     return not any(
         part is DROPPED
-        or (isinstance(part, Items) and (part.special or any(is_special(k) for k, _ in part.items)))
+        or (
+            isinstance(part, TruncatedDict)
+            and (part.special or any(is_special(k) for k, _ in part.items))
+        )
         for part in parts
     )
 

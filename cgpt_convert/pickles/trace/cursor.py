@@ -38,11 +38,11 @@ class Span:
         return f"{text}{more}" if self.form == "quoted" else f"{text!r}{more}"
 
 
-class Fault(Malformed):
+class UnpicklingFault(Malformed):
     """Bytes that end, or at which every unpickler would stop."""
 
 
-class Opcodes:
+class OpcodeReader:
     """A forward-only position in the bytes of a source from `at`."""
 
     def __init__(self, source: Source, at: int = 0) -> None:
@@ -96,7 +96,7 @@ class Opcodes:
     def skip(self, nbytes: int) -> None:
         """Skip `nbytes` bytes without reading them."""
         if nbytes > self.end - self.at:
-            raise Fault("it ends inside an argument")
+            raise UnpicklingFault("it ends inside an argument")
         if self.index + nbytes <= len(self.buffer):
             self.index += nbytes
             return
@@ -113,7 +113,7 @@ class Opcodes:
         start = self.at + len(rest)
         size = min(max(self._size, nbytes - len(rest)), self.end - start)
         if len(rest) + size < nbytes:
-            raise Fault("it ends before its STOP opcode")
+            raise UnpicklingFault("it ends before its STOP opcode")
         self.buffer, self.base = rest + read(self.source, start, size), start - len(rest)
         self.begun -= self.index
         self.index = 0
@@ -136,13 +136,13 @@ class Opcodes:
             if legal is not None:
                 number, zero, _ = piece.partition(b"\0")
                 if not legal.issuperset(number):
-                    raise Fault("a text argument with bytes that do not belong there")
+                    raise UnpicklingFault("a text argument with bytes that do not belong there")
                 legal = None if zero else legal  # C reads a number up to the NUL
             head += piece[: KEPT - len(head)]
             nbytes += len(piece)
             self.index += len(piece)
             if most is not None and nbytes > most:
-                raise Fault("a name longer than any that can be imported")
+                raise UnpicklingFault("a name longer than any that can be imported")
             if found >= 0:
                 self.index += 1
                 return Span(offset, nbytes, head, "utf-8")
@@ -161,7 +161,7 @@ class Opcodes:
         offset = self.at
         kept = min(nbytes, KEPT)
         if nbytes > self.end - offset:
-            raise Fault("it ends inside an argument")
+            raise UnpicklingFault("it ends inside an argument")
         head = self.take(kept)
         self.skip(nbytes - kept)
         return Span(offset, nbytes, head, form)

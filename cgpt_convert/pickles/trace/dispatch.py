@@ -7,7 +7,7 @@ from typing import Any
 
 from cgpt_convert.pickles.decode.opcode_table import OPCODES
 from cgpt_convert.pickles.nodes import Value
-from cgpt_convert.pickles.trace.argument_reader import ARGUMENTS, memo_index
+from cgpt_convert.pickles.trace.lenient_argument_reader import ARGUMENTS, memo_index
 
 # opcode -> what it does, where the name of the method is not the opcode's own
 _OTHER = {

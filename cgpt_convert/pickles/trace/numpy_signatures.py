@@ -32,7 +32,7 @@ from cgpt_convert.pickles.trace.call_checks import (
     tuple_of,
 )
 from cgpt_convert.pickles.trace.cursor import Span
-from cgpt_convert.pickles.trace.uses import Made
+from cgpt_convert.pickles.trace.uses import CallResult
 
 # -- element types: a code, and a state that says no more than the code does
 
@@ -49,7 +49,7 @@ _TIME = tuple_of(
         tuple_of(is_bytes, is_integer, is_integer, is_integer),
     ),
 )
-_OBJECT = Made(
+_OBJECT = CallResult(
     "object dtype",
     "numpy.dtype",
     state=tuple_of(
@@ -64,7 +64,7 @@ _RECORD = tuple(0x10 | init | aligned for init in (0, 0x08) for aligned in (0, 0
 
 
 @lru_cache(maxsize=1024)
-def _element(code: str) -> Made | None:
+def _element(code: str) -> CallResult | None:
     """Return the element type of that code."""
     if code in ("O8", "O4", "O"):
         return _OBJECT
@@ -79,7 +79,7 @@ def _element(code: str) -> Made | None:
             state = either(state, lambda value: _is_record(value, nbytes))
     else:
         state = _TIME if kind in "mM" else _NUMERIC
-    return Made("dtype", "numpy.dtype", state=state, nbytes=nbytes)
+    return CallResult("dtype", "numpy.dtype", state=state, nbytes=nbytes)
 
 
 def _flexible(nbytes: int) -> Check:
@@ -117,7 +117,7 @@ def _dtype(args: tuple[Value, ...]) -> Value:
 # -- arrays: a shape, an element type and bytes, or a list if the elements are objects
 
 _is_element = made("dtype")
-_ARRAY = Made(
+_ARRAY = CallResult(
     "array",
     "numpy.ndarray",
     state=either(
@@ -148,15 +148,15 @@ _GENERATOR_CLASSES = [f"numpy.random.{module}.{name}" for name, module in _BIT_G
 _SEQUENCE = "numpy.random.bit_generator.SeedSequence"
 _BIT_GENERATOR_CTOR = "numpy.random._pickle.__bit_generator_ctor"
 _is_seeds = either(is_none, is_number, is_text, made("array"), each_of(is_integer))
-_SEEDS = Made(
+_SEEDS = CallResult(
     "seeds", _SEQUENCE, state=tuple_of(_is_seeds, is_integer, _is_seeds, is_integer, is_integers)
 )
-_BITS = Made(
+_BITS = CallResult(
     "bit generator",
     _BIT_GENERATOR_CTOR,
     state=either(is_items, tuple_of(is_items, either(is_none, made("seeds")))),
 )
-_GENERATOR = Made("generator", "numpy.random.Generator", state=either(is_none, is_items))
+_GENERATOR = CallResult("generator", "numpy.random.Generator", state=either(is_none, is_items))
 _generator: Accept = fixed(
     _GENERATOR,
     either(one_of(*_BIT_GENERATORS), made("bit generator")),
@@ -177,14 +177,14 @@ NUMPY: dict[str, Signature] = {
     },
     **{
         f"numpy.{core}.multiarray.scalar": Signature(
-            fixed(Made("value", "numpy.generic"), _is_element, is_bytes)
+            fixed(CallResult("value", "numpy.generic"), _is_element, is_bytes)
         )
         for core in ("core", "_core")
     },
     **{
         f"numpy.{core}.numeric._frombuffer": Signature(
             fixed(
-                Made("array", "numpy.ndarray"),
+                CallResult("array", "numpy.ndarray"),
                 *(is_bytes, _is_element, is_integers, one_of("C", "F")),
                 either(is_none, is_integers),
                 optional=1,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cgpt_convert.pickles.nodes import Value
-from cgpt_convert.pickles.trace.cursor import Opcodes, Span
-from cgpt_convert.pickles.trace.stack import DROPPED, SHOWN, Exhausted, Stack
+from cgpt_convert.pickles.trace.cursor import OpcodeReader, Span
+from cgpt_convert.pickles.trace.trace_stack import DROPPED, SHOWN, TraceLimitReached, TraceStack
 
 _NESTED = 10_000  # byte strings that look like files
 _PER_OPCODE = 128  # characters copied in the time of one opcode
@@ -12,10 +12,10 @@ _SHORTEST = 3  # shortest pickle with a PROTO opcode
 _FILES = (b"PK\3\4", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
-class Nested(Stack):
+class PayloadStack(TraceStack):
     """A stack that records pushed text and bytes for inspection."""
 
-    def __init__(self, opcodes: Opcodes) -> None:
+    def __init__(self, opcodes: OpcodeReader) -> None:
         super().__init__(opcodes)
         self.nested: dict[tuple[int, bytes], Span] = {}
 
@@ -41,7 +41,7 @@ class Nested(Stack):
     def nest(self, span: Span) -> None:
         """Record a byte string for inspection."""
         if len(self.nested) == _NESTED:
-            raise Exhausted(f"more than {_NESTED:,} byte strings that look like files")
+            raise TraceLimitReached(f"more than {_NESTED:,} byte strings that look like files")
         self.nested[span.offset, span.head] = span
 
     def into_call(self, args: tuple[Value, ...]) -> None:

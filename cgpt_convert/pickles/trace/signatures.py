@@ -35,21 +35,23 @@ from cgpt_convert.pickles.trace.call_checks import (
     tuple_of,
 )
 from cgpt_convert.pickles.trace.numpy_signatures import NUMPY
-from cgpt_convert.pickles.trace.stack import DROPPED
-from cgpt_convert.pickles.trace.uses import Made, Name
+from cgpt_convert.pickles.trace.trace_stack import DROPPED
+from cgpt_convert.pickles.trace.uses import CallResult, TracedName
 from cgpt_convert.tensors import dtypes
 
 _NEW = ("NEWOBJ",)
 _BOTH = ("REDUCE", "NEWOBJ")
-_PLAIN = Made("value", "builtins.object")
+_PLAIN = CallResult("value", "builtins.object")
 
 # -- references to data outside the pickle
 
-_STORAGE = Made("storage", "torch.storage.UntypedStorage")
-_REFERENCE = Made("reference", "torch.Tensor")  # to a storage or a tensor, in a tar of torch 0.1
+_STORAGE = CallResult("storage", "torch.storage.UntypedStorage")
+_REFERENCE = CallResult(
+    "reference", "torch.Tensor"
+)  # to a storage or a tensor, in a tar of torch 0.1
 _is_storage_reference = tuple_of(
     one_of("storage"),
-    lambda value: isinstance(value, Name) and value.name.endswith("Storage"),
+    lambda value: isinstance(value, TracedName) and value.name.endswith("Storage"),
     is_text,
     is_text,
     is_integer,
@@ -72,14 +74,14 @@ def referenced(reference: Value) -> Value:
         return _REFERENCE
     if type(reference) is tuple:
         saved = reference[1:] if reference[:1] == ("module",) else reference
-        if saved[1:] and isinstance(saved[0], Name) and all(map(is_text, saved[1:])):
+        if saved[1:] and isinstance(saved[0], TracedName) and all(map(is_text, saved[1:])):
             return saved[0]  # a class, with its file and source text
     return PersistentId(reference)
 
 
 # -- tensors: torch/_utils.py and torch/_tensor.py have functions of these names
 
-_TENSOR = Made("tensor", "torch.Tensor")
+_TENSOR = CallResult("tensor", "torch.Tensor")
 _is_storage = made("storage", "reference")
 _is_tensor = made("tensor", "reference")
 _DTYPES = [f"torch.{name}" for name in dtypes.BY_TORCH]
@@ -105,7 +107,7 @@ _is_sparse = either(
 
 def _is_class(value: Value) -> bool:
     """Return whether it is a class for a tensor: a known one, or one that is reported."""
-    return isinstance(value, Name) and (value.use is not None or value.name[:1].isupper())
+    return isinstance(value, TracedName) and (value.use is not None or value.name[:1].isupper())
 
 
 _FROM_DEVICE = fixed(_TENSOR, made("tensor", "array"), _is_dtype, _is_device, is_flag)
@@ -137,7 +139,11 @@ def _from_type(args: tuple[Value, ...]) -> Value:
     if len(args) != len(("func", "type", "args", "state")):
         return None
     func, cls, inner, state = args
-    if not isinstance(func, Name) or func.module != "torch._utils" or func.name not in _REBUILD:
+    if (
+        not isinstance(func, TracedName)
+        or func.module != "torch._utils"
+        or func.name not in _REBUILD
+    ):
         return None
     fits = _is_class(cls) and is_state(state) and type(inner) is tuple
     return _REBUILD[func.name](inner) if fits else None
@@ -146,7 +152,7 @@ def _from_type(args: tuple[Value, ...]) -> Value:
 # up to 0.3 the tensor is the argument or in the state, which `Tensor.__setstate__` still takes
 _VARIABLE = Signature(
     fixed(
-        Made(
+        CallResult(
             "tensor",
             "torch.nn.parameter.Parameter",
             state=either(
@@ -160,7 +166,7 @@ _VARIABLE = Signature(
     ),
     _BOTH,
 )
-_TYPED = Signature(fixed(Made("tensor", "torch.Tensor", state=tuple_of(*_VIEW))), _BOTH)
+_TYPED = Signature(fixed(CallResult("tensor", "torch.Tensor", state=tuple_of(*_VIEW))), _BOTH)
 _STORAGES = [row.storage for row in dtypes.TABLE if row.storage]
 _PLACES = ("", "cuda.")
 _KINDS = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
@@ -174,13 +180,13 @@ _TORCH: dict[str, Signature] = {
     "torch.autograd.variable.Variable": _VARIABLE,
     "torch.nn.parameter.Parameter": _VARIABLE,
     **{f"torch.{place}{name}Tensor": _TYPED for name in _STORAGES for place in _PLACES},
-    "torch.Size": Signature(fixed(Made("size", "torch.Size"), is_integers)),
+    "torch.Size": Signature(fixed(CallResult("size", "torch.Size"), is_integers)),
     "torch.device": Signature(
-        fixed(Made("device", "torch.device"), is_text, is_integer, optional=1)
+        fixed(CallResult("device", "torch.device"), is_text, is_integer, optional=1)
     ),
     "torch.serialization._get_layout": Signature(
         fixed(
-            Made("layout", "torch.serialization._get_layout"),
+            CallResult("layout", "torch.serialization._get_layout"),
             one_of(*(f"torch.{name}" for name in _LAYOUTS.split())),
         )
     ),
@@ -207,7 +213,7 @@ _ONLY_NAMED = (
 
 
 def _object(name: str) -> Signature:
-    return Signature(fixed(Made("object", name, state=is_state)), _NEW)
+    return Signature(fixed(CallResult("object", name, state=is_state)), _NEW)
 
 
 _META = Signature(fixed(_PLAIN, is_integers, is_integers, _is_dtype), _NEW)
@@ -226,7 +232,7 @@ _FORMATS = {  # modules with the properties of a tensor, and their enum of memor
     "checkpoint.metadata": "_MEM_FORMAT_ENCODING",
     "_shard.sharded_tensor.metadata": "MEM_FORMAT_ENCODING",
 }
-_PROPERTIES = Made(
+_PROPERTIES = CallResult(
     "object",
     "torch.distributed.checkpoint.metadata.TensorProperties",
     state=tuple_of(_is_dtype, _is_layout, is_flag, made("memory format"), is_flag),
@@ -248,7 +254,7 @@ _DISTRIBUTED |= {
     },
     **{
         f"torch.distributed.{module}.{name}": Signature(
-            fixed(Made("memory format", "enum.Enum"), one_of(0, 1, 2))
+            fixed(CallResult("memory format", "enum.Enum"), one_of(0, 1, 2))
         )
         for module, name in _FORMATS.items()
     },
@@ -291,7 +297,7 @@ _is_pair = either(each_of(is_data), lambda value: value is DROPPED)
 
 def _open(name: str) -> Signature:
     """Return the signature of a class that only the user allows: any call is accepted."""
-    made = Made("object", name, state=is_state_of_any, items=True, elements=True)
+    made = CallResult("object", name, state=is_state_of_any, items=True, elements=True)
     return Signature(
         lambda _args: made, ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"), keywords=True
     )
@@ -299,7 +305,7 @@ def _open(name: str) -> Signature:
 
 def _is_open(value: Value) -> bool:
     """Return whether it is a class that only the user allows."""
-    return isinstance(value, Name) and value.use is None and value.signature.keywords
+    return isinstance(value, TracedName) and value.use is None and value.signature.keywords
 
 
 def _reconstructed(args: tuple[Value, ...]) -> Value:
@@ -311,19 +317,22 @@ def _reconstructed(args: tuple[Value, ...]) -> Value:
 _PYTHON: dict[str, Signature] = {
     "_codecs.encode": Signature(first(is_text, one_of("latin1"))),
     "_io.BytesIO": Signature(
-        fixed(Made("buffer", "_io.BytesIO", state=tuple_of(is_bytes, is_integer, is_none))), _NEW
+        fixed(CallResult("buffer", "_io.BytesIO", state=tuple_of(is_bytes, is_integer, is_none))),
+        _NEW,
     ),
     "collections.Counter": Signature(fixed(_PLAIN, _is_data_only, optional=1)),
     "collections.OrderedDict": Signature(
         fixed(
-            Made("OrderedDict", "collections.OrderedDict", state=is_state_of_dict, items=True),
+            CallResult(
+                "OrderedDict", "collections.OrderedDict", state=is_state_of_dict, items=True
+            ),
             either(_is_data_only, each_of(_is_pair)),
             optional=1,
         )
     ),
     "collections.defaultdict": Signature(
         fixed(
-            Made("defaultdict", "collections.defaultdict", items=True),
+            CallResult("defaultdict", "collections.defaultdict", items=True),
             either(is_none, named(_FACTORIES), _is_open),
             optional=1,
         )
@@ -347,7 +356,7 @@ SIGNATURES: dict[str, Signature] = {
 }
 
 # what is allowed in a TorchScript archive only
-_SCRIPT = Signature(fixed(Made("object", "__torch__.object", state=is_any)), _NEW)
+_SCRIPT = Signature(fixed(CallResult("object", "__torch__.object", state=is_any)), _NEW)
 _SCRIPT_HELPER = Signature(fixed(_PLAIN, is_any, is_text, optional=1))
 
 

@@ -14,21 +14,28 @@ from typing import NamedTuple
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.core.limits import PICKLE
 from cgpt_convert.pickles.nodes import Call, Global, PersistentId, Set, Value
-from cgpt_convert.pickles.trace.cursor import Fault, Opcodes, Span
+from cgpt_convert.pickles.trace.cursor import OpcodeReader, Span, UnpicklingFault
 from cgpt_convert.pickles.trace.dispatch import dispatch
-from cgpt_convert.pickles.trace.payloads import Nested
+from cgpt_convert.pickles.trace.payloads import PayloadStack
 from cgpt_convert.pickles.trace.signatures import referenced, signature_of
-from cgpt_convert.pickles.trace.stack import (
+from cgpt_convert.pickles.trace.trace_stack import (
     DROPPED,
     SHOWN,
     UNKNOWN,
-    Exhausted,
-    Items,
+    TraceLimitReached,
+    TruncatedDict,
     Unknown,
     grow,
     pairs,
 )
-from cgpt_convert.pickles.trace.uses import EXTENSION, Made, Name, Use, class_of, spelled
+from cgpt_convert.pickles.trace.uses import (
+    EXTENSION,
+    CallResult,
+    NameUse,
+    TracedName,
+    class_of,
+    spelled,
+)
 from cgpt_convert.sources.local import Source
 
 Allowed = Callable[[Value, Value], bool]
@@ -44,7 +51,7 @@ class Trace(NamedTuple):
 
     value: Value
     end: int
-    uses: list[Use]
+    uses: list[NameUse]
     nested: list[Span]
     fault: str
     fault_at: int
@@ -61,11 +68,11 @@ def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes)
 
     Positions are bytes of the source. The only error raised is Unreadable.
     """
-    machine = _Machine(Opcodes(source, at), allowed, most)
+    machine = _Tracer(OpcodeReader(source, at), allowed, most)
     fault, exhausted = "", False
     try:
         machine.run()
-    except Exhausted as error:
+    except TraceLimitReached as error:
         fault, exhausted = error.message, True
     except CgptError as error:
         if error.kind == "unreadable":
@@ -87,19 +94,19 @@ def trace(source: Source, at: int, allowed: Allowed, most: int = PICKLE.opcodes)
     )
 
 
-class _Machine(Nested):
+class _Tracer(PayloadStack):
     """The opcodes for names and calls; each method is named after the opcode."""
 
-    def __init__(self, opcodes: Opcodes, allowed: Allowed, most: int) -> None:
+    def __init__(self, opcodes: OpcodeReader, allowed: Allowed, most: int) -> None:
         super().__init__(opcodes)
         self.most = most
         self.start = opcodes.at
         self.count = 0
         self.allowed = allowed
-        self.uses: dict[tuple[str, str], Use] = {}
-        self.named: dict[tuple[str, str], Name] = {}
-        self.computed: list[Use] = []
-        self.beyond = Use("", "", 0)  # for calls beyond the limit that is displayed
+        self.uses: dict[tuple[str, str], NameUse] = {}
+        self.named: dict[tuple[str, str], TracedName] = {}
+        self.computed: list[NameUse] = []
+        self.beyond = NameUse("", "", 0)  # for calls beyond the limit that is displayed
         self.marked = False
         self.value: Value = UNKNOWN
 
@@ -131,12 +138,12 @@ class _Machine(Nested):
                         self.misframe("a frame that ends inside an argument")
                 left -= cost
                 if left < self.extra:
-                    raise Exhausted(f"more than {self.most:,} opcodes")
+                    raise TraceLimitReached(f"more than {self.most:,} opcodes")
             self.value = self.stack.pop()
             if self.frame_end > opcodes.at:  # C continues with the next pickle after the frame
                 self.misframe("a frame that ends behind the pickle")
         except IndexError:  # from the stack: nothing else raises IndexError
-            raise Fault("an opcode needs a value and the stack has none") from None
+            raise UnpicklingFault("an opcode needs a value and the stack has none") from None
         finally:
             self.count = self.most - left + self.extra
 
@@ -145,7 +152,7 @@ class _Machine(Nested):
         self.marked |= self.position == self.start
 
     def unknown(self) -> None:
-        raise Fault("no such opcode")
+        raise UnpicklingFault("no such opcode")
 
     # -- additions to what is on the stack
 
@@ -158,21 +165,21 @@ class _Machine(Nested):
         elif isinstance(target, Call):
             if len(target.elements) < SHOWN:
                 target.add_elements(values[: SHOWN - len(target.elements)])
-        elif isinstance(target, Name):
+        elif isinstance(target, TracedName):
             self.change(target)
-        elif isinstance(target, Made) and not target.elements:
+        elif isinstance(target, CallResult) and not target.elements:
             self.misuse(target).add_elements(values[:SHOWN])
 
     def add_items(self, values: list[Value]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Items):
+        if isinstance(target, TruncatedDict):
             target.add(values)
         elif isinstance(target, Call):
             if len(target.items) < SHOWN:
                 target.add_items(pairs(values)[: SHOWN - len(target.items)])
-        elif isinstance(target, Name):
+        elif isinstance(target, TracedName):
             self.change(target)
-        elif isinstance(target, Made) and not target.items:
+        elif isinstance(target, CallResult) and not target.items:
             self.misuse(target).add_items(pairs(values))
 
     def APPEND(self) -> None:
@@ -193,9 +200,9 @@ class _Machine(Nested):
         if isinstance(target, Call):
             target.state = state
             self.into_call((state,))
-        elif isinstance(target, Name):
+        elif isinstance(target, TracedName):
             self.change(target)
-        elif isinstance(target, Made):
+        elif isinstance(target, CallResult):
             if not target.takes(state):
                 self.never_kept(state)
                 self.misuse(target).state = state
@@ -221,17 +228,17 @@ class _Machine(Nested):
                 self.named[module, name] = known
         self.stack.append(known)
 
-    def look_up(self, module: str, name: str) -> Name:
+    def look_up(self, module: str, name: str) -> TracedName:
         if self.allowed(module, name):
-            return Name(module, name, None, signature_of(module, name))
-        return Name(module, name, self.use(module, name))
+            return TracedName(module, name, None, signature_of(module, name))
+        return TracedName(module, name, self.use(module, name))
 
-    def use(self, module: str, name: str) -> Use:
+    def use(self, module: str, name: str) -> NameUse:
         key = (module, name)
         if key not in self.uses:
             if len(self.uses) == _NAMES:
-                raise Exhausted(f"more than {_NAMES:,} foreign names")
-            self.uses[key] = Use(module, name, self.position)
+                raise TraceLimitReached(f"more than {_NAMES:,} foreign names")
+            self.uses[key] = NameUse(module, name, self.position)
         return self.uses[key]
 
     def EXT(self, code: int) -> None:
@@ -240,8 +247,8 @@ class _Machine(Nested):
     def call(self, func: Value, args: Value, how: str, kwargs: Value = None) -> None:
         """Push the result of a call, and record the call unless it is allowed."""
         func = class_of(func)
-        use = func.use if isinstance(func, Name) else None
-        if isinstance(func, Name) and use is None:
+        use = func.use if isinstance(func, TracedName) else None
+        if isinstance(func, TracedName) and use is None:
             result = func.signature.result(args, how, kwargs)
             if result is not None:
                 self.stack.append(result)
@@ -250,19 +257,19 @@ class _Machine(Nested):
             use = self.use(func.module, func.name)
             use.misused = True
         if not isinstance(func, _CALLABLE):
-            raise Fault("a plain value is called")
+            raise UnpicklingFault("a plain value is called")
         self.extra += _CALLED
         made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
         if use is None:
             use = self.beyond
             if len(self.computed) < SHOWN:
-                use = Use("", "what another call returns", made.position)
+                use = NameUse("", "what another call returns", made.position)
                 self.computed.append(use)
         _count(use, made)
         self.into_call(made.args)
         self.keep(made)
 
-    def misuse(self, target: Made) -> Call:
+    def misuse(self, target: CallResult) -> Call:
         """Record an addition to an object that weight files do not make."""
         self.extra += _CALLED
         module, _, name = target.maker.rpartition(".")
@@ -276,9 +283,9 @@ class _Machine(Nested):
         """Raise Exhausted if the value is needed but was dropped because of a limit."""
         parts = value if type(value) is tuple else (value,)
         if any(part is DROPPED for part in parts):
-            raise Exhausted("more lists, dicts and tuples than are kept")
+            raise TraceLimitReached("more lists, dicts and tuples than are kept")
 
-    def change(self, target: Name) -> None:
+    def change(self, target: TracedName) -> None:
         """Record that attributes or items are set on a class or module itself."""
         self.extra += _CHANGE
         self.use(target.module, target.name).changed = True
@@ -304,7 +311,7 @@ class _Machine(Nested):
     def OBJ(self) -> None:
         values = self.pop_to_mark()
         if not values:
-            raise Fault("OBJ without a class")
+            raise UnpicklingFault("OBJ without a class")
         self.call(values[0], tuple(values[1 : SHOWN + 1]), "OBJ")
 
     def PERSID(self, reference: Value) -> None:
@@ -318,11 +325,11 @@ class _Machine(Nested):
         self.PERSID(self.stack.pop())
 
 
-def _count(use: Use, call: Call) -> None:
+def _count(use: NameUse, call: Call) -> None:
     use.count += 1
     if use.call is None:
         use.call, use.position = call, call.position
 
 
-_CALLABLE = (Global, Call, PersistentId, Unknown, Made)
-_TABLE = dispatch(_Machine)
+_CALLABLE = (Global, Call, PersistentId, Unknown, CallResult)
+_TABLE = dispatch(_Tracer)

@@ -11,7 +11,7 @@ from cgpt_convert.pickles.trace.cursor import KEPT
 EXTENSION = "extension code"  # the module of names known only to the loading program
 
 
-class Use:
+class NameUse:
     """The use of a name that is not allowed, or not allowed in this way.
 
     `count` is the number of calls, `changed` whether attributes are set on it, `misused` whether it
@@ -35,7 +35,7 @@ class Use:
         return f"{self.module}.{self.name}" if self.module else self.name
 
 
-class Name(Global):
+class TracedName(Global):
     """A name on the stack, with its recorded use; None if it is allowed.
 
     `signature` defines how it may be called (signatures.py).
@@ -43,7 +43,9 @@ class Name(Global):
 
     __slots__ = ("signature", "use")
 
-    def __init__(self, module: str, name: str, use: Use | None, signature: object = None) -> None:
+    def __init__(
+        self, module: str, name: str, use: NameUse | None, signature: object = None
+    ) -> None:
         super().__init__(module, name)
         self.use = use
         self.signature: Any = signature
@@ -58,7 +60,7 @@ def never(_args: tuple[Value, ...]) -> None:
     """Accept no arguments: the signature of a name that is not called."""
 
 
-class Made:
+class CallResult:
     """The result of accepted calls: its kind, the function, and what may be added to it.
 
     `state` checks whether BUILD may set a state. Additions that no writer makes are not accepted.

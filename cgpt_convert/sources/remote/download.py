@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 
 from cgpt_convert.core.errors import Malformed, Unreadable
-from cgpt_convert.sources.remote.remote_object import Broken, Object
+from cgpt_convert.sources.remote.remote_object import RemoteObject, TransientError
+from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import patiently
-from cgpt_convert.sources.remote.settings import traffic
-from cgpt_convert.sources.temp_cache import Spool, room
+from cgpt_convert.sources.temp_cache import TempFile, room
 
 
-class Downloaded:
+class DownloadedFile:
     """A remote object, downloaded into an unnamed temporary file that ends with the process."""
 
-    def __init__(self, thing: Object) -> None:
+    def __init__(self, thing: RemoteObject) -> None:
         self.name = thing.name
-        self._spool = Spool(self.name)
+        self._spool = TempFile(self.name)
         self.nbytes = self._download(thing)
         traffic.add(total=self.nbytes)
 
-    def _download(self, thing: Object) -> int:
+    def _download(self, thing: RemoteObject) -> int:
         done = 0
 
         def attempt() -> None:
@@ -33,7 +33,7 @@ class Downloaded:
                 self._spool.write(piece, done)
                 done += len(piece)
             if total is not None and done != total:
-                raise Broken("the answer ended early")
+                raise TransientError("the answer ended early")
 
         patiently(self.name, attempt, lambda: done)
         return done

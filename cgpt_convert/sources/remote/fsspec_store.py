@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable
-from cgpt_convert.sources.remote.http import HttpObject, Request
-from cgpt_convert.sources.remote.remote_object import HEAD, Broken, Opened, absent, changed
+from cgpt_convert.sources.remote.http import HttpObject, HttpRequest
+from cgpt_convert.sources.remote.remote_object import (
+    HEAD,
+    FirstResponse,
+    TransientError,
+    absent,
+    changed,
+)
+from cgpt_convert.sources.remote.remote_settings import settings, traffic
 from cgpt_convert.sources.remote.retry import patiently
-from cgpt_convert.sources.remote.settings import settings, traffic
 
 SIGNED = ("s3", "s3a")
 _SIGNED_FOR = 3600  # seconds; then it is signed again
@@ -27,7 +33,7 @@ class StoreObject:
         self._version: dict[str, object] = {}
         self._nbytes = 0
 
-    def open(self, head: int = HEAD) -> Opened:
+    def open(self, head: int = HEAD) -> FirstResponse:
         """Return the size and the first bytes."""
         info = self._asked("info", self._path)
         if info.get("type") == "directory":
@@ -36,7 +42,7 @@ class StoreObject:
             raise Unreadable("the store does not tell the size", where=self.name)
         self._nbytes = int(info["size"])
         self._version = _version(info)
-        return Opened(self._nbytes, b"".join(self.pieces(0, min(head, self._nbytes))))
+        return FirstResponse(self._nbytes, b"".join(self.pieces(0, min(head, self._nbytes))))
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
         """Yield the bytes, in one piece."""
@@ -117,8 +123,10 @@ def store_object(name: str, url: str) -> StoreObject | HttpObject:
     if url.partition("://")[0] not in SIGNED:
         return StoreObject(name, system, path)
 
-    def locate() -> Request:
-        return Request(_asked(name, lambda: system.sign(path, expiration=_SIGNED_FOR), requests=0))
+    def locate() -> HttpRequest:
+        return HttpRequest(
+            _asked(name, lambda: system.sign(path, expiration=_SIGNED_FOR), requests=0)
+        )
 
     return HttpObject(name, locate)
 
@@ -149,7 +157,7 @@ def _asked(name: str, question: Callable[[], Any], requests: int = 1) -> Any:
     return patiently(name, attempt)
 
 
-def worded(error: Exception, name: str) -> Broken | CgptError:
+def worded(error: Exception, name: str) -> TransientError | CgptError:
     """Return our error for a store's error, whose text may contain credentials or signed URLs."""
     if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return absent(name)
@@ -159,7 +167,7 @@ def worded(error: Exception, name: str) -> Broken | CgptError:
         return _final(error, name)
     kinds = {each.__name__ for each in type(error).__mro__}
     if isinstance(error, OSError) or kinds & _PASSING:
-        return Broken(f"the store fails ({_called(error)})")
+        return TransientError(f"the store fails ({_called(error)})")
     return _final(error, name)
 
 

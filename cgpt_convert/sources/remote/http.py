@@ -35,13 +35,13 @@ from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable, Unsuppor
 from cgpt_convert.sources.remote.remote_object import (
     HEAD,
     SMALL,
-    Broken,
-    Opened,
+    FirstResponse,
+    TransientError,
     absent,
     changed,
     no_ranges,
 )
-from cgpt_convert.sources.remote.settings import settings, traffic
+from cgpt_convert.sources.remote.remote_settings import settings, traffic
 
 _PIECE = 64 << 10
 PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -56,7 +56,7 @@ _DIGITS = 18  # of a number in a header: an exabyte; int() and files take no mor
 _LETTING_IN = ("authorization", "cookie", "proxy-authorization")
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """The current URL of an object and the headers that authorise access."""
 
     url: str
@@ -79,18 +79,18 @@ class _Version(NamedTuple):
 class HttpObject:
     """An object behind a URL. `locate` returns the URL, and is called again if it expires."""
 
-    def __init__(self, name: str, locate: Callable[[], Request]) -> None:
+    def __init__(self, name: str, locate: Callable[[], HttpRequest]) -> None:
         self.name = name
         self._locate = locate
         self._request = locate()
         self._version: _Version | None = None
 
-    def open(self, head: int = HEAD) -> Opened:
+    def open(self, head: int = HEAD) -> FirstResponse:
         """Return the size and the first bytes, using a request for those bytes."""
         with self._get(0, head - 1) as answer:
             if answer.status == 416 and _total(answer) == 0:  # noqa: PLR2004  nothing to range over
                 self._version = _version(answer, 0)
-                return Opened(0, b"")
+                return FirstResponse(0, b"")
             nbytes = _total(answer) if answer.status == 206 else _length(answer)  # noqa: PLR2004
             if answer.status == 200 and (nbytes is None or nbytes > SMALL):  # noqa: PLR2004
                 raise no_ranges(self.name)
@@ -100,9 +100,9 @@ class HttpObject:
             self._check_range(answer, 0, wanted)
             data = b"".join(answer.body(wanted))
             if len(data) < wanted:
-                raise Broken("the answer ended early")
+                raise TransientError("the answer ended early")
             self._version = _version(answer, nbytes)
-            return Opened(nbytes, data)
+            return FirstResponse(nbytes, data)
 
     @property
     def is_page(self) -> bool:
@@ -153,7 +153,7 @@ class HttpObject:
     def check_unchanged(self) -> None:
         """Do nothing: every response was checked against the version that was opened."""
 
-    def _compare(self, answer: _Answer) -> None:
+    def _compare(self, answer: _Response) -> None:
         then = self._version
         nbytes = _total(answer) if answer.status in (206, 416) else _length(answer)
         now = _version(answer, -1 if nbytes is None else nbytes)
@@ -166,7 +166,7 @@ class HttpObject:
         if not same or now.nbytes not in (then.nbytes, -1):
             raise changed(self.name)
 
-    def _check_range(self, answer: _Answer, offset: int, nbytes: int) -> None:
+    def _check_range(self, answer: _Response, offset: int, nbytes: int) -> None:
         """Raise Unreadable unless the response is the range or a prefix of it."""
         found = _range(answer)
         if answer.status == 206 and (found is None or not found.fits(offset, nbytes)):  # noqa: PLR2004
@@ -175,7 +175,7 @@ class HttpObject:
             raise Unreadable("the server sends more bytes than were asked for", where=self.name)
 
     @contextlib.contextmanager
-    def _get(self, first: int, last: int | None) -> Iterator[_Answer]:
+    def _get(self, first: int, last: int | None) -> Iterator[_Response]:
         answer = self._send(first, last)
         if answer.status in _REFUSED and self._version:  # signed and redirected URLs expire
             answer.close()
@@ -189,7 +189,7 @@ class HttpObject:
         finally:
             answer.close()
 
-    def _send(self, first: int, last: int | None) -> _Answer:
+    def _send(self, first: int, last: int | None) -> _Response:
         """Return the response after redirects, whose bodies are not read: they may be endless."""
         ask = {"Accept-Encoding": "identity", "User-Agent": f"cgpt-convert/{__version__}"}
         if first or last is not None:
@@ -209,10 +209,10 @@ class HttpObject:
         self._kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         if urlsplit(request.url).netloc != urlsplit(self._request.url).netloc:
             # send later requests to the final URL directly, without credentials
-            self._request = Request(request.url)
+            self._request = HttpRequest(request.url)
         return answer
 
-    def _asked(self, url: str, headers: Mapping[str, str]) -> _Answer:
+    def _asked(self, url: str, headers: Mapping[str, str]) -> _Response:
         traffic.add(requests=1)
         deadline = _current.deadline = _Deadline()
         try:
@@ -229,9 +229,9 @@ class HttpObject:
         except (HTTPError, OSError, ValueError) as error:
             deadline.cancel()
             raise _broken(error, self.name) from None
-        return _Answer(answer, deadline)
+        return _Response(answer, deadline)
 
-    def _redirected(self, request: Request, target: str) -> Request:
+    def _redirected(self, request: HttpRequest, target: str) -> HttpRequest:
         """Return the redirected request, without credentials if the host changes."""
         try:
             url = urljoin(request.url, target)
@@ -242,18 +242,18 @@ class HttpObject:
         if not valid:
             raise Unreadable("the server redirects to what is not a URL for HTTP", where=self.name)
         if (then.scheme, then.netloc) == (now.scheme, now.netloc):
-            return Request(url, request.headers)
+            return HttpRequest(url, request.headers)
         kept = {k: v for k, v in request.headers.items() if k.lower() not in _LETTING_IN}
-        return Request(url, kept)
+        return HttpRequest(url, kept)
 
-    def _check_status(self, answer: _Answer) -> None:
+    def _check_status(self, answer: _Response) -> None:
         status = answer.status
         if status in (200, 206):
             coding = answer.headers.get("Content-Encoding", "identity")
             if coding != "identity":
                 raise Unsupported(f"the server sends it {coding}-encoded", where=self.name)
         elif status in PASSING:
-            raise Broken(
+            raise TransientError(
                 f"the server answers {_told(answer)}",
                 retry_after(answer.headers.get("Retry-After", "")),
             )
@@ -262,7 +262,7 @@ class HttpObject:
         elif status in _GONE:
             raise absent(self.name)
         elif status in _REFUSED:
-            raise Refused(
+            raise AccessDenied(
                 f"the server refuses it: {_told(answer)}",
                 where=self.name,
                 hint="check your credentials (docs/reference/remote.md#credentials)",
@@ -271,11 +271,11 @@ class HttpObject:
             raise Unreadable(f"the server answers {_told(answer)}", where=self.name)
 
 
-class Refused(Unreadable):
+class AccessDenied(Unreadable):
     """The server rejected the request: the credentials are missing or insufficient."""
 
 
-def _told(answer: _Answer) -> str:
+def _told(answer: _Response) -> str:
     return f"{answer.status} {answer.reason or ''}".strip()
 
 
@@ -289,7 +289,7 @@ def retry_after(text: str) -> float:
     return 0.0
 
 
-class _Range(NamedTuple):
+class _ContentRange(NamedTuple):
     """A Content-Range (RFC 9110, 14.4). `first` and `last` are None in an unsatisfied range."""
 
     first: int | None
@@ -302,36 +302,36 @@ class _Range(NamedTuple):
         return self.first == offset and self.last is not None and offset <= self.last <= last
 
 
-def _range(answer: _Answer) -> _Range | None:
+def _range(answer: _Response) -> _ContentRange | None:
     digits = f"([0-9]{{1,{_DIGITS}}})"
     text = answer.headers.get("Content-Range", "")
     found = re.fullmatch(rf"bytes (?:{digits}-{digits}|\*)/(?:{digits}|\*)", text.strip())
     if found is None:
         return None
-    return _Range(*(int(number) if number else None for number in found.groups()))
+    return _ContentRange(*(int(number) if number else None for number in found.groups()))
 
 
-def _total(answer: _Answer) -> int | None:
+def _total(answer: _Response) -> int | None:
     found = _range(answer)
     return found.total if found else None
 
 
-def _first(answer: _Answer) -> int:
+def _first(answer: _Response) -> int:
     found = _range(answer)
     return -1 if found is None or found.first is None else found.first
 
 
-def _length(answer: _Answer) -> int | None:
+def _length(answer: _Response) -> int | None:
     text = answer.headers.get("Content-Length", "")
     return int(text) if re.fullmatch(f"[0-9]{{1,{_DIGITS}}}", text) else None
 
 
-def _version(answer: _Answer, nbytes: int) -> _Version:
+def _version(answer: _Response, nbytes: int) -> _Version:
     headers = answer.headers
     return _Version(headers.get("ETag", ""), headers.get("Last-Modified", ""), nbytes)
 
 
-def _broken(error: Exception, name: str) -> Broken | CgptError:
+def _broken(error: Exception, name: str) -> TransientError | CgptError:
     """Return our error for one of urllib3's, whose text contains the URL with its secrets."""
     final: tuple[tuple[type[Exception], type[CgptError], str], ...] = (
         (LocationValueError, BadRequest, "not a URL that can be asked for"),
@@ -342,12 +342,12 @@ def _broken(error: Exception, name: str) -> Broken | CgptError:
         if isinstance(error, kind):
             return becomes(told, where=name)
     if isinstance(error, NameResolutionError):
-        return Broken("the host's name cannot be resolved")
+        return TransientError("the host's name cannot be resolved")
     if isinstance(error, NewConnectionError):
-        return Broken("no connection to the host")
+        return TransientError("no connection to the host")
     if isinstance(error, (NothingCame, TimeoutError)):
-        return Broken(f"nothing came for {settings.timeout:g} seconds")
-    return Broken("the connection was cut")
+        return TransientError(f"nothing came for {settings.timeout:g} seconds")
+    return TransientError("the connection was cut")
 
 
 class _Deadline:
@@ -387,16 +387,16 @@ class _Deadline:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-class _Current(threading.local):
+class _CurrentDeadline(threading.local):
     """The deadline of the request that the current thread is sending."""
 
     deadline: _Deadline | None = None
 
 
-_current = _Current()
+_current = _CurrentDeadline()
 
 
-class _Answer:
+class _Response:
     """The head of a response, and its body as far as it is needed."""
 
     def __init__(self, answer: urllib3.BaseHTTPResponse, deadline: _Deadline) -> None:
@@ -406,7 +406,7 @@ class _Answer:
     def body(self, most: int) -> Iterator[bytes]:
         """Yield the body in pieces as they arrive, at most `most` bytes.
 
-        Raises Broken if the data arrives too slowly.
+        Raises TransientError if the data arrives too slowly.
         """
         waited = arrived = 0.0
         while most > 0:
@@ -418,7 +418,9 @@ class _Answer:
             waited, arrived = waited + time.monotonic() - begun, arrived + len(piece)
             if waited >= settings.timeout:
                 if arrived < _SLOWEST * waited and most:
-                    raise Broken(f"less than {_SLOWEST:,} bytes a second came for {waited:.0f} s")
+                    raise TransientError(
+                        f"less than {_SLOWEST:,} bytes a second came for {waited:.0f} s"
+                    )
                 waited = arrived = 0.0
             yield piece
 
@@ -434,7 +436,7 @@ class _Answer:
             if self._deadline.passed:
                 raise TimeoutError from None
             if isinstance(error, ValueError):  # http.client's error for an invalid chunk
-                raise Broken("the answer is not valid HTTP") from None
+                raise TransientError("the answer is not valid HTTP") from None
             raise
         if self._deadline.passed:  # a shutdown looks like the end of the body
             raise TimeoutError

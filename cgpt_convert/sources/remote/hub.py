@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable
-from cgpt_convert.sources.remote.http import PASSING, HttpObject, Request, retry_after
-from cgpt_convert.sources.remote.remote_object import Broken, absent
+from cgpt_convert.sources.remote.http import PASSING, HttpObject, HttpRequest, retry_after
+from cgpt_convert.sources.remote.remote_object import TransientError, absent
+from cgpt_convert.sources.remote.remote_settings import settings, traffic
 from cgpt_convert.sources.remote.retry import patiently
-from cgpt_convert.sources.remote.settings import settings, traffic
 
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 _COMMIT = r"[0-9a-f]{40}"
@@ -23,7 +23,7 @@ _COMMON_REVISIONS = r"refs/(?:pr|convert)/[^/]+"  # the only ones that may have 
 _FORM = rf"(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@({_COMMON_REVISIONS}|[^/]+))?(?:/(.*))?"
 
 
-class Place(NamedTuple):
+class HubPath(NamedTuple):
     """A file or folder in a repository; an empty `path` is the whole repository."""
 
     kind: str  # "model", "dataset" or "space"
@@ -39,7 +39,7 @@ class Place(NamedTuple):
         return f"hf://{folder}{self.repo}{at}" + (f"/{self.path}" if self.path else "")
 
 
-def parsed(name: str) -> Place:
+def parsed(name: str) -> HubPath:
     """Parse `name`; raise BadRequest if it is not a valid hf:// URL."""
     found = re.fullmatch(_FORM, name.removeprefix("hf://"))
     if found is None:
@@ -47,7 +47,7 @@ def parsed(name: str) -> Place:
             "not a repository of the Hub", where=name, hint="hf://OWNER/NAME[@REVISION][/FILE]"
         )
     kind, repo, revision, path = found.groups()
-    return Place(_KINDS.get(kind or "models", "model"), repo, revision, (path or "").strip("/"))
+    return HubPath(_KINDS.get(kind or "models", "model"), repo, revision, (path or "").strip("/"))
 
 
 def pinned(name: str) -> tuple[str, list[str]]:
@@ -63,7 +63,7 @@ def pinned(name: str) -> tuple[str, list[str]]:
     return place._replace(revision=info.sha).name, files
 
 
-def _info(place: Place) -> Any:
+def _info(place: HubPath) -> Any:
     library = _library(place.name)
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -79,11 +79,11 @@ def _info(place: Place) -> Any:
         raise Unreadable(told, where=place.name) from None
 
 
-def _worded(error: Any, place: Place) -> CgptError | Broken:
+def _worded(error: Any, place: HubPath) -> CgptError | TransientError:
     status = getattr(error.response, "status_code", 0)
     if status in PASSING:
         wait = retry_after(error.response.headers.get("Retry-After", ""))
-        return Broken(f"the Hub answers {status}", wait)
+        return TransientError(f"the Hub answers {status}", wait)
     if status in (401, 403, 404):
         return BadRequest(
             f"no such repository or revision, or none that may be seen ({status})",
@@ -99,13 +99,13 @@ def hub_object(name: str) -> HttpObject:
     if not place.path:
         raise absent(name)
 
-    def locate() -> Request:
+    def locate() -> HttpRequest:
         library = _library(name)
         url = library.hf_hub_url(
             place.repo, place.path, repo_type=place.kind, revision=place.revision
         )
         headers: Mapping[str, str] = library.utils.build_hf_headers(library_name="cgpt-convert")
-        return Request(url, headers)
+        return HttpRequest(url, headers)
 
     return HttpObject(name, locate)
 

@@ -16,9 +16,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.sources.remote.remote_object import HEAD, Object
+from cgpt_convert.sources.remote.remote_object import HEAD, RemoteObject
+from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import Fetch, patiently, workers
-from cgpt_convert.sources.remote.settings import traffic
 
 MEMORY = 64 << 20  # bytes of all ranges that are kept
 _BLOCK = 4 << 20  # the longest range
@@ -40,7 +40,7 @@ class RemoteFile:
 
     distant = True  # see source.is_distant
 
-    def __init__(self, thing: Object, head: int = HEAD) -> None:
+    def __init__(self, thing: RemoteObject, head: int = HEAD) -> None:
         self.name = thing.name
         self._thing = thing
         self._epoch = _epoch[0]

@@ -11,22 +11,22 @@ HEAD = 256 << 10  # bytes in the first request: enough to detect any format and 
 SMALL = 1 << 20  # largest object accepted from a server without ranges
 
 
-class Opened(NamedTuple):
+class FirstResponse(NamedTuple):
     """The result of the first request."""
 
     nbytes: int  # of the whole object
     head: bytes  # the first bytes: as many as requested, or all
 
 
-class Object(Protocol):
+class RemoteObject(Protocol):
     """A remote object: opened once, then read in ranges from many threads.
 
-    The methods raise Broken for transient errors and a CgptError for permanent ones.
+    The methods raise TransientError for transient errors and a CgptError for permanent ones.
     """
 
     name: str
 
-    def open(self, head: int = HEAD) -> Opened:
+    def open(self, head: int = HEAD) -> FirstResponse:
         """Return the size and the first `head` bytes; remember the version."""
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
@@ -39,7 +39,7 @@ class Object(Protocol):
         """Raise Unreadable if the object is no longer that version."""
 
 
-class Broken(Exception):  # not an error yet: the request is retried
+class TransientError(Exception):  # not an error yet: the request is retried
     """A transient request failure. `wait` is the delay the server asked for in seconds, or 0."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
@@ -48,14 +48,14 @@ class Broken(Exception):  # not an error yet: the request is retried
         self.wait = wait
 
 
-class Absent(BadRequest):
+class NotFound(BadRequest):
     """The object does not exist or is not visible."""
 
 
-def absent(name: str) -> Absent:
+def absent(name: str) -> NotFound:
     """Return the error for an object that does not exist."""
     hint = "a folder's URL ends with /" if name.startswith("http") else ""
-    return Absent("no such file", where=name, hint=hint)
+    return NotFound("no such file", where=name, hint=hint)
 
 
 def changed(name: str) -> Unreadable:

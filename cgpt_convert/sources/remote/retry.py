@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from cgpt_convert.core.errors import CgptError, Unreadable
 from cgpt_convert.core.events import Event
-from cgpt_convert.sources.remote.remote_object import Broken, Object
-from cgpt_convert.sources.remote.settings import settings
+from cgpt_convert.sources.remote.remote_object import RemoteObject, TransientError
+from cgpt_convert.sources.remote.remote_settings import settings
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,7 +24,7 @@ _PROGRESS = 64 << 10  # bytes of progress that reset the failure count
 
 
 def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
-    """Return the result of `attempt`, retrying after each Broken with growing delays.
+    """Return the result of `attempt`, retrying after each TransientError with growing delays.
 
     `done` returns the number of bytes received so far; progress resets the failure count. Raises
     Unreadable after `settings.retries` consecutive retries.
@@ -33,7 +33,7 @@ def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lam
     while True:
         try:
             return attempt()
-        except Broken as broken:  # noqa: PERF203  that is the point of the loop
+        except TransientError as broken:  # noqa: PERF203  that is the point of the loop
             if done() - mark >= _PROGRESS:
                 failures, mark = 0, done()
             if failures == settings.retries:
@@ -49,7 +49,7 @@ def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lam
             failures += 1
 
 
-def fill(thing: Object, offset: int, buffer: memoryview) -> None:
+def fill(thing: RemoteObject, offset: int, buffer: memoryview) -> None:
     """Fill `buffer` from `offset`; a retry continues where the previous attempt stopped."""
     done = 0
 
@@ -59,7 +59,7 @@ def fill(thing: Object, offset: int, buffer: memoryview) -> None:
             buffer[done : done + len(piece)] = piece
             done += len(piece)
         if done < len(buffer):
-            raise Broken("the answer ended early")
+            raise TransientError("the answer ended early")
 
     patiently(thing.name, attempt, lambda: done)
 
@@ -67,7 +67,7 @@ def fill(thing: Object, offset: int, buffer: memoryview) -> None:
 class Fetch:
     """Bytes `start` to `end` of an object, in flight or received."""
 
-    def __init__(self, thing: Object, start: int, end: int) -> None:
+    def __init__(self, thing: RemoteObject, start: int, end: int) -> None:
         self.thing, self.start, self.end = thing, start, end
         self.data = b""  # a bytearray once received
         self.touched = False
@@ -113,7 +113,7 @@ class Fetch:
         return self.data
 
 
-class Workers:
+class FetchWorkers:
     """Up to `settings.connections` fetching threads, started on demand.
 
     The threads are daemons, so a Ctrl-C does not wait for a server.
@@ -148,7 +148,7 @@ class Workers:
                 self._open -= 1
 
 
-workers = Workers()
+workers = FetchWorkers()
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | CgptError]:

@@ -19,7 +19,7 @@ from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.targets.java_program import raw_files
-from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.selection import TensorSelection, select
 from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS
 from cgpt_convert.targets.whole_model import (
     end_id,
@@ -28,7 +28,7 @@ from cgpt_convert.targets.whole_model import (
     refuse_incomplete,
     whole_model,
 )
-from cgpt_convert.tensors.digest import tensor_digest
+from cgpt_convert.tensors.content_digest import tensor_digest
 from cgpt_convert.tensors.dtypes import FLOAT32
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -37,7 +37,7 @@ FOLDER = "parameters"  # where the program looks for the files, beside the prope
 _DIGITS = 32  # of the attention dividend, as its author writes it
 
 
-class Exported(NamedTuple):
+class PropertiesFiles(NamedTuple):
     """The files to write, and lines of information for the user."""
 
     parameters: list[FilePlan]  # paths are relative to the folder FOLDER
@@ -49,7 +49,7 @@ class Exported(NamedTuple):
         return [*raw_files.moved(self.parameters, f"{FOLDER}/"), self.properties]
 
 
-def plan(checkpoint: Checkpoint) -> Exported:
+def plan(checkpoint: Checkpoint) -> PropertiesFiles:
     """Plan the raw storages with `mapping.json`, and the properties for the program.
 
     The configuration is the one beside the checkpoint, if any. Raises Unsupported, with the reason,
@@ -57,7 +57,7 @@ def plan(checkpoint: Checkpoint) -> Exported:
     """
     path = checkpoint.path
     said = read_config(folder_of(path))
-    chosen = select(checkpoint, Wish(tied="copy"))
+    chosen = select(checkpoint, TensorSelection(tied="copy"))
     refuse_incomplete(chosen, path)
     tensors = {t.name: t for t in chosen.tensors}
     found = whole_model(path, tensors.values(), said)
@@ -85,7 +85,7 @@ def plan(checkpoint: Checkpoint) -> Exported:
     )
     text = "\n".join("".join(_lines(block)) for block in blocks)
     lines = tuple(_notes(found, config, raw.copies))
-    return Exported(raw.plans, FilePlan(NAME, (text.encode("ascii"),)), lines)
+    return PropertiesFiles(raw.plans, FilePlan(NAME, (text.encode("ascii"),)), lines)
 
 
 def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats.raw import writer as parameters
-from cgpt_convert.plan import Digests, FilePlan, Late, Part
+from cgpt_convert.formats.raw import writer
+from cgpt_convert.plan import AvailableDigests, DeferredPart, FilePlan, Part
 from cgpt_convert.tensors.tensor import Tensor, replace
 
 _MERGED = "query.key.value"
@@ -40,7 +40,7 @@ def plan(checkpoint: Checkpoint, found: Recognised, tensors: Mapping[str, Tensor
     files = {key: f"{key}.dat" for key, view in views.items() if not _fills_storage(view)}
     copies = {file: views[key] for key, file in files.items()}
     everything = list(checkpoint.values()), list(checkpoint.exotic.values())
-    plans = parameters.plan_storages(checkpoint, *everything, copies)
+    plans = writer.plan_storages(checkpoint, *everything, copies)
     raw = [each for each in plans if each.path not in copies]
     stored = {id(p.storage): each.path for each in raw for p in each.parts if isinstance(p, Tensor)}
     files = {key: files.get(key) or stored[id(view.storage)] for key, view in views.items()}
@@ -79,7 +79,7 @@ def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
     """Return the same files inside `folder`, which ends with a slash."""
 
     def part(each: Part) -> Part:
-        return _inside(each, folder) if isinstance(each, Late) else each
+        return _inside(each, folder) if isinstance(each, DeferredPart) else each
 
     return [
         dataclasses.replace(each, path=folder + each.path, parts=tuple(map(part, each.parts)))
@@ -87,10 +87,10 @@ def moved(plans: list[FilePlan], folder: str) -> list[FilePlan]:
     ]
 
 
-def _inside(late: Late, folder: str) -> Late:
+def _inside(late: DeferredPart, folder: str) -> DeferredPart:
     """Return the late part with the folder removed from the paths that it looks up."""
 
-    def make(digests: Digests) -> bytes:
+    def make(digests: AvailableDigests) -> bytes:
         files = {path.removeprefix(folder): each for path, each in digests.files.items()}
         return late.make(digests._replace(files=files))
 

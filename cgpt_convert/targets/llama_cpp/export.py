@@ -16,14 +16,13 @@ from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.formats.gguf import writer
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
 from cgpt_convert.targets.hf.model_card import Card, read_card
-from cgpt_convert.targets.llama_cpp import fields as llama_fields
-from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
+from cgpt_convert.targets.llama_cpp import gguf_metadata, restore_hf
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find, source_lines
 from cgpt_convert.targets.whole_model import folder_of, layout_lines, whole_model
-from cgpt_convert.tensors.digest import same_values
+from cgpt_convert.tensors.content_digest import same_values
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
 from cgpt_convert.tensors.shapes import in_blocks
 from cgpt_convert.tensors.tensor import Tensor
@@ -41,7 +40,7 @@ class LlamaFile(NamedTuple):
     request: Request
 
 
-class Source(NamedTuple):
+class ModelDescription(NamedTuple):
     """The data about a model besides its tensors. `path` is used in messages and to detect muP."""
 
     path: str
@@ -68,14 +67,14 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
     BadRequest if a tokenizer is missing; both have a hint.
     """
     path, folder = checkpoint.path, folder_of(checkpoint.path)
-    inside = llama_undo.is_gguf(checkpoint)
-    config = llama_undo.config(checkpoint) if inside else read_config(folder)
+    inside = restore_hf.is_gguf(checkpoint)
+    config = restore_hf.config(checkpoint) if inside else read_config(folder)
     found = recognised(path, tensors, config)
     if config is not None and not inside:
         config = hook(found.architecture, "gguf").with_defaults(config)
     tokenizer = None
     if not no_vocab:
-        own = llama_undo.tokenizer(checkpoint) if inside and given is None else None
+        own = restore_hf.tokenizer(checkpoint) if inside and given is None else None
         tokenizer = own or find(folder, given, found.sizes["vocab_size"])
         if tokenizer is None:
             raise BadRequest(
@@ -85,11 +84,13 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
                 "--no-vocab",
             )
         tokenizer = tokenizer.with_config(config or {})
-        llama_fields.check_tokenizer(tokenizer, path)
-    card = llama_undo.card(checkpoint) if inside else read_card(folder)
-    made, lines = request(name, found, tensors, dtype, Source(path, config, tokenizer, card))
+        gguf_metadata.check_tokenizer(tokenizer, path)
+    card = restore_hf.card(checkpoint) if inside else read_card(folder)
+    made, lines = request(
+        name, found, tensors, dtype, ModelDescription(path, config, tokenizer, card)
+    )
     made = sign(made)
-    return LlamaFile(gguf.plan(made), lines, found, made)
+    return LlamaFile(writer.plan(made), lines, found, made)
 
 
 def recognised(
@@ -108,7 +109,7 @@ def recognised(
 
 
 def request(
-    name: str, found: Recognised, tensors: Sequence[Tensor], dtype: str, source: Source
+    name: str, found: Recognised, tensors: Sequence[Tensor], dtype: str, source: ModelDescription
 ) -> tuple[Request, tuple[str, ...]]:
     """Return the content of the file called `name`, and lines of information.
 
@@ -128,15 +129,15 @@ def request(
             target = BY_NAME["float16"]
         written.append(tensor.cast(target))
     if source.tokenizer is None:
-        vocabulary = llama_fields.no_vocabulary(found)
+        vocabulary = gguf_metadata.no_vocabulary(found)
     else:
-        vocabulary = llama_fields.vocabulary(source.tokenizer, found.sizes["vocab_size"])
+        vocabulary = gguf_metadata.vocabulary(source.tokenizer, found.sizes["vocab_size"])
     fields = (
-        *llama_fields.general(found, config, source.card, written),
-        *llama_fields.hyperparameters(found, config, source.path),
-        *llama_fields.storage(written),
+        *gguf_metadata.general(found, config, source.card, written),
+        *gguf_metadata.hyperparameters(found, config, source.path),
+        *gguf_metadata.storage(written),
         *vocabulary,
-        *llama_fields.own(found, config),
+        *gguf_metadata.own(found, config),
     )
     lines += hook(found.architecture, "gguf").notes(found, config)
     return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))

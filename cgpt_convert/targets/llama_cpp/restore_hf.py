@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cgpt_convert.architectures.schema import Architecture, Place, architectures, template
+from cgpt_convert.architectures.schema import Architecture, TensorPosition, architectures, template
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.formats.gguf import writer
 from cgpt_convert.plan import Field
 from cgpt_convert.targets.hf.model_card import Card
-from cgpt_convert.targets.llama_cpp import fields as keys
+from cgpt_convert.targets.llama_cpp import gguf_metadata
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.tokenizer.files import ChatTemplate
 from cgpt_convert.tensors.dtypes import FLOAT32
@@ -26,7 +26,7 @@ _SIZE_LABEL = "general.size_label"
 _VERSION_LINE = "#version: 0.2"  # the first line of a merges.txt
 
 
-class Inside(NamedTuple):
+class EmbeddedFiles(NamedTuple):
     """The data in a GGUF file that other formats store in files beside the weights."""
 
     config: dict[str, Any] | None  # as config.json, as far as the fields allow
@@ -38,9 +38,9 @@ def is_gguf(checkpoint: Checkpoint) -> bool:
     return checkpoint.kind == "GGUF"
 
 
-def inside(checkpoint: Checkpoint) -> Inside | None:
+def inside(checkpoint: Checkpoint) -> EmbeddedFiles | None:
     """Return the configuration and tokenizer in a GGUF file; None for other formats."""
-    return Inside(config(checkpoint), tokenizer(checkpoint)) if is_gguf(checkpoint) else None
+    return EmbeddedFiles(config(checkpoint), tokenizer(checkpoint)) if is_gguf(checkpoint) else None
 
 
 def undo(checkpoint: Checkpoint) -> Checkpoint:
@@ -52,10 +52,10 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
     architecture = _architecture(checkpoint)
     places = _places(architecture) if architecture else {}
 
-    def place_of(name: str) -> Place | None:
+    def place_of(name: str) -> TensorPosition | None:
         pattern, layer = template(name)
         found = places.get(pattern)
-        return Place(found.rule, layer) if found else None
+        return TensorPosition(found.rule, layer) if found else None
 
     def renamed(name: str) -> str:
         place = place_of(name)
@@ -85,7 +85,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
         if value is not None:
             known[architecture.config_keys.get(size, (size,))[0]] = value
     told = {
-        "activation_function": checkpoint.metadata.get(keys.ACTIVATION),
+        "activation_function": checkpoint.metadata.get(gguf_metadata.ACTIVATION),
         "_name_or_path": card(checkpoint).name,
     }
     return known | {key: value for key, value in told.items() if value}
@@ -94,10 +94,10 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def card(checkpoint: Checkpoint) -> Card:
     """Return the name and licence in the file, as a model card has them."""
     said = checkpoint.metadata
-    name = said.get(keys.NAME, "")
-    made = f"{said.get(keys.ARCHITECTURE)} {said.get(_SIZE_LABEL)}"
-    told = "" if name == made or name.startswith(keys.SHAPE_OF) else name
-    return Card(told, said.get(keys.LICENSE, ""))
+    name = said.get(gguf_metadata.NAME, "")
+    made = f"{said.get(gguf_metadata.ARCHITECTURE)} {said.get(_SIZE_LABEL)}"
+    told = "" if name == made or name.startswith(gguf_metadata.SHAPE_OF) else name
+    return Card(told, said.get(gguf_metadata.LICENSE, ""))
 
 
 def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -106,26 +106,28 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     Its `files` are the equivalent vocab.json and merges.txt.
     """
     said = checkpoint.metadata
-    if said.get(keys.MODEL) != "gpt2" or said.get(keys.PRE) not in _GPT2_PRE:
+    if said.get(gguf_metadata.MODEL) != "gpt2" or said.get(gguf_metadata.PRE) not in _GPT2_PRE:
         return None
-    found = {field.key: field for field in gguf.fields(checkpoint)}
-    tokens, merges = (_array(found.get(key), "string") for key in (keys.TOKENS, keys.MERGES))
-    types = _array(found.get(keys.TYPES), "int32")
+    found = {field.key: field for field in writer.fields(checkpoint)}
+    tokens, merges = (
+        _array(found.get(key), "string") for key in (gguf_metadata.TOKENS, gguf_metadata.MERGES)
+    )
+    types = _array(found.get(gguf_metadata.TYPES), "int32")
     if not tokens or len(types) != len(tokens):
         return None
-    last = max((i for i, kind in enumerate(types) if kind != keys.UNUSED), default=-1)
+    last = max((i for i, kind in enumerate(types) if kind != gguf_metadata.UNUSED), default=-1)
     tokens = tokens[: last + 1]
-    special = frozenset(i for i, kind in enumerate(types) if kind == keys.CONTROL)
-    added = special | {i for i, kind in enumerate(types) if kind == keys.USER_DEFINED}
+    special = frozenset(i for i, kind in enumerate(types) if kind == gguf_metadata.CONTROL)
+    added = special | {i for i, kind in enumerate(types) if kind == gguf_metadata.USER_DEFINED}
     vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
     files = {
         "vocab.json": vocabulary.encode(),
         "merges.txt": "\n".join((_VERSION_LINE, *merges, "")).encode(),
     }
-    read = {role: _token(found.get(key), len(tokens)) for role, key in keys.ROLES.items()}
+    read = {role: _token(found.get(key), len(tokens)) for role, key in gguf_metadata.ROLES.items()}
     roles = {role: number for role, number in read.items() if number is not None}
     bos, eos = roles.pop("bos", None), roles.pop("eos", None)
-    stated = {name: _flag(found.get(key)) for name, key in keys.ADD.items()}
+    stated = {name: _flag(found.get(key)) for name, key in gguf_metadata.ADD.items()}
     adds = {name: value for name, value in stated.items() if value is not None}
     before = (bos,) if adds.get("bos") and bos is not None else ()
     after = (eos,) if adds.get("eos") and eos is not None else ()
@@ -141,11 +143,11 @@ def _flag(field: Field | None) -> bool | None:
 
 def _template(found: Mapping[str, Field]) -> ChatTemplate:
     """Return the chat template, or all of them by name with the unnamed one as `default`."""
-    main = found.get(keys.TEMPLATE)
+    main = found.get(gguf_metadata.TEMPLATE)
     default = main.value if main is not None and isinstance(main.value, str) else None
     named = []
-    for name in _array(found.get(keys.TEMPLATES), "string"):
-        field = found.get(f"{keys.TEMPLATE}.{name}")
+    for name in _array(found.get(gguf_metadata.TEMPLATES), "string"):
+        field = found.get(f"{gguf_metadata.TEMPLATE}.{name}")
         if field is not None and isinstance(field.value, str):
             named.append((name, field.value))
     if not named:
@@ -154,15 +156,17 @@ def _template(found: Mapping[str, Field]) -> ChatTemplate:
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture | None:
-    name = checkpoint.metadata.get(keys.ARCHITECTURE)
+    name = checkpoint.metadata.get(gguf_metadata.ARCHITECTURE)
     known = architectures().values()
     return next((each for each in known if each.gguf_name and each.gguf_name == name), None)
 
 
-def _places(architecture: Architecture) -> dict[str, Place]:
+def _places(architecture: Architecture) -> dict[str, TensorPosition]:
     """Return llama.cpp's name, with {i} for the layer -> the architecture's tensor."""
     rules = architecture.rules.values()
-    return {rule.names["gguf"]: Place(rule, None) for rule in rules if "gguf" in rule.names}
+    return {
+        rule.names["gguf"]: TensorPosition(rule, None) for rule in rules if "gguf" in rule.names
+    }
 
 
 def _number(text: str) -> int | float | None:

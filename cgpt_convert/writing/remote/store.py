@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 from cgpt_convert.core.errors import CannotWrite, CgptError
 from cgpt_convert.sources.remote.fsspec_store import SIGNED, store, worded
-from cgpt_convert.sources.remote.remote_object import Absent, Broken
+from cgpt_convert.sources.remote.remote_object import NotFound, TransientError
+from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import patiently
-from cgpt_convert.sources.remote.settings import traffic
 from cgpt_convert.sources.remote.urls import url_of
 
 T = TypeVar("T")
 
 
-class Writable:
+class WritableStore:
     """The store of the URL `name`, which is used in messages; `path` is its path in the store."""
 
     def __init__(self, name: str) -> None:
@@ -31,7 +31,7 @@ class Writable:
             return attempt()
         except Exception as error:  # noqa: BLE001  each store has its own kinds
             found = worded(error, self.name)
-            if isinstance(found, Broken):
+            if isinstance(found, TransientError):
                 raise CannotWrite(found.reason, where=self.name) from None
             raise _refused(found) from None
 
@@ -142,6 +142,6 @@ class Writable:
 
 
 def _refused(error: CgptError) -> CannotWrite:
-    if isinstance(error, Absent):
+    if isinstance(error, NotFound):
         return CannotWrite("no such bucket or folder", where=error.where)
     return CannotWrite(error.message, where=error.where, hint=error.hint)

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cgpt_convert.sources.remote.retry import Workers
-from cgpt_convert.sources.remote.settings import traffic
-from cgpt_convert.writing.remote.store import Writable
+from cgpt_convert.sources.remote.remote_settings import traffic
+from cgpt_convert.sources.remote.retry import FetchWorkers
+from cgpt_convert.writing.remote.store import WritableStore
 
 MEMORY = 32 << 20  # bytes; limit of all parts being sent
 _PART = 8 << 20  # bytes; S3 requires at least 5 MiB
@@ -24,10 +24,10 @@ _MOST_PARTS = 10_000  # limit of parts per S3 upload
 _COPIED = 256 << 20  # bytes per part of a server-side copy
 _COPIED_WHOLE = 5 << 30  # bytes; S3's limit for a copy in one request
 
-_workers = Workers()
+_workers = FetchWorkers()
 
 
-class Outbox:
+class SendQueue:
     """Send jobs, several at a time if `parallel`. The first error stops them all."""
 
     def __init__(self, *, parallel: bool) -> None:
@@ -104,18 +104,18 @@ class Upload(Transfer, Protocol):
         """Send `data` for the offset. The caller may reuse its memory afterwards."""
 
 
-def upload(store: Writable, path: str, nbytes: int, outbox: Outbox) -> Upload:
+def upload(store: WritableStore, path: str, nbytes: int, outbox: SendQueue) -> Upload:
     """Start an upload of an object with `nbytes` bytes to `path` in the store."""
-    kind = _InParts if store.takes_parts else _InOrder
+    kind = _PartedUpload if store.takes_parts else _SequentialUpload
     return kind(store, path, nbytes, outbox)
 
 
-def move(store: Writable, old: str, new: str, nbytes: int, outbox: Outbox) -> Transfer:
+def move(store: WritableStore, old: str, new: str, nbytes: int, outbox: SendQueue) -> Transfer:
     """Start a server-side move of the object at `old` to `new`.
 
     An object at `new` is replaced. The one at `old` may remain.
     """
-    kind = _Copied if store.takes_parts else _Moved
+    kind = _ServerCopy if store.takes_parts else _ServerMove
     return kind(store, old, new, nbytes, outbox)
 
 
@@ -126,7 +126,7 @@ class _Multipart:
     sent.
     """
 
-    def __init__(self, store: Writable, path: str) -> None:
+    def __init__(self, store: WritableStore, path: str) -> None:
         self._store, self._path = store, path
         self._lock = threading.Lock()
         self._id = ""
@@ -163,10 +163,10 @@ class _Part:
         self.nbytes = self.missing = nbytes
 
 
-class _InParts:
+class _PartedUpload:
     """An object for S3: a single request if it is small, else a multipart upload."""
 
-    def __init__(self, store: Writable, path: str, nbytes: int, outbox: Outbox) -> None:
+    def __init__(self, store: WritableStore, path: str, nbytes: int, outbox: SendQueue) -> None:
         self._store, self._path, self._nbytes, self._outbox = store, path, nbytes, outbox
         self._size = part_nbytes(nbytes)
         self._parts: dict[int, _Part] = {}  # incomplete parts, by number
@@ -206,10 +206,10 @@ class _InParts:
         self._multipart.abort()
 
 
-class _InOrder:
+class _SequentialUpload:
     """An object written sequentially through the store's own file."""
 
-    def __init__(self, store: Writable, path: str, nbytes: int, _outbox: Outbox) -> None:
+    def __init__(self, store: WritableStore, path: str, nbytes: int, _outbox: SendQueue) -> None:
         self._store, self._path, self._nbytes = store, path, nbytes
         self._done = 0
         self._file = store.create(path, _PART)
@@ -235,10 +235,12 @@ class _InOrder:
             self._file.close()
 
 
-class _Copied:
+class _ServerCopy:
     """An object that S3 copies on the server, in parts if it is large."""
 
-    def __init__(self, store: Writable, old: str, new: str, nbytes: int, outbox: Outbox) -> None:
+    def __init__(
+        self, store: WritableStore, old: str, new: str, nbytes: int, outbox: SendQueue
+    ) -> None:
         bucket, key = store.bucket_and_key(old)
         source = {"CopySource": {"Bucket": bucket, "Key": key}}
         self._multipart = _Multipart(store, new)
@@ -259,10 +261,12 @@ class _Copied:
         self._multipart.abort()
 
 
-class _Moved:
+class _ServerMove:
     """An object that the store renames, or copies and removes."""
 
-    def __init__(self, store: Writable, old: str, new: str, nbytes: int, _outbox: Outbox) -> None:
+    def __init__(
+        self, store: WritableStore, old: str, new: str, nbytes: int, _outbox: SendQueue
+    ) -> None:
         self._store, self._new, self._nbytes = store, new, nbytes
         store.move(old, new)
 

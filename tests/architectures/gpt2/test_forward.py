@@ -14,14 +14,13 @@ import torch
 from transformers.activations import ACT2FN
 
 from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
-from cgpt_convert.architectures.gpt2 import forward as gpt2
+from cgpt_convert.architectures.gpt2 import forward
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.inference import backend_numpy as on_numpy
-from cgpt_convert.inference import gelu, weights
+from cgpt_convert.inference import backend_numpy, gelu, weights
 from cgpt_convert.inference.backend import backend
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.thread_pool import Pool
+from cgpt_convert.inference.thread_pool import ThreadPool
 from cgpt_convert.tensors.tensor import replace
 from tests.helpers import vendor
 from tests.helpers.running import run
@@ -153,7 +152,7 @@ def test_with_the_cache_as_without(small, engine):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_share_the_work_and_change_nothing(small, threads, monkeypatch):
     expected, cache = opened(small).hidden(IDS), opened(small).cache(2, 151)
-    monkeypatch.setattr(on_numpy, "_PART", 1)
+    monkeypatch.setattr(backend_numpy, "_PART", 1)
     model = Model(open_checkpoint(small), backend("numpy", threads), resident=True)
     assert relative(model.hidden(IDS, cache), expected) < LIMIT
     one = opened(small).next_logits(np.hstack([IDS, IDS[:, :1]]))
@@ -164,8 +163,8 @@ def test_threads_share_the_work_and_change_nothing(small, threads, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, 8, 9])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_products_of_few_rows(order, rows, threads, monkeypatch):
-    monkeypatch.setattr(on_numpy, "_PART", 1)
-    monkeypatch.setattr(on_numpy, "_BLOCK", 1000)
+    monkeypatch.setattr(backend_numpy, "_PART", 1)
+    monkeypatch.setattr(backend_numpy, "_BLOCK", 1000)
     random = np.random.default_rng(3)
     x = random.standard_normal((rows, 70)).astype("f4")
     w = random.standard_normal((70, 110)).astype("f4", order=order)
@@ -180,7 +179,7 @@ def test_what_fails_in_a_thread_fails_here():
 
 
 def test_threads_answer_in_order_and_none_is_left_at_work_when_one_fails():
-    pool, ended = Pool(3), []
+    pool, ended = ThreadPool(3), []
 
     def work(part):
         time.sleep(0.01 * (6 - part))
@@ -198,7 +197,7 @@ def test_threads_answer_in_order_and_none_is_left_at_work_when_one_fails():
 
 def test_the_threads_end_with_their_pool():
     before = threading.active_count()
-    pool = Pool(2)
+    pool = ThreadPool(2)
     assert threading.active_count() == before + 2
     del pool
     for _ in range(500):
@@ -300,7 +299,7 @@ def test_gelu_across_chunks():
 
 def test_attention_in_blocks_of_queries(small, monkeypatch):
     whole = opened(small).hidden(IDS)
-    monkeypatch.setattr(gpt2, "QUERIES", 7)
+    monkeypatch.setattr(forward, "QUERIES", 7)
     assert relative(opened(small).hidden(IDS), whole) < LIMIT
 
 

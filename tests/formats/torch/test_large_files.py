@@ -12,8 +12,7 @@ from isal.isal_zlib import crc32
 from torch.utils.serialization import config
 
 from cgpt_convert.core.findings import NO_CRC
-from cgpt_convert.formats.torch import writer as form
-from cgpt_convert.formats.torch import zip_writer as _torch_zip
+from cgpt_convert.formats.torch import writer, zip_layout
 from cgpt_convert.plan import Crc32, FilePlan, part_nbytes
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -70,13 +69,13 @@ def test_torch_and_zipfile_find_everything_past_4_gb(
     first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.bin"
-    (plan,) = form.plan(request("m.bin", *huge(first), aliases={"tied": "w"}))
+    (plan,) = writer.plan(request("m.bin", *huge(first), aliases={"tied": "w"}))
     sparse(plan, path)
     assert path.stat().st_size == plan.nbytes
     monkeypatch.setenv("TORCH_SERIALIZATION_DEBUG", "1")
     with config.patch("load.calculate_storage_offsets", True):  # type: ignore[attr-defined]
         state = torch.load(path, weights_only=True, mmap=True)
-    found = form.read(str(path))
+    found = writer.read(str(path))
     assert [finding.rule for finding in found.findings] == [NO_CRC]  # as `sparse` leaves it
     with zipfile.ZipFile(path) as archive:
         sizes = [archive.getinfo(f"archive/data/{i}").file_size for i in range(5)]
@@ -145,7 +144,7 @@ def test_bytes_are_those_of_torch_save_past_4_gb() -> None:
     )
     file = Pieces()
     torch.save(state, file)  # type: ignore[arg-type]
-    (plan,) = form.plan(request("m.bin", *tensors))
+    (plan,) = writer.plan(request("m.bin", *tensors))
     assert file.pieces[:2] == pieces(plan)[:2]
     ours, theirs = pieces(plan)[2], file.pieces[2]
     assert isinstance(ours, bytes)
@@ -158,7 +157,7 @@ def test_bytes_are_those_of_torch_save_past_4_gb() -> None:
     end = theirs.index(b"PK\6\6")
     offset = plan.nbytes - len(ours) + directory
     count = entries.count(b"PK\1\2") + 1
-    assert theirs[end:] == _torch_zip._end(count, end - directory, offset)
+    assert theirs[end:] == zip_layout._end(count, end - directory, offset)
     assert ours.endswith(
-        _torch_zip._end(count - 1, len(entries), plan.nbytes - len(ours) + records)
+        zip_layout._end(count - 1, len(entries), plan.nbytes - len(ours) + records)
     )

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.formats.torch import legacy_reader as legacy
+from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.nodes import Global
 from cgpt_convert.sources.local import MemoryBytes
 from tests.helpers.mutations import mutated
@@ -43,7 +43,7 @@ def saved(value):
 
 
 def read(data):
-    return legacy.read(MemoryBytes("memory", data))
+    return legacy_reader.read(MemoryBytes("memory", data))
 
 
 def loaded(data, **options):
@@ -133,7 +133,7 @@ def test_every_binary_pickle_protocol(protocol):
     file = io.BytesIO()
     value = {"a": torch.rand(3), "b": torch.ones(2)}
     torch.save(value, file, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
-    assert legacy.is_legacy(file.getvalue())
+    assert legacy_reader.is_legacy(file.getvalue())
     checkpoint = read(file.getvalue())
     assert list(checkpoint) == ["a", "b"]
     agree(checkpoint["a"], value["a"])
@@ -193,7 +193,7 @@ SYSTEM = {
 
 
 def stream(value, keys, *data, system=SYSTEM, version=1001, protocol=2):
-    head = [legacy.MAGIC, version, system, value, keys]
+    head = [legacy_reader.MAGIC, version, system, value, keys]
     body = [struct.pack("<q", numel) + raw for numel, raw in data]
     return b"".join(pickled(part, protocol=protocol) for part in head) + b"".join(body)
 
@@ -339,9 +339,9 @@ def test_every_truncation_says_so_and_keeps_what_is_whole():
     for nbytes in range(len(SAMPLE)):
         source = MemoryBytes("cut", SAMPLE[:nbytes])
         with pytest.raises(Malformed, match=r"cut off|ends"):
-            legacy.read(source)
+            legacy_reader.read(source)
         try:
-            partial = legacy.read(source, salvage=True)
+            partial = legacy_reader.read(source, salvage=True)
         except CgptError:
             continue
         assert set(partial.lost) | set(partial) == set(full)
@@ -363,7 +363,7 @@ def test_zeros_at_the_end_are_an_unfinished_download():
     data = data[: last[1].offset + 5] + bytes(len(data) - last[1].offset - 5)
     with pytest.raises(Malformed, match="only zeros or damage"):
         read(data)
-    partial = legacy.read(MemoryBytes("cut", data), salvage=True)
+    partial = legacy_reader.read(MemoryBytes("cut", data), salvage=True)
     assert len(partial) == 1
     assert len(partial.lost) == 2
 
@@ -373,7 +373,7 @@ def test_zeros_at_the_end_are_an_unfinished_download():
 def test_damage_is_an_error_of_ours_or_harmless(data):
     for salvage in (False, True):
         try:
-            checkpoint = legacy.read(MemoryBytes("damaged", data), salvage=salvage)
+            checkpoint = legacy_reader.read(MemoryBytes("damaged", data), salvage=salvage)
         except CgptError:
             continue
         for values in checkpoint.values():

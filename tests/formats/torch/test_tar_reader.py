@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cgpt_convert.archives import tar as tarball
+from cgpt_convert.archives.tar import members
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.formats.torch import tar_reader as torchtar
+from cgpt_convert.formats.torch import tar_reader
 from cgpt_convert.sources.local import LocalFile, MemoryBytes
 from tests.helpers.mutations import mutated
 
@@ -99,7 +99,7 @@ PARTS = {
 
 
 def read(data):
-    return torchtar.read(MemoryBytes("memory", data))
+    return tar_reader.read(MemoryBytes("memory", data))
 
 
 def with_parts(**changed):
@@ -111,7 +111,7 @@ def test_what_torch_reads(tmp_path, form):
     path = tmp_path / "old.pt"
     path.write_bytes(tar(PARTS, form, mtime=1500000000.25))
     expected = torch.load(path, weights_only=False)
-    checkpoint = torchtar.read(LocalFile(path))
+    checkpoint = tar_reader.read(LocalFile(path))
     flat = {
         "w": expected["w"],
         "t": expected["t"],
@@ -132,7 +132,7 @@ def test_members_are_where_tarfile_finds_them():
     data = tar(PARTS | {"x" * 150: b"long"})
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         expected = {m.name: (m.offset_data, m.size) for m in archive}
-    found, end = tarball.members(MemoryBytes("memory", data))
+    found, end = members(MemoryBytes("memory", data))
     assert {m.name: (m.offset, m.nbytes) for m in found.values()} == expected
     assert not any(data[end:])
 
@@ -148,7 +148,7 @@ def test_modules_and_their_old_parameters(tmp_path):
     path = tmp_path / "old.pt"
     path.write_bytes(tar(parts))
     expected = torch.load(path, weights_only=False)["m"].weight
-    checkpoint = torchtar.read(LocalFile(path))
+    checkpoint = tar_reader.read(LocalFile(path))
     assert checkpoint["m.weight"].numpy().tolist() == expected.tolist()
 
 
@@ -227,7 +227,7 @@ def test_other_tars_are_refused():
     with pytest.raises(Unsupported, match="no plain file"):
         read(file.getvalue())
     twice = tar(PARTS)[: -tarfile.RECORDSIZE] + tar({"pickle": b"x"})
-    assert not torchtar.is_torch_tar(MemoryBytes("memory", file.getvalue()))
+    assert not tar_reader.is_torch_tar(MemoryBytes("memory", file.getvalue()))
     with pytest.raises(CgptError):
         read(twice)
 

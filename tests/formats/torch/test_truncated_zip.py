@@ -12,8 +12,7 @@ from hypothesis import given, settings
 
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed
-from cgpt_convert.formats.torch import truncated_zip as cutzip
-from cgpt_convert.formats.torch import zip_reader as torchzip
+from cgpt_convert.formats.torch import truncated_zip, zip_reader
 from cgpt_convert.sources.local import MemoryBytes
 from tests.helpers.mutations import mutated
 
@@ -34,7 +33,7 @@ def saved(value):
 
 
 def whole(data):
-    return cutzip.salvage(MemoryBytes("cut", data))
+    return truncated_zip.salvage(MemoryBytes("cut", data))
 
 
 def numbers(checkpoint):
@@ -42,7 +41,7 @@ def numbers(checkpoint):
 
 
 SAMPLE = saved(VALUE)
-FULL = torchzip.read(MemoryBytes("full", SAMPLE))
+FULL = zip_reader.read(MemoryBytes("full", SAMPLE))
 NUMBERS = numbers(FULL)
 
 
@@ -59,7 +58,7 @@ def test_every_truncation_keeps_exactly_what_is_whole():
     pickle_end = SAMPLE.index(b"PK\7\x08")
     for nbytes in range(4, len(SAMPLE)):
         data = SAMPLE[:nbytes]
-        error = cutzip.diagnose(MemoryBytes("cut", data))
+        error = truncated_zip.diagnose(MemoryBytes("cut", data))
         assert isinstance(error, Malformed)
         assert f"{nbytes:,}" in str(error)
         assert "\n" not in error.message
@@ -76,11 +75,11 @@ def test_every_truncation_keeps_exactly_what_is_whole():
 
 
 def test_the_words():
-    text = str(cutzip.diagnose(MemoryBytes("cut", SAMPLE[:-10])))
+    text = str(truncated_zip.diagnose(MemoryBytes("cut", SAMPLE[:-10])))
     assert text.startswith(f"cut: cut off at byte {len(SAMPLE) - 10:,} of at least ")
     assert "(99 %); 4 of 4 tensors are whole" in text
     assert "  download or copy the file again; with --salvage, extract" in text
-    assert "(lost: " in str(cutzip.diagnose(MemoryBytes("cut", SAMPLE[:900])))
+    assert "(lost: " in str(truncated_zip.diagnose(MemoryBytes("cut", SAMPLE[:900])))
 
 
 def test_a_salvaged_checkpoint_has_the_rest_of_the_file_too():
@@ -93,7 +92,7 @@ def test_a_salvaged_checkpoint_has_the_rest_of_the_file_too():
 def test_a_storage_that_is_cut_gives_the_views_before_the_cut():
     flat = torch.arange(1000.0)
     data = saved({"first": flat[:500], "second": flat[500:]})
-    offset = torchzip.read(MemoryBytes("full", data))["first"].storage.offset
+    offset = zip_reader.read(MemoryBytes("full", data))["first"].storage.offset
     partial = whole(data[: offset + 2500])
     assert partial.lost == ("second",)
     assert partial.checkpoint["first"].numpy().tolist() == list(range(500))
@@ -104,7 +103,7 @@ def test_a_storage_that_is_cut_gives_the_views_before_the_cut():
 def test_zeros_at_the_end_are_an_unfinished_download():
     value = {f"w{index}": torch.full((500,), index + 1.5) for index in range(5)}
     data = saved(value)
-    offsets = [t.storage.offset for t in torchzip.read(MemoryBytes("full", data)).values()]
+    offsets = [t.storage.offset for t in zip_reader.read(MemoryBytes("full", data)).values()]
     for cut in (offsets[2] + 700, offsets[3], offsets[3] - 20):
         partial = whole(data[:cut] + bytes(len(data) - cut))
         kept = [index for index in range(5) if offsets[index] + 2000 <= cut]
@@ -186,7 +185,7 @@ def test_a_pickle_with_bytes_behind_it_is_decoded_once(monkeypatch):
 
     pickle = record("m/data.pkl", PICKLE + bytes(9))
     expected = whole(pickle).checkpoint.lost
-    monkeypatch.setattr(torchzip, "decode", never)
+    monkeypatch.setattr(zip_reader, "decode", never)
     assert whole(pickle).checkpoint.lost == expected
     assert "a" in expected
 
@@ -209,7 +208,7 @@ def test_an_unknown_record_that_ends_in_zeros_was_never_written():
 def test_sparse_tensors_are_whole_when_all_their_parts_are():
     sparse = torch.eye(40).to_sparse()
     data = saved({"first": sparse, "second": sparse * 2})
-    parts = torchzip.read(MemoryBytes("full", data)).exotic["second"].parts
+    parts = zip_reader.read(MemoryBytes("full", data)).exotic["second"].parts
     partial = whole(data[: parts[1].storage.offset + 8])
     assert list(partial.checkpoint.exotic) == ["first"]
     assert partial.lost == ("second",)
@@ -228,7 +227,7 @@ def test_damage_in_the_middle_ends_what_is_trusted():
 def test_many_losses_are_counted():
     value = {f"w{index}": torch.ones(1) for index in range(9)}
     data = saved(value)
-    text = str(cutzip.diagnose(MemoryBytes("cut", data[: data.index(b"PK\7\x08") + 16])))
+    text = str(truncated_zip.diagnose(MemoryBytes("cut", data[: data.index(b"PK\7\x08") + 16])))
     assert "0 of 9 tensors are whole (lost: w0, w1, w2 and 6 more)" in text
 
 

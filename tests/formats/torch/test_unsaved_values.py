@@ -7,7 +7,7 @@ import torch
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.selection import TensorSelection, select
 
 
 def test_tensors_without_values_are_named_and_refused(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_tensors_without_values_are_named_and_refused(tmp_path: Path) -> None:
     assert [f.rule.id for f in checkpoint.findings] == ["CGPT007"]
     assert checkpoint.unsaved == {"w", "b"}
     with pytest.raises(Unsupported, match="tensor w has no values"):
-        select(checkpoint, Wish())
+        select(checkpoint, TensorSelection())
 
 
 def test_a_file_without_any_checksums_is_not_taken_for_one_without_values(tmp_path: Path) -> None:
@@ -30,4 +30,4 @@ def test_a_file_without_any_checksums_is_not_taken_for_one_without_values(tmp_pa
         torch.serialization.set_crc32_options(True)
     checkpoint = open_checkpoint(path)
     assert [f.rule.id for f in checkpoint.findings] == ["CGPT002"]
-    assert [t.name for t in select(checkpoint, Wish()).tensors] == ["w"]
+    assert [t.name for t in select(checkpoint, TensorSelection()).tensors] == ["w"]

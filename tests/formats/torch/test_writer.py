@@ -20,13 +20,12 @@ from torch.utils.serialization import config
 from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.archives.zip_directory import find_end
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.formats import open as opening
-from cgpt_convert.formats.torch import writer as form
-from cgpt_convert.formats.torch import zip_writer as _torch_zip
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.formats.torch import writer, zip_layout
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME, TABLE
 from cgpt_convert.tensors.tensor import Tensor
-from cgpt_convert.writing.writer import Options, write_files
+from cgpt_convert.writing.writer import WriteOptions, write_files
 from tests.helpers import samples
 from tests.helpers.render import dense, render, request, tensor_bytes, write
 
@@ -34,12 +33,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimen
 
 F32, I8 = BY_NAME["float32"], BY_NAME["int8"]
 QUANTIZED = [row for row in TABLE if row.kind == "q"]
-EVERY = samples.every(form.DTYPES)
+EVERY = samples.every(writer.DTYPES)
 TIES = {"tied": "float32.0", "scalar": "uint16.1", "none": "bool.2"}
 
 
 def ours(*tensors: Tensor, **rest: Any) -> bytes:
-    return render(form.plan(request("dir/m.bin", *tensors, **rest)))["m.bin"]
+    return render(writer.plan(request("dir/m.bin", *tensors, **rest)))["m.bin"]
 
 
 def theirs(
@@ -61,8 +60,8 @@ def without_id(data: bytes) -> bytes:
     end = find_end(source)
     central = data.rindex(b"PK\1\2", 0, end.offset + end.nbytes)
     directory = data[end.offset : central]
-    closing = _torch_zip._end(end.entries - 1, len(directory), last.header_offset)
-    assert _torch_zip._end(end.entries, end.nbytes, end.offset) == data[end.offset + end.nbytes :]
+    closing = zip_layout._end(end.entries - 1, len(directory), last.header_offset)
+    assert zip_layout._end(end.entries, end.nbytes, end.offset) == data[end.offset + end.nbytes :]
     return data[: last.header_offset] + directory + closing
 
 
@@ -80,7 +79,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 # the bytes of torch.save
 
 
-@pytest.mark.parametrize("dtype", form.DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("dtype", writer.DTYPES, ids=lambda dtype: dtype.name)
 def test_bytes_are_those_of_torch_save_for_every_type_and_shape(dtype: Any) -> None:
     tensors = samples.every([dtype])
     assert ours(*tensors) == theirs(as_torch(*tensors))
@@ -167,7 +166,7 @@ def test_zipfile_finds_no_fault_and_data_is_aligned() -> None:
 
 def test_our_own_reader_finds_nothing_odd(tmp_path: Path) -> None:
     write({"m.bin": ours(*EVERY, aliases=TIES)}, tmp_path)
-    found = opening.open_checkpoint(tmp_path / "m.bin")
+    found = open_checkpoint(tmp_path / "m.bin")
     assert not found.findings
     assert not found.others
     assert found.ties == TIES
@@ -191,7 +190,7 @@ def test_views_casts_and_lazy_bits_are_written_out() -> None:
 
 def test_the_name_of_the_output_does_not_change_the_bytes() -> None:
     tensor = samples.tensor("w", F32)
-    one, other = (render(form.plan(request(name, tensor))) for name in ("ä.pth", "b/c.bin"))
+    one, other = (render(writer.plan(request(name, tensor))) for name in ("ä.pth", "b/c.bin"))
     assert list(one.values()) == list(other.values())
     assert (list(one), list(other)) == (["ä.pth"], ["c.bin"])
 
@@ -199,7 +198,7 @@ def test_the_name_of_the_output_does_not_change_the_bytes() -> None:
 def test_quantized_tensors_are_all_refused() -> None:
     tensors = [samples.tensor(row.name, row) for row in QUANTIZED]
     with pytest.raises(Unsupported, match="qint8") as caught:
-        form.plan(request("m.bin", *tensors, samples.tensor("w", F32)))
+        writer.plan(request("m.bin", *tensors, samples.tensor("w", F32)))
     assert all(f"{row.name} ({row.name})" in caught.value.message for row in QUANTIZED)
 
 
@@ -207,17 +206,17 @@ def test_a_tensor_named_metadata_is_no_metadata(tmp_path: Path) -> None:
     nested = OrderedDict(y=torch.zeros(1))
     nested.metadata = {"c": "d"}  # type: ignore[attr-defined]
     torch.save({"metadata": {"a": "b"}, "nested": nested}, tmp_path / "m.bin")
-    assert form.read(str(tmp_path / "m.bin")).metadata == {}
+    assert writer.read(str(tmp_path / "m.bin")).metadata == {}
     both = ours(samples.tensor("metadata", F32), metadata={"k": "v"})
     write({"n.bin": both}, tmp_path)
-    found = form.read(str(tmp_path / "n.bin"))
+    found = writer.read(str(tmp_path / "n.bin"))
     assert list(found) == ["metadata"]
     assert found.metadata == {"k": "v"}
 
 
 def test_the_sink_writes_what_is_planned(tmp_path: Path) -> None:
-    plans = form.plan(request("m.bin", *EVERY, aliases=TIES))
-    write_files(plans, str(tmp_path), Options())
+    plans = writer.plan(request("m.bin", *EVERY, aliases=TIES))
+    write_files(plans, str(tmp_path), WriteOptions())
     assert (tmp_path / "m.bin").read_bytes() == ours(*EVERY, aliases=TIES)
 
 
@@ -247,7 +246,9 @@ def test_shards_are_those_of_huggingface_hub(tmp_path: Path) -> None:
         state, filename_pattern="pytorch_model{suffix}.bin", max_shard_size=10
     )
     aliases = {"tied": "b"}
-    plans = form.plan(request("pytorch_model.bin", *tensors, aliases=aliases, max_shard_nbytes=10))
+    plans = writer.plan(
+        request("pytorch_model.bin", *tensors, aliases=aliases, max_shard_nbytes=10)
+    )
     files = render(plans)
     write(files, tmp_path)
     index = json.loads(files.pop("pytorch_model.bin.index.json"))
@@ -256,7 +257,7 @@ def test_shards_are_those_of_huggingface_hub(tmp_path: Path) -> None:
         loaded = torch.load(io.BytesIO(data), weights_only=True)
         assert sorted(loaded) == sorted(split.filename_to_tensors[name])
         assert all(same(value, state[key]) for key, value in loaded.items())
-    found = opening.open_checkpoint(tmp_path)
+    found = open_checkpoint(tmp_path)
     assert sorted(found) == sorted(state)
     assert found.ties == aliases
     assert not found.findings
@@ -272,7 +273,7 @@ def test_shards_are_those_of_huggingface_hub(tmp_path: Path) -> None:
 )
 def test_shards_have_the_suffix_of_the_output(name: str, shard: str, index: str) -> None:
     tensors = [samples.tensor(name, I8, (4,)) for name in ("a", "b")]
-    plans = form.plan(request(f"dir.pth/{name}", *tensors, max_shard_nbytes=4))
+    plans = writer.plan(request(f"dir.pth/{name}", *tensors, max_shard_nbytes=4))
     assert [plans[0].path, plans[-1].path] == [shard, index]
 
 
@@ -286,7 +287,7 @@ def test_transformers_loads_our_files(most: int | None, tmp_path: Path) -> None:
     tensors = [samples.from_torch(name, value) for name, value in state.items()]
     aliases = {"lm_head.weight": "transformer.wte.weight"}
     name = "pytorch_model.bin"
-    plans = form.plan(request(name, *tensors, aliases=aliases, max_shard_nbytes=most))
+    plans = writer.plan(request(name, *tensors, aliases=aliases, max_shard_nbytes=most))
     assert (len(plans) > 2) == (most is not None)
     write(render(plans), tmp_path)
     model.config.save_pretrained(tmp_path)

@@ -153,7 +153,7 @@ def test_20_memo_read_before_it_is_written_is_refused() -> None:
 
 
 def test_20_number_of_opcodes_and_of_values_is_bounded() -> None:
-    ten = limits.Share(10, 1000, 10)
+    ten = limits.SizeLimit(10, 1000, 10)
     small = limits.PICKLE._replace(opcodes=100, kept=ten, memo=ten, depth=5, nbytes=300)
     for data, what in (
         (b"N0" * 60 + b"N.", "opcodes"),

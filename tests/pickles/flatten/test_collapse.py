@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats.torch import writer as torch_format
+from cgpt_convert.formats.torch import writer
 from cgpt_convert.pickles.nodes import Value, text
 from tests.helpers import zips
 from tests.helpers.torch_agreement import check, opened
@@ -106,10 +106,10 @@ def test_metadata_beside_a_dict_of_that_name_is_metadata(tmp_path: Path) -> None
     state = collections.OrderedDict(metadata={"x": torch.ones(1)})
     state.metadata = {"format": "pt"}  # type: ignore[attr-defined]
     (path := tmp_path / "m.pt").write_bytes(zips.saved(state))
-    assert torch_format.read(str(path)).metadata == {"format": "pt"}
+    assert writer.read(str(path)).metadata == {"format": "pt"}
 
 
 def test_a_large_dict_called_metadata_is_no_metadata(tmp_path: Path) -> None:
     pairs = {f"k{n}": "v" for n in range(MANY)}
     (path := tmp_path / "m.pt").write_bytes(zips.saved({"w": torch.ones(1), "metadata": pairs}))
-    assert not torch_format.read(str(path)).metadata
+    assert not writer.read(str(path)).metadata

@@ -18,7 +18,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.pickles.torch_calls.rebuild import KNOWN
-from cgpt_convert.scanning.allowlist import ALLOWED, Rule
+from cgpt_convert.scanning.allowlist import ALLOWED, Allowlist
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers.hostile_pickles import short
 from tests.helpers.scan_files import saved, scanned
@@ -454,7 +454,7 @@ HOLDING = (
 @pytest.mark.parametrize("name", RUNNING)
 def test_what_runs_what_a_file_chooses_cannot_be_allowed(name: str) -> None:
     with pytest.raises(BadRequest, match="cannot be allowed"):
-        Rule((name,))
+        Allowlist((name,))
 
 
 @pytest.mark.parametrize("name", HOLDING)

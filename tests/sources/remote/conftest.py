@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from cgpt_convert.sources.remote import settings as traffic
+from cgpt_convert.sources.remote import remote_settings
 from tests.helpers import vendor
 from tests.helpers.servers import Nginx, nginx
 
@@ -50,10 +50,10 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(autouse=True)
 def _own_settings() -> Iterator[None]:
     """What a command line sets holds for the process; here, for the test."""
-    settings = traffic.Settings()
-    kept = {name: getattr(traffic.settings, name) for name in settings.__slots__}
+    settings = remote_settings.RemoteSettings()
+    kept = {name: getattr(remote_settings.settings, name) for name in settings.__slots__}
     with patch.dict("os.environ", {"NO_PROXY": "*"}):
         yield
     for name, value in kept.items():
-        setattr(traffic.settings, name, value)
-    traffic.traffic.take()
+        setattr(remote_settings.settings, name, value)
+    remote_settings.traffic.take()

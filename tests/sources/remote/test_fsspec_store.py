@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cgpt_convert.sources.remote import fsspec_store as stores
+from cgpt_convert.sources.remote import fsspec_store
 from tests.helpers.running import environ, run, spawn
 from tests.helpers.servers import KEY, SECRET, Nginx, nginx, seaweed
 from tests.sources.remote.test_http import CS, same_weights, told
@@ -95,14 +95,14 @@ def test_a_store_says_when_an_object_changed(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = memory.cat_file("/" + CS)
-    asked = stores.StoreObject.pieces
+    asked = fsspec_store.StoreObject.pieces
 
-    def replacing(self: stores.StoreObject, offset: int, nbytes: int) -> Iterator[bytes]:
+    def replacing(self: fsspec_store.StoreObject, offset: int, nbytes: int) -> Iterator[bytes]:
         if offset:  # after the head
             memory.pipe_file("/" + CS, data)
         yield from asked(self, offset, nbytes)
 
-    monkeypatch.setattr(stores.StoreObject, "pieces", replacing)
+    monkeypatch.setattr(fsspec_store.StoreObject, "pieces", replacing)
     done = run("convert", f"memory://{CS}", "-o", tmp_path / "out.safetensors")
     assert done.code == 3
     assert "changed while it was read" in done.err

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.sources.remote import download as files
-from cgpt_convert.sources.remote import http
-from cgpt_convert.sources.remote.http import HttpObject, Request, retry_after
-from cgpt_convert.sources.remote.remote_object import Broken
+from cgpt_convert.sources.remote import download, http
+from cgpt_convert.sources.remote.http import HttpObject, HttpRequest, retry_after
+from cgpt_convert.sources.remote.remote_object import TransientError
 from tests.helpers.running import Result, run
 from tests.helpers.servers import scripted
 
@@ -172,7 +171,7 @@ def test_a_redirect_leaves_the_password_behind_and_other_fields_not() -> None:
         target = url.replace("127.0.0.1", "localhost")
         with scripted(head_only("HTTP/1.1 307 T", f"Location: {target}/x")) as first:
             headers = {"authorization": "secret", "Cookie": "secret", "X-Kept": "kept"}
-            thing = HttpObject("x", lambda: Request(f"{first}/x", headers))
+            thing = HttpObject("x", lambda: HttpRequest(f"{first}/x", headers))
             assert thing.open(10).head == GOOD[:10]
     assert "secret" not in seen[0]
     assert "X-Kept: kept" in seen[0]
@@ -223,7 +222,7 @@ def test_a_download_without_a_size_is_limited(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_download_leaves_half_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "room", lambda: (2_000_000, tempfile.gettempdir()))
+    monkeypatch.setattr(download, "room", lambda: (2_000_000, tempfile.gettempdir()))
     done = inspected(unannounced, *QUICK, "--download")
     assert done.code == 3
     assert "more than 1,000,000 bytes do not fit into" in done.err
@@ -373,8 +372,8 @@ def test_no_head_gives_another_error_than_ours(
             lambda thing: list(thing.stream(0)[2]),
             lambda thing: list(thing.stream(5)[2]),
         ):
-            with contextlib.suppress(CgptError, Broken):
-                ask(HttpObject("x", lambda: Request(f"{url}/x")))
+            with contextlib.suppress(CgptError, TransientError):
+                ask(HttpObject("x", lambda: HttpRequest(f"{url}/x")))
 
 
 @pytest.mark.parametrize("url", ["http://[::1/x.bin", "https://u:pw@[/x", "s3://[/x", "hf://["])

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from cgpt_convert.core.errors import Malformed, Unreadable
 from cgpt_convert.sources.local import expect, read
-from cgpt_convert.sources.remote import range_cache as ranges
-from cgpt_convert.sources.remote import retry as fetching
-from cgpt_convert.sources.remote import settings as traffic
+from cgpt_convert.sources.remote import range_cache, remote_settings, retry
 from cgpt_convert.sources.remote.range_cache import MEMORY, RemoteFile
-from cgpt_convert.sources.remote.remote_object import HEAD, Broken, Opened
+from cgpt_convert.sources.remote.remote_object import HEAD, FirstResponse, TransientError
 from cgpt_convert.tensors.dtypes import FLOAT32
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
@@ -32,15 +30,15 @@ class Memory:
         self.fails = fails
         self.asked: list[tuple[int, int]] = []
 
-    def open(self, head: int = HEAD) -> Opened:
-        return Opened(len(self.data), self.data[:head])
+    def open(self, head: int = HEAD) -> FirstResponse:
+        return FirstResponse(len(self.data), self.data[:head])
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
         self.asked.append((offset, nbytes))
         if self.fails:
             self.fails -= 1
             yield self.data[offset : offset + nbytes // 2]
-            raise Broken("cut")
+            raise TransientError("cut")
         for at in range(offset, offset + nbytes, 100_000):
             yield self.data[at : min(at + 100_000, offset + nbytes)]
 
@@ -138,14 +136,14 @@ def test_memory_is_bounded() -> None:
     for at in range(0, len(DATA), 256 << 10):
         for source in sources:
             read(source, at, 256 << 10)
-            most = max(most, sum(fetch.end - fetch.start for fetch in ranges._kept))
+            most = max(most, sum(fetch.end - fetch.start for fetch in range_cache._kept))
     assert most <= MEMORY + 2 * 4 * MiB
     for source in sources:
         source.close()
 
 
 def test_what_is_cut_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
     thing = Memory(DATA, fails=3)
     source = RemoteFile(thing)
     expect([(source, MiB, 2 * MiB)])
@@ -155,8 +153,8 @@ def test_what_is_cut_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_patience_ends_and_the_next_read_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_FIRST_WAIT", 0.001)
-    monkeypatch.setattr(traffic.settings, "retries", 2)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote_settings.settings, "retries", 2)
     thing = Memory(DATA, fails=3)
     source = RemoteFile(thing)
     with pytest.raises(Unreadable, match="cut, 3 times in a row"):

@@ -16,9 +16,9 @@ from cgpt_convert import open_checkpoint
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.targets.java_program import properties
-from cgpt_convert.targets.java_program.properties import Exported
+from cgpt_convert.targets.java_program.properties import PropertiesFiles
 from cgpt_convert.tensors.tensor import Tensor, replace
-from cgpt_convert.writing.writer import Options, write_folder
+from cgpt_convert.writing.writer import WriteOptions, write_folder
 from tests.helpers import vendor
 from tests.helpers.bpe import change
 from tests.helpers.java_program import Program
@@ -48,13 +48,13 @@ def source(
     return folder
 
 
-def export(folder: Path, out: Path) -> Exported:
+def export(folder: Path, out: Path) -> PropertiesFiles:
     exported = properties.plan(open_checkpoint(folder))
-    write_folder(exported.model_folder(), str(out), Options())
+    write_folder(exported.model_folder(), str(out), WriteOptions())
     return exported
 
 
-def said(exported: Exported) -> dict[str, str]:
+def said(exported: PropertiesFiles) -> dict[str, str]:
     (text,) = exported.properties.parts
     assert isinstance(text, bytes)
     lines = [line for line in text.decode("ascii").splitlines() if line]

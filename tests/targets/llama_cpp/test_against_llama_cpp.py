@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inspection import summarise
-from cgpt_convert.targets.llama_cpp import export as llama
+from cgpt_convert.targets.llama_cpp import export
 from cgpt_convert.targets.plan_conversion import Target
 from cgpt_convert.targets.plan_conversion import convert as conversion
-from cgpt_convert.targets.selection import Wish, select
-from cgpt_convert.writing import writer as sink
+from cgpt_convert.targets.selection import TensorSelection, select
+from cgpt_convert.writing.writer import WriteOptions, write_files, write_folder
 from tests.helpers import llama_model
 from tests.helpers.running import environ
 
@@ -41,9 +41,9 @@ CLOSE = ("float32", "float16", "bfloat16", "q8_0")  # where every position has t
 
 def convert(path, out, dtype="keep", **rest):
     checkpoint = open_checkpoint(path)
-    tensors = select(checkpoint, Wish(tied="copy")).tensors
-    made = llama.plan(checkpoint, tensors, out.name, dtype, **rest)
-    sink.write_files(made.plans, str(out.parent), sink.Options(overwrite=True))
+    tensors = select(checkpoint, TensorSelection(tied="copy")).tensors
+    made = export.plan(checkpoint, tensors, out.name, dtype, **rest)
+    write_files(made.plans, str(out.parent), WriteOptions(overwrite=True))
     return made
 
 
@@ -181,10 +181,10 @@ def test_a_gguf_alone_becomes_a_folder_that_transformers_loads(converted, tmp_pa
     else:
         alone.write_bytes((folder / "f32.gguf").read_bytes())
     out = tmp_path / "out"
-    made = conversion(open_checkpoint(alone), Wish(), Target("hf", str(out)))
+    made = conversion(open_checkpoint(alone), TensorSelection(), Target("hf", str(out)))
     assumed = any("activation_function is assumed: 'gelu_new'" in line for line in made.lines)
     assert assumed == (writer == "theirs")
-    sink.write_folder(made.plans, str(out), sink.Options())
+    write_folder(made.plans, str(out), WriteOptions())
     model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True).eval()
     with torch.no_grad():
         found = model(torch.tensor([llama_model.IDS])).logits[0].numpy()

@@ -9,14 +9,13 @@ import torch
 
 from cgpt_convert.architectures.known_models import find_model
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
-from cgpt_convert.formats.gguf import writer as gguf
+from cgpt_convert.formats.gguf import writer
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference.model import Model
 from cgpt_convert.targets.hf.model_card import Card, read_card
-from cgpt_convert.targets.llama_cpp import export as llama
-from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
-from cgpt_convert.targets.llama_cpp.fields import size_label
-from cgpt_convert.targets.selection import Wish, select
+from cgpt_convert.targets.llama_cpp import export, restore_hf
+from cgpt_convert.targets.llama_cpp.gguf_metadata import size_label
+from cgpt_convert.targets.selection import TensorSelection, select
 from cgpt_convert.tensors.dtypes import FLOAT32
 from tests.helpers import llama_model, vendor
 from tests.helpers.known_models import GPT2, HEAD, bare, known
@@ -34,17 +33,17 @@ def model(tmp_path_factory):
 
 def opened(path):
     checkpoint = open_checkpoint(path)
-    return checkpoint, select(checkpoint, Wish(tied="copy")).tensors
+    return checkpoint, select(checkpoint, TensorSelection(tied="copy")).tensors
 
 
 def planned(path, dtype="keep", **rest):
     checkpoint, tensors = opened(path)
-    return llama.plan(checkpoint, tensors, "m.gguf", dtype, **rest)
+    return export.plan(checkpoint, tensors, "m.gguf", dtype, **rest)
 
 
 def written(path, folder, dtype="keep", **rest):
     write(render(planned(path, dtype, **rest).plans), folder)
-    return gguf.read(str(folder / "m.gguf"))
+    return writer.read(str(folder / "m.gguf"))
 
 
 def fields(made):
@@ -103,9 +102,9 @@ def bare_model(name):
 
 
 def request(tensors, dtype="keep", config=None, tokenizer=None):
-    found = llama.recognised("m.bin", list(tensors.values()), config)
-    source = llama.Source("m.bin", config, tokenizer)
-    return llama.request("m.gguf", found, list(tensors.values()), dtype, source)
+    found = export.recognised("m.bin", list(tensors.values()), config)
+    source = export.ModelDescription("m.bin", config, tokenizer)
+    return export.request("m.gguf", found, list(tensors.values()), dtype, source)
 
 
 @pytest.mark.parametrize(
@@ -293,19 +292,19 @@ def originals(path):
 
 
 def test_names_and_layout_are_undone(model, tmp_path):
-    back = llama_undo.undo(written(model, tmp_path))
+    back = restore_hf.undo(written(model, tmp_path))
     wanted = originals(model)
     assert list(back) == list(wanted)
     for name, array in wanted.items():
         assert back[name].name == name
         assert np.array_equal(back[name].numpy(), array)
-    found = known(back, llama_undo.config(back))
+    found = known(back, restore_hf.config(back))
     assert (found.n_head, found.misfits, found.head) == (SMALL.n_head, (), "absent")
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
 def test_blocks_come_back_as_numbers(model, tmp_path, dtype):
-    back = llama_undo.undo(written(model, tmp_path, dtype))
+    back = restore_hf.undo(written(model, tmp_path, dtype))
     assert {tensor.dtype.name for tensor in back.values()} == {"float32"}
     for name, array in originals(model).items():
         spread = max(np.abs(array).max(), 1e-6)
@@ -316,15 +315,15 @@ def test_there_and_back_and_there_again_is_the_same_file(model, tmp_path):
     for dtype in ("float32", "float16", "q8_0", "q4_0"):
         folder = tmp_path / dtype
         first = written(model, folder, dtype)
-        undone = llama_undo.undo(first)
-        tensors = select(undone, Wish(tied="copy")).tensors
-        again = render(llama.plan(undone, tensors, "m.gguf", dtype).plans)["m.gguf"]
+        undone = restore_hf.undo(first)
+        tensors = select(undone, TensorSelection(tied="copy")).tensors
+        again = render(export.plan(undone, tensors, "m.gguf", dtype).plans)["m.gguf"]
         assert again == (folder / "m.gguf").read_bytes()
 
 
 def test_what_the_file_says_of_the_model(model, tmp_path):
     checkpoint = written(model, tmp_path)
-    assert llama_undo.config(checkpoint) == {
+    assert restore_hf.config(checkpoint) == {
         "model_type": "gpt2",
         "n_layer": 3,
         "n_positions": 128,
@@ -334,7 +333,7 @@ def test_what_the_file_says_of_the_model(model, tmp_path):
         "layer_norm_epsilon": 1e-5,
         "activation_function": "gelu",
     }
-    found = llama_undo.tokenizer(checkpoint)
+    found = restore_hf.tokenizer(checkpoint)
     assert found is not None
     assert found.tokens == tuple(llama_model.vocabulary())
     assert found.merges == llama_model.MERGES
@@ -345,14 +344,14 @@ def test_what_the_file_says_of_the_model(model, tmp_path):
 
 def test_another_architecture_keeps_its_names(tmp_path):
     tensor = dense("blk.0.attn_q.weight", "q8_0", (2, 32), bytes(2 * 34))
-    made = gguf.plan(request_of("m.gguf", tensor, metadata={"general.architecture": "x"}))
+    made = writer.plan(request_of("m.gguf", tensor, metadata={"general.architecture": "x"}))
     write(render(made), tmp_path)
-    checkpoint = gguf.read(str(tmp_path / "m.gguf"))
-    back = llama_undo.undo(checkpoint)
+    checkpoint = writer.read(str(tmp_path / "m.gguf"))
+    back = restore_hf.undo(checkpoint)
     assert back["blk.0.attn_q.weight"].dtype == FLOAT32
     assert back["blk.0.attn_q.weight"].shape == (2, 32)
-    assert llama_undo.config(checkpoint) is None
-    assert llama_undo.tokenizer(checkpoint) is None
+    assert restore_hf.config(checkpoint) is None
+    assert restore_hf.tokenizer(checkpoint) is None
 
 
 # Names and licences
@@ -380,7 +379,7 @@ def test_the_model_card_is_believed(tmp_path):
     (tmp_path / "README.md").write_text(CARD.format("cc-by-4.0"))
     values = fields(planned(path))
     assert (values["general.name"], values["general.license"]) == ("My model", "cc-by-4.0")
-    again = llama_undo.card(written(path, tmp_path / "out"))
+    again = restore_hf.card(written(path, tmp_path / "out"))
     assert (again.name, again.license) == ("My model", "cc-by-4.0")
 
 
@@ -419,5 +418,5 @@ def test_another_pre_tokenizer_is_not_gpt2s(model, tmp_path):
     """Its regular expression would cut texts otherwise."""
     made = planned(model).request
     changed = [f._replace(value="llama-bpe") if f.key.endswith(".pre") else f for f in made.fields]
-    write(render(gguf.plan(dataclasses.replace(made, fields=tuple(changed)))), tmp_path)
-    assert llama_undo.tokenizer(gguf.read(str(tmp_path / "m.gguf"))) is None
+    write(render(writer.plan(dataclasses.replace(made, fields=tuple(changed)))), tmp_path)
+    assert restore_hf.tokenizer(writer.read(str(tmp_path / "m.gguf"))) is None

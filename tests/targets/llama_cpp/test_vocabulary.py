@@ -22,7 +22,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cgpt_convert import open_checkpoint
-from cgpt_convert.inference.text import Encoder, find
+from cgpt_convert.inference.text_codec import Encoder, find
 from tests.helpers.bpe import END, change
 from tests.helpers.running import ROOT, environ, run
 

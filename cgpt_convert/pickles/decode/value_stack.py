@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import Limits
-from cgpt_convert.pickles.decode.argument_reader import Cursor
+from cgpt_convert.pickles.decode.argument_reader import PickleCursor
 from cgpt_convert.pickles.nodes import Call, Dict, List, Set, Value
 
 
-class Builder(Cursor):
+class ValueStack(PickleCursor):
     """The position in a pickle, and the values so far. Each method is named after its opcode.
 
     A MARK begins a new stack, and the opcode that ends it takes that whole stack, as in CPython's

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 
 from cgpt_convert.pickles.nodes import Value
-from cgpt_convert.pickles.trace.cursor import KEPT, Fault, Opcodes, Span
+from cgpt_convert.pickles.trace.cursor import KEPT, OpcodeReader, Span, UnpicklingFault
 
 _NAME_BYTES = 64 << 10  # a longer line cannot be a module name
 
@@ -24,7 +24,7 @@ def _text(span: Span) -> Value:
     return span.head.decode("utf-8", "surrogateescape")
 
 
-def _fixed(layout: str) -> Callable[[Opcodes], Value]:
+def _fixed(layout: str) -> Callable[[OpcodeReader], Value]:
     packed = struct.Struct(layout)
     return lambda opcodes: packed.unpack(opcodes.take(packed.size))[0]
 
@@ -33,45 +33,45 @@ def _fixed(layout: str) -> Callable[[Opcodes], Value]:
 # them.
 
 
-def _short_text(opcodes: Opcodes) -> Value:
+def _short_text(opcodes: OpcodeReader) -> Value:
     return opcodes.short().decode("utf-8", "surrogateescape")
 
 
-def _short_bytes(opcodes: Opcodes) -> Value:
+def _short_bytes(opcodes: OpcodeReader) -> Value:
     data = opcodes.short()
     return Span(opcodes.base + opcodes.index - len(data), len(data), data, "bytes")
 
 
-def _short_string(opcodes: Opcodes) -> Value:
+def _short_string(opcodes: OpcodeReader) -> Value:
     data = opcodes.short()
     if data.isascii():
         return data.decode()
     return Span(opcodes.base + opcodes.index - len(data), len(data), data, "bytes")
 
 
-def _short_integer(opcodes: Opcodes) -> Value:
+def _short_integer(opcodes: OpcodeReader) -> Value:
     data = opcodes.short()
     if len(data) <= _INTEGER_NBYTES:
         return int.from_bytes(data, "little", signed=True)
     return Span(opcodes.base + opcodes.index - len(data), len(data), data, "bytes")
 
 
-def _sized(layout: str, form: str) -> Callable[[Opcodes], Value]:
+def _sized(layout: str, form: str) -> Callable[[OpcodeReader], Value]:
     count = _fixed(layout)
 
-    def argument(opcodes: Opcodes) -> Value:
+    def argument(opcodes: OpcodeReader) -> Value:
         nbytes = count(opcodes)
         if nbytes < 0:
-            raise Fault("a negative length")
+            raise UnpicklingFault("a negative length")
         return opcodes.sized(nbytes, form)
 
     return argument
 
 
-def _sized_text(layout: str) -> Callable[[Opcodes], Value]:
+def _sized_text(layout: str) -> Callable[[OpcodeReader], Value]:
     count = _fixed(layout)
 
-    def argument(opcodes: Opcodes) -> Value:
+    def argument(opcodes: OpcodeReader) -> Value:
         nbytes = count(opcodes)
         if nbytes > KEPT or nbytes > opcodes.end - opcodes.at:
             return opcodes.sized(nbytes, "utf-8")
@@ -80,13 +80,13 @@ def _sized_text(layout: str) -> Callable[[Opcodes], Value]:
     return argument
 
 
-def _byte_string(opcodes: Opcodes) -> Value:
+def _byte_string(opcodes: OpcodeReader) -> Value:
     """Read a Python 2 `str`: text if it is ASCII, because it may be a name."""
     span: Span = _SIZED4(opcodes)
     return span.head.decode() if span.nbytes <= KEPT and span.head.isascii() else span
 
 
-def _integer(opcodes: Opcodes) -> Value:
+def _integer(opcodes: OpcodeReader) -> Value:
     span: Span = _SIZED4(opcodes)
     small = span.nbytes <= _INTEGER_NBYTES
     return int.from_bytes(span.head, "little", signed=True) if small else span
@@ -101,7 +101,7 @@ _OCTAL = rb"[+-]?0[0-7_]+"
 _QUOTES = (b"'", b'"')
 
 
-def _number(opcodes: Opcodes) -> Value:
+def _number(opcodes: OpcodeReader) -> Value:
     """Read a number: a short integer as an int, any other number as its text."""
     start = opcodes.index
     plain = opcodes.short_line(_DIGITS)
@@ -126,7 +126,7 @@ def integer(written: bytes, otherwise: Value = None) -> Value:
         return otherwise
 
 
-def memo_index(opcodes: Opcodes) -> Value:
+def memo_index(opcodes: OpcodeReader) -> Value:
     """Return the index of a memo entry: a number, or the line if it is not a plain number."""
     piece = opcodes.short_line(KEPT)
     if piece is None:
@@ -135,7 +135,7 @@ def memo_index(opcodes: Opcodes) -> Value:
     return int(piece) if plain else piece.decode("latin-1")
 
 
-def _line(opcodes: Opcodes) -> Value:
+def _line(opcodes: OpcodeReader) -> Value:
     piece = opcodes.short_line(KEPT)
     if piece is None:
         line = opcodes.line()
@@ -150,18 +150,18 @@ def _line(opcodes: Opcodes) -> Value:
         return piece.decode("latin-1")
 
 
-def _quoted(opcodes: Opcodes) -> Value:
+def _quoted(opcodes: OpcodeReader) -> Value:
     piece = opcodes.short_line(KEPT)
     if piece is None:
         quote = opcodes.take(1)
         if quote not in _QUOTES:
-            raise Fault("a string argument without quotes")
+            raise UnpicklingFault("a string argument without quotes")
         line = opcodes.line()
         place, nbytes, piece = line.offset - 1, line.nbytes + 1, quote + line.head
     else:
         place, nbytes = opcodes.base + opcodes.index - len(piece) - 1, len(piece)
     if piece[:1] not in _QUOTES:
-        raise Fault("a string argument without quotes")
+        raise UnpicklingFault("a string argument without quotes")
     inner = piece.rstrip()[1:-1]  # Python 2 allows blanks after the quote
     if nbytes <= KEPT and inner.isascii():
         if b"\\" not in inner:
@@ -171,7 +171,7 @@ def _quoted(opcodes: Opcodes) -> Value:
     return Span(place, nbytes, piece, "quoted")
 
 
-def _reference(opcodes: Opcodes) -> Value:
+def _reference(opcodes: OpcodeReader) -> Value:
     """Read a line of any bytes, as Python 2 accepts; short ones without making a Span."""
     piece = opcodes.short_line(KEPT)
     if piece is not None:
@@ -179,11 +179,11 @@ def _reference(opcodes: Opcodes) -> Value:
     return _text(opcodes.line())
 
 
-def _names(opcodes: Opcodes) -> tuple[Value, Value]:
+def _names(opcodes: OpcodeReader) -> tuple[Value, Value]:
     return _name(opcodes), _name(opcodes)
 
 
-def _name(opcodes: Opcodes) -> Value:
+def _name(opcodes: OpcodeReader) -> Value:
     """Read a line that is a module or a name, as text if it is short enough to be one."""
     piece = opcodes.short_line(KEPT)
     if piece is None:
@@ -192,8 +192,8 @@ def _name(opcodes: Opcodes) -> Value:
 
 
 # layout -> function that reads the argument; raises Fault
-ARGUMENTS: dict[str, Callable[[Opcodes], Value]] = {
-    "uint1": Opcodes.next,
+ARGUMENTS: dict[str, Callable[[OpcodeReader], Value]] = {
+    "uint1": OpcodeReader.next,
     "uint2": _fixed("<H"),
     "int4": _fixed("<i"),
     "uint4": _fixed("<I"),

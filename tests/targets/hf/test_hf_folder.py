@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import Malformed, Unsupported
-from cgpt_convert.targets.hf import folder as hf
-from cgpt_convert.targets.hf.folder import HfFolder
-from cgpt_convert.targets.llama_cpp import export as llama
-from cgpt_convert.targets.selection import Wish, select
-from cgpt_convert.targets.tokenizer import bpe as tokenizer
-from cgpt_convert.targets.tokenizer import files as tokenizer_files
-from cgpt_convert.writing.writer import Options, write_folder
+from cgpt_convert.targets.hf import hf_folder
+from cgpt_convert.targets.hf.hf_folder import HfFolder
+from cgpt_convert.targets.llama_cpp import export
+from cgpt_convert.targets.selection import TensorSelection, select
+from cgpt_convert.targets.tokenizer import bpe, files
+from cgpt_convert.writing.writer import WriteOptions, write_folder
 from tests.helpers import vendor
 from tests.helpers.bpe import END, TEXTS, change, train
 from tests.helpers.known_models import SHAPES, bare, of_transformers
@@ -42,9 +41,9 @@ def _found(real: Any, name: str, *rest: Any) -> Any:
 
 def convert(source: Path, out: Path, dtype: str = "keep", **options: Any) -> HfFolder:
     checkpoint = open_checkpoint(source)
-    chosen = select(checkpoint, Wish(dtype=dtype, tied="copy"))
-    folder = hf.plan(checkpoint.path, chosen.tensors, **options)
-    write_folder(folder.plans, str(out), Options())
+    chosen = select(checkpoint, TensorSelection(dtype=dtype, tied="copy"))
+    folder = hf_folder.plan(checkpoint.path, chosen.tensors, **options)
+    write_folder(folder.plans, str(out), WriteOptions())
     return folder
 
 
@@ -112,7 +111,7 @@ def test_two_shards_without_prefix_with_bool_masks(tmp_path: Path) -> None:
 
 def test_a_lone_file_of_a_known_size_gets_a_configuration() -> None:
     tensors = list(of_transformers("cerebras-gpt-256m", headless=True).values())
-    folder = hf.plan("nowhere/pytorch_model.bin", tensors)
+    folder = hf_folder.plan("nowhere/pytorch_model.bin", tensors)
     config = config_of(folder)
     made = GPT2Config(**config)
     shape = SHAPES["cerebras-gpt-256m"]
@@ -271,14 +270,14 @@ def test_a_tokenizer_that_is_assumed_is_said(
 ) -> None:
     """Of the installed package, for a model of as many tokens as GPT-2 has."""
     source = with_tokenizer(tmp_path / "source")
-    packaged = tokenizer_files.read_folder(str(train(tmp_path / "package", 310)))
-    monkeypatch.setattr(tokenizer, "GPT2_TOKENS", 320)
-    monkeypatch.setattr(tokenizer, "_packaged", lambda: packaged)
+    packaged = files.read_folder(str(train(tmp_path / "package", 310)))
+    monkeypatch.setattr(bpe, "GPT2_TOKENS", 320)
+    monkeypatch.setattr(bpe, "_packaged", lambda: packaged)
     said = "the tokenizer is assumed to be GPT-2's"
     assert any(line.startswith(said) for line in convert(source, tmp_path / "out").lines)
     checkpoint = open_checkpoint(source)
-    tensors = select(checkpoint, Wish(tied="copy")).tensors
-    assert any(line.startswith(said) for line in llama.plan(checkpoint, tensors, "m.gguf").lines)
+    tensors = select(checkpoint, TensorSelection(tied="copy")).tensors
+    assert any(line.startswith(said) for line in export.plan(checkpoint, tensors, "m.gguf").lines)
     train(source, 310)
     assert not any(line.startswith(said) for line in convert(source, tmp_path / "own").lines)
 
@@ -304,7 +303,7 @@ def test_the_manifest_lists_every_file(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out/cgpt-convert.json").read_text())
     listed = {row["file"]: row["nbytes"] for row in manifest["files"]}
     there = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
-    assert listed == {name: size for name, size in there.items() if name != hf.MANIFEST}
+    assert listed == {name: size for name, size in there.items() if name != hf_folder.MANIFEST}
 
 
 # What is refused
@@ -364,5 +363,5 @@ def test_an_unknown_architecture_is_copied(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_needs_a_configuration() -> None:
     with pytest.raises(Unsupported, match=r"no known architecture, and no config.json") as error:
-        hf.plan("nowhere/x.bin", list(bare({"a": (1,)}).values()))
+        hf_folder.plan("nowhere/x.bin", list(bare({"a": (1,)}).values()))
     assert "--to safetensors" in error.value.hint

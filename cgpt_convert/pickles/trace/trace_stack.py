@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cgpt_convert.core.limits import MEMO_GAP, MEMO_SPARSE, RANK, Share
+from cgpt_convert.core.limits import MEMO_GAP, MEMO_SPARSE, RANK, SizeLimit
 from cgpt_convert.pickles.nodes import Dict, Set, Value
-from cgpt_convert.pickles.trace.cursor import Fault, Opcodes, Span
-from cgpt_convert.pickles.trace.uses import Name
+from cgpt_convert.pickles.trace.cursor import OpcodeReader, Span, UnpicklingFault
+from cgpt_convert.pickles.trace.uses import TracedName
 
 SHOWN = 16  # items kept per container, for display
 # what is kept at all, by the pickle's bytes: lists, dicts and foreign calls; tuples
-_CONTAINERS = Share(100_000, 64, 1_000_000)
-_TUPLES = Share(1_000_000, 16, 8_000_000)
+_CONTAINERS = SizeLimit(100_000, 64, 1_000_000)
+_TUPLES = SizeLimit(1_000_000, 16, 8_000_000)
 _TEXT_CHARS = 64 << 20
 _LONGEST = RANK  # items kept per tuple: call arguments are shorter
 NEWEST_PROTOCOL = 5  # PEP 574
@@ -32,7 +32,7 @@ UNKNOWN = Unknown()
 DROPPED = Unknown()
 
 
-class Items(Dict):
+class TruncatedDict(Dict):
     """A dict of which only the first items are kept.
 
     `dropped` is the number of other items; `special` is whether one of their keys may be the name
@@ -72,18 +72,18 @@ def is_special(key: Value) -> bool:
     return key in _LOOKED_UP or (key.startswith("__") and key.endswith("__"))
 
 
-class Exhausted(Fault):
+class TraceLimitReached(UnpicklingFault):
     """A limit of this program was reached; an unpickler would continue."""
 
 
-class Stack:
+class TraceStack:
     """The opcodes for plain values; each method is named after its opcode.
 
     A MARK begins a new stack, as in `decode.stack`. Popping from an empty stack raises IndexError,
     which the main loop must catch.
     """
 
-    def __init__(self, opcodes: Opcodes) -> None:
+    def __init__(self, opcodes: OpcodeReader) -> None:
         self.opcodes = opcodes
         self.stack: list[Value] = []  # since the last MARK
         # the stacks that MARKs interrupted; of empty ones their number: a tensor may be all 40s
@@ -105,7 +105,7 @@ class Stack:
     def pop_to_mark(self) -> list[Value]:
         """Return the values above the last MARK."""
         if not self.below:
-            raise Fault("an opcode needs a MARK and the stack has none")
+            raise UnpicklingFault("an opcode needs a MARK and the stack has none")
         values, interrupted = self.stack, self.below.pop()
         if isinstance(interrupted, list):
             self.stack = interrupted
@@ -144,7 +144,7 @@ class Stack:
 
     def PROTO(self, version: int) -> None:
         if version > NEWEST_PROTOCOL:
-            raise Fault(f"pickle protocol {version}")
+            raise UnpicklingFault(f"pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
         if self.position < self.frame_end != self.opcodes.at:  # C discards its read-ahead
@@ -189,7 +189,7 @@ class Stack:
 
     def EMPTY_DICT(self) -> None:
         self.room[0] -= 1
-        self.stack.append(Items() if self.room[0] > 0 else DROPPED)
+        self.stack.append(TruncatedDict() if self.room[0] > 0 else DROPPED)
 
     def EMPTY_SET(self) -> None:
         self.make(Set, [])
@@ -222,7 +222,7 @@ class Stack:
             if isinstance(key, int) and 0 <= key < len(self.memo):
                 self.stack.append(self.memo[key])
                 return
-        raise Fault(f"memo {index} is read before it is written")
+        raise UnpicklingFault(f"memo {index} is read before it is written")
 
     def PUT(self, index: Value) -> None:
         value = self.stack[-1]
@@ -250,7 +250,7 @@ class Stack:
     def put_apart(self, key: int | str, value: Value) -> None:
         """Write a memo entry that is out of order."""
         if key not in self.sparse and len(self.sparse) >= MEMO_SPARSE:
-            raise Exhausted(f"more than {MEMO_SPARSE:,} memo entries out of order")
+            raise TraceLimitReached(f"more than {MEMO_SPARSE:,} memo entries out of order")
         self.sparse[key] = value
 
     def MEMOIZE(self) -> None:
@@ -293,7 +293,9 @@ def grow(shown: list[Value], values: list[Value], most: int = SHOWN) -> list[Val
 
 def function_in(values: list[Value]) -> Value:
     """Return the first function among values, which weight files call and do not store, or None."""
-    return next((each for each in values if isinstance(each, Name) and each.is_function), None)
+    return next(
+        (each for each in values if isinstance(each, TracedName) and each.is_function), None
+    )
 
 
 def _list(values: list[Value]) -> Value:
@@ -305,7 +307,7 @@ def _frozen_set(values: list[Value]) -> Value:
 
 
 def _dict(values: list[Value]) -> Value:
-    made = Items()
+    made = TruncatedDict()
     made.add(values)
     return made
 

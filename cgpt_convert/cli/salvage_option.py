@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cgpt_convert.checkpoint import Checkpoint, Lost
+from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import wrapped
 from cgpt_convert.core.text import printable
@@ -44,7 +44,7 @@ def opened(
     return checkpoint
 
 
-def rows(lost: Mapping[str, Lost]) -> list[dict[str, Any]]:
+def rows(lost: Mapping[str, MissingTensor]) -> list[dict[str, Any]]:
     """Return the lost tensors for `--json`."""
     return [{"name": name, "nbytes": each.nbytes, "why": each.why} for name, each in lost.items()]
 

@@ -16,18 +16,17 @@ from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.wrapper_prefixes import wrapped_by_torch
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.safetensors import writer as safetensors
+from cgpt_convert.formats.safetensors import writer
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
 from cgpt_convert.sources.paths import is_file
-from cgpt_convert.targets.hf import config as hf_config
-from cgpt_convert.targets.hf import tokenizer as hf_tokenizer
+from cgpt_convert.targets.hf import hf_config, hf_tokenizer
 from cgpt_convert.targets.hf.code_keys import cleaned_file, encoded
-from cgpt_convert.targets.llama_cpp.restore_hf import Inside
+from cgpt_convert.targets.llama_cpp.restore_hf import EmbeddedFiles
 from cgpt_convert.targets.selection import fold_ties
 from cgpt_convert.targets.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from cgpt_convert.targets.tokenizer.files import SPECIAL, read_file
 from cgpt_convert.targets.whole_model import folder_of, heads, layout_lines, whole_model
-from cgpt_convert.tensors.digest import same_values
+from cgpt_convert.tensors.content_digest import same_values
 from cgpt_convert.tensors.tensor import Tensor
 
 NAME = "hf"
@@ -47,7 +46,7 @@ class HfFolder(NamedTuple):
     request: Request  # the tensors under their new names, and their aliases
 
 
-class _Parts(NamedTuple):
+class _HfParts(NamedTuple):
     tensors: list[Tensor]
     aliases: dict[str, str]
     files: dict[str, bytes]
@@ -60,7 +59,7 @@ def plan(
     tokenizer: str | None = None,
     max_shard_nbytes: int | None = None,
     *,
-    inside: Inside | None = None,
+    inside: EmbeddedFiles | None = None,
     sign: AddProvenance = unsigned,
 ) -> HfFolder:
     """Plan the files of the folder for the weights at `path`.
@@ -87,7 +86,7 @@ def plan(
     )
     request = sign(request)
     files = [FilePlan(name, (content,)) for name, content in sorted(contents.items())]
-    plans = [*safetensors.plan(request), *files]
+    plans = [*writer.plan(request), *files]
     return HfFolder([*plans, _manifest(plans, lines)], tuple(lines), found, request)
 
 
@@ -106,8 +105,8 @@ def _known(
     tensors: Sequence[Tensor],
     config: dict[str, Any] | None,
     given: str | None,
-    inside: Inside | None,
-) -> _Parts:
+    inside: EmbeddedFiles | None,
+) -> _HfParts:
     n_head = heads(found, path, config or {})
     folder, sizes = folder_of(path), found.sizes
     files, tokenizer, said = hf_tokenizer.files(
@@ -130,7 +129,7 @@ def _known(
     files |= {CONFIG: encoded(mended)}
     copied = {} if inside else _generation(folder)
     files |= copied or {GENERATION: encoded(hf_config.generation(mended))}
-    return _Parts(renamed, aliases, files, [*lines, *changes, *said])
+    return _HfParts(renamed, aliases, files, [*lines, *changes, *said])
 
 
 def _unknown(
@@ -139,7 +138,7 @@ def _unknown(
     config: dict[str, Any] | None,
     given: str | None,
     found: Recognised | None,
-) -> _Parts:
+) -> _HfParts:
     """Return the parts for an architecture without a configuration module.
 
     Everything is copied unchanged. `found` is None for an unknown architecture.
@@ -163,7 +162,7 @@ def _unknown(
         lines.append(f"{CONFIG}: the type of the weights is {name}")
     else:
         files[CONFIG] = read_file(os.path.join(folder, CONFIG))
-    return _Parts(kept, aliases, files, lines)
+    return _HfParts(kept, aliases, files, lines)
 
 
 def _refuse_changes(found: Recognised, path: str, config: Mapping[str, Any] | None) -> None:

@@ -14,7 +14,7 @@ _PICKLE = 16  # in addition to its own opcodes
 _SIGHTED = 24  # formatting a name that is not allowed
 
 
-class SpentError(Exception):
+class ScanBudgetExceeded(Exception):
     """The cost limit is exceeded; the rest of the file is not scanned."""
 
     def __init__(self, most: int) -> None:
@@ -25,17 +25,17 @@ class SpentError(Exception):
         )
 
 
-class Allowance:
+class ScanBudget:
     """The remaining cost allowance for a file of `nbytes` bytes."""
 
     def __init__(self, nbytes: int) -> None:
         self.most = self.left = SCANNED.of(nbytes)
 
     def spend(self, opcodes: int) -> None:
-        """Deduct the cost of the next step. Raises SpentError if too little is left."""
+        """Deduct the cost of the next step. Raises ScanBudgetExceeded if too little is left."""
         self.left -= opcodes
         if self.left < 0:
-            raise SpentError(self.most)
+            raise ScanBudgetExceeded(self.most)
 
     def trace(self, source: Source, at: int, allowed: Allowed) -> Trace:
         """Trace the pickle at byte `at` within the remaining allowance.

@@ -23,7 +23,7 @@ MOST = 4 << 20  # bytes of either tensor at a time
 
 
 @dataclass(slots=True)
-class Bits:
+class BitDifferences:
     """How many of `units` units differ in their bits, and the first that does, in row-major order.
 
     A unit is an element, or a block for block-quantized types.
@@ -35,7 +35,7 @@ class Bits:
 
 
 @dataclass(slots=True)
-class Values:
+class ValueDifferences:
     """Differences between the values of two tensors; NaNs and infinities that agree are skipped."""
 
     numel: int = 0
@@ -60,9 +60,9 @@ class Values:
         return max(-1.0, min(1.0, self.dot / product))
 
 
-def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Bits:
+def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> BitDifferences:
     """Compare two tensors of the same type and shape bit by bit, including NaNs."""
-    found = Bits()
+    found = BitDifferences()
     unit = f"V{one.dtype.nbytes}"
     for a, b in _together(_arrays(one, unit, max_bytes), _arrays(other, unit, max_bytes)):
         if not np.array_equal(a.view("|u1"), b.view("|u1")):
@@ -75,7 +75,7 @@ def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Bits:
     return found
 
 
-def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Values | None:
+def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> ValueDifferences | None:
     """Compare values in double precision; None for types that do not represent numbers.
 
     For complex numbers, the absolute values of the differences are used.
@@ -83,7 +83,7 @@ def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Values | None:
     one, other = _wide(one), _wide(other)
     if not (one.dtype.numpy and other.dtype.numpy):
         return None
-    found = Values()
+    found = ValueDifferences()
     pairs = _together(
         _arrays(one, one.dtype.numpy, max_bytes), _arrays(other, other.dtype.numpy, max_bytes)
     )
@@ -93,7 +93,7 @@ def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> Values | None:
     return found
 
 
-def _add(found: Values, a: Array, b: Array) -> None:
+def _add(found: ValueDifferences, a: Array, b: Array) -> None:
     found.numel += len(a)
     kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
     differ = a != b

@@ -16,14 +16,14 @@ from cgpt_convert.core.strict_json import loads
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.sources.local import read
 from cgpt_convert.sources.paths import named, open_source
-from cgpt_convert.targets.selection import Wish
-from cgpt_convert.tensors.digest import listed
+from cgpt_convert.targets.selection import TensorSelection
+from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.dtypes import BY_NAME
-from cgpt_convert.verification.canonical_names import Weights
-from cgpt_convert.verification.digests import ALGORITHM, Digested, is_digest
+from cgpt_convert.verification.canonical_names import CanonicalWeights
+from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, is_digest
 from cgpt_convert.verification.file_digests import file_digests
 from cgpt_convert.writing.destination import write_files
-from cgpt_convert.writing.writer import Options
+from cgpt_convert.writing.writer import WriteOptions
 
 FORMAT = "cgpt-convert lock 1"
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -31,7 +31,7 @@ PREDICATE = "urn:x-cgpt-convert:lock:1"
 _TENSORS, _MODEL = "cgptConvertTensorsV1", "cgptConvertModelV1"  # algorithms of a DigestSet
 
 
-class Row(NamedTuple):
+class LockedTensor(NamedTuple):
     """A locked tensor. `key` identifies it in any format."""
 
     dtype: str
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     kind: str = ""  # sparse_coo, nested ...; "" for a dense tensor
 
 
-class File(NamedTuple):
+class LockedFile(NamedTuple):
     """A file that the weights were read from."""
 
     name: str  # without its folder
@@ -58,17 +58,17 @@ class Lock(NamedTuple):
     digest: str
     model: str
     architecture: str
-    files: tuple[File, ...]
-    tensors: dict[str, Row]
-    scope: Wish | None  # the selection; None if not recorded (the default root was used)
+    files: tuple[LockedFile, ...]
+    tensors: dict[str, LockedTensor]
+    scope: TensorSelection | None  # the selection; None if not recorded (the default root was used)
     outside: tuple[str, ...] = ()  # names in the file of the tensors not locked
 
 
 def lock(
     checkpoint: Checkpoint,
-    weights: Weights,
-    digested: Digested,
-    scope: Wish,
+    weights: CanonicalWeights,
+    digested: TensorDigests,
+    scope: TensorSelection,
     jobs: int = 0,
 ) -> Lock:
     """Return the lock of weights whose digests are known; the files are read again.
@@ -81,7 +81,7 @@ def lock(
         odd = weights.odd.get(name)
         digest = digested.tensors[name]
         kept = first.setdefault(digest, name)
-        rows[name] = Row(
+        rows[name] = LockedTensor(
             odd.dtype if odd else weights.tensors[name].dtype.name,
             odd.shape if odd else weights.tensors[name].shape,
             digest,
@@ -108,7 +108,7 @@ def encoded(lock: Lock) -> bytes:
     model = None
     if lock.model:
         model = {"architecture": lock.architecture, "digest": ALGORITHM + lock.model}
-    scope = lock.scope or Wish()
+    scope = lock.scope or TensorSelection()
     told = {"root": scope.root, "match": [*scope.match], "exclude": [*scope.exclude]}
     head: dict[str, Any] = {
         "format": FORMAT,
@@ -149,7 +149,7 @@ def statement(lock: Lock) -> bytes:
     return json.dumps(told, indent=1).encode() + b"\n"
 
 
-def _row(name: str, row: Row) -> str:
+def _row(name: str, row: LockedTensor) -> str:
     told: dict[str, Any] = {"dtype": row.dtype, "shape": list(row.shape), "sha256": row.sha256}
     told |= {"key": row.key} if row.key != name else {}
     told |= {"tied_to": row.tied_to} if row.tied_to else {}
@@ -159,7 +159,7 @@ def _row(name: str, row: Row) -> str:
     return json.dumps(told)
 
 
-def write(made: Lock, output: str, options: Options, *, in_toto: bool = False) -> None:
+def write(made: Lock, output: str, options: WriteOptions, *, in_toto: bool = False) -> None:
     """Write the lock, or an in-toto statement that contains it, to the file `output`."""
     content = statement(made) if in_toto else encoded(made)
     plan = FilePlan(os.path.basename(output), (content,))
@@ -229,25 +229,25 @@ def _model(told: object, path: str) -> tuple[str, str]:
     raise Malformed("a model without architecture and digest", where=path)
 
 
-def _scope(told: object, path: str) -> Wish | None:
+def _scope(told: object, path: str) -> TensorSelection | None:
     match told:
         case None:
             return None
         case {"root": None | str() as root, "match": list(match), "exclude": list(exclude)} if all(
             isinstance(glob, str) for glob in (*match, *exclude)
         ):
-            return Wish(root, tuple(match), tuple(exclude))
+            return TensorSelection(root, tuple(match), tuple(exclude))
     raise Malformed("a scope without root, match and exclude", where=path)
 
 
-def _read_file(told: object, path: str) -> File:
+def _read_file(told: object, path: str) -> LockedFile:
     match told:
         case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if is_digest(digest):
-            return File(name, nbytes, digest)
+            return LockedFile(name, nbytes, digest)
     raise Malformed("a file without name, nbytes and sha256", where=path)
 
 
-def _read_row(name: str, told: Any, path: str) -> Row:
+def _read_row(name: str, told: Any, path: str) -> LockedTensor:
     match told:
         case {"dtype": str(dtype), "shape": list(shape), "sha256": str(digest)} if (
             (dtype in BY_NAME or "kind" in told)
@@ -258,17 +258,17 @@ def _read_row(name: str, told: Any, path: str) -> Row:
             extra, kind = told.get("extra", ""), told.get("kind", "")
             if all(isinstance(each, str) for each in (key, tied, extra, kind)):
                 buffer = told.get("buffer") == "yes"
-                return Row(dtype, tuple(shape), digest, key, tied, buffer, extra, kind)
+                return LockedTensor(dtype, tuple(shape), digest, key, tied, buffer, extra, kind)
     raise Malformed("a tensor without dtype, shape and sha256", where=f"{path}[{name}]")
 
 
-def _files(checkpoint: Checkpoint, jobs: int) -> tuple[File, ...]:
+def _files(checkpoint: Checkpoint, jobs: int) -> tuple[LockedFile, ...]:
     """Return all files with digests, computed by `jobs` threads; names are folder-relative."""
     sources = {source.name: source for source in checkpoint.sources}
     folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
     found = file_digests(sources.values(), jobs)
     return tuple(
-        File(
+        LockedFile(
             os.path.relpath(path, folder or ".").replace(os.sep, "/"),
             sources[path].nbytes,
             digest,

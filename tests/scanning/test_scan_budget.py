@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert.scanning.allowlist import Rule
+from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import Verdict
-from cgpt_convert.scanning.scan import scan_file
+from cgpt_convert.scanning.scan_files import scan_file
 from cgpt_convert.sources.local import LocalFile
 from tests.helpers.running import environ
 from tests.helpers.scan_files import BAD, scanned, zipped
@@ -32,8 +32,8 @@ def test_large_arguments_are_passed_over_in_bounded_memory(tmp_path: Path) -> No
         file.seek(3 << 30, os.SEEK_CUR)
         file.write(b"0" + BAD[2:])
     script = (
-        "import sys\nfrom cgpt_convert.scanning.scan import scan_file\n"
-        "from cgpt_convert.scanning.allowlist import Rule\n"
+        "import sys\nfrom cgpt_convert.scanning.scan_files import scan_file\n"
+        "from cgpt_convert.scanning.allowlist import Allowlist\n"
         "print(scan_file(sys.argv[1], Rule()).verdict.value)\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     )
@@ -126,5 +126,5 @@ def test_a_tensor_of_zeros_is_not_read_to_its_end(
         plain(self, offset, buffer)
 
     monkeypatch.setattr(LocalFile, "readinto", counted)
-    assert scan_file(str(tmp_path / "zeros.pt"), Rule()).verdict is Verdict.CLEAN
+    assert scan_file(str(tmp_path / "zeros.pt"), Allowlist()).verdict is Verdict.CLEAN
     assert sum(read) < 1 << 20

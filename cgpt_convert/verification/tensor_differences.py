@@ -7,20 +7,20 @@ from typing import NamedTuple
 from cgpt_convert.core.checks import ERROR, FAILED, PASSED
 from cgpt_convert.core.events import Advance, untold
 from cgpt_convert.tensors.tensor import Tensor
-from cgpt_convert.verification import composite_pairs as odd_pairs
-from cgpt_convert.verification.canonical_names import Weights, aligned
+from cgpt_convert.verification import composite_pairs
+from cgpt_convert.verification.canonical_names import CanonicalWeights, aligned
 from cgpt_convert.verification.composite_digests import described
 from cgpt_convert.verification.digests import digests_of
 from cgpt_convert.verification.pairing import renamed
 from cgpt_convert.verification.parallel import in_pairs
-from cgpt_convert.verification.scope import Sides
+from cgpt_convert.verification.scope import ComparedFiles
 
 EQUAL, RENAMED, CHANGED, ADDED, REMOVED = "equal", "renamed", "changed", "added", "removed"
 LEFT_OUT = "left out"  # in one file only: a computed buffer, a tied tensor, or not in state_dict()
 NOT_COMPARED = "not compared"  # the values are unknown, or in neither file
 
 
-class Row(NamedTuple):
+class TensorDifference(NamedTuple):
     """A tensor of either file. Values that cannot be measured are None."""
 
     state: str
@@ -40,7 +40,7 @@ class Row(NamedTuple):
         return self.state in (CHANGED, ADDED, REMOVED)
 
 
-def diff(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Row]:
+def diff(sides: ComparedFiles, jobs: int = 0, advance: Advance = untold) -> list[TensorDifference]:
     """Return a row for every tensor in the scope, in the order of the first file.
 
     Added tensors come last. A renamed tensor has the same role in the architecture under another
@@ -56,7 +56,7 @@ def diff(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Row]:
     neutral = {*pairing.dropped, *pairing.extra, *_equal_ties(one, pairing.tied, jobs)}
     for name in pairing.names():
         if name not in rows:
-            rows[name] = Row(LEFT_OUT if name in neutral else REMOVED, name, "")
+            rows[name] = TensorDifference(LEFT_OUT if name in neutral else REMOVED, name, "")
     neutral_there = {
         *pairing.computed,
         *pairing.extra_there,
@@ -65,31 +65,33 @@ def diff(sides: Sides, jobs: int = 0, advance: Advance = untold) -> list[Row]:
     found = [rows[name] for name in one.keys if name in rows]
     inside = {*pairing.names_there()} - {*pairs.values()}
     return found + [
-        Row(LEFT_OUT if name in neutral_there else ADDED, "", name)
+        TensorDifference(LEFT_OUT if name in neutral_there else ADDED, "", name)
         for name in other.keys
         if name in inside
     ]
 
 
-def _odd(pairs: dict[str, str], one: Weights, other: Weights, jobs: int) -> dict[str, Row]:
+def _odd(
+    pairs: dict[str, str], one: CanonicalWeights, other: CanonicalWeights, jobs: int
+) -> dict[str, TensorDifference]:
     """Compare the pairs of which one is not a dense view."""
     rows = {}
-    for name, (outcome, _told) in odd_pairs.compared(pairs, one, other, jobs).items():
+    for name, (outcome, _told) in composite_pairs.compared(pairs, one, other, jobs).items():
         own = pairs[name]
         state = EQUAL if name == own else RENAMED
         if outcome != PASSED:
             state = CHANGED if outcome == FAILED else NOT_COMPARED
         left, right = described(one, name), described(other, own)
-        row = Row(state, name, own, (left[0], right[0]), (left[1], right[1]))
+        row = TensorDifference(state, name, own, (left[0], right[0]), (left[1], right[1]))
         rows[name] = row._replace(unknown=outcome == ERROR)
     return rows
 
 
-def _compared(one: Tensor, other: Tensor) -> Row:
-    from cgpt_convert.tensors.compare import bits, values
+def _compared(one: Tensor, other: Tensor) -> TensorDifference:
+    from cgpt_convert.tensors.element_differences import bits, values
 
     dtypes, shapes = (one.dtype.name, other.dtype.name), (one.shape, other.shape)
-    row = Row(CHANGED, one.name, other.name, dtypes, shapes)
+    row = TensorDifference(CHANGED, one.name, other.name, dtypes, shapes)
     if one.shape != other.shape:
         return row
     if one.dtype == other.dtype and one.quantizer == other.quantizer:
@@ -105,7 +107,7 @@ def _compared(one: Tensor, other: Tensor) -> Row:
     return row._replace(numel=one.numel, differing=differing, most=apart.most, cosine=apart.cosine)
 
 
-def _equal_ties(weights: Weights, tied: dict[str, str], jobs: int) -> set[str]:
+def _equal_ties(weights: CanonicalWeights, tied: dict[str, str], jobs: int) -> set[str]:
     """Return the tied names whose values equal their twin's."""
     digests = digests_of(weights, [*tied, *tied.values()], jobs)
     return {name for name, twin in tied.items() if digests[name] == digests[twin]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Settings:
+class RemoteSettings:
     """Settings that the command line can change. Times are in seconds."""
 
     timeout: float = 30.0  # without receiving a byte, or until connected
@@ -42,5 +42,5 @@ class Traffic:
         return told
 
 
-settings = Settings()
+settings = RemoteSettings()
 traffic = Traffic()
