@@ -282,7 +282,7 @@ def recording(events: Events, *, python2: bool = False) -> Any:
     before(b"a", lambda self: self.judge.extended(self.stack[-2], "APPEND", lists))
     before(b"e", lambda self: self.judge.extended(marked(self), "APPENDS", lists))
     before(b"s", lambda self: self.judge.extended(self.stack[-3], "SETITEM", (*_DICTS, list)))
-    before(b"u", lambda self: self.judge.extended(marked(self), "SETITEMS", _DICTS))
+    before(b"u", lambda self: self.judge.extended(marked(self), "SETITEMS", (*_DICTS, list)))
     before(b"\x90", lambda self: self.judge.extended(marked(self), "ADDITEMS", (set,)))
     if python2:
         Recorder.dispatch[b"p"[0]] = _put_text

@@ -97,6 +97,11 @@ def test_allowed_names_put_to_another_use_are_seen(child, name):
     assert first(child, MISUSED[name])
 
 
+def test_items_set_in_a_list_are_data(child):
+    assert not child.run(b"]K\0a(K\0K\1u.", "x").events
+    assert not child.run(b"]K\0aK\0K\1s.", "x").events
+
+
 def test_a_child_that_crashes_is_seen_and_replaced(child, monkeypatch):
     def crash(_path, _events):
         os.abort()

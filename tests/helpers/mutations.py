@@ -37,7 +37,9 @@ def edited(rng: random.Random, pickled: bytes, other: bytes) -> bytes:
         if how < 0.5:
             ends = [index for index, code in enumerate(codes) if code == b"u"]
             at = rng.choice([len(codes) - 1, *ends])  # before SETITEMS, or before STOP
-            kept = [code for code in codes if code[:1] == b"q"] or [b"q\0"]
+            kept = [code for code in codes if code[:1] == b"q"]
+            memoized = min(codes.count(b"\x94"), 256)  # protocol 4: the memo counts by itself
+            kept = kept or [b"q" + bytes([index]) for index in range(memoized)] or [b"q\0"]
             codes[at:at] = _item(rng, kept) + ([b"s"] if at == len(codes) - 1 else [])
         elif how < 0.6:
             codes[at:at] = [rng.choice(SMALL)(rng) for _ in range(rng.randint(1, 2))]

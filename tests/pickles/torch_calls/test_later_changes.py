@@ -154,3 +154,19 @@ def test_edited_pickles_are_read_as_torch_reads_them_or_rejected() -> None:
         assert not what, data
         both += who == "both"
     assert both > 20
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("streamed", [False, True], ids=["archive", "stream"])
+@pytest.mark.parametrize("protocol", against_torch.PROTOCOLS)
+def test_so_are_those_of_other_protocols_and_in_streams(protocol: int, streamed: bool) -> None:
+    rng, seeds, both = random.Random(protocol), against_torch.seeds(protocol, streamed=streamed), 0
+    for seed in seeds:
+        assert against_torch.compared(seed.whole(seed.pickled), protocol) == ("both", "")
+    for _ in range(100):
+        seed = rng.choice(seeds)
+        data = edited(rng, seed.pickled, rng.choice(seeds).pickled)
+        who, what = against_torch.compared(seed.whole(data), protocol)
+        assert not what, data
+        both += who == "both"
+    assert both
