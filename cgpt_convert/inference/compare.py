@@ -15,25 +15,15 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, PASSED, Check
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.inference.model import Model
+from cgpt_convert.tensors.dtypes import TABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
-# By dtype of the target's weights: the tolerated NMSE of states and logits. The values are about
-# three times the largest measurements in docs/explanation/models.md.
-TOLERANCES = {
-    "float64": 1e-10,
-    "float32": 1e-10,
-    "float16": 2e-6,
-    "bfloat16": 1e-4,
-    "q8_0": 1e-3,
-    "q5_1": 5e-2,
-    "q5_0": 6e-2,
-    "q4_1": 0.2,
-    "q4_0": 0.3,
-}
+# by dtype of the target's weights: the tolerated NMSE of states and logits
+TOLERANCES = {row.name: row.tolerance for row in TABLE if row.tolerance is not None}
 
 _PIECE = 1 << 18  # elements compared at once in float64; 2 MiB stay in the cache
 
@@ -41,7 +31,7 @@ _PIECE = 1 << 18  # elements compared at once in float64; 2 MiB stay in the cach
 class StateDifference(NamedTuple):
     """The difference between a state or the logits of the target and the source."""
 
-    name: str  # "embeddings", "h.0" ..., "ln_f", "logits"
+    name: str  # "embeddings", "h.0" ..., the final norm's name, "logits"
     greatest: float  # maximum of |target - source|
     nmse: float  # sum of (target - source)^2 / sum of source^2
 
@@ -132,7 +122,7 @@ def compare_models(
         last = one.copy(), other.copy()
         advance(1)
     normed = [model.normed(state[0]) for model, state in zip((ours, theirs), last, strict=True)]
-    totals.append(_ErrorSums("ln_f"))
+    totals.append(_ErrorSums(ours.forward.FINAL_NORM))
     totals[-1].add(*normed)
     logits, same = _logits(ours, theirs, *normed)
     for model in (ours, theirs):

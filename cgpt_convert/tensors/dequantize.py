@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.tensors.dtypes import FLOAT32, DType
+from cgpt_convert.tensors.dtypes import FLOAT32, NIBBLE, OCTET, DType, block_codec
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 if TYPE_CHECKING:
@@ -80,16 +80,17 @@ class DequantizedStorage:
 
 def _decode(rows: Octets, dtype: DType, out: Floats) -> None:
     """Write the values of blocks, one per row, to `out`: code times scale, plus the minimum."""
+    codec = block_codec(dtype)
     grid = out.reshape(len(rows), dtype.block)
     with np.errstate(all="ignore"):  # infinite scales propagate
-        if dtype.name == "q8_0":
+        if codec.bits == OCTET:
             grid[...] = rows[:, 2:].view("|i1")
         else:
-            grid[...] = _codes(rows, five_bits=dtype.name.startswith("q5"))
-            if dtype.name.endswith("_0"):
-                out -= 8 if dtype.name == "q4_0" else 16
+            grid[...] = _codes(rows, five_bits=codec.bits > NIBBLE)
+            if not codec.minimum:
+                out -= 1 << codec.bits - 1
         out *= np.repeat(_halves(rows, 0), dtype.block)
-        if dtype.name.endswith("_1"):
+        if codec.minimum:
             out += np.repeat(_halves(rows, 1), dtype.block)
 
 

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cgpt_convert.core.errors import Unsupported
+
+NIBBLE, OCTET = 4, 8  # bits
+
+
+class BlockCodec(NamedTuple):
+    """How ggml stores a block of 32 elements: a float16 scale, then an integer per element.
+
+    Integers of 8 bits are signed. Those of 4 and 5 bits are unsigned and count from -2^(bits - 1),
+    or from a minimum, a second float16. `quantize` and `dequantize` compute every combination.
+    """
+
+    bits: int
+    minimum: bool = False  # not with 8 bits
+
 
 class DType(NamedTuple):
     """An element type. `name` is torch's too; a format without the type has an empty spelling."""
@@ -16,6 +31,9 @@ class DType(NamedTuple):
     numpy: str = ""  # array-protocol string of the little-endian element
     gguf: int | None = None  # ggml's number of the type
     block: int = 1  # elements of a row that are stored together, sharing a scale
+    codec: BlockCodec | None = None  # how such a block is stored
+    file_type: int | None = None  # of a GGUF with mostly this type: gguf-py's `LlamaFileType`
+    tolerance: float | None = None  # NMSE of states and logits that `verify --logits` accepts
 
     @property
     def is_float(self) -> bool:
@@ -37,14 +55,22 @@ class DType(NamedTuple):
         return self.nbytes // 2 if self.kind == "c" else self.nbytes
 
 
+def block_codec(dtype: DType) -> BlockCodec:
+    """Return the codec of a type that is stored in blocks. Raises Unsupported for another type."""
+    if dtype.codec is None:
+        raise Unsupported(f"{dtype.name} is not stored in blocks")
+    return dtype.codec
+
+
 # torch/storage.py `_dtype_to_storage_type_map`, c10/core/ScalarType.h, safetensors/src/tensor.rs
 # `Dtype`, ggml/include/ggml.h `ggml_type`. NumPy has no bfloat16, float8 or half complex:
-# formats/npy/header.py says what is done then.
+# formats/npy/header.py says what is done then. A tolerance is about three times the largest
+# measurement in docs/models.md.
 TABLE = (
-    DType("float64", 8, "f", "Double", "F64", "<f8", gguf=28),
-    DType("float32", 4, "f", "Float", "F32", "<f4", gguf=0),
-    DType("float16", 2, "f", "Half", "F16", "<f2", gguf=1),
-    DType("bfloat16", 2, "f", "BFloat16", "BF16", gguf=30),
+    DType("float64", 8, "f", "Double", "F64", "<f8", gguf=28, tolerance=1e-10),
+    DType("float32", 4, "f", "Float", "F32", "<f4", gguf=0, file_type=0, tolerance=1e-10),
+    DType("float16", 2, "f", "Half", "F16", "<f2", gguf=1, file_type=1, tolerance=2e-6),
+    DType("bfloat16", 2, "f", "BFloat16", "BF16", gguf=30, file_type=32, tolerance=1e-4),
     DType("float8_e4m3fn", 1, "f", "", "F8_E4M3"),
     DType("float8_e5m2", 1, "f", "", "F8_E5M2"),
     DType("float8_e4m3fnuz", 1, "f", "", "F8_E4M3FNUZ"),
@@ -73,12 +99,32 @@ TABLE = (
     DType("bits1x8", 1, "x"),
     DType("bits2x4", 1, "x"),
     DType("bits4x2", 1, "x"),
-    # ggml/src/ggml-common.h `block_q8_0` and so on: a float16 scale, then 32 small integers
-    DType("q8_0", 2 + 32, "q", gguf=8, block=32),
-    DType("q5_1", 2 + 2 + 4 + 16, "q", gguf=7, block=32),
-    DType("q5_0", 2 + 4 + 16, "q", gguf=6, block=32),
-    DType("q4_1", 2 + 2 + 16, "q", gguf=3, block=32),
-    DType("q4_0", 2 + 16, "q", gguf=2, block=32),
+    # ggml/src/ggml-common.h `block_q8_0` and so on; a type of blocks is one row
+    DType("q8_0", 2 + 32, "q", gguf=8, block=32, codec=BlockCodec(8), file_type=7, tolerance=1e-3),
+    DType(
+        "q5_1",
+        2 + 2 + 4 + 16,
+        "q",
+        gguf=7,
+        block=32,
+        codec=BlockCodec(5, minimum=True),
+        file_type=9,
+        tolerance=5e-2,
+    ),
+    DType(
+        "q5_0", 2 + 4 + 16, "q", gguf=6, block=32, codec=BlockCodec(5), file_type=8, tolerance=6e-2
+    ),
+    DType(
+        "q4_1",
+        2 + 2 + 16,
+        "q",
+        gguf=3,
+        block=32,
+        codec=BlockCodec(4, minimum=True),
+        file_type=3,
+        tolerance=0.2,
+    ),
+    DType("q4_0", 2 + 16, "q", gguf=2, block=32, codec=BlockCodec(4), file_type=2, tolerance=0.3),
 )
 
 BY_NAME = {row.name: row for row in TABLE}
@@ -102,6 +148,6 @@ BY_TORCH = {row.name: row for row in TABLE if row.block == 1} | {
 UINT8 = BY_NAME["uint8"]
 FLOAT32 = BY_NAME["float32"]
 CASTS = ("float32", "float16", "bfloat16")  # choices of `--dtype`
-BLOCK_CASTS = tuple(row.name for row in TABLE if row.block > 1)  # additional types for GGUF
+BLOCK_CASTS = tuple(row.name for row in TABLE if row.codec)  # additional types for GGUF
 CAST_TARGETS = (*CASTS, *BLOCK_CASTS)
 WISHES = ("keep", *CAST_TARGETS)

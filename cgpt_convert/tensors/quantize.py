@@ -13,7 +13,7 @@ import numpy as np
 
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.tensors.cast import Cast
-from cgpt_convert.tensors.dtypes import FLOAT32, DType
+from cgpt_convert.tensors.dtypes import FLOAT32, NIBBLE, OCTET, DType, block_codec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK = 32  # ggml-common.h QK8_0, QK5_1 and so on
 
-# The greatest code; what the extreme (4_0, 5_0) or the range (4_1, 5_1) is divided by for the scale
-_STEPS = {"q4_0": (15, -8), "q5_0": (31, -16), "q4_1": (15, 15), "q5_1": (31, 31)}
 # Added to a float32 of at most 2^21 in magnitude, it leaves that number, rounded to an integer, in
 # the low bits of the sum's mantissa (1.5 * 2^23: negative numbers, too, in two's complement).
 _ROUND = np.float32(3 << 22)
@@ -46,6 +44,7 @@ class Quantizer:
     ) -> None:
         self._widen = Cast(stored, FLOAT32, most, counts)
         self._target, self._counts, self._name = target, counts, name
+        self._codec = block_codec(target)
         self._work = np.empty(most, "<f4")
         self._fold = np.empty(most, "<f4")
         self._codes = np.empty(most, "|u1")
@@ -59,14 +58,14 @@ class Quantizer:
         values = self._widen(words).view("<f4")
         rows = self._out[: self._target.size(len(values))].reshape(-1, self._target.nbytes)
         with np.errstate(all="ignore"):  # overflows are counted or rejected
-            if self._target.name == "q8_0":
+            if self._codec.bits == OCTET:
                 self._signed(values, rows)
             else:
-                self._nibbles(values, rows)
+                self._unsigned(values, rows)
         return rows.reshape(-1)
 
     def _signed(self, values: Floats, rows: Octets) -> None:
-        """q8_0: write the scale, then values / scale rounded to nearest, ties away from zero."""
+        """Write the scale, then values / scale rounded to nearest, ties away from zero (8 bits)."""
         work = self._work[: len(values)]
         np.absolute(values, out=work)
         most = self._extreme(np.maximum, work)
@@ -79,22 +78,22 @@ class Quantizer:
         np.add(work, _ROUND, out=work)
         np.copyto(rows[:, 2:], work.view("<u4").reshape(-1, BLOCK), casting="unsafe")
 
-    def _nibbles(self, values: Floats, rows: Octets) -> None:
-        """4- and 5-bit types: write one or two float16, the fifth bits, then pairs of nibbles."""
-        name, work = self._target.name, self._work[: len(values)]
+    def _unsigned(self, values: Floats, rows: Octets) -> None:
+        """Write one or two float16, the fifth bits, then pairs of nibbles (4 and 5 bits)."""
+        bits, work = self._codec.bits, self._work[: len(values)]
         most, least = self._extreme(np.maximum, values), self._extreme(np.minimum, values)
-        top, steps = _STEPS[name]
-        if name.endswith("_0"):
+        top, half = (1 << bits) - 1, 1 << bits - 1  # the greatest code, and the code of zero
+        if not self._codec.minimum:
             peak = _peak(values, most, least)
-            scale = peak / np.float32(steps)
+            scale = peak / np.float32(-half)
             self._put_halves(rows, 0, scale, peak)
             inverse, broken = _inverse(scale)
             np.multiply(_spread(inverse), values, out=work)
-            np.add(work, np.float32(-steps + 0.5), out=work)
+            np.add(work, np.float32(half + 0.5), out=work)
         else:
             least = _first_zeros(values, least)
             width = most - least + np.float32(0)  # never -0.0
-            scale = width / np.float32(steps)
+            scale = width / np.float32(top)
             self._put_halves(rows, 0, scale, width)
             self._put_halves(rows, 1, least, least)
             inverse, broken = _inverse(scale)
@@ -106,7 +105,7 @@ class Quantizer:
         np.minimum(codes, top, out=codes)
         if broken.any():
             codes.reshape(-1, BLOCK)[broken] = 0
-        _pack(codes, rows, five_bits=name.startswith("q5"))
+        _pack(codes, rows, five_bits=bits > NIBBLE)
 
     def _extreme(self, pick: np.ufunc, values: Floats) -> Floats:
         """Reduce each block with `pick` (maximum or minimum); Unsupported if not finite."""

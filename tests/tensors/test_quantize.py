@@ -100,6 +100,24 @@ def test_blocks_are_those_of_ggml(dtype, case):
             assert blocks == gguf_blocks(values, dtype)
 
 
+def test_rows_of_the_table_are_those_of_gguf(dtype):
+    kind = gguf.GGMLQuantizationType[dtype.name.upper()]
+    assert (dtype.gguf, dtype.block, dtype.nbytes) == (kind, *gguf.GGML_QUANT_SIZES[kind])
+    assert dtype.file_type == gguf.LlamaFileType[f"MOSTLY_{dtype.name.upper()}"]
+    assert dtype.nbytes == 2 * (1 + dtype.codec.minimum) + dtype.block * dtype.codec.bits // 8
+
+
+def test_the_codec_and_not_the_name_says_how_blocks_are_stored(dtype):
+    other = dtype._replace(name="other")
+    values = CASES["normal"]
+    blocks = tensor_bytes(float32("w", values).cast(other))
+    assert blocks == ggml_blocks(values, dtype)
+    storage = dense("w", "uint8", (len(blocks),), blocks).storage
+    tensor = Tensor("w", other, values.shape, c_strides(values.shape), 0, storage)
+    decoded = np.frombuffer(tensor_bytes(tensor.cast(FLOAT32)), "<f4")
+    assert decoded.tobytes() == ggml_values(blocks, dtype).tobytes()
+
+
 def gguf_blocks(values, dtype):
     kind = gguf.GGMLQuantizationType[dtype.name.upper()]
     return gguf.quants.quantize(values.reshape(-1, 32), kind).tobytes()

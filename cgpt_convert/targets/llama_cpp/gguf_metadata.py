@@ -7,6 +7,7 @@ ggml/docs/gguf.md documents them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,17 +22,6 @@ from cgpt_convert.targets.tokenizer.files import ChatTemplate
 from cgpt_convert.targets.whole_model import heads
 from cgpt_convert.tensors.tensor import Tensor
 
-# gguf-py/gguf/constants.py `LlamaFileType`: the dtype of most weights
-FILE_TYPES = {
-    "float32": 0,
-    "float16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "bfloat16": 32,
-}
 ARCHITECTURE, NAME, LICENSE = "general.architecture", "general.name", "general.license"
 # our own key: llama.cpp always computes the tanh GELU for GPT-2 and has no key for it
 ACTIVATION = "cgpt_convert.activation_function"
@@ -50,6 +40,7 @@ ADD = {name: f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"
 TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
 
+_ALL_FLOAT32 = 0  # gguf-py/gguf/constants.py `LlamaFileType`
 _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
 
 
@@ -107,12 +98,13 @@ def own(found: Recognised, config: Mapping[str, Any]) -> list[Field]:
 
 def storage(tensors: Sequence[Tensor]) -> list[Field]:
     """Return the fields for the dtype of most weights and the quantization version."""
-    nbytes = dict.fromkeys(FILE_TYPES, 0)
+    nbytes: Counter[int] = Counter()
     for tensor in tensors:
-        nbytes[tensor.dtype.name] += tensor.nbytes * (len(tensor.shape) > 1)
-    most = max(nbytes, key=lambda name: nbytes[name])
+        if tensor.dtype.file_type is not None and len(tensor.shape) > 1:
+            nbytes[tensor.dtype.file_type] += tensor.nbytes
+    most = max(sorted(nbytes), key=nbytes.__getitem__, default=_ALL_FLOAT32)
     return [
-        Field("general.file_type", "uint32", FILE_TYPES[most]),
+        Field("general.file_type", "uint32", most),
         Field("general.quantization_version", "uint32", _QUANTIZATION_VERSION),
     ]
 
