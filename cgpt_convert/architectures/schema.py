@@ -75,6 +75,13 @@ class TensorPosition(NamedTuple):
         return (prefix if self.rule.prefixed else "") + fill(self.rule.name, self.layer)
 
 
+class Vocabulary(NamedTuple):
+    """The tokens of the tokenizer that models of the architecture usually have."""
+
+    size: int
+    end: int  # the token between texts, which begins and ends them
+
+
 class Architecture(NamedTuple):
     """The content of one file of `mappings/architectures/`."""
 
@@ -89,6 +96,7 @@ class Architecture(NamedTuple):
     config_defaults: Mapping[str, Dimension]
     mup_neutral: Mapping[str, Any]
     mup_reason: str
+    vocabulary: Vocabulary | None  # None if none is usual
     gguf_name: str  # what llama.cpp calls it; "" if it does not know it
     gguf_keys: Mapping[str, str]  # size, n_head or layer_norm_epsilon -> its key, less that name
 
@@ -166,9 +174,22 @@ def architectures() -> Mapping[str, Architecture]:
     return found
 
 
+@functools.cache
+def tied_names() -> tuple[str, ...]:
+    """Return the names, less prefixes, of tensors that equal another one if they are absent."""
+    found = (
+        rule.name
+        for each in architectures().values()
+        for rule in each.rules.values()
+        if rule.tied_to
+    )
+    return tuple(dict.fromkeys(found))
+
+
 def _parse(content: dict[str, Any]) -> Architecture:
     rules = [_rule(row) for row in content["tensors"]]
-    config, mup, gguf = content["config"], content.get("mup", {}), content.get("gguf", {})
+    config, vocabulary = content["config"], content.get("vocabulary")
+    mup, gguf = content.get("mup", {}), content.get("gguf", {})
     return Architecture(
         name=content["name"],
         model_types=_strings(content["model_types"]),
@@ -181,6 +202,7 @@ def _parse(content: dict[str, Any]) -> Architecture:
         config_defaults={size: Dimension.parse(text) for size, text in config["defaults"].items()},
         mup_neutral=mup.get("neutral", {}),
         mup_reason=mup.get("reason", ""),
+        vocabulary=Vocabulary(**vocabulary) if vocabulary else None,
         gguf_name=gguf.get("architecture", ""),
         gguf_keys=gguf.get("keys", {}),
     )

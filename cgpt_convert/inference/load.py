@@ -83,11 +83,11 @@ def source(
 
 
 def ends(model: ModelSource, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """Return the configured end tokens, else the tokenizer's or GPT-2's, else none."""
+    """Return the configured end tokens, else the tokenizer's or the architecture's, else none."""
     said = model.config.get("eos_token_id")
     if isinstance(said, list):
         return frozenset(token for token in said if type(token) is int)
-    end = end_id(model.config, tokenizer, "eos", model.hyper.vocab_size)
+    end = end_id(model.recognised, model.config, tokenizer, "eos")
     return frozenset() if end is None else frozenset([end])
 
 
@@ -112,7 +112,8 @@ def _configuration(
     own: dict[str, Any] = {}
     if restore_hf.is_gguf(checkpoint):
         own = restore_hf.config(checkpoint) or {}
-        own["tie_word_embeddings"] = "lm_head.weight" not in tensors
+        known = restore_hf.architecture_of(checkpoint)
+        own["tie_word_embeddings"] = not (known and known.ties.keys() & tensors.keys())
     for number, folder in enumerate(beside(checkpoint.path)):
         config = read_config(folder)
         if config is not None:
@@ -151,7 +152,8 @@ def _tied(found: Recognised, config: Mapping[str, Any], where: str) -> bool:
     if tied is None:
         return found.head != "own copy"
     if not tied and found.head == "absent":
+        head = next(iter(found.architecture.ties), "head")
         raise Malformed(
-            f"{CONFIG} says tie_word_embeddings false, but there is no lm_head.weight", where=where
+            f"{CONFIG} says tie_word_embeddings false, but there is no {head}", where=where
         )
     return bool(tied)

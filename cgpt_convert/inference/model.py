@@ -75,9 +75,9 @@ class Model:
 
     def normed(self, rows: np.ndarray) -> np.ndarray:
         """Return normed rows (m, n_embd) of the last of `states`."""
-        ln_f = self.weights.ln_f
+        norm = self.weights.final_norm
         return self.xp.numpy(
-            self.forward.final_norm(self.xp, self.xp.array(rows), ln_f, self.hyper)
+            self.forward.final_norm(self.xp, self.xp.array(rows), norm, self.hyper)
         )
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
@@ -149,4 +149,4 @@ class Model:
     def _hidden(self, ids: np.ndarray, cache: KVCache | None) -> Array:
         for state in self.forward.hidden_states(self.xp, ids, self.weights, cache):
             last = state
-        return self.forward.final_norm(self.xp, last, self.weights.ln_f, self.hyper)
+        return self.forward.final_norm(self.xp, last, self.weights.final_norm, self.hyper)

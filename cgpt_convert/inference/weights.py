@@ -47,14 +47,14 @@ class ModelWeights:
         self._blocks: dict[int, tuple[Any, ...]] = {}
         self.require_memory()
 
-    def wte(self, ids: Ids) -> Array:
+    def embeddings(self, ids: Ids) -> Array:
         """Return the embeddings (len(ids), n_embd) of these tokens."""
         kept = self._whole(self._embedding)
         if kept is not None:
             return self._xp.rows(kept, ids)
         return self._xp.array(gathered(self._table(self._embedding), ids))
 
-    def wpe(self, start: int, stop: int) -> Array:
+    def positions(self, start: int, stop: int) -> Array:
         """Return the embeddings (stop - start, n_embd) of these positions."""
         return self._rows((self._forward.POSITIONS, None), start, stop)
 
@@ -69,7 +69,7 @@ class ModelWeights:
         return block
 
     @property
-    def ln_f(self) -> tuple[Array, Array]:
+    def final_norm(self) -> tuple[Array, Array]:
         """The final LayerNorm."""
         return self._affine(self._forward.FINAL_NORM, None)
 

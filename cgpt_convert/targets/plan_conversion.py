@@ -1,7 +1,7 @@
-"""Plan a conversion from a checkpoint and a request. Only this module distinguishes targets.
+"""Plan a conversion from a checkpoint and a request.
 
-Most targets are formats, which store any tensors. `gguf` and `hf` store a model, including its
-names, configuration and tokenizer.
+A target is a format, which stores any tensors, or a row of `MODEL_TARGETS`, which stores a model
+with its names, configuration and tokenizer.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from cgpt_convert.formats import registry
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
 from cgpt_convert.sources.paths import is_url
 from cgpt_convert.targets.hf_view import undone
+from cgpt_convert.targets.model_targets import (
+    MODEL_TARGETS,
+    ModelRequest,
+    plan_model,
+    select_model,
+)
 from cgpt_convert.targets.selection import SelectedTensors, TensorSelection, select
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES
 from cgpt_convert.writing.destination import write_files, write_folder
 from cgpt_convert.writing.source_guard import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
 
-HF, GGUF = "hf", "gguf"
 TIED = ("alias", "copy")  # what `TensorSelection.tied` may be
 
 
@@ -30,7 +35,7 @@ TIED = ("alias", "copy")  # what `TensorSelection.tied` may be
 class Target:
     """The output format and path. `tokenizer` and `vocabulary` apply to whole models."""
 
-    to: str  # a format's name, or "hf"
+    to: str  # the name of a format or of a whole-model target
     output: str  # the path; its last part is the file name
     max_shard_nbytes: int | None = None
     tokenizer: str | None = None  # a folder that takes precedence over the source's
@@ -75,12 +80,12 @@ class Conversion:
 
 def targets() -> list[str]:
     """Return what `Target.to` may be, less the formats of other packages."""
-    return sorted([*registry.names(), HF])
+    return sorted({*registry.names(), *MODEL_TARGETS})
 
 
 def all_targets() -> list[str]:
     """Return what `Target.to` may be; looking for the formats of other packages takes 30 ms."""
-    return sorted([*registry.writable(), HF])
+    return sorted({*registry.writable(), *MODEL_TARGETS})
 
 
 def target_for(output: str) -> str:
@@ -104,7 +109,7 @@ def convert(checkpoint: Checkpoint, wish: TensorSelection, target: Target) -> Co
 
 def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
     """Return the paths of configuration and tokenizer files that a whole model may use."""
-    if target.to not in (GGUF, HF):
+    if target.to not in MODEL_TARGETS:
         return ()
     from cgpt_convert.targets.hf.hf_tokenizer import NAMES
 
@@ -118,39 +123,24 @@ def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
 
 def _planned(checkpoint: Checkpoint, wish: TensorSelection, target: Target) -> Conversion:
     name = os.path.basename(target.output.rstrip("/"))
-    if target.to == GGUF:
-        from cgpt_convert.targets.llama_cpp import export
-        from cgpt_convert.targets.whole_model import refuse_incomplete
-
-        chosen = select(checkpoint, wish._replace(dtype="keep", tied="copy"))
-        refuse_incomplete(chosen, checkpoint.path)
-        made = export.plan(
-            checkpoint,
-            chosen.tensors,
-            name,
-            wish.dtype,
-            target.tokenizer,
-            no_vocab=not target.vocabulary,
-            sign=_provenance(chosen, target),
+    whole = MODEL_TARGETS.get(target.to)
+    if whole is not None:
+        checkpoint, chosen = select_model(whole, checkpoint, wish)
+        made = plan_model(
+            whole,
+            ModelRequest(
+                checkpoint,
+                chosen.tensors,
+                name,
+                wish.dtype,
+                target.tokenizer,
+                target.vocabulary,
+                target.max_shard_nbytes,
+            ),
+            _provenance(chosen, target),
         )
-        return Conversion(made.plans, chosen, made.request, made.lines)
+        return Conversion(made.plans, chosen, made.request, made.lines, folder=whole.folder)
     checkpoint = undone(checkpoint)
-    if target.to == HF:
-        from cgpt_convert.targets.hf import hf_folder
-        from cgpt_convert.targets.llama_cpp import restore_hf
-        from cgpt_convert.targets.whole_model import refuse_incomplete
-
-        chosen = select(checkpoint, wish._replace(tied="copy"))
-        refuse_incomplete(chosen, checkpoint.path)
-        folder = hf_folder.plan(
-            checkpoint.path,
-            chosen.tensors,
-            target.tokenizer,
-            target.max_shard_nbytes,
-            inside=restore_hf.inside(checkpoint),
-            sign=_provenance(chosen, target),
-        )
-        return Conversion(folder.plans, chosen, folder.request, folder.lines, folder=True)
     form = registry.by_name(target.to)
     chosen = select(checkpoint, wish)
     request = Request(
@@ -171,19 +161,22 @@ def _check(wish: TensorSelection, target: Target) -> None:
             raise BadRequest(
                 f"{value!r} is not a value of {what}", hint=f"choose from {', '.join(choices)}"
             )
-    form = registry.by_name(target.to) if target.to != HF else None
-    if form and not form.folder and not os.path.basename(target.output):
+    model = MODEL_TARGETS.get(target.to)
+    form = registry.by_name(model.format if model else target.to)
+    if not (model or form).folder and not os.path.basename(target.output):
         raise BadRequest(
-            f"{form.name} is written as a file, not as a folder",
+            f"{target.to} is written as a file, not as a folder",
             where=target.output,
             hint=f"name it, say {os.path.join(target.output, 'model' + form.suffix)}",
         )
-    model = target.to in (GGUF, HF)
-    if wish.dtype in BLOCK_CASTS and target.to != GGUF:
-        raise BadRequest(f"only GGUF has {wish.dtype}", hint="write a .gguf file, or another dtype")
+    if wish.dtype in BLOCK_CASTS and not (model and model.blocks):
+        able = ", ".join(name for name, each in MODEL_TARGETS.items() if each.blocks)
+        raise BadRequest(
+            f"{target.to} holds no {wish.dtype}", hint=f"use --to {able}, or another dtype"
+        )
     if target.tokenizer is not None and not model:
         raise BadRequest(f"{target.to} holds no tokenizer", hint="leave --tokenizer out")
-    if not target.vocabulary and target.to != GGUF:
+    if not target.vocabulary and not (model and model.vocabulary):
         raise BadRequest(f"{target.to} holds no vocabulary", hint="leave --no-vocab out")
-    if target.max_shard_nbytes is not None and target.to == GGUF:
-        raise BadRequest("GGUF files are not split here", hint="leave --max-shard-size out")
+    if target.max_shard_nbytes is not None and model and not model.shards:
+        raise BadRequest(f"{target.to} files are not split", hint="leave --max-shard-size out")

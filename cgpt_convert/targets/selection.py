@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from cgpt_convert.architectures.schema import tied_names
 from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.file_names import excluding
@@ -203,7 +204,8 @@ def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
     """Return the tensors with each view once, and omitted name -> kept name.
 
     The first in file order is kept, which is the order of the modules: usually the embedding comes
-    before the head that shares it. A head that comes first is omitted instead.
+    before the head that shares it. A head that comes first is omitted instead; the architectures
+    name their heads.
     """
     groups: dict[tuple[object, ...], list[Tensor]] = {}
     for tensor in tensors:
@@ -211,7 +213,10 @@ def fold_ties(tensors: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, str]]:
     aliases = {}
     kept = []
     for group in groups.values():
-        keeper = min(group, key=lambda tensor: tensor.name.endswith("lm_head.weight"))
+        keeper = group[0]
+        if len(group) > 1:
+            heads = tied_names()
+            keeper = min(group, key=lambda tensor: tensor.name.endswith(heads))
         kept.append(keeper)
         aliases.update({t.name: keeper.name for t in group if t is not keeper})
     return kept, aliases

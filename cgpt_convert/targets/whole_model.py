@@ -10,14 +10,13 @@ from cgpt_convert.architectures.hf_config_check import CONFIG, count, head_lines
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.schema import LAYERS, Architecture, architectures
-from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.targets.selection import SelectedTensors
-from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS, Tokenizer
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.tensors.tensor import Tensor
 
 _SHOWN = 5
-_ONLY_WEIGHTS = "--to safetensors writes the weights alone"
+ONLY_WEIGHTS = "--to safetensors writes the weights alone"
 
 
 def folder_of(path: str) -> str:
@@ -43,14 +42,14 @@ def whole_model(
             f"the model has no biases ({len(found.misfits)} are missing): it was trained without, "
             f"as nanoGPT's with bias=False; {found.architecture.name} has them",
             where=path,
-            hint=_ONLY_WEIGHTS,
+            hint=ONLY_WEIGHTS,
         )
     if found.misfits:
         raise Unsupported(
             f"{len(found.misfits)} differences from {found.architecture.name}: "
             f"{'; '.join(found.misfits)}",
             where=path,
-            hint=_ONLY_WEIGHTS,
+            hint=ONLY_WEIGHTS,
         )
     layers = count(config or {}, found.architecture.config_keys.get(LAYERS, ()))
     have = found.sizes[LAYERS]
@@ -59,19 +58,19 @@ def whole_model(
             f"{CONFIG} says that the model has {layers:,} layers, and the file has {have:,}: some "
             f"are missing, or {CONFIG} is another model's",
             where=path,
-            hint=f"mend {CONFIG} if these are all; or {_ONLY_WEIGHTS}",
+            hint=f"mend {CONFIG} if these are all; or {ONLY_WEIGHTS}",
         )
-    tieable = bool(found.architecture.ties)
-    if tieable and found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
+    head = next(iter(found.architecture.ties), "")
+    if head and found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
         raise Unsupported(
             f"{CONFIG} says that the head is not the token embedding (tie_word_embeddings false), "
-            "and the file has no lm_head.weight",
+            f"and the file has no {head}",
             where=path,
-            hint=f"set it to true in {CONFIG} if the head is the embedding; or {_ONLY_WEIGHTS}",
+            hint=f"set it to true in {CONFIG} if the head is the embedding; or {ONLY_WEIGHTS}",
         )
     refusal = mup_refusal(found.architecture, config or {}, path)
     if refusal:
-        raise Unsupported(refusal, where=path, hint=_ONLY_WEIGHTS)
+        raise Unsupported(refusal, where=path, hint=ONLY_WEIGHTS)
     return found._replace(refusal="")
 
 
@@ -123,17 +122,6 @@ def layout_lines(found: Recognised) -> list[str]:
     return lines
 
 
-def refuse_incomplete(chosen: SelectedTensors, path: str) -> None:
-    """Raise Malformed, naming them, if tensors of a whole model are lost."""
-    if chosen.lost:
-        raise Malformed(
-            f"a whole model is wanted, and {len(chosen.lost):,} of its tensors are lost: "
-            f"{', '.join(map(printable, chosen.lost))}",
-            where=path,
-            hint=f"leave them out with --exclude if they are buffers; or {_ONLY_WEIGHTS}",
-        )
-
-
 def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
     """Return the number of attention heads.
 
@@ -153,12 +141,16 @@ def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
 
 
 def end_id(
-    config: Mapping[str, Any], tokenizer: Tokenizer | None, key: str, vocab_size: int
+    found: Recognised, config: Mapping[str, Any], tokenizer: Tokenizer | None, key: str
 ) -> int | None:
-    """Return the ID for `key`, "bos" or "eos", from config.json, the tokenizer or GPT-2."""
+    """Return the ID for `key`, "bos" or "eos", from config.json, the tokenizer or the architecture.
+
+    The architecture's applies to models with its usual number of tokens.
+    """
     said = config.get(f"{key}_token_id")
     if type(said) is int:
         return said
     if tokenizer is not None:
         return tokenizer.bos if key == "bos" else tokenizer.eos
-    return GPT2_TOKENS - 1 if vocab_size == GPT2_TOKENS else None
+    usual = found.architecture.vocabulary
+    return usual.end if usual is not None and usual.size == found.sizes["vocab_size"] else None

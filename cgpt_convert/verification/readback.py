@@ -10,7 +10,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.core.threads import WorkerPool, crew_size
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.targets.plan_conversion import HF, Conversion
+from cgpt_convert.targets.plan_conversion import Conversion
 from cgpt_convert.tensors.checksums import check_storages
 from cgpt_convert.tensors.tensor import Tensor, replace
 from cgpt_convert.verification.parallel import prepare
@@ -32,7 +32,7 @@ def reread(
     if conversion.folder:
         read = [open_checkpoint(folder)]
     else:
-        form = registry.by_name(to if to != HF else "safetensors")
+        form = registry.by_name(to)
         holding = [p for p in conversion.plans if any(isinstance(x, Tensor) for x in p.parts)]
         read = [form.read(written[plan.path]) for plan in holding or conversion.plans]
     for checkpoint in read:

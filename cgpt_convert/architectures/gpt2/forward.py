@@ -57,10 +57,10 @@ class Parameters(Protocol):
 
     hyper: Hyperparameters
 
-    def wte(self, ids: np.ndarray) -> Array:
+    def embeddings(self, ids: np.ndarray) -> Array:
         """Return the embeddings (len(ids), n) of these tokens."""
 
-    def wpe(self, start: int, stop: int) -> Array:
+    def positions(self, start: int, stop: int) -> Array:
         """Return the embeddings (stop - start, n) of these positions."""
 
     def block(self, layer: int) -> Block:
@@ -79,8 +79,8 @@ def hidden_states(
     b, t = ids.shape
     p = cache.length if cache else 0
     hyper = parameters.hyper
-    x = parameters.wte(ids.reshape(-1))  # (b*t, n)
-    x = (x.reshape(b, t, -1) + parameters.wpe(p, p + t)).reshape(b * t, -1)  # (b*t, n)
+    x = parameters.embeddings(ids.reshape(-1))  # (b*t, n)
+    x = (x.reshape(b, t, -1) + parameters.positions(p, p + t)).reshape(b * t, -1)  # (b*t, n)
     yield x.reshape(b, t, -1)
     for layer in range(hyper.n_layer):
         x = block(xp, x, parameters.block(layer), hyper, layer, SequenceRows(b, t, cache))

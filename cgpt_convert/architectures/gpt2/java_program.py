@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cgpt_convert.architectures.gpt2 import defaults
@@ -31,9 +31,13 @@ def refusal(found: Recognised, config: Mapping[str, Any]) -> str:
     return ""
 
 
-def is_exact_gelu(found: Recognised, config: Mapping[str, Any]) -> bool:
-    """Return whether the model has the exact GELU, which the program approximates."""
-    return _activation(found, config) == _EXACT
+def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each difference between the program's model and this one."""
+    if _activation(found, config) == _EXACT:
+        yield "the program approximates GELU by tanh; the model has the exact one"
+    tokens, usual = found.sizes["vocab_size"], found.architecture.vocabulary
+    if usual is None or tokens != usual.size:
+        yield f"the program has GPT-2's vocabulary only; this one is of {tokens:,} tokens"
 
 
 def _activation(found: Recognised, config: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
         tensor.name: TensorEntry(tensor.name, tensor.dtype, tensor.shape, tensor.numel, str(key))
         for key, tensor in enumerate(tensors)
     }
-    # at the end, as in state dicts: an lm_head follows its embedding
+    # at the end, as in state dicts, where a head follows its embedding
     tied = [
         entries[kept]._replace(name=alias)
         for alias, kept in request.aliases.items()

@@ -37,11 +37,10 @@ def make(
             f"{CONFIG} made; the tensors have the shapes of {model.title}, so n_head {n_head} and "
             f"activation_function {activation!r} are assumed to be its"
         )
-    vocab_size = recognised.sizes["vocab_size"]
     made = {
         "architectures": [hf.CLASS],
-        "bos_token_id": end_id({}, tokenizer, "bos", vocab_size),
-        "eos_token_id": end_id({}, tokenizer, "eos", vocab_size),
+        "bos_token_id": end_id(recognised, {}, tokenizer, "bos"),
+        "eos_token_id": end_id(recognised, {}, tokenizer, "eos"),
         "model_type": recognised.architecture.model_types[0],
         **assumed,
         **recognised.sizes,

@@ -16,12 +16,13 @@ from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.wrapper_prefixes import wrapped_by_torch
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.safetensors import writer
-from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
+from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.sources.paths import is_file
 from cgpt_convert.targets.hf import hf_config, hf_tokenizer
 from cgpt_convert.targets.hf.code_keys import cleaned_file, encoded
 from cgpt_convert.targets.llama_cpp.restore_hf import EmbeddedFiles
+from cgpt_convert.targets.llama_cpp.restore_hf import inside as embedded
+from cgpt_convert.targets.model_targets import ModelContent, ModelRequest
 from cgpt_convert.targets.selection import fold_ties
 from cgpt_convert.targets.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from cgpt_convert.targets.tokenizer.files import SPECIAL, read_file
@@ -37,15 +38,6 @@ _WEIGHTS = "model.safetensors"
 _SETTINGS = {CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIAL}
 
 
-class HfFolder(NamedTuple):
-    """The files to write, and lines of information for the user."""
-
-    plans: list[FilePlan]
-    lines: tuple[str, ...]
-    recognised: Recognised | None
-    request: Request  # the tensors under their new names, and their aliases
-
-
 class _HfParts(NamedTuple):
     tensors: list[Tensor]
     aliases: dict[str, str]
@@ -53,41 +45,36 @@ class _HfParts(NamedTuple):
     lines: list[str]
 
 
-def plan(
-    path: str,
-    tensors: Sequence[Tensor],
-    tokenizer: str | None = None,
-    max_shard_nbytes: int | None = None,
-    *,
-    inside: EmbeddedFiles | None = None,
-    sign: AddProvenance = unsigned,
-) -> HfFolder:
-    """Plan the files of the folder for the weights at `path`.
+def content(model: ModelRequest) -> ModelContent:
+    """Return the files of the folder for a model.
 
-    `tensors` are all selected tensors, already cast, with tied ones under each of their names. The
-    configuration and the tokenizer are those beside `path`; `tokenizer` is a folder that takes
-    precedence. `inside` is the content of a GGUF file, used in place of files beside the weights.
-    `sign` may add metadata to the request. Raises Unsupported, with a hint, if transformers could
-    not load the result.
+    The configuration and the tokenizer are those beside the checkpoint, or in it if it is a GGUF.
+    Raises Unsupported, with a hint, if transformers could not load the result.
     """
+    path, tensors = model.checkpoint.path, model.tensors
+    inside = embedded(model.checkpoint)
     said = inside.config if inside else None
     config = read_config(folder_of(path)) if said is None else said
     found = whole_model(path, tensors, config)
     if found is None or not has_hook(found.architecture, "hf"):
         if found is not None:
             _refuse_changes(found, path, config if said is None else None)
-        parts = _unknown(path, tensors, config, tokenizer, found)
+        parts = _unknown(path, tensors, config, model.tokenizer, found)
     else:
-        parts = _known(found, path, tensors, config if said is None else None, tokenizer, inside)
+        own = config if said is None else None
+        parts = _known(found, path, tensors, own, model.tokenizer, inside)
     contents, dropped = _without_code(parts.files, folder_of(path))
-    lines = [*parts.lines, *dropped]
+    lines = (*parts.lines, *dropped)
     request = Request(
-        _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=max_shard_nbytes
+        _WEIGHTS, tuple(parts.tensors), parts.aliases, max_shard_nbytes=model.max_shard_nbytes
     )
-    request = sign(request)
-    files = [FilePlan(name, (content,)) for name, content in sorted(contents.items())]
-    plans = [*writer.plan(request), *files]
-    return HfFolder([*plans, _manifest(plans, lines)], tuple(lines), found, request)
+
+    def finish(weights: list[FilePlan]) -> list[FilePlan]:
+        files = [FilePlan(name, (data,)) for name, data in sorted(contents.items())]
+        plans = [*weights, *files]
+        return [*plans, _manifest(plans, lines)]
+
+    return ModelContent(request, lines, found, finish)
 
 
 def _without_code(files: Mapping[str, bytes], folder: str) -> tuple[dict[str, bytes], list[str]]:

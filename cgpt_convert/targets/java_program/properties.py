@@ -19,13 +19,12 @@ from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.targets.java_program import raw_files
-from cgpt_convert.targets.selection import TensorSelection, select
-from cgpt_convert.targets.tokenizer.bpe import GPT2_TOKENS
+from cgpt_convert.targets.model_targets import select_whole
+from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.targets.whole_model import (
     end_id,
     folder_of,
     heads,
-    refuse_incomplete,
     whole_model,
 )
 from cgpt_convert.tensors.content_digest import tensor_digest
@@ -57,9 +56,7 @@ def plan(checkpoint: Checkpoint) -> PropertiesFiles:
     """
     path = checkpoint.path
     said = read_config(folder_of(path))
-    chosen = select(checkpoint, TensorSelection(tied="copy"))
-    refuse_incomplete(chosen, path)
-    tensors = {t.name: t for t in chosen.tensors}
+    tensors = {t.name: t for t in select_whole(checkpoint, TensorSelection()).tensors}
     found = whole_model(path, tensors.values(), said)
     if found is None:
         raise _refused(path, "the tensors are of no known architecture")
@@ -117,7 +114,7 @@ def _settings(
 ) -> tuple[dict[str, str], ...]:
     """Return the properties of the model in blocks, as in the program's own examples."""
     sizes, n_head = found.sizes, heads(found, path, config)
-    end = end_id(config, None, "eos", sizes["vocab_size"])
+    end = end_id(found, config, None, "eos")
     if end is None:
         hint = f"put the model's {CONFIG}, with eos_token_id, beside the weights"
         raise Unsupported("the end-of-text token is not known", where=path, hint=hint)
@@ -198,11 +195,7 @@ def _notes(
             f"{len(copies):,} files, {nbytes:,} bytes, hold tensors once more, as the program "
             f"needs them: {next(iter(copies))} ..."
         )
-    if hook(found.architecture, "java_program").is_exact_gelu(found, config):
-        yield "the program approximates GELU by tanh; the model has the exact one"
-    vocab_size = found.sizes["vocab_size"]
-    if vocab_size != GPT2_TOKENS:
-        yield f"the program has GPT-2's vocabulary only; this one is of {vocab_size:,} tokens"
+    yield from hook(found.architecture, "java_program").notes(found, config)
 
 
 def _refused(path: str, why: str) -> Unsupported:

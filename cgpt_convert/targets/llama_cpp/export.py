@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 from cgpt_convert.architectures.hf_config_check import check_config, read_config
 from cgpt_convert.architectures.hooks import hook, with_hook
 from cgpt_convert.architectures.recognised_names import Recognised
-from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.gguf import writer
-from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
+from cgpt_convert.plan import Request
 from cgpt_convert.targets.hf.model_card import Card, read_card
 from cgpt_convert.targets.llama_cpp import gguf_metadata, restore_hf
+from cgpt_convert.targets.model_targets import ModelContent, ModelRequest
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find, source_lines
 from cgpt_convert.targets.whole_model import folder_of, layout_lines, whole_model
 from cgpt_convert.tensors.content_digest import same_values
@@ -31,15 +30,6 @@ _EMBEDDING, _HEAD, _POSITIONS = "token_embd.weight", "output.weight", "position_
 _KEPT = ("float32", "float16", "bfloat16")  # dtypes that `keep` does not change
 
 
-class LlamaFile(NamedTuple):
-    """The files to write, and lines of information for the user."""
-
-    plans: list[FilePlan]
-    lines: tuple[str, ...]
-    recognised: Recognised
-    request: Request
-
-
 class ModelDescription(NamedTuple):
     """The data about a model besides its tensors. `path` is used in messages and to detect muP."""
 
@@ -49,31 +39,23 @@ class ModelDescription(NamedTuple):
     card: Card = Card()
 
 
-def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
-    checkpoint: Checkpoint,
-    tensors: Sequence[Tensor],
-    name: str,
-    dtype: str = "keep",
-    given: str | None = None,
-    *,
-    no_vocab: bool = False,
-    sign: AddProvenance = unsigned,
-) -> LlamaFile:
-    """Plan the file called `name` for the model with the given selected, uncast tensors.
+def content(model: ModelRequest) -> ModelContent:
+    """Return the content of the file for a model with the given uncast tensors.
 
     Configuration and tokenizer are read beside the checkpoint, or from it if it is a GGUF file.
-    `given` is a tokenizer folder that takes precedence; `no_vocab` omits the tokenizer. `sign` may
-    add metadata to the request. Raises Unsupported if llama.cpp could not run the result, and
-    BadRequest if a tokenizer is missing; both have a hint.
+    Raises Unsupported if llama.cpp could not run the result, and BadRequest if a tokenizer is
+    missing; both have a hint.
     """
+    checkpoint = model.checkpoint
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = restore_hf.is_gguf(checkpoint)
     config = restore_hf.config(checkpoint) if inside else read_config(folder)
-    found = recognised(path, tensors, config)
+    found = recognised(path, model.tensors, config)
     if config is not None and not inside:
         config = hook(found.architecture, "gguf").with_defaults(config)
     tokenizer = None
-    if not no_vocab:
+    if model.vocabulary:
+        given = model.tokenizer
         own = restore_hf.tokenizer(checkpoint) if inside and given is None else None
         tokenizer = own or find(folder, given, found.sizes["vocab_size"])
         if tokenizer is None:
@@ -86,11 +68,9 @@ def plan(  # noqa: PLR0913  the last is the caller's, to be handed on
         tokenizer = tokenizer.with_config(config or {})
         gguf_metadata.check_tokenizer(tokenizer, path)
     card = restore_hf.card(checkpoint) if inside else read_card(folder)
-    made, lines = request(
-        name, found, tensors, dtype, ModelDescription(path, config, tokenizer, card)
-    )
-    made = sign(made)
-    return LlamaFile(writer.plan(made), lines, found, made)
+    described = ModelDescription(path, config, tokenizer, card)
+    made, lines = request(model.name, found, model.tensors, model.dtype, described)
+    return ModelContent(made, lines, found)
 
 
 def recognised(
@@ -114,7 +94,7 @@ def request(
     """Return the content of the file called `name`, and lines of information.
 
     `dtype` is one of `dtypes.WISHES`. Without a tokenizer, llama.cpp accepts token IDs only. Raises
-    Unsupported, as `plan` does, for settings that llama.cpp does not support.
+    Unsupported, as `content` does, for settings that llama.cpp does not support.
     """
     config = source.config or {}
     lines = [*_stripped(found), *check_config(found, config), *source_lines(source.tokenizer)]

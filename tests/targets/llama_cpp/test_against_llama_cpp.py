@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inspection import summarise
-from cgpt_convert.targets.llama_cpp import export
+from cgpt_convert.targets.model_targets import MODEL_TARGETS, ModelRequest, plan_model
 from cgpt_convert.targets.plan_conversion import Target
 from cgpt_convert.targets.plan_conversion import convert as conversion
 from cgpt_convert.targets.selection import TensorSelection, select
@@ -42,7 +42,8 @@ CLOSE = ("float32", "float16", "bfloat16", "q8_0")  # where every position has t
 def convert(path, out, dtype="keep", **rest):
     checkpoint = open_checkpoint(path)
     tensors = select(checkpoint, TensorSelection(tied="copy")).tensors
-    made = export.plan(checkpoint, tensors, out.name, dtype, **rest)
+    model = ModelRequest(checkpoint, tensors, out.name, dtype, **rest)
+    made = plan_model(MODEL_TARGETS["gguf"], model)
     write_files(made.plans, str(out.parent), WriteOptions(overwrite=True))
     return made
 
@@ -128,7 +129,7 @@ def test_llama_cpp_runs_the_headless_layout_without_prefix(tmp_path):
 
 
 def test_llama_cpp_runs_a_model_without_vocabulary(model, expected, tmp_path):
-    convert(model, tmp_path / "m.gguf", no_vocab=True)
+    convert(model, tmp_path / "m.gguf", vocabulary=False)
     found = llama_cpp_logits(tmp_path / "m.gguf")
     assert np.abs(found - expected).max() < TOLERANCE["float32"]
 

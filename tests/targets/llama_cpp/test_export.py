@@ -15,6 +15,7 @@ from cgpt_convert.inference.model import Model
 from cgpt_convert.targets.hf.model_card import Card, read_card
 from cgpt_convert.targets.llama_cpp import export, restore_hf
 from cgpt_convert.targets.llama_cpp.gguf_metadata import size_label
+from cgpt_convert.targets.model_targets import MODEL_TARGETS, ModelRequest, plan_model
 from cgpt_convert.targets.selection import TensorSelection, select
 from cgpt_convert.tensors.dtypes import FLOAT32
 from tests.helpers import llama_model, vendor
@@ -38,7 +39,12 @@ def opened(path):
 
 def planned(path, dtype="keep", **rest):
     checkpoint, tensors = opened(path)
-    return export.plan(checkpoint, tensors, "m.gguf", dtype, **rest)
+    return plan_gguf(checkpoint, tensors, dtype, **rest)
+
+
+def plan_gguf(checkpoint, tensors, dtype, **rest):
+    model = ModelRequest(checkpoint, tensors, "m.gguf", dtype, **rest)
+    return plan_model(MODEL_TARGETS["gguf"], model)
 
 
 def written(path, folder, dtype="keep", **rest):
@@ -225,14 +231,14 @@ def test_without_a_tokenizer_it_says_what_to_do(model):
     error = refused(match, lone / "pytorch_model.bin", kind=BadRequest)
     assert "--tokenizer DIR" in error.hint
     assert "--no-vocab" in error.hint
-    assert fields(planned(lone / "pytorch_model.bin", given=str(model.parent)))
-    bare_file = planned(lone / "pytorch_model.bin", no_vocab=True)
+    assert fields(planned(lone / "pytorch_model.bin", tokenizer=str(model.parent)))
+    bare_file = planned(lone / "pytorch_model.bin", vocabulary=False)
     assert "tokenizer.ggml.tokens" not in fields(bare_file)
 
 
 def test_without_heads_it_says_what_to_do(tmp_path):
     vendor.write(SMALL, tmp_path)
-    error = refused("attention heads", tmp_path / "pytorch_model.bin", no_vocab=True)
+    error = refused("attention heads", tmp_path / "pytorch_model.bin", vocabulary=False)
     assert "config.json" in error.hint
 
 
@@ -317,7 +323,7 @@ def test_there_and_back_and_there_again_is_the_same_file(model, tmp_path):
         first = written(model, folder, dtype)
         undone = restore_hf.undo(first)
         tensors = select(undone, TensorSelection(tied="copy")).tensors
-        again = render(export.plan(undone, tensors, "m.gguf", dtype).plans)["m.gguf"]
+        again = render(plan_gguf(undone, tensors, dtype).plans)["m.gguf"]
         assert again == (folder / "m.gguf").read_bytes()
 
 
