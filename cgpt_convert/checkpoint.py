@@ -75,6 +75,7 @@ class Checkpoint(Mapping[str, Tensor]):
     ) -> None:
         self.path = path
         self.kind = kind
+        self.format = ""  # the name of the format that it was read by; "" for tensors in memory
         self.sources = sources
         self.tensors = tensors
         self.storages = list(storages)  # all storages, including unreferenced ones

@@ -14,6 +14,7 @@ from cgpt_convert.formats.diagnose import refuse
 from cgpt_convert.formats.gguf import reader as gguf_reader
 from cgpt_convert.formats.npy import header
 from cgpt_convert.formats.npz.archive import from_source
+from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.formats.safetensors import reader as safetensors_reader
 from cgpt_convert.formats.torch import legacy_reader, tar_reader, truncated_zip, zip_reader
 from cgpt_convert.pickles.decode.decoder import decode
@@ -89,7 +90,7 @@ def scan(source: MemoryBytes) -> None:
     """What a file is, what a scan says of it, and why it is refused."""
     kind = sniff(source)
     FileScanner(Allowlist()).file(source, kind)
-    str(refuse(kind, source))
+    str(refuse(FormatFile(source, source.name, kind)))
 
 
 TARGETS: dict[str, Target] = {

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-class Lazy:
+class LazyReference:
     """A reference "package.module:name". Calling it calls the function of that name.
 
     Tables of formats and targets consist of these, so that reading a table imports nothing else.
@@ -24,7 +24,7 @@ class Lazy:
         return self.get()(*arguments, **named)
 
     def __repr__(self) -> str:
-        return f"Lazy({self.reference!r})"
+        return f"LazyReference({self.reference!r})"
 
     def get(self) -> Any:
         """Return the value, imported once."""

@@ -1,292 +1,40 @@
-"""Detection of a file's kind from its content; the name is not used."""
+"""Detection of a file's kind from its content; the name is not used.
+
+The formats' magic numbers come before those of other files, and before the formats' functions: what
+a magic number identifies is certain, and a file can be valid in two formats.
+"""
 
 from __future__ import annotations
 
-import re
-from enum import Enum
+import functools
 
-from cgpt_convert.archives import zip_directory
-from cgpt_convert.core.errors import CgptError
-from cgpt_convert.core.limits import HEADER_BYTES
-from cgpt_convert.sources.local import CHUNK, Source, read
-
-HEAD = 4096  # bytes from the start that identify every kind except ZIP and tar archives
+from cgpt_convert.formats import registry
+from cgpt_convert.formats.file_kinds import MAGIC, FileKind, Start, other_kind
+from cgpt_convert.sources.local import Source
 
 
-class Kind(Enum):
-    """A kind of file; the value is its display name."""
-
-    TORCH_ZIP = "PyTorch zip archive"
-    CUT_ZIP = "zip archive that is cut off"
-    LEGACY = "PyTorch legacy stream"
-    TORCH_TAR = "PyTorch tar archive"
-    SAFETENSORS = "safetensors file"
-    GGUF = "GGUF file"
-    NPY = "NumPy array"
-    NPZ = "NumPy archive"
-    INDEX = "index of shards"
-
-    ZIP = "zip archive"
-    TAR = "tar archive"
-    PICKLE = "bare pickle"
-    PREVIEW = "PyTorch preview file"
-    LFS_POINTER = "Git LFS pointer"
-    WEB_PAGE = "web page"
-    XML = "XML document"
-    JSON = "JSON document"
-    GZIP = "gzip file"
-    BZIP2 = "bzip2 file"
-    XZ = "xz file"
-    ZSTD = "zstd file"
-    SEVEN_ZIP = "7z archive"
-    RAR = "rar archive"
-    HDF5 = "HDF5 file"
-    ONNX = "ONNX model"
-    TFLITE = "TensorFlow Lite model"
-    MOBILE = "PyTorch mobile model"
-    OLD_GGML = "GGML file older than GGUF"
-    LZ4 = "lz4 file"
-    COMPRESSED = "compressed file"
-    PROGRAM = "program"
-    IMAGE = "image"
-    AUDIO = "audio file"
-    VIDEO = "video"
-    FONT = "font"
-    PDF = "PDF document"
-    TIME_ZONE = "time zone table"
-    EMPTY = "empty file"
-    ZEROS = "file of zeros"
-    TEXT = "text file"
-    UNKNOWN = "file of an unknown kind"
-
-
-# suffixes of weight files, used to guess intent and never to detect a format
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
-
-_MACH_O = (
-    b"\xfe\xed\xfa\xce",
-    b"\xfe\xed\xfa\xcf",
-    b"\xce\xfa\xed\xfe",
-    b"\xcf\xfa\xed\xfe",
-    b"\xca\xfe\xba\xbe",
-)
-_HDF5, _USER_BLOCK = b"\x89HDF\r\n\x1a\n", 512
-_MAGIC = (  # offset, bytes; each from the format's own specification
-    (0, b"GGUF", Kind.GGUF),
-    (0, b"\x93NUMPY", Kind.NPY),
-    (0, b"PYTORCH1", Kind.PREVIEW),  # caffe2/serialize/inline_container.cc, before 1.0
-    (0, b"\x1f\x8b", Kind.GZIP),
-    (0, b"BZh", Kind.BZIP2),
-    (0, b"\xfd7zXZ\0", Kind.XZ),
-    (0, b"\x28\xb5\x2f\xfd", Kind.ZSTD),
-    (0, b"7z\xbc\xaf\x27\x1c", Kind.SEVEN_ZIP),
-    (0, b"Rar!\x1a\x07", Kind.RAR),
-    (0, _HDF5, Kind.HDF5),
-    (4, b"TFL3", Kind.TFLITE),
-    (4, b"PTMF", Kind.MOBILE),  # torch/csrc/jit/serialization/mobile_bytecode.fbs
-    (4, b"ET12", Kind.MOBILE),  # ExecuTorch
-    (0, b"lmgg", Kind.OLD_GGML),
-    (0, b"fmgg", Kind.OLD_GGML),
-    (0, b"tjgg", Kind.OLD_GGML),
-    (0, b"\x04\x22\x4d\x18", Kind.LZ4),
-    (0, b"\x02\x21\x4c\x18", Kind.LZ4),
-    *((0, bytes((low,)) + b"\x2a\x4d\x18", Kind.ZSTD) for low in range(0x50, 0x60)),
-    (0, b"\x1f\x9d", Kind.COMPRESSED),  # compress
-    (0, b"\x89LZO\0\r\n\x1a\n", Kind.COMPRESSED),
-    (0, b"\xff\x06\0\0sNaPpY", Kind.COMPRESSED),
-    (0, b"\x7fELF", Kind.PROGRAM),
-    *((0, magic, Kind.PROGRAM) for magic in _MACH_O),
-    (0, b"\x89PNG\r\n\x1a\n", Kind.IMAGE),
-    (0, b"\xff\xd8\xff", Kind.IMAGE),
-    (0, b"GIF87a", Kind.IMAGE),
-    (0, b"GIF89a", Kind.IMAGE),
-    (8, b"WEBP", Kind.IMAGE),
-    (4, b"ftypavif", Kind.IMAGE),
-    (8, b"WAVEfmt ", Kind.AUDIO),
-    (0, b"ID3", Kind.AUDIO),
-    (0, b"fLaC", Kind.AUDIO),
-    (0, b"OggS", Kind.AUDIO),
-    (4, b"ftyp", Kind.VIDEO),
-    (0, b"\x1a\x45\xdf\xa3", Kind.VIDEO),
-    (0, b"wOFF", Kind.FONT),
-    (0, b"wOF2", Kind.FONT),
-    (0, b"OTTO", Kind.FONT),
-    (0, b"\0\1\0\0\0", Kind.FONT),
-    (0, b"%PDF-", Kind.PDF),
-    (0, b"TZif", Kind.TIME_ZONE),
-    (0, b"version https://git-lfs.github.com/spec/", Kind.LFS_POINTER),
-    (0, b"version https://hawser.github.com/spec/", Kind.LFS_POINTER),
-)
-_NEWEST_PICKLE = 5
-_TORCH = ("data.pkl", ".data/extern_modules")  # in the root folder
-_NAME_AT = 30  # in a local header, APPNOTE.TXT 4.3.7
-# patterns are compiled on demand
-_ONNX = rb"(?s)\x08[\x01-\x20]\x12.[ -~]{2}"  # ir_version, producer_name
-_HTML = rb"(?s)(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body|title|script)\b"
-
-
-def sniff(source: Source, *, record: bool = False) -> Kind:
+def sniff(source: Source, *, record: bool = False) -> FileKind:
     """Return the kind of file that `source` is. Damage inside is left to the reader.
 
-    A record of an archive may be a tensor of zeros, so it is not checked for being all zero, which
-    would mean reading it whole. Raises Unreadable if the bytes cannot be read.
+    `record` marks a record of an archive (see `Start`). Raises Unreadable if the bytes cannot be
+    read.
     """
-    head = read(source, 0, min(HEAD, source.nbytes))
-    if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return _zip(source, head)  # the most common kind; avoids importing the other readers
-    from cgpt_convert.archives import tar, tar_walk
-    from cgpt_convert.formats.torch import tar_reader
-
-    if tar_walk.is_tar_to_tarfile(head[: tar.BLOCK]) or _is_padded_tar(source, head, record):
-        return Kind.TORCH_TAR if tar_reader.is_torch_tar(source) else Kind.TAR
-    if head and not any(head):
-        return Kind.ZEROS if not record and _first_set(source) < 0 else Kind.UNKNOWN
-    if not head:
-        return Kind.EMPTY
-    kind = _binary(head, source.nbytes) or _text(head)
-    if kind is Kind.UNKNOWN and _is_damaged_tar(head):
-        return Kind.TAR
-    return kind
+    start = Start(source, record=record)
+    if start.container is None:
+        for offset, magic, kind in _magic():
+            if start.head.startswith(magic, offset):
+                return kind
+    for form in registry.built_in():
+        found = form.detected(start)
+        if found is not None:
+            return found
+    return other_kind(start)
 
 
-# a checksum of three digits at least, in any form that tarfile takes
-_MAYBE_SUM = rb"[\x80\xff]|[\s\x1c-\x1f+\-0oO_]*[1-7][0-7_]{2}"
-
-
-def _is_damaged_tar(head: bytes) -> bool:
-    """Return whether a tar header follows others that are damaged.
-
-    Python's tarfile passes over those if told to ignore zeros.
-    """
-    from cgpt_convert.archives import tar, tar_walk
-
-    if head[257:262] == b"ustar":
-        return True
-    blocks = (head[at : at + tar.BLOCK] for at in range(0, len(head), tar.BLOCK))
-    return any(
-        re.match(_MAYBE_SUM, block[148:156]) and tar_walk.is_tar_to_tarfile(block)
-        for block in blocks
+@functools.cache
+def _magic() -> tuple[tuple[int, bytes, FileKind], ...]:
+    """Return offset, bytes and kind of every magic number."""
+    formats = (
+        (offset, magic, form.kind) for form in registry.built_in() for offset, magic in form.magic
     )
-
-
-def _is_padded_tar(source: Source, head: bytes, record: bool) -> bool:  # noqa: FBT001
-    """Return whether a tar begins after blocks of zeros, which some readers skip."""
-    from cgpt_convert.archives import tar, tar_walk
-
-    if any(head[: tar.BLOCK]) or (record and not any(head)):
-        return False
-    first = _first_set(source)
-    first -= first % tar.BLOCK
-    if first <= 0 or first + tar.BLOCK > source.nbytes:
-        return False
-    return tar_walk.is_tar_to_tarfile(read(source, first, tar.BLOCK))
-
-
-def _first_set(source: Source) -> int:
-    """Return the position of the first byte that is not zero; -1 if there is none.
-
-    Reads forward, because `source` may be compressed.
-    """
-    for at in range(0, source.nbytes, CHUNK):
-        data = read(source, at, min(CHUNK, source.nbytes - at))
-        if data != bytes(len(data)):
-            return at + len(data) - len(data.lstrip(b"\0"))
-    return -1
-
-
-def _binary(head: bytes, nbytes: int) -> Kind | None:
-    """Return the kind identified by the first bytes; None if it is text or unknown."""
-    for offset, magic, kind in _MAGIC:
-        if head.startswith(magic, offset):
-            return kind
-    if _is_safetensors(head, nbytes):
-        return Kind.SAFETENSORS
-    from cgpt_convert.formats.torch import legacy_reader
-
-    if legacy_reader.is_legacy(head):
-        return Kind.LEGACY
-    if head[0] == ord("\x80") and len(head) > 1 and head[1] <= _NEWEST_PICKLE:
-        return Kind.PICKLE
-    if _is_windows_program(head):
-        return Kind.PROGRAM
-    return Kind.ONNX if re.match(_ONNX, head) else None
-
-
-def is_hdf5_behind(source: Source) -> bool:
-    """Return whether an HDF5 file begins behind other data: its user block, of 512 * 2^n bytes.
-
-    HDF5 File Format Specification 3.0, II.A: the signature is searched for at these offsets.
-    """
-    at = _USER_BLOCK
-    while at + len(_HDF5) <= source.nbytes:
-        if read(source, at, len(_HDF5)) == _HDF5:
-            return True
-        at *= 2
-    return False
-
-
-def _is_windows_program(head: bytes) -> bool:
-    """Return whether the DOS header points to a PE header (or past the bytes available)."""
-    at = int.from_bytes(head[60:64], "little")
-    return head[:2] == b"MZ" and (head[at : at + 4] == b"PE\0\0" or at + 4 > len(head))
-
-
-def _is_safetensors(head: bytes, nbytes: int) -> bool:
-    """Return whether the file begins with a header length and an opening brace.
-
-    The length is one that readers accept, or one that fits the file; then its reader reports the
-    error.
-    """
-    length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and length <= max(HEADER_BYTES, nbytes - 8)
-
-
-def _zip(source: Source, head: bytes) -> Kind:
-    """Return the kind of a ZIP, from its first record's name (if torch's) or its directory."""
-    try:
-        end = zip_directory.find_end(source)
-        if _begins_as_torch(head):
-            return Kind.TORCH_ZIP
-        members = zip_directory.entries(source, end)
-    except zip_directory.NoDirectory:
-        return Kind.CUT_ZIP
-    except CgptError:
-        return Kind.TORCH_ZIP  # damaged or crafted: its reader reports the error
-    names = [member.name for member in members]
-    if any(name.partition("/")[2] in _TORCH for name in names):
-        return Kind.TORCH_ZIP
-    if any(name.endswith(".npy") for name in names):
-        return Kind.NPZ
-    return Kind.ZIP
-
-
-def _begins_as_torch(head: bytes) -> bool:
-    """Return whether the first record is `data.pkl` in a folder."""
-    root, _, name = head[_NAME_AT:].partition(b"/")
-    return head.startswith(b"PK\3\4") and root != b"" and name.startswith(b"data.pkl")
-
-
-def _text(head: bytes) -> Kind:
-    """Return the kind of text, or UNKNOWN if it is not text."""
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    lowered = start[:1024].lower()
-    if re.match(_HTML, lowered) or (lowered.startswith(b"<?xml") and b"<html" in lowered):
-        return Kind.WEB_PAGE
-    if re.match(rb"<(\?xml|[a-z]+[\s/>])", lowered):
-        return Kind.XML
-    if not _is_text(head):
-        return Kind.UNKNOWN
-    if start[:1] in (b"{", b"["):
-        return Kind.INDEX if b'"weight_map"' in head else Kind.JSON
-    return Kind.TEXT
-
-
-def _is_text(head: bytes) -> bool:
-    """Return whether it is UTF-8 without control characters; the last character may be cut."""
-    if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head):
-        return False
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(head) - 4 and len(head) == HEAD
-    return True
+    return (*formats, *MAGIC)

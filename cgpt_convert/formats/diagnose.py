@@ -10,9 +10,9 @@ from cgpt_convert.archives import tar
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats import diagnose_transfer, diagnose_zip
-from cgpt_convert.formats.detect import HEAD, Kind
+from cgpt_convert.formats.file_kinds import HEAD, Kind
+from cgpt_convert.formats.registry import FormatFile, built_in, diagnosed, plugins
 from cgpt_convert.formats.salvage import AGAIN
-from cgpt_convert.formats.torch import truncated_zip
 from cgpt_convert.sources.local import Source, read
 
 _RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
@@ -41,12 +41,16 @@ _HINTS = {
 }
 
 
-def refuse(kind: Kind, source: Source) -> CgptError:
-    """Return the error that says why a file of that kind cannot be read and what to do next."""
-    if kind in _MANGLED:
-        damaged = diagnose_transfer.diagnose(source)
-        if damaged is not None:
-            return damaged
+def refuse(file: FormatFile) -> CgptError:
+    """Return the error that says why a file of no format cannot be read and what to do next."""
+    source = file.source
+    kind = file.kind if isinstance(file.kind, Kind) else Kind.UNKNOWN
+    error = diagnosed(file, plugins())
+    if error is None and kind in _MANGLED:
+        error = diagnose_transfer.diagnose(source)
+    error = error or diagnosed(file, built_in())
+    if error is not None:
+        return error
     explain = _EXPLAIN.get(kind)
     if explain:
         return explain(source)
@@ -129,7 +133,6 @@ def _tar(source: Source) -> CgptError:
 # kinds that a damaged transfer can produce
 _MANGLED = (Kind.CUT_ZIP, Kind.ZIP, Kind.PICKLE, Kind.TEXT, Kind.UNKNOWN)
 _EXPLAIN: dict[Kind, Callable[[Source], CgptError]] = {
-    Kind.CUT_ZIP: truncated_zip.diagnose,
     Kind.ZIP: diagnose_zip.explain,
     Kind.TAR: _tar,
     Kind.LFS_POINTER: _lfs_pointer,

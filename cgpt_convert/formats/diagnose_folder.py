@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.detect import WEIGHT_SUFFIXES
+from cgpt_convert.formats.registry import weight_suffixes
 
 _SHOWN = 5
 _SUBFOLDERS = 200  # subfolders that are searched
@@ -131,7 +131,7 @@ def _with_weights(path: str, inside: Collection[str]) -> Iterator[str]:
     """Yield the subfolders that contain weights or an unpacked archive."""
     for name in sorted(inside)[:_SUBFOLDERS]:
         files = _listed(os.path.join(path, name))
-        if any(f.endswith((*WEIGHT_SUFFIXES, ".distcp")) or f == "data.pkl" for f in files):
+        if any(f.endswith((*weight_suffixes(), ".distcp")) or f == "data.pkl" for f in files):
             yield name
 
 

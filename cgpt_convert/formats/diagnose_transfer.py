@@ -9,11 +9,15 @@ import struct
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import MiB
+from cgpt_convert.formats.registry import built_in
 from cgpt_convert.sources.local import CHUNK, Source, read
 
 _BINARY = "copy or download it again, as binary data"
 _ARCHIVE = b"PK\3\4"
-_MAGIC = (_ARCHIVE, b"GGUF", b"\x93NUMPY", b"\x80\2", b"\x80\4", b"\x1f\x8b")
+_MAGIC = (  # of binary files
+    *(_ARCHIVE, b"\x80\2", b"\x80\4", b"\x1f\x8b"),
+    *(magic for form in built_in() for offset, magic in form.magic if not offset),
+)
 _BOM = b"\xef\xbb\xbf"
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), 56
 _LOOK = 64 << 10  # bytes of the start that are checked for text conversion

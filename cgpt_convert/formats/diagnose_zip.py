@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from cgpt_convert.archives import zip_directory
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
+from cgpt_convert.formats.registry import tensor_suffixes
 from cgpt_convert.sources.local import Source
 
 _SHOWN = 3
@@ -68,11 +69,8 @@ def of_names(where: str, names: Sequence[str]) -> CgptError:
 
 def unpacking(names: Iterable[str]) -> str:
     """Return a hint for an archive of files with these names."""
-    weights = [name for name in names if name.lower().endswith(_WEIGHTS)]
+    weights = [name for name in names if name.lower().endswith(tensor_suffixes())]
     if not weights:
         return "no file in it is called as weight files are; name the weight file itself"
     more = f" and {len(weights) - _SHOWN:,} more" if len(weights) > _SHOWN else ""
     return f"unpack it and name what is inside: {', '.join(map(printable, weights[:_SHOWN]))}{more}"
-
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf", ".npy")

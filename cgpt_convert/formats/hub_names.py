@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-from cgpt_convert.formats.detect import WEIGHT_SUFFIXES
+from cgpt_convert.formats.registry import tensor_suffixes
 
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w.-]+)?"  # owner/name[@revision]
-_FILES = (*WEIGHT_SUFFIXES, ".npy", ".json")
 
 
 def hub_url(path: str) -> str:
@@ -16,6 +15,7 @@ def hub_url(path: str) -> str:
 
     A path that exists is not a repository.
     """
-    if not re.fullmatch(_REPOSITORY, path) or path.lower().endswith(_FILES):
+    if not re.fullmatch(_REPOSITORY, path):
         return ""
-    return "" if os.path.lexists(path) else f"hf://{path}"
+    file = path.lower().endswith((*tensor_suffixes(), ".json"))
+    return "" if file or os.path.lexists(path) else f"hf://{path}"

@@ -12,21 +12,13 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.formats import registry, sharded_reader
-from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind, sniff
+from cgpt_convert.formats.detect import sniff
+from cgpt_convert.formats.file_kinds import FileKind
 from cgpt_convert.formats.hub_names import hub_url
-from cgpt_convert.formats.registry import FormatFile
+from cgpt_convert.formats.registry import INDEX, FormatFile, weight_suffixes
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import is_file, is_url, listing, named, open_source
 
-_INDEX = ".index.json"
-# weight files of a model folder, Hugging Face's names first
-_IN_FOLDERS = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-_OF_FOLDERS = ("mapping.json", "tensors.json")  # files that list the contents of a raw folder
 _ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
 
 
@@ -77,7 +69,7 @@ def _check_exists(path: str) -> None:
 def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     """Open the file at `path`, or the shards if it is an index."""
     open_file = functools.partial(_open_file, salvage=salvage)
-    if path.endswith(_INDEX):
+    if path.endswith(INDEX):
         return sharded_reader.read_index(path, open_file, salvage=salvage)
     checkpoint = open_file(path)
     index = sharded_reader.lone_shard(path)
@@ -103,28 +95,26 @@ def _open_file(path: str, *, salvage: bool) -> Checkpoint:
         raise diagnose_transfer.diagnose(source) or error from None
 
 
-def _read(kind: Kind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
+def _read(kind: FileKind, source: Source, path: str, *, salvage: bool) -> Checkpoint:
     """Read the file `source`, called `path`, with the format of its kind."""
     form = registry.for_kind(kind, salvage=salvage) or registry.plugin_of_file(source, kind)
     if form is not None:
         return form.load(FormatFile(source, path, kind, salvage))
     from cgpt_convert.formats.diagnose import refuse
 
-    raise registry.diagnosed(source) or refuse(kind, source)
+    raise refuse(FormatFile(source, path, kind))
 
 
 def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
     """Open the only checkpoint in a folder; if there are several, raise BadRequest with a list."""
     if is_url(path):
         path = path.rstrip("/") + "/"  # the trailing slash marks a folder's URL
-    if "mapping.json" in inside:
-        return registry.by_name("parameters").read(path)
+    form = registry.indexed_folder(inside)
+    if form is not None:
+        return form.read(path)
     found = _weights(inside)
-    arrays = not found and any(name.endswith(".npy") for name in inside)
-    if arrays or "tensors.json" in inside:
-        return registry.by_name("npy").read(path)
     if not found:
-        form = registry.plugin_of_folder(inside)
+        form = registry.of_folder(inside)
         if form is not None:
             return form.read(path)
         found = sorted(filter(registry.plugin_of_suffix, inside))
@@ -134,10 +124,10 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
 
 def _weights(inside: Collection[str]) -> list[str]:
     """Return the candidates for the weight file among the names in a folder."""
-    found = [name for name in _IN_FOLDERS if name in inside]
-    found = found or sorted(name for name in inside if name.endswith(_INDEX))
+    found = [name for name in registry.model_files() if name in inside]
+    found = found or sorted(name for name in inside if name.endswith(INDEX))
     return found or sorted(
-        name for name in inside if name.endswith(WEIGHT_SUFFIXES) and name != _ARGUMENTS
+        name for name in inside if name.endswith(weight_suffixes()) and name != _ARGUMENTS
     )
 
 
@@ -165,7 +155,7 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
         return found.name, None
     if found.inside is not None:
         return found.name, found.inside
-    tried = (*_IN_FOLDERS, *_OF_FOLDERS)
+    tried = (*registry.model_files(), *registry.folder_indexes())
     there = tuple(
         itertools.islice((name for name in tried if is_file(os.path.join(path, name))), 1)
     )
@@ -202,7 +192,7 @@ def weights_below(path: str) -> list[str]:
         if depth >= _DEEPEST:
             inside.clear()
         if folder != path:
-            names = (name for name in files if name.lower().endswith(WEIGHT_SUFFIXES))
+            names = (name for name in files if name.lower().endswith(weight_suffixes()))
             found += (os.path.relpath(os.path.join(folder, name), path) for name in names)
     return sorted(found)
 
@@ -224,6 +214,6 @@ def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
     else:
         return []
     found = [
-        name for name in inside if name.lower().endswith(WEIGHT_SUFFIXES) and name != _ARGUMENTS
+        name for name in inside if name.lower().endswith(weight_suffixes()) and name != _ARGUMENTS
     ]
     return sorted(found)

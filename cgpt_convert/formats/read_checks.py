@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
 
 from cgpt_convert.checkpoint import Checkpoint, unreadable
 from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import UNREADABLE, Finding
 from cgpt_convert.core.limits import INT64, RANK
 from cgpt_convert.core.text import printable
-from cgpt_convert.sources.local import Source
 from cgpt_convert.tensors.tensor import Tensor
 
 AGAIN = f"download the file again; {SALVAGE}"  # hint for truncated files
@@ -80,23 +78,3 @@ def add_aliases(tensors: dict[str, Tensor], aliases: Mapping[str, str], where: s
         if kept not in tensors or kept in aliases:
             raise Malformed(f"the alias {name} names {kept}, which is no tensor", where=where)
         tensors[name] = tensors[kept].renamed(name)
-
-
-class HeaderReader(Protocol):
-    """A module that reads files whose header describes every tensor."""
-
-    def described(self, source: Source, path: str) -> tuple[Checkpoint, int]:
-        """Return the checkpoint that the header describes, and where its last tensor ends."""
-
-    def checked(self, source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
-        """Return the same checkpoint; Malformed if the file does not end there."""
-
-
-def read_described(reader: HeaderReader, source: Source, path: str, *, salvage: bool) -> Checkpoint:
-    """Return what such a file contains; with `salvage`, the complete tensors of one cut off."""
-    checkpoint, end = reader.described(source, path)
-    if salvage and end > source.nbytes:
-        from cgpt_convert.formats.salvage import sift
-
-        return sift(checkpoint, source.nbytes, end).checkpoint
-    return reader.checked(source, checkpoint, end)

@@ -1,6 +1,6 @@
 """The registry of formats, by name, by kind of file and by suffix.
 
-A built-in format is a package in this folder with one value `FORMAT`. Its functions import the
+A built-in format is a package in this folder with one value `FORMAT`, whose functions import the
 readers and writers when they are called: start-up time matters. Other packages register formats as
 entry points. Finding these takes about 30 ms, so it is done only for names and files that no
 built-in format recognises.
@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cgpt_convert.formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
-from cgpt_convert.formats.detect import Kind, sniff
+from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind, Start
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import DType
@@ -24,91 +25,103 @@ from cgpt_convert.tensors.dtypes import DType
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from cgpt_convert.formats.scan_interface import PartScanner
     from cgpt_convert.plan import FilePlan, Request  # not imported to inspect a file
 
 
-Answer = TypeVar("Answer")
-
-
 class FormatFile(NamedTuple):
-    """An open file that is to be read."""
+    """An open file."""
 
     source: Source
     path: str  # as the user gave it
-    kind: Kind  # what the file is as far as the built-in formats are concerned
+    kind: FileKind | None = None  # as detected; None for a file of the format with that name
     salvage: bool = False  # return the complete tensors of a file that is cut off
 
 
 class Format(NamedTuple):
-    """A format of weight files or folders. Parts that a format does not have are None.
+    """A format of weight files or folders. Parts that a format does not have keep their defaults.
 
     A format has `read_file`, `read_path` or both. One that has no `plan` is read-only.
     """
 
     name: str  # as `--to` takes it
     suffixes: tuple[str, ...] = ()  # of its files, in lower case; output gets the first by default
+    other_suffixes: tuple[str, ...] = ()  # of files that may be of the format but are not written
+    part_suffixes: tuple[str, ...] = ()  # of files of one tensor, of which a folder has many
     folder: bool = False  # does `plan` describe the files of a folder?
-    # returns the checkpoint of an open file; raises Malformed or Unsupported if it cannot be read
+    sharded: bool = False  # does `plan` split the tensors if asked to?
+
+    # Detection. The kinds of files that `read_file` takes; by default one, named after the format.
+    kinds: tuple[FormatKind, ...] = ()
+    magic: tuple[tuple[int, bytes], ...] = ()  # offset and bytes of files of the first kind
+    # returns the kind of a file of this format, or True for the first kind
+    detect: Callable[[Start], FormatKind | bool | None] | None = None
+    model_files: tuple[str, ...] = ()  # names of the weight file in the folder of a model
+    folder_index: str = ""  # the file that marks a folder of this format and lists the others
+    # tells whether a folder that has neither an index nor weight files is of this format, by names
+    detect_folder: Callable[[Collection[str]], bool] | None = None
+    # returns the names of the files with tensors that the index of a folder lists
+    tensor_files: Callable[[str], frozenset[str]] | None = None
+
+    # Reading. Returns the checkpoint of an open file; raises Malformed or Unsupported if it cannot
+    # be read
     read_file: Callable[[FormatFile], Checkpoint] | None = None
     # the same of a path, for formats whose checkpoints are folders
     read_path: Callable[[str], Checkpoint] | None = None
-    # returns the files that contain the request; raises Unsupported, naming every tensor that the
-    # format cannot store
+    salvages: tuple[
+        Kind, ...
+    ] = ()  # kinds of damaged files that `read_file` also takes, to salvage
+    # returns why a file that no format recognises is a damaged one of this format, if it is
+    diagnose: Callable[[FormatFile], CgptError | None] | None = None
+
+    # Writing. Returns the files that contain the request; raises Unsupported, naming every tensor
+    # that the format cannot store
     plan: Callable[[Request], list[FilePlan]] | None = None
     # returns the element types that `plan` accepts
     dtypes: Callable[[], tuple[DType, ...]] | None = None
-    # The rest is for formats of other packages; `sniff` and the scanner know the built-in ones.
-    # tells whether a file is of this format, from its content
-    detect: Callable[[Source], bool] | None = None
-    # tells whether a folder is of this format, from the names of the files in it
-    detect_folder: Callable[[Collection[str]], bool] | None = None
-    # returns why a file that no format recognises is a damaged one of this format, if it is
-    diagnose: Callable[[Source], CgptError | None] | None = None
-    # returns if every byte of the file is accounted for and none of it is code; raises Malformed if
-    # the file is damaged, Unsupported if it contains code or anything that is not understood
-    scan: Callable[[Source], None] | None = None
+
+    # Scanning. Returns if every byte of the file is accounted for, and reports code and other parts
+    # to the scanner; raises Malformed if the file is damaged, Unsupported if it contains anything
+    # that is not understood. Kinds that are ZIPs, tars or pickles are scanned without it.
+    scan: Callable[[Source, PartScanner], None] | None = None
+
+    @property
+    def kind(self) -> FormatKind:
+        """The first of its kinds of files."""
+        return self.kinds[0] if self.kinds else FormatKind(f"{self.name} file")
 
     @property
     def suffix(self) -> str:
         """Return the suffix of the files that the format writes; empty for folders."""
         return self.suffixes[0] if self.suffixes else ""
 
+    def detected(self, start: Start) -> FormatKind | None:
+        """Return the kind of a file of this format; None if it is of another.
+
+        Built-in formats are asked only about files in a container that one of their kinds has.
+        """
+        if self.detect is None:
+            return None
+        if self.kinds and start.container not in {_container(kind) for kind in self.kinds}:
+            return None
+        found = self.detect(start)
+        return self.kind if found is True else found or None
+
     def read(self, path: str) -> Checkpoint:
         """Return the checkpoint at `path`, a file or a folder of this format."""
         if self.read_path is not None:
-            return self.read_path(path)
-        source = open_source(path)
-        return self.load(FormatFile(source, path, sniff(source)))
+            return self._marked(self.read_path(path))
+        return self.load(FormatFile(open_source(path), path))
 
     def load(self, file: FormatFile) -> Checkpoint:
         """Return the checkpoint of an open file; BadRequest if the format has only folders."""
         if self.read_file is None:
             raise BadRequest(f"{self.name} is a folder, not a file", where=file.path)
-        return self.read_file(file)
+        return self._marked(self.read_file(file))
 
-    def recognises(self, source: Source) -> bool:
-        """Return whether a file is of this format, if it is another package's."""
-        return self.detect is not None and bool(self._ask(self.detect, source))
-
-    def check_scanned(self, source: Source) -> None:
-        """Return if the file contains only data; raise Malformed or Unsupported if not."""
-        if self.scan is None:
-            raise Unsupported(f"a {self.name} file, whose format plug-in has no scanner")
-        self._ask(self.scan, source)
-
-    def diagnosis(self, source: Source) -> CgptError | None:
-        """Return why an unrecognised file is a damaged one of this format; None if it is not."""
-        return self._ask(self.diagnose, source) if self.diagnose is not None else None
-
-    def _ask(self, hook: Callable[[Source], Answer], source: Source) -> Answer:
-        """Call a hook of another package; Unsupported if it fails by itself."""
-        try:
-            return hook(source)
-        except CgptError:
-            raise
-        except Exception as error:
-            message = f"the format plug-in {self.name} failed: {error!r}"
-            raise Unsupported(message, where=source.name, hint=_REMOVE) from error
+    def _marked(self, checkpoint: Checkpoint) -> Checkpoint:
+        checkpoint.format = self.name
+        return checkpoint
 
     def planned(self, request: Request) -> list[FilePlan]:
         """Return the files that contain `request`; BadRequest if the format is read-only."""
@@ -117,59 +130,84 @@ class Format(NamedTuple):
         return self.plan(request)
 
 
-# name -> package in this folder whose FORMAT it is
-_PACKAGES = {
-    "gguf": "gguf",
-    "npy": "npy",
-    "npz": "npz",
-    "parameters": "raw",
-    "safetensors": "safetensors",
-    "torch": "torch",
-}
-# kinds that `sniff` finds in one pass over the first bytes -> name of the format that reads them
-_OF_KIND = {
-    Kind.TORCH_ZIP: "torch",
-    Kind.LEGACY: "torch",
-    Kind.TORCH_TAR: "torch",
-    Kind.SAFETENSORS: "safetensors",
-    Kind.GGUF: "gguf",
-    Kind.NPY: "npy",
-    Kind.NPZ: "npz",
-}
+def _container(kind: FormatKind) -> Kind | None:
+    return kind.base if kind.base in (Kind.ZIP, Kind.TAR) else None
 
 
+# Asked before the others, which are in alphabetical order: most files are of these, a torch archive
+# may contain arrays as an npz does, and a raw folder a file with the name of another's index.
+FIRST = ("safetensors", "torch", "raw")
 GROUP = "cgpt_convert.formats"  # of the entry points
 
 
+def built_in() -> Iterator[Format]:
+    """Yield the built-in formats. Each is imported when it is reached, without its functions."""
+    yield from map(_packaged, FIRST)
+    yield from map(_packaged, _others())
+
+
+@functools.cache
+def _others() -> tuple[str, ...]:
+    """Return the names of the packages with the other formats."""
+    found = {
+        name
+        for folder in cgpt_convert.formats.__path__
+        for name in os.listdir(folder)
+        if os.path.isfile(os.path.join(folder, name, "__init__.py"))
+    }
+    return tuple(sorted(found.difference(FIRST)))
+
+
+@functools.cache
+def _packaged(package: str) -> Format:
+    form: Format = importlib.import_module(f"{cgpt_convert.formats.__name__}.{package}").FORMAT
+    return form
+
+
 def names() -> list[str]:
-    """Return the names of the built-in formats, sorted; none is imported."""
-    return sorted(_PACKAGES)
+    """Return the names of the built-in formats, sorted."""
+    return sorted(form.name for form in built_in())
 
 
 def writable() -> list[str]:
     """Return the names of all formats that can be written, of other packages too, sorted."""
-    return sorted([*_PACKAGES, *(form.name for form in plugins() if form.plan is not None)])
+    return sorted(form.name for form in (*built_in(), *plugins()) if form.plan is not None)
+
+
+@functools.cache
+def weight_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of weight files, used to guess intent and never to detect a format."""
+    return tuple(suffix for form in built_in() for suffix in (*form.suffixes, *form.other_suffixes))
+
+
+@functools.cache
+def tensor_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of weight files and of files of one tensor."""
+    parts = (suffix for form in built_in() for suffix in form.part_suffixes)
+    return (*weight_suffixes(), *parts)
 
 
 @functools.cache
 def plugins() -> tuple[Format, ...]:
     """Return the formats that other packages register, sorted by name.
 
-    Raises Unsupported if one cannot be loaded or has a name that is taken.
+    Their functions raise Unsupported if they fail by themselves. Raises Unsupported if a format
+    cannot be loaded or has a name that is taken.
     """
     from importlib.metadata import entry_points
 
     found: dict[str, Format] = {}
+    taken = {*names(), *_RESERVED}
     for entry in entry_points(group=GROUP):
         form = _loaded(entry)
-        if form.name in found or form.name in _RESERVED:
+        if form.name in found or form.name in taken:
             message = f"the format plug-in {entry.value} has the name of another format"
             raise Unsupported(f"{message}: {form.name!r}", hint=_REMOVE)
         found[form.name] = form
     return tuple(found[name] for name in sorted(found))
 
 
-_RESERVED = (*_PACKAGES, "hf")  # what `--to` takes already
+_RESERVED = ("hf",)  # what `--to` also takes
 _REMOVE = "update or uninstall the package that registers it"
 
 
@@ -181,14 +219,47 @@ def _loaded(entry: EntryPoint) -> Format:
         raise Unsupported(message, hint=_REMOVE) from error
     if not isinstance(form, Format):
         raise Unsupported(f"the format plug-in {entry.value} is not a Format", hint=_REMOVE)
-    return form
+    parts: dict[str, Any] = form._asdict()
+    for field, hook in parts.items():
+        if callable(hook):
+            parts[field] = _guarded(form.name, field, hook)
+    return Format(**parts)
+
+
+def _guarded(name: str, field: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of another package that raises Unsupported if it fails by itself."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            result = hook(*arguments)
+        except CgptError:
+            raise
+        except Exception as error:
+            message = f"the format plug-in {name} failed: {error!r}"
+            raise Unsupported(message, where=_where(*arguments), hint=_REMOVE) from error
+        if field in _READ and not isinstance(result, Checkpoint):
+            message = f"the format plug-in {name} returned no checkpoint"
+            raise Unsupported(message, where=_where(*arguments), hint=_REMOVE)
+        return result
+
+    return call
+
+
+_READ = ("read_file", "read_path")
+
+
+def _where(subject: object = "", *_more: object) -> str:
+    """Return the path of the file or folder that a function of a format is called for."""
+    named = getattr(subject, "source", subject)
+    path = getattr(named, "name", named)
+    return path if isinstance(path, str) else ""
 
 
 def by_name(name: str) -> Format:
     """Return the format called `name`; BadRequest, listing those that exist, if there is none."""
-    package = _PACKAGES.get(name)
-    if package is not None:
-        return cast("Format", importlib.import_module(f"cgpt_convert.formats.{package}").FORMAT)
+    for form in _likely_first(name):
+        if form.name == name:
+            return form
     for form in plugins():
         if form.name == name:
             return form
@@ -196,25 +267,31 @@ def by_name(name: str) -> Format:
     raise BadRequest(f"no format is called {name!r}", hint=hint)
 
 
-def for_kind(kind: Kind, *, salvage: bool = False) -> Format | None:
-    """Return the format that reads files of that kind; None if none does.
+def _likely_first(name: str) -> Iterator[Format]:
+    """Yield the built-in formats, one of that name first: it is often the only one imported."""
+    if name in FIRST or name in _others():
+        yield _packaged(name)
+    yield from built_in()
 
-    Of zip archives that are cut off, torch's can be salvaged.
-    """
-    if kind is Kind.CUT_ZIP:
-        return by_name("torch") if salvage else None
-    return by_name(_OF_KIND[kind]) if kind in _OF_KIND else None
+
+def for_kind(kind: FileKind, *, salvage: bool = False) -> Format | None:
+    """Return the format that reads files of that kind, or with `salvage` damaged ones; or None."""
+    if isinstance(kind, FormatKind):
+        return of_kind(kind)
+    return next((form for form in built_in() if kind in form.salvages), None) if salvage else None
+
+
+def of_kind(kind: FormatKind) -> Format:
+    """Return the built-in format that has this kind of files."""
+    return next(form for form in built_in() if kind in form.kinds)
 
 
 def for_suffix(path: str) -> Format | None:
     """Return the format whose files end as `path` does, in any case; None if no format's do."""
     base = os.path.basename(path).lower()
-    # most suffixes are the format's name, so the likely one is imported first and often alone
-    likely = base.rpartition(".")[2]
-    for name in sorted(names(), key=lambda name: name != likely):
-        found = by_name(name)
-        if base.endswith(found.suffixes or "\0"):
-            return found
+    for form in _likely_first(base.rpartition(".")[2]):  # most suffixes are the format's name
+        if base.endswith(form.suffixes or "\0"):
+            return form
     return plugin_of_suffix(path)
 
 
@@ -224,23 +301,54 @@ def plugin_of_suffix(path: str) -> Format | None:
     return next((form for form in plugins() if base.endswith(form.suffixes or "\0")), None)
 
 
-def plugin_of_file(source: Source, kind: Kind) -> Format | None:
+def plugin_of_file(source: Source, kind: FileKind) -> Format | None:
     """Return the format of another package that recognises the file, which is of that kind.
 
     None if there is none, or if a built-in format reads files of that kind.
     """
-    if kind in _OF_KIND:
+    if isinstance(kind, FormatKind) or not plugins():
         return None
-    return next((form for form in plugins() if form.recognises(source)), None)
+    start = Start(source)
+    for form in plugins():
+        magic = any(start.head.startswith(data, offset) for offset, data in form.magic)
+        if magic or form.detected(start) is not None:
+            return form
+    return None
 
 
-def plugin_of_folder(inside: Collection[str]) -> Format | None:
-    """Return the format of another package that recognises a folder with files of these names."""
-    found = (form for form in plugins() if form.detect_folder and form.detect_folder(inside))
-    return next(found, None)
+def indexed_folder(inside: Collection[str]) -> Format | None:
+    """Return the format whose index is among the names in a folder, or None."""
+    return next((form for form in built_in() if form.folder_index in inside), None)
 
 
-def diagnosed(source: Source) -> CgptError | None:
-    """Return why the file is a damaged one of another package's format; None if none says so."""
-    found = (form.diagnosis(source) for form in plugins())
+def folder_indexes() -> list[str]:
+    """Return the names of the files that mark a folder of a format."""
+    return [form.folder_index for form in built_in() if form.folder_index]
+
+
+def of_folder(inside: Collection[str]) -> Format | None:
+    """Return the format that recognises a folder with files of these names, or None."""
+    for formats in (built_in, plugins):
+        for form in formats():
+            if form.detect_folder is not None and form.detect_folder(inside):
+                return form
+    return None
+
+
+def model_files() -> list[str]:
+    """Return the names of the weight files in the folders of models, indexes of shards first."""
+    return [
+        name
+        for form in built_in()
+        for file in form.model_files
+        for name in ((f"{file}{INDEX}", file) if form.sharded else (file,))
+    ]
+
+
+INDEX = ".index.json"  # the end of the name of an index of shards
+
+
+def diagnosed(file: FormatFile, formats: Iterator[Format] | tuple[Format, ...]) -> CgptError | None:
+    """Return why the file is a damaged one of one of the formats; None if none says so."""
+    found = (form.diagnose(file) for form in formats if form.diagnose is not None)
     return next((error for error in found if error is not None), None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cgpt_convert.formats.detect import WEIGHT_SUFFIXES, Kind
+from cgpt_convert.formats.file_kinds import Kind
+from cgpt_convert.formats.registry import tensor_suffixes
 
 # kinds that are recognised but not scanned, with the reason
 CLOSED = {
@@ -32,7 +33,7 @@ UNREAD = {
 }
 
 _OTHER_SUFFIXES = (
-    *(".pkl", ".pickle", ".joblib", ".dill", ".npy", ".pt2", ".ptl", ".jit", ".ts", ".th", ".t7"),
+    *(".pkl", ".pickle", ".joblib", ".dill", ".pt2", ".ptl", ".jit", ".ts", ".th", ".t7"),
     *(".distcp", ".mar", ".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".msgpack", ".ot", ".nemo"),
     *(".ggml", ".mlmodel", ".pdparams", ".params", ".weights", ".llamafile", ".pb"),
 )
@@ -46,7 +47,7 @@ def names_weights(path: str) -> bool:
     name = os.path.basename(path).lower()
     for suffix in _PACKED_SUFFIXES:
         name = name.removesuffix(suffix)
-    if not name.endswith((*WEIGHT_SUFFIXES, *_OTHER_SUFFIXES)):
+    if not name.endswith((*tensor_suffixes(), *_OTHER_SUFFIXES)):
         return False
     return not (in_environment(path) and name.endswith(_SHARED_SUFFIXES))
 

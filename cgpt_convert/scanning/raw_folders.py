@@ -1,4 +1,4 @@
-"""Recognise raw tensor files that `extract` wrote, by the mapping beside them."""
+"""Recognise raw tensor files, such as `extract` writes, by the index beside them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from functools import lru_cache
 
 from cgpt_convert.core.errors import CgptError
+from cgpt_convert.formats.registry import built_in, by_name
 from cgpt_convert.sources.paths import is_url
 
-RAW = "file of raw tensors"  # like the names in `detect.Kind`
+RAW = "file of raw tensors"  # like the names of kinds of files
 
-_MAPPING = "mapping.json"
-_DEEPEST = 3  # a file is in the folder of its mapping, in a shard's folder, or among its arrays
+_DEEPEST = 3  # a file is in the folder of its index, in a shard's folder, or among its arrays
 
 
 def is_raw(path: str) -> bool:
-    """Return whether a mapping up to three folders up lists the file as tensor data."""
+    """Return whether an index up to three folders up lists the file as tensor data."""
     if is_url(path):
         return False
     folder, name = os.path.split(os.path.abspath(path))
@@ -28,20 +28,24 @@ def is_raw(path: str) -> bool:
 
 
 def _named_in(folder: str) -> frozenset[str]:
-    """Return the files listed in the folder's mapping; empty without a readable mapping."""
-    try:
-        status = os.stat(os.path.join(folder, _MAPPING))
-    except OSError:
-        return frozenset()
-    return _listed(folder, (status.st_ino, status.st_mtime_ns, status.st_size))
+    """Return the files that an index in the folder lists; empty without a readable one."""
+    found: frozenset[str] = frozenset()
+    for form in built_in():
+        if form.tensor_files is None:
+            continue
+        try:
+            status = os.stat(os.path.join(folder, form.folder_index))
+        except OSError:
+            continue
+        found |= _listed(form.name, folder, (status.st_ino, status.st_mtime_ns, status.st_size))
+    return found
 
 
 @lru_cache(maxsize=64)
-def _listed(folder: str, _state: tuple[int, ...]) -> frozenset[str]:
-    """Return the same, cached while the mapping file does not change."""
-    from cgpt_convert.formats.raw import writer
-
+def _listed(name: str, folder: str, _state: tuple[int, ...]) -> frozenset[str]:
+    """Return what the index of that format lists, cached while the index does not change."""
+    form = by_name(name)
     try:
-        return writer.files(folder)
+        return form.tensor_files(folder) if form.tensor_files else frozenset()
     except CgptError:
         return frozenset()

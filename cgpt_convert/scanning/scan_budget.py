@@ -14,8 +14,11 @@ _PICKLE = 16  # in addition to its own opcodes
 _SIGHTED = 24  # formatting a name that is not allowed
 
 
-class ScanBudgetExceeded(Exception):
-    """The cost limit is exceeded; the rest of the file is not scanned."""
+class ScanBudgetExceeded(BaseException):
+    """The cost limit is exceeded; the rest of the file is not scanned.
+
+    A format plug-in in between, which may catch every Exception, must not continue.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__(most)

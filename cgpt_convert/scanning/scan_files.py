@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from cgpt_convert.archives.zip_archive import SCRIPT
 from cgpt_convert.core.errors import CgptError, Unsupported
 from cgpt_convert.formats import registry
-from cgpt_convert.formats.detect import Kind, sniff
+from cgpt_convert.formats.detect import sniff
+from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind
 from cgpt_convert.formats.registry import Format
 from cgpt_convert.scanning import allowlist, raw_folders
 from cgpt_convert.scanning.result import FileScan
@@ -20,7 +21,7 @@ from cgpt_convert.sources.paths import named, open_source
 def scan_file(path: str, rule: allowlist.Allowlist) -> FileScan:
     """Return what loading the file at `path` would run. Errors become findings; none is raised."""
     look = FileScanner(rule)
-    kind = Kind.UNKNOWN
+    kind: FileKind = Kind.UNKNOWN
     plugin = None
     path = named(path)
     try:
@@ -38,7 +39,7 @@ def scan_file(path: str, rule: allowlist.Allowlist) -> FileScan:
         look.problem(error, "")
     return FileScan(
         path,
-        f"{plugin.name} file" if plugin else _label(path, kind, look),
+        plugin.kind.value if plugin else _label(path, kind, look),
         look.weights,
         look.pickles,
         sorted(look.added),
@@ -76,12 +77,12 @@ def scan_each(
 _WORTHWHILE = 2
 
 
-def _plugin(source: Source, kind: Kind, look: FileScanner) -> Format | None:
+def _plugin(source: Source, kind: FileKind, look: FileScanner) -> Format | None:
     """Return the format of another package that recognises the file, if one does.
 
     An error becomes a problem of the file: the rest of the scan still finds what the file runs.
     """
-    if registry.for_kind(kind) is not None:
+    if isinstance(kind, FormatKind):
         return None
     try:
         plugin = registry.plugin_of_file(source, kind)
@@ -95,7 +96,7 @@ def _plugin(source: Source, kind: Kind, look: FileScanner) -> Format | None:
     return plugin
 
 
-def _label(path: str, kind: Kind, look: FileScanner) -> str:
+def _label(path: str, kind: FileKind, look: FileScanner) -> str:
     """Return the file's kind as `inspect` names it, given what the scan found."""
     if look.script:
         return SCRIPT

@@ -22,8 +22,9 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.detect import HEAD, Kind, is_hdf5_behind, sniff
-from cgpt_convert.formats.registry import Format
+from cgpt_convert.formats.detect import sniff
+from cgpt_convert.formats.file_kinds import HEAD, FileKind, FormatKind, Kind, is_hdf5_behind
+from cgpt_convert.formats.registry import Format, of_kind
 from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.trace.tracer import Trace
 from cgpt_convert.scanning import allowlist, code, kinds, zip_records
@@ -39,21 +40,7 @@ from cgpt_convert.sources.unpack import SourceSlice, UnpackLimit, unpacked
 _DEPTH = 8  # limit of nested files
 _PARTS = 500_000  # limit of parts per file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
-_OBJECTS = rb"""['"]([<>|=]?O[48]?|object)['"]"""  # in an npy header: NumPy unpickles what follows
-# an npy header of strings, times or raw bytes, which NumPy does not unpickle
-_PLAIN_HEADER = (
-    rb"\{'descr': '[<>|=]?[SUVaMm]\d*(\[\w+\])?', 'fortran_order': (True|False), "
-    rb"'shape': \([\d, L]*\), ?\}\s*"
-)
 _TEXTS = (Kind.TEXT, Kind.JSON, Kind.INDEX, Kind.XML, Kind.WEB_PAGE)
-
-_ZIPS = (Kind.TORCH_ZIP, Kind.ZIP, Kind.NPZ)
-_TARS = (Kind.TORCH_TAR, Kind.TAR)
-_WEIGHTS = (
-    *(Kind.TORCH_ZIP, Kind.NPZ, Kind.TORCH_TAR, Kind.LEGACY, Kind.PICKLE, Kind.NPY),
-    *(Kind.SAFETENSORS, Kind.GGUF),
-)
-
 
 _STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
 _SERVED = "a TorchServe archive, whose handler runs: unpack it and scan the result"
@@ -89,7 +76,7 @@ class FileScanner(Evidence):
         self.unread: list[tuple[str, str]] = []  # (place, reason) of parts of unknown kinds
         self.plugin: Format | None = None  # the format of another package that the file has
 
-    def file(self, source: Source, kind: Kind, plugin: Format | None = None) -> None:
+    def file(self, source: Source, kind: FileKind, plugin: Format | None = None) -> None:
         """Scan the file `source`, which is of the given kind, and everything inside it.
 
         A file of another package's format is also checked by the `scan` of that format. It is
@@ -100,11 +87,17 @@ class FileScanner(Evidence):
         self.room, self.allowance = UnpackLimit(source.nbytes), ScanBudget(source.nbytes)
         try:
             self.part(source, "", 0, kind=kind)
+            if plugin is not None:
+                self.guarded(self.by_plugin, source, "", plugin)
         except ScanBudgetExceeded as error:
             self.problem(error.unsupported, "")
-        if plugin is not None:
-            self.weights = True
-            self.guarded(lambda *_: plugin.check_scanned(source), source, "")
+
+    def by_plugin(self, source: Source, place: str, plugin: Format) -> None:
+        """Scan the file as one of another package's format."""
+        self.weights = True
+        if plugin.scan is None:
+            raise Unsupported(f"a {plugin.kind.value}, whose format plug-in has no scanner")
+        plugin.scan(source, ScannedPart(self, source, place, 0, Role.ANY))
 
     def settle(self, path: str) -> None:
         """Report the parts of unknown kinds that a loader might read as problems."""
@@ -130,7 +123,7 @@ class FileScanner(Evidence):
         place: str,
         depth: int,
         *,
-        kind: Kind | None = None,
+        kind: FileKind | None = None,
         role: Role = Role.ANY,
         texts: bool = True,
     ) -> int:
@@ -146,38 +139,49 @@ class FileScanner(Evidence):
             self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
             return 0
         kind = sniff(source, record=True) if kind is None else kind
-        self.weights |= kind in _WEIGHTS
+        base = kind.base
+        self.weights |= isinstance(kind, FormatKind) or kind is Kind.PICKLE
         by_plugin = self.plugin is not None and not depth  # which answers for the file as a whole
-        if kind in kinds.CLOSED and not by_plugin:
-            self.problem(Unsupported(kinds.CLOSED[kind]), place)
-        if kind in _ZIPS or kind is Kind.CUT_ZIP:
+        if base in kinds.CLOSED and not by_plugin:
+            self.problem(Unsupported(kinds.CLOSED[base]), place)
+        if base in (Kind.ZIP, Kind.CUT_ZIP):
             self.guarded(self.zip, source, place, depth)
             return 0
-        if not depth and kind in (Kind.PICKLE, Kind.LEGACY):
+        if not depth and base is Kind.PICKLE:
             role = Role.PICKLE
-        text = texts and kind in _TEXTS and not kinds.names_weights(place or source.name)
-        named = kind in _TARS and _imports_nothing(source)
+        text = texts and base in _TEXTS and not kinds.names_weights(place or source.name)
+        named = base is Kind.TAR and _imports_nothing(source)
         count = 0 if named else self.pickled(source, place, depth, role, text=text)
-        opened = kind not in kinds.UNREAD
-        opened |= self.opened(source, place, depth, kind, role)
+        unread = kinds.UNREAD.get(base, "") if base else ""
+        opened = self.opened(source, place, depth, kind, role) or not unread
         if role is Role.ANY:
-            self.guarded(self.texts, source, place, kind)
+            self.guarded(self.texts, source, place, base)
         if not (opened or count or by_plugin or role is Role.STORAGE):
-            self.unread.append((place, kinds.UNREAD[kind]))
-        if kind not in (*_TARS, Kind.HDF5) and role is not Role.STORAGE and is_hdf5_behind(source):
+            self.unread.append((place, unread))
+        if (
+            base not in (Kind.TAR, Kind.HDF5)
+            and role is not Role.STORAGE
+            and is_hdf5_behind(source)
+        ):
             self.problem(Unsupported(kinds.CLOSED[Kind.HDF5]), place)
-        if kind not in _TARS and role is not Role.STORAGE:
+        if base is not Kind.TAR and role is not Role.STORAGE:
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 
-    def opened(self, source: Source, place: str, depth: int, kind: Kind, role: Role) -> bool:
-        """Scan the content of a part according to its kind. Return whether that was possible."""
-        if kind in _TARS:
+    def opened(self, source: Source, place: str, depth: int, kind: FileKind, role: Role) -> bool:
+        """Scan the content of a part according to its kind. Return whether that was possible.
+
+        The data of a tensor can look like a file of a format by chance, so that they are also
+        searched like other bytes.
+        """
+        scan = of_kind(kind).scan if isinstance(kind, FormatKind) else None
+        if kind.base is Kind.TAR:
             return self.guarded(self.tar, source, place, depth)
-        if kind is Kind.NPY:
-            return self.guarded(self.npy, source, place, depth)
-        if kind in (Kind.SAFETENSORS, Kind.GGUF) and role is not Role.STORAGE:
-            return self.guarded(self.header, source, place, kind)
+        if scan is not None:
+            part = ScannedPart(self, source, place, depth, role)
+            failed = self.guarded(lambda *_: scan(source, part), source, place)
+            if role is not Role.STORAGE:
+                return failed
         return self.guarded(self.compressed, source, place, depth, role)
 
     # -- pickles
@@ -341,30 +345,7 @@ class FileScanner(Evidence):
         if outside:
             raise Malformed("a zip archive behind a tar: readers disagree what the file is")
 
-    def npy(self, source: Source, place: str, depth: int) -> None:
-        """Scan the data after the header, unless the header declares plain elements."""
-        from cgpt_convert.formats.npy.header import array
-        from cgpt_convert.tensors.tensor import Storage
-
-        refused: CgptError | None = None
-        try:
-            array(Storage(source, 0, source.nbytes, "array"))
-        except CgptError as error:
-            refused = error
-        if refused is not None:
-            head = read(source, 0, min(HEAD, source.nbytes))
-            width = 2 if head[6:7] == b"\1" else 4
-            start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-            header = head[8 + width : start]
-            objects = 0
-            if not re.fullmatch(_PLAIN_HEADER, header):
-                loaded = re.search(_OBJECTS, header) is not None
-                role = Role.PICKLE if loaded else Role.ANY  # other data may be text
-                objects = self.pickled(source, place, depth, role, at=start, text=not loaded)
-            if not objects and isinstance(refused, Malformed):
-                raise refused
-
-    def texts(self, source: Source, place: str, kind: Kind) -> None:
+    def texts(self, source: Source, place: str, kind: Kind | None) -> None:
         """Look for code in a document or text that a loader reads beside the weights."""
         name = place or source.name
         if source.nbytes > TOKENIZER_BYTES:  # loaders do not read larger ones
@@ -428,18 +409,6 @@ class FileScanner(Evidence):
             self.added.add(f"{module}.{name}")
         return allowed
 
-    def header(self, source: Source, _place: str, kind: Kind) -> None:
-        """Check the header of a file format that cannot contain code."""
-        from cgpt_convert.formats.gguf import reader as gguf_reader
-        from cgpt_convert.formats.safetensors import reader as safetensors_reader
-
-        reader = gguf_reader if kind is Kind.GGUF else safetensors_reader
-        reader.from_source(source, source.name)
-        if kind is Kind.GGUF:
-            for key, stored in gguf_reader.fields(source).items():
-                if key.startswith("tokenizer.chat_template") and stored.type == "string":
-                    self.code(code.template(str(stored.value())), key)
-
     def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
         """Scan a compressed file. Return whether it is one."""
         method = recognise(read(source, 0, min(HEAD, source.nbytes)))
@@ -459,6 +428,36 @@ class FileScanner(Evidence):
         if inner.damage and (role is Role.ANY or (self.weights, len(self.problems)) != before):
             raise inner.damage
         return method.certain or not inner.damage
+
+
+class ScannedPart:
+    """A part of a file as the `scan` of its format sees it; see `PartScanner`."""
+
+    def __init__(
+        self, scanner: FileScanner, source: Source, place: str, depth: int, role: Role
+    ) -> None:
+        self._scanner, self._source, self._place = scanner, source, place
+        self._depth, self._role = depth, role
+
+    @property
+    def in_storage(self) -> bool:
+        """Whether the part is the data of a tensor, which may look like anything by chance."""
+        return self._role is Role.STORAGE
+
+    def part(self, source: Source, name: str) -> None:
+        """Scan a file inside this one."""
+        self._scanner.part(source, _inside(self._place, name), self._depth + 1)
+
+    def pickles(self, at: int, *, certain: bool) -> int:
+        """Trace the pickles from byte `at` on, and return their number."""
+        role = Role.PICKLE if certain else Role.ANY
+        return self._scanner.pickled(
+            self._source, self._place, self._depth, role, at=at, text=not certain
+        )
+
+    def template(self, text: str, name: str) -> None:
+        """Look for code in a chat template."""
+        self._scanner.code(code.template(text), name)
 
 
 def _imports_nothing(source: Source) -> bool:

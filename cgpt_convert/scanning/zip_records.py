@@ -5,7 +5,7 @@ from __future__ import annotations
 from cgpt_convert.archives.zip_archive import Archive
 from cgpt_convert.archives.zip_directory import STORED
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.formats.detect import HEAD
+from cgpt_convert.formats.file_kinds import HEAD
 from cgpt_convert.sources.local import CHUNK, MemoryBytes, Source, read
 from cgpt_convert.sources.unpack import SourceSlice, UnpackLimit, inflated
 

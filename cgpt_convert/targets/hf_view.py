@@ -11,7 +11,7 @@ from cgpt_convert.checkpoint import Checkpoint
 
 def undone(checkpoint: Checkpoint) -> Checkpoint:
     """Return a GGUF checkpoint with transformers' names and layout; others unchanged."""
-    if checkpoint.kind != "GGUF":
+    if checkpoint.format != "gguf":
         return checkpoint
     from cgpt_convert.targets.llama_cpp.restore_hf import undo
 
@@ -20,7 +20,7 @@ def undone(checkpoint: Checkpoint) -> Checkpoint:
 
 def configuration(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return a GGUF file's configuration, else the content of the config.json beside it."""
-    if checkpoint.kind == "GGUF":
+    if checkpoint.format == "gguf":
         from cgpt_convert.targets.llama_cpp.restore_hf import config
 
         said = config(checkpoint)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.core.lazy import Lazy
+from cgpt_convert.core.lazy import LazyReference
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats import registry
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
@@ -75,7 +75,7 @@ MODEL_TARGETS = {
         ModelTarget(
             "gguf",
             "gguf",
-            Lazy("cgpt_convert.targets.llama_cpp.export:content"),
+            LazyReference("cgpt_convert.targets.llama_cpp.export:content"),
             as_stored=True,
             blocks=True,
             vocabulary=True,
@@ -83,7 +83,7 @@ MODEL_TARGETS = {
         ModelTarget(
             "hf",
             "safetensors",
-            Lazy("cgpt_convert.targets.hf.hf_folder:content"),
+            LazyReference("cgpt_convert.targets.hf.hf_folder:content"),
             folder=True,
             shards=True,
         ),

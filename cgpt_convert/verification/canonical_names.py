@@ -31,7 +31,7 @@ class CanonicalWeights(NamedTuple):
     """
 
     path: str
-    kind: str  # the container: "GGUF" ...
+    format: str  # the name of the file's format
     tensors: dict[str, Tensor]  # by own name, in the file's order
     odd: dict[
         str, CompositeTensor
@@ -60,7 +60,7 @@ class CanonicalWeights(NamedTuple):
 
     def name_in_file(self, name: str) -> str:
         """Return the tensor's name in the file, which for GGUF differs from its own name."""
-        tensor = self.tensors.get(name) if self.kind == "GGUF" else None
+        tensor = self.tensors.get(name) if self.format == "gguf" else None
         return tensor.storage.key if tensor else name
 
     def full_name(self, name: str) -> str:
@@ -89,7 +89,7 @@ def weights(
     own = {name: relative(name, root) for name in chosen}
     odd = {name: each for name in chosen if (each := _odd(checkpoint, name))}
     dense = [checkpoint[name].renamed(own[name]) for name in chosen if name not in odd]
-    found = named(dense, checkpoint.path, checkpoint.kind)
+    found = named(dense, checkpoint.path, checkpoint.format)
     keys = found.keys | {own[name]: own[name] for name in odd}
     if len(set(keys.values())) < len(keys):
         keys = {name: name for name in keys}
@@ -116,20 +116,20 @@ def converted_part(
     return part if len(part.keys) < len(chosen.keys) or part.root else chosen
 
 
-def named(tensors: Iterable[Tensor], path: str = "", kind: str = "") -> CanonicalWeights:
+def named(tensors: Iterable[Tensor], path: str = "", form: str = "") -> CanonicalWeights:
     """Return the tensors, whose names must be unique, with their canonical names."""
     own = {tensor.name: tensor.uncast for tensor in tensors}
     found = recognise(own)
     plain = dict(zip(own, own, strict=True))
     if found is None:
-        return CanonicalWeights(path, kind, own, {}, plain, frozenset(), {}, {}, "", ())
+        return CanonicalWeights(path, form, own, {}, plain, frozenset(), {}, {}, "", ())
     canonical = found.names("hf")
     keys = {name: canonical.get(name, name) for name in own}
     if len(set(keys.values())) < len(keys):  # a name is another's canonical name
         keys = plain
     return CanonicalWeights(
         path=path,
-        kind=kind,
+        format=form,
         tensors=own,
         odd={},
         keys=keys,

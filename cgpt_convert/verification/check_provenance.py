@@ -52,7 +52,7 @@ def against_mapping(
 
     The result is empty for other checkpoints. Whole files are compared, including unused bytes.
     """
-    if checkpoint.kind != writer.KIND:
+    if checkpoint.format != writer.NAME:
         return []
     rows = writer.recorded(checkpoint.path)
     if not any(row.sha256 for row in rows):

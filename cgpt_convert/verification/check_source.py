@@ -75,7 +75,7 @@ def transform(
     held = replace(target, target=None)
     if held.stored == source.stored:
         source = replace(source, target=None)
-    if weights.kind == "GGUF" and not held.is_c_order:
+    if weights.format == "gguf" and not held.is_c_order:
         held, source = held.transposed(), source.transposed()
         turned = not turned  # transposed back, or for the first time
     if turned:

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,25 +14,27 @@ from cgpt_convert.formats import registry
 from cgpt_convert.tensors.dtypes import BY_NAME
 from tests.helpers import samples
 from tests.helpers.render import render, request, write
-from tests.helpers.running import ROOT, Result, spawn
+from tests.helpers.running import ROOT, Result, environ, spawn
 
 DEMO = ROOT / "cgpt_convert" / "demo" / "pytorch_model.bin"
 MODULE = """
-import functools
 import json
 import os
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.formats.registry import Format
+from cgpt_convert.formats import write_checks
+from cgpt_convert.formats.registry import Format, FormatFile
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.sources.local import read
+from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
 def plan(magic, request):
+    write_checks.check(request, "toy", lambda tensor: True)
     rows, at = {}, 0
     for tensor in request.tensors:
         rows[tensor.name] = [tensor.dtype.name, tensor.shape, at, tensor.nbytes]
@@ -38,6 +42,10 @@ def plan(magic, request):
     header = json.dumps([rows, request.aliases, request.metadata]).encode()
     start = magic + len(header).to_bytes(4, "little") + header
     return [FilePlan(os.path.basename(request.name), (start, *request.tensors))]
+
+
+def plan_toy(request):
+    return plan(b"\\x9fTOY", request)
 
 
 def read_file(file):
@@ -59,17 +67,29 @@ def read_file(file):
     return Checkpoint(file.path, "toy", (source,), tensors, storages, metadata=metadata)
 
 
-def begins(magic, source):
-    return source.nbytes >= 8 and read(source, 0, 4) == magic
+def detect_old(start):
+    return len(start.head) >= 8 and start.head.startswith(b"\\x9fOLD")
 
 
-def diagnose(source):
-    if not source.name.endswith(".toy"):
+def detect_folder(inside):
+    return "toys.txt" in inside
+
+
+def read_path(path):
+    with open(os.path.join(path, "toys.txt")) as listed:
+        name = listed.read().strip()
+    source = open_source(os.path.join(path, name))
+    return read_file(FormatFile(source, path))
+
+
+def diagnose(file):
+    where = file.source.name
+    if not where.endswith(".toy"):
         return None
-    return Malformed("a toy file without its first bytes", where=source.name, hint="fetch it again")
+    return Malformed("a toy file without its first bytes", where=where, hint="fetch it again")
 
 
-def scan(source):
+def scan(source, scanner):
     rows = json.loads(read(source, 8, int.from_bytes(read(source, 4, 4), "little")))[0]
     end = 8 + int.from_bytes(read(source, 4, 4), "little") + sum(row[3] for row in rows.values())
     if end != source.nbytes:
@@ -80,14 +100,45 @@ READ_WRITE = Format(
     "toy",
     (".toy",),
     read_file=read_file,
-    plan=functools.partial(plan, b"\\x9fTOY"),
+    plan=plan_toy,
     dtypes=lambda: tuple(BY_NAME.values()),
-    detect=functools.partial(begins, b"\\x9fTOY"),
+    magic=((0, b"\\x9fTOY"),),
     diagnose=diagnose,
     scan=scan,
 )
 READ_ONLY = Format(
-    "toy-old", (".toy0",), read_file=read_file, detect=functools.partial(begins, b"\\x9fOLD")
+    "toy-old",
+    (".toy0",),
+    detect=detect_old,
+    detect_folder=detect_folder,
+    read_file=read_file,
+    read_path=read_path,
+)
+
+
+def fails(*_arguments):
+    raise KeyError("a mistake in the plug-in")
+
+
+FAILING = Format(
+    "failing",
+    (".fail",),
+    magic=((0, b"\\x9fBAD"),),
+    detect_folder=lambda inside: "bad.txt" in inside,
+    read_file=fails,
+    read_path=fails,
+    plan=fails,
+    dtypes=fails,
+    scan=fails,
+)
+RETURNS_NOTHING = Format(
+    "nothing", (".none",), magic=((0, b"\\x9fNIL"),), read_file=lambda file: None
+)
+SPENDING = Format(
+    "spending",
+    magic=((0, b"\\x9fPKL"),),
+    read_file=fails,
+    scan=lambda source, scanner: [scanner.pickles(4, certain=True) for _ in range(1000000)],
 )
 """
 
@@ -184,6 +235,119 @@ def test_a_folder_with_one_such_file_is_opened(site: Path, toy: Path, tmp_path: 
     (tmp_path / "README").write_text("text")
     shown = with_plugins(site, "inspect", tmp_path, "--json")
     assert len(shown.json["tensors"]) == 2
+
+
+def test_a_folder_is_opened_by_the_names_in_it(site: Path, toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(toy.read_bytes())
+    (tmp_path / "toys.txt").write_text("weights\n")
+    shown = with_plugins(site, "inspect", tmp_path, "--json")
+    assert (shown.code, [row["name"] for row in shown.json["tensors"]]) == (0, ["a.weight", "b"])
+    assert with_plugins(site, "verify", tmp_path, toy).code == 0
+
+
+# what `__init__.py` of a folder in `formats/` is, and a command that finds the folder there
+FOLDER = """
+from cgpt_convert.core.lazy import LazyReference
+from cgpt_convert.formats.file_kinds import FormatKind
+from cgpt_convert.formats.registry import Format
+
+FORMAT = Format(
+    "toy",
+    (".toy",),
+    kinds=(FormatKind("toy box"),),
+    magic=((0, b"\\x9fTOY"),),
+    model_files=("box.toy",),
+    read_file=LazyReference(f"{__name__}.toys:read_file"),
+    diagnose=LazyReference(f"{__name__}.toys:diagnose"),
+    plan=LazyReference(f"{__name__}.toys:plan_toy"),
+    dtypes=lambda: (),
+    scan=LazyReference(f"{__name__}.toys:scan"),
+)
+"""
+WITH_FOLDER = """
+import sys
+import cgpt_convert.formats
+cgpt_convert.formats.__path__.append(sys.argv.pop(1))
+from cgpt_convert.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_built_in_format_is_a_folder_and_nothing_else(source: Path, tmp_path: Path) -> None:
+    package = tmp_path / "formats" / "toybox"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(FOLDER)
+    (package / "toys.py").write_text(MODULE)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        command = [sys.executable, "-c", WITH_FOLDER, package.parent, *words]
+        done = subprocess.run(
+            list(map(str, command)), check=False, capture_output=True, env=environ(), text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    model = tmp_path / "model"
+    model.mkdir()
+    toy, named, back = model / "box.toy", tmp_path / "named", tmp_path / "back.safetensors"
+    assert run("convert", source, "-o", toy, "--verify")[0] == 0
+    assert run("convert", source, "-o", named, "--to", "toy")[0] == 0
+    assert toy.read_bytes()[:4] == named.read_bytes()[:4] == b"\x9fTOY"
+    assert run("convert", model, "-o", back, "--no-proof")[0] == 0
+    assert back.read_bytes() == source.read_bytes()
+    assert re.search(r"\btoy\b", run("convert", "--help")[1])
+    (row,) = json.loads(run("scan", toy, "--json")[1])["files"]
+    assert (row["verdict"], row["kind"]) == ("clean", "toy box")
+    toy.write_bytes(toy.read_bytes() + b"more")
+    assert json.loads(run("scan", toy, "--json")[1])["files"][0]["verdict"] == "malformed"
+    toy.write_bytes(toy.read_bytes()[4:])
+    code, _, told = run("inspect", toy)
+    assert (code, "a toy file without its first bytes" in told) == (3, True)
+
+
+def test_the_conformance_suite_checks_plugins(site: Path) -> None:
+    suite = "tests/formats/test_conformance.py"
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-rA", suite, "-k", "toy"]
+    path = os.pathsep.join([str(ROOT), str(site)])
+    env = environ() | {"PYTHONPATH": path}
+    done = subprocess.run(command, check=False, capture_output=True, cwd=ROOT, env=env, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("[toy]") >= 12
+    assert "test_every_claimed_type_and_shape_comes_back[toy]" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    names = {"failing": "FAILING", "nothing": "RETURNS_NOTHING", "spending": "SPENDING"}
+    entries = [f"{name} = toy_formats:{value}" for name, value in names.items()]
+    return installed(tmp_path_factory.mktemp("failing") / "site", *entries)
+
+
+def test_a_mistake_in_a_plugin_is_no_traceback(failing: Path, source: Path, tmp_path: Path) -> None:
+    bad, nothing, folder = tmp_path / "bad", tmp_path / "nothing", tmp_path / "folder"
+    bad.write_bytes(b"\x9fBAD" + bytes(100))
+    nothing.write_bytes(b"\x9fNIL" + bytes(100))
+    folder.mkdir()
+    (folder / "bad.txt").write_text("")
+    out = tmp_path / "out.fail"
+    for words in (("inspect", bad), ("inspect", folder), ("convert", source, "-o", out)):
+        done = with_plugins(failing, *words)
+        assert done.code == 3, done.err
+        assert "the format plug-in failing failed: KeyError('a mistake" in done.err
+        assert "Traceback" not in done.err
+    assert not out.exists()
+    done = with_plugins(failing, "inspect", nothing)
+    assert (done.code, "plug-in nothing returned no checkpoint" in done.err) == (3, True), done.err
+    (row,) = with_plugins(failing, "scan", bad, "--json").json["files"]
+    assert row["verdict"] == "not scanned"
+    assert any("KeyError" in problem["detail"] for problem in row["problems"])
+
+
+def test_a_plugin_cannot_spend_more_than_other_files(failing: Path, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\x9fPKL" + pickle.dumps(list(range(100))))
+    (row,) = with_plugins(failing, "scan", path, "--json").json["files"]
+    assert row["verdict"] == "not scanned"
+    assert any("takes longer than" in problem["detail"] for problem in row["problems"])
 
 
 def test_only_what_a_format_scans_is_clean(

@@ -12,7 +12,7 @@ import pytest
 
 from cgpt_convert.cli.table import table
 from cgpt_convert.core.errors import Malformed, Unsupported
-from cgpt_convert.formats.detect import Kind
+from cgpt_convert.formats.file_kinds import Kind
 from cgpt_convert.formats.safetensors import reader
 from cgpt_convert.formats.torch import pickle_stream, truncated_zip, zip_reader
 from cgpt_convert.formats.torch.pickle_stream import PickleStream

@@ -17,6 +17,9 @@ from cgpt_convert.core.checks import Check
 from cgpt_convert.core.findings import FindingRule
 from cgpt_convert.formats import registry
 from cgpt_convert.scanning.result import CodeReference
+from cgpt_convert.targets.model_targets import MODEL_TARGETS
+from cgpt_convert.targets.plan_conversion import targets
+from tests.helpers import format_table
 from tests.helpers.running import environ
 
 TOP = Path(__file__).parents[2]
@@ -71,10 +74,36 @@ def test_every_finding_has_a_section_with_its_title_and_level() -> None:
         assert rule.text in " ".join(text.split()), rule.id
 
 
-def test_every_format_is_in_the_table() -> None:
-    written = section("formats.md", "Written")
-    for name in registry.names():
-        assert f"| `{name}` |" in written
+def rows(text: str) -> list[list[str]]:
+    """The cells of the rows of the first table in a text, less its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_of_written_formats_is_that_of_the_registry() -> None:
+    table = {row[0].strip("`"): row[1:] for row in rows(section("formats.md", "Written"))}
+    assert sorted(table) == targets()
+    for form in registry.built_in():
+        output, *rest = table[form.name]
+        assert rest == [format_table.suffixes(form), format_table.types(form)]
+        assert output.startswith("a folder") == form.folder
+        assert ("shards" in output) == form.sharded
+        assert (f"`{form.folder_index}`" in output) == bool(form.folder_index)
+    for name, target in MODEL_TARGETS.items():
+        assert table[name][0].startswith("a folder") == target.folder
+        assert ("shards" in table[name][0]) == target.shards
+
+
+def test_the_table_of_kinds_is_that_of_the_registry() -> None:
+    table = rows(section("formats.md", "Read"))
+    told = "\n".join(how for _, how in table)
+    for form in registry.built_in():
+        for kind in form.kinds:
+            assert any(re.match(rf"{kind.value}\b", what) for what, _ in table), kind
+        for _, magic in form.magic:
+            spelt = ascii(magic.decode("latin-1"))[1:-1]
+            assert f"`{spelt}`" in told
+        assert f"`{form.folder_index}`" in told or not form.folder_index
 
 
 def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:

@@ -6,18 +6,22 @@ that a tensor's data is inside the file.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint, CompositeTensor
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import TRAILING, Finding
 from cgpt_convert.core.limits import MEMBERS
-from cgpt_convert.formats import read_checks
+from cgpt_convert.formats import read_checks, salvage
 from cgpt_convert.formats.gguf.fields import FieldReader, StoredValue, parse
+from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.sources.local import Source
 from cgpt_convert.tensors.dtypes import BY_GGUF
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
+
+if TYPE_CHECKING:
+    from cgpt_convert.formats.scan_interface import PartScanner
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # equal for little-endian readers
@@ -73,6 +77,24 @@ def fields(source: Source) -> dict[str, StoredValue]:
     return _fields(cursor, count)
 
 
+def read_file(file: FormatFile) -> Checkpoint:
+    """Return what the file contains; with `salvage`, the complete tensors of one cut off."""
+    checkpoint, end = described(file.source, file.path)
+    if file.salvage and end > file.source.nbytes:
+        return salvage.sift(checkpoint, file.source.nbytes, end).checkpoint
+    return checked(file.source, checkpoint, end)
+
+
+def scan(source: Source, scanner: PartScanner) -> None:
+    """Check the file, and look for code in its chat templates; nothing else in it can be code."""
+    if scanner.in_storage:
+        return
+    from_source(source, source.name)
+    for key, stored in fields(source).items():
+        if key.startswith("tokenizer.chat_template") and stored.type == "string":
+            scanner.template(str(stored.value()), key)
+
+
 def from_source(source: Source, path: str) -> Checkpoint:
     """Read the GGUF file in `source`; see `formats.gguf.writer.read`."""
     return checked(source, *described(source, path))
@@ -109,6 +131,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     start = cursor.at + -cursor.at % alignment
     metadata = {key: stored.text() for key, stored in found.items()}
     checkpoint = Checkpoint(path, "GGUF", (source,), {}, metadata=metadata)
+    checkpoint.format = "gguf"
     end = _add_tensors(checkpoint, infos, start, alignment)
     if source.nbytes > start + end + -end % alignment:
         rest = source.nbytes - (start + end)

@@ -1,41 +1,20 @@
 """NumPy's .npy files, and folders of them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats.registry import Format, FormatFile
-from cgpt_convert.tensors.dtypes import DType
-
-if TYPE_CHECKING:
-    from cgpt_convert.plan import FilePlan, Request
-
-
-def _read_file(file: FormatFile) -> Checkpoint:
-    from cgpt_convert.formats.npy import folder
-
-    return folder.from_source(file.source, file.path)
-
-
-def _read_path(path: str) -> Checkpoint:
-    from cgpt_convert.formats.npy import folder
-
-    return folder.read(path)
-
-
-def _plan(request: Request) -> list[FilePlan]:
-    from cgpt_convert.formats.npy import folder
-
-    return folder.plan(request)
-
-
-def _dtypes() -> tuple[DType, ...]:
-    from cgpt_convert.formats.npy import header
-
-    return header.DTYPES
-
+from cgpt_convert.core.lazy import LazyReference
+from cgpt_convert.formats.file_kinds import FormatKind
+from cgpt_convert.formats.registry import Format
 
 FORMAT = Format(
-    "npy", folder=True, read_file=_read_file, read_path=_read_path, plan=_plan, dtypes=_dtypes
+    "npy",
+    part_suffixes=(".npy",),
+    folder=True,
+    kinds=(FormatKind("NumPy array"),),
+    magic=((0, b"\x93NUMPY"),),
+    folder_index="tensors.json",
+    detect_folder=LazyReference(f"{__name__}.folder:detect"),
+    read_file=LazyReference(f"{__name__}.folder:read_file"),
+    read_path=LazyReference(f"{__name__}.folder:read"),
+    plan=LazyReference(f"{__name__}.folder:plan"),
+    dtypes=LazyReference(f"{__name__}.header:DTYPES").get,
+    scan=LazyReference(f"{__name__}.object_arrays:scan"),
 )

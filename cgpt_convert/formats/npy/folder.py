@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.formats import read_checks, write_checks
 from cgpt_convert.formats.npy import header
+from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.local import read as read_bytes
@@ -79,15 +80,21 @@ def read(path: str) -> Checkpoint:
     return checkpoint
 
 
-def from_source(source: Source, path: str) -> Checkpoint:
+def detect(inside: Collection[str]) -> bool:
+    """Return whether there is an array among the names in a folder without weight files."""
+    return any(name.endswith(header.SUFFIX) for name in inside)
+
+
+def read_file(file: FormatFile) -> Checkpoint:
     """Return the one array of the .npy file `source`, named like the file without suffix.
 
     Raises Unsupported for arrays of objects (pickles), strings, dates and records.
     """
-    file = urlsplit(source.name).path if is_url(source.name) else source.name
-    (name,) = _named([os.path.basename(file)])
+    source = file.source
+    path = urlsplit(source.name).path if is_url(source.name) else source.name
+    (name,) = _named([os.path.basename(path)])
     tensor = _array(source, name)
-    checkpoint = Checkpoint(path, "NumPy array", (source,), {name: tensor}, [tensor.storage])
+    checkpoint = Checkpoint(file.path, "NumPy array", (source,), {name: tensor}, [tensor.storage])
     checkpoint.findings += header.big_endian(checkpoint.storages)
     return checkpoint
 

@@ -24,7 +24,9 @@ from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES, NAME_BYTES
 from cgpt_convert.formats import read_checks, write_checks
+from cgpt_convert.formats.file_kinds import Start
 from cgpt_convert.formats.npy import header
+from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.plan import DeferredPart, FilePlan, Part, Request, part_nbytes
 from cgpt_convert.sources.local import MemoryBytes, Source
 from cgpt_convert.sources.paths import open_source
@@ -68,6 +70,16 @@ def read(path: str) -> Checkpoint:
     no array can be read.
     """
     return from_source(open_source(path), path)
+
+
+def detect(start: Start) -> bool:
+    """Return whether there is an array in the archive."""
+    return any(name.endswith(header.SUFFIX) for name in start.zip_names)
+
+
+def read_file(file: FormatFile) -> Checkpoint:
+    """Read an open file; see `read`."""
+    return from_source(file.source, file.path)
 
 
 def from_source(source: Source, path: str) -> Checkpoint:

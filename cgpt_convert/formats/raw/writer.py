@@ -30,7 +30,6 @@ from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
 NAME = "parameters"
-KIND = "extracted parameters"  # of the checkpoint that `read` returns
 DTYPES = TABLE  # raw bytes support every type
 
 MAPPING = "mapping.json"
@@ -110,7 +109,8 @@ def read(path: str) -> Checkpoint:
     mapping = _parsed(source)
     tensors, exotic = mapping["tensors"], mapping["exotic"]
     reader = MappingReader(path, [*tensors.values(), *parts(exotic)])
-    checkpoint = Checkpoint(path, KIND, (), {})
+    checkpoint = Checkpoint(path, "extracted parameters", (), {})
+    checkpoint.format = NAME
     for name, row in tensors.items():
         checkpoint.tensors[name] = reader.tensor(name, row)
     for name, row in exotic.items():

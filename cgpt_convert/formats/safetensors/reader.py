@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import HEADER_BYTES, TENSORS
-from cgpt_convert.formats import read_checks
+from cgpt_convert.formats import read_checks, salvage
+from cgpt_convert.formats.file_kinds import Start
+from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.sources.local import Source, read
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_SAFETENSORS
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
+
+if TYPE_CHECKING:
+    from cgpt_convert.formats.scan_interface import PartScanner
 
 METADATA = "__metadata__"
 FRAMEWORK = "format"  # the metadata key for "pt", "tf", "np"...: never an alias
@@ -26,6 +31,31 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 def is_alias(key: str, value: str, tensors: Container[str]) -> bool:
     """Return whether this metadata entry records that `key` is an alias of the tensor `value`."""
     return value in tensors and key not in tensors and key != FRAMEWORK
+
+
+def detect(start: Start) -> bool:
+    """Return whether the file begins with a header length and an opening brace.
+
+    The length is one that readers accept, or one that fits the file; then this reader reports the
+    error.
+    """
+    length = int.from_bytes(start.head[:N_LEN], "little")
+    longest = max(HEADER_BYTES, start.source.nbytes - N_LEN)
+    return start.head[N_LEN : N_LEN + 1] == b"{" and length <= longest
+
+
+def read_file(file: FormatFile) -> Checkpoint:
+    """Return what the file contains; with `salvage`, the complete tensors of one cut off."""
+    checkpoint, end = described(file.source, file.path)
+    if file.salvage and end > file.source.nbytes:
+        return salvage.sift(checkpoint, file.source.nbytes, end).checkpoint
+    return checked(file.source, checkpoint, end)
+
+
+def scan(source: Source, scanner: PartScanner) -> None:
+    """Check the file, which cannot contain code. Raises errors as `from_source` does."""
+    if not scanner.in_storage:
+        from_source(source, source.name)
 
 
 def from_source(source: Source, path: str) -> Checkpoint:

@@ -35,7 +35,7 @@ class EmbeddedFiles(NamedTuple):
 
 def is_gguf(checkpoint: Checkpoint) -> bool:
     """Return whether the checkpoint is a GGUF file, with any tensor names."""
-    return checkpoint.kind == "GGUF"
+    return checkpoint.format == "gguf"
 
 
 def inside(checkpoint: Checkpoint) -> EmbeddedFiles | None:

@@ -1,0 +1,84 @@
+"""The kinds of PyTorch files, and which reader takes which; the readers are imported by need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import CgptError
+from cgpt_convert.formats.file_kinds import FormatKind, Kind, Start
+
+if TYPE_CHECKING:
+    from cgpt_convert.formats.registry import FormatFile
+
+ZIP = FormatKind("PyTorch zip archive", Kind.ZIP)
+LEGACY = FormatKind("PyTorch legacy stream", Kind.PICKLE)
+TAR = FormatKind("PyTorch tar archive", Kind.TAR)
+KINDS = (ZIP, LEGACY, TAR)
+
+_RECORDS = ("data.pkl", ".data/extern_modules")  # in the root folder of an archive
+_NAME_AT = 30  # in a local header, APPNOTE.TXT 4.3.7
+
+
+def detect(start: Start) -> FormatKind | None:
+    """Return the kind of a PyTorch file; None if it is none.
+
+    A ZIP whose directory is damaged or crafted counts as one: its reader reports the error.
+    """
+    if start.container is Kind.ZIP:
+        return ZIP if _is_torch_zip(start) else None
+    if start.container is Kind.TAR:
+        from cgpt_convert.formats.torch import tar_reader
+
+        return TAR if tar_reader.is_torch_tar(start.source) else None
+    from cgpt_convert.formats.torch import legacy_reader
+
+    return LEGACY if legacy_reader.is_legacy(start.head) else None
+
+
+def _is_torch_zip(start: Start) -> bool:
+    try:
+        if start.zip_end is None:
+            return False
+        first = _begins_as_torch(start.head)  # the most common file; avoids reading its directory
+        return first or any(name.partition("/")[2] in _RECORDS for name in start.zip_names)
+    except CgptError:
+        return True
+
+
+def _begins_as_torch(head: bytes) -> bool:
+    """Return whether the first record is `data.pkl` in a folder."""
+    root, _, name = head[_NAME_AT:].partition(b"/")
+    return head.startswith(b"PK\3\4") and root != b"" and name.startswith(b"data.pkl")
+
+
+def read_file(file: FormatFile) -> Checkpoint:
+    """Return what a file contains; with `salvage`, the complete tensors of one that is cut off.
+
+    Raises Malformed or Unsupported as the reader of its kind does.
+    """
+    kind = file.kind or detect(Start(file.source))
+    if kind == LEGACY:
+        from cgpt_convert.formats.torch import legacy_reader
+
+        return legacy_reader.read(file.source, salvage=file.salvage)
+    if kind == TAR:
+        from cgpt_convert.formats.torch import tar_reader
+
+        return tar_reader.read(file.source)
+    if kind is Kind.CUT_ZIP and file.salvage:
+        from cgpt_convert.formats.torch import truncated_zip
+
+        return truncated_zip.salvage(file.source).checkpoint
+    from cgpt_convert.formats.torch import zip_reader
+
+    return zip_reader.read(file.source)
+
+
+def diagnose(file: FormatFile) -> CgptError | None:
+    """Return how far a ZIP that is cut off goes; None for other files."""
+    if file.kind is not Kind.CUT_ZIP:
+        return None
+    from cgpt_convert.formats.torch import truncated_zip
+
+    return truncated_zip.diagnose(file.source)
