@@ -1,7 +1,10 @@
 """The files that hosts, package indexes and contributors read fit their schemas and each other."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 import yaml
 
 import cgpt_convert
+from tests.helpers.running import environ
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,6 +48,30 @@ def test_every_form_is_checked() -> None:
     assert len(forms) > 3
 
 
+def test_pre_commit_checks_style_and_spelling(tmp_path: Path) -> None:
+    for name in (".pre-commit-config.yaml", "pyproject.toml"):
+        shutil.copy(TOP / name, tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+
+    def passed(text: str) -> set[str]:
+        (tmp_path / "module.py").write_text(text)
+        subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [sys.executable, "-m", "pre_commit", "run", "--all-files"],
+            cwd=tmp_path,
+            env=environ(PATH=path, SKIP="mypy", PRE_COMMIT_HOME=str(tmp_path.parent / "hooks")),
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        return set(re.findall(r"^([\w ]+?)\.+Passed$", done.stdout, re.MULTILINE))
+
+    assert passed('"""A module."""\n') == {"ruff check", "ruff format", "codespell"}
+    assert passed('"""Recieved."""\n') == {"ruff check", "ruff format"}  # codespell:ignore
+    assert passed('"""A module."""\nimport os\n\n\n\n') == {"codespell"}
+
+
 def test_the_version_is_written_once() -> None:
     """The package has it; the build takes it from there, and citations name no version."""
     project = tomllib.loads((TOP / "pyproject.toml").read_text("utf-8"))
@@ -56,6 +84,16 @@ def test_examples_of_the_documentation_name_this_version() -> None:
     text = (TOP / "docs" / "how-to" / "ci.md").read_text("utf-8")
     named = set(re.findall(r"cgpt-convert@v(\S+)|rev: v(\S+)", text))
     assert {one or other for one, other in named} == {cgpt_convert.__version__}
+
+
+@pytest.mark.parametrize("page", ["RELEASING.md"])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    folders = "cgpt_convert|docs|fuzz|mappings|tests|\\.ci|\\.github"
+    text = (TOP / page).read_text("utf-8")
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
+    assert named
+    for path in named:
+        assert (TOP / path).exists() or "NAME" in path, path
 
 
 def test_the_changelog_keeps_its_form() -> None:
