@@ -30,7 +30,7 @@ from torch._weights_only_unpickler import _get_allowed_globals
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.formats.torch import legacy_reader as legacy
+from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.sources.local import MemoryBytes
 from tests.helpers import zips
 from tests.helpers.forged_pickles import Made, Pickler, Ref, v2, v3
@@ -186,7 +186,7 @@ def archive(pickled: bytes) -> bytes:
 
 def stream(pickled: bytes, referred: dict[str, int]) -> bytes:
     """A stream as torch wrote it before 1.6, of that pickle and its storages."""
-    head = [pickle.dumps(part, 2) for part in (legacy.MAGIC, 1001, _SYSTEM)]
+    head = [pickle.dumps(part, 2) for part in (legacy_reader.MAGIC, 1001, _SYSTEM)]
     keys = pickle.dumps(list(referred), 2)
     data = [struct.pack("<q", numel) + STORAGES[key] for key, numel in referred.items()]
     return b"".join([*head, pickled, keys, *data])
@@ -224,7 +224,7 @@ def _theirs(data: bytes, protocol: int) -> object:
 def _ours(data: bytes) -> Checkpoint:
     if data.startswith(b"PK"):
         return opened(data)
-    return legacy.read(MemoryBytes("x.bin", data))
+    return legacy_reader.read(MemoryBytes("x.bin", data))
 
 
 def compared(data: bytes, protocol: int = 2) -> tuple[str, str]:
