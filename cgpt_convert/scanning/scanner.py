@@ -6,9 +6,7 @@ since a file can be valid in two formats.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from enum import Enum
 
 from cgpt_convert.archives import zip_archive, zip_chain
 from cgpt_convert.archives.zip_archive import Archive
@@ -20,19 +18,20 @@ from cgpt_convert.archives.zip_polyglot import (
 )
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.limits import INDEX_BYTES, PICKLE, TOKENIZER_BYTES
+from cgpt_convert.core.limits import PICKLE, TOKENIZER_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import HEAD, FileKind, FormatKind, Kind, is_hdf5_behind
 from cgpt_convert.formats.registry import Format, of_kind
 from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.trace.tracer import Trace
-from cgpt_convert.scanning import allowlist, code, kinds, zip_records
+from cgpt_convert.scanning import allowlist, code, kinds, torch_archives, zip_records
 from cgpt_convert.scanning.embedded import source_of
 from cgpt_convert.scanning.evidence import Evidence
 from cgpt_convert.scanning.references import is_pickle, sighting
 from cgpt_convert.scanning.result import CodeReference
 from cgpt_convert.scanning.scan_budget import PART, UNPACKING, ScanBudget, ScanBudgetExceeded
+from cgpt_convert.scanning.torch_archives import Role
 from cgpt_convert.sources.compression import recognise
 from cgpt_convert.sources.local import Source, read
 from cgpt_convert.sources.unpack import SourceSlice, UnpackLimit, unpacked
@@ -42,28 +41,11 @@ _PARTS = 500_000  # limit of parts per file; a model of 1 TB has about 100,000
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, the storages' keys
 _TEXTS = (Kind.TEXT, Kind.JSON, Kind.INDEX, Kind.XML, Kind.WEB_PAGE)
 
-_STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
-_SERVED = "a TorchServe archive, whose handler runs: unpack it and scan the result"
-_TORCH_RECORDS = ("data.pkl", ".data")  # in the root folder of torch's archives
-
-
-# raw tensors of an exported program: torch/export/pt2_archive/constants.py
-_EXPORTED = re.compile(r"[^/]+/data/(weights/weight|constants/tensor)_\d+")
-
-
 # joblib's placeholders: the elements follow in the file, where an unpickler reads opcodes
 _JOBLIB = {
     ("joblib.numpy_pickle", name)
     for name in ("NumpyArrayWrapper", "NDArrayWrapper", "ZNDArrayWrapper")
 } | {("joblib.numpy_pickle_compat", name) for name in ("NDArrayWrapper", "ZNDArrayWrapper")}
-
-
-class Role(Enum):
-    """The role of a part for torch."""
-
-    PICKLE = "a pickle"
-    STORAGE = "numbers, whatever its bytes are"
-    ANY = "nothing that is known"
 
 
 class FileScanner(Evidence):
@@ -285,26 +267,22 @@ class FileScanner(Evidence):
         for found in archive.findings:
             if found.rule.level == "warning":
                 self.found(self.notes, found.rule, found.detail)
-        roots = {name.partition("/")[0] for name in archive.members}
-        torchs = [root for root in roots if f"{root}/data.pkl" in archive.members]
-        if torchs and len(roots) > 1:
-            raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
-        script = bool(torchs) and f"{torchs[0]}/constants.pkl" in archive.members
-        loaded = [f"{root}/{name}.pkl" for root in torchs for name in ("data", "constants")]
-        self.script |= script and not depth
-        allows = self.rule.allows_script if script else self.rule.allows
-        exported = _is_exported(archive)
+        roles = torch_archives.roles(archive)
+        self.script |= roles.script and not depth
+        allows = self.rule.allows_script if roles.script else self.rule.allows
+        exported = torch_archives.is_exported(archive)
         outer, self.allowed = self.allowed, self.noted(allows)
-        storages = tuple(f"{root}/{name}/" for root in torchs for name in _STORAGES)
         try:
-            for name in sorted(archive.members, key=lambda name: name not in loaded):  # those first
-                raw = name.startswith(storages) or (exported and _EXPORTED.fullmatch(name))
-                role = Role.STORAGE if raw else Role.ANY
-                self.record(archive, name, place, depth, Role.PICKLE if name in loaded else role)
+            for name in roles.first(list(archive.members)):
+                self.record(archive, name, place, depth, roles.of(name, exported=exported))
         finally:
             self.allowed = outer
-        self.sources(archive, place, script=script)
-        count = sum(script and name.split("/")[1:2] == ["code"] for name in archive.members)
+        for name, text in torch_archives.code_records(archive, self.adds, script=roles.script):
+            self.code([text], _inside(place, name))
+        refused = torch_archives.refusal(archive)
+        if refused is not None:
+            self.problem(refused, place)
+        count = torch_archives.compiled_records(archive) if roles.script else 0
         if count:
             detail = f"{count:,} records that torch.jit.load compiles and the model runs"
             self.found(self.notes, findings.SCRIPT, detail)
@@ -333,8 +311,8 @@ class FileScanner(Evidence):
             room = (
                 member.nbytes - END_NBYTES
             )  # a zip that extends beyond the member is not found with it
-            if member.name.endswith("MAR-INF/MANIFEST.json"):
-                self.problem(Unsupported(_SERVED), place)
+            if member.name.endswith(torch_archives.MANIFEST):
+                self.problem(Unsupported(torch_archives.SERVED), place)
             outside &= end is None or not 0 <= end - member.offset <= room
             label = _inside(place, member.name)
             inner = SourceSlice(source, member.offset, member.nbytes, label)
@@ -376,31 +354,6 @@ class FileScanner(Evidence):
         """Record code in forms other than pickle."""
         for text in found:
             self.sight(CodeReference(findings.CODE, place, 0, text, "contains", 0, printable(text)))
-
-    def sources(self, archive: Archive, place: str, *, script: bool) -> None:
-        """Look for Python source, TorchScript and other code among the records of an archive."""
-        folders = [name.split("/") for name in archive.members]
-        torch = any(len(parts) > 1 and parts[1] in _TORCH_RECORDS for parts in folders)
-        serve = "MAR-INF/MANIFEST.json" in archive.members
-        packaged = any(parts[1:] == [".data", "extern_modules"] for parts in folders)
-        for name, parts in zip(archive.members, folders, strict=True):
-            compiled = script and parts[1:2] == ["code"]
-            if compiled and name.endswith(".py"):
-                text = archive.read(name, TOKENIZER_BYTES).decode("utf-8", "replace")
-                module = ".".join(parts[2:]).removesuffix(".py")
-                self.code(code.script(text, module, self.adds), _inside(place, name))
-            elif name.endswith("/bytecode.pkl"):
-                data = archive.read(name, TOKENIZER_BYTES)
-                self.code(code.mobile(data), _inside(place, name))
-            elif "/data/aotinductor/" in name and not name.endswith("/"):
-                self.code(["compiled code, or source that torch compiles"], _inside(place, name))
-            elif name.endswith((".py", ".pyc")) and (torch or serve):
-                self.code(["Python source that loading imports"], _inside(place, name))
-        if packaged:
-            reason = "a torch.package archive, whose importer calls what its pickles refer to"
-            self.problem(Unsupported(reason), place)
-        elif serve:
-            self.problem(Unsupported(_SERVED), place)
 
     def adds(self, module: str, name: str) -> bool:
         """Return whether the user allows a class, and record its use."""
@@ -467,15 +420,6 @@ def _imports_nothing(source: Source) -> bool:
     """
     head = read(source, 0, min(HEAD, source.nbytes))
     return head[:1] in (b"c", b"i") and b"\0" in head.partition(b"\n")[0]
-
-
-def _is_exported(archive: Archive) -> bool:
-    """Return whether this is an exported program whose tensors are raw bytes, not pickles."""
-    if not any(name.endswith("/archive_format") for name in archive.members):
-        return False
-    configs = [name for name in archive.members if name.endswith("_config.json")]
-    pickled = re.compile(rb'"use_pickle"\s*:\s*(?!\s|false)')
-    return not any(pickled.search(archive.read(name, INDEX_BYTES)) for name in configs)
 
 
 _DOCUMENTS = (".json", ".yaml", ".yml")  # whose parsers also take UTF-16 and UTF-32
