@@ -1,4 +1,4 @@
-"""What torch's loaders do with the records of a zip: unpickle, compile, import or copy them.
+"""The records of a zip as torch's loaders take them: unpickled, compiled, imported or copied.
 
 Every zip is looked at in this way, whatever it is detected as: the loaders take any.
 """
