@@ -8,10 +8,11 @@ def main() -> int:
     """The exit code of the command that `sys.argv` asks for."""
     try:
         from cgpt_convert.cli import main as run
+
+        code = run()
     except KeyboardInterrupt:  # while it is imported, most of a short command's time
         sys.stderr.write("cgpt-convert: interrupted\n")
         return 130
-    code = run()
     gc.freeze()  # or the interpreter, as it ends, looks through all objects for cycles
     return code
 

@@ -1,4 +1,4 @@
-"""A small thread pool for jobs. The first error, or a Ctrl-C, stops all threads."""
+"""Thread pools that a Ctrl-C ends at once, because the main thread waits for no other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from cgpt_convert.core.events import Advance, Event, untold
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Job = Callable[[], object]
 
@@ -142,3 +147,56 @@ class WorkerPool:
             except IndexError:
                 return
             job()
+
+
+def in_order(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """Yield the result of `function` for each item, computed by several threads; raise its error.
+
+    Not an executor: at a Ctrl-C that waits for the running calls, and again when the interpreter
+    ends. These threads are daemons, and the caller only waits for a queue.
+    """
+    if threads < _SEVERAL:
+        yield from map(function, items)
+        return
+    todo = deque(enumerate(items))
+    ended: SimpleQueue[_Ended[R]] = SimpleQueue()
+    for _ in range(threads):
+        threading.Thread(target=_work, args=(function, todo, ended), daemon=True).start()
+    early: dict[int, list[R]] = {}
+    try:
+        for number in range(len(items)):
+            while number not in early:
+                early.update([_next(ended)])
+            yield from early.pop(number)
+    finally:
+        todo.clear()
+
+
+_SEVERAL = 2
+_Ended = tuple[int, list[R], BaseException | None]  # an item's number, its result or its error
+
+
+def _work(
+    function: Callable[[T], R], todo: deque[tuple[int, T]], ended: SimpleQueue[_Ended[R]]
+) -> None:
+    while todo:
+        try:
+            number, item = todo.popleft()
+        except IndexError:  # another thread took the last one
+            return
+        try:
+            ended.put((number, [function(item)], None))
+        except BaseException as error:  # noqa: BLE001  raised in the caller
+            ended.put((number, [], error))
+
+
+def _next(ended: SimpleQueue[_Ended[R]]) -> tuple[int, list[R]]:
+    """Wait for the next item that has ended; raise its error."""
+    while True:
+        try:
+            number, result, error = ended.get(timeout=_DRAWN)
+        except Empty:  # not every system interrupts a wait without an end
+            continue
+        if error is not None:
+            raise error
+        return number, result

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 
 from cgpt_convert.archives.zip_archive import SCRIPT
 from cgpt_convert.core.errors import CgptError, Unsupported
+from cgpt_convert.core.threads import crew_size, in_order
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind
@@ -61,20 +61,7 @@ def scan_each(
         return scan_file(path, rule) if isinstance(path, str) else path
 
     every = list(paths)
-    threads = min(jobs or os.cpu_count() or 1, len(every))
-    if threads < _WORTHWHILE:
-        yield from map(one, every)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield from pool.map(one, every)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_WORTHWHILE = 2
+    yield from in_order(one, every, min(crew_size(jobs), len(every)))
 
 
 def _plugin(source: Source, kind: FileKind, look: FileScanner) -> Format | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 import random
 import select
 import signal
@@ -127,3 +128,17 @@ def test_a_bar_is_drawn_on_a_terminal(folder: Path) -> None:
     shown = interrupted(words, folder, 60).shown
     assert "convert:" in shown
     assert "%|" in shown
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen")
+def test_a_ctrl_c_does_not_wait_for_the_file_being_scanned(tmp_path: Path) -> None:
+    """Each of these takes many seconds, in a thread of its own."""
+    for name in ("a.pkl", "b.pkl", "c.pkl"):
+        with (tmp_path / name).open("wb") as file:
+            pickle.dump(list(map(str, range(3_000_000))), file, 4)
+    chance = random.Random(5)
+    for _ in range(ROUNDS):
+        ended = interrupted(("scan", ".", "--jobs", "3"), tmp_path, chance.uniform(0.5, 1.5))
+        assert ended.code == 130, ended.shown
+        assert ended.seconds < 5
+        assert "Traceback" not in ended.shown

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cgpt_convert.core.events import Event
-from cgpt_convert.core.threads import WorkerPool
+from cgpt_convert.core.threads import WorkerPool, in_order
 
 
 def test_import_all_imports_what_rearranging_needs() -> None:
@@ -161,3 +161,50 @@ def test_an_event_whose_waiter_was_interrupted_still_ends_the_others() -> None:
     late._lock.acquire()  # taken by the one that was interrupted
     late.set()
     assert late.wait(0.01)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
+    def slow_first(number: int) -> int:
+        time.sleep(0.05 if number == 0 else 0)
+        return number * number
+
+    assert list(in_order(slow_first, range(50), threads)) == [n * n for n in range(50)]
+    assert list(in_order(slow_first, [], threads)) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_one_item_is_raised_and_ends_the_work(threads: int) -> None:
+    done: list[int] = []
+
+    def fails(number: int) -> None:
+        if number == 3:
+            raise ValueError("three")
+        done.append(number)
+        time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="three"):
+        list(in_order(fails, range(10_000), threads))
+    time.sleep(0.1)
+    assert len(done) < 100
+
+
+WAITING = """
+import _thread, sys, threading, time
+from cgpt_convert import cli
+from cgpt_convert.core.threads import in_order
+
+def work(**_):
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    list(in_order(lambda _: time.sleep(60), range(4), 2))
+
+cli.group.main = work
+sys.exit(cli.main())
+"""
+
+
+def test_a_ctrl_c_does_not_wait_for_the_calls_that_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING], capture_output=True, check=False, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (130, "cgpt-convert: interrupted\n")

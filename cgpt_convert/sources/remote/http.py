@@ -32,6 +32,7 @@ from urllib3.exceptions import TimeoutError as NothingCame
 
 from cgpt_convert import __version__
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable, Unsupported
+from cgpt_convert.core.events import Event
 from cgpt_convert.sources.remote.remote_object import (
     HEAD,
     SMALL,
@@ -361,7 +362,7 @@ class _Deadline:
         self.passed = False
         self._socket: Any = None
         self._end = 0.0
-        self._cancelled = threading.Event()
+        self._cancelled = Event()
 
     def watch(self, connected: Any) -> None:
         """Start the deadline for the connection's socket."""

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from cgpt_convert.core.events import Event
 from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import FetchWorkers
 from cgpt_convert.writing.remote.store import WritableStore
 
 MEMORY = 32 << 20  # bytes; limit of all parts being sent
 _PART = 8 << 20  # bytes; S3 requires at least 5 MiB
+_LOOK = 0.2  # seconds between checks while waiting
 _MOST_PARTS = 10_000  # limit of parts per S3 upload
 _COPIED = 256 << 20  # bytes per part of a server-side copy
 _COPIED_WHOLE = 5 << 30  # bytes; S3's limit for a copy in one request
@@ -32,7 +34,9 @@ class SendQueue:
 
     def __init__(self, *, parallel: bool) -> None:
         self._parallel = parallel
-        self._changed = threading.Condition()
+        # not a Condition: a KeyboardInterrupt inside of it can leave its lock taken
+        self._lock = threading.Lock()
+        self._changed = Event()  # set when a job ends; replaced by a new one
         self._jobs = self.nbytes = 0  # not yet done
         self._error: BaseException | None = None
         self.stopped = False
@@ -45,19 +49,13 @@ class SendQueue:
         if not self._parallel:
             job()
             return
-        with self._changed:
-            while self._jobs and self.nbytes + nbytes > MEMORY and not self.stopped:
-                self._changed.wait(0.2)
-            self._check()
-            self._jobs, self.nbytes = self._jobs + 1, self.nbytes + nbytes
+        self._until(lambda: self._takes(nbytes))
         _workers.submit(functools.partial(self._run, job, nbytes))
 
     def wait(self) -> None:
         """Wait for all jobs; raise the first error."""
-        with self._changed:
-            while self._jobs and not self.stopped:
-                self._changed.wait(0.2)
-            self._check()
+        self._until(lambda: not self._jobs or self.stopped)
+        self._check()
 
     def stop(self) -> None:
         """Start no further jobs."""
@@ -66,10 +64,25 @@ class SendQueue:
     def is_done(self, seconds: float) -> bool:
         """Wait at most `seconds` for running jobs; return whether all have ended."""
         end = time.monotonic() + seconds
-        with self._changed:
-            while self._jobs and time.monotonic() < end:
-                self._changed.wait(0.2)
-            return not self._jobs
+        self._until(lambda: not self._jobs or time.monotonic() >= end)
+        return not self._jobs
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        """Wait until `done` returns True; it is called again when a job has ended."""
+        while True:
+            changed = self._changed
+            if done():
+                return
+            changed.wait(_LOOK)
+
+    def _takes(self, nbytes: int) -> bool:
+        """Count in a job if it fits the limit; raise the error of an earlier job."""
+        with self._lock:
+            if self._jobs and self.nbytes + nbytes > MEMORY and not self.stopped:
+                return False
+            self._check()
+            self._jobs, self.nbytes = self._jobs + 1, self.nbytes + nbytes
+            return True
 
     def _run(self, job: Callable[[], object], nbytes: int) -> None:
         try:
@@ -78,9 +91,10 @@ class SendQueue:
         except BaseException as error:  # noqa: BLE001  the waiting thread raises it
             self._error = self._error or error
             self.stopped = True
-        with self._changed:
+        with self._lock:
             self._jobs, self.nbytes = self._jobs - 1, self.nbytes - nbytes
-            self._changed.notify_all()
+            changed, self._changed = self._changed, Event()
+        changed.set()
 
     def _check(self) -> None:
         if self._error is not None:
