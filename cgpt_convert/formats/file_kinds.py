@@ -154,7 +154,8 @@ MAGIC = (  # offset, bytes; each from the format's own specification
     (0, b"wOFF", Kind.FONT),
     (0, b"wOF2", Kind.FONT),
     (0, b"OTTO", Kind.FONT),
-    (0, b"\0\1\0\0\0", Kind.FONT),
+    # TrueType: the number of tables is not 0, unlike in the length of a safetensors header of 256
+    *((0, b"\0\1\0\0\0" + bytes((tables,)), Kind.FONT) for tables in range(1, 64)),
     (0, b"%PDF-", Kind.PDF),
     (0, b"TZif", Kind.TIME_ZONE),
     (0, b"version https://git-lfs.github.com/spec/", Kind.LFS_POINTER),

@@ -99,7 +99,7 @@ def select_model(
     Raises Malformed if tensors of the model are lost.
     """
     if target.as_stored:
-        return checkpoint, select_whole(checkpoint, wish._replace(dtype="keep"))
+        return checkpoint, select_whole(undone(checkpoint), wish._replace(dtype="keep"))
     checkpoint = undone(checkpoint)
     return checkpoint, select_whole(checkpoint, wish)
 

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.detect import sniff
@@ -25,6 +26,7 @@ from cgpt_convert.formats.file_kinds import Kind
 from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.formats.torch import torch_files
 from cgpt_convert.sources.local import MemoryBytes
+from tests.helpers.running import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 VALUE = {"w": torch.ones(300)}
@@ -210,3 +212,24 @@ def test_a_page_of_the_hub_is_answered_with_the_scheme_of_the_hub(rest):
     assert "write hf://me/gpt2-x" in str(refused(source))
     file = MemoryBytes("https://huggingface.co/me/x/blob/main/a.bin", b"<!doctype html><html>")
     assert "/resolve/" in str(refused(file))
+
+
+def test_a_safetensors_file_is_one_whatever_the_length_of_its_header():
+    """The library pads headers to a multiple of 8. 256 bytes look like the start of a font."""
+    kinds = {
+        sniff(MemoryBytes("x", n.to_bytes(8, "little") + b'{"":{}}' + bytes(n))): n
+        for n in (*range(8, 5_000, 8), *range(65_536, 70_000, 8), 1 << 24)
+    }
+    assert kinds.keys() == {Kind.SAFETENSORS}
+
+
+def test_a_safetensors_file_with_a_header_of_256_bytes_is_read(tmp_path):
+    state = {"a" * length: torch.ones(2) for length in range(1, 3)}
+    path = tmp_path / "model.safetensors"
+    for length in range(10, 200):
+        safetensors.torch.save_file(state | {"b" * length: torch.zeros(1)}, path)
+        if int.from_bytes(path.read_bytes()[:8], "little") == 256:
+            break
+    assert path.read_bytes()[:6] == b"\0\1\0\0\0\0"
+    assert set(open_checkpoint(path)) == {*state, "b" * length}
+    assert run("scan", path).code == 0

@@ -15,11 +15,12 @@ from cgpt_convert.architectures.hooks import hook, with_hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.text import printable
-from cgpt_convert.plan import Request
+from cgpt_convert.formats.gguf import writer
+from cgpt_convert.plan import Field, Request
 from cgpt_convert.targets.hf.model_card import Card, read_card
 from cgpt_convert.targets.llama_cpp import gguf_metadata, restore_hf
 from cgpt_convert.targets.model_targets import ModelContent, ModelRequest
-from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find, source_lines
+from cgpt_convert.targets.tokenizer.bpe import Tokenizer, find, flag_lines, source_lines
 from cgpt_convert.targets.whole_model import folder_of, layout_lines, whole_model
 from cgpt_convert.tensors.content_digest import same_values
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, BY_NAME, FLOAT32, DType
@@ -37,12 +38,14 @@ class ModelDescription(NamedTuple):
     config: Mapping[str, Any] | None
     tokenizer: Tokenizer | None
     card: Card = Card()
+    fields: tuple[Field, ...] = ()  # those of a GGUF file, which are kept
+    same_vocabulary: bool = False  # including those of its tokenizer
 
 
 def content(model: ModelRequest) -> ModelContent:
     """Return the content of the file for a model with the given uncast tensors.
 
-    Configuration and tokenizer are read beside the checkpoint, or from it if it is a GGUF file.
+    Configuration and tokenizer are read beside the checkpoint. A GGUF file's own fields are kept.
     Raises Unsupported if llama.cpp could not run the result, and BadRequest if a tokenizer is
     missing; both have a hint.
     """
@@ -50,27 +53,44 @@ def content(model: ModelRequest) -> ModelContent:
     path, folder = checkpoint.path, folder_of(checkpoint.path)
     inside = restore_hf.is_gguf(checkpoint)
     config = restore_hf.config(checkpoint) if inside else read_config(folder)
+    if inside and config is None:
+        name = checkpoint.metadata.get(gguf_metadata.ARCHITECTURE, "")
+        raise Unsupported(
+            f"a GGUF file of the architecture {printable(name)!r} is not written again as GGUF",
+            where=path,
+            hint=f"written is {', '.join(with_hook('gguf'))}; --to safetensors writes the tensors",
+        )
     found = recognised(path, model.tensors, config)
     if config is not None and not inside:
         config = hook(found.architecture, "gguf").with_defaults(config)
-    tokenizer = None
-    if model.vocabulary:
-        given = model.tokenizer
-        own = restore_hf.tokenizer(checkpoint) if inside and given is None else None
-        tokenizer = own or find(folder, given, found.sizes["vocab_size"])
-        if tokenizer is None:
-            raise BadRequest(
-                f"no tokenizer for its {found.sizes['vocab_size']:,} tokens lies beside it",
-                where=path,
-                hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
-                "--no-vocab",
-            )
-        tokenizer = tokenizer.with_config(config or {})
-        gguf_metadata.check_tokenizer(tokenizer, path)
-    card = restore_hf.card(checkpoint) if inside else read_card(folder)
-    described = ModelDescription(path, config, tokenizer, card)
+    tokenizer, given = None, model.tokenizer
+    same = inside and given is None and model.vocabulary
+    if model.vocabulary and not same:
+        tokenizer = _tokenizer(path, folder, given, found, config or {})
+    described = ModelDescription(path, config, tokenizer)
+    if inside:
+        described = described._replace(fields=writer.fields(checkpoint), same_vocabulary=same)
+    else:
+        described = described._replace(card=read_card(folder))
     made, lines = request(model.name, found, model.tensors, model.dtype, described)
     return ModelContent(made, lines, found)
+
+
+def _tokenizer(
+    path: str, folder: str, given: str | None, found: Recognised, config: Mapping[str, Any]
+) -> Tokenizer:
+    """Return the tokenizer to write. Raises BadRequest if there is none."""
+    tokenizer = find(folder, given, found.sizes["vocab_size"])
+    if tokenizer is None:
+        raise BadRequest(
+            f"no tokenizer for its {found.sizes['vocab_size']:,} tokens lies beside it",
+            where=path,
+            hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
+            "--no-vocab",
+        )
+    tokenizer = tokenizer.with_config(config)
+    gguf_metadata.check_tokenizer(tokenizer, path)
+    return tokenizer
 
 
 def recognised(
@@ -108,19 +128,32 @@ def request(
             lines.append(f"{tensor.name} is float16: rows of {tensor.shape[-1]} are no blocks")
             target = BY_NAME["float16"]
         written.append(tensor.cast(target))
-    if source.tokenizer is None:
-        vocabulary = gguf_metadata.no_vocabulary(found)
-    else:
-        vocabulary = gguf_metadata.vocabulary(source.tokenizer, found.sizes["vocab_size"])
+    sizes = gguf_metadata.hyperparameters(found, config, source.path)
+    storage = gguf_metadata.storage(written)
+    vocabulary = _vocabulary(found, source)
+    if source.tokenizer is not None:
+        lines += flag_lines(source.tokenizer)
+    if source.fields:
+        fields = gguf_metadata.kept(source.fields, sizes, storage, vocabulary)
+        return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
     fields = (
         *gguf_metadata.general(found, config, source.card, written),
-        *gguf_metadata.hyperparameters(found, config, source.path),
-        *gguf_metadata.storage(written),
+        *sizes,
+        *storage,
         *vocabulary,
         *gguf_metadata.own(found, config),
     )
     lines += hook(found.architecture, "gguf").notes(found, config)
     return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
+
+
+def _vocabulary(found: Recognised, source: ModelDescription) -> list[Field]:
+    """Return the fields of the tokenizer; none if those of a GGUF file are kept."""
+    if source.same_vocabulary:
+        return []
+    if source.tokenizer is None:
+        return gguf_metadata.no_vocabulary(found)
+    return gguf_metadata.vocabulary(source.tokenizer, found.sizes["vocab_size"])
 
 
 def _stripped(found: Recognised) -> list[str]:
@@ -134,6 +167,8 @@ def _target(tensor: Tensor, dtype: str, head: str) -> DType:
         return FLOAT32
     if tensor.name == _POSITIONS or not tensor.name.endswith(".weight"):
         return FLOAT32
+    if dtype == "keep" and tensor.stored.block > 1:
+        return tensor.stored
     if dtype == "keep":
         return tensor.dtype if tensor.dtype.name in _KEPT else FLOAT32
     if dtype in BLOCK_CASTS and tensor.name == head:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cgpt_convert.architectures.hooks import hook
@@ -40,6 +40,8 @@ ADD = {name: f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"
 TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
 
+_OWN, _TOKENIZER = "cgpt_convert.", "tokenizer."  # prefixes of keys
+_ALIGNMENT = "general.alignment"  # the writer's own, the default, is not written
 _ALL_FLOAT32 = 0  # gguf-py/gguf/constants.py `LlamaFileType`
 _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
 
@@ -109,6 +111,35 @@ def storage(tensors: Sequence[Tensor]) -> list[Field]:
     ]
 
 
+def kept(
+    old: Sequence[Field],
+    sizes: Sequence[Field],
+    storage: Sequence[Field],
+    vocabulary: Sequence[Field],
+) -> tuple[Field, ...]:
+    """Return the fields of a GGUF file for writing it again with other dtypes.
+
+    `storage` replaces the old fields of these keys, `vocabulary`, unless it is empty, all those of
+    the tokenizer; `sizes` are added where they are absent. Provenance metadata is dropped.
+    """
+    new = {field.key: field for field in storage}
+    found = []
+    for field in old:
+        own = field.key.startswith(_OWN) and field.key != ACTIVATION
+        replaced = vocabulary and (
+            field.key.startswith(_TOKENIZER) or field.key in _keys(vocabulary)
+        )
+        if not (own or replaced or field.key == _ALIGNMENT):
+            found.append(new.pop(field.key, field))
+    there = _keys(found)
+    found += [field for field in sizes if field.key not in there]
+    return (*found, *new.values(), *vocabulary)
+
+
+def _keys(fields: Iterable[Field]) -> set[str]:
+    return {field.key for field in fields}
+
+
 def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
     """Return the tokenizer's fields, padded with unused tokens to the model's vocabulary size."""
     have = len(tokenizer.tokens)
@@ -129,8 +160,8 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> list[Field]:
         roles |= {"eos": tokenizer.after[0], "eot": tokenizer.eos}
     ids = ((key, roles.get(role)) for role, key in ROLES.items())
     fields += [Field(key, "uint32", number) for key, number in ids if number is not None]
-    stated = ((key, tokenizer.adds.get(name)) for name, key in ADD.items())
-    fields += [Field(key, "bool", value) for key, value in stated if value is not None]
+    flags = {**tokenizer.adds, **tokenizer.stated}
+    fields += [Field(key, "bool", flags[name]) for name, key in ADD.items() if name in flags]
     return [*fields, *_chat_template(tokenizer.template)]
 
 

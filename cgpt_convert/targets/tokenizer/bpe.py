@@ -15,6 +15,7 @@ from cgpt_convert.core.errors import BadRequest, Malformed
 from cgpt_convert.formats.hub_names import hub_url
 from cgpt_convert.sources.paths import is_url, named
 from cgpt_convert.targets.tokenizer.files import (
+    CONFIG,
     MERGES,
     VOCAB,
     WHOLE,
@@ -57,6 +58,9 @@ class Tokenizer(NamedTuple):
     problems: tuple[str, ...] = ()  # features that llama.cpp does not support
     packaged: bool = False  # GPT-2's from the package, assumed by vocabulary size
     assumed: frozenset[str] = frozenset()  # roles with GPT2Tokenizer's default: "bos", "eos"
+    # the same as add_bos_token of tokenizer_config.json says it, where that differs from `adds`:
+    # gguf-py and llama.cpp follow it, transformers only does without a tokenizer.json
+    stated: Mapping[str, bool] = MappingProxyType({})
 
     def with_config(self, config: Mapping[str, Any]) -> Tokenizer:
         """Return the tokenizer with config.json's IDs for roles that its files do not state.
@@ -93,6 +97,18 @@ def source_lines(found: Tokenizer | None) -> list[str]:
         return []
     count = f"{GPT2_TOKENS:,} tokens"
     return [f"the tokenizer is assumed to be GPT-2's, as the model has {count} and none beside it"]
+
+
+def flag_lines(found: Tokenizer) -> list[str]:
+    """Return a line for each token that llama.cpp adds to a text and transformers does not.
+
+    Or the other way round.
+    """
+    return [
+        f"{CONFIG} says add_{name}_token {str(value).lower()}, which llama.cpp follows; "
+        f"transformers follows {WHOLE}, which {'does not add' if value else 'adds'} the token"
+        for name, value in found.stated.items()
+    ]
 
 
 def _given(folder: str) -> TokenizerFiles:
@@ -160,6 +176,7 @@ def _checked(parts: TokenizerFiles, vocab_size: int) -> Tokenizer:
         parts.template,
         parts.prefix_space,
         tuple(_problems(parts, tokens, special)),
+        stated=_stated(parts, {"bos": (bos, before), "eos": (eos, after)}),
         assumed=frozenset({"bos", "eos"} - {role.removesuffix("_token") for role in parts.roles}),
     )
 
@@ -190,6 +207,21 @@ def _adds(
         if ids or name in parts.adds:
             found[name] = bool(ids)
     return found | ({"sep": parts.adds["sep"]} if "sep" in parts.adds else {})
+
+
+def _stated(
+    parts: TokenizerFiles, added: Mapping[str, tuple[int | None, tuple[int, ...]]]
+) -> dict[str, bool]:
+    """Return whether a token is to be added, where the configuration says otherwise than happens.
+
+    `added` has the ID of each role, and the IDs that are added.
+    """
+    said = {name: parts.adds.get(name) for name, (number, _) in added.items() if number is not None}
+    return {
+        name: value
+        for name, value in said.items()
+        if value is not None and value != bool(added[name][1])
+    }
 
 
 def _problems(parts: TokenizerFiles, tokens: tuple[str, ...], special: set[int]) -> Iterator[str]:

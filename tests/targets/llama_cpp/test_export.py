@@ -12,6 +12,7 @@ from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.formats.gguf import writer
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference.model import Model
+from cgpt_convert.plan import Field
 from cgpt_convert.targets.hf.model_card import Card, read_card
 from cgpt_convert.targets.llama_cpp import export, restore_hf
 from cgpt_convert.targets.llama_cpp.gguf_metadata import size_label
@@ -22,6 +23,7 @@ from tests.helpers import llama_model, vendor
 from tests.helpers.known_models import GPT2, HEAD, bare, known
 from tests.helpers.render import dense, render, tensor_bytes, write
 from tests.helpers.render import request as request_of
+from tests.helpers.running import run
 
 SMALL = llama_model.SHAPE
 QUANTIZED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
@@ -325,6 +327,57 @@ def test_there_and_back_and_there_again_is_the_same_file(model, tmp_path):
         tensors = select(undone, TensorSelection(tied="copy")).tensors
         again = render(plan_gguf(undone, tensors, dtype).plans)["m.gguf"]
         assert again == (folder / "m.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float16", "bfloat16", "q8_0", "q4_0"])
+def test_a_gguf_is_written_again_as_from_its_source(model, tmp_path, dtype):
+    first, second, direct = (tmp_path / f"{name}.gguf" for name in ("first", "second", "direct"))
+    words = ("--no-proof", "--dtype", dtype)
+    assert run("convert", model, "-o", first, "--no-proof").code == 0
+    assert run("convert", model, "-o", direct, *words).code == 0
+    assert run("convert", first, "-o", second, "--verify", *words).code == 0
+    assert second.read_bytes() == direct.read_bytes()
+    assert run("convert", second, "-o", first, "--no-proof", "--overwrite").code == 0
+    assert first.read_bytes() == direct.read_bytes()  # `keep` keeps blocks
+
+
+def test_the_fields_of_a_gguf_are_kept(model, tmp_path):
+    """Those of other programs, too; the digests of what was there before are not."""
+    request = planned(model).request
+    other = Field("x.y", "int64", (1, 2))
+    made = dataclasses.replace(request, fields=(*request.fields, other))
+    write(render(writer.plan(made)), tmp_path)
+    path, out = tmp_path / "m.gguf", tmp_path / "out.gguf"
+    done = run("convert", path, "-o", out, "--dtype", "float16")
+    assert done.code == 0, done.err
+    before, after = (fields_of(each) for each in (path, out))
+    assert after.pop("general.file_type").value == 1
+    assert before.pop("general.file_type").value == 0
+    ours = {key for key in after if key.startswith("cgpt_convert.")}
+    assert {key: after[key] for key in after if key not in ours} == {
+        key: value for key, value in before.items() if not key.startswith("cgpt_convert.")
+    }
+    assert ours >= {"cgpt_convert.tensors", "cgpt_convert.activation_function"}
+    assert run("verify", path, out).code == run("verify", out).code == 0
+    assert run("convert", out, "-o", path, "--no-vocab", "--overwrite").code == 0
+    left = {key for key in fields_of(path) if key.startswith("tokenizer.")}
+    assert left == {"tokenizer.ggml.model"}
+    words = ("--tokenizer", model.parent, "--overwrite")
+    assert run("convert", path, "-o", out, *words).code == 0
+    assert fields_of(out)["tokenizer.ggml.tokens"] == before["tokenizer.ggml.tokens"]
+
+
+def test_a_gguf_of_another_architecture_is_not_written_again(tmp_path):
+    tensor = dense("blk.0.attn_q.weight", "float32", (2, 32), bytes(2 * 32 * 4))
+    made = writer.plan(request_of("m.gguf", tensor, metadata={"general.architecture": "llama"}))
+    write(render(made), tmp_path)
+    done = run("convert", tmp_path / "m.gguf", "-o", tmp_path / "x.gguf")
+    assert done.code == 3
+    assert "the architecture 'llama'" in done.err
+
+
+def fields_of(path):
+    return {field.key: field for field in writer.fields(writer.read(str(path)))}
 
 
 def test_what_the_file_says_of_the_model(model, tmp_path):

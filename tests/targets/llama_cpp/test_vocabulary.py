@@ -233,6 +233,31 @@ def test_fields_are_those_of_special_vocab(weights: Path, tmp_path: Path, kind: 
     assert fields["tokenizer.ggml.merges"] == theirs.merges
 
 
+@pytest.mark.parametrize("kind", ["plain", "bos", "eos", "bos-eos"])
+@pytest.mark.parametrize(
+    "flags", [{"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}]
+)
+def test_flags_of_the_configuration_are_written_as_by_llama_cpps_converter(
+    weights: Path, tmp_path: Path, kind: str, flags: dict[str, bool]
+) -> None:
+    """Beside a tokenizer.json, transformers does not follow them: that is told."""
+    folder = source(weights, tmp_path / "source")
+    SAME[kind](folder)
+    change(folder / "tokenizer_config.json", **flags)
+    done = run("convert", folder, "-o", tmp_path / "m.gguf")
+    assert done.code == 0
+    fields = GGUFReader(tmp_path / "m.gguf").fields
+    theirs = SpecialVocab(folder, load_merges=True, n_vocab=SIZE).add_special_token
+    found = {name: fields.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
+    assert {name: field.contents() for name, field in found.items() if field} == {
+        name: flag for name, flag in theirs.items() if name != "sep"
+    }
+    expected = [AutoTokenizer.from_pretrained(folder)(text).input_ids for text in TEXTS]
+    same = llama_cpp(tmp_path / "m.gguf") == expected
+    ((name, value),) = flags.items()
+    assert (f"says {name} {str(value).lower()}, which llama.cpp follows" in done.out) != same
+
+
 def of_model(**values: Any) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         plain(folder)
