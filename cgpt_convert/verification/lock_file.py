@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import loads
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.sources.local import read
 from cgpt_convert.sources.paths import named, open_source
-from cgpt_convert.targets.selection import TensorSelection
+from cgpt_convert.targets.selection import TensorSelection, is_under, relative
 from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.dtypes import BY_NAME
-from cgpt_convert.verification.canonical_names import CanonicalWeights
-from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, is_digest
+from cgpt_convert.verification.canonical_names import CanonicalWeights, converted_part
+from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, is_digest, of_part
 from cgpt_convert.verification.file_digests import file_digests
 from cgpt_convert.writing.destination import write_files
 from cgpt_convert.writing.writer import WriteOptions
@@ -52,6 +53,19 @@ class LockedFile(NamedTuple):
     sha256: str
 
 
+class LockedPart(NamedTuple):
+    """The part of the locked tensors that `convert` writes; `root` is "" without a root.
+
+    Missing digests are "".
+    """
+
+    root: str
+    digest: str
+    tensors: int
+    architecture: str
+    model: str
+
+
 class Lock(NamedTuple):
     """The content of a lock; missing digests are ""."""
 
@@ -62,6 +76,7 @@ class Lock(NamedTuple):
     tensors: dict[str, LockedTensor]
     scope: TensorSelection | None  # the selection; None if not recorded (the default root was used)
     outside: tuple[str, ...] = ()  # names in the file of the tensors not locked
+    part: LockedPart | None = None  # the weights, if they are a part of the tensors
 
 
 def lock(
@@ -100,14 +115,42 @@ def lock(
         rows,
         scope,
         weights.outside,
+        _part(checkpoint, weights, digested, scope, rows),
+    )
+
+
+def _part(
+    checkpoint: Checkpoint,
+    weights: CanonicalWeights,
+    digested: TensorDigests,
+    scope: TensorSelection,
+    rows: Mapping[str, LockedTensor],
+) -> LockedPart | None:
+    """Return the part that `convert` writes; None if that is all, or ambiguous by the names."""
+    try:
+        part = converted_part(checkpoint, weights, scope)
+    except BadRequest:  # several roots
+        return None
+    if part is weights:
+        return None
+    found = of_part(part, digested)
+    if found.whole != _digest_under(part.root, rows):
+        return None
+    known = part.architecture if found.model else ""
+    return LockedPart(part.root, found.whole, len(part.keys), known, found.model)
+
+
+def _digest_under(root: str, rows: Mapping[str, LockedTensor]) -> str:
+    """Return the digest of the locked tensors under a root that `state_dict()` contains."""
+    inside = {name: row for name, row in rows.items() if is_under(name, root)}
+    return listed(
+        {relative(name, root): row.sha256 for name, row in inside.items() if not row.extra}
     )
 
 
 def encoded(lock: Lock) -> bytes:
     """Return the lock as JSON with one line per tensor, sorted by name, for readable diffs."""
-    model = None
-    if lock.model:
-        model = {"architecture": lock.architecture, "digest": ALGORITHM + lock.model}
+    model = _named(lock.architecture, lock.model)
     scope = lock.scope or TensorSelection()
     told = {"root": scope.root, "match": [*scope.match], "exclude": [*scope.exclude]}
     head: dict[str, Any] = {
@@ -116,6 +159,13 @@ def encoded(lock: Lock) -> bytes:
         "model": model,
         "scope": told,
     }
+    if lock.part:
+        head["weights"] = {
+            "root": lock.part.root or None,
+            "digest": ALGORITHM + lock.part.digest,
+            "tensors": lock.part.tensors,
+            "model": _named(lock.part.architecture, lock.part.model),
+        }
     if lock.outside:
         head["not_locked"] = [*lock.outside]
     files = [json.dumps(file._asdict()) for file in sorted(lock.files)]
@@ -124,6 +174,10 @@ def encoded(lock: Lock) -> bytes:
     parts.append(f'"files": [{_lines(files)}]')
     parts.append(f'"tensors": {{{_lines(rows)}}}')
     return ("{\n " + ",\n ".join(parts) + "\n}\n").encode()
+
+
+def _named(architecture: str, model: str) -> dict[str, str] | None:
+    return {"architecture": architecture, "digest": ALGORITHM + model} if model else None
 
 
 def _lines(items: list[str]) -> str:
@@ -206,7 +260,8 @@ def read_lock(path: str) -> Lock:
         raise Malformed("two tensors have one key", where=path)
     listing = tuple(_read_file(file, path) for file in files)
     whole, scope = digest.removeprefix(ALGORITHM), _scope(told.get("scope"), path)
-    return Lock(whole, known, architecture, listing, rows, scope, _outside(told, path))
+    part = _read_part(told.get("weights"), rows, path)
+    return Lock(whole, known, architecture, listing, rows, scope, _outside(told, path), part)
 
 
 def _outside(told: dict[str, Any], path: str) -> tuple[str, ...]:
@@ -214,6 +269,22 @@ def _outside(told: dict[str, Any], path: str) -> tuple[str, ...]:
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return tuple(names)
     raise Malformed("not_locked is no list of names", where=path)
+
+
+def _read_part(told: object, rows: Mapping[str, LockedTensor], path: str) -> LockedPart | None:
+    match told:
+        case None:
+            return None
+        case {
+            "root": None | str() as root,
+            "digest": str(digest),
+            "tensors": int(count),
+            "model": None | dict() as model,
+        } if digest == ALGORITHM + _digest_under(root or "", rows):
+            return LockedPart(
+                root or "", digest.removeprefix(ALGORITHM), count, *_model(model, path)
+            )
+    raise Malformed("weights that are no part of the tensors: it was edited", where=path)
 
 
 def _is_titled(digest: str) -> bool:

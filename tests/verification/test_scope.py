@@ -189,6 +189,24 @@ def test_a_training_checkpoint_of_a_known_model(state, tmp_path):
         "tensors": len(state),
         "of": len(state) + 1,
     }
+    locked = json.loads((tmp_path / "lock.json").read_text())
+    assert locked["weights"] == {
+        "root": "state_dict",
+        "digest": whole(state),
+        "tensors": len(state),
+        "model": {"architecture": "gpt2", "digest": model(state)},
+    }
+    assert (locked["digest"], locked["model"]) == (whole(every), None)
+    edited = locked | {"weights": locked["weights"] | {"digest": whole(every)}}
+    (tmp_path / "edited.json").write_text(json.dumps(edited))
+    result = run("verify", path, "--lock", tmp_path / "edited.json")
+    assert (result.code, "it was edited" in result.err) == (3, True)
+    del locked["weights"]  # as earlier versions wrote it
+    (tmp_path / "older.json").write_text(json.dumps(locked))
+    assert run("verify", path, "--lock", tmp_path / "older.json").code == 0
+    for plain in ((path, "--root", "state_dict"), (tmp_path / "m.safetensors",)):
+        assert run("lock", *plain, "-o", tmp_path / "plain.json", "--overwrite").code == 0
+        assert "weights" not in json.loads((tmp_path / "plain.json").read_text())
 
 
 def test_a_lock_that_does_not_say_its_scope_is_of_the_usual_root(tmp_path, reviewed):
