@@ -88,15 +88,15 @@ def signed(chosen: SelectedTensors, request: Request) -> Request:
 
 def _origins(sources: CanonicalWeights, tensors: Sequence[Tensor]) -> dict[str, str]:
     """Return name of a written tensor -> name of the source tensor that it is a view of."""
-    owners: dict[Content, list[str]] = {}
+    owners: dict[Content, dict[str, None]] = {}  # thousands of names may have one content
     for name, tensor in sources.tensors.items():
-        owners.setdefault(tensor.content, []).append(name)
+        owners.setdefault(tensor.content, {})[name] = None
     found = {}
     for tensor in tensors:
         names = owners.get(tensor.uncast.content)
         if names is None:
             names = owners[tensor.uncast.transposed().content]
-        found[tensor.name] = tensor.name if tensor.name in names else names[0]
+        found[tensor.name] = tensor.name if tensor.name in names else next(iter(names))
     return found
 
 
