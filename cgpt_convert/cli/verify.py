@@ -176,7 +176,7 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
     made = failed + len(passed)
     ends = f"{failed:,} of {counted(made, 'check')} failed"
     if not failed:
-        kinds = Counter(_kind(check) for check in passed if check.tensor)
+        kinds = Counter(_kind(check) for check in passed if check.name != "claim")
         ends = "; ".join(f"{n:,} {kind}" for kind, n in kinds.items())
         ends = f"{counted(made, 'check')} passed: {ends}"
     click.echo(wrapped(f"{printable(target)}: {ends}", 4))

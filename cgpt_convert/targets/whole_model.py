@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cgpt_convert.architectures.hf_config_check import CONFIG, count, head_lines, mup_refusal
+from cgpt_convert.architectures.hooks import has_hook, hook
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.schema import LAYERS, Architecture, architectures
@@ -46,8 +47,9 @@ def whole_model(
         )
     if found.misfits:
         raise Unsupported(
-            f"{len(found.misfits)} differences from {found.architecture.name}: "
-            f"{'; '.join(found.misfits)}",
+            f"{_other_head(found.architecture, config or {})}{len(found.misfits)} "
+            f"{'difference' if len(found.misfits) == 1 else 'differences'} from "
+            f"{found.architecture.name}: {'; '.join(found.misfits)}",
             where=path,
             hint=ONLY_WEIGHTS,
         )
@@ -72,6 +74,17 @@ def whole_model(
     if refusal:
         raise Unsupported(refusal, where=path, hint=ONLY_WEIGHTS)
     return found._replace(refusal="")
+
+
+def _other_head(architecture: Architecture, config: Mapping[str, Any]) -> str:
+    """Return that config.json names a class with another head than the one written, or ""."""
+    classes = config.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    written = hook(architecture, "hf").CLASS if has_hook(architecture, "hf") else None
+    base = named == f"{architecture.class_prefix}Model"  # has no head
+    if not isinstance(named, str) or written is None or base or named == written:
+        return ""
+    return f"{CONFIG} says that the model is a {printable(named)}, and only {written} is written; "
 
 
 def _lacks_biases(found: Recognised) -> bool:

@@ -357,6 +357,7 @@ def test_other_heads_are_refused(tmp_path: Path, name: str) -> None:
         done = run("convert", source, *words)
         assert done.code == 3
         assert VARIANTS[name] in done.err
+        assert f"the model is a {name}, and only GPT2LMHeadModel is written" in done.err
         assert "--exclude" not in done.err
 
 

@@ -317,6 +317,15 @@ def test_a_name_of_two_values_is_not_compared(tmp_path):
     assert (result.code, "not compared: a.b" in result.out) == (0, True)
 
 
+def test_a_lone_tensor_is_counted_by_its_kind(tmp_path):
+    """It has no name."""
+    one = saved(tmp_path, "one.pt", HEAD)
+    out = tmp_path / "one.safetensors"
+    assert run("convert", one, "-o", out, "--dtype", "float16").code == 0
+    assert run("verify", one, one).out.endswith(": 1 check passed: 1 identity\n")
+    assert run("verify", one, out).out.endswith(": 2 checks passed: 1 cast float16\n")
+
+
 def test_values_that_were_not_saved(tmp_path):
     with torch.serialization.skip_data():
         torch.save({"w": torch.ones(4), "v": torch.ones(2)}, tmp_path / "a.pt")
