@@ -61,8 +61,8 @@ class ModelTarget(NamedTuple):
     format: str  # of the weight files
     content: Callable[[ModelRequest], ModelContent]
     folder: bool = False  # whether the output is a folder, else one file
-    # whether `content` takes the tensors as the file has them and casts them by its own rule, else
-    # with transformers' names and layout, cast
+    # whether `content` takes the checkpoint as it is stored and casts the tensors by its own rule,
+    # else the checkpoint with transformers' names and layout, and cast tensors
     as_stored: bool = False
     blocks: bool = False  # whether it stores block-quantized types
     shards: bool = False  # whether the weights can be split
