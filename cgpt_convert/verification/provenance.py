@@ -121,9 +121,10 @@ def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
     steps = []
     if target.uncast.content != source.content:
         steps.append("transpose")
-    if source.stored.block > 1:
+    blocks = source.stored.block > 1 and target.target is None  # written as they are stored
+    if source.stored.block > 1 and not blocks:
         steps.append(f"dequantize {source.stored.name}")
-    if target.dtype != source.dtype:
+    if target.dtype != source.dtype and not blocks:
         word = "quantize" if target.dtype.block > 1 else "cast"
         steps.append(f"{word} {target.dtype.name}")
     renamed = {"from": source.name} if source.name != target.name else {}

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 _BLOCK = 16 << 20  # bytes rearranged at a time by all threads together; memory use is 3 times that
 
 
+def contents(tensor: Tensor) -> set[Content]:
+    """Return the contents that are read when the tensor is: its own, and before a cast.
+
+    Blocks that are written as they are stored are not decoded.
+    """
+    cast = {tensor.uncast.content} if tensor.target is not None else set()
+    return {tensor.content} | cast
+
+
 class TensorPieces:
     """The bytes of tensors in pieces, compared with the checksum in the source.
 
@@ -43,7 +52,7 @@ class TensorPieces:
     def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
         """Yield the bytes, for output offset `position`; a piece is valid until the next one."""
         written = self._hash(tensor)
-        is_cast = tensor.uncast.content != tensor.content
+        is_cast = len(contents(tensor)) > 1
         source = self._hash(tensor.uncast) if is_cast else None
         pieces = self._checked_pieces(tensor, position, source.update if source else None)
         if written is None:
@@ -60,7 +69,7 @@ class TensorPieces:
     def hashes(self, parts: Iterable[object]) -> bool:
         """Return whether any of these is a tensor whose digest is wanted."""
         tensors = (part for part in parts if isinstance(part, Tensor))
-        return any({t.content, t.uncast.content} & self._wanted for t in tensors)
+        return any(contents(tensor) & self._wanted for tensor in tensors)
 
     def _hash(self, tensor: Tensor) -> Hash | None:
         if tensor.content not in self._wanted:

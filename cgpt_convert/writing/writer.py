@@ -32,7 +32,7 @@ from cgpt_convert.writing.output_file import OutputFile
 from cgpt_convert.writing.schedule import do_all, in_turn
 from cgpt_convert.writing.source_guard import check_apart
 from cgpt_convert.writing.stage import Stage
-from cgpt_convert.writing.tensor_stream import TensorPieces
+from cgpt_convert.writing.tensor_stream import TensorPieces, contents
 
 
 def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
@@ -294,8 +294,7 @@ def _late(plan: FilePlan) -> Iterator[DeferredPart]:
 def _contents(plan: FilePlan) -> Iterator[Content]:
     for part in plan.parts:
         if isinstance(part, Tensor):
-            yield part.content
-            yield part.uncast.content
+            yield from contents(part)
 
 
 def is_hashed_in_order(plan: FilePlan) -> bool:

@@ -341,6 +341,23 @@ def test_a_gguf_is_written_again_as_from_its_source(model, tmp_path, dtype):
     assert first.read_bytes() == direct.read_bytes()  # `keep` keeps blocks
 
 
+@pytest.mark.parametrize("before", ["float32", "q8_0"])
+@pytest.mark.parametrize("after", ["keep", "float16", "q8_0", "q4_0"])
+def test_a_gguf_written_again_is_verified(model, tmp_path, before, after):
+    """Its provenance metadata, too."""
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    assert run("convert", model, "-o", first, "--dtype", before).code == 0
+    assert run("convert", first, "-o", second, "--dtype", after, "--verify").code == 0
+    for words in ((first, second), (second,), (second, second)):
+        result = run("verify", *words)
+        assert result.code == 0, result.out
+    lock = tmp_path / "lock.json"
+    assert run("lock", first, "-o", lock).code == 0
+    same = after in ("keep", before)
+    assert run("verify", second, "--lock", lock).code == (0 if same else 1)
+    assert run("diff", first, second).code == (0 if same else 1)
+
+
 def test_the_fields_of_a_gguf_are_kept(model, tmp_path):
     """Those of other programs, too; the digests of what was there before are not."""
     request = planned(model).request
