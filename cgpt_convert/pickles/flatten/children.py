@@ -108,7 +108,9 @@ def _call_children(name: str, call: Call) -> Pairs | None:
     args = call.args if isinstance(call.args, tuple) else ()
     if name in _DICTS:
         return [*_given(name, call, args), *call.items]
-    if name in _SETS or name in _SCRIPT_HELPERS:
+    if name in _SETS:
+        return [*_given_to_set(name, call, args), *enumerate(call.elements)]
+    if name in _SCRIPT_HELPERS:
         return [("", value) for value in args[:1]] + list(enumerate(call.elements))
     return list(held(call)) if is_script_class(name) else None
 
@@ -132,6 +134,16 @@ def _given(name: str, call: Call, args: tuple[Value, ...]) -> Pairs:
     if pairs:
         return [(pair[0], pair[1]) for pair in given]
     return [("", value) for value in args if not isinstance(value, Global)]
+
+
+def _given_to_set(name: str, call: Call, args: tuple[Value, ...]) -> Pairs:
+    """Return what a set is made from: of a dict, the keys. Raises Ambiguous as `_given` does."""
+    given = args[:1]
+    if not are_settled(given, call.position):
+        raise Ambiguous(f"what a {name} is made of is changed later: {text(call)}")
+    if given and has_keys(given[0]):
+        return [("", key) for key, _ in children(given[0]) or ()]
+    return [("", value) for value in given]
 
 
 def _is_pair(value: Value) -> bool:

@@ -110,6 +110,25 @@ def test_a_dict_made_of_one_that_is_filled_later_rejects_the_file(name: str) -> 
         opened(data)
 
 
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_made_of_a_list_that_is_extended_later_rejects_the_file(kind: type) -> None:
+    shared = ["a"]
+    data = changed({"shared": shared, "w": Made(kind, (shared,)), "o": OTHER}, b"X\1\0\0\0ba")
+    whole = torch.load(io.BytesIO(data), weights_only=False)
+    assert (whole["w"], whole["shared"]) == ({"a"}, ["a", "b"])
+    with pytest.raises(Malformed, match="is made of is changed later"):
+        opened(data)
+
+
+@pytest.mark.parametrize("value", [{"a": OTHER}, collections.OrderedDict([("a", OTHER)])], ids=type)
+def test_a_set_made_of_a_dict_has_its_keys(value: Any) -> None:
+    data = forged({"w": OTHER, "s": Made(set, (value,))}, STORAGES)
+    assert loaded(data)["s"] == {"a"}
+    checkpoint = opened(data)
+    assert list(checkpoint) == ["w"]
+    assert not checkpoint.exotic
+
+
 class Pairs(dict[Any, Any]):
     """A dict that is pickled with the pairs that it was made of."""
 
