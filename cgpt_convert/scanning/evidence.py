@@ -26,6 +26,7 @@ class Evidence:
         self.passed: set[str] = set()  # user-allowed names in the pickle being traced
         self.added: set[str] = set()  # the same for all confirmed pickles
         self.script = False  # whether the file itself is a TorchScript archive
+        self.flax = False  # whether it is a checkpoint of Flax
         self.weights = False
         self.pickles = 0
         self.parts = 0

@@ -17,12 +17,12 @@ CLOSED = {
     Kind.SEVEN_ZIP: "a 7z archive: unpack it and scan the result",
     Kind.RAR: "a rar archive: unpack it and scan the result",
     Kind.HDF5: "an HDF5 file, which can contain layers with code and pickled objects",
-    Kind.ONNX: "an ONNX model, whose operators and external files are not checked",
     Kind.TFLITE: "a TensorFlow Lite model, whose operators are not checked",
     Kind.MOBILE: "a PyTorch mobile model, whose code is not checked",
     Kind.OLD_GGML: "a GGML file older than GGUF, which no reader here understands",
 }
 PROGRAM = "a program or shared library: machine code that runs when it is loaded"
+FLAX = "Flax checkpoint"  # like the names in `detect.Kind`
 # kinds that are not understood unless a pickle is found or unpacking succeeds
 UNREAD = {
     Kind.UNKNOWN: "a file of an unknown kind",

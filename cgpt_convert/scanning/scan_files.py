@@ -12,6 +12,7 @@ from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind
 from cgpt_convert.formats.registry import Format
 from cgpt_convert.scanning import allowlist, raw_folders
+from cgpt_convert.scanning.kinds import FLAX
 from cgpt_convert.scanning.result import FileScan
 from cgpt_convert.scanning.scanner import FileScanner
 from cgpt_convert.sources.local import Source
@@ -87,6 +88,8 @@ def _label(path: str, kind: FileKind, look: FileScanner) -> str:
     """Return the file's kind as `inspect` names it, given what the scan found."""
     if look.script:
         return SCRIPT
+    if look.flax:
+        return FLAX
     if look.pickles and kind in (Kind.UNKNOWN, Kind.TEXT, Kind.JSON):
         return Kind.PICKLE.value
     if not (look.weights or look.problems) and raw_folders.is_raw(path):

@@ -25,7 +25,14 @@ from cgpt_convert.formats.file_kinds import HEAD, FileKind, FormatKind, Kind, is
 from cgpt_convert.formats.registry import Format, of_kind
 from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.trace.tracer import Trace
-from cgpt_convert.scanning import allowlist, code, kinds, torch_archives, zip_records
+from cgpt_convert.scanning import (
+    allowlist,
+    code,
+    kinds,
+    msgpack_weights,
+    torch_archives,
+    zip_records,
+)
 from cgpt_convert.scanning.embedded import source_of
 from cgpt_convert.scanning.evidence import Evidence
 from cgpt_convert.scanning.references import is_pickle, sighting
@@ -164,6 +171,12 @@ class FileScanner(Evidence):
             failed = self.guarded(lambda *_: scan(source, part), source, place)
             if role is not Role.STORAGE:
                 return failed
+        if kind is Kind.ONNX and role is not Role.STORAGE:
+            return self.guarded(self.onnx, source, place)
+        if kind is Kind.UNKNOWN and role is Role.ANY and msgpack_weights.is_weights(source):
+            self.weights = True
+            self.flax |= not depth
+            return True
         return self.guarded(self.compressed, source, place, depth, role)
 
     # -- pickles
@@ -361,6 +374,13 @@ class FileScanner(Evidence):
         if allowed:
             self.added.add(f"{module}.{name}")
         return allowed
+
+    def onnx(self, source: Source, _place: str) -> None:
+        """Check the operators of an ONNX model."""
+        from cgpt_convert.scanning import onnx_model
+
+        self.weights = True
+        onnx_model.check(source)
 
     def compressed(self, source: Source, place: str, depth: int, role: Role) -> bool:
         """Scan a compressed file. Return whether it is one."""

@@ -15,6 +15,8 @@ import torch.distributed.checkpoint as dcp
 from tests.helpers.running import run
 from tests.helpers.scan_files import WEIGHTS, npy
 from tests.scanning.test_code import CHAT, gguf
+from tests.scanning.test_msgpack_weights import FLAX, packed
+from tests.scanning.test_onnx_model import PLAIN
 
 
 def png() -> bytes:
@@ -71,6 +73,8 @@ def test_a_repository_of_a_model_passes(tmp_path: Path) -> None:
         "tokenizer.model": b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2\n\x0c\n\3<s>\x15\0\0\0\0\x18\3",
         "assets/plot.png": png(),
         "model.gguf": gguf(CHAT),
+        "onnx/model.onnx": PLAIN["a sum"],
+        "flax_model.msgpack": packed(FLAX["nested"]),
         "positions.npy": npy(torch.arange(4).numpy()),
     }
     for name, data in files.items():
