@@ -16,6 +16,7 @@ _MOST = 10_000_000  # values
 _PLAIN = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8}  # nil, false, true, floats -> width
 _PLAIN |= {first + power: 1 << power for first in (0xCC, 0xD0) for power in range(4)}  # integers
 _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes, text -> width of a length
+_SHORT = range(0xA0, 0xC0)  # texts of up to 31 bytes
 _BYTES = (0xC4, 0xC5, 0xC6)
 _EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 _FIXED = {0xD4 + power: 1 << power for power in range(5)}  # extensions -> length
@@ -71,7 +72,7 @@ class _MsgpackTree:
             return None
         if code in _PLAIN:
             self.data.skip(_PLAIN[code])
-        elif code in _SIZED or 0xA0 <= code <= 0xBF:  # noqa: PLR2004  short texts
+        elif code in _SIZED or code in _SHORT:
             self.data.skip(self.length(code))
         elif code in _EXTENSIONS or code in _FIXED:
             self.extension(code)
@@ -91,12 +92,17 @@ class _MsgpackTree:
         return int.from_bytes(self.data.take(width), "big")
 
     def length(self, code: int) -> int:
-        return self.number(_SIZED[code]) if code in _SIZED else code & 0x1F
+        """Return the length of text or bytes."""
+        if code in _SIZED:
+            return self.number(_SIZED[code])
+        if code in _SHORT:
+            return code & 0x1F
+        raise UnpicklingFault("neither text nor bytes")
 
     def key(self) -> None:
         """Read a key, which is text."""
         code = self.data.next()
-        if code in _BYTES or not (code in _SIZED or 0xA0 <= code <= 0xBF):  # noqa: PLR2004
+        if code in _BYTES:
             raise UnpicklingFault("a key that is no text")
         self.data.skip(self.length(code))
 

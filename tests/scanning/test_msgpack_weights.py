@@ -65,6 +65,7 @@ OTHERS = {
     "another extension": packed({**WEIGHTS, "x": msgpack.ExtType(5, b"abc")}),
     "a time": packed({**WEIGHTS, "x": msgpack.Timestamp(1)}),
     "objects": packed(WEIGHTS).replace(b"\xa7float32", b"\xa7object_"),
+    "a type that is a number": packed(WEIGHTS).replace(b"\xa7float32", b"\xe7float32"),
     "no array": packed({"a": 1, "b": "c\0"}),
     "keys that are numbers": packed({**WEIGHTS, 1: 2}),
     "more behind": packed(WEIGHTS) + b"\0",
