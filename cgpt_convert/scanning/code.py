@@ -347,11 +347,12 @@ def _tag_end(text: str, at: int, closing: str) -> int:
 _YAML = "tag:yaml.org,2002:"
 _PYTHON_TAG = re.compile(r"!!python/(object|name|module)\S*|!?<?tag:yaml\.org,2002:python\S*")
 _TARGETS = re.compile(r"""\b_target_['"]?\s*:\s*['"]?([\w.]+)""")
+_ESCAPING = re.compile(r"__(globals|builtins|subclasses|import|mro|bases?|class|getattribute)__")
 _TAG = re.compile(r"%TAG[ \t]+\S+[ \t]+(\S+)")
 
 
 def yaml(text: str) -> Iterator[str]:
-    """Yield what a YAML document imports or calls by tags of an unsafe loader, or through Hydra.
+    """Yield what a YAML document runs: by tags of an unsafe loader, through Hydra, by templates.
 
     PyYAML's `yaml.load` with UnsafeLoader or Loader: yaml/constructor.py.
     """
@@ -367,6 +368,9 @@ def yaml(text: str) -> Iterator[str]:
             yield f"the YAML tag {found[0][:200]}, which yaml.unsafe_load imports"
         elif prefix and prefix[1] != _YAML and _YAML.startswith(prefix[1][: len(_YAML)]):
             yield f"a short form of YAML's own tags: {prefix[0][:200]}"
+    reached = _ESCAPING.search("\n".join(_tags(text)))
+    if reached:
+        yield f"a template with {reached[0]}"
 
 
 # -- site files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -391,3 +392,16 @@ def test_yaml_in_other_encodings_is_read(encoding: str, tmp_path: Path) -> None:
     text = "a: !!python/object/apply:os.system [id]\n"
     assert scanned(text.encode(encoding), tmp_path, name="a.yaml").verdict is Verdict.FOREIGN
     assert scanned("a: 1\n".encode(encoding), tmp_path, name="a.yaml").verdict is Verdict.NOTHING
+
+
+def test_templates_in_yaml_that_reach_for_internals_are_foreign(tmp_path: Path) -> None:
+    template = "{{ cycler.__init__.__globals__.os.getpid() }}"
+    assert jinja2.Template(template, autoescape=True).render() == str(os.getpid())
+    for text in (f"chat_template: >-\n  {template}\n", f'a: ["{template}"]\n'):
+        assert scanned(text.encode(), tmp_path, name="c.yaml").verdict is Verdict.FOREIGN
+    for text in (
+        'name: {{ .Values.name | replace "_" "-" }}\n',
+        "run: ${{ matrix.__python__ }}\nnote: __globals__\n",
+        "version: {{ environ.get('__VERSION__', '_') }}\n",
+    ):
+        assert scanned(text.encode(), tmp_path, name="c.yaml").verdict is Verdict.NOTHING
