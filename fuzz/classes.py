@@ -108,6 +108,7 @@ def _pickles() -> Makers:
         ("a frame that ends in an argument", "model"): _given(b"\x80\4" + over),
         ("the same without PROTO", "model"): _given(over),
         ("10 million opcodes before it", "model"): lambda: b"N0" * 6_000_000 + UNMARKED,
+        ("a text that ends within an import", "model"): _given(b"ctorch.utils\n"),
         ("in a pickle in bytes, 3 deep", "model"): _given(_in_bytes(_in_bytes(_in_bytes(MARKED)))),
         ("in text encoded as latin-1", "model"): _given(
             b"\x80\2cpickle\nloads\n" + long(payload(2).decode("latin-1")) + b"\x85R."
@@ -475,6 +476,9 @@ def _tars() -> Makers:
         ("a member behind the end blocks", "model.tar"): lambda: (
             _tar({"a.txt": b"hello"}) + _tar({"model.pkl": MARKED})
         ),
+        ("behind a header with a wrong checksum", "model"): lambda: (
+            _member("a.txt").replace(b"ustar", b"USTAR") + _tar({"model.pkl": MARKED})
+        ),
         ("a member of a gzipped tar", "model.tar.gz"): lambda: gzip.compress(
             _tar({"model.pkl": UNMARKED}), mtime=0
         ),
@@ -643,4 +647,12 @@ def _configuration() -> Makers:
         ("`custom_pipelines` in `config.json`", "config.json"): _given(
             json.dumps({"custom_pipelines": {"x": {"impl": "pipeline.Pipe"}}}).encode()
         ),
+        ("`auto_map` in UTF-16", "config.json"): _given(json.dumps(remote).encode("utf-16")),
+        ("`_target_` that Hydra calls", "config.yaml"): _given(
+            b"model:\n  _target_: os.system\n  command: echo hostile\n"
+        ),
+        ("a tag that `yaml.unsafe_load` calls", "config.yaml"): _given(
+            b"a: !!python/object/apply:os.system [echo hostile]\n"
+        ),
+        ("a template in YAML", "config.yaml"): _given(f'a: "{_TEMPLATE}"\n'.encode()),
     }
