@@ -153,7 +153,7 @@ class FileScanner(Evidence):
             and is_hdf5_behind(source)
         ):
             self.problem(Unsupported(kinds.CLOSED[Kind.HDF5]), place)
-        if base is not Kind.TAR and role is not Role.STORAGE:
+        if base is not Kind.TAR:  # a storage may be taken out of its archive and loaded by itself
             self.guarded(lambda *_: refuse_zip_behind(source), source, place)
         return count
 

@@ -96,3 +96,13 @@ def test_archives_back_to_back_are_scanned_one_by_one(tmp_path: Path) -> None:
     bad = saved(torch.arange(3)) + zips.build([member(data=BAD)]) + second
     assert scanned(bad, tmp_path).verdict is Verdict.DANGEROUS
     assert scanned(first + b"?" + second, tmp_path).verdict is Verdict.MALFORMED
+
+
+@pytest.mark.parametrize("end", ["plain", "zip64"])
+def test_a_zip_behind_the_numbers_of_a_storage(tmp_path: Path, end: str) -> None:
+    """Taken out of the archive, pandas and numpy open the storage as the zip that ends it."""
+    inside = b"1234" * 25 + ENDS[end]
+    array = torch.frombuffer(bytearray(inside + bytes(-len(inside) % 4)), dtype=torch.uint8)
+    assert scanned(saved({"w": array.clone()}), tmp_path).verdict is Verdict.MALFORMED
+    harmless = torch.frombuffer(bytearray(b"1234" * 25 + b"PK\5\6" + bytes(40)), dtype=torch.uint8)
+    assert scanned(saved({"w": harmless.clone()}), tmp_path).verdict is Verdict.CLEAN

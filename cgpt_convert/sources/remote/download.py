@@ -25,13 +25,14 @@ class DownloadedFile:
 
         def attempt() -> None:
             nonlocal done
-            done, total, pieces = thing.stream(done)
-            most = done + _space(self.name, None if total is None else total - done)
-            for piece in pieces:
-                if done + len(piece) > most:
-                    raise _no_space(self.name, f"more than {most:,} bytes")
-                self._spool.write(piece, done)
-                done += len(piece)
+            with thing.stream(done) as (start, total, pieces):
+                done = start
+                most = done + _space(self.name, None if total is None else total - done)
+                for piece in pieces:
+                    if done + len(piece) > most:
+                        raise _no_space(self.name, f"more than {most:,} bytes")
+                    self._spool.write(piece, done)
+                    done += len(piece)
             if total is not None and done != total:
                 raise TransientError("the answer ended early")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,14 +55,15 @@ class StoreObject:
             raise changed(self.name)
         yield data
 
-    def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        """Return all bytes from `offset`, in pieces of moderate size."""
+    @contextlib.contextmanager
+    def stream(self, offset: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
+        """Give all bytes from `offset`, in pieces of moderate size."""
         if not self._version:
             self.open()
         step, end = 16 * HEAD, self._nbytes
         starts = range(offset, end, step)
         pieces = (p for at in starts for p in self.pieces(at, min(step, end - at)))
-        return offset, end, pieces
+        yield offset, end, pieces
 
     def check_unchanged(self) -> None:
         """Query size, time and tag again; raise Unreadable if they changed."""

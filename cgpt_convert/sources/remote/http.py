@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import functools
+import http.client
 import re
 import socket
 import threading
@@ -121,35 +122,34 @@ class HttpObject:
             self._check_range(answer, offset, nbytes)
             yield from answer.body(nbytes)
 
-    def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        """Return all bytes from `offset`, or from 0 if the server does not support ranges.
+    @contextlib.contextmanager
+    def stream(self, offset: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
+        """Give all bytes from `offset`, or from 0 if the server does not support ranges.
 
         Reads as many bytes as the server announces; if it announces no size, the number is limited.
         """
-        stack = contextlib.ExitStack()
-        answer = stack.enter_context(self._get(offset, None))
-        partial = answer.status == 206  # noqa: PLR2004
-        nbytes = _total(answer) if partial else _length(answer)
-        if self._version is None and nbytes is not None:
-            self._version = _version(answer, nbytes)
-        elif self._version is not None:
-            self._compare(answer)
-        start = max(_first(answer), 0) if partial else 0
+        with self._opened(offset, None) as answer:  # an error of the caller's stays as it is
+            partial = answer.status == 206  # noqa: PLR2004
+            nbytes = _total(answer) if partial else _length(answer)
+            if self._version is None and nbytes is not None:
+                self._version = _version(answer, nbytes)
+            elif self._version is not None:
+                self._compare(answer)
+            start = max(_first(answer), 0) if partial else 0
+            if partial and start != offset:
+                raise Unreadable("the server sent another range", where=self.name)
+            yield start, nbytes, self._whole(answer, start, nbytes)
 
-        def body() -> Iterator[bytes]:
-            with stack:
-                if partial and start != offset:
-                    raise Unreadable("the server sent another range", where=self.name)
-                most = _UNANNOUNCED - start if nbytes is None else nbytes - start
-                yield from answer.body(most)
-                if nbytes is None and answer.has_more():
-                    raise Unreadable(
-                        f"the server announces no size and sent more than {_UNANNOUNCED:,} bytes",
-                        where=self.name,
-                        hint="fetch it with another program and give the file",
-                    )
-
-        return start, nbytes, body()
+    def _whole(self, answer: _Response, start: int, nbytes: int | None) -> Iterator[bytes]:
+        with self._own_errors():
+            yield from answer.body(_UNANNOUNCED - start if nbytes is None else nbytes - start)
+            more = nbytes is None and answer.has_more()
+        if more:
+            raise Unreadable(
+                f"the server announces no size and sent more than {_UNANNOUNCED:,} bytes",
+                where=self.name,
+                hint="fetch it with another program and give the file",
+            )
 
     def check_unchanged(self) -> None:
         """Do nothing: every response was checked against the version that was opened."""
@@ -177,6 +177,12 @@ class HttpObject:
 
     @contextlib.contextmanager
     def _get(self, first: int, last: int | None) -> Iterator[_Response]:
+        with self._opened(first, last) as answer, self._own_errors():
+            yield answer
+
+    @contextlib.contextmanager
+    def _opened(self, first: int, last: int | None) -> Iterator[_Response]:
+        """Give the response, whose status is right, and close it."""
         answer = self._send(first, last)
         if answer.status in _REFUSED and self._version:  # signed and redirected URLs expire
             answer.close()
@@ -185,10 +191,16 @@ class HttpObject:
         try:
             self._check_status(answer)
             yield answer
-        except (HTTPError, OSError) as error:
-            raise _broken(error, self.name) from None
         finally:
             answer.close()
+
+    @contextlib.contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Raise our error in place of one of urllib3 or of the socket."""
+        try:
+            yield
+        except (HTTPError, OSError) as error:
+            raise _broken(error, self.name) from None
 
     def _send(self, first: int, last: int | None) -> _Response:
         """Return the response after redirects, whose bodies are not read: they may be endless."""
@@ -456,6 +468,13 @@ class _Response:
 class _Http(HTTPConnection):
     """A connection with a deadline for the head of a response."""
 
+    _begun: http.client.HTTPResponse | None = None
+
+    def response_class(self, *words: Any, **more: Any) -> http.client.HTTPResponse:  # type: ignore[override]
+        """Return a response that `getresponse` can close: urllib3 may reject its head."""
+        self._begun = http.client.HTTPResponse(*words, **more)
+        return self._begun
+
     def getresponse(self) -> Any:
         """Return the response; raise TimeoutError if the deadline has passed."""
         deadline = _current.deadline
@@ -465,6 +484,8 @@ class _Http(HTTPConnection):
         try:
             answer = super().getresponse()
         except Exception:
+            if self._begun is not None:
+                self._begun.close()  # it holds the socket even after the connection is closed
             if deadline.passed:
                 raise TimeoutError from None
             raise

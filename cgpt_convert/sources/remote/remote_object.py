@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from cgpt_convert.core.errors import BadRequest, Unreadable, Unsupported
@@ -16,6 +17,9 @@ class FirstResponse(NamedTuple):
 
     nbytes: int  # of the whole object
     head: bytes  # the first bytes: as many as requested, or all
+
+
+Stream = tuple[int, "int | None", Iterator[bytes]]  # see RemoteObject.stream
 
 
 class RemoteObject(Protocol):
@@ -32,8 +36,8 @@ class RemoteObject(Protocol):
     def pieces(self, offset: int, nbytes: int) -> Iterator[bytes]:
         """Yield at most `nbytes` bytes of that version from `offset`, as they arrive."""
 
-    def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        """Return the start of the response (0 without ranges), the object's size and its bytes."""
+    def stream(self, offset: int) -> AbstractContextManager[Stream]:
+        """Give the start of the response (0 without ranges), the object's size and its bytes."""
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if the object is no longer that version."""

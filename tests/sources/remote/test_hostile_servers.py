@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import gc
 import re
 import socket
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -353,6 +355,11 @@ WORD = st.sampled_from(
 VALUE = st.lists(WORD, max_size=6).map("".join)
 
 
+def streamed(thing: HttpObject, offset: int) -> list[bytes]:
+    with thing.stream(offset) as (_, _, pieces):
+        return list(pieces)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     status=st.sampled_from(["200", "206", "302", "308", "401", "404", "416", "429", "503", "99"]),
@@ -369,8 +376,8 @@ def test_no_head_gives_another_error_than_ours(
         for ask in (
             lambda thing: thing.open(10),
             lambda thing: list(thing.pieces(0, 10)),
-            lambda thing: list(thing.stream(0)[2]),
-            lambda thing: list(thing.stream(5)[2]),
+            lambda thing: streamed(thing, 0),
+            lambda thing: streamed(thing, 5),
         ):
             with contextlib.suppress(CgptError, TransientError):
                 ask(HttpObject("x", lambda: HttpRequest(f"{url}/x")))
@@ -390,3 +397,24 @@ def test_no_thread_is_left_when_answers_are_read() -> None:
     while any("_wait" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.0 206 x\r\nContent-Range: bytes 0-9/" + "1" * 5000,
+        "HTTP/1.0 200 x\r\nContent-Length: " + "1" * 5000,
+    ],
+)
+def test_no_socket_is_left_open_by_a_head_that_is_rejected(head: str) -> None:
+    raw = f"{head}{'1' * 5000}\r\n\r\n0123456789".encode()
+    with (
+        scripted(lambda _head, connection: connection.sendall(raw)) as url,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        for ask in (lambda thing: thing.open(10), lambda thing: streamed(thing, 0)):
+            with contextlib.suppress(CgptError, TransientError):
+                ask(HttpObject("x", lambda: HttpRequest(f"{url}/x")))
+            gc.collect()
+    assert [str(each.message) for each in caught if "socket" in str(each.message)] == []

@@ -1,5 +1,6 @@
 """What is fetched for which reads: an object in memory tells what it was asked for."""
 
+import contextlib
 import random
 import threading
 from collections.abc import Iterator
@@ -42,8 +43,9 @@ class Memory:
         for at in range(offset, offset + nbytes, 100_000):
             yield self.data[at : min(at + 100_000, offset + nbytes)]
 
-    def stream(self, offset: int) -> tuple[int, int | None, Iterator[bytes]]:
-        return offset, len(self.data), self.pieces(offset, len(self.data) - offset)
+    @contextlib.contextmanager
+    def stream(self, offset: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
+        yield offset, len(self.data), self.pieces(offset, len(self.data) - offset)
 
     def check_unchanged(self) -> None:
         pass
