@@ -27,6 +27,7 @@ from urllib3.exceptions import (
     LocationValueError,
     NameResolutionError,
     NewConnectionError,
+    ProtocolError,
     SSLError,
 )
 from urllib3.exceptions import TimeoutError as NothingCame
@@ -226,8 +227,17 @@ class HttpObject:
         return answer
 
     def _asked(self, url: str, headers: Mapping[str, str]) -> _Response:
+        try:
+            return self._answered(url, headers)
+        except _Dropped:
+            # a server may close a kept connection at any time (RFC 9112, 9.5): use a new one
+            return self._answered(url, headers)
+
+    def _answered(self, url: str, headers: Mapping[str, str]) -> _Response:
+        """Send a request; raise _Dropped if the server had closed the kept connection for it."""
         traffic.add(requests=1)
         deadline = _current.deadline = _Deadline()
+        _current.connected = False
         try:
             answer = _pool(url).request(
                 "GET",
@@ -241,6 +251,9 @@ class HttpObject:
             )
         except (HTTPError, OSError, ValueError) as error:
             deadline.cancel()
+            reason = error.args[-1] if isinstance(error, ProtocolError) else None
+            if isinstance(reason, ConnectionError) and not _current.connected:
+                raise _Dropped from None
             raise _broken(error, self.name) from None
         return _Response(answer, deadline)
 
@@ -282,6 +295,13 @@ class HttpObject:
             )
         elif not (status == 416 and _total(answer) == 0):  # noqa: PLR2004
             raise Unreadable(f"the server answers {_told(answer)}", where=self.name)
+
+
+class _Dropped(TransientError):
+    """A kept connection was closed before it brought an answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection was cut")
 
 
 class AccessDenied(Unreadable):
@@ -400,13 +420,14 @@ class _Deadline:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-class _CurrentDeadline(threading.local):
-    """The deadline of the request that the current thread is sending."""
+class _CurrentRequest(threading.local):
+    """The request that the current thread is sending."""
 
     deadline: _Deadline | None = None
+    connected = False  # whether a new connection was made for it
 
 
-_current = _CurrentDeadline()
+_current = _CurrentRequest()
 
 
 class _Response:
@@ -469,6 +490,11 @@ class _Http(HTTPConnection):
     """A connection with a deadline for the head of a response."""
 
     _begun: http.client.HTTPResponse | None = None
+
+    def connect(self) -> None:
+        """Connect, and note that the connection is not a kept one."""
+        _current.connected = True
+        super().connect()
 
     def response_class(self, *words: Any, **more: Any) -> http.client.HTTPResponse:  # type: ignore[override]
         """Return a response that `getresponse` can close: urllib3 may reject its head."""

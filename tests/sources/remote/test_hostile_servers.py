@@ -418,3 +418,14 @@ def test_no_socket_is_left_open_by_a_head_that_is_rejected(head: str) -> None:
                 ask(HttpObject("x", lambda: HttpRequest(f"{url}/x")))
             gc.collect()
     assert [str(each.message) for each in caught if "socket" in str(each.message)] == []
+
+
+def test_a_kept_connection_that_the_server_closes_is_replaced() -> None:
+    """The server closes each connection as the second request on it arrives."""
+
+    def closing(head: str, connection: socket.socket) -> None:
+        well(head, connection)
+        connection.recv(4096)
+
+    done = inspected(closing)
+    assert done.code == 0, done.err
