@@ -10,7 +10,7 @@ from cgpt_convert.architectures.hf_config_check import check_config
 from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
-from cgpt_convert.core.events import Progress, no_progress
+from cgpt_convert.core.threads import Progress, no_progress
 from cgpt_convert.pickles.flatten.flatten import foreign
 from cgpt_convert.pickles.nodes import text
 from cgpt_convert.sources.paths import is_url

@@ -42,7 +42,7 @@ from cgpt_convert.verification.verify_files import (
     against_lock_file,
     against_original,
 )
-from cgpt_convert.writing.source_guard import check_apart, inputs_of
+from cgpt_convert.writing.output_checks import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
 
 Path = str | os.PathLike[str]

@@ -11,8 +11,15 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
 
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, ZipMember, entries, find_end
-from cgpt_convert.archives.zip_local_header import DESCRIPTOR_SIZES, with_data_offset
+from cgpt_convert.archives.zip_directory import (
+    DESCRIPTOR,
+    DESCRIPTOR_SIZES,
+    STORED,
+    ZipMember,
+    entries,
+    find_end,
+    with_data_offset,
+)
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import Finding

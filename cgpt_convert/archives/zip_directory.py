@@ -1,4 +1,4 @@
-"""The central directory of a ZIP: its location and its entries. Section numbers: APPNOTE.TXT.
+"""The structures of a ZIP: end record, central directory, local headers. Numbers: APPNOTE.TXT.
 
 Python's zipfile, torch's miniz and other readers disagree about files with two directories, or two
 names or sizes for a record. This parser rejects such files instead of interpreting them.
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import struct
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import DEFLATE_RATIO, DIRECTORY_BYTES, MEMBERS
 from cgpt_convert.sources.local import Source, read
 
-_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
-_END = struct.Struct("<4s4H2LH")  # 4.3.16
-_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
-_LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
+# The layouts of a ZIP's structures, each with its signature first and without names and comments
+LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
+DESCRIPTORS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # 4.3.9; the second is zip64's
+CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
+LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15
+END = struct.Struct("<4s4H2LH")  # 4.3.16
+DESCRIPTOR_SIZES = (0, 12, 16, 20, 24)  # 4.3.9: with or without signature, 32 or 64 bits
 _EXTRA64 = 1  # 4.5.3
 _UNICODE_PATH = 0x7075  # 4.6.9; some readers use this name
 _FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "the value is in the zip64 record"
@@ -55,8 +60,21 @@ class DirectoryLocation(NamedTuple):
 
 
 def find_end(source: Source) -> DirectoryLocation:
-    """Return the end-of-central-directory record; there must be exactly one."""
-    length = min(source.nbytes, _END.size + _FULL16)
+    """Return the end-of-central-directory record; there must be exactly one.
+
+    It is parsed once for a source, although both detection and reading ask for it.
+    """
+    found = _FOUND.get(source)
+    if found is None:
+        found = _FOUND[source] = _find_end(source)
+    return found
+
+
+_FOUND: WeakKeyDictionary[Source, DirectoryLocation] = WeakKeyDictionary()
+
+
+def _find_end(source: Source) -> DirectoryLocation:
+    length = min(source.nbytes, END.size + _FULL16)
     base = source.nbytes - length
     tail = read(source, base, length)
     at = tail.rfind(b"PK\5\6")  # every reader uses the last one
@@ -82,17 +100,17 @@ def _end_at(source: Source, tail: bytes, base: int, at: int) -> DirectoryLocatio
 
     The four bytes of the signature may occur by chance inside data.
     """
-    if at + _END.size > len(tail):
+    if at + END.size > len(tail):
         return None
-    _, disk, first_disk, here, count, nbytes, offset, comment = _END.unpack_from(tail, at)
-    position, after = base + at, len(tail) - at - _END.size - comment
+    _, disk, first_disk, here, count, nbytes, offset, comment = END.unpack_from(tail, at)
+    position, after = base + at, len(tail) - at - END.size - comment
     if after < 0:
         return None
-    locator_at = position - _LOCATOR64.size
+    locator_at = position - LOCATOR64.size
     if locator_at >= 0:
-        locator = _LOCATOR64.unpack(read(source, locator_at, _LOCATOR64.size))
+        locator = LOCATOR64.unpack(read(source, locator_at, LOCATOR64.size))
         if locator[0] == b"PK\6\7":
-            if locator[2] != locator_at - _END64.size:  # readers look there or follow the locator
+            if locator[2] != locator_at - END64.size:  # readers look there or follow the locator
                 raise Malformed("the zip64 end record is not in its place", where=source.name)
             return _end64(source, (disk, first_disk, here, count, nbytes, offset), locator, after)
     if offset + nbytes != position:
@@ -108,9 +126,9 @@ def _end64(
     _, locator_disk, at, disks = locator
     if locator_disk or disks > 1:
         raise Unsupported("a split zip archive", where=source.name)
-    record = _END64.unpack(read(source, at, _END64.size))
+    record = END64.unpack(read(source, at, END64.size))
     magic, size, _, _, disk, first_disk, here, count, nbytes, offset = record
-    if magic != b"PK\6\6" or size != _END64.size - 12 or offset + nbytes != at:
+    if magic != b"PK\6\6" or size != END64.size - 12 or offset + nbytes != at:
         raise Malformed("the zip64 end record does not fit the archive", where=source.name)
     widths = (_FULL16, _FULL16, _FULL16, _FULL16, FULL32, FULL32)
     wide = (disk, first_disk, here, count, nbytes, offset)
@@ -129,11 +147,11 @@ def entries(source: Source, end: DirectoryLocation) -> list[ZipMember]:
     data = read(source, end.offset, end.nbytes)
     members, at = [], 0
     for _ in range(end.entries):
-        if at + _CENTRAL.size > len(data):
+        if at + CENTRAL.size > len(data):
             raise Malformed("the central directory is cut off", where=source.name)
-        fields = _CENTRAL.unpack_from(data, at)
+        fields = CENTRAL.unpack_from(data, at)
         lengths = fields[10:13]  # name, extra, comment
-        name_at = at + _CENTRAL.size
+        name_at = at + CENTRAL.size
         at = name_at + sum(lengths)
         if fields[0] != b"PK\1\2" or at > len(data):
             raise Malformed("the central directory is damaged", where=source.name)
@@ -196,3 +214,34 @@ def _extras(extra: bytes) -> dict[int, bytes]:
         found.setdefault(kind, extra[at + 4 : at + 4 + size])
         at += 4 + size
     return found
+
+
+def with_data_offset(source: Source, member: ZipMember, limit: int) -> ZipMember:
+    """Return the member with its data offset, after checking its local header.
+
+    The central entry does not give the start of the data, because torch pads the local header only.
+    """
+    place = f"{source.name}[{member.name}]"
+    raw = member.name.encode()
+    head = LOCAL.size + len(raw)
+    if member.header_offset + head > limit:
+        raise Malformed("a record outside the archive", where=place)
+    header = read(source, member.header_offset, head)
+    magic, _, flags, method, _, _, crc, compressed, nbytes, n_name, n_extra = LOCAL.unpack_from(
+        header
+    )
+    if magic != b"PK\3\4" or header[LOCAL.size :] != raw or n_name != len(raw):
+        raise Malformed("the local header names another record", where=place)
+    if flags != member.flags or method != member.method:
+        raise Malformed("the local header has other flags than the directory", where=place)
+    offset = member.header_offset + head + n_extra
+    if offset + member.compressed > limit:
+        raise Malformed("a record outside the archive", where=place)
+    deferred = flags & DESCRIPTOR and not (crc or compressed or nbytes)  # 4.4.4, bit 3
+    if not deferred:
+        if FULL32 in (nbytes, compressed):
+            extra = read(source, member.header_offset + head, n_extra)
+            nbytes, compressed = widen(place, extra, [nbytes, compressed])
+        if (crc, compressed, nbytes) != (member.crc32, member.compressed, member.nbytes):
+            raise Malformed("the local header has other sizes than the directory", where=place)
+    return member._replace(offset=offset)

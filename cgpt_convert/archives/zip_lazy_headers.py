@@ -13,8 +13,13 @@ import bisect
 import os
 from collections.abc import Sequence
 
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, ZipMember
-from cgpt_convert.archives.zip_local_header import DESCRIPTOR_SIZES, LOCAL, with_data_offset
+from cgpt_convert.archives.zip_directory import (
+    DESCRIPTOR,
+    DESCRIPTOR_SIZES,
+    LOCAL,
+    ZipMember,
+    with_data_offset,
+)
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.findings import Finding

@@ -1,4 +1,6 @@
-"""Detection of ZIP archives after or inside other data, which make readers open different files.
+"""Detection of ZIP archives after or inside other data, and of several archives in one file.
+
+Such files make readers open different data.
 
 Every reader starts from the end record (APPNOTE.TXT 4.3.16) in the last 64 KiB. Python's zipfile
 and compatible readers use the directory directly before the record, others the one at the recorded
@@ -7,31 +9,28 @@ offset, or they continue to the zip64 record.
 
 from __future__ import annotations
 
-import struct
-
 from cgpt_convert.archives.zip_archive import Archive
+from cgpt_convert.archives.zip_directory import END, END64, LOCAL, LOCATOR64
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.core.text import printable
 from cgpt_convert.sources.local import Source, read
+from cgpt_convert.sources.unpack import SourceSlice
 
-_END = struct.Struct("<4s4H2LH")  # 4.3.16, without the comment
-END_NBYTES = _END.size
-_LOCATOR64_NBYTES = 20  # 4.3.15
+END_NBYTES = END.size
 _COMMENT_NBYTES = 0xFFFF
-_LOCAL_NBYTES = 30  # 4.3.7, a local header without its name and extra field
 _LEAST_NBYTES = 98  # of a zip with one record; torch pads by less, to multiples of 64 bytes
 _FULL = 0xFFFFFFFF
 
 
 def find_zip(source: Source) -> int | None:
     """Return where a reader would find the end record of a ZIP in `source`; None if nowhere."""
-    size = min(source.nbytes, _END.size + _COMMENT_NBYTES)
+    size = min(source.nbytes, END.size + _COMMENT_NBYTES)
     base = source.nbytes - size
     tail = read(source, base, size)
     at = len(tail)
     while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
-        if at + _END.size <= len(tail) and _has_directory(
-            source, tail[at : at + _END.size], base + at
+        if at + END.size <= len(tail) and _has_directory(
+            source, tail[at : at + END.size], base + at
         ):
             return base + at
     return None
@@ -46,7 +45,7 @@ def refuse_zip_behind(source: Source) -> None:
 def refuse_hidden_zips(archive: Archive) -> None:
     """Raise Malformed if the extra field of a local header contains a ZIP."""
     for member in archive.members.values():
-        start = member.header_offset + _LOCAL_NBYTES + len(member.name.encode())
+        start = member.header_offset + LOCAL.size + len(member.name.encode())
         nbytes = member.offset - start
         if nbytes >= _LEAST_NBYTES and b"PK\5\6" in read(archive.source, start, nbytes):
             raise Malformed(f"a zip archive inside the header of {printable(member.name)}")
@@ -54,11 +53,49 @@ def refuse_hidden_zips(archive: Archive) -> None:
 
 def _has_directory(source: Source, record: bytes, position: int) -> bool:
     """Return whether some reader finds a directory by this end record."""
-    nbytes, offset = _END.unpack(record)[5:7]
-    locator = position - _LOCATOR64_NBYTES
+    nbytes, offset = END.unpack(record)[5:7]
+    locator = position - LOCATOR64.size
     if locator >= 0 and read(source, locator, 4) == b"PK\6\7":
         return True
     starts = {position - nbytes, offset} if nbytes else set()
     return _FULL in (nbytes, offset) or any(
         0 <= start <= source.nbytes - 4 and read(source, start, 4) == b"PK\1\2" for start in starts
     )
+
+
+_MOST = 1_000_000  # archives in one file; one is a tensor
+
+
+def archives(source: Source) -> list[SourceSlice]:
+    """Return the archives that fill the file if there are at least two, else an empty list."""
+    found: list[SourceSlice] = []
+    end = source.nbytes
+    while end:
+        start = _start(source, end)
+        if start is None or len(found) == _MOST:
+            return []
+        if not start and not found:
+            return []  # the usual file of one archive
+        found.append(SourceSlice(source, start, end - start, f"{source.name}[byte {start:,}]"))
+        end = start
+    return found[::-1]
+
+
+def _start(source: Source, end: int) -> int | None:
+    """Return the start of the archive that ends at byte `end`; None if no archive ends there."""
+    at = end - END.size
+    if at < 0:
+        return None
+    magic, *_, nbytes, offset, comment = END.unpack(read(source, at, END.size))
+    if magic != b"PK\5\6" or comment:
+        return None
+    wide = at - LOCATOR64.size - END64.size
+    if wide >= 0 and read(source, at - LOCATOR64.size, 4) == b"PK\6\7":
+        magic, *_, nbytes, offset = END64.unpack(read(source, wide, END64.size))
+        if magic != b"PK\6\6":
+            return None
+        at = wide
+    start = at - int(nbytes) - int(offset)
+    if start < 0 or read(source, start, 4) not in (b"PK\3\4", b"PK\5\6", b"PK\6\6"):
+        return None
+    return start

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from cgpt_convert.archives.zip_directory import END, END64, LOCATOR64
 from cgpt_convert.plan import Crc32, Part, part_nbytes
 
 _VERSION = 45  # 4.4.3.2: zip64
@@ -91,9 +92,9 @@ def _end(count: int, nbytes: int, offset: int) -> bytes:
     wide = b""
     if count > _LIMIT_COUNT or offset > _LIMIT or nbytes > _LIMIT:
         versions = (_VERSION, _VERSION)
-        wide = struct.pack(
-            "<4sQ2H2L4Q", b"PK\6\6", 44, *versions, 0, 0, count, count, nbytes, offset
-        ) + struct.pack("<4sLQL", b"PK\6\7", 0, offset + nbytes, 1)
+        wide = END64.pack(
+            b"PK\6\6", 44, *versions, 0, 0, count, count, nbytes, offset
+        ) + LOCATOR64.pack(b"PK\6\7", 0, offset + nbytes, 1)
     count = min(count, _LIMIT_COUNT)
     narrow = (min(nbytes, _FULL), min(offset, _FULL))
-    return wide + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, *narrow, 0)
+    return wide + END.pack(b"PK\5\6", 0, 0, count, count, *narrow, 0)

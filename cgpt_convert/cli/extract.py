@@ -19,7 +19,7 @@ from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.targets.hf_view import undone
 from cgpt_convert.targets.selection import EVERYTHING, TensorSelection, check_dense, select, wanted
 from cgpt_convert.writing.destination import write_folder
-from cgpt_convert.writing.source_guard import inputs_of
+from cgpt_convert.writing.output_checks import inputs_of
 from cgpt_convert.writing.writer import WriteOptions, write_blocks
 
 

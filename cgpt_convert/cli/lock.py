@@ -15,7 +15,7 @@ from cgpt_convert.verification import lock_file
 from cgpt_convert.verification.canonical_names import weights
 from cgpt_convert.verification.digests import ALGORITHM, digested
 from cgpt_convert.verification.scope import part_scope
-from cgpt_convert.writing.source_guard import check_apart, inputs_of
+from cgpt_convert.writing.output_checks import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import struct
 
+from cgpt_convert.archives.zip_directory import END, END64, LOCATOR64
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import MiB
 from cgpt_convert.formats.registry import built_in
@@ -19,7 +19,6 @@ _MAGIC = (  # of binary files
     *(magic for form in built_in() for offset, magic in form.magic if not offset),
 )
 _BOM = b"\xef\xbb\xbf"
-_END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), 56
 _LOOK = 64 << 10  # bytes of the start that are checked for text conversion
 _LINES = 4  # newlines needed to recognise changed line ends
 _MANY = 8  # bytes needed to recognise a text conversion
@@ -110,17 +109,17 @@ def _archives(source: Source, start: bytes) -> CgptError | None:
 
 def _moved(source: Source) -> int:
     """Return by how many bytes the last archive is behind its recorded position; 0 if none."""
-    length = min(source.nbytes, _LOOK + _END.size)
+    length = min(source.nbytes, _LOOK + END.size)
     base = source.nbytes - length
     tail = read(source, base, length)
     at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + _END.size > len(tail):
+    if at < 0 or at + END.size > len(tail):
         return 0
-    end = _END.unpack_from(tail, at)
-    if at >= _LOCATOR.size + _END64:
-        locator = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
+    end = END.unpack_from(tail, at)
+    if at >= LOCATOR64.size + END64.size:
+        locator = LOCATOR64.unpack_from(tail, at - LOCATOR64.size)
         if locator[0] == b"PK\6\7":
-            return base + at - _LOCATOR.size - _END64 - int(locator[2])
+            return base + at - LOCATOR64.size - END64.size - int(locator[2])
     return base + at - int(end[5]) - int(end[6])
 
 

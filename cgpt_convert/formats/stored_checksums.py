@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.core.events import Advance, untold
 from cgpt_convert.core.text import printable
+from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.tensors.checksums import check_storages
 from cgpt_convert.tensors.tensor import Tensor
 

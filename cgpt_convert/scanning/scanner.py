@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cgpt_convert.archives import zip_archive, zip_chain
+from cgpt_convert.archives import zip_archive, zip_polyglot
 from cgpt_convert.archives.zip_archive import Archive
 from cgpt_convert.archives.zip_polyglot import (
     END_NBYTES,
@@ -266,7 +266,7 @@ class FileScanner(Evidence):
 
     def zip(self, source: Source, place: str, depth: int) -> None:
         """Scan every record of the archive, or of each of several concatenated archives."""
-        chained = zip_chain.archives(source)
+        chained = zip_polyglot.archives(source)
         for window in chained:
             label = _inside(place, f"archive at byte {window.offset:,}")
             self.guarded(self.archive, window, label, depth + 1)

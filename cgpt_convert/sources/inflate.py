@@ -22,6 +22,8 @@ class DeflatedMember:
     can have thousands.
     """
 
+    sequential = True
+
     def __init__(
         self, source: Source, offset: int, compressed: int, nbytes: int, name: str
     ) -> None:

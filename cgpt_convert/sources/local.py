@@ -49,6 +49,16 @@ def is_distant(source: Source) -> bool:
     return getattr(source, "distant", False)
 
 
+def is_sequential(source: Source) -> bool:
+    """Return whether a read that goes back starts from the beginning, as in compressed data."""
+    return getattr(source, "sequential", False)
+
+
+def as_local(source: Source) -> LocalFile | None:
+    """Return the source if it is a local file."""
+    return source if isinstance(source, LocalFile) else None
+
+
 def expect(reads: Iterable[tuple[Source, int, int]]) -> None:
     """Announce future reads (source, offset, size), in order, to remote sources.
 

@@ -25,7 +25,7 @@ from cgpt_convert.targets.model_targets import (
 from cgpt_convert.targets.selection import SelectedTensors, TensorSelection, select
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES
 from cgpt_convert.writing.destination import write_files, write_folder
-from cgpt_convert.writing.source_guard import check_apart, inputs_of
+from cgpt_convert.writing.output_checks import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
 
 TIED = ("alias", "copy")  # what `TensorSelection.tied` may be

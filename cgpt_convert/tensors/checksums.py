@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from isal.isal_zlib import crc32
 
 from cgpt_convert.core.errors import SALVAGE, Malformed, Unsupported
-from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.sources.local import CHUNK, is_distant
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 

@@ -11,7 +11,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import other_weights, weights_below
 from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
 from cgpt_convert.scanning.allowlist import Allowlist
-from cgpt_convert.verification.file_digests import same_bytes
+from cgpt_convert.verification.digests import same_bytes
 from cgpt_convert.verification.scope import listed
 
 

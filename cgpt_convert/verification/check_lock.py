@@ -9,8 +9,8 @@ from cgpt_convert.architectures.schema import architectures
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.core.events import Advance, untold
 from cgpt_convert.core.text import printable
+from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.targets.selection import (
     WELL_KNOWN_ROOTS,

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, PASSED, Check
-from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.formats.raw import writer
 from cgpt_convert.formats.raw.reader import FileRecord
 from cgpt_convert.verification.canonical_names import named
-from cgpt_convert.verification.digests import digested, hashed
-from cgpt_convert.verification.file_digests import file_digests
+from cgpt_convert.verification.digests import digested, file_digests, hashed
 from cgpt_convert.verification.provenance import MODEL, SOURCE, ProvenanceRecord
 from cgpt_convert.verification.scope import ComparedFiles
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from cgpt_convert.core.checks import FAILED, PASSED, Check
-from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.tensors.dtypes import CASTS
 from cgpt_convert.tensors.shapes import dims, in_blocks
 from cgpt_convert.tensors.tensor import Tensor, replace

@@ -21,8 +21,13 @@ from cgpt_convert.targets.selection import TensorSelection, is_under, relative
 from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.verification.canonical_names import CanonicalWeights, converted_part
-from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, is_digest, of_part
-from cgpt_convert.verification.file_digests import file_digests
+from cgpt_convert.verification.digests import (
+    ALGORITHM,
+    TensorDigests,
+    file_digests,
+    is_digest,
+    of_part,
+)
 from cgpt_convert.writing.destination import write_files
 from cgpt_convert.writing.writer import WriteOptions
 

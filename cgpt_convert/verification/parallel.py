@@ -7,14 +7,13 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from cgpt_convert.core.events import Advance
-from cgpt_convert.core.threads import WorkerPool, crew_size
+from cgpt_convert.core.threads import Advance, WorkerPool, crew_size
 from cgpt_convert.tensors.checksums import compared
 from cgpt_convert.tensors.read import import_all
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification.canonical_names import CanonicalWeights
 from cgpt_convert.verification.digests import prepare_for
-from cgpt_convert.writing.schedule import in_turn
+from cgpt_convert.writing.tensor_stream import in_turn
 
 T = TypeVar("T")
 

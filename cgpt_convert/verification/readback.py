@@ -14,7 +14,7 @@ from cgpt_convert.targets.plan_conversion import Conversion
 from cgpt_convert.tensors.checksums import check_storages
 from cgpt_convert.tensors.tensor import Tensor, replace
 from cgpt_convert.verification.parallel import prepare
-from cgpt_convert.writing.schedule import in_turn
+from cgpt_convert.writing.tensor_stream import in_turn
 
 
 def reread(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cgpt_convert.core.checks import ERROR, FAILED, PASSED
-from cgpt_convert.core.events import Advance, untold
+from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification import composite_pairs
 from cgpt_convert.verification.canonical_names import CanonicalWeights, aligned

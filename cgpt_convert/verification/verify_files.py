@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import Check
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.core.events import Progress, no_progress
+from cgpt_convert.core.threads import Progress, no_progress
 from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification.check_lock import against_lock, lock_hint, lock_sides

@@ -14,9 +14,8 @@ from cgpt_convert.core.threads import WorkerPool
 from cgpt_convert.plan import Crc32, DeferredPart, FilePlan, Part, part_nbytes
 from cgpt_convert.tensors.tensor import Tensor, announce
 from cgpt_convert.writing.object_stage import ObjectFolderStage, ObjectStage
-from cgpt_convert.writing.output_file import OutputFile
-from cgpt_convert.writing.source_guard import check_apart
-from cgpt_convert.writing.stage import Stage, StagedFile
+from cgpt_convert.writing.output_checks import check_apart
+from cgpt_convert.writing.stage import OutputFile, Stage, StagedFile
 from cgpt_convert.writing.writer import (
     OutputWriter,
     WriteOptions,

@@ -1,14 +1,20 @@
-"""Stream the bytes of tensors, verifying source checksums and hashing on the way."""
+"""Stream the bytes of tensors, verifying source checksums and hashing on the way; order the work.
+
+Threads share the tensors, except for those of one compressed storage, which are read in sequence.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from isal.isal_zlib import crc32
 
-from cgpt_convert.core.threads import WorkerPool
-from cgpt_convert.sources.local import CHUNK
+from cgpt_convert.core.threads import Job, WorkerPool
+from cgpt_convert.plan import Part
+from cgpt_convert.sources.local import CHUNK, is_sequential
 from cgpt_convert.tensors.checksums import compared, damaged
 from cgpt_convert.tensors.content_digest import begun
 from cgpt_convert.tensors.read import CastCounts
@@ -16,6 +22,7 @@ from cgpt_convert.tensors.tensor import ByteRange, Content, Tensor
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
 
 _BLOCK = 16 << 20  # bytes rearranged at a time by all threads together; memory use is 3 times that
 
@@ -108,3 +115,30 @@ class TensorPieces:
         if storage.crc32 not in (None, value):
             raise damaged(tensor)
         self._checked.add(id(storage))
+
+
+def do_all(jobs: deque[Job]) -> None:
+    """Run the remaining jobs, which several threads may share."""
+    while True:
+        try:
+            job = jobs.popleft()
+        except IndexError:
+            return
+        job()
+
+
+def in_turn(jobs: Iterable[tuple[Part, Job]]) -> list[Job]:
+    """Return the jobs, with those of one compressed storage merged into one sequential job.
+
+    Otherwise each would decompress from the start; a small file can have thousands of them.
+    """
+    alone: list[Job] = []
+    packed: dict[int, list[tuple[int, Job]]] = {}
+    for part, job in jobs:
+        if isinstance(part, Tensor) and is_sequential(part.storage.source):
+            first = part.stored.size(part.start)  # in bytes, since dtypes may differ
+            packed.setdefault(id(part.storage.source), []).append((first, job))
+        else:
+            alone.append(job)
+    ordered = (sorted(each, key=lambda pair: pair[0]) for each in packed.values())
+    return [functools.partial(do_all, deque(job for _, job in each)) for each in ordered] + alone

@@ -19,8 +19,7 @@ from itertools import groupby
 
 from isal.isal_zlib import crc32
 
-from cgpt_convert.core.events import Advance, untold
-from cgpt_convert.core.threads import Job, WorkerPool, crew_size
+from cgpt_convert.core.threads import Advance, Job, WorkerPool, crew_size, untold
 from cgpt_convert.plan import AvailableDigests, Crc32, DeferredPart, FileDigest, FilePlan, Part
 from cgpt_convert.sources.local import CHUNK
 from cgpt_convert.tensors import non_finite, read
@@ -28,11 +27,9 @@ from cgpt_convert.tensors.non_finite import NonFiniteCounts
 from cgpt_convert.tensors.read import CastCounts
 from cgpt_convert.tensors.tensor import Content, Tensor, announce
 from cgpt_convert.writing import local_stage
-from cgpt_convert.writing.output_file import OutputFile
-from cgpt_convert.writing.schedule import do_all, in_turn
-from cgpt_convert.writing.source_guard import check_apart
-from cgpt_convert.writing.stage import Stage
-from cgpt_convert.writing.tensor_stream import TensorPieces, contents
+from cgpt_convert.writing.output_checks import check_apart
+from cgpt_convert.writing.stage import OutputFile, Stage
+from cgpt_convert.writing.tensor_stream import TensorPieces, contents, do_all, in_turn
 
 
 def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.archives.zip_directory import NoDirectory
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.sources.local import read
+from cgpt_convert.formats.detect import Kind, sniff
+from cgpt_convert.sources.local import MemoryBytes, read
 from tests.helpers import zips
 from tests.helpers.mutations import mutated
 from tests.helpers.zip_agreement import STATE, contents, opened, python_reads, two, zipped
@@ -105,3 +107,18 @@ def test_reading_in_any_order_inflates_the_same_bytes() -> None:
     assert nbytes == len(raw)
     for at in (8000, 10, 4000, 0, 8999):
         assert read(source, offset + at, 1) == raw[at : at + 1]
+
+
+def test_the_end_record_is_parsed_once_for_detection_and_reading() -> None:
+    class Counted(MemoryBytes):
+        reads = 0
+
+        def readinto(self, offset: int, buffer: memoryview) -> None:
+            self.reads += offset + len(buffer) == self.nbytes  # the end record is at the very end
+            super().readinto(offset, buffer)
+
+    source = Counted("x.npz", zips.build([Entry("w.npy", b"\0" * 100_000)]))
+    assert sniff(source) is Kind.NPZ
+    assert list(open_archive(source).members) == ["w.npy"]
+    assert source.reads == 1
+    assert list(open_archive(Counted("x.npz", zips.build([]))).members) == []

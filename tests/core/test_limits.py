@@ -283,11 +283,11 @@ def test_20_what_the_walk_may_cost_is_counted_to_the_last(
     exact = {"NODES": 11, "NAMES": 32, "REPEATED": 3, "TENSORS": 2}[limit]
     (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
     monkeypatch.setattr(
-        f"cgpt_convert.pickles.flatten.walk_budget.{limit}", SizeLimit(exact, 1 << 40, exact)
+        f"cgpt_convert.pickles.flatten.flatten.{limit}", SizeLimit(exact, 1 << 40, exact)
     )
     assert len(open_checkpoint(path)) == 2
     monkeypatch.setattr(
-        f"cgpt_convert.pickles.flatten.walk_budget.{limit}",
+        f"cgpt_convert.pickles.flatten.flatten.{limit}",
         SizeLimit(exact - 1, 1 << 40, exact - 1),
     )
     with pytest.raises(Unsupported, match="for a pickle of its size"):
@@ -300,7 +300,7 @@ def test_20_a_tensor_of_many_dimensions_counts_as_several(
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"a": torch.zeros([1] * 64)}))
     for most, enough in ((8, True), (7, False)):
         monkeypatch.setattr(
-            "cgpt_convert.pickles.flatten.walk_budget.TENSORS", SizeLimit(most, 1 << 40, most)
+            "cgpt_convert.pickles.flatten.flatten.TENSORS", SizeLimit(most, 1 << 40, most)
         )
         with nullcontext() if enough else pytest.raises(Unsupported, match="too many tensors"):
             open_checkpoint(path)
@@ -323,11 +323,11 @@ def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
     (path := tmp_path / "x.pt").write_bytes(zips.saved({"long": tied, "b": tied, "c": tied}))
     exact = max(len("long" + "b" + "c"), 2 * len("long"))
     monkeypatch.setattr(
-        "cgpt_convert.pickles.flatten.walk_budget.NAMES", SizeLimit(exact, 1 << 40, exact)
+        "cgpt_convert.pickles.flatten.flatten.NAMES", SizeLimit(exact, 1 << 40, exact)
     )
     assert open_checkpoint(path).ties == {"b": "long", "c": "long"}
     monkeypatch.setattr(
-        "cgpt_convert.pickles.flatten.walk_budget.NAMES", SizeLimit(exact - 1, 1 << 40, exact - 1)
+        "cgpt_convert.pickles.flatten.flatten.NAMES", SizeLimit(exact - 1, 1 << 40, exact - 1)
     )
     with pytest.raises(Unsupported, match="too many characters of names of tied tensors"):
         open_checkpoint(path)

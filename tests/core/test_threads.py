@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from cgpt_convert.core.events import Event
-from cgpt_convert.core.threads import WorkerPool, in_order
+from cgpt_convert.core.threads import Event, WorkerPool, in_order
 
 
 def test_import_all_imports_what_rearranging_needs() -> None:

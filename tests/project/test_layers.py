@@ -53,7 +53,7 @@ ALLOWED = {
     "urllib3": "sources.remote.http sources.remote.open_urls",
     "fsspec": "sources.remote.fsspec_store",
     "huggingface_hub": "sources.remote.hub",
-    "isal": "formats.npy.header tensors.checksums writing.output_file writing.tensor_stream "
+    "isal": "formats.npy.header tensors.checksums writing.stage writing.tensor_stream "
     "writing.writer",
     "pickletools": "",
     "tokenizers": "inference.text_codec",

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.formats import write_checks
+from cgpt_convert.formats import planning
 from cgpt_convert.formats.gguf import reader
 from cgpt_convert.formats.gguf.fields import KEY_BYTES, encode, string
 from cgpt_convert.plan import Field, FilePlan, Part, Request
@@ -35,12 +35,12 @@ def plan(request: Request) -> list[FilePlan]:
     Raises Unsupported naming everything that GGUF cannot store: element types, names of more than
     63 bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
     """
-    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
-    write_checks.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
+    planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    planning.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
     aliases = request.aliases
-    write_checks.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
-    write_checks.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
-    parts: list[Part] = [write_checks.with_metadata(request, lambda more: _header(request, more))]
+    planning.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
+    planning.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
+    parts: list[Part] = [planning.with_metadata(request, lambda more: _header(request, more))]
     for tensor in request.tensors:
         parts.append(tensor)
         parts += [padding] if (padding := _padding(tensor.nbytes)) else []

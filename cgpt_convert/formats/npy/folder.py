@@ -19,7 +19,7 @@ from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.file_names import file_names, tensor_name
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES
-from cgpt_convert.formats import read_checks, write_checks
+from cgpt_convert.formats import planning, read_checks
 from cgpt_convert.formats.npy import header
 from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.plan import FilePlan, Request
@@ -42,7 +42,7 @@ def plan(request: Request) -> list[FilePlan]:
 
     Raises Unsupported naming all tensors whose type cannot be stored.
     """
-    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     files = file_names((tensor.name for tensor in request.tensors), header.SUFFIX)
     plans = [FilePlan(files[t.name], (header.header_bytes(t), t)) for t in request.tensors]
     listing = {
@@ -54,7 +54,7 @@ def plan(request: Request) -> list[FilePlan]:
         told = {"files": listing, "aliases": request.aliases, "metadata": dict(metadata)}
         return json.dumps(told, indent=2).encode() + b"\n"
 
-    return [*plans, FilePlan(SIDECAR, (write_checks.with_metadata(request, sidecar),))]
+    return [*plans, FilePlan(SIDECAR, (planning.with_metadata(request, sidecar),))]
 
 
 def read(path: str) -> Checkpoint:

@@ -23,7 +23,7 @@ from cgpt_convert.core import strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES, NAME_BYTES
-from cgpt_convert.formats import read_checks, write_checks
+from cgpt_convert.formats import planning, read_checks
 from cgpt_convert.formats.file_kinds import Start
 from cgpt_convert.formats.npy import header
 from cgpt_convert.formats.registry import FormatFile
@@ -49,7 +49,7 @@ def plan(request: Request) -> list[FilePlan]:
     Names become members of an archive that people unpack: none may leave its folder, and no two may
     be equal when case is ignored.
     """
-    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
+    planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     _check_names(request)
     members: list[tuple[str, tuple[Part, ...]]] = [
         (tensor.name + header.SUFFIX, (header.header_bytes(tensor), tensor))
@@ -148,8 +148,8 @@ def _check_names(request: Request) -> None:
     files = {name + header.SUFFIX for name in names}
     same += [name for name in names if name in files]
     hint = "rename or leave them out, or write another format"
-    write_checks.refuse(request, "names that an archive cannot hold", unsafe, hint)
-    write_checks.refuse(request, "names that readers would mix up", same, hint)
+    planning.refuse(request, "names that an archive cannot hold", unsafe, hint)
+    planning.refuse(request, "names that readers would mix up", same, hint)
 
 
 def _folded(name: str) -> str:
@@ -166,7 +166,7 @@ def _notes(request: Request) -> bytes | DeferredPart:
             return b""
         return json.dumps(notes, sort_keys=True, separators=(",", ":")).encode()
 
-    return write_checks.with_metadata(request, make)
+    return planning.with_metadata(request, make)
 
 
 def _octets(nbytes: int) -> Tensor:

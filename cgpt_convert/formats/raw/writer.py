@@ -19,7 +19,7 @@ from cgpt_convert.core import file_names
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import is_text_map, loads
-from cgpt_convert.formats import write_checks
+from cgpt_convert.formats import planning
 from cgpt_convert.formats.raw.reader import FileRecord, MappingReader, parts
 from cgpt_convert.plan import AvailableDigests, FileDigest, FilePlan, Request
 from cgpt_convert.sources.local import MemoryBytes, Source
@@ -42,7 +42,7 @@ _OURS = re.compile(rf"(?:[0-9]+/)?(?:{_ARRAYS}/)?[0-9]+", re.ASCII)
 
 def plan(request: Request) -> list[FilePlan]:
     """Plan one little-endian, row-major file per tensor, and finally `mapping.json`."""
-    write_checks.check(request, NAME, lambda _tensor: True, splits=False)
+    planning.check(request, NAME, lambda _tensor: True, splits=False)
     files = file_names.file_names(tensor.name for tensor in request.tensors)
     files = {name: _not_the_mapping(file) for name, file in files.items()}
     rows = {t.name: _row(t, files[t.name], raw=False) for t in request.tensors}
@@ -66,8 +66,8 @@ def plan_storages(
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
     found = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
-    write_checks.refuse(
-        request, "names that are not Unicode text", filter(write_checks.has_surrogates, found)
+    planning.refuse(
+        request, "names that are not Unicode text", filter(planning.has_surrogates, found)
     )
     files = _storage_files(checkpoint, [tensor.storage for tensor in every])
     rows: dict[str, Any] = {}
@@ -282,4 +282,4 @@ def _mapping_plan(
             mapping["copies"] = [signed(row) for row in copies]
         return (json.dumps(mapping, indent=1) + "\n").encode()
 
-    return FilePlan(MAPPING, (write_checks.late(request, make),))
+    return FilePlan(MAPPING, (planning.late(request, make),))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.limits import HEADER_BYTES
-from cgpt_convert.formats import sharded_writer, write_checks
+from cgpt_convert.formats import planning
 from cgpt_convert.formats.safetensors import reader
 from cgpt_convert.plan import FilePlan, Request, part_nbytes
 from cgpt_convert.sources.paths import open_source
@@ -42,9 +42,9 @@ def plan(request: Request) -> list[FilePlan]:
     Raises Unsupported naming all tensors of types that safetensors cannot store (complex128,
     complex32, quantized, raw bits), and all metadata that would be read as something else.
     """
-    write_checks.check(request, NAME, _holds, splits=True)
+    planning.check(request, NAME, _holds, splits=True)
     _check_metadata(request)
-    return sharded_writer.plan(request, SUFFIX, _file)
+    return planning.plan_shards(request, SUFFIX, _file)
 
 
 def read(path: str) -> Checkpoint:
@@ -69,19 +69,19 @@ def _check_metadata(request: Request) -> None:
     """Reject metadata and aliases that could not be told apart in the one map."""
     names = {tensor.name for tensor in request.tensors}
     reserved = [name for name in names if name == reader.METADATA]
-    write_checks.refuse(request, "a name that safetensors reserves", reserved)
+    planning.refuse(request, "a name that safetensors reserves", reserved)
     aliases, metadata = request.aliases, request.metadata
     clashes = [key for key in aliases if key == reader.FRAMEWORK or key in metadata]
-    write_checks.refuse(request, "aliases that are metadata keys, too", clashes)
+    planning.refuse(request, "aliases that are metadata keys, too", clashes)
     lookalikes = (
         f"{key} = {value}" for key, value in metadata.items() if reader.is_alias(key, value, names)
     )
-    write_checks.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
+    planning.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
 
 
 def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     ordered = sorted(tensors, key=lambda tensor: (-_RANK_OF[_code(tensor)], tensor.name))
-    header = write_checks.with_metadata(request, lambda more: _header(ordered, request, more))
+    header = planning.with_metadata(request, lambda more: _header(ordered, request, more))
     nbytes = part_nbytes(header) - reader.N_LEN
     if nbytes > HEADER_BYTES:
         raise Unsupported(

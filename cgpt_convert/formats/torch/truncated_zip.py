@@ -7,13 +7,19 @@ with its exact length.
 
 from __future__ import annotations
 
-import struct
 from contextlib import suppress
 from typing import NamedTuple
 
 from cgpt_convert.archives.zip_archive import Archive
-from cgpt_convert.archives.zip_directory import DESCRIPTOR, STORED, ZipMember
-from cgpt_convert.archives.zip_local_header import LOCAL
+from cgpt_convert.archives.zip_directory import (
+    CENTRAL,
+    DESCRIPTOR,
+    DESCRIPTORS,
+    END,
+    LOCAL,
+    STORED,
+    ZipMember,
+)
 from cgpt_convert.checkpoint import MissingTensor
 from cgpt_convert.core.errors import CgptError, Malformed
 from cgpt_convert.core.limits import MEMBERS
@@ -25,9 +31,7 @@ from cgpt_convert.pickles.decode.decoder import DecodedPickle
 from cgpt_convert.pickles.nodes import PersistentId, Value
 from cgpt_convert.sources.local import CHUNK, Source, read
 
-_DESCRIPTOR_FORMS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the second is zip64's
 _DIRECTORY = (b"PK\1\2", b"PK\6\6", b"PK\5\6")  # what follows the last record
-_CENTRAL_NBYTES, _END_NBYTES = 46, 22  # of a directory entry without its name; of the end record
 _UNKNOWN_CRC = -1
 _FALSE_DESCRIPTORS = 10_000  # one in 4 GiB occurs by chance; a limit for crafted files
 
@@ -66,7 +70,7 @@ def salvage(source: Source) -> PartialCheckpoint:
     members = walk.members | walk.missing()
     if not any(member.crc32 for member in walk.members.values()):  # the archive records none
         members = {name: member._replace(crc32=0) for name, member in members.items()}
-    directory = sum(_CENTRAL_NBYTES + len(name) for name in members) + _END_NBYTES
+    directory = sum(CENTRAL.size + len(name) for name in members) + END.size
     ends = [member.offset + member.nbytes for member in members.values()]
     needed = max(max(ends) + directory, source.nbytes + (walk.end == source.nbytes))
     partial = sift(of_archive(Archive(source, members), walk.decoded()), walk.end, needed)
@@ -109,7 +113,7 @@ class _RecordWalk:
             sized = self._measure(header)
             if sized is None:
                 kept = content_end(self.source, header.offset)
-                if self.source.nbytes - kept > _DESCRIPTOR_FORMS[1].size:  # more than a descriptor
+                if self.source.nbytes - kept > DESCRIPTORS[1].size:  # more than a descriptor
                     self.end = kept
                 return
             self.members[header.name] = header._replace(
@@ -155,7 +159,7 @@ class _RecordWalk:
             return _RecordSize(nbytes, crc, end + length)
         if not nbytes:  # torch writes none after an empty record
             return _RecordSize(0, 0, end)
-        if len(tail) < _DESCRIPTOR_FORMS[0].size:  # the file ends in or after the record
+        if len(tail) < DESCRIPTORS[0].size:  # the file ends in or after the record
             return _RecordSize(nbytes, _UNKNOWN_CRC, None)
         told = _find_descriptor(self.source, header.offset)
         if told is not None:
@@ -198,7 +202,7 @@ class _RecordWalk:
                 found[name] = ZipMember(
                     name, at, at, nbytes, nbytes, STORED, DESCRIPTOR, _UNKNOWN_CRC
                 )
-                at += nbytes + (_DESCRIPTOR_FORMS[0].size if nbytes else 0)
+                at += nbytes + (DESCRIPTORS[0].size if nbytes else 0)
         return found
 
 
@@ -222,12 +226,12 @@ def _local_header(source: Source, at: int) -> ZipMember | None:
 
 def _left(source: Source, at: int) -> int:
     """Return how many bytes of the longest data descriptor fit at `at`."""
-    return max(0, min(_DESCRIPTOR_FORMS[1].size, source.nbytes - at))
+    return max(0, min(DESCRIPTORS[1].size, source.nbytes - at))
 
 
 def _descriptor(tail: bytes, nbytes: int, at: int = 0) -> tuple[int, int] | None:
     """Return checksum and size of the data descriptor at `tail[at:]` for `nbytes` bytes."""
-    for form in _DESCRIPTOR_FORMS:
+    for form in DESCRIPTORS:
         if at + form.size <= len(tail):
             magic, crc, compressed, size = form.unpack_from(tail, at)
             if magic == b"PK\7\x08" and compressed == size == nbytes:
@@ -237,7 +241,7 @@ def _descriptor(tail: bytes, nbytes: int, at: int = 0) -> tuple[int, int] | None
 
 def _find_descriptor(source: Source, offset: int) -> int | None:
     """Return the length of the record at `offset` from its data descriptor; None if none fits."""
-    base, tried, overlap = offset, 0, _DESCRIPTOR_FORMS[1].size
+    base, tried, overlap = offset, 0, DESCRIPTORS[1].size
     while base < source.nbytes and tried < _FALSE_DESCRIPTORS:
         data = read(source, base, min(CHUNK + overlap, source.nbytes - base))
         at = data.find(b"PK\7\x08")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from cgpt_convert.checkpoint import Checkpoint, CollapsedContainer, NonTensorValue
-from cgpt_convert.formats import sharded_writer, write_checks
+from cgpt_convert.formats import planning
 from cgpt_convert.formats.torch import pickle_writer, zip_layout, zip_reader
 from cgpt_convert.formats.torch.pickle_writer import TensorEntry
 from cgpt_convert.pickles.nodes import Dict
@@ -36,9 +36,9 @@ def plan(request: Request) -> list[FilePlan]:
 
     Raises Unsupported naming all quantized tensors.
     """
-    write_checks.check(request, NAME, lambda tensor: tensor.dtype in DTYPES, splits=True)
+    planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES, splits=True)
     suffix = os.path.splitext(request.name)[1]
-    return sharded_writer.plan(
+    return planning.plan_shards(
         request,
         suffix if suffix.lower() in (SUFFIX, *ALSO) else SUFFIX,
         _file,
@@ -82,7 +82,7 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
         return pickle_writer.state_dict([*entries.values(), *tied], attributes)
 
     records: list[tuple[str, Part]] = [
-        ("data.pkl", write_checks.with_metadata(request, pickled)),
+        ("data.pkl", planning.with_metadata(request, pickled)),
         (".format_version", b"1"),  # data records in the pickle's order
         (".storage_alignment", str(zip_layout.ALIGNMENT).encode()),
         ("byteorder", b"little"),

@@ -14,7 +14,16 @@ from cgpt_convert.checkpoint import (
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.core.limits import EXPANSION, EXPANSION_FLOOR, NESTING
+from cgpt_convert.core.limits import (
+    EXPANSION,
+    EXPANSION_FLOOR,
+    NAME,
+    NAMES,
+    NESTING,
+    NODES,
+    REPEATED,
+    TENSORS,
+)
 from cgpt_convert.core.text import printable
 from cgpt_convert.pickles.decode.decoder import DecodedPickle
 from cgpt_convert.pickles.flatten.children import (
@@ -35,14 +44,84 @@ from cgpt_convert.pickles.flatten.children import (
     script_members,
 )
 from cgpt_convert.pickles.flatten.collapse import CollapsedContainers
-from cgpt_convert.pickles.flatten.walk_budget import WalkBudget, text_cost
 from cgpt_convert.pickles.nodes import Call, Dict, List, Set, Value, text
 from cgpt_convert.pickles.torch_calls import numpy_arrays
 from cgpt_convert.pickles.torch_calls.argument_checks import Ambiguous
-from cgpt_convert.pickles.torch_calls.dense import StorageTable
+from cgpt_convert.pickles.torch_calls.dense import DATA, StorageTable, attached
 from cgpt_convert.pickles.torch_calls.rebuild import KNOWN, rebuild
-from cgpt_convert.pickles.torch_calls.wrappers import DATA, attached
 from cgpt_convert.tensors.tensor import Tensor
+
+_VALUES = "values"
+_TOLD = "characters of names"
+_MANY = 9  # more dimensions than a weight has
+_LINE = 64  # values that fit into a line
+_PER_VISIT = 8  # values formatted in the time of one visit
+
+
+class WalkBudget:
+    """What the walk through one pickle's tree may still cost, in proportion to its size.
+
+    Methods deduct from it and raise Unsupported when it is used up.
+    """
+
+    def __init__(self, path: str, nbytes: int) -> None:
+        self.path = path
+        self.nodes = NODES.of(nbytes)
+        self.repeated = REPEATED.of(nbytes)
+        self.tensors = TENSORS.of(nbytes)
+        self.names = NAMES.of(nbytes)
+        self.tied = self.names  # in addition: outputs write the first name for each tied one
+
+    def visit(self, name: str, cost: int = 1) -> None:
+        """Deduct one value under `name`, or `cost` values."""
+        self.nodes -= cost
+        if len(name) > NAME:
+            raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
+        self.names -= len(name)
+        if self.nodes < 0 or self.names < 0:
+            raise self._exceeded(_VALUES if self.nodes < 0 else _TOLD)
+
+    def fits(self, count: int) -> None:
+        """Raise Unsupported if `count` values exceed the remaining visits."""
+        if count > self.nodes:
+            raise self._exceeded(_VALUES)
+
+    def tie(self, name: str) -> None:
+        """Deduct the name of the first of several identical tensors, once for each other one."""
+        self.tied -= len(name)
+        if self.tied < 0:
+            raise self._exceeded("characters of names of tied tensors")
+
+    def again(self, cost: int) -> None:
+        """Deduct a value that was visited before: five bytes of pickle can double the tree."""
+        self.repeated -= cost
+        if self.repeated < 0:
+            raise self._exceeded("shared values")
+
+    def tensor(self, tensor: Tensor | CompositeTensor) -> None:
+        """Deduct a tensor and its parts; one of many dimensions counts as several."""
+        self.tensors -= _tensor_cost(tensor)
+        if self.tensors < 0:
+            raise self._exceeded("tensors")
+
+    def _exceeded(self, what: str) -> Unsupported:
+        return Unsupported(f"too many {what} for a pickle of its size", where=self.path)
+
+
+def text_cost(value: Value) -> int:
+    """Return the cost of displaying a value that is not a container, in plain values."""
+    if type(value) in PLAIN:
+        return 1
+    if type(value) in (List, tuple):
+        return 1 + min(len(value), _LINE) // _PER_VISIT
+    return 1 + _LINE // _PER_VISIT
+
+
+def _tensor_cost(tensor: Tensor | CompositeTensor) -> int:
+    """Return the cost of a tensor, in plain ones of few dimensions."""
+    if isinstance(tensor, CompositeTensor):
+        return 1 + sum(map(_tensor_cost, tensor.parts))
+    return 1 + len(tensor.shape) // _MANY
 
 
 def fill(

@@ -12,8 +12,7 @@ from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.pickles.flatten.children import of_state
 from cgpt_convert.pickles.nodes import Call, Global, Value, text
 from cgpt_convert.pickles.torch_calls.argument_checks import dtype_of, integer, integers, shape_of
-from cgpt_convert.pickles.torch_calls.dense import StorageTable, inner, storage_of
-from cgpt_convert.pickles.torch_calls.wrappers import attached
+from cgpt_convert.pickles.torch_calls.dense import StorageTable, attached, inner, storage_of
 from cgpt_convert.tensors.recast import cast_storage
 from cgpt_convert.tensors.tensor import Tensor, replace, view
 

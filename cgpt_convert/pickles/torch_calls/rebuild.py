@@ -16,8 +16,16 @@ from cgpt_convert.pickles.torch_calls.composite import (
     distributed,
     uninitialized,
 )
-from cgpt_convert.pickles.torch_calls.dense import DENSE, StorageTable, inner, plain
-from cgpt_convert.pickles.torch_calls.wrappers import VARIABLES, WRAPPERS, data_of, unwrap
+from cgpt_convert.pickles.torch_calls.dense import (
+    DENSE,
+    VARIABLES,
+    WRAPPERS,
+    StorageTable,
+    data_of,
+    inner,
+    plain,
+    unwrap,
+)
 from cgpt_convert.tensors import dtypes
 
 

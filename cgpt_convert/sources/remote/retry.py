@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from cgpt_convert.core.errors import CgptError, Unreadable
-from cgpt_convert.core.events import Event
+from cgpt_convert.core.threads import Event
 from cgpt_convert.sources.remote.remote_object import RemoteObject, TransientError
 from cgpt_convert.sources.remote.remote_settings import settings
 
