@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.text import html_table
 from cgpt_convert.sources.local import Source
+from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Storage, Tensor
+
+_SHOWN = 200  # tensors in a table for notebooks
 
 
 class CompositeTensor(NamedTuple):
@@ -98,13 +103,28 @@ class Checkpoint(Mapping[str, Tensor]):
         self.within: dict[str, str] = {}
 
     def __repr__(self) -> str:
+        return f"<Checkpoint {self.path!r}: {self._described()}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the tensors for notebooks; no values are read."""
+        ties = self.ties
+        rows = [
+            (name, tensor.dtype.name, dims(tensor.shape), f"{tensor.nbytes:,}", ties.get(name, ""))
+            for name, tensor in islice(self.tensors.items(), _SHOWN)
+        ]
+        if len(self.tensors) > _SHOWN:
+            rows.append((f"and {len(self.tensors) - _SHOWN:,} more", "", "", "", ""))
+        head = ("name", "type", "shape", "bytes", "tied to")
+        return html_table(f"{self.path}: {self._described()}", rows, head)
+
+    def _described(self) -> str:
         count = len(self.tensors)
         told = [self.kind, f"{count:,} tensor" + "s" * (count != 1)]
         told += [f"{len(self.exotic):,} not dense"] if self.exotic else []
         told += [f"{len(self.lost):,} lost"] if self.lost else []
         ties = self.ties
         nbytes = sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in ties)
-        return f"<Checkpoint {self.path!r}: {', '.join(told)}, {nbytes:,} bytes>"
+        return f"{', '.join(told)}, {nbytes:,} bytes"
 
     def __enter__(self) -> Checkpoint:  # noqa: PYI034  typing has no Self before 3.11
         return self

@@ -1,6 +1,8 @@
-"""Text that is safe to print."""
+"""Text that is safe to print or to show as HTML."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 
 class _Escapes(dict[int, str]):
@@ -20,3 +22,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return text.translate(_ESCAPES)
+
+
+def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Return a table with a caption. All texts may come from a file: they are escaped."""
+    import html
+
+    def cells(texts: Sequence[str], kind: str) -> str:
+        shown = (f"<{kind}>{html.escape(printable(text))}</{kind}>" for text in texts)
+        return f"<tr>{''.join(shown)}</tr>"
+
+    parts = [f"<table><caption>{html.escape(printable(title))}</caption>"]
+    parts += [f"<thead>{cells(head, 'th')}</thead>"] if head else []
+    parts += ["<tbody>", *(cells(row, "td") for row in rows), "</tbody></table>"]
+    return "".join(parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.sources.local import CHUNK
@@ -62,9 +62,10 @@ def import_all() -> None:
         importlib.import_module(f"cgpt_convert.tensors.{name}")
 
 
-def array(tensor: Tensor) -> np.ndarray:
+def array(tensor: Tensor, *, ml_dtypes: bool = False) -> np.ndarray:
     """Return the values as a new row-major array; bfloat16 and float8 are widened to float32.
 
+    With `ml_dtypes`, they keep their type if the package of that name is installed and has it.
     Raises Unsupported for types that NumPy does not have (quantized, raw bits, half complex) and
     for more dimensions than NumPy supports.
     """
@@ -75,16 +76,17 @@ def array(tensor: Tensor) -> np.ndarray:
     dtype = tensor.dtype
     if not (dtype.numpy or dtype.is_float):
         raise Unsupported(f"NumPy has no {dtype.name}", where=tensor.name)
-    flat = np.empty(tensor.numel, dtype.numpy or "<f4")
+    own = dtype.numpy or (_of_ml_dtypes(dtype.name) if ml_dtypes else None)
+    flat = np.empty(tensor.numel, own or "<f4")
     extent = tensor.extent()
-    if extent is not None and extent.nbytes and dtype.numpy:
+    if extent is not None and extent.nbytes and own:
         extent.storage.readinto(extent.start, flat.view(np.uint8).data)
     else:
         done = 0
         for block in of(tensor, 8 << 20, None):
             into = flat[done : done + len(block) // dtype.nbytes]
-            if dtype.numpy:
-                into[:] = np.frombuffer(block, dtype.numpy)
+            if own:
+                into[:] = np.frombuffer(block, own)
             else:
                 cast.widen(np.frombuffer(block, f"<u{dtype.nbytes}"), dtype.name, into)
             done += len(into)
@@ -92,6 +94,15 @@ def array(tensor: Tensor) -> np.ndarray:
         return flat.reshape(tensor.shape)
     except ValueError as error:
         raise Unsupported(f"NumPy refuses this shape ({error})", where=tensor.name) from error
+
+
+def _of_ml_dtypes(name: str) -> Any:
+    """Return the NumPy type that the package ml_dtypes adds; None without the package or type."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return getattr(ml_dtypes, name, None)
 
 
 def _stream(extent: ByteRange, itemsize: int, max_bytes: int) -> Iterator[memoryview]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, RANK
+from cgpt_convert.core.text import html_table
 from cgpt_convert.sources.local import Source, expect
 from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType
 from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order, sliced
@@ -129,6 +130,18 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"<Tensor {self.name!r}: {self.dtype.name} {dims(self.shape)}, {self.origin}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks; no values are read."""
+        strides = "C order" if self.is_c_order else dims(self.strides, ", ")
+        rows = (
+            ("type", self.dtype.name),
+            ("shape", dims(self.shape)),
+            ("strides", strides),
+            ("bytes", f"{self.nbytes:,}"),
+            ("stored in", self.origin),
+        )
+        return html_table(f"Tensor {self.name}", rows)
 
     @property
     def dtype(self) -> DType:
@@ -274,10 +287,15 @@ class Tensor:
         return read.array(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001
-        """Return the values as `numpy()` does, for `np.asarray`; always a new array."""
+        """Return the values as a new array, for `np.asarray`.
+
+        bfloat16 and float8 are types of ml_dtypes if that package is installed, else float32.
+        """
         if copy is False:
             raise ValueError(f"the values of {self.name!r} are read into a new array")
-        values = self.numpy()
+        from cgpt_convert.tensors import read
+
+        values = read.array(self, ml_dtypes=True)
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def torch(self) -> torch.Tensor:

@@ -58,6 +58,7 @@ ALLOWED = {
     "pickletools": "",
     "tokenizers": "inference.text_codec",
     "torch": "inference.backend_torch tensors.to_torch",
+    "ml_dtypes": "tensors.read",
     "transformers": "",
     "safetensors": "cli.demo",
     "lm_eval": "lm_eval_plugin",

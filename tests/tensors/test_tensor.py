@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from cgpt_convert import BadRequest, Unsupported, open_checkpoint
+from cgpt_convert import BadRequest, Unsupported, convert, open_checkpoint
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -77,8 +78,37 @@ def test_what_torch_has_no_dense_tensor_of_is_unsupported(dtype):
         Tensor("q", BY_NAME[dtype], (4,), (1,), 0, storage).torch()
 
 
+def without_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+
+
+WIDENED = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e8m0fnu")
+
+
+@pytest.mark.parametrize("dtype", WIDENED)
+def test_asarray_gives_the_types_of_ml_dtypes(tmp_path, monkeypatch, dtype):
+    values = (torch.randn(6, 5) * 3).to(getattr(torch, dtype))
+    checkpoint = opened({"w": values, "t": values.t()}, tmp_path)
+    expected = values.view(torch.uint16 if dtype == "bfloat16" else torch.uint8).numpy()
+    for name, bits in ("w", expected), ("t", expected.T):
+        found = np.asarray(checkpoint[name])
+        assert found.dtype == getattr(ml_dtypes, dtype)
+        assert np.array_equal(found.view(bits.dtype), bits)
+        wide = np.asarray(checkpoint[name], dtype="float32")
+        assert np.array_equal(wide, values.float().numpy() if name == "w" else values.t().float())
+        assert checkpoint[name].numpy().dtype == np.float32
+        again = convert({name: found}, tmp_path / f"{name}.safetensors")
+        assert torch.equal(
+            load_file(again.path)[name].view(torch.uint8),
+            checkpoint[name].torch().view(torch.uint8),
+        )
+    without_ml_dtypes(monkeypatch)
+    assert np.asarray(checkpoint["w"]).dtype == np.float32
+
+
 @pytest.mark.parametrize("dtype", DTYPES.split())
-def test_asarray_gives_the_values(tmp_path, dtype):
+def test_asarray_gives_the_values(tmp_path, monkeypatch, dtype):
+    without_ml_dtypes(monkeypatch)
     values = (torch.randn(6, 5) * 3).to(getattr(torch, dtype))
     checkpoint = opened({"w": values}, tmp_path)
     found = np.asarray(checkpoint["w"])
