@@ -87,9 +87,9 @@ class Start:
         """Kind.ZIP or Kind.TAR if the file is such an archive; it may be damaged."""
         if self.head[:4] in (b"PK\3\4", b"PK\5\6"):
             return Kind.ZIP
-        from cgpt_convert.archives import tar, tar_walk
+        from cgpt_convert.archives import tar
 
-        tarred = tar_walk.is_tar_to_tarfile(self.head[: tar.BLOCK])
+        tarred = tar.is_tar_to_tarfile(self.head[: tar.BLOCK])
         return Kind.TAR if tarred or _is_padded_tar(self) else None
 
     @cached_property
@@ -192,20 +192,19 @@ def _is_damaged_tar(head: bytes) -> bool:
 
     Python's tarfile passes over those if told to ignore zeros.
     """
-    from cgpt_convert.archives import tar, tar_walk
+    from cgpt_convert.archives import tar
 
     if head[257:262] == b"ustar":
         return True
     blocks = (head[at : at + tar.BLOCK] for at in range(0, len(head), tar.BLOCK))
     return any(
-        re.match(_MAYBE_SUM, block[148:156]) and tar_walk.is_tar_to_tarfile(block)
-        for block in blocks
+        re.match(_MAYBE_SUM, block[148:156]) and tar.is_tar_to_tarfile(block) for block in blocks
     )
 
 
 def _is_padded_tar(start: Start) -> bool:
     """Return whether a tar begins after blocks of zeros, which some readers skip."""
-    from cgpt_convert.archives import tar, tar_walk
+    from cgpt_convert.archives import tar
 
     head, source = start.head, start.source
     if any(head[: tar.BLOCK]) or (start.record and not any(head)):
@@ -214,7 +213,7 @@ def _is_padded_tar(start: Start) -> bool:
     first -= first % tar.BLOCK
     if first <= 0 or first + tar.BLOCK > source.nbytes:
         return False
-    return tar_walk.is_tar_to_tarfile(read(source, first, tar.BLOCK))
+    return tar.is_tar_to_tarfile(read(source, first, tar.BLOCK))
 
 
 def _first_set(source: Source) -> int:

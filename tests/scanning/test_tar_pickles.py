@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgpt_convert.archives import tar_walk
+from cgpt_convert.archives import tar
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.scanning.result import Verdict
 from cgpt_convert.sources.local import MemoryBytes
@@ -165,7 +165,7 @@ def listed(data: bytes) -> dict[str, bytes] | None:
 def walked(data: bytes) -> dict[str, bytes]:
     return {
         member.name: data[member.offset : member.offset + member.nbytes]
-        for member in tar_walk.files(MemoryBytes("x", data))
+        for member in tar.files(MemoryBytes("x", data))
     }
 
 
@@ -213,7 +213,7 @@ def test_of_random_headers_tarfile_finds_nothing_else(seed: int) -> None:
         theirs = listed(bytes(data))
         if theirs is None:
             continue
-        assert tar_walk.is_tar_to_tarfile(bytes(data[:512])) or not theirs
+        assert tar.is_tar_to_tarfile(bytes(data[:512])) or not theirs
         try:
             ours = walked(bytes(data))
         except CgptError:

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import strict_json
@@ -91,7 +90,11 @@ def read_file(file: FormatFile) -> Checkpoint:
     Raises Unsupported for arrays of objects (pickles), strings, dates and records.
     """
     source = file.source
-    path = urlsplit(source.name).path if is_url(source.name) else source.name
+    path = source.name
+    if is_url(path):
+        from urllib.parse import urlsplit
+
+        path = urlsplit(path).path
     (name,) = _named([os.path.basename(path)])
     tensor = _array(source, name)
     checkpoint = Checkpoint(file.path, "NumPy array", (source,), {name: tensor}, [tensor.storage])
