@@ -76,9 +76,28 @@ UNPACKED_FLOOR = 64 * MiB
 
 # Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
 # those of real ones take 5 bytes on average, and shrink to a quarter. What takes longer counts as
-# several: names, calls and texts (pickles/trace/dispatch.py), pickles, parts and what is unpacked
-# (scanning/scan_budget.py). A gzipped list of 100,000 merges takes little more than 300,000.
+# several, see `Prices`. A gzipped list of 100,000 merges takes little more than 300,000.
 SCANNED = SizeLimit(300_000, 1, 1 << 40)
+
+
+class Prices(NamedTuple):
+    """The price of a step in opcodes, by the time that it takes; `fuzz/costs.py` measures that.
+
+    The last two are prices of the walk through a decoded tree, in tensors and in visits of values.
+    """
+
+    long: int = 2  # an opcode with a text, a long number or an addition to a container
+    call: int = 4  # an opcode that is a name, a call or a reference
+    inst: int = 7  # INST, which is both a name and a call
+    pickle: int = 16  # a pickle, in addition to its opcodes
+    sighting: int = 24  # a name that is not allowed, which is formatted
+    part: int = 8  # a file inside a file
+    unpacking: int = 128  # the start of decompression
+    dimensions: int = 9  # as many dimensions make a tensor count as one more
+    formatted: int = 8  # as many values are formatted in the time of a visit
+
+
+PRICES = Prices()
 
 # Limits on the memo when a pickle is scanned; no pickle writer comes near them.
 MEMO_GAP = 1 << 20  # an index that exceeds the pickle's size by this much only allocates memory

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-from urllib.parse import unquote
 
 from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous_path
 
@@ -356,6 +355,8 @@ def yaml(text: str) -> Iterator[str]:
 
     PyYAML's `yaml.load` with UnsafeLoader or Loader: yaml/constructor.py.
     """
+    from urllib.parse import unquote
+
     for line in text.splitlines():
         if line.lstrip().startswith("#"):
             continue

@@ -6,7 +6,6 @@ It is read only if the user passes it: a scanned repository must not choose its 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 import re
 import sys
@@ -180,6 +179,8 @@ def _entries(
 
 def sha256(path: str) -> str:
     """Return the SHA-256 of the file's bytes, in hexadecimal."""
+    import hashlib
+
     source = open_source(path)
     try:
         digest = hashlib.sha256()

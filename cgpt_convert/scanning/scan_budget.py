@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.core.limits import PICKLE, SCANNED
+from cgpt_convert.core.limits import PICKLE, PRICES, SCANNED
 from cgpt_convert.pickles.trace.tracer import Allowed, Trace, trace
 from cgpt_convert.sources.local import Source
-
-# costs in opcodes, chosen by the time that each takes
-PART = 8  # a file inside a file, in addition to tracing it
-UNPACKING = 128  # the start of decompression
-_PICKLE = 16  # in addition to its own opcodes
-_SIGHTED = 24  # formatting a name that is not allowed
 
 
 class ScanBudgetExceeded(BaseException):
@@ -45,10 +39,10 @@ class ScanBudget:
 
         If the trace overruns the allowance, its results are kept and the next `spend` raises.
         """
-        self.spend(_PICKLE)
+        self.spend(PRICES.pickle)
         most = min(PICKLE.opcodes, self.left)
         traced = trace(source, at, allowed, most)
-        self.left -= traced.opcodes + len(traced.uses) * _SIGHTED
+        self.left -= traced.opcodes + len(traced.uses) * PRICES.sighting
         if traced.exhausted and PICKLE.opcodes > most < traced.opcodes:
             return traced._replace(fault=f"more than {self.most:,} opcodes in the file")
         return traced

@@ -18,7 +18,7 @@ from cgpt_convert.archives.zip_polyglot import (
 )
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.limits import PICKLE, TOKENIZER_BYTES
+from cgpt_convert.core.limits import PICKLE, PRICES, TOKENIZER_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import HEAD, FileKind, FormatKind, Kind, is_hdf5_behind
@@ -37,7 +37,7 @@ from cgpt_convert.scanning.embedded import source_of
 from cgpt_convert.scanning.evidence import Evidence
 from cgpt_convert.scanning.references import is_pickle, sighting
 from cgpt_convert.scanning.result import CodeReference
-from cgpt_convert.scanning.scan_budget import PART, UNPACKING, ScanBudget, ScanBudgetExceeded
+from cgpt_convert.scanning.scan_budget import ScanBudget, ScanBudgetExceeded
 from cgpt_convert.scanning.torch_archives import Role
 from cgpt_convert.sources.compression import recognise
 from cgpt_convert.sources.local import Source, read
@@ -122,7 +122,7 @@ class FileScanner(Evidence):
         part that reads as text is checked as strictly as any other.
         """
         self.parts += 1
-        self.allowance.spend(PART if depth else 0)
+        self.allowance.spend(PRICES.part if depth else 0)
         if self.parts > _PARTS or depth > _DEPTH:
             what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
             self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
@@ -315,12 +315,12 @@ class FileScanner(Evidence):
 
     def tar(self, source: Source, place: str, depth: int) -> None:
         """Scan every file of a tar; for torch's tars also the pickles between storages."""
-        from cgpt_convert.archives import tar_walk
+        from cgpt_convert.archives import tar
         from cgpt_convert.scanning import tar_pickles
 
         end = find_zip(source)  # a zip inside the last member is found with the member
         outside = end is not None
-        for member in tar_walk.files(source):
+        for member in tar.files(source):
             room = (
                 member.nbytes - END_NBYTES
             )  # a zip that extends beyond the member is not found with it
@@ -390,7 +390,7 @@ class FileScanner(Evidence):
             return False
         if inner.damage and not method.certain:
             role = Role.STORAGE  # probably other data with the same first bytes
-        self.allowance.spend(UNPACKING)
+        self.allowance.spend(PRICES.unpacking)
         before = self.weights, len(self.problems)
         whole = zip_records.held(inner, zip_records.HELD)  # avoids decompressing repeatedly
         if whole is not inner:

@@ -23,7 +23,7 @@ import os
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.formats import write_checks
+from cgpt_convert.formats import planning
 from cgpt_convert.formats.registry import Format, FormatFile
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.sources.local import read
@@ -34,7 +34,7 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 
 def plan(magic, request):
-    write_checks.check(request, "toy", lambda tensor: True)
+    planning.check(request, "toy", lambda tensor: True)
     rows, at = {}, 0
     for tensor in request.tensors:
         rows[tensor.name] = [tensor.dtype.name, tensor.shape, at, tensor.nbytes]

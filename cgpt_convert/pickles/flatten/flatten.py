@@ -21,6 +21,7 @@ from cgpt_convert.core.limits import (
     NAMES,
     NESTING,
     NODES,
+    PRICES,
     REPEATED,
     TENSORS,
 )
@@ -53,9 +54,7 @@ from cgpt_convert.tensors.tensor import Tensor
 
 _VALUES = "values"
 _TOLD = "characters of names"
-_MANY = 9  # more dimensions than a weight has
 _LINE = 64  # values that fit into a line
-_PER_VISIT = 8  # values formatted in the time of one visit
 
 
 class WalkBudget:
@@ -113,15 +112,15 @@ def text_cost(value: Value) -> int:
     if type(value) in PLAIN:
         return 1
     if type(value) in (List, tuple):
-        return 1 + min(len(value), _LINE) // _PER_VISIT
-    return 1 + _LINE // _PER_VISIT
+        return 1 + min(len(value), _LINE) // PRICES.formatted
+    return 1 + _LINE // PRICES.formatted
 
 
 def _tensor_cost(tensor: Tensor | CompositeTensor) -> int:
     """Return the cost of a tensor, in plain ones of few dimensions."""
     if isinstance(tensor, CompositeTensor):
         return 1 + sum(map(_tensor_cost, tensor.parts))
-    return 1 + len(tensor.shape) // _MANY
+    return 1 + len(tensor.shape) // PRICES.dimensions
 
 
 def fill(

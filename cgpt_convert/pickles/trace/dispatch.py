@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cgpt_convert.core.limits import PRICES
 from cgpt_convert.pickles.decode.opcode_table import OPCODES
 from cgpt_convert.pickles.nodes import Value
 from cgpt_convert.pickles.trace.lenient_argument_reader import ARGUMENTS, memo_index
@@ -24,13 +25,13 @@ _PUSHED = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
 _LINES = {"GET": memo_index, "PUT": memo_index}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
-# What counts as several opcodes, because it takes as long.
-_TWO = "LIST DICT FROZENSET APPENDS ADDITEMS SETITEM SETITEMS INT LONG FLOAT LONG1 LONG4"
-_FOUR = "GLOBAL STACK_GLOBAL EXT1 EXT2 EXT4 PERSID BINPERSID REDUCE NEWOBJ NEWOBJ_EX OBJ BUILD"
+# What counts as several opcodes, because it takes as long
+_LONG = "LIST DICT FROZENSET APPENDS ADDITEMS SETITEM SETITEMS INT LONG FLOAT LONG1 LONG4"
+_CALLS = "GLOBAL STACK_GLOBAL EXT1 EXT2 EXT4 PERSID BINPERSID REDUCE NEWOBJ NEWOBJ_EX OBJ BUILD"
 _COSTS = {
-    **dict.fromkeys(f"{_OTHER['text']} {_OTHER['span']} {_TWO}".split(), 2),
-    **dict.fromkeys(_FOUR.split(), 4),
-    "INST": 7,
+    **dict.fromkeys(f"{_OTHER['text']} {_OTHER['span']} {_LONG}".split(), PRICES.long),
+    **dict.fromkeys(_CALLS.split(), PRICES.call),
+    "INST": PRICES.inst,
 }
 
 # what it does, None if it pushes its argument; what reads that; as how many opcodes it counts

@@ -34,7 +34,7 @@ from urllib3.exceptions import TimeoutError as NothingCame
 
 from cgpt_convert import __version__
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable, Unsupported
-from cgpt_convert.core.events import Event
+from cgpt_convert.core.threads import Event
 from cgpt_convert.sources.remote.remote_object import (
     HEAD,
     SMALL,

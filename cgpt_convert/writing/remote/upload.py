@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cgpt_convert.core.events import Event
+from cgpt_convert.core.threads import Event
 from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import FetchWorkers
 from cgpt_convert.writing.remote.store import WritableStore
