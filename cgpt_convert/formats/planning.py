@@ -1,4 +1,4 @@
-"""What the plans of several formats share: checks of the request, metadata, shards, index."""
+"""The parts of planning that formats share: checks of the request, metadata, shards, index."""
 
 from __future__ import annotations
 

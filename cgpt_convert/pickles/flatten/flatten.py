@@ -58,7 +58,7 @@ _LINE = 64  # values that fit into a line
 
 
 class WalkBudget:
-    """What the walk through one pickle's tree may still cost, in proportion to its size.
+    """The remaining cost of the walk through one pickle's tree, in proportion to its size.
 
     Methods deduct from it and raise Unsupported when it is used up.
     """
