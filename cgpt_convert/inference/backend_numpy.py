@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from cgpt_convert.core.threads import ThreadPool
 from cgpt_convert.inference import gelu
-from cgpt_convert.inference.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,11 +16,11 @@ from transformers.activations import ACT2FN
 from cgpt_convert.architectures.activations import ACTIVATIONS, ERF
 from cgpt_convert.architectures.gpt2 import forward
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
+from cgpt_convert.core.threads import ThreadPool
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference import backend_numpy, gelu, weights
 from cgpt_convert.inference.backend import backend
 from cgpt_convert.inference.model import Model
-from cgpt_convert.inference.thread_pool import ThreadPool
 from cgpt_convert.tensors.tensor import replace
 from tests.helpers import vendor
 from tests.helpers.running import run
