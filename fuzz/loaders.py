@@ -178,8 +178,7 @@ def joblibs(path: str, _events: Events) -> None:
 def frames(path: str, _events: Events) -> None:
     """Load as pandas does, by each compression."""
     for how in (None, "zip", "gzip", "bz2", "xz", "tar"):
-        if how != "zip" or not _is_behind(path):
-            _quietly(pd.read_pickle, path, compression=how)
+        _quietly(pd.read_pickle, path, compression=how)
 
 
 LOADERS: dict[str, Loader] = {
@@ -213,7 +212,7 @@ def _quietly(load: Callable[..., object], *args: object, **how: object) -> None:
 
 def load_all(path: str, events: Events, note: Callable[[str], None], depth: int = 0) -> None:
     """Give the file to every loader, then what is inside it; `note` is told which one is next."""
-    is_zip = zipfile.is_zipfile(path) and not _is_behind(path)
+    is_zip = zipfile.is_zipfile(path)
     for name, loader in LOADERS.items():
         if name in _ONLY_ZIPS and not is_zip:
             continue
@@ -227,9 +226,8 @@ def load_all(path: str, events: Events, note: Callable[[str], None], depth: int 
     if depth == DEPTH:
         return
     for number, (label, data) in enumerate(_inside(path)):
-        numbers = _STORAGE.fullmatch(label)
-        deeper = DEPTH - 1 if numbers else depth
-        inner = f"{path}.{number}{_NUMBERS if numbers else ''}"
+        deeper = DEPTH - 1 if _STORAGE.fullmatch(label) else depth
+        inner = f"{path}.{number}"
         with open(inner, "wb") as file:
             file.write(data)
         before = len(events.seen)
@@ -241,15 +239,6 @@ def load_all(path: str, events: Events, note: Callable[[str], None], depth: int 
 
 
 _STORAGE = re.compile(r"[^/]+/data/\d+")  # of a torch archive: numbers, in which nobody looks
-_NUMBERS = ".numbers"  # how the copy of one is named
-
-
-def _is_behind(path: str) -> bool:
-    """Return whether a zip in the file is behind numbers, where nobody looks for one."""
-    if not path.endswith(_NUMBERS):
-        return False
-    with open(path, "rb") as file:
-        return file.read(2) != b"PK"
 
 
 def _inside(path: str) -> Iterator[tuple[str, bytes]]:
