@@ -45,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--results",
         type=Path,
-        default="docs/explanation/performance.json",
+        default="docs/explanation/measurements.json",
         help="the JSON file that results are kept in",
     )
     add(
         "--output",
         type=Path,
-        default="docs/explanation/performance.md",
+        default="docs/explanation/measurements.md",
         help="the page; plots beside it",
     )
     add("--sizes", default="111M,1.3B,2.7B", help="models of tests.helpers.vendor, by comma")

