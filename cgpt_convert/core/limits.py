@@ -80,24 +80,22 @@ UNPACKED_FLOOR = 64 * MiB
 SCANNED = SizeLimit(300_000, 1, 1 << 40)
 
 
-class Prices(NamedTuple):
+class Prices:
     """The price of a step in opcodes, by the time that it takes; `fuzz/costs.py` measures that.
 
     The last two are prices of the walk through a decoded tree, in tensors and in visits of values.
     """
 
-    long: int = 2  # an opcode with a text, a long number or an addition to a container
-    call: int = 4  # an opcode that is a name, a call or a reference
-    inst: int = 7  # INST, which is both a name and a call
-    pickle: int = 16  # a pickle, in addition to its opcodes
-    sighting: int = 24  # a name that is not allowed, which is formatted
-    part: int = 8  # a file inside a file
-    unpacking: int = 128  # the start of decompression
-    dimensions: int = 9  # as many dimensions make a tensor count as one more
-    formatted: int = 8  # as many values are formatted in the time of a visit
+    long = 2  # an opcode with a text, a long number or an addition to a container
+    call = 4  # an opcode that is a name, a call or a reference
+    inst = 7  # INST, which is both a name and a call
+    pickle = 16  # a pickle, in addition to its opcodes
+    sighting = 24  # a name that is not allowed, which is formatted
+    part = 8  # a file inside a file
+    unpacking = 128  # the start of decompression
+    dimensions = 9  # as many dimensions make a tensor count as one more
+    formatted = 8  # as many values are formatted in the time of a visit
 
-
-PRICES = Prices()
 
 # Limits on the memo when a pickle is scanned; no pickle writer comes near them.
 MEMO_GAP = 1 << 20  # an index that exceeds the pickle's size by this much only allocates memory

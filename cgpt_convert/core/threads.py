@@ -13,8 +13,10 @@ import weakref
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -204,6 +206,8 @@ def in_order(function: Callable[[T], R], items: Sequence[T], threads: int) -> It
     if threads < _SEVERAL:
         yield from map(function, items)
         return
+    from queue import SimpleQueue  # not at the top: `inspect` needs none
+
     todo = deque(enumerate(items))
     ended: SimpleQueue[_Ended[R]] = SimpleQueue()
     for _ in range(threads):
@@ -238,6 +242,8 @@ def _work(
 
 def _next(ended: SimpleQueue[_Ended[R]]) -> tuple[int, list[R]]:
     """Wait for the next item that has ended; raise its error."""
+    from queue import Empty
+
     while True:
         try:
             number, result, error = ended.get(timeout=_DRAWN)
@@ -261,6 +267,9 @@ class ThreadPool:
     """
 
     def __init__(self, threads: int) -> None:
+        from queue import SimpleQueue
+
+        self._new_queue = SimpleQueue
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         for _ in range(threads):
             threading.Thread(target=_serve, args=(self._inbox,), daemon=True).start()
@@ -271,7 +280,8 @@ class ThreadPool:
 
         Raises the error of `work` after all parts have ended.
         """
-        todo, outbox = deque(enumerate(parts)), SimpleQueue[_Done]()
+        todo = deque(enumerate(parts))
+        outbox: SimpleQueue[_Done] = self._new_queue()
         for _ in parts[1:]:
             self._inbox.put((work, todo, outbox))
         _work_off(work, todo, outbox)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.core.limits import PICKLE, PRICES, SCANNED
+from cgpt_convert.core.limits import PICKLE, SCANNED, Prices
 from cgpt_convert.pickles.trace.tracer import Allowed, Trace, trace
 from cgpt_convert.sources.local import Source
 
@@ -39,10 +39,10 @@ class ScanBudget:
 
         If the trace overruns the allowance, its results are kept and the next `spend` raises.
         """
-        self.spend(PRICES.pickle)
+        self.spend(Prices.pickle)
         most = min(PICKLE.opcodes, self.left)
         traced = trace(source, at, allowed, most)
-        self.left -= traced.opcodes + len(traced.uses) * PRICES.sighting
+        self.left -= traced.opcodes + len(traced.uses) * Prices.sighting
         if traced.exhausted and PICKLE.opcodes > most < traced.opcodes:
             return traced._replace(fault=f"more than {self.most:,} opcodes in the file")
         return traced

@@ -18,7 +18,7 @@ from cgpt_convert.archives.zip_polyglot import (
 )
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.limits import PICKLE, PRICES, TOKENIZER_BYTES
+from cgpt_convert.core.limits import PICKLE, TOKENIZER_BYTES, Prices
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import HEAD, FileKind, FormatKind, Kind, is_hdf5_behind
@@ -122,7 +122,7 @@ class FileScanner(Evidence):
         part that reads as text is checked as strictly as any other.
         """
         self.parts += 1
-        self.allowance.spend(PRICES.part if depth else 0)
+        self.allowance.spend(Prices.part if depth else 0)
         if self.parts > _PARTS or depth > _DEPTH:
             what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
             self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
@@ -390,7 +390,7 @@ class FileScanner(Evidence):
             return False
         if inner.damage and not method.certain:
             role = Role.STORAGE  # probably other data with the same first bytes
-        self.allowance.spend(PRICES.unpacking)
+        self.allowance.spend(Prices.unpacking)
         before = self.weights, len(self.problems)
         whole = zip_records.held(inner, zip_records.HELD)  # avoids decompressing repeatedly
         if whole is not inner:

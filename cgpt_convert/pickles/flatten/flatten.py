@@ -21,9 +21,9 @@ from cgpt_convert.core.limits import (
     NAMES,
     NESTING,
     NODES,
-    PRICES,
     REPEATED,
     TENSORS,
+    Prices,
 )
 from cgpt_convert.core.text import printable
 from cgpt_convert.pickles.decode.decoder import DecodedPickle
@@ -112,15 +112,15 @@ def text_cost(value: Value) -> int:
     if type(value) in PLAIN:
         return 1
     if type(value) in (List, tuple):
-        return 1 + min(len(value), _LINE) // PRICES.formatted
-    return 1 + _LINE // PRICES.formatted
+        return 1 + min(len(value), _LINE) // Prices.formatted
+    return 1 + _LINE // Prices.formatted
 
 
 def _tensor_cost(tensor: Tensor | CompositeTensor) -> int:
     """Return the cost of a tensor, in plain ones of few dimensions."""
     if isinstance(tensor, CompositeTensor):
         return 1 + sum(map(_tensor_cost, tensor.parts))
-    return 1 + len(tensor.shape) // PRICES.dimensions
+    return 1 + len(tensor.shape) // Prices.dimensions
 
 
 def fill(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cgpt_convert.core.limits import PRICES
+from cgpt_convert.core.limits import Prices
 from cgpt_convert.pickles.decode.opcode_table import OPCODES
 from cgpt_convert.pickles.nodes import Value
 from cgpt_convert.pickles.trace.lenient_argument_reader import ARGUMENTS, memo_index
@@ -29,9 +29,9 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LONG = "LIST DICT FROZENSET APPENDS ADDITEMS SETITEM SETITEMS INT LONG FLOAT LONG1 LONG4"
 _CALLS = "GLOBAL STACK_GLOBAL EXT1 EXT2 EXT4 PERSID BINPERSID REDUCE NEWOBJ NEWOBJ_EX OBJ BUILD"
 _COSTS = {
-    **dict.fromkeys(f"{_OTHER['text']} {_OTHER['span']} {_LONG}".split(), PRICES.long),
-    **dict.fromkeys(_CALLS.split(), PRICES.call),
-    "INST": PRICES.inst,
+    **dict.fromkeys(f"{_OTHER['text']} {_OTHER['span']} {_LONG}".split(), Prices.long),
+    **dict.fromkeys(_CALLS.split(), Prices.call),
+    "INST": Prices.inst,
 }
 
 # what it does, None if it pushes its argument; what reads that; as how many opcodes it counts
