@@ -16,6 +16,7 @@ import cgpt_convert
 from cgpt_convert.core.errors import BadRequest
 from tests.helpers.running import ROOT, environ, run
 
+pytestmark = pytest.mark.slow  # lm-eval
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
 MODEL = DEMO / "pytorch_model.bin"
 TASKS = "tests/data/lm_eval"

@@ -7,14 +7,14 @@ import pickle
 import struct
 import zipfile
 
+import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.formats.torch.zip_reader import read as read_checkpoint
 from cgpt_convert.sources.local import MemoryBytes
-from tests.helpers import zips
+from tests.helpers import torch_save, zips
 from tests.helpers.zip_agreement import (
     STATE,
     contents,
@@ -33,9 +33,10 @@ def test_1_duplicate_names_are_refused() -> None:
         opened(data)
 
 
+@pytest.mark.slow  # torch
 def test_1_torch_takes_the_first_of_two_records_and_python_the_last() -> None:
     """Why duplicates are refused: here are the two readers that differ."""
-    entries = zips.entries_of(zips.saved({"w": torch.tensor([1.0])}))
+    entries = zips.entries_of(torch_save.saved({"w": np.ones(1, np.float32)}))
     twice = [*entries.values(), entries["archive/data/0"].but(data=struct.pack("<f", 2.0))]
     data = zips.build(twice)
     with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -53,13 +54,14 @@ def test_2_names_equal_under_case_folding_are_refused(other: str) -> None:
 
 
 def test_3_second_root_is_refused() -> None:
-    entries = [*zips.entries_of(zips.saved(STATE)).values(), Entry("other/data.pkl", b"N.")]
+    entries = [*zips.entries_of(torch_save.saved(STATE)).values(), Entry("other/data.pkl", b"N.")]
     with pytest.raises(Malformed, match="outside the folder"):
         read_checkpoint(MemoryBytes("x.bin", zips.build(entries)))
 
 
+@pytest.mark.slow  # torch
 def test_3_second_root_is_refused_by_torch_too() -> None:
-    entries = [*zips.entries_of(zips.saved(STATE)).values(), Entry("other/data.pkl", b"N.")]
+    entries = [*zips.entries_of(torch_save.saved(STATE)).values(), Entry("other/data.pkl", b"N.")]
     with pytest.raises(RuntimeError):
         torch_reads(zips.build(entries))
 
@@ -89,8 +91,9 @@ def test_5_encryption_and_unknown_flags_are_not_supported(bit: int) -> None:
         opened(zips.build(two(flags=bit)))
 
 
+@pytest.mark.slow  # torch
 def test_5_torch_reads_a_record_that_is_marked_encrypted_in_its_local_header() -> None:
-    entries = zips.entries_of(zips.saved(STATE))
+    entries = zips.entries_of(torch_save.saved(STATE))
     entries["archive/data/0"] = entries["archive/data/0"].but(local_flags=1)
     data = zips.build(entries.values())
     assert torch_reads(data).keys() == STATE.keys()
@@ -98,6 +101,7 @@ def test_5_torch_reads_a_record_that_is_marked_encrypted_in_its_local_header() -
         opened(data)
 
 
+@pytest.mark.slow  # torch
 def test_10_bytes_before_the_archive_are_refused() -> None:
     """Python's zipfile reads them, with the offsets moved or not; torch does not."""
     data = zips.build(two())
@@ -105,7 +109,7 @@ def test_10_bytes_before_the_archive_are_refused() -> None:
     with pytest.raises(Malformed):
         opened(b"#!/bin/sh\n" + data)
     with pytest.raises(pickle.UnpicklingError):
-        torch_reads(b"#!/bin/sh\n" + zips.saved(STATE))
+        torch_reads(b"#!/bin/sh\n" + torch_save.saved(STATE))
 
 
 def test_10_bytes_before_the_first_record_are_refused_where_offsets_allow_for_them() -> None:

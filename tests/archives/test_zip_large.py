@@ -8,14 +8,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.archives.zip_directory import NoDirectory
 from cgpt_convert.formats.torch.zip_reader import read as read_checkpoint
 from cgpt_convert.sources.local import LocalFile, read
 from cgpt_convert.tensors.tensor import replace
-from tests.helpers import zips
+from tests.helpers import torch_save, zips
 from tests.helpers.zips import Entry
 
 GiB = 1 << 30
@@ -53,8 +53,8 @@ def sparse(path: Path, sizes: list[int], ends: Callable[[int], bytes]) -> list[i
 
 def _pickle_of(sizes: list[int]) -> bytes:
     """What torch writes for one-element tensors, with their sizes replaced."""
-    state = {str(number): torch.zeros(1, dtype=torch.uint8) for number in range(len(sizes))}
-    pickle = zips.entries_of(zips.saved(state))["archive/data.pkl"].data
+    state = {str(number): np.zeros(1, np.uint8) for number in range(len(sizes))}
+    pickle = zips.entries_of(torch_save.saved(state))["archive/data.pkl"].data
     for size in sizes:
         wide = b"\x8a\x05" + size.to_bytes(5, "little")  # LONG1, where torch wrote BININT1 1
         for before, after in ((b"", b"tq"), (b"K\0", b"\x85")):  # numel; offset and shape

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 MOST = {"safetensors": (58, 30), "gguf": (78, 35)}
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.parametrize("target", walk.TARGETS)
 def test_a_tensor_enters_few_modules(target: str, tmp_path: Path) -> None:
     measured = walk.walks(target, tmp_path, ROOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.architectures.hf_config_check import read_config
 from cgpt_convert.archives.zip_archive import open_archive
@@ -25,6 +26,7 @@ from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.formats.raw import writer
 from cgpt_convert.formats.safetensors import reader as safetensors_reader
 from cgpt_convert.formats.sharded_reader import read_index
+from cgpt_convert.formats.torch.zip_reader import read as read_checkpoint
 from cgpt_convert.pickles.decode.decoder import decode
 from cgpt_convert.pickles.trace.tracer import Trace, trace
 from cgpt_convert.scanning.allowlist import Allowlist
@@ -34,10 +36,8 @@ from cgpt_convert.sources.unpack import UnpackLimit
 from cgpt_convert.targets.tokenizer.files import read_file
 from cgpt_convert.tensors.tensor import Storage
 from cgpt_convert.verification.lock_file import read_lock
-from tests.helpers import zips
-from tests.helpers.forged_pickles import forged, v2
+from tests.helpers import torch_save, zips
 from tests.helpers.pickle_agreement import tree
-from tests.helpers.torch_agreement import opened
 from tests.helpers.zips import Entry
 
 
@@ -50,6 +50,12 @@ def traced(data: bytes) -> Trace:
     if found.fault or found.odd:
         raise Unsupported(found.fault or found.odd)
     return found
+
+
+def viewed(size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    """A tensor like that over a storage of 24 bytes."""
+    view = torch_save.View(np.zeros(6, np.float32), size, stride)
+    read_checkpoint(memory(torch_save.saved({"w": view})))
 
 
 def scanned(data: bytes) -> None:
@@ -143,7 +149,9 @@ EDGES = {
     "PICKLE.line_bytes": Edge(
         PICKLE.line_bytes, lambda n: decode(b"V" + b"k" * (n - 1) + b"\n" + b"." * 9)
     ),
-    "INFLATION": Edge(MiB, lambda n: opened(inflating(n)), "cgpt_convert.core.limits.INFLATION=0"),
+    "INFLATION": Edge(
+        MiB, lambda n: read_checkpoint(memory(inflating(n))), "cgpt_convert.core.limits.INFLATION=0"
+    ),
     "MEMBERS": Edge(
         3,
         lambda n: open_archive(memory(zips.build(records(n)))),
@@ -165,13 +173,11 @@ EDGES = {
     "NESTING": Edge(limits.NESTING, lambda n: tree(nested(n))),
     "INT64": Edge(
         limits.INT64 - 1,
-        lambda n: opened(forged({"w": v2(size=(0, n), stride=(1, 1))})),
+        lambda n: viewed((0, n), (1, 1)),
         error=Malformed,
     ),
-    "RANK": Edge(limits.RANK, lambda n: opened(forged({"w": v2(size=(1,) * n, stride=(1,) * n)}))),
-    "EXPANSION, EXPANSION_FLOOR": Edge(
-        CLAIMED // 4, lambda n: opened(forged({"w": v2(size=(n,), stride=(0,))}))
-    ),
+    "RANK": Edge(limits.RANK, lambda n: viewed((1,) * n, (1,) * n)),
+    "EXPANSION, EXPANSION_FLOOR": Edge(CLAIMED // 4, lambda n: viewed((n,), (0,))),
     "UNPACKED, UNPACKED_FLOOR": Edge(
         limits.UNPACKED_FLOOR + 9 * limits.UNPACKED, lambda n: UnpackLimit(9).take(n, "x")
     ),
@@ -277,11 +283,11 @@ def test_20_values_that_take_memory_are_counted_to_the_last(unit: bytes) -> None
 def test_20_what_the_walk_may_cost_is_counted_to_the_last(
     limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = torch.zeros(2)
-    value = {"a": shared, "b": [[1], (pair := ["c", [1]]), pair], "d": torch.ones(1)}
+    shared = np.zeros(2)
+    value = {"a": shared, "b": [[1], (pair := ["c", [1]]), pair], "d": np.ones(1)}
     # the values; the characters of their paths; the pair again, and its length; the tensors
     exact = {"NODES": 11, "NAMES": 32, "REPEATED": 3, "TENSORS": 2}[limit]
-    (path := tmp_path / "x.pt").write_bytes(zips.saved(value))
+    (path := tmp_path / "x.pt").write_bytes(torch_save.saved(value))
     monkeypatch.setattr(
         f"cgpt_convert.pickles.flatten.flatten.{limit}", SizeLimit(exact, 1 << 40, exact)
     )
@@ -297,7 +303,7 @@ def test_20_what_the_walk_may_cost_is_counted_to_the_last(
 def test_20_a_tensor_of_many_dimensions_counts_as_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (path := tmp_path / "x.pt").write_bytes(zips.saved({"a": torch.zeros([1] * 64)}))
+    (path := tmp_path / "x.pt").write_bytes(torch_save.saved({"a": np.zeros([1] * 64)}))
     for most, enough in ((8, True), (7, False)):
         monkeypatch.setattr(
             "cgpt_convert.pickles.flatten.flatten.TENSORS", SizeLimit(most, 1 << 40, most)
@@ -307,20 +313,28 @@ def test_20_a_tensor_of_many_dimensions_counts_as_several(
 
 
 def test_20_names_have_a_greatest_length(tmp_path: Path) -> None:
+    too_long = torch_save.saved({"k" * (limits.NAME + 1): np.ones(1)})
     path = tmp_path / "x.pt"
-    torch.save({"k" * limits.NAME: torch.ones(1)}, path)
+    path.write_bytes(torch_save.saved({"k" * limits.NAME: np.ones(1)}))
     assert len(open_checkpoint(path)) == 1
-    torch.save({"k" * (limits.NAME + 1): torch.ones(1)}, path)
-    assert len(torch.load(path)) == 1
+    path.write_bytes(too_long)
     with pytest.raises(Unsupported, match="4,096 characters"):
         open_checkpoint(path)
+
+
+@pytest.mark.slow  # torch
+def test_20_torch_takes_longer_names() -> None:
+    import torch
+
+    too_long = torch_save.saved({"k" * (limits.NAME + 1): np.ones(1)})
+    assert len(torch.load(io.BytesIO(too_long))) == 1
 
 
 def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tied = torch.zeros(2)
-    (path := tmp_path / "x.pt").write_bytes(zips.saved({"long": tied, "b": tied, "c": tied}))
+    tied = np.zeros(2)
+    (path := tmp_path / "x.pt").write_bytes(torch_save.saved({"long": tied, "b": tied, "c": tied}))
     exact = max(len("long" + "b" + "c"), 2 * len("long"))
     monkeypatch.setattr(
         "cgpt_convert.pickles.flatten.flatten.NAMES", SizeLimit(exact, 1 << 40, exact)
@@ -333,12 +347,13 @@ def test_20_what_tied_tensors_are_tied_to_is_counted_to_the_last(
         open_checkpoint(path)
 
 
+@pytest.mark.slow  # seconds
 def test_20_optimizer_state_of_many_small_tensors_fits(tmp_path: Path) -> None:
-    def state() -> dict[str, torch.Tensor]:
-        return {name: torch.zeros(1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    def state() -> dict[str, torch_save.Array]:
+        return {name: np.zeros(1) for name in ("step", "exp_avg", "exp_avg_sq")}
 
     value = {"state": {number: state() for number in range(4000)}, "param_groups": [{"lr": 0.1}]}
-    torch.save(value, tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(torch_save.saved(value))
     assert len(open_checkpoint(tmp_path / "x.pt")) == 12_000
 
 

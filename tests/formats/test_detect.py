@@ -12,8 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,9 +26,10 @@ from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.formats.torch import torch_files
 from cgpt_convert.sources.local import MemoryBytes
 from tests.helpers.running import run
+from tests.helpers.torch_save import saved, saved_legacy
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-VALUE = {"w": torch.ones(300)}
+VALUE = {"w": np.ones(300, np.float32)}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345678\n"
 
 
@@ -65,7 +65,7 @@ def refused(source, kind=None):
     return refuse(FormatFile(source, source.name, kind or sniff(source)))
 
 
-TORCH = written(lambda file: torch.save(VALUE, file))
+TORCH = saved(VALUE)
 KINDS = {
     torch_files.ZIP: [
         TORCH,
@@ -73,15 +73,8 @@ KINDS = {
         zipped("p/.data/extern_modules"),
     ],
     Kind.CUT_ZIP: [TORCH[:-1], TORCH[:4], TORCH[:900]],
-    torch_files.LEGACY: [
-        written(
-            lambda file, protocol=protocol: torch.save(
-                VALUE, file, pickle_protocol=protocol, _use_new_zipfile_serialization=False
-            )
-        )
-        for protocol in (1, 2, 4)
-    ],
-    kind_of("safetensors"): [safetensors.torch.save(VALUE)],
+    torch_files.LEGACY: [saved_legacy(VALUE, protocol) for protocol in (1, 2, 4)],
+    kind_of("safetensors"): [safetensors.numpy.save(VALUE)],
     kind_of("gguf"): [b"GGUF\3\0\0\0"],
     kind_of("npy"): [written(lambda file: np.save(file, np.ones(3)))],
     kind_of("npz"): [written(lambda file: np.savez(file, a=np.ones(3)))],
@@ -182,8 +175,7 @@ def test_a_shared_prefix_does_not_mislead():
     assert sniff(MemoryBytes("x", length + b"{}")) == kind_of("safetensors")
     assert sniff(MemoryBytes("x", struct.pack("<Q", 1 << 40) + b"{}")) != kind_of("safetensors")
     # a torch zip whose data contain another zip's end is still its own kind
-    inner = torch.frombuffer(bytearray(zipped("readme.txt")), dtype=torch.uint8)
-    data = written(lambda file: torch.save({"w": inner}, file))
+    data = saved({"w": np.frombuffer(zipped("readme.txt"), np.uint8)})
     assert sniff(MemoryBytes("x", data)) == torch_files.ZIP
 
 
@@ -224,10 +216,10 @@ def test_a_safetensors_file_is_one_whatever_the_length_of_its_header():
 
 
 def test_a_safetensors_file_with_a_header_of_256_bytes_is_read(tmp_path):
-    state = {"a" * length: torch.ones(2) for length in range(1, 3)}
+    state = {"a" * length: np.ones(2, np.float32) for length in range(1, 3)}
     path = tmp_path / "model.safetensors"
     for length in range(10, 200):
-        safetensors.torch.save_file(state | {"b" * length: torch.zeros(1)}, path)
+        safetensors.numpy.save_file(state | {"b" * length: np.zeros(1, np.float32)}, path)
         if int.from_bytes(path.read_bytes()[:8], "little") == 256:
             break
     assert path.read_bytes()[:6] == b"\0\1\0\0\0\0"

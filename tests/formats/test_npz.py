@@ -289,6 +289,7 @@ def test_archives_past_four_gigabytes_are_laid_out_as_zipfile_expects(tmp_path: 
     assert [t.shape for t in found.values()] == [t.shape for t in tensors]
 
 
+@pytest.mark.slow  # seconds
 def test_more_members_than_sixteen_bits_count() -> None:
     count = 65_537
     parts = zip_writer.stored((f"{i}.npy", ()) for i in range(count))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import FileScan
@@ -20,7 +19,7 @@ from tests.helpers.hostile_pickles import payload
 BAD = payload(4)
 
 
-WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int64)}
+WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.int64)}
 
 
 def scanned(data: bytes, folder: Path, *allow: str, name: str = "file") -> FileScan:
@@ -54,12 +53,6 @@ def tarred(members: dict[str, bytes], mode: str = "w", form: int = tarfile.PAX_F
 def npy(array: np.ndarray[Any, Any]) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=True)
-    return file.getvalue()
-
-
-def saved(value: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file, **options)
     return file.getvalue()
 
 

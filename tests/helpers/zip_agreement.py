@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from cgpt_convert.archives.zip_archive import Archive, open_archive
 from cgpt_convert.core import findings
 from cgpt_convert.sources.local import MemoryBytes
 from tests.helpers.zips import Entry
 
-STATE = {"w": torch.arange(6.0).view(2, 3), "n": torch.arange(40)}
+if TYPE_CHECKING:
+    import torch
+
+STATE: dict[str, np.ndarray] = {
+    "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "n": np.arange(40),
+}
 
 
 def opened(data: bytes) -> Archive:
@@ -33,6 +40,8 @@ def python_reads(data: bytes) -> dict[str, bytes]:
 
 
 def torch_reads(data: bytes) -> dict[str, torch.Tensor]:
+    import torch
+
     state: dict[str, torch.Tensor] = torch.load(io.BytesIO(data))
     return state
 

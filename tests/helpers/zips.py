@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 LOCAL = struct.Struct("<4s5H3L2H")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
@@ -138,6 +136,8 @@ def _bytes(name: str | bytes) -> bytes:
 
 def saved(value: Any, **options: Any) -> bytes:
     """What torch.save writes, under the root folder `archive`."""
+    import torch
+
     file = io.BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()

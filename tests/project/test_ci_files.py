@@ -18,7 +18,7 @@ import yaml
 from junitparser import JUnitXml
 from packaging.requirements import Requirement
 
-from tests.helpers import zips
+from tests.helpers import torch_save
 from tests.helpers.hostile_pickles import FOREIGN, payload
 from tests.helpers.running import environ, run
 
@@ -57,7 +57,7 @@ def models(tmp_path: Path) -> Path:
     """A folder with weights and with classes of a team."""
     folder = tmp_path / "work" / "models"
     folder.mkdir(parents=True)
-    (folder / "good one.bin").write_bytes(zips.saved({"a": 1}))
+    (folder / "good one.bin").write_bytes(torch_save.saved({"a": 1}))
     (folder / "config.bin").write_bytes(FOREIGN["a class"][0])
     return folder
 
@@ -112,7 +112,7 @@ def test_the_actions_scan(models: Path, program: Path) -> None:
     code, out, outputs = step("Scan", work, program, **allowed, sarif="weights.sarif")
     assert (code, outputs) == (0, "exit-code=0\n")
     assert json.loads((work / "weights.sarif").read_text())["runs"][0]["results"] == []
-    (models / "cut.bin").write_bytes(zips.saved({"a": 1})[:-9])
+    (models / "cut.bin").write_bytes(torch_save.saved({"a": 1})[:-9])
     assert step("Scan", work, program, paths="models")[0] == 3
     assert step("Scan", work, program, paths="$(touch owned); --help")[0] == 2
     assert not (work / "owned").exists()
@@ -130,6 +130,7 @@ def test_the_actions_verify_says_what_to_compare_with_what(tmp_path: Path) -> No
     assert (code, out) == (0, "[-I][-m][cgpt_convert]" + words)
 
 
+@pytest.mark.slow
 def test_the_action_runs_nothing_of_the_checkout(models: Path) -> None:
     """Neither by Python's path nor by PYTHONPATH; without an index, pip fails as the last step."""
     work = models.parent
@@ -258,12 +259,14 @@ def committed(tool: Path, work: Path, hook: dict[str, Any], **environment: str) 
     )
 
 
+@pytest.mark.slow
 def test_pre_commit_takes_the_hooks() -> None:
     line = [sys.executable, "-m", "pre_commit", "validate-manifest", ".pre-commit-hooks.yaml"]
     subprocess.run(line, cwd=TOP, check=True)
     assert [hook["id"] for hook in HOOKS] == ["cgpt-scan", "cgpt-verify-lock"]
 
 
+@pytest.mark.slow
 def test_pre_commit_scans_what_is_committed(tool: Path, models: Path, program: Path) -> None:
     """With the program that is here: how pre-commit installs it, the corpus tests see."""
     path = {"PATH": f"{program}{os.pathsep}{os.environ['PATH']}"}
@@ -280,6 +283,7 @@ def test_pre_commit_scans_what_is_committed(tool: Path, models: Path, program: P
 NAMES = ["--help", "--allow=os.system", "-h", "--json", "--"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pre_commit_scans_a_file_whose_name_is_an_option(
     name: str, tool: Path, tmp_path: Path, program: Path
@@ -293,6 +297,7 @@ def test_pre_commit_scans_a_file_whose_name_is_an_option(
     assert f"{name}: dangerous" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_an_option_is_rejected_and_not_obeyed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,7 +305,7 @@ def test_a_name_that_is_an_option_is_rejected_and_not_obeyed(
     """As `scan *` gives it, and a hook whose args have no `--`."""
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(payload(0))
-    Path("good.bin").write_bytes(zips.saved({"a": 1}))
+    Path("good.bin").write_bytes(torch_save.saved({"a": 1}))
     done = run("scan", name, "good.bin")
     assert done.code == 2
     assert f"'{name}' is an option and the name of a file" in done.err
@@ -310,6 +315,7 @@ def test_a_name_that_is_an_option_is_rejected_and_not_obeyed(
     assert run("scan", "--allow", "a.B", "--", "good.bin").code == (2 if name == "--" else 0)
 
 
+@pytest.mark.slow
 def test_pre_commit_verifies_the_lock(tool: Path, models: Path, tmp_path: Path) -> None:
     echo = tmp_path / "echo" / "cgpt-convert"
     echo.parent.mkdir()

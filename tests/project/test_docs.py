@@ -1,5 +1,6 @@
 """The documentation says what the program does: commands, options, JSON keys, findings, output."""
 
+import itertools
 import json
 import re
 import shutil
@@ -106,6 +107,7 @@ def test_the_table_of_kinds_is_that_of_the_registry() -> None:
         assert f"`{form.folder_index}`" in told or not form.folder_index
 
 
+@pytest.mark.slow
 def test_the_keys_that_json_prints_are_documented(demo: Path) -> None:
     def run(*words: str) -> dict[str, object]:
         line = [sys.executable, "-m", "cgpt_convert", *words, "--json"]
@@ -203,11 +205,11 @@ def test_the_digests_that_are_shown_are_the_demos(demo: Path) -> None:
     assert shown in DOCS["digest.md"]
 
 
-def test_ci_runs_the_readme_test_command() -> None:
-    (command,) = re.findall(r"```sh\n(python3 -m venv .*)\n```", DOCS["README.md"])
-    last = command.split(" && ")[-2:]
+def test_ci_runs_the_readme_test_commands() -> None:
+    commands = re.findall(r"```sh\n.*?(pip install -e .*) && (pytest.*)\n```", DOCS["README.md"])
+    assert [pytest for _, pytest in commands] == ['pytest -m "not slow"', "pytest"]
     script = (TOP / ".ci" / "run").read_text()
-    for words in last:
+    for words in itertools.chain(*commands):
         assert words in script
 
 
@@ -245,6 +247,7 @@ def demo(demo_run: tuple[Path, str]) -> Path:
     return demo_run[0]
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.parametrize("page", ["library.md", "numerics.md"])
 def test_the_python_of_a_page_runs(page: str, demo: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo, tmp_path / "demo")

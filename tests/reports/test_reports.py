@@ -15,13 +15,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import jsonschema
+import numpy as np
 import pytest
 from junitparser import Error, Failure, JUnitXml
 
 from cgpt_convert.core import findings
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
 from cgpt_convert.reports import FORMATS, render
-from tests.helpers import zips
+from tests.helpers import torch_save, zips
 from tests.helpers.hostile_pickles import payload
 from tests.helpers.running import run
 
@@ -156,6 +157,7 @@ def test_sarif_fingerprints_stay_when_other_results_come_and_go() -> None:
     assert prints(less) == prints(more)
 
 
+@pytest.mark.slow  # seconds
 def test_sarif_keeps_to_githubs_number_of_results() -> None:
     def results(*checks: Check) -> list[dict[str, Any]]:
         return list(json.loads(render(checks, "sarif"))["runs"][0]["results"])
@@ -266,7 +268,7 @@ def test_scan_reports_in_every_format(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_inspect_reports_its_check(form: str, tmp_path: Path) -> None:
-    good = zips.saved({"a": __import__("torch").arange(4.0)})
+    good = torch_save.saved({"a": np.arange(4.0)})
     entries = zips.entries_of(good)
     damaged = entries["archive/data/0"]
     entries["archive/data/0"] = damaged.but(data=b"x" * len(damaged.data), crc=1, local_crc=1)
@@ -283,7 +285,7 @@ def test_inspect_reports_its_check(form: str, tmp_path: Path) -> None:
 
 
 def test_inspect_has_nothing_to_report_without_a_check(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(zips.saved({}))
+    (tmp_path / "x").write_bytes(torch_save.saved({}))
     result = run("inspect", "--format", "sarif", tmp_path / "x")
     assert (result.code, "--check" in result.err) == (2, True)
 

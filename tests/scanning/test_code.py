@@ -319,6 +319,7 @@ def test_an_exported_program_is_clean_unless_it_names_code(tmp_path: Path) -> No
     assert scanned(zips.build([*entries.values(), source]), tmp_path).verdict is Verdict.FOREIGN
 
 
+@pytest.mark.slow  # joblib
 def test_a_joblib_file_is_not_scanned_rather_than_damaged(tmp_path: Path) -> None:
     joblib = pytest.importorskip("joblib")
     path = tmp_path / "m.joblib"

@@ -98,7 +98,13 @@ PACKED: dict[str, tuple[Callable[[bytes], bytes], Callable[[Path], None]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PACKED)
+LOADED = [
+    pytest.param(name, marks=pytest.mark.slow if load is open_joblib else ())
+    for name, (_, load) in PACKED.items()
+]
+
+
+@pytest.mark.parametrize("name", LOADED)
 def test_what_a_loader_opens_is_opened(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +180,7 @@ def test_a_name_that_is_cut_off_is_an_import_to_joblib(
     assert scanned(pack(b"corpus of\nwords\n"), tmp_path).verdict is Verdict.NOTHING
 
 
+@pytest.mark.slow  # joblib
 def test_joblib_imports_a_module_whose_name_ends_the_file(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     (tmp_path / "torch.py").write_text("print('ran')")

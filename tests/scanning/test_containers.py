@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import Verdict
@@ -26,12 +25,8 @@ from cgpt_convert.scanning.scan_files import scan_file
 from tests.helpers import zips
 from tests.helpers.hostile_pickles import Payload, payload
 from tests.helpers.running import run
-from tests.helpers.scan_files import BAD, WEIGHTS, member, npy, said, saved, scanned, tarred, zipped
-
-
-def legacy(value: Any) -> bytes:
-    return saved(value, _use_new_zipfile_serialization=False)
-
+from tests.helpers.scan_files import BAD, WEIGHTS, member, npy, said, scanned, tarred, zipped
+from tests.helpers.torch_save import saved, saved_legacy
 
 CONTAINERS: dict[str, Callable[[bytes], bytes]] = {
     "zip": lambda bad: zipped({"a.txt": b"x", "data.pkl": bad}),
@@ -132,24 +127,30 @@ def test_no_suffix_hides_it(suffix: str, tmp_path: Path) -> None:
         assert scanned(data, tmp_path, name=f"x.{suffix}").verdict is Verdict.DANGEROUS
 
 
-@pytest.mark.parametrize("new", [True, False])
-def test_torchs_files(new: bool, tmp_path: Path) -> None:
-    options = {"_use_new_zipfile_serialization": new}
-    good, bad = saved(WEIGHTS, **options), saved({**WEIGHTS, "x": Payload()}, **options)
+@pytest.mark.parametrize("save", [saved, saved_legacy])
+def test_torchs_files(save: Callable[[Any], bytes], tmp_path: Path) -> None:
+    good, bad = save(WEIGHTS), save({**WEIGHTS, "x": Payload()})
     assert scanned(good, tmp_path).verdict is Verdict.CLEAN
     found = scanned(bad, tmp_path)
     assert (found.verdict, found.kind.startswith("PyTorch")) == (Verdict.DANGEROUS, True)
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.parametrize("protocol", range(6))
 def test_torchs_files_in_every_protocol(protocol: int, tmp_path: Path) -> None:
+    import torch
+
+    weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     for new in (True, False):
         options = {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
-        assert scanned(saved(WEIGHTS, **options), tmp_path).verdict is Verdict.CLEAN
-        assert scanned(saved(Payload(), **options), tmp_path).verdict is Verdict.DANGEROUS
+        assert scanned(zips.saved(weights, **options), tmp_path).verdict is Verdict.CLEAN
+        assert scanned(zips.saved(Payload(), **options), tmp_path).verdict is Verdict.DANGEROUS
 
 
+@pytest.mark.slow  # torch
 def test_a_pickled_tensor_is_foreign_and_the_file_in_it_is_looked_into(tmp_path: Path) -> None:
+    import torch
+
     found = scanned(pickle.dumps(torch.zeros(3)), tmp_path)
     assert found.verdict is Verdict.FOREIGN
     assert (found.pickles, "torch.storage._load_from_bytes" in said(found)) == (6, True)
@@ -158,10 +159,13 @@ def test_a_pickled_tensor_is_foreign_and_the_file_in_it_is_looked_into(tmp_path:
 COUNTS = (b"I0x2\n.", b"L0x2L\n.", b"\x80\2\x8a\xc8\2" + bytes(199) + b".")
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.parametrize("number", COUNTS)
 def test_torch_takes_counts_that_are_no_plain_numbers(
     number: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import torch
+
     storage = b"\x80\2X\1\0\0\0aX\3\0\0\0cpuctorch\nFloatStorage\n\x87." + struct.pack("<qf", 1, 1)
     sizes = {"short": 2, "int": 4, "long": 4}
     system = {"protocol_version": 1000, "little_endian": True, "type_sizes": sizes}
@@ -175,6 +179,7 @@ def test_torch_takes_counts_that_are_no_plain_numbers(
     assert scanned(data, tmp_path).verdict in (Verdict.MALFORMED, Verdict.DANGEROUS)
 
 
+@pytest.mark.slow  # seconds
 def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_path: Path) -> None:
     key, cls = pickle.dumps(1, 2), b"ctorch\nFloatStorage\n"
     storage = b"\x80\2(K\1X\3\0\0\0cpu" + cls + b"t." + struct.pack("<q", 2) + bytes(8)
@@ -195,8 +200,11 @@ def test_in_torchs_old_tar_every_pickle_between_the_storages_is_looked_at(tmp_pa
         assert found.verdict in (Verdict.DANGEROUS, Verdict.NOT_SCANNED)
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_is_weights_with_a_note(tmp_path: Path) -> None:
+    import torch
+
     path = tmp_path / "m.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
     found = scan_file(str(path), Allowlist())

@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from tests.helpers.running import run
-from tests.helpers.scan_files import saved
 from tests.helpers.training_layouts import layouts, with_arguments
+from tests.helpers.zips import saved
 
 
 def passes(path: Path, data: bytes, *options: str) -> str:

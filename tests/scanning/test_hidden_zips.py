@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers import zips
-from tests.helpers.scan_files import BAD, WEIGHTS, member, npy, saved, scanned, tarred, zipped
+from tests.helpers.scan_files import BAD, WEIGHTS, member, npy, scanned, tarred, zipped
+from tests.helpers.torch_save import saved, saved_legacy
 
 HIDDEN = zipped({"data.pkl": BAD})
 
@@ -48,7 +48,7 @@ FRONTS = {
     "a pickle": lambda data: pickle.dumps(1) + data,
     "an array": lambda data: npy(np.frombuffer(data, np.uint8)),
     "a tar": lambda data: tarred({"a": b"x"}) + data,
-    "a legacy stream": lambda data: saved(1, _use_new_zipfile_serialization=False) + data,
+    "a legacy stream": lambda data: saved_legacy(1) + data,
 }
 ENDS = {
     "plain": HIDDEN,
@@ -90,10 +90,10 @@ def test_a_zip_that_is_a_member_of_a_tar_is_scanned(tmp_path: Path) -> None:
 
 def test_archives_back_to_back_are_scanned_one_by_one(tmp_path: Path) -> None:
     """As torch.distributed.checkpoint writes a `.distcp` file."""
-    first, second = saved(torch.arange(3)), saved(WEIGHTS)
+    first, second = saved(np.arange(3)), saved(WEIGHTS)
     found = scanned(first + second + first, tmp_path, name="__0_0.distcp")
     assert (found.verdict, found.pickles) == (Verdict.CLEAN, 3), found.problems
-    bad = saved(torch.arange(3)) + zips.build([member(data=BAD)]) + second
+    bad = saved(np.arange(3)) + zips.build([member(data=BAD)]) + second
     assert scanned(bad, tmp_path).verdict is Verdict.DANGEROUS
     assert scanned(first + b"?" + second, tmp_path).verdict is Verdict.MALFORMED
 
@@ -102,7 +102,7 @@ def test_archives_back_to_back_are_scanned_one_by_one(tmp_path: Path) -> None:
 def test_a_zip_behind_the_numbers_of_a_storage(tmp_path: Path, end: str) -> None:
     """Taken out of the archive, pandas and numpy open the storage as the zip that ends it."""
     inside = b"1234" * 25 + ENDS[end]
-    array = torch.frombuffer(bytearray(inside + bytes(-len(inside) % 4)), dtype=torch.uint8)
-    assert scanned(saved({"w": array.clone()}), tmp_path).verdict is Verdict.MALFORMED
-    harmless = torch.frombuffer(bytearray(b"1234" * 25 + b"PK\5\6" + bytes(40)), dtype=torch.uint8)
-    assert scanned(saved({"w": harmless.clone()}), tmp_path).verdict is Verdict.CLEAN
+    array = np.frombuffer(inside + bytes(-len(inside) % 4), np.uint8)
+    assert scanned(saved({"w": array}), tmp_path).verdict is Verdict.MALFORMED
+    harmless = np.frombuffer(b"1234" * 25 + b"PK\5\6" + bytes(40), np.uint8)
+    assert scanned(saved({"w": harmless}), tmp_path).verdict is Verdict.CLEAN

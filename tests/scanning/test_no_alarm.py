@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.core import limits
 from cgpt_convert.scanning import scan_budget, scanner
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers.running import run
-from tests.helpers.scan_files import BAD, npy, saved, scanned, tarred, zipped
+from tests.helpers.scan_files import BAD, npy, scanned, tarred, zipped
+from tests.helpers.torch_save import saved
 
 
 def test_random_bytes_are_no_pickles(tmp_path: Path) -> None:
@@ -39,24 +39,24 @@ def test_storages_of_random_bytes_raise_no_alarm(tmp_path: Path) -> None:
         b"BZh9",
     ]
     tensors = {
-        f"t{i}": torch.frombuffer(bytearray(b + rng.bytes(400)), dtype=torch.uint8)
-        for i, b in enumerate(beginnings * 40)
+        f"t{i}": np.frombuffer(b + rng.bytes(400), np.uint8) for i, b in enumerate(beginnings * 40)
     }
     found = scanned(saved(tensors), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.CLEAN, 1), found
 
 
+@pytest.mark.slow  # seconds each
 @pytest.mark.parametrize(
     "data",
     [
         b"".join(pickle.dumps({"step": step, "loss": step / 3}) for step in range(5000)),
         gzip.compress(b"".join(pickle.dumps({"step": step}) for step in range(5000))),
         b"".join(pickle.dumps(step / 3) for step in range(60_000)),
-        gzip.compress(saved([torch.tensor(n / 7) for n in range(10_000)])),
+        gzip.compress(saved([np.array(n / 7, np.float32) for n in range(10_000)])),
         pickle.dumps([gzip.compress(b"%d" % n * 9 + bytes(range(100))) for n in range(3000)]),
         zipped({f"{n}.txt": b"some text" for n in range(5000)}, zipfile.ZIP_DEFLATED),
         tarred({f"{n}.txt": b"some text" for n in range(2000)}),
-        saved({f"t{n}": torch.tensor(float(n)) for n in range(5000)}),
+        saved({f"t{n}": np.array(n, np.float32) for n in range(5000)}),
     ],
     ids=[
         "records",
@@ -75,7 +75,7 @@ def test_nor_do_many_small_parts(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("byte", b"()0N]}2")
 def test_storages_of_one_number_that_is_an_opcode_raise_no_alarm(byte: int, tmp_path: Path) -> None:
-    found = scanned(saved({"x": torch.full((600_000,), byte, dtype=torch.uint8)}), tmp_path)
+    found = scanned(saved({"x": np.full(600_000, byte, np.uint8)}), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.CLEAN, 1), found
 
 
@@ -85,7 +85,7 @@ def test_nor_do_longer_ones_than_a_pickle_may_be(
 ) -> None:
     for module in (scan_budget, scanner):
         monkeypatch.setattr(module, "PICKLE", limits.PICKLE._replace(opcodes=1000))
-    found = scanned(saved({"x": torch.full((5000,), byte, dtype=torch.uint8)}), tmp_path)
+    found = scanned(saved({"x": np.full(5000, byte, np.uint8)}), tmp_path)
     assert (found.verdict, found.pickles) == (Verdict.CLEAN, 1), found
     found = scanned(bytes((byte,)) * 5000, tmp_path)  # of a file by itself nobody knows
     assert found.verdict is Verdict.NOT_SCANNED

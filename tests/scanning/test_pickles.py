@@ -11,7 +11,8 @@ from cgpt_convert.scanning.allowlist import ALLOWED
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers import zips
 from tests.helpers.hostile_pickles import DANGEROUS, FOREIGN, HARMLESS
-from tests.helpers.scan_files import WEIGHTS, said, saved, scanned
+from tests.helpers.scan_files import WEIGHTS, said, scanned
+from tests.helpers.torch_save import saved
 
 
 @pytest.mark.parametrize("name", DANGEROUS)
@@ -42,6 +43,7 @@ def test_each_is_found_as_an_object_in_a_torch_file(name: str, tmp_path: Path) -
     assert scanned(zips.build(entries.values()), tmp_path).verdict is Verdict.DANGEROUS
 
 
+@pytest.mark.slow  # torch
 def test_names_that_torch_allows_are_allowed() -> None:
     from torch._weights_only_unpickler import _get_allowed_globals
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers.hostile_pickles import FOREIGN
 from tests.helpers.running import run
-from tests.helpers.scan_files import BAD, WEIGHTS, saved
+from tests.helpers.scan_files import BAD, WEIGHTS
+from tests.helpers.torch_save import saved
 
 CLASS = FOREIGN["a class"][0]  # names team.models.Config
 UNKNOWN = bytes(range(1, 256))

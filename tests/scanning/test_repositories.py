@@ -31,12 +31,13 @@ def png() -> bytes:
 
 
 def test_a_repository_of_a_model_passes(tmp_path: Path) -> None:
-    torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
+    weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
     torch.save(
         {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
         tmp_path / "optimizer.pt",
     )
-    safetensors.torch.save_file(WEIGHTS, tmp_path / "model.safetensors")
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
     index = {
         "metadata": {"total_size": 56},
         "weight_map": dict.fromkeys(WEIGHTS, "model.safetensors"),

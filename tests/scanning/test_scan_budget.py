@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.result import Verdict
@@ -23,6 +23,7 @@ from cgpt_convert.scanning.scan_files import scan_file
 from cgpt_convert.sources.local import LocalFile
 from tests.helpers.running import environ
 from tests.helpers.scan_files import BAD, scanned, zipped
+from tests.helpers.torch_save import saved
 
 
 def test_large_arguments_are_passed_over_in_bounded_memory(tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def test_a_packed_vocabulary_is_no_bomb(tmp_path: Path) -> None:
     assert found.verdict is Verdict.CLEAN
 
 
+@pytest.mark.slow  # seconds each
 @pytest.mark.parametrize("value", [[1], (True, False), {"a": 1}, []])
 def test_a_plain_pickle_of_many_values_is_no_bomb(value: object, tmp_path: Path) -> None:
     found = scanned(pickle.dumps([copy.copy(value) for _ in range(400_000)], 4), tmp_path)
@@ -117,7 +119,7 @@ def test_what_torch_loads_is_looked_at_first(tmp_path: Path) -> None:
 def test_a_tensor_of_zeros_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.save({"w": torch.zeros(4 << 20)}, tmp_path / "zeros.pt")
+    (tmp_path / "zeros.pt").write_bytes(saved({"w": np.zeros(4 << 20, np.float32)}))
     read: list[int] = []
     plain = LocalFile.readinto
 

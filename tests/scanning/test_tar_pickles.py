@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from cgpt_convert.archives import tar
 from cgpt_convert.core.errors import CgptError
@@ -128,10 +127,13 @@ TORCH: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.parametrize("name", TORCH)
 def test_what_torch_reads_is_found_or_the_tar_is_malformed(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import torch
+
     path = tmp_path / "old.pt"
     path.write_bytes(TORCH[name])
     try:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cgpt_convert.core.errors import CannotWrite, Malformed, Unreadable
@@ -22,7 +23,7 @@ from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 from cgpt_convert.writing import local_stage, output_checks, writer
 from cgpt_convert.writing.writer import WriteOptions
-from tests.helpers import vendor
+from tests.helpers import torch_save
 from tests.helpers.render import dense, render, request
 from tests.helpers.running import contents
 
@@ -473,7 +474,9 @@ def test_the_output_may_lie_on_another_file_system(
     mounted: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = mounted("size=8m")
-    source = vendor.write(vendor.TINY, tmp_path / "in")
+    part = np.arange(24, dtype=np.float32).reshape(4, 6)
+    source = tmp_path / "in.bin"
+    source.write_bytes(torch_save.saved({"a": part, "t": part.T, "tied": part}))
     checkpoint = open_checkpoint(source)
     tensors = [tensor for name, tensor in checkpoint.items() if name not in checkpoint.ties]
     plans = registry.by_name("npz").planned(request("out.npz", *tensors))

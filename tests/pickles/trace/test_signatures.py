@@ -21,7 +21,8 @@ from cgpt_convert.pickles.torch_calls.rebuild import KNOWN
 from cgpt_convert.scanning.allowlist import ALLOWED, Allowlist
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers.hostile_pickles import short
-from tests.helpers.scan_files import saved, scanned
+from tests.helpers.scan_files import scanned
+from tests.helpers.zips import saved
 
 HELD = b"c_codecs\nencode\n"  # an allowed function where none belongs
 

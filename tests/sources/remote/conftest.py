@@ -5,13 +5,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import torch
 
 from cgpt_convert.sources.remote import remote_settings
-from tests.helpers import vendor
 from tests.helpers.servers import Nginx, nginx
-
-SMALL = vendor.SIZES["small"]
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +17,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forged.bin: hf/'s file, but one record's local header names another.
     big.pt: 5.4 GB, most of it holes, of which torch says that their values were not saved.
     """
+    import torch
+
+    from tests.helpers import vendor
+
+    small = vendor.SIZES["small"]
     folder = tmp_path_factory.mktemp("models")
     for layout in ("cs", "hf"):
-        vendor.write(SMALL, folder / layout, layout)
-        vendor.write_config(SMALL, folder / layout, layout)
-    vendor.write(SMALL, folder / "sharded", "hf", shards=True)
+        vendor.write(small, folder / layout, layout)
+        vendor.write_config(small, folder / layout, layout)
+    vendor.write(small, folder / "sharded", "hf", shards=True)
     data = bytearray((folder / "hf" / "pytorch_model.bin").read_bytes())
     at = data.rindex(b"archive/data/5FB")  # in the local header: torch pads after the name
     data[at : at + 14] = b"archive/data/6"
