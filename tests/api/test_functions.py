@@ -101,7 +101,7 @@ def test_convert_selects(saved, tmp_path):
         ({"tied": "twice"}, "twice"),
         ({"to": "onnx"}, "onnx"),
         ({"match": "nothing"}, "matches"),
-        ({"dtype": "q8_0"}, "GGUF"),
+        ({"dtype": "q8_0"}, "use --to gguf"),
         ({"root": "a.b"}, "a.b"),
     ],
 )
