@@ -83,13 +83,13 @@ def source(state: vendor.State, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def unpackings(monkeypatch: pytest.MonkeyPatch) -> list[DeflatedMember]:
     """What begins to be unpacked from its start, each time that it does."""
     begun: list[DeflatedMember] = []
-    rewind = DeflatedMember._rewind
+    rewind = DeflatedMember.rewind
 
     def counted(self: DeflatedMember) -> None:
         begun.append(self)
         rewind(self)
 
-    monkeypatch.setattr(DeflatedMember, "_rewind", counted)
+    monkeypatch.setattr(DeflatedMember, "rewind", counted)
     return begun
 
 

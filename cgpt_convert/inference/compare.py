@@ -138,7 +138,7 @@ def compare_models(
 
 def _logits(ours: Model, theirs: Model, one: Floats, other: Floats) -> tuple[_ErrorSums, int]:
     """Compare the logits of normed states; return the differences and the top-1 agreements."""
-    total, tops = _ErrorSums("logits"), (_TopTokens(len(one)), _TopTokens(len(other)))
+    total, tops = _ErrorSums("logits"), (TopTokens(len(one)), TopTokens(len(other)))
     for parts in zip(
         ours.logits_by_vocabulary(one), theirs.logits_by_vocabulary(other), strict=True
     ):
@@ -180,7 +180,7 @@ class _ErrorSums:
         return StateDifference(self._name, self._greatest, nmse)
 
 
-class _TopTokens:
+class TopTokens:
     """The top-1 token of each position, from consecutive parts of the vocabulary.
 
     Equal to `argmax` over all parts: the first maximum, and NaN before all numbers.
@@ -192,6 +192,7 @@ class _TopTokens:
         self._seen = 0
 
     def add(self, logits: Floats) -> None:
+        """Take the logits (m, k) of the next k tokens of the vocabulary."""
         found = logits.argmax(axis=-1)
         greatest = logits[np.arange(len(found)), found]
         better = ~(greatest <= self._greatest) & ~np.isnan(self._greatest)

@@ -10,7 +10,7 @@ from cgpt_convert.sources.local import CHUNK, Source, read
 from cgpt_convert.sources.temp_cache import NoTempSpace, SharedTempFile, TempFile
 
 _WASTE = 2  # times its size that may be decompressed in vain before a member is spooled
-_SHELF = SharedTempFile()
+SHELF = SharedTempFile()
 
 
 class DeflatedMember:
@@ -35,9 +35,15 @@ class DeflatedMember:
         self._wasted = 0  # bytes decompressed but not requested
         self._spool: tuple[TempFile, int] | None = None  # and the offset of the bytes in it
         self._end, self._damage = nbytes, ""  # the end of the spooled bytes, and the error there
-        self._rewind()
+        self.rewind()
 
-    def _rewind(self) -> None:
+    @property
+    def spooled(self) -> bool:
+        """Whether the bytes lie in a temporary file."""
+        return self._spool is not None
+
+    def rewind(self) -> None:
+        """Begin again at the first byte."""
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         self._taken = 0  # compressed bytes read
         self._position = 0  # inflated bytes delivered
@@ -46,7 +52,7 @@ class DeflatedMember:
         """Fill `buffer` from `offset` of the decompressed bytes."""
         with self._lock:
             if self._spool is None and offset < self._position:
-                self._rewind()
+                self.rewind()
                 if self._wasted > _WASTE * self.nbytes:
                     self._spool_all()
             spooled, end, damage = self._spool, self._end, self._damage
@@ -72,17 +78,17 @@ class DeflatedMember:
         """Decompress the member, as far as possible, into a temporary file if there is room."""
         self._wasted = 0
         try:
-            place = _SHELF.place(self.nbytes, self)
+            place = SHELF.place(self.nbytes, self)
             if place is None:
                 return
             self._damage = self._unpack_into(*place)
         except NoTempSpace:
-            _SHELF.clear()
-            self._rewind()
+            SHELF.clear()
+            self.rewind()
             return
         self._end = self._position
-        self._rewind()
-        _SHELF.settle(self, place)
+        self.rewind()
+        SHELF.settle(self, place)
 
     def _unpack_into(self, spool: TempFile, start: int) -> str:
         """Write all decompressible bytes to `spool`; return the error after the last of them."""

@@ -126,7 +126,7 @@ class UnpackedPart:
                 return b""
             wanting = getattr(self._state, "needs_input", True)  # zlib does not say
             fed = self._feed or (self._more() if wanting else b"")
-            piece = self._unpack(fed, most)
+            piece = self.unpack(fed, most)
             if piece:
                 self._advance(len(piece))
                 return piece
@@ -160,7 +160,8 @@ class UnpackedPart:
         self._stream = (self._taken - len(self._feed), self._position)
         return True
 
-    def _unpack(self, fed: bytes, most: int) -> bytes:
+    def unpack(self, fed: bytes, most: int) -> bytes:
+        """Return what the stream's next bytes, `fed`, unpack to: at most `most` bytes."""
         import lzma
 
         if self._broken:

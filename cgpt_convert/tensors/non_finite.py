@@ -58,16 +58,17 @@ def watched(
     for piece in pieces:
         data = memoryview(rest + piece) if rest else piece
         whole = len(data) - len(data) % layout.width
-        if whole and _any(data[:whole], layout):
+        if whole and any_non_finite(data[:whole], layout):
             _count(data[:whole], layout, found)
         rest = bytes(data[whole:])
         yield piece
 
 
-def _any(data: memoryview, layout: _Layout) -> bool:
+def any_non_finite(data: memoryview, layout: _Layout) -> bool:
+    """Return whether any element is NaN or infinite."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "frombuffer"):  # another thread is importing it
-        return _any_of_bytes(data, layout)
+        return any_by_bytes(data, layout)
     signed = numpy.frombuffer(data, f"<i{layout.width}").max()
     return bool(
         signed >= layout.exponent
@@ -79,8 +80,11 @@ def _sign(layout: _Layout) -> int:
     return 1 << (8 * layout.width - 1)
 
 
-def _any_of_bytes(data: memoryview, layout: _Layout) -> bool:
-    """Look at the highest bytes first: those of weights hardly ever have all these bits set."""
+def any_by_bytes(data: memoryview, layout: _Layout) -> bool:
+    """Return the same without NumPy.
+
+    The highest bytes first: those of weights hardly ever have all these bits set.
+    """
     whole = data.obj  # slicing a bytearray takes a tenth of the time of slicing a view
     if not isinstance(whole, bytearray) or len(whole) != len(data):
         whole = bytes(data)

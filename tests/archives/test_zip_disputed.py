@@ -114,7 +114,7 @@ def test_10_bytes_before_the_archive_are_refused() -> None:
 
 def test_10_bytes_before_the_first_record_are_refused_where_offsets_allow_for_them() -> None:
     entry = Entry("a/x", b"data")
-    directory = 4 + len(zips._local(entry)) + len(entry.data)
+    directory = 4 + len(zips.local_header(entry)) + len(entry.data)
     shifted = b"ELF." + zips.build([entry.but(offset=4)], end={"offset": directory})
     assert python_reads(shifted) == {"a/x": b"data"}
     with pytest.raises(Malformed, match="before the first record"):

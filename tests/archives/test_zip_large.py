@@ -35,8 +35,8 @@ def sparse(path: Path, sizes: list[int], ends: Callable[[int], bytes]) -> list[i
             full = zips.FULL32
             entry = Entry(name, b"", crc=0, nbytes=full, compressed=full, offset=full)
             wide = struct.pack("<2H3Q", 1, 24, nbytes, nbytes, at)
-            directory += zips._central(entry.but(extra=wide), at)
-            file.write(zips._local(entry.but(local_extra=wide)))
+            directory += zips.central_header(entry.but(extra=wide), at)
+            file.write(zips.local_header(entry.but(local_extra=wide)))
             offsets.append(file.tell())
             file.write(content)
             if size:

@@ -128,9 +128,9 @@ def test_8_entries_that_share_data_are_refused() -> None:
     with pytest.raises(Malformed, match="another record"):
         opened(zips.build([Entry("a/1", b"data"), Entry("a/2", b"", offset=0)]))
     inner = Entry("a/2", b"data")
-    outer = zips._local(inner) + inner.data
+    outer = zips.local_header(inner) + inner.data
     first = Entry("a/1", outer)
-    at = len(zips._local(first))
+    at = len(zips.local_header(first))
     with pytest.raises(Malformed, match="overlaps"):
         opened(zips.build([first, inner.but(offset=at)]))
 

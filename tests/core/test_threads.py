@@ -153,11 +153,11 @@ def test_an_event_whose_waiter_was_interrupted_still_ends_the_others() -> None:
     """The worst moment: the waiter has the lock, and its Ctrl-C comes before it gives it back."""
     event = Event()
     event.set()
-    event._lock.acquire()
+    event._lock.acquire()  # noqa: SLF001  what an interrupt leaves behind
     assert event.wait(0.01)
     late = Event()
-    late._lock.release()
-    late._lock.acquire()  # taken by the one that was interrupted
+    late._lock.release()  # noqa: SLF001  what an interrupt leaves behind
+    late._lock.acquire()  # noqa: SLF001  taken by the one that was interrupted
     late.set()
     assert late.wait(0.01)
 

@@ -140,7 +140,7 @@ def test_what_a_damaged_record_would_run_is_still_seen(tmp_path: Path) -> None:
 def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     reads: list[int] = []
-    feed = unpack.UnpackedPart._unpack
+    feed = unpack.UnpackedPart.unpack
 
     def fed(self: unpack.UnpackedPart, data: bytes, most: int) -> bytes:
         sizes.append(len(data))
@@ -150,7 +150,7 @@ def test_compressed_bytes_are_fed_by_the_small_piece(monkeypatch: pytest.MonkeyP
         reads.append(nbytes)
         return read_source(source, offset, nbytes)
 
-    monkeypatch.setattr(unpack.UnpackedPart, "_unpack", fed)
+    monkeypatch.setattr(unpack.UnpackedPart, "unpack", fed)
     monkeypatch.setattr(unpack, "read", counted)
     data = gzip.compress(b"") * 20_000
     method = recognise(data[:10])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cgpt_convert.core.errors import CgptError
-from tests.helpers import zips
+from tests.helpers import torch_names, zips
 from tests.helpers.torch_agreement import opened
 from tests.helpers.zips import Entry
 
@@ -69,14 +69,12 @@ def v2(
     **more: Any,
 ) -> Made:
     args = (storage or Ref(), offset, size, stride, False, collections.OrderedDict(), *rest)
-    return Made(torch._utils._rebuild_tensor_v2, args, **more)
+    return Made(torch_names.rebuild_tensor_v2, args, **more)
 
 
 def v3(storage: Any, size: Any, stride: Any, dtype: Any, offset: Any = 0) -> Made:
     hooks: Any = collections.OrderedDict()
-    return Made(
-        torch._utils._rebuild_tensor_v3, (storage, offset, size, stride, False, hooks, dtype)
-    )
+    return Made(torch_names.rebuild_tensor_v3, (storage, offset, size, stride, False, hooks, dtype))
 
 
 def torch_reads(data: bytes) -> Any:

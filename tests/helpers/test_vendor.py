@@ -60,10 +60,10 @@ def test_storage_numbers_of_13b_are_those_of_the_real_shards(tmp_path: Path) -> 
 @pytest.mark.parametrize(("size", "parameters"), [("111M", 111_050_496), ("13B", 12_853_386_240)])
 def test_parameters_are_as_many_as_the_model_card_says(size: str, parameters: int) -> None:
     with torch.device("meta"):
-        values = vendor._Values(vendor.SIZES[size], 0)
+        values = vendor.Values(vendor.SIZES[size], 0)
         values.random = torch.Generator("cpu")
         values.normal = lambda *sizes, **_: torch.empty(sizes)  # type: ignore[method-assign]
-        state = dict(vendor._hf(values))
+        state = dict(vendor.hf_tensors(values))
     masks = (".attn.bias", ".attn.masked_bias")  # `c_attn.bias` is none
     learned = [tensor for name, tensor in state.items() if not name.endswith(masks)]
     assert sum(tensor.numel() for tensor in learned) == parameters

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from tests.helpers import zips
+from tests.helpers.python_pickle import PythonPickler
 
 STORAGES = {
     "float64": "Double",
@@ -87,12 +88,8 @@ _REBUILD = _Name("torch._utils", "_rebuild_tensor_v2")
 _CLASSES = {dtype: _Name("torch", f"{name}Storage") for dtype, name in STORAGES.items()}
 
 
-# Python's own: that of C writes no name that cannot be imported
-_Python: Any = vars(pickle)["_Pickler"]
-
-
-class _Pickler(_Python):  # type: ignore[misc]
-    dispatch: ClassVar[dict[type, Any]] = dict(_Python.dispatch)
+class _Pickler(PythonPickler):  # type: ignore[misc]  # C's writes no name that is not there
+    dispatch: ClassVar[dict[type, Any]] = dict(PythonPickler.dispatch)
 
     def __init__(self, file: io.BytesIO, protocol: int, *, legacy: bool) -> None:
         super().__init__(file, protocol)

@@ -49,7 +49,9 @@ LAYOUTS = ("cs", "hf")
 
 def state_dict(shape: Shape, layout: str = "cs", seed: int = 0) -> OrderedDict[str, torch.Tensor]:
     """The tensors in the vendor's order, with seeded values that are spread as real weights are."""
-    return OrderedDict(_cs(_Values(shape, seed)) if layout == "cs" else _hf(_Values(shape, seed)))
+    return OrderedDict(
+        cs_tensors(Values(shape, seed)) if layout == "cs" else hf_tensors(Values(shape, seed))
+    )
 
 
 def split(state: State, shape: Shape) -> list[State]:
@@ -116,7 +118,7 @@ def write_config(shape: Shape, folder: Path, layout: str = "cs") -> Path:
 Named = Iterator[tuple[str, torch.Tensor]]
 
 
-class _Values:
+class Values:
     """Seeded tensors of a shape's sizes. The stored order decides which values a tensor gets."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
@@ -146,7 +148,7 @@ class _Values:
         yield f"{prefix}wpe.weight", self.normal(self.shape.n_positions, self.shape.n_embd)
 
 
-def _cs(values: _Values) -> Named:
+def cs_tensors(values: Values) -> Named:
     shape = values.shape
     wide, inner = shape.n_embd, shape.n_inner
     embeddings = dict(values.embeddings("transformer."))
@@ -163,7 +165,7 @@ def _cs(values: _Values) -> Named:
     yield "lm_head.weight", embeddings["transformer.wte.weight"]
 
 
-def _hf(values: _Values) -> Named:
+def hf_tensors(values: Values) -> Named:
     shape = values.shape
     wide, inner = shape.n_embd, shape.n_inner
     yield from values.embeddings("")

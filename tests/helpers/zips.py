@@ -71,8 +71,8 @@ def build(
     directory = bytearray()
     count = 0
     for entry in entries:
-        directory += _central(entry, len(out))
-        out += _local(entry) + entry.data
+        directory += central_header(entry, len(out))
+        out += local_header(entry) + entry.data
         count += 1
     out += before_directory
     told = {"disk": 0, "count": count, "nbytes": len(directory), "offset": len(out)}
@@ -93,7 +93,7 @@ def build(
     return bytes(out + comment + tail)
 
 
-def _local(entry: Entry) -> bytes:
+def local_header(entry: Entry) -> bytes:
     name = _bytes(entry.name if entry.local_name is None else entry.local_name)
     crc, nbytes, compressed = _sizes(entry)
     return (
@@ -108,7 +108,7 @@ def _local(entry: Entry) -> bytes:
     )
 
 
-def _central(entry: Entry, at: int) -> bytes:
+def central_header(entry: Entry, at: int) -> bytes:
     name = _bytes(entry.name)
     crc, nbytes, compressed = _sizes(entry)
     return (

@@ -149,7 +149,7 @@ def test_the_likeliest_token_of_parts_is_that_of_the_whole():
     logits[random.random(logits.shape) < 0.02] = np.nan
     logits[random.random(logits.shape) < 0.2] = -np.inf
     logits[0] = -np.inf
-    likeliest = inference_compare._TopTokens(len(logits))
+    likeliest = inference_compare.TopTokens(len(logits))
     for part in np.split(logits, [7, 8, 21], axis=1):
         likeliest.add(part)
     assert np.array_equal(likeliest.tokens, logits.argmax(-1))

@@ -22,6 +22,7 @@ import pytest
 
 from cgpt_convert.formats.torch.legacy_reader import MAGIC
 from cgpt_convert.scanning.result import Verdict
+from tests.helpers.python_pickle import PythonUnpickler
 from tests.helpers.scan_files import npy, scanned, tarred, zipped
 from tests.helpers.torch_save import saved, saved_legacy
 
@@ -134,7 +135,7 @@ def test_words_are_no_imports(text: bytes, tmp_path: Path) -> None:
 def test_a_text_that_imports_a_package_is_no_plain_text(text: bytes, tmp_path: Path) -> None:
     asked: list[str] = []
 
-    class Recorder(pickle._Unpickler):
+    class Recorder(PythonUnpickler):  # type: ignore[misc]
         def find_class(self, module: str, name: str) -> object:
             asked.append(module)
             return super().find_class(module, name)
@@ -162,7 +163,7 @@ def test_memo_indices_of_any_spelling_are_followed(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = MEMOS[name]
-    assert runs(lambda: pickle._Unpickler(io.BytesIO(data)).load(), capfd)
+    assert runs(lambda: PythonUnpickler(io.BytesIO(data)).load(), capfd)
     assert scanned(data, tmp_path).verdict is Verdict.DANGEROUS
 
 

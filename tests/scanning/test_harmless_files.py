@@ -183,7 +183,7 @@ def test_a_joblib_file_of_plain_values_passes(tmp_path: Path) -> None:
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of this process."""
-    store = torch._C._distributed_c10d.HashStore()
+    store = dist.HashStore()  # type: ignore[attr-defined]  # torch documents it
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()

@@ -56,7 +56,7 @@ def stored(records: Iterable[tuple[str, Part]]) -> tuple[Part, ...]:
         offset += sum(map(part_nbytes, added))
     directory = [part for entry in entries for part in _central_header(entry)]
     nbytes = sum(map(part_nbytes, directory))
-    return (*parts, *directory, _end(len(entries), nbytes, offset))
+    return (*parts, *directory, end_record(len(entries), nbytes, offset))
 
 
 def _local_header(entry: _Record) -> bytes:
@@ -97,7 +97,7 @@ def _central_header(entry: _Record) -> tuple[Part, ...]:
     )
 
 
-def _end(count: int, nbytes: int, offset: int) -> bytes:
+def end_record(count: int, nbytes: int, offset: int) -> bytes:
     """Return zip64 end record, its locator and end record (4.3.14 to 4.3.16)."""
     versions = (_MADE_BY, _NEEDED)
     wide = ("<4sQ2H2L4Q", b"PK\6\6", 44, *versions, 0, 0, count, count, nbytes, offset)

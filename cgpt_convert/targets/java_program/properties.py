@@ -80,7 +80,7 @@ def plan(checkpoint: Checkpoint) -> PropertiesFiles:
         _layout(transposed=raw.transposed),
         _files(raw.files),
     )
-    text = "\n".join("".join(_lines(block)) for block in blocks)
+    text = "\n".join("".join(setting_lines(block)) for block in blocks)
     lines = tuple(_notes(found, config, raw.copies))
     return PropertiesFiles(raw.plans, FilePlan(NAME, (text.encode("ascii"),)), lines)
 
@@ -169,7 +169,8 @@ def _files(files: Mapping[str, str]) -> dict[str, str]:
     return {f"file.{key}": file for key, file in files.items()}
 
 
-def _lines(block: Mapping[str, str]) -> Iterator[str]:
+def setting_lines(block: Mapping[str, str]) -> Iterator[str]:
+    """Yield the line of each setting; raise Unsupported if the program would read another one."""
     for key, value in block.items():
         line = f"{key} = {value}\n"
         if not line.isascii() or line.count("=") != 1:

@@ -216,6 +216,11 @@ def test_a_cache_of_chosen_sequences(small):
     assert relative(found, model.next_logits(IDS[[1, 0, 1], :21])) < LIMIT
 
 
+def of_tensors(model, tensors):
+    """Weights that are read from these tensors."""
+    return weights.ModelWeights(model.source._replace(tensors=tensors), model.xp, resident=False)
+
+
 def test_a_block_is_read_when_it_is_asked_for_and_then_forgotten(small):
     class Counting(dict):
         def __getitem__(self, key):
@@ -224,7 +229,7 @@ def test_a_block_is_read_when_it_is_asked_for_and_then_forgotten(small):
 
     asked: list[tuple[str, int | None]] = []
     model = opened(small)
-    model.weights._source = model.source._replace(tensors=Counting(model.source.tensors))
+    model.weights = of_tensors(model, Counting(model.source.tensors))
     for number, _ in enumerate(model.states(IDS)):
         assert {layer for _, layer in asked} == {None, *range(number)}
     assert len(asked) == 2 + 12 * SMALL.n_layer
@@ -248,7 +253,7 @@ def test_a_distant_table_is_fetched_once(small):
     near = table.storage.source
     table = replace(table, storage=replace(table.storage, source=far))
     tensors = {**model.source.tensors, ("wte.weight", None): table}
-    model.weights._source = model.source._replace(tensors=tensors)
+    model.weights = of_tensors(model, tensors)
     hidden = model.hidden(IDS)[0]
     found = np.concatenate([*model.logits_by_vocabulary(hidden)], axis=1)
     assert relative(found, opened(small).logits(opened(small).hidden(IDS)[0])) < 1e-6
@@ -261,7 +266,7 @@ def test_resident_weights_are_read_once(small, monkeypatch):
     expected = model.hidden(IDS)
     monkeypatch.setattr(weights, "read", None)
     assert np.array_equal(model.hidden(IDS), expected)
-    kept = sum(array.nbytes for array in model.weights._kept.values())
+    kept = sum(array.nbytes for array in model.weights._kept.values())  # noqa: SLF001  told nowhere
     assert kept == 4 * sum(parameter.numel() for parameter in oracle(small).parameters())
 
 

@@ -157,7 +157,7 @@ def test_bytes_are_those_of_torch_save_past_4_gb() -> None:
     end = theirs.index(b"PK\6\6")
     offset = plan.nbytes - len(ours) + directory
     count = entries.count(b"PK\1\2") + 1
-    assert theirs[end:] == zip_layout._end(count, end - directory, offset)
+    assert theirs[end:] == zip_layout.end_record(count, end - directory, offset)
     assert ours.endswith(
-        zip_layout._end(count - 1, len(entries), plan.nbytes - len(ours) + records)
+        zip_layout.end_record(count - 1, len(entries), plan.nbytes - len(ours) + records)
     )

@@ -15,6 +15,7 @@ from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.nodes import Global
 from cgpt_convert.sources.local import MemoryBytes
+from tests.helpers import torch_names
 from tests.helpers.mutations import mutated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch deprecates its own classes
@@ -207,7 +208,7 @@ def storage(key, numel, window=None, cls=torch.FloatStorage, location="cpu"):
 
 
 def tensor(where, start, shape, strides):
-    return Named(torch._utils._rebuild_tensor, where, start, shape, strides)
+    return Named(torch_names.rebuild_tensor, where, start, shape, strides)
 
 
 def test_windows_on_storages_become_views_of_the_root():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cgpt_convert import open_checkpoint
-from tests.helpers import zips
+from tests.helpers import torch_names, zips
 from tests.helpers.forged_pickles import Made
 from tests.helpers.running import run
 from tests.helpers.torch_agreement import agree, bits, check, ignore_deprecation, opened, raw
@@ -26,7 +26,7 @@ FLOATS = np.array(
 
 def device_array(array: Any, dtype: torch.dtype) -> Made:
     """A tensor as torch pickles it on a device without storages, here on the CPU."""
-    function = torch._utils._rebuild_device_tensor_from_numpy
+    function = torch_names.rebuild_from_numpy
     return Made(function, (array, dtype, "cpu", False))
 
 
@@ -53,7 +53,7 @@ def test_device_tensors_saved_as_arrays_are_cast_as_torch_casts(
 
 def test_device_tensors_saved_as_cpu_tensors_are_cast_as_torch_casts() -> None:
     whole = torch.arange(24.0).view(4, 6) / 7
-    function = torch._utils._rebuild_device_tensor_from_cpu_tensor
+    function = torch_names.rebuild_from_cpu_tensor
     value = {
         name: Made(function, (part, torch.bfloat16, "cpu", False))
         for name, part in {"t": whole.t(), "part": whole[1:, ::2]}.items()

@@ -60,8 +60,11 @@ def without_id(data: bytes) -> bytes:
     end = find_end(source)
     central = data.rindex(b"PK\1\2", 0, end.offset + end.nbytes)
     directory = data[end.offset : central]
-    closing = zip_layout._end(end.entries - 1, len(directory), last.header_offset)
-    assert zip_layout._end(end.entries, end.nbytes, end.offset) == data[end.offset + end.nbytes :]
+    closing = zip_layout.end_record(end.entries - 1, len(directory), last.header_offset)
+    assert (
+        zip_layout.end_record(end.entries, end.nbytes, end.offset)
+        == data[end.offset + end.nbytes :]
+    )
     return data[: last.header_offset] + directory + closing
 
 
@@ -149,7 +152,7 @@ def test_torch_reads_everything(
     for alias, kept in TIES.items():
         assert same(state[alias], state[kept])
         assert state[alias].data_ptr() == state[kept].data_ptr()
-    stored = {state[t.name].untyped_storage()._cdata for t in EVERY if t.nbytes}
+    stored = {state[t.name].untyped_storage().data_ptr() for t in EVERY if t.nbytes}
     assert len(stored) == sum(t.nbytes > 0 for t in EVERY)
 
 

@@ -233,7 +233,7 @@ def test_torchscript_is_its_state_dict(tmp_path, scripted, how):
     elif how == "script":
         torch.jit.script(scripted).save(path)
     else:
-        torch.jit.script(scripted)._save_for_lite_interpreter(str(path))
+        torch.jit.script(scripted)._save_for_lite_interpreter(str(path))  # noqa: SLF001  torch's only way
     found, told = converted(path)
     expected = torch.jit.load(path).state_dict()
     same(found, expected)

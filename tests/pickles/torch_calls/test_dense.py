@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cgpt_convert.core import findings
-from tests.helpers import zips
+from tests.helpers import torch_names, zips
 from tests.helpers.torch_agreement import BASE, COMPLEX, agree, bits, check, filled, opened, raw
 
 
@@ -116,7 +116,7 @@ def test_subclass_that_wraps_two_tensors() -> None:
     "value",
     [
         *(COMPLEX, COMPLEX.conj(), COMPLEX.conj().imag, COMPLEX.imag, COMPLEX.conj().t()),
-        *(torch._neg_view(BASE), torch._neg_view(COMPLEX.conj()), COMPLEX.conj().conj()),
+        *(torch_names.neg_view(BASE), torch_names.neg_view(COMPLEX.conj()), COMPLEX.conj().conj()),
     ],
     ids=["plain", "conj", "neg", "imag", "conj-t", "neg-real", "neg-conj", "conj-conj"],
 )

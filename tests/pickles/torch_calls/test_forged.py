@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from tests.helpers import zips
+from tests.helpers import torch_names, zips
 from tests.helpers.forged_pickles import Made, Pickler, Ref, forged, refused, torch_reads, v2, v3
 from tests.helpers.mutations import mutated
 from tests.helpers.torch_agreement import BASE, COMPLEX, SPARSE, agree, bits, opened, raw
@@ -109,10 +109,10 @@ def test_26_stride_0_bomb_is_refused() -> None:
 
 
 def test_26_bomb_inside_a_sparse_tensor_is_refused() -> None:
-    layout = Made(torch.serialization._get_layout, ("torch.sparse_coo",))
+    layout = Made(torch_names.get_layout, ("torch.sparse_coo",))
     indices = v2(Ref(torch.LongStorage, numel=3), size=(1, 1), stride=(1, 1))
     values = v2(Ref(key="1"), size=(1 << 40,), stride=(0,))
-    bomb = Made(torch._utils._rebuild_sparse_tensor, (layout, (indices, values, (4,), True)))
+    bomb = Made(torch_names.rebuild_sparse_tensor, (layout, (indices, values, (4,), True)))
     with pytest.raises(Unsupported, match=r"w\.values"):
         opened(forged({"w": bomb}, {"0": bytes(24), "1": bytes(24)}))
 
@@ -203,12 +203,12 @@ def test_a_tensor_that_the_pickle_changes_after_making_it_is_refused() -> None:
 @pytest.mark.parametrize("count", [0, 3, 5, 9])
 def test_wrong_number_of_arguments_is_refused(count: int) -> None:
     args = (*v2().args, None, None, None)[:count]
-    refused(Made(torch._utils._rebuild_tensor_v2, args), Malformed, "with the arguments")
+    refused(Made(torch_names.rebuild_tensor_v2, args), Malformed, "with the arguments")
 
 
 @pytest.mark.parametrize("storage", ["0", None, ("storage",), {}, 5])
 def test_storage_that_is_no_reference_is_refused(storage: Any) -> None:
-    made = Made(torch._utils._rebuild_tensor_v2, (storage, *v2().args[1:]))
+    made = Made(torch_names.rebuild_tensor_v2, (storage, *v2().args[1:]))
     refused(made, Malformed, "not a reference to a storage")
 
 
@@ -219,7 +219,7 @@ def test_reference_that_is_no_storage_is_refused(ref: Ref) -> None:
 
 def test_wrappers_of_no_tensor_are_refused() -> None:
     for inner in (None, 5, [v2()], Made(torch.Size, ((1,),))):
-        made = Made(torch._utils._rebuild_parameter, (inner, True, None))
+        made = Made(torch_names.rebuild_parameter, (inner, True, None))
         if isinstance(inner, Made):
             assert not opened(forged({"w": made})).tensors
         else:
@@ -229,7 +229,7 @@ def test_wrappers_of_no_tensor_are_refused() -> None:
 def test_attributes_of_attributes_are_not_followed_for_ever() -> None:
     many = v2()
     for _ in range(150):
-        many = Made(torch._utils._rebuild_parameter_with_state, (v2(), True, None, {"a": many}))
+        many = Made(torch_names.rebuild_parameter_with_state, (v2(), True, None, {"a": many}))
     with pytest.raises(Unsupported, match="nested deeper"):
         opened(forged({"w": many}))
 

@@ -12,15 +12,15 @@ import torch
 
 from cgpt_convert.core.errors import Malformed
 from fuzz import against_torch
-from tests.helpers import zips
+from tests.helpers import torch_names, zips
 from tests.helpers.forged_pickles import Made, Pickler, Ref, forged, v2
 from tests.helpers.mutations import edited
 from tests.helpers.torch_agreement import agree, bits, difference, opened
 
 STORAGES = {"0": bytes(range(24)), "1": bytes(range(100, 124))}
 OTHER = v2(Ref(key="1"), 0, (3, 2), (2, 1))
-STATEFUL: Any = vars(torch._utils)["_rebuild_parameter_with_state"]
-FROM_TYPE: Any = vars(torch._tensor)["_rebuild_from_type_v2"]
+STATEFUL: Any = torch_names.rebuild_parameter_with_state
+FROM_TYPE: Any = torch_names.rebuild_from_type_v2
 HOOKS: Any = collections.OrderedDict()
 
 

@@ -340,4 +340,4 @@ def test_the_grammar(tmp_path: Path) -> None:
     assert found["end.of.text.token"] == "7"
     assert found["name"] == "gpt2 64 wide"
     with pytest.raises(Unsupported, match="cannot be said"):
-        list(properties._lines({"name": "a = b"}))
+        list(properties.setting_lines({"name": "a = b"}))
