@@ -56,3 +56,12 @@ def test_blocks_are_of_a_kind_that_something_checks(page: Path) -> None:
     """`console`, `pycon` and `python` are run; `sh` shows no output, and is for other programs."""
     kinds = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)[::2]
     assert set(kinds) <= {"console", "pycon", "python", "sh", "yaml", "toml", "json", "text"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":  # it speaks of what there was
+        return
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|toml|txt))`", page.read_text()):
+        if "NAME" not in name:
+            assert (ROOT / name).exists() or (ROOT / "cgpt_convert" / name).exists(), name
