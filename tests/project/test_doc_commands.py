@@ -1,5 +1,6 @@
 """Every command and every line of Python in the documentation runs and prints what is shown."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return demo_run(tmp_path_factory.mktemp("demo"))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, page in PAGES.items() if BLOCK.search(page.read_text())]
-)
+# a page that imports one of these, or shows how to read from S3, is for the slow tests
+HEAVY_PAGE = re.compile(r"^> (?:import|from)\b.*\b(?:torch|transformers)\b|s3://", re.MULTILINE)
+SHOWN = [
+    pytest.param(name, marks=pytest.mark.slow if HEAVY_PAGE.search(page.read_text()) else ())
+    for name, page in PAGES.items()
+    if BLOCK.search(page.read_text())
+]
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_commands_print_what_the_page_shows(
     name: str, demo: tuple[Path, str], tmp_path: Path
 ) -> None:
