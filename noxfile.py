@@ -50,7 +50,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def fast(session: nox.Session) -> None:
-    """Run the tests that need no torch."""
+    """Run the fast tests, which need no torch."""
     _install(session, ".[dev]")
     session.run("pytest", "-m", "not slow", *session.posargs)
 

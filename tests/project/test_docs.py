@@ -1,8 +1,8 @@
 """The documentation says what the program does: commands, options, JSON keys, findings, output."""
 
-import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -206,11 +206,19 @@ def test_the_digests_that_are_shown_are_the_demos(demo: Path) -> None:
 
 
 def test_ci_runs_the_readme_test_commands() -> None:
-    commands = re.findall(r"```sh\n.*?(pip install -e .*) && (pytest.*)\n```", DOCS["README.md"])
-    assert [pytest for _, pytest in commands] == ['pytest -m "not slow"', "pytest"]
+    commands = re.findall(r"^(.*pip install -e .*)$", DOCS["README.md"], re.MULTILINE)
+    sessions = (TOP / "noxfile.py").read_text()
+    for command, name in zip(commands, ("fast", "tests"), strict=True):
+        install, test = command.split(" && ")[-2:]
+        extra = install.removeprefix("pip install -e ").strip("'")
+        session = sessions[sessions.index(f"def {name}(") :].partition("\n\n\n")[0]
+        assert f'_install(session, "{extra}")' in session
+        assert (
+            f"session.run({', '.join(json.dumps(word) for word in shlex.split(test))}, " in session
+        )
     script = (TOP / ".ci" / "run").read_text()
-    for words in itertools.chain(*commands):
-        assert words in script
+    assert "\nhere tests\n" in script
+    assert ' -s "fast-$python"\n' in script
 
 
 def anchors(page: str) -> set[str]:

@@ -86,7 +86,7 @@ def test_examples_of_the_documentation_name_this_version() -> None:
     assert {one or other for one, other in named} == {cgpt_convert.__version__}
 
 
-@pytest.mark.parametrize("page", ["RELEASING.md"])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "RELEASING.md"])
 def test_files_that_a_page_names_exist(page: str) -> None:
     folders = "cgpt_convert|docs|fuzz|mappings|tests|\\.ci|\\.github"
     text = (TOP / page).read_text("utf-8")
