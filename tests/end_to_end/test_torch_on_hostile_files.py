@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ SAMPLES = [
     Sample(14, "a record that nothing references", lambda: added("archive/data/2")),
     Sample(15, "a 7z that is called .bin", lambda: b"7z\xbc\xaf\x27\x1c" + bytes(99)),
     Sample(16, "a call of `os.mkdir`", lambda: zips.saved({"w": W, "x": Payload()})),
-    Sample(17, "an object of a class", lambda: zips.saved({"w": W, "x": Path("x")})),
+    Sample(17, "an object of a class", lambda: zips.saved({"w": W, "x": Fraction(1, 2)})),
     Sample(18, "an extension code", lambda: value(b"\x82\1")),
     Sample(18, "a persistent id of text", lambda: value(b"Px\n")),
     Sample(19, "a call in a nested pickle", nested),
