@@ -46,10 +46,15 @@ class Entry:
         return replace(self, **fields)
 
 
+def raw_deflate(data: bytes, level: int = 9) -> bytes:
+    """Deflate `data` without a header, as a member of a zip is stored."""
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15)  # zlib.compress: from Python 3.11 on
+    return packer.compress(data) + packer.flush()
+
+
 def deflated(entry: Entry) -> Entry:
     """The same record, compressed."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return entry.but(method=8, data=packer.compress(entry.data) + packer.flush())
+    return entry.but(method=8, data=raw_deflate(entry.data))
 
 
 def build(

@@ -68,14 +68,14 @@ def test_it_is_unpacked_a_few_times_and_not_for_each_tensor(
 
 def test_the_last_bytes_are_there_when_all_that_is_packed_was_taken() -> None:
     nbytes = 4 << 20  # of zeros: a match's last bytes are still to come then
-    packed = zlib.compress(bytes(nbytes), 9, wbits=-15)
+    packed = zips.raw_deflate(bytes(nbytes))
     source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), nbytes, "x")
     assert read(source, 4, 4) == bytes(4)
     assert read(source, nbytes - 4, 4) == bytes(4)
 
 
 def test_packed_bytes_that_end_early_are_told() -> None:
-    packed = zlib.compress(bytes(4 << 20), 9, wbits=-15)[:-100]
+    packed = zips.raw_deflate(bytes(4 << 20))[:-100]
     source = DeflatedMember(MemoryBytes("x", packed), 0, len(packed), 4 << 20, "x")
     with pytest.raises(Malformed, match="ends early"):
         read(source, (4 << 20) - 4, 4)
@@ -131,7 +131,7 @@ def test_without_room_to_keep_it_it_is_unpacked_again(
 
 def packed_noise(nbytes: int) -> tuple[bytes, bytes]:
     data = random.Random(0).randbytes(nbytes)
-    return data, zlib.compress(data, wbits=-15)
+    return data, zips.raw_deflate(data)
 
 
 SEVERAL = 48

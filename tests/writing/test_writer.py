@@ -23,7 +23,7 @@ from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 from cgpt_convert.writing import local_stage, output_checks, writer
 from cgpt_convert.writing.writer import WriteOptions
-from tests.helpers import torch_save
+from tests.helpers import torch_save, zips
 from tests.helpers.render import dense, render, request
 from tests.helpers.running import contents
 
@@ -195,7 +195,7 @@ def test_a_packed_storage_that_many_tensors_share_is_unpacked_once(
     tmp_path: Path, unpackings: list[DeflatedMember], jobs: int, turned: bool
 ) -> None:
     data = noise(8 * BIG // 4 * 4)
-    packed = zlib.compress(data, 1, wbits=-15)
+    packed = zips.raw_deflate(data, 1)
     source = DeflatedMember(MemoryBytes("zip", packed), 0, len(packed), len(data), "packed")
     storage = Storage(source, 0, len(data), "key")
     n = BIG // 4
