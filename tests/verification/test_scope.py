@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers import vendor
@@ -129,6 +130,25 @@ def test_a_narrower_scope_is_named_and_counted(reviewed, tmp_path):
         shown = run("verify", reviewed, other, "--root", "model", "--format", form).out
         assert "not compared: head.fc.weight" in shown or form == "github"
     assert run("verify", reviewed, other, "--match", "none").code == 2
+
+
+@pytest.mark.parametrize("option", ["--match", "--exclude"])
+def test_a_part_of_a_conversion_is_compared_without_the_digest_of_all(tmp_path, option):
+    source = saved(tmp_path, "source.pt", WEIGHTS)
+    target = tmp_path / "target.safetensors"
+    assert run("convert", source, "-o", target).code == 0
+    result = run("verify", source, target, option, "a.*", "--json")
+    (claim,) = [c for c in result.json["checks"] if c["name"] == "claim"]
+    assert (result.code, claim["outcome"]) == (0, "note")
+    assert "not compared" in claim["detail"]
+    assert (
+        run("verify", source, target, "--match", "*", "--json").json["outcomes"].get("note", 0) == 0
+    )
+    data = {**load_file(target), "a.weight": torch.full((2, 2), 2.0)}
+    with safe_open(target, "pt") as file:
+        save_file(data, target, file.metadata())
+    expected = {"--match": 1, "--exclude": 0}
+    assert run("verify", source, target, option, "a.*").code == expected[option]
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.npz", "m.bin"])
