@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 
 from cgpt_convert.formats.file_kinds import Kind
 from cgpt_convert.formats.registry import tensor_suffixes
+from cgpt_convert.sources.local import Source, read
 
 # kinds that are recognised but not scanned, with the reason
 CLOSED = {
@@ -39,7 +41,8 @@ _OTHER_SUFFIXES = (
 )
 _PACKED_SUFFIXES = (".gz", ".gzip", ".xz", ".lzma", ".bz2", ".lz4", ".zst", ".z", ".zlib")
 _SHARED_SUFFIXES = (".bin", ".pb", ".ts", ".params", ".weights")  # not specific to weight files
-_ENVIRONMENT = frozenset({"site-packages", "dist-packages"})
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+_PROGRAMS = ("bin", "Scripts")  # of a virtual environment
 
 
 def names_weights(path: str) -> bool:
@@ -49,7 +52,7 @@ def names_weights(path: str) -> bool:
         name = name.removesuffix(suffix)
     if not name.endswith((*tensor_suffixes(), *_OTHER_SUFFIXES)):
         return False
-    return not (in_environment(path) and name.endswith(_SHARED_SUFFIXES))
+    return not (is_installed(path) and name.endswith(_SHARED_SUFFIXES))
 
 
 def is_template(path: str) -> bool:
@@ -69,6 +72,27 @@ def names_packed(path: str) -> bool:
     return path.lower().endswith(_PACKED_SUFFIXES)
 
 
+def is_installed(path: str) -> bool:
+    """Return whether the file is in a folder of installed packages."""
+    return not _PACKAGES.isdisjoint(os.path.abspath(path).split(os.sep))
+
+
 def in_environment(path: str) -> bool:
-    """Return whether the file is in a Python environment, where programs are common."""
-    return not _ENVIRONMENT.isdisjoint(os.path.abspath(path).split(os.sep))
+    """Return whether the file is in a Python environment, where programs are common.
+
+    That is a folder of installed packages, or the folder of programs beside a `pyvenv.cfg`.
+    """
+    folder, programs = os.path.split(os.path.dirname(os.path.abspath(path)))
+    in_venv = programs in _PROGRAMS and os.path.isfile(os.path.join(folder, "pyvenv.cfg"))
+    return in_venv or is_installed(path)
+
+
+def is_git_object(source: Source) -> bool:
+    """Return whether this is a Git object, unpacked (Pro Git, 10.2): a header and its content.
+
+    Git alone reads it: every unpickler fails at the header, before it gets to an import.
+    """
+    header = re.match(
+        rb"(?:blob|tree|commit|tag) (\d{1,18})\0", read(source, 0, min(32, source.nbytes))
+    )
+    return header is not None and header.end() + int(header[1]) == source.nbytes

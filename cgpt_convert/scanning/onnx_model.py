@@ -16,7 +16,7 @@ from cgpt_convert.sources.local import Source
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _DEEP = 60  # messages in messages; protobuf takes 100
-_MOST = 20_000_000  # fields
+_MOST = 5_000_000  # fields
 _LONGEST = 4096  # bytes of a name
 
 Field = str | tuple[int, ...]  # the message that it holds, or the wire types that it may have

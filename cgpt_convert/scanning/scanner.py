@@ -352,7 +352,7 @@ class FileScanner(Evidence):
             self.code(code.yaml(_decoded(source)), place)
         elif kind in _TEXTS and name.endswith(".pth"):
             lines = _decoded(source).splitlines()
-            self.code(code.site(lines, installed=kinds.in_environment(self.path)), place)
+            self.code(code.site(lines, installed=kinds.is_installed(self.path)), place)
         elif kind in (Kind.JSON, Kind.INDEX):
             self.document(read(source, 0, source.nbytes), place)
 
@@ -395,6 +395,8 @@ class FileScanner(Evidence):
         whole = zip_records.held(inner, zip_records.HELD)  # avoids decompressing repeatedly
         if whole is not inner:
             self.room.left += inner.nbytes  # unpacked twice: to measure, then to keep
+        if not inner.damage and kinds.is_git_object(whole):
+            return True
         role = role if role is Role.STORAGE else Role.ANY
         label = _inside(place, "unpacked")
         self.part(whole, label, depth + 1, role=role, texts=not method.pickled)

@@ -50,7 +50,7 @@ ALLOWED = {
     "inference.model inference.weights lm_eval_plugin tensors.cast tensors.element_differences "
     "tensors.dequantize tensors.fixups tensors.gather tensors.non_finite tensors.quantize "
     "tensors.read tensors.stats",
-    "urllib3": "sources.remote.http sources.remote.open_urls",
+    "urllib3": "sources.remote.connections sources.remote.http sources.remote.open_urls",
     "fsspec": "sources.remote.fsspec_store",
     "huggingface_hub": "sources.remote.hub",
     "isal": "formats.npy.header tensors.checksums writing.stage writing.tensor_stream "

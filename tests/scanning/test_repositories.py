@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from tests.helpers.running import run
-from tests.helpers.scan_files import WEIGHTS, npy
+from tests.helpers.scan_files import BAD, WEIGHTS, npy, zipped
 from tests.scanning.test_code import CHAT, gguf
 from tests.scanning.test_msgpack_weights import FLAX, packed
 from tests.scanning.test_onnx_model import PLAIN
@@ -95,3 +98,47 @@ def test_a_distributed_checkpoint_passes(tmp_path: Path) -> None:
     assert names == {".metadata", "__0_0.distcp"}
     result = run("scan", tmp_path)
     assert (result.code, result.out.splitlines()[-1]) == (0, "2 files, both clean"), result.out
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+
+def test_the_objects_of_a_git_repository_pass(tmp_path: Path) -> None:
+    """Loose blobs, trees, commits and tags, as Git writes them; no unpickler imports from one."""
+    git(tmp_path, "init")
+    (tmp_path / "numbers").write_bytes(bytes(range(256)) * 9)
+    (tmp_path / "archive").write_bytes(zipped({"a": b"x"}))
+    (tmp_path / "note").write_bytes(BAD)
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "-m", "x")
+    git(tmp_path, "tag", "-a", "v1", "-m", "x")
+    (tmp_path / "note").unlink()  # what Git writes from its objects is scanned
+    objects = [each for each in (tmp_path / ".git" / "objects").glob("??/*") if each.is_file()]
+    kinds = {zlib.decompress(each.read_bytes()).partition(b" ")[0] for each in objects}
+    assert kinds == {b"blob", b"tree", b"commit", b"tag"}
+    for each in objects:
+        with pytest.raises((pickle.UnpicklingError, IndexError, ModuleNotFoundError, ValueError)):
+            pickle.loads(zlib.decompress(each.read_bytes()))
+    done = run("scan", tmp_path)
+    assert done.code == 0, done.out
+    git(tmp_path, "checkout", "note")
+    assert run("scan", tmp_path).code == 1
+
+
+@pytest.mark.parametrize("head", [b"blob 4\0", b"blob 06\0", b"bolb 5\0", b"blob five\0", b""])
+def test_what_only_resembles_a_git_object_is_scanned(head: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(zlib.compress(head + b"\xf0\xf1\xf2\xf3\xf4"))
+    assert run("scan", tmp_path).code == 3
+    (tmp_path / "x").write_bytes(zlib.compress(b"blob 5\0\xf0\xf1\xf2\xf3\xf4"))
+    assert run("scan", tmp_path).code == 0
+
+
+def test_a_virtual_environment_in_a_repository_passes(tmp_path: Path) -> None:
+    venv = [sys.executable, "-m", "venv", "--without-pip", "--copies", str(tmp_path / ".venv")]
+    subprocess.run(venv, check=True)
+    done = run("scan", tmp_path)
+    assert done.code == 0, done.out
+    (tmp_path / ".venv" / "pyvenv.cfg").unlink()
+    assert run("scan", tmp_path).code == 3

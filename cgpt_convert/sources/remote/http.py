@@ -9,32 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import functools
-import http.client
 import re
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     HTTPError,
     InvalidHeader,
     LocationValueError,
     NameResolutionError,
     NewConnectionError,
-    ProtocolError,
     SSLError,
 )
 from urllib3.exceptions import TimeoutError as NothingCame
 
 from cgpt_convert import __version__
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable, Unsupported
-from cgpt_convert.core.threads import Event
+from cgpt_convert.sources.remote.connections import Deadline, Dropped, get
 from cgpt_convert.sources.remote.remote_object import (
     HEAD,
     SMALL,
@@ -229,33 +223,16 @@ class HttpObject:
     def _asked(self, url: str, headers: Mapping[str, str]) -> _Response:
         try:
             return self._answered(url, headers)
-        except _Dropped:
+        except Dropped:
             # a server may close a kept connection at any time (RFC 9112, 9.5): use a new one
             return self._answered(url, headers)
 
     def _answered(self, url: str, headers: Mapping[str, str]) -> _Response:
-        """Send a request; raise _Dropped if the server had closed the kept connection for it."""
         traffic.add(requests=1)
-        deadline = _current.deadline = _Deadline()
-        _current.connected = False
         try:
-            answer = _pool(url).request(
-                "GET",
-                url,
-                headers=headers,
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-                retries=False,
-                timeout=settings.timeout,
-            )
+            return _Response(*get(url, headers))
         except (HTTPError, OSError, ValueError) as error:
-            deadline.cancel()
-            reason = error.args[-1] if isinstance(error, ProtocolError) else None
-            if isinstance(reason, ConnectionError) and not _current.connected:
-                raise _Dropped from None
             raise _broken(error, self.name) from None
-        return _Response(answer, deadline)
 
     def _redirected(self, request: HttpRequest, target: str) -> HttpRequest:
         """Return the redirected request, without credentials if the host changes."""
@@ -295,13 +272,6 @@ class HttpObject:
             )
         elif not (status == 416 and _total(answer) == 0):  # noqa: PLR2004
             raise Unreadable(f"the server answers {_told(answer)}", where=self.name)
-
-
-class _Dropped(TransientError):
-    """A kept connection was closed before it brought an answer."""
-
-    def __init__(self) -> None:
-        super().__init__("the connection was cut")
 
 
 class AccessDenied(Unreadable):
@@ -383,57 +353,10 @@ def _broken(error: Exception, name: str) -> TransientError | CgptError:
     return TransientError("the connection was cut")
 
 
-class _Deadline:
-    """Shuts down a connection on which an operation exceeds `settings.timeout`.
-
-    A socket's own timeout restarts with each byte, and http.client reads headers and trailers as
-    long as they continue.
-    """
-
-    def __init__(self) -> None:
-        self.passed = False
-        self._socket: Any = None
-        self._end = 0.0
-        self._cancelled = Event()
-
-    def watch(self, connected: Any) -> None:
-        """Start the deadline for the connection's socket."""
-        self._socket = connected
-        self.extend()
-        with contextlib.suppress(RuntimeError):  # cannot start a thread
-            threading.Thread(target=self._wait, daemon=True).start()
-
-    def extend(self) -> None:
-        """Restart the deadline, because data arrived."""
-        self._end = time.monotonic() + settings.timeout
-
-    def cancel(self) -> None:
-        """Stop watching the connection."""
-        self._cancelled.set()
-
-    def _wait(self) -> None:
-        while (left := self._end - time.monotonic()) > 0:
-            if self._cancelled.wait(left):
-                return
-        self.passed = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-
-class _CurrentRequest(threading.local):
-    """The request that the current thread is sending."""
-
-    deadline: _Deadline | None = None
-    connected = False  # whether a new connection was made for it
-
-
-_current = _CurrentRequest()
-
-
 class _Response:
     """The head of a response, and its body as far as it is needed."""
 
-    def __init__(self, answer: urllib3.BaseHTTPResponse, deadline: _Deadline) -> None:
+    def __init__(self, answer: urllib3.BaseHTTPResponse, deadline: Deadline) -> None:
         self.status, self.reason, self.headers = answer.status, answer.reason, answer.headers
         self._answer, self._deadline = answer, deadline
 
@@ -484,74 +407,3 @@ class _Response:
             self._answer.release_conn()
         else:
             self._answer.close()
-
-
-class _Http(HTTPConnection):
-    """A connection with a deadline for the head of a response."""
-
-    _begun: http.client.HTTPResponse | None = None
-
-    def connect(self) -> None:
-        """Connect, and note that the connection is not a kept one."""
-        _current.connected = True
-        super().connect()
-
-    def response_class(self, *words: Any, **more: Any) -> http.client.HTTPResponse:  # type: ignore[override]
-        """Return a response that `getresponse` can close: urllib3 may reject its head."""
-        self._begun = http.client.HTTPResponse(*words, **more)
-        return self._begun
-
-    def getresponse(self) -> Any:
-        """Return the response; raise TimeoutError if the deadline has passed."""
-        deadline = _current.deadline
-        if deadline is None:
-            return super().getresponse()
-        deadline.watch(self.sock)
-        try:
-            answer = super().getresponse()
-        except Exception:
-            if self._begun is not None:
-                self._begun.close()  # it holds the socket even after the connection is closed
-            if deadline.passed:
-                raise TimeoutError from None
-            raise
-        if deadline.passed:  # a shutdown looks like the end of the head
-            answer.close()
-            raise TimeoutError
-        return answer
-
-
-class _Https(_Http, HTTPSConnection):
-    """The same connection over TLS."""
-
-
-class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Http
-
-
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Https
-
-
-@functools.cache
-def _manager(proxy: str) -> urllib3.PoolManager:
-    kept = 2 * settings.connections
-    if proxy:
-        user = urlsplit(proxy).netloc.rpartition("@")[0]
-        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
-        manager: urllib3.PoolManager = urllib3.ProxyManager(
-            proxy, maxsize=kept, proxy_headers=headers
-        )
-    else:
-        manager = urllib3.PoolManager(maxsize=kept)
-    manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
-    return manager
-
-
-def _pool(url: str) -> urllib3.PoolManager:
-    """Return the connection pool for `url`, using the proxy that the environment defines."""
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme, "")
-    return _manager("" if not proxy or proxy_bypass(parts.hostname or "") else proxy)
