@@ -3,7 +3,7 @@
     python -m benchmarks.synthetic TENSORS SHARDS OUT
 
 Writes SHARDS archives with TENSORS small tensors in all, the index if there are several, and
-in each of those one tensor of 1 GiB besides. Pickles are torch's own; the zeros have their CRC-32.
+in each of those one more tensor of 1 GiB. Pickles are torch's own; the zeros have their CRC-32.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 Those of tests/end_to_end/test_hostile_files.py are among them. Every flood is a folder: its first
 file is what a command is given, and what else stands there, such as a config.json or the shards of
-an index, is what the command finds besides.
+an index, is what else the command finds.
 """
 
 from __future__ import annotations

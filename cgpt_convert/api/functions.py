@@ -33,7 +33,7 @@ from cgpt_convert.targets import plan_conversion
 from cgpt_convert.targets.selection import SelectedTensors, TensorSelection
 from cgpt_convert.verification import lock_file, provenance, tensor_differences
 from cgpt_convert.verification.canonical_names import converted_part, weights
-from cgpt_convert.verification.check_extras import besides, of_source
+from cgpt_convert.verification.check_extras import extra_checks, of_source
 from cgpt_convert.verification.digests import ALGORITHM, digested, of_part
 from cgpt_convert.verification.readback import reread
 from cgpt_convert.verification.scope import Scope, part_scope, sides
@@ -211,18 +211,18 @@ def verify(
         original, compared = _opened(source, mapping), _opened(target)
         checks, scope = against_original(original, compared, wish, jobs)
         checks += of_source(original, _path_of(source, original))
-        checks += besides(compared, _path_of(target, compared), rule, original)
+        checks += extra_checks(compared, _path_of(target, compared), rule, original)
     elif lock is not None:
         compared = _opened(source, mapping)
         checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs)
-        checks += besides(compared, _path_of(source, compared), rule)
+        checks += extra_checks(compared, _path_of(source, compared), rule)
     elif wish != TensorSelection() or mapping is not None:
         raise BadRequest(
             "a file's provenance metadata is about all of it", hint="give no root, match or mapping"
         )
     else:
         compared = _opened(source)
-        checks = against_itself(compared, jobs) + besides(
+        checks = against_itself(compared, jobs) + extra_checks(
             compared, _path_of(source, compared), rule
         )
     if scope is not None:

@@ -92,7 +92,7 @@ def group() -> None:
 def main() -> int:
     """Run the command in `sys.argv` and return its exit code."""
     gc.disable()  # takes 10% of the time of inspect, and commands end before cycles accumulate
-    # BLAS reads this when NumPy is imported; it must not start threads besides ours
+    # BLAS reads this when NumPy is imported; it must start no threads of its own
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.unraisablehook = _unraisable
     for number in _terminating():

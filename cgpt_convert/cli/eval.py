@@ -13,7 +13,7 @@ from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.text import printable
-from cgpt_convert.core.threads import crew_size
+from cgpt_convert.core.threads import worker_count
 from cgpt_convert.formats.open import open_checkpoint
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def command(
     """
     from cgpt_convert.inference.evaluate.text_windows import check_alike, read_passage
 
-    xp = computing.backend(crew_size(jobs))
+    xp = computing.backend(worker_count(jobs))
     model = computing.model(open_checkpoint(source, mapping), xp)
     other = computing.model(open_checkpoint(against, mapping), xp) if against else None
     if other:

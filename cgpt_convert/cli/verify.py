@@ -18,7 +18,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.targets.selection import TensorSelection
-from cgpt_convert.verification.check_extras import besides, of_source
+from cgpt_convert.verification.check_extras import extra_checks, of_source
 from cgpt_convert.verification.composite_pairs import is_unread
 from cgpt_convert.verification.verify_files import (
     against_itself,
@@ -109,7 +109,7 @@ def command(
     compared: list[Check] = []
     if forward:
         compared = forward.compare(target, paths[1], differs=bool(exit_code(checks)))
-    checks += besides(target, paths[-1], rule, source)
+    checks += extra_checks(target, paths[-1], rule, source)
     if scope is not None:
         checks += scope.checks()
     result = _Result(checks, compared, forward, scope)
@@ -161,9 +161,9 @@ def _logits(
     source: Checkpoint, how: Mapping[str, Any], computing: ComputeOptions, jobs: int
 ) -> LogitsCheck:
     from cgpt_convert.cli.logits import LogitsCheck, LogitsOptions
-    from cgpt_convert.core.threads import crew_size
+    from cgpt_convert.core.threads import worker_count
 
-    return LogitsCheck(source, LogitsOptions(**how), computing, crew_size(jobs))
+    return LogitsCheck(source, LogitsOptions(**how), computing, worker_count(jobs))
 
 
 def _print(target: str, checks: list[Check], *, verbose: bool) -> None:

@@ -79,7 +79,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def crew_size(jobs: int) -> int:
+def worker_count(jobs: int) -> int:
     """Return the number of threads for `--jobs`: 0 means one per available core."""
     return min(jobs or cores(), _MOST)
 

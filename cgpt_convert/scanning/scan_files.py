@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from cgpt_convert.archives.zip_archive import SCRIPT
 from cgpt_convert.core.errors import CgptError, Unsupported
-from cgpt_convert.core.threads import crew_size, in_order
+from cgpt_convert.core.threads import in_order, worker_count
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind
@@ -62,7 +62,7 @@ def scan_each(
         return scan_file(path, rule) if isinstance(path, str) else path
 
     every = list(paths)
-    yield from in_order(one, every, min(crew_size(jobs), len(every)))
+    yield from in_order(one, every, min(worker_count(jobs), len(every)))
 
 
 def _plugin(source: Source, kind: FileKind, look: FileScanner) -> Format | None:

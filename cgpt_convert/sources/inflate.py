@@ -9,7 +9,7 @@ from cgpt_convert.core.errors import Malformed
 from cgpt_convert.sources.local import CHUNK, Source, read
 from cgpt_convert.sources.temp_cache import NoTempSpace, SharedTempFile, TempFile
 
-_WASTE = 2  # times its size that may be decompressed in vain before a member is spooled
+_WASTE = 2  # times its size that may be decompressed in vain before a member is unpacked
 SHELF = SharedTempFile()
 
 
@@ -33,14 +33,14 @@ class DeflatedMember:
         self._source, self._offset, self._compressed = source, offset, compressed
         self._lock = threading.Lock()  # the position is shared by all readers
         self._wasted = 0  # bytes decompressed but not requested
-        self._spool: tuple[TempFile, int] | None = None  # and the offset of the bytes in it
-        self._end, self._damage = nbytes, ""  # the end of the spooled bytes, and the error there
+        self._temp_file: tuple[TempFile, int] | None = None  # and the offset of the bytes in it
+        self._end, self._damage = nbytes, ""  # the end of the unpacked bytes, and the error there
         self.rewind()
 
     @property
-    def spooled(self) -> bool:
+    def in_temp_file(self) -> bool:
         """Whether the bytes lie in a temporary file."""
-        return self._spool is not None
+        return self._temp_file is not None
 
     def rewind(self) -> None:
         """Begin again at the first byte."""
@@ -51,18 +51,18 @@ class DeflatedMember:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the decompressed bytes."""
         with self._lock:
-            if self._spool is None and offset < self._position:
+            if self._temp_file is None and offset < self._position:
                 self.rewind()
                 if self._wasted > _WASTE * self.nbytes:
-                    self._spool_all()
-            spooled, end, damage = self._spool, self._end, self._damage
-            if spooled is None:
+                    self._unpack_all()
+            unpacked, end, damage = self._temp_file, self._end, self._damage
+            if unpacked is None:
                 self._inflate_into(offset, buffer)
                 return
         if offset + len(buffer) > end:
             raise Malformed(damage, where=self.name)
-        spool, start = spooled
-        spool.readinto(start + offset, buffer)
+        temp_file, start = unpacked
+        temp_file.readinto(start + offset, buffer)
 
     def _inflate_into(self, offset: int, buffer: memoryview) -> None:
         self._wasted += max(0, offset - self._position)
@@ -74,7 +74,7 @@ class DeflatedMember:
             buffer[done : done + len(piece)] = piece
             done += len(piece)
 
-    def _spool_all(self) -> None:
+    def _unpack_all(self) -> None:
         """Decompress the member, as far as possible, into a temporary file if there is room."""
         self._wasted = 0
         try:
@@ -90,13 +90,13 @@ class DeflatedMember:
         self.rewind()
         SHELF.settle(self, place)
 
-    def _unpack_into(self, spool: TempFile, start: int) -> str:
-        """Write all decompressible bytes to `spool`; return the error after the last of them."""
+    def _unpack_into(self, temp_file: TempFile, start: int) -> str:
+        """Write all decompressible bytes; return the error after the last of them."""
         most, damage = CHUNK, "the deflated data ends early"
         while most and self._position < self.nbytes:
             at, before = self._position, (self._inflate.copy(), self._taken)
             try:
-                spool.write(self._next(min(most, self.nbytes - at)), start + at)
+                temp_file.write(self._next(min(most, self.nbytes - at)), start + at)
             except Malformed as error:  # the damage is somewhere in these bytes
                 damage, most = error.message, most // 2
                 self._inflate, self._taken = before
@@ -104,11 +104,11 @@ class DeflatedMember:
 
     def hold(self, place: tuple[TempFile, int]) -> None:
         """Read from the temporary file from now on; `place` is where the bytes begin."""
-        self._spool = place
+        self._temp_file = place
 
     def let_go(self) -> None:
         """Release the temporary file. Reads in progress keep it open."""
-        self._spool = None
+        self._temp_file = None
 
     def _next(self, most: int) -> bytes:
         """Return at least one and at most `most` further decompressed bytes."""

@@ -90,7 +90,7 @@ class SharedTempFile:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._spool: weakref.ref[TempFile] | None = None  # exists while a user refers to it
+        self._temp_file: weakref.ref[TempFile] | None = None  # exists while a user refers to it
         self._filled = 0
         self._users: weakref.WeakSet[TempFileUser] = weakref.WeakSet()
 
@@ -100,23 +100,23 @@ class SharedTempFile:
         Raises NoTempSpace if the folder for temporary files cannot be used.
         """
         with self._lock:
-            spool = self._spool() if self._spool else None
+            temp_file = self._temp_file() if self._temp_file else None
             free, _ = room()
-            filled = self._filled if spool else 0
+            filled = self._filled if temp_file else 0
             if 2 * nbytes > free + filled:
                 return None
-            if spool is None or 2 * (filled + nbytes) > free + filled:
+            if temp_file is None or 2 * (filled + nbytes) > free + filled:
                 self._clear()
-                spool, filled = TempFile(user.name), 0
-                self._spool = weakref.ref(spool)
+                temp_file, filled = TempFile(user.name), 0
+                self._temp_file = weakref.ref(temp_file)
             self._filled = filled + nbytes
             self._users.add(user)
-            return spool, filled
+            return temp_file, filled
 
     def settle(self, user: TempFileUser, place: tuple[TempFile, int]) -> None:
         """Hand the written place to `user`, unless it was invalidated meanwhile."""
         with self._lock:
-            if user in self._users and self._spool and self._spool() is place[0]:
+            if user in self._users and self._temp_file and self._temp_file() is place[0]:
                 user.hold(place)
 
     def clear(self) -> None:
@@ -128,7 +128,7 @@ class SharedTempFile:
         for user in list(self._users):
             user.let_go()
         self._users.clear()
-        self._spool = None
+        self._temp_file = None
 
 
 class TempFileUser(Protocol):

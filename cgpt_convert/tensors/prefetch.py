@@ -28,7 +28,9 @@ class _PrefetchedBytes:
         self.name, self.nbytes = storage.source.name, storage.nbytes
         self.within = storage.source
         self._storage, self._start = storage, start
-        self._bytes = self._in_memory(nbytes) if nbytes <= _IN_MEMORY else self._spooled(nbytes)
+        self._bytes = (
+            self._in_memory(nbytes) if nbytes <= _IN_MEMORY else self._in_temp_file(nbytes)
+        )
 
     def _in_memory(self, nbytes: int) -> MemoryBytes:
         data = bytearray(nbytes)
@@ -37,14 +39,14 @@ class _PrefetchedBytes:
             self._storage.readinto(self._start + at, view[at : at + CHUNK])
         return MemoryBytes(self.name, data)
 
-    def _spooled(self, nbytes: int) -> TempFile:
-        spool = TempFile(self.name)
+    def _in_temp_file(self, nbytes: int) -> TempFile:
+        temp_file = TempFile(self.name)
         buffer = memoryview(bytearray(CHUNK))
         for at in range(0, nbytes, CHUNK):
             piece = buffer[: min(CHUNK, nbytes - at)]
             self._storage.readinto(self._start + at, piece)
-            spool.write(piece, at)
-        return spool
+            temp_file.write(piece, at)
+        return temp_file
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the storage."""

@@ -1,4 +1,4 @@
-"""Contents of TARGET besides the compared tensors: code its pickles reference, other weights."""
+"""Contents of TARGET other than the compared tensors: code its pickles reference, other weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cgpt_convert.verification.digests import same_bytes
 from cgpt_convert.verification.scope import listed
 
 
-def besides(
+def extra_checks(
     checkpoint: Checkpoint, path: str, rule: Allowlist, source: Checkpoint | None = None
 ) -> list[Check]:
     """Return a failed check for each of them. `path` is the path that was opened.

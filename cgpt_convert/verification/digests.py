@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cgpt_convert.core.threads import Advance, WorkerPool, crew_size, untold
+from cgpt_convert.core.threads import Advance, WorkerPool, untold, worker_count
 from cgpt_convert.sources.local import CHUNK, Source
 from cgpt_convert.tensors import read
 from cgpt_convert.tensors.content_digest import listed
@@ -79,17 +79,17 @@ def hashed(
 ) -> dict[Content, str]:
     """Return content -> digest. Content with several names is read once."""
     each = {tensor.content: tensor for tensor in tensors}
-    crew = WorkerPool(crew_size(jobs), advance)
-    pieces = TensorPieces(crew, wanted=each)
+    workers = WorkerPool(worker_count(jobs), advance)
+    pieces = TensorPieces(workers, wanted=each)
 
     def hash_one(tensor: Tensor) -> None:
         for piece in pieces.of(tensor):
-            crew.advance(len(piece))
+            workers.advance(len(piece))
 
     by_size = sorted(each.values(), key=lambda tensor: -tensor.nbytes)
     announce(by_size)
     work = in_turn((tensor, functools.partial(hash_one, tensor)) for tensor in _dealt(by_size))
-    crew.run(work, prepare=functools.partial(prepare_for, list(each.values())))
+    workers.run(work, prepare=functools.partial(prepare_for, list(each.values())))
     for source in {id(t.storage.source): t.storage.source for t in each.values()}.values():
         source.check_unchanged()
     return pieces.digests
@@ -129,21 +129,21 @@ def file_digests(
     """Return the SHA-256 of each file in hex, by source name; computed by `jobs` threads."""
     each = {source.name: source for source in sources}
     found: dict[str, str] = {}
-    crew = WorkerPool(crew_size(jobs), advance)
+    workers = WorkerPool(worker_count(jobs), advance)
 
     def hash_one(source: Source) -> None:
-        crew.wait_prepared()
+        workers.wait_prepared()
         import hashlib
 
         digest = hashlib.sha256()
         for piece in _chunks(source):
-            crew.go_on()
+            workers.go_on()
             digest.update(piece)
-            crew.advance(len(piece))
+            workers.advance(len(piece))
         source.check_unchanged()
         found[source.name] = digest.hexdigest()
 
-    crew.run([functools.partial(hash_one, s) for s in each.values()], prepare=prepare_for)
+    workers.run([functools.partial(hash_one, s) for s in each.values()], prepare=prepare_for)
     return {name: found[name] for name in each}
 
 

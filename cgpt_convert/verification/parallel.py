@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from cgpt_convert.core.threads import Advance, WorkerPool, crew_size
+from cgpt_convert.core.threads import Advance, WorkerPool, worker_count
 from cgpt_convert.tensors.checksums import compared
 from cgpt_convert.tensors.read import import_all
 from cgpt_convert.tensors.tensor import Tensor
@@ -31,19 +31,19 @@ def in_pairs(
     `advance` counts the bytes of `other`. Raises Malformed if data does not match the checksum in a
     file.
     """
-    crew = WorkerPool(crew_size(jobs), advance)
+    workers = WorkerPool(worker_count(jobs), advance)
     found: dict[str, T] = {}
     seen: set[int] = set()
 
     def compare(name: str, own: str) -> None:
-        crew.wait_prepared()
-        crew.go_on()
+        workers.wait_prepared()
+        workers.go_on()
         with compared((one.tensors[name], other.tensors[own]), seen) as (left, right):
             found[name] = look(left, right)
-        crew.advance(right.nbytes)
+        workers.advance(right.nbytes)
 
     work = ((one.tensors[name], functools.partial(compare, name, pairs[name])) for name in pairs)
-    crew.run(in_turn(work), prepare=prepare)
+    workers.run(in_turn(work), prepare=prepare)
     return {name: found[name] for name in pairs}
 
 

@@ -117,7 +117,7 @@ def _hashed(sources: CanonicalWeights, written: set[str]) -> dict[str, Tensor]:
 
 
 def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
-    """Return a tensor's metadata besides its digest; empty for an unchanged tensor."""
+    """Return a tensor's metadata except its digest; empty for an unchanged tensor."""
     steps = []
     if target.uncast.content != source.content:
         steps.append("transpose")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from cgpt_convert.core.errors import CheckFailed
 from cgpt_convert.core.text import printable
-from cgpt_convert.core.threads import WorkerPool, crew_size
+from cgpt_convert.core.threads import WorkerPool, worker_count
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.plan_conversion import Conversion
@@ -55,14 +55,14 @@ def reread(
 
 
 def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[str]:
-    crew = WorkerPool(crew_size(jobs))
+    workers = WorkerPool(worker_count(jobs))
     wrong: list[str] = []
 
     def compare(name: str, expected: Tensor, found: Tensor) -> None:
-        crew.wait_prepared()
+        workers.wait_prepared()
         from cgpt_convert.tensors.element_differences import bits
 
-        crew.go_on()
+        workers.go_on()
         if (found.dtype, found.shape) != (expected.dtype, expected.shape):
             wrong.append(f"{name}: of another type or shape")
             return
@@ -71,5 +71,5 @@ def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[st
             wrong.append(f"{name}: {different.differing:,} of {different.units:,} differ")
 
     work = ((pair[0], functools.partial(compare, name, *pair)) for name, pair in pairs.items())
-    crew.run(in_turn(work), prepare=prepare)
+    workers.run(in_turn(work), prepare=prepare)
     return wrong

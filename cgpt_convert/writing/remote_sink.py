@@ -55,14 +55,14 @@ class _SequentialWriter(OutputWriter):
 
     def __init__(self, stage: Stage, options: WriteOptions) -> None:
         super().__init__(stage, options)
-        self.crew = WorkerPool(1, options.advance)
+        self.workers = WorkerPool(1, options.advance)
 
     def write(self, plans: Sequence[FilePlan]) -> None:
         """Write all files under their temporary names."""
         self.expect(plans)
         announce(tensors_of(plans))
         jobs = [functools.partial(self._front_to_back, plan) for plan in plans]
-        self.crew.run(jobs, prepare=functools.partial(import_for, plans))
+        self.workers.run(jobs, prepare=functools.partial(import_for, plans))
         check_unchanged(plans)
 
     def _front_to_back(self, plan: FilePlan) -> None:

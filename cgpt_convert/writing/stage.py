@@ -84,16 +84,16 @@ class Stage:
 class OutputFile:
     """A temporary file of a stage, written at any offset; it checks that all bytes are written."""
 
-    def __init__(self, stage: Stage, plan: FilePlan, crew: WorkerPool) -> None:
+    def __init__(self, stage: Stage, plan: FilePlan, workers: WorkerPool) -> None:
         self.plan = plan
-        self._crew = crew
+        self._workers = workers
         self._where = stage.final(plan.path)
         self.covered = {
             index for p in plan.parts if isinstance(p, Crc32) for index in range(p.first, p.last)
         }
         self.sums: dict[int, int] = {}  # CRC-32 of the covered parts, by index
         self._written = 0
-        with crew.lock:
+        with workers.lock:
             self._file = stage.open(plan)
 
     def __enter__(self) -> None:
@@ -123,9 +123,9 @@ class OutputFile:
                 done += self._file.write(data[done:], at + done)
         except OSError as error:
             raise self._cannot(error) from error
-        with self._crew.lock:
+        with self._workers.lock:
             self._written += done
-        self._crew.advance(done)
+        self._workers.advance(done)
 
     def crc32(self, part: Crc32) -> int:
         """Return the CRC-32 of the parts that `part` covers."""

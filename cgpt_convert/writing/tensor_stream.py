@@ -45,15 +45,15 @@ class TensorPieces:
 
     def __init__(
         self,
-        crew: WorkerPool,
+        workers: WorkerPool,
         lost: dict[str, CastCounts] | None = None,
         wanted: Iterable[Content] = (),
     ) -> None:
-        self.crew = crew
+        self.workers = workers
         self.digests: dict[Content, str] = {}
         self._lost = {} if lost is None else lost
         self._wanted = frozenset(wanted)
-        self._block = _BLOCK // crew.size
+        self._block = _BLOCK // workers.size
         self._checked: set[int] = set()  # ids of storages whose CRC-32 has been compared
 
     def of(self, tensor: Tensor, position: int = 0) -> Iterator[memoryview]:
@@ -70,7 +70,7 @@ class TensorPieces:
                 yield piece
         for content, digest in ((tensor.content, written), (tensor.uncast.content, source)):
             if digest is not None:
-                with self.crew.lock:
+                with self.workers.lock:
                     self.digests[content] = digest.hexdigest()
 
     def hashes(self, parts: Iterable[object]) -> bool:
@@ -81,7 +81,7 @@ class TensorPieces:
     def _hash(self, tensor: Tensor) -> Hash | None:
         if tensor.content not in self._wanted:
             return None
-        self.crew.wait_prepared()
+        self.workers.wait_prepared()
         return begun(tensor)
 
     def _checked_pieces(
@@ -91,12 +91,12 @@ class TensorPieces:
         if extent is not None and extent.nbytes == storage.nbytes:
             yield from self._whole(tensor, extent, position)
             return
-        if self.crew.size > 1 and extent is None:
-            self.crew.wait_prepared()
+        if self.workers.size > 1 and extent is None:
+            self.workers.wait_prepared()
         counts = self._lost.setdefault(tensor.name, CastCounts()) if tensor.target else None
         with compared([tensor], self._checked) as (watched,):
-            for block in watched.blocks(self._block, counts, tap, self.crew.size):
-                self.crew.go_on()
+            for block in watched.blocks(self._block, counts, tap, self.workers.size):
+                self.workers.go_on()
                 yield block
 
     def _whole(self, tensor: Tensor, extent: ByteRange, position: int) -> Iterator[memoryview]:
@@ -104,7 +104,7 @@ class TensorPieces:
         buffer = memoryview(bytearray(min(CHUNK, nbytes)))
         value = done = 0
         while done < nbytes:
-            self.crew.go_on()
+            self.workers.go_on()
             # ends at a multiple of CHUNK in the output, since whole pages are faster to write
             piece = buffer[: min(CHUNK - (position + done) % CHUNK, nbytes - done)]
             storage.readinto(start + done, piece)

@@ -19,7 +19,7 @@ from itertools import groupby
 
 from isal.isal_zlib import crc32
 
-from cgpt_convert.core.threads import Advance, Job, WorkerPool, crew_size, untold
+from cgpt_convert.core.threads import Advance, Job, WorkerPool, untold, worker_count
 from cgpt_convert.plan import AvailableDigests, Crc32, DeferredPart, FileDigest, FilePlan, Part
 from cgpt_convert.sources.local import CHUNK
 from cgpt_convert.tensors import non_finite, read
@@ -41,7 +41,7 @@ class WriteOptions:
     """Settings for writing.
 
     `lost` collects what casts lose, `special` the non-finite elements written, by tensor. `inputs`
-    are further paths that the output must not replace, besides the files of its tensors.
+    are further paths that the output must not replace, in addition to the files of its tensors.
     `check(folder, temp_paths)` is called after writing and before publishing; raising an error
     aborts the publication. `temp_paths` maps planned paths to temporary paths.
     """
@@ -108,8 +108,8 @@ class OutputWriter:
     def __init__(self, stage: Stage, options: WriteOptions) -> None:
         self.stage = stage
         self.options = options
-        self.crew = WorkerPool(crew_size(options.jobs), options.advance)
-        self.pieces = TensorPieces(self.crew)
+        self.workers = WorkerPool(worker_count(options.jobs), options.advance)
+        self.pieces = TensorPieces(self.workers)
         self.files: dict[str, FileDigest] = {}
         self.streamed: set[Content] = set()  # contents of parts and of their uncast forms
 
@@ -122,7 +122,7 @@ class OutputWriter:
                 files = list(group)
                 announce(tensors_of(files))
                 jobs = ((_first(p), functools.partial(self._whole_file, p)) for p in files)
-                self.crew.run(in_turn(jobs), prepare=functools.partial(import_for, files))
+                self.workers.run(in_turn(jobs), prepare=functools.partial(import_for, files))
             else:
                 for plan in group:
                     self._file(plan)
@@ -136,12 +136,12 @@ class OutputWriter:
             if tensor.target:
                 self.options.lost.setdefault(tensor.name, CastCounts())
         wanted = [t.content for plan in plans for late in _late(plan) for t in late.tensors]
-        self.pieces = TensorPieces(self.crew, self.options.lost, wanted)
+        self.pieces = TensorPieces(self.workers, self.options.lost, wanted)
         self.streamed = {content for plan in plans for content in _contents(plan)}
 
     def output(self, plan: FilePlan) -> OutputFile:
         """Create the temporary file for the plan."""
-        return OutputFile(self.stage, plan, self.crew)
+        return OutputFile(self.stage, plan, self.workers)
 
     def _is_one_job(self, plan: FilePlan) -> bool:
         """Return whether one thread writes the whole file: it is hashed in order, or is one tensor.
@@ -156,7 +156,7 @@ class OutputWriter:
         return tensors[0].extent() is None or self.pieces.hashes(tensors)
 
     def _whole_file(self, plan: FilePlan) -> None:
-        self.crew.wait_prepared()
+        self.workers.wait_prepared()
         if is_hashed_in_order(plan):
             self.hashed_file(plan)
             return
@@ -182,7 +182,7 @@ class OutputWriter:
                     value = crc32(piece, value)
                     out.write(piece, at)
                     at += len(piece)  # noqa: PLW2901  the offset of the next piece
-        with self.crew.lock:
+        with self.workers.lock:
             self.files[plan.path] = FileDigest(digest.hexdigest(), value)
 
     def _file(self, plan: FilePlan) -> None:
@@ -198,7 +198,7 @@ class OutputWriter:
             hashed: list[tuple[Part, Job]] = list(self.unwritten(plan))
             jobs = in_turn([*hashed, *turned, *copied])
             if hashed or turned or self.pieces.hashes(plan.parts):
-                self.crew.run(jobs, prepare=functools.partial(import_for, [plan]))
+                self.workers.run(jobs, prepare=functools.partial(import_for, [plan]))
             else:
                 self._copy(jobs, plan)
             self._finish(out)
@@ -216,7 +216,7 @@ class OutputWriter:
             some()
         else:
             prepare = functools.partial(_import_to_look, [plan])
-            self.crew.run([some] * self.crew.size, prepare=prepare)
+            self.workers.run([some] * self.workers.size, prepare=prepare)
 
     def unwritten(self, plan: FilePlan) -> Iterator[tuple[Tensor, Job]]:
         """Yield jobs that hash tensors of which the file contains the digest but not the data."""

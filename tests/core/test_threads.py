@@ -28,25 +28,25 @@ def test_every_job_is_done_once_by_any_number_of_threads() -> None:
 
 
 def test_each_run_waits_for_its_own_preparation() -> None:
-    crew = WorkerPool(2)
-    crew.run([lambda: None], prepare=lambda: None)
+    workers = WorkerPool(2)
+    workers.run([lambda: None], prepare=lambda: None)
     prepared = threading.Event()
     early: list[bool] = []
 
     def needs() -> None:
-        crew.wait_prepared()
+        workers.wait_prepared()
         early.append(not prepared.is_set())
 
     def prepare() -> None:
         time.sleep(0.2)
         prepared.set()
 
-    crew.run([needs, needs], prepare)
+    workers.run([needs, needs], prepare)
     assert early == [False, False]
 
 
 def test_the_first_error_is_raised_and_stops_the_others() -> None:
-    crew = WorkerPool(2)
+    workers = WorkerPool(2)
     started = threading.Event()
     others = threading.active_count()  # of this test, and of libraries that others imported
 
@@ -57,11 +57,11 @@ def test_the_first_error_is_raised_and_stops_the_others() -> None:
     def long() -> None:
         started.set()
         while True:
-            crew.go_on()
+            workers.go_on()
             time.sleep(0.001)
 
     with pytest.raises(ValueError, match="first"):
-        crew.run([fails, long], prepare=lambda: None)
+        workers.run([fails, long], prepare=lambda: None)
     end = time.monotonic() + 5
     while threading.active_count() > others and time.monotonic() < end:
         time.sleep(0.001)  # a thread that said it is done still has to end
@@ -70,13 +70,13 @@ def test_the_first_error_is_raised_and_stops_the_others() -> None:
 
 @pytest.mark.parametrize("where", ["prepare", "job"])
 def test_a_ctrl_c_in_the_calling_thread_stops_the_others(where: str) -> None:
-    crew = WorkerPool(2)
+    workers = WorkerPool(2)
     steps: list[int] = []
     working = threading.Event()
 
     def long() -> None:
         while True:
-            crew.go_on()
+            workers.go_on()
             steps.append(1)
             working.set()
             time.sleep(0.001)
@@ -87,7 +87,7 @@ def test_a_ctrl_c_in_the_calling_thread_stops_the_others(where: str) -> None:
 
     nothing = (lambda: None) if where == "job" else interrupted
     with pytest.raises(KeyboardInterrupt):
-        crew.run([interrupted, long], prepare=nothing)
+        workers.run([interrupted, long], prepare=nothing)
     count = len(steps)
     time.sleep(0.05)
     assert len(steps) == count > 0
@@ -96,16 +96,16 @@ def test_a_ctrl_c_in_the_calling_thread_stops_the_others(where: str) -> None:
 def test_progress_is_told_by_the_calling_thread_only() -> None:
     """Also while that thread has nothing to do but to wait."""
     told: list[tuple[int, int]] = []
-    crew = WorkerPool(3, lambda units: told.append((threading.get_ident(), units)))
+    workers = WorkerPool(3, lambda units: told.append((threading.get_ident(), units)))
     waiting = threading.Event()
 
     def long() -> None:
         for _ in range(20):
-            crew.advance(1)
+            workers.advance(1)
             time.sleep(0.03)
         waiting.set()
 
-    crew.run([functools.partial(crew.advance, 5), long, long], prepare=lambda: None)
+    workers.run([functools.partial(workers.advance, 5), long, long], prepare=lambda: None)
     assert {thread for thread, _ in told} == {threading.get_ident()}
     assert sum(units for _, units in told) == 45
     assert len(told) > 3
@@ -118,17 +118,17 @@ def test_a_lock_that_a_ctrl_c_left_taken_while_drawing_stops_nobody() -> None:
         taken.acquire()
         raise KeyboardInterrupt
 
-    crew = WorkerPool(4, draw)
+    workers = WorkerPool(4, draw)
 
     def job() -> None:
         for _ in range(100):
-            crew.go_on()
-            crew.advance(1)
+            workers.go_on()
+            workers.advance(1)
             time.sleep(0.001)
 
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        crew.run([job] * 8, prepare=lambda: None)
+        workers.run([job] * 8, prepare=lambda: None)
     assert taken.locked()
     assert time.monotonic() - begun < 5
 

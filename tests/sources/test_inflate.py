@@ -163,7 +163,7 @@ def test_many_packed_storages_are_kept_in_one_file(unpackings: list[DeflatedMemb
     descriptors = opened()
     several = backwards_in_turn(1 << 16)
     assert len(unpackings) < 8 * SEVERAL  # the first, twice the size in vain, and the last
-    assert all(each.spooled for each in several)
+    assert all(each.in_temp_file for each in several)
     assert opened() == descriptors + 1
     del several
     unpackings.clear()
@@ -182,7 +182,7 @@ def test_who_is_told_to_let_go_while_it_unpacks_holds_nothing(
     monkeypatch.setattr(temp_cache.TempFile, "write", interrupted)
     descriptors = opened()
     several = backwards_in_turn(1 << 12)
-    assert not any(each.spooled for each in several)
+    assert not any(each.in_temp_file for each in several)
     assert opened() == descriptors
 
 
@@ -202,7 +202,7 @@ def test_what_is_kept_fills_no_more_than_half_of_the_room(
     monkeypatch.setattr(temp_cache, "room", room)
     several = backwards_in_turn(nbytes)
     assert fit * nbytes // 2 < most <= fit * nbytes
-    assert 1 <= sum(each.spooled for each in several) <= fit
+    assert 1 <= sum(each.in_temp_file for each in several) <= fit
 
 
 def test_what_is_read_whole_again_and_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

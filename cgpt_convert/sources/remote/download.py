@@ -16,7 +16,7 @@ class DownloadedFile:
 
     def __init__(self, thing: RemoteObject) -> None:
         self.name = thing.name
-        self._spool = TempFile(self.name)
+        self._temp_file = TempFile(self.name)
         self.nbytes = self._download(thing)
         traffic.add(total=self.nbytes)
 
@@ -31,7 +31,7 @@ class DownloadedFile:
                 for piece in pieces:
                     if done + len(piece) > most:
                         raise _no_space(self.name, f"more than {most:,} bytes")
-                    self._spool.write(piece, done)
+                    self._temp_file.write(piece, done)
                     done += len(piece)
             if total is not None and done != total:
                 raise TransientError("the answer ended early")
@@ -43,7 +43,7 @@ class DownloadedFile:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
             raise Malformed(f"the file ends before byte {offset + len(buffer):,}", where=self.name)
-        self._spool.readinto(offset, buffer)
+        self._temp_file.readinto(offset, buffer)
 
     def check_unchanged(self) -> None:
         """Do nothing: no other process can change the temporary file."""
@@ -54,7 +54,7 @@ class DownloadedFile:
 
     def close(self) -> None:
         """Close the temporary file."""
-        self._spool.close()
+        self._temp_file.close()
 
 
 def _space(name: str, announced: int | None) -> int:

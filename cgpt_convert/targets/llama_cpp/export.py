@@ -32,7 +32,7 @@ _KEPT = ("float32", "float16", "bfloat16")  # dtypes that `keep` does not change
 
 
 class ModelDescription(NamedTuple):
-    """The data about a model besides its tensors. `path` is used in messages and to detect muP."""
+    """The data about a model except its tensors. `path` is used in messages and to detect muP."""
 
     path: str
     config: Mapping[str, Any] | None

@@ -1,4 +1,4 @@
-"""Behaviour of a byte-level tokenizer besides merging: tokens around a text, added tokens.
+"""Behaviour of a byte-level tokenizer other than merging: tokens around a text, added tokens.
 
 llama.cpp adds at most one token before a text and one after it, and matches added tokens anywhere,
 the longest first. Anything beyond that is reported as a problem.
