@@ -119,12 +119,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def _described(self) -> str:
         count = len(self.tensors)
-        told = [self.kind, f"{count:,} tensor" + "s" * (count != 1)]
-        told += [f"{len(self.exotic):,} not dense"] if self.exotic else []
-        told += [f"{len(self.lost):,} lost"] if self.lost else []
+        parts = [self.kind, f"{count:,} tensor" + "s" * (count != 1)]
+        parts += [f"{len(self.exotic):,} not dense"] if self.exotic else []
+        parts += [f"{len(self.lost):,} lost"] if self.lost else []
         ties = self.ties
         nbytes = sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in ties)
-        return f"{', '.join(told)}, {nbytes:,} bytes"
+        return f"{', '.join(parts)}, {nbytes:,} bytes"
 
     def __enter__(self) -> Checkpoint:  # noqa: PYI034  typing has no Self before 3.11
         return self

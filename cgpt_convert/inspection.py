@@ -74,9 +74,9 @@ def checks_of(summary: dict[str, Any]) -> list[Check]:
     if not checks:
         storages = f"{check['recorded']:,} of {check['storages']:,} storages"
         checks.append(Check("checksums", PASSED, f"{storages} have one, and it is right", file))
-    for found in summary["findings"]:
-        detail = f"{found['title']}: {found['detail']}"
-        checks.append(Check("findings", NOTE, detail, file, finding=found["id"]))
+    for finding in summary["findings"]:
+        detail = f"{finding['title']}: {finding['detail']}"
+        checks.append(Check("findings", NOTE, detail, file, finding=finding["id"]))
     return checks
 
 

@@ -26,17 +26,17 @@ def in_memory(tensors: Mapping[str, Any]) -> Checkpoint:
     views of the same memory with the same layout, are tied. Raises BadRequest for a name that is
     not a string, for other values, and for arrays of types that no format has, such as strings.
     """
-    found: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     storages: dict[tuple[int, int], Storage] = {}
     for name, value in tensors.items():
         if not isinstance(name, str):
             raise BadRequest(f"the name {name!r} is not a string", where=PATH)
         if isinstance(value, Tensor):
-            found[name] = value.renamed(name)
+            named[name] = value.renamed(name)
         elif isinstance(value, np.ma.MaskedArray):
             raise BadRequest(f"{name!r} is a masked array", where=PATH, hint="fill it: .filled()")
         elif isinstance(value, (np.ndarray, np.generic)):
-            found[name] = _tensor(name, np.asarray(value), storages)
+            named[name] = _tensor(name, np.asarray(value), storages)
         else:
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise BadRequest(
@@ -45,12 +45,12 @@ def in_memory(tensors: Mapping[str, Any]) -> Checkpoint:
                 hint="convert it with numpy.asarray",
             )
     files: dict[int, Source] = {}
-    for tensor in found.values():
+    for tensor in named.values():
         source = origin(tensor.storage.source)
         if not isinstance(source, MemoryBytes):
             files[id(source)] = source
-    every = {id(tensor.storage): tensor.storage for tensor in found.values()}
-    return Checkpoint(PATH, "tensors in memory", tuple(files.values()), found, every.values())
+    every = {id(tensor.storage): tensor.storage for tensor in named.values()}
+    return Checkpoint(PATH, "tensors in memory", tuple(files.values()), named, every.values())
 
 
 def _tensor(name: str, array: np.ndarray, storages: dict[tuple[int, int], Storage]) -> Tensor:
@@ -74,12 +74,12 @@ def _tensor(name: str, array: np.ndarray, storages: dict[tuple[int, int], Storag
 
 
 def _dtype(name: str, dtype: np.dtype[Any]) -> DType:
-    found = BY_NAME.get(dtype.name)  # those of ml_dtypes have the names of torch, too
-    if found is None or found.kind not in "fiubc" or found.nbytes != dtype.itemsize:
+    known = BY_NAME.get(dtype.name)  # those of ml_dtypes have the names of torch, too
+    if known is None or known.kind not in "fiubc" or known.nbytes != dtype.itemsize:
         raise BadRequest(
             f"{name!r} is an array of {dtype.name}, which weights cannot be", where=PATH
         )
-    return found
+    return known
 
 
 _BIG = ">" if sys.byteorder == "little" else "="

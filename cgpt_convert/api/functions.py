@@ -139,21 +139,21 @@ def digest(
     checkpoint = _opened(source, mapping)
     wish = _wish(root, match, exclude)
     chosen = weights(checkpoint, wish)
-    found = digested(chosen, jobs)
+    digests = digested(chosen, jobs)
     scope = part_scope(chosen, wish)
     try:
         part = converted_part(checkpoint, chosen, wish)
     except BadRequest:  # the weights may be under any of several keys
-        whole, model = ALGORITHM + found.whole, _prefixed(found.model)
-        return Digests(whole, "", "", model, chosen.architecture, found.tensors, scope)
-    inside = of_part(part, found) if part is not chosen else found
+        whole, model = ALGORITHM + digests.whole, _prefixed(digests.model)
+        return Digests(whole, "", "", model, chosen.architecture, digests.tensors, scope)
+    inside = of_part(part, digests) if part is not chosen else digests
     return Digests(
-        ALGORITHM + found.whole,
+        ALGORITHM + digests.whole,
         ALGORITHM + inside.whole,
         part.root,
         _prefixed(inside.model),
         part.architecture,
-        found.tensors,
+        digests.tensors,
         scope,
     )
 
@@ -251,10 +251,10 @@ def scan(*paths: Path, allow: Sequence[str] = (), jobs: int = 0) -> ScanResult:
     in files are among the findings. Raises BadRequest for a path that does not exist.
     """
     every = files(os.fspath(path) for path in paths)
-    found = list(scan_each(every, Allowlist(tuple(allow)), jobs))
+    scans = list(scan_each(every, Allowlist(tuple(allow)), jobs))
     return ScanResult(
-        tuple(file for file in found if not isinstance(file, CgptError)),
-        tuple(error for error in found if isinstance(error, CgptError)),
+        tuple(file for file in scans if not isinstance(file, CgptError)),
+        tuple(error for error in scans if isinstance(error, CgptError)),
     )
 
 

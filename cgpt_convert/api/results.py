@@ -104,10 +104,10 @@ class ScanResult:
     @property
     def verdict(self) -> Verdict:
         """Return the worst verdict of the files; "not scanned" if only a folder is unreadable."""
-        found = {file.verdict for file in self.files}
+        verdicts = {file.verdict for file in self.files}
         if self.errors:
-            found.add(Verdict.NOT_SCANNED)
-        return next((verdict for verdict in _WORST_FIRST if verdict in found), Verdict.NOTHING)
+            verdicts.add(Verdict.NOT_SCANNED)
+        return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), Verdict.NOTHING)
 
     @property
     def ok(self) -> bool:

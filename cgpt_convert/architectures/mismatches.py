@@ -16,10 +16,10 @@ from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Tensor
 
 
-def vote(found: Iterable[tuple[TensorPosition, Tensor]]) -> dict[str, int]:
+def vote(placed: Iterable[tuple[TensorPosition, Tensor]]) -> dict[str, int]:
     """Return the sizes that the tensors' shapes imply, without those that no tensor shows."""
     by_rank: dict[int, list[tuple[Sequence[Dimension], tuple[int, ...]]]] = defaultdict(list)
-    for place, tensor in found:
+    for place, tensor in placed:
         if len(tensor.shape) == len(place.rule.dims):
             by_rank[len(tensor.shape)].append((place.rule.dims, tensor.shape))
     known: dict[str, int] = {}
@@ -48,13 +48,13 @@ def repeated(names: Mapping[str, str]) -> Iterator[str]:
         yield f"{printable(name)}: the same tensor of the model as {printable(owner)}"
 
 
-def is_linear(found: Iterable[tuple[TensorPosition, Tensor]], sizes: Mapping[str, int]) -> bool:
+def is_linear(placed: Iterable[tuple[TensorPosition, Tensor]], sizes: Mapping[str, int]) -> bool:
     """Return whether Conv1D weights are stored as (out, in), as in Linear layers.
 
     Square weights fit both ways and are ignored; all others have to be (out, in).
     """
     turned = straight = 0
-    for place, tensor in found:
+    for place, tensor in placed:
         shape = place.rule.shape(sizes)
         if place.rule.conv1d and shape is not None and shape != shape[::-1]:
             turned += tensor.shape == shape[::-1]
@@ -63,10 +63,10 @@ def is_linear(found: Iterable[tuple[TensorPosition, Tensor]], sizes: Mapping[str
 
 
 def ill_shaped(
-    found: Mapping[str, tuple[TensorPosition, Tensor]], sizes: Mapping[str, int], *, linear: bool
+    placed: Mapping[str, tuple[TensorPosition, Tensor]], sizes: Mapping[str, int], *, linear: bool
 ) -> Iterator[str]:
     """Yield a line for each tensor with an unexpected shape or a non-floating-point dtype."""
-    for name, (place, tensor) in found.items():
+    for name, (place, tensor) in placed.items():
         shape = place.rule.shape(sizes)
         wanted = shape[::-1] if shape and linear and place.rule.conv1d else shape
         if tensor.shape != wanted:

@@ -34,20 +34,20 @@ def recognise(
             architecture, map(wrapper_prefixes.unwrapped, tensors)
         )
         if prefix is not None:
-            found = _recognised(architecture, prefix, tensors, config or {})
-            if not _is_another(found, config or {}):
-                return found
+            recognised = _recognised(architecture, prefix, tensors, config or {})
+            if not _is_another(recognised, config or {}):
+                return recognised
     return None
 
 
-def _is_another(found: Recognised, config: Mapping[str, Any]) -> bool:
+def _is_another(recognised: Recognised, config: Mapping[str, Any]) -> bool:
     """Return whether config.json names another architecture that may fit the tensors.
 
     gpt_bigcode, jais and others use GPT-2's tensor names but compute differently.
     """
     kind = config.get("model_type")
-    named = isinstance(kind, str) and kind not in found.architecture.model_types
-    return named and (found.linear or bool(found.misfits))
+    named = isinstance(kind, str) and kind not in recognised.architecture.model_types
+    return named and (recognised.linear or bool(recognised.misfits))
 
 
 def _recognised(
@@ -57,11 +57,11 @@ def _recognised(
     config: Mapping[str, Any],
 ) -> Recognised:
     places, skipped, unexpected, twice = _sort(architecture, prefix, tensors)
-    found = {name: (place, tensors[name]) for name, place in places.items()}
-    sizes = mismatches.vote(found.values())
+    placed = {name: (place, tensors[name]) for name, place in places.items()}
+    sizes = mismatches.vote(placed.values())
     layers = [place.layer for place in places.values() if place.layer is not None]
     sizes[LAYERS] = max(layers, default=-1) + 1
-    linear = mismatches.is_linear(found.values(), sizes)
+    linear = mismatches.is_linear(placed.values(), sizes)
     model, n_head, source = _heads(architecture, sizes, config)
     return Recognised(
         architecture=architecture,
@@ -77,11 +77,11 @@ def _recognised(
         misfits=(
             *mismatches.unexpected(architecture, {name: tensors[name] for name in unexpected}),
             *mismatches.repeated(twice),
-            *mismatches.ill_shaped(found, sizes, linear=linear),
+            *mismatches.ill_shaped(placed, sizes, linear=linear),
             *mismatches.missing(architecture, prefix, places.values(), sizes),
         ),
-        head=_head(found),
-        conv1d="linear" if linear else _conv1d(found.values()),
+        head=_head(placed),
+        conv1d="linear" if linear else _conv1d(placed.values()),
         linear=linear,
         refusal=mup_refusal(architecture, config, getattr(tensors, "path", "")),
     )
@@ -157,17 +157,17 @@ def _heads(
     return None, None, ""
 
 
-def _head(found: Mapping[str, tuple[TensorPosition, Tensor]]) -> str:
-    twins = {place.rule.name: tensor for place, tensor in found.values()}
-    for place, tensor in found.values():
+def _head(placed: Mapping[str, tuple[TensorPosition, Tensor]]) -> str:
+    twins = {place.rule.name: tensor for place, tensor in placed.values()}
+    for place, tensor in placed.values():
         if place.rule.tied_to:
             twin = twins.get(place.rule.tied_to)
             return "tied" if twin is not None and twin.view == tensor.view else "own copy"
     return "absent"
 
 
-def _conv1d(found: Iterable[tuple[TensorPosition, Tensor]]) -> str:
-    ways = {_way(weight) for place, weight in found if place.rule.conv1d}
+def _conv1d(placed: Iterable[tuple[TensorPosition, Tensor]]) -> str:
+    ways = {_way(weight) for place, weight in placed if place.rule.conv1d}
     return "mixed" if len(ways) > 1 else "".join(ways)
 
 

@@ -42,10 +42,10 @@ class Recognised(NamedTuple):
 
         Tensors without a name in the target are omitted.
         """
-        found = {}
+        names = {}
         for name, place in self.places.items():
             if target == "hf":
-                found[name] = place.name(self.architecture.canonical)
+                names[name] = place.name(self.architecture.canonical)
             elif target in place.rule.names:
-                found[name] = fill(place.rule.names[target], place.layer)
-        return found
+                names[name] = fill(place.rule.names[target], place.layer)
+        return names

@@ -28,10 +28,10 @@ class Dimension(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Dimension:
         """Parse a dimension such as `n_embd` or `3*n_embd`. Raises ValueError if invalid."""
-        found = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z_]+)", text)
-        if found is None:
+        match = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z_]+)", text)
+        if match is None:
             raise ValueError(f"{text!r} is no dimension")
-        return cls(int(found[1] or 1), found[2])
+        return cls(int(match[1] or 1), match[2])
 
     def __str__(self) -> str:
         return self.symbol if self.factor == 1 else f"{self.factor}*{self.symbol}"
@@ -147,10 +147,10 @@ def template(name: str) -> tuple[str, int | None]:
     """Replace the first numeric component with `{i}`; return the result and the number or None."""
     if LAYER in name:
         return "", None  # a literal `{i}` in a file's name must not match a rule
-    found = _NUMBER.search(name)
-    if found is None:
+    match = _NUMBER.search(name)
+    if match is None:
         return name, None
-    return f"{name[: found.start()]}{LAYER}{name[found.end() :]}", int(found[0])
+    return f"{name[: match.start()]}{LAYER}{name[match.end() :]}", int(match[0])
 
 
 def fill(name: str, layer: int | None) -> str:
@@ -166,24 +166,24 @@ def architectures() -> Mapping[str, Architecture]:
 
     Raises Malformed, naming the file, if a file is invalid.
     """
-    found = {}
+    every = {}
     for path, content in parsed("architectures"):
         with reading(path):
             architecture = _parse(content)
-        found[architecture.name] = architecture
-    return found
+        every[architecture.name] = architecture
+    return every
 
 
 @functools.cache
 def tied_names() -> tuple[str, ...]:
     """Return the names, less prefixes, of tensors that equal another one if they are absent."""
-    found = (
+    names = (
         rule.name
         for each in architectures().values()
         for rule in each.rules.values()
         if rule.tied_to
     )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(names))
 
 
 def _parse(content: dict[str, Any]) -> Architecture:

@@ -65,7 +65,7 @@ def members(source: Source) -> tuple[dict[str, TarMember], int]:
     Raises Malformed for damage and duplicate names, Unsupported for links, devices, sparse files
     and more members than a torch tar has.
     """
-    found: dict[str, TarMember] = {}
+    by_name: dict[str, TarMember] = {}
     keywords: dict[str, str] = {}  # from the extended header before a member
     at = 0
     while at + BLOCK <= source.nbytes:
@@ -84,16 +84,16 @@ def members(source: Source) -> tuple[dict[str, TarMember], int]:
         elif kind in (b"0", b"\0"):
             member = _member(block, keywords, at, where)
             keywords = {}
-            if member.name in found:
+            if member.name in by_name:
                 raise Malformed(f"two members are named {printable(member.name)!r}", where=where)
-            if len(found) == _TORCH_MEMBERS:
+            if len(by_name) == _TORCH_MEMBERS:
                 raise Unsupported(f"a tar of more than {_TORCH_MEMBERS} members", where=source.name)
-            found[member.name] = member
+            by_name[member.name] = member
             nbytes = member.nbytes
         else:
             raise Unsupported(f"a tar member of type {kind!r}: no plain file", where=where)
         at += -(-nbytes // BLOCK) * BLOCK
-    return found, at
+    return by_name, at
 
 
 def _member(block: bytes, pax: dict[str, str], at: int, where: str) -> TarMember:
@@ -107,10 +107,10 @@ def _member(block: bytes, pax: dict[str, str], at: int, where: str) -> TarMember
 
 def _keyword_size(keywords: dict[str, str], where: str) -> int:
     """Return the size of a file that its extended header tells."""
-    told = keywords["size"]
-    if not (told.isascii() and told.isdigit() and len(told) < len(str(1 << 63))):
-        raise Malformed(f"a tar member of {printable(told[:40])} bytes", where=where)
-    return int(told)
+    digits = keywords["size"]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < len(str(1 << 63))):
+        raise Malformed(f"a tar member of {printable(digits[:40])} bytes", where=where)
+    return int(digits)
 
 
 def _text(field: bytes) -> str:
@@ -134,7 +134,7 @@ def pax_keywords(data: bytes, where: str) -> dict[str, str]:
 
     Raises Malformed for anything else.
     """
-    found, at = {}, 0
+    keywords, at = {}, 0
     while at < len(data):
         length, space, _ = data[at : at + 20].partition(b" ")
         end = at + int(length) if length.isdigit() else 0
@@ -142,20 +142,20 @@ def pax_keywords(data: bytes, where: str) -> dict[str, str]:
         whole = at < end <= len(data) and data[end - 1 : end] == b"\n"
         if not (space and equals and whole):
             raise Malformed("damaged tar keywords", where=where)
-        if key.decode("latin-1") in found:
+        if key.decode("latin-1") in keywords:
             raise Malformed("a tar keyword twice", where=where)
-        found[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
+        keywords[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
         at = end
-    return found
+    return keywords
 
 
 def _pax(data: bytes, where: str) -> dict[str, str]:
     """Return the keywords; reject those that torch's tars never contain."""
-    found = pax_keywords(data, where)
-    for key in found:
+    keywords = pax_keywords(data, where)
+    for key in keywords:
         if key.startswith("GNU.sparse") or key in ("linkpath", "hdrcharset"):
             raise Unsupported(f"the tar keyword {key}", where=where)
-    return found
+    return keywords
 
 
 def is_tar_to_tarfile(block: bytes) -> bool:
@@ -231,15 +231,15 @@ class _PendingNames:
             return
         if kind == _LONG_LINK:
             return
-        found = pax_keywords(text, where)
-        if kind == _GLOBAL and (self.keywords or found.keys() & {"size", "path"}):
+        keywords = pax_keywords(text, where)
+        if kind == _GLOBAL and (self.keywords or keywords.keys() & {"size", "path"}):
             raise Malformed("a size or name for all files of a tar", where=where)
-        if any(key.startswith(_REFUSED) for key in found):
+        if any(key.startswith(_REFUSED) for key in keywords):
             raise Unsupported("a sparse file in a tar, or names in another charset", where=where)
         if kind != _GLOBAL:
-            if self.keywords or (self.long_name and "path" in found):
+            if self.keywords or (self.long_name and "path" in keywords):
                 raise Malformed("two headers about one file of a tar", where=where)
-            self.keywords = found or {"": ""}
+            self.keywords = keywords or {"": ""}
 
     def take(self, block: bytes, nbytes: int, where: str) -> tuple[str, int]:
         """Return name and size of the file whose header is `block`."""
@@ -277,10 +277,10 @@ def _number(field: bytes, where: str) -> int:
         number = int.from_bytes(field[1:], "big")
         if number >= _WIDE:
             return number
-    found = _NUMBER.fullmatch(field)
-    if not found:
+    match = _NUMBER.fullmatch(field)
+    if not match:
         raise Malformed(f"not a tar number: {field!r}", where=where)
-    return int(found[1] or b"0", 8)
+    return int(match[1] or b"0", 8)
 
 
 def _small(source: Source, at: int, nbytes: int, where: str) -> bytes:
@@ -296,7 +296,7 @@ def _size(keywords: dict[str, str], nbytes: int, where: str) -> int:
     """Return the file's size; the keyword may differ only where the header field is too small."""
     if not keywords.get("size"):
         return nbytes
-    told = _keyword_size(keywords, where)
-    if nbytes != told < _WIDE:
+    size = _keyword_size(keywords, where)
+    if nbytes != size < _WIDE:
         raise Malformed("a file with two sizes in a tar", where=where)
-    return told
+    return size

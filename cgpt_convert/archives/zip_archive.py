@@ -79,15 +79,15 @@ def open_archive(source: Source) -> Archive:
     """
     end = find_end(source)
     members = entries(source, end)
-    found: list[Finding] = []
+    disagreements: list[Finding] = []
     if is_distant(source):
         from cgpt_convert.archives.zip_lazy_headers import LazyHeaders
 
         source = late = LazyHeaders(source, members, end.offset)
-        members, found = late.members, late.findings()
+        members, disagreements = late.members, late.findings()
     else:
         members = [with_data_offset(source, member, end.offset) for member in members]
-    archive = Archive(source, {member.name: member for member in members}, found)
+    archive = Archive(source, {member.name: member for member in members}, disagreements)
     _check_names(source.name, members)
     if end.tail:
         archive.findings.append(Finding(findings.TRAILING, f"{end.tail:,} bytes"))

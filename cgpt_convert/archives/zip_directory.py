@@ -64,10 +64,10 @@ def find_end(source: Source) -> DirectoryLocation:
 
     It is parsed once for a source, although both detection and reading ask for it.
     """
-    found = _FOUND.get(source)
-    if found is None:
-        found = _FOUND[source] = _find_end(source)
-    return found
+    end = _FOUND.get(source)
+    if end is None:
+        end = _FOUND[source] = _find_end(source)
+    return end
 
 
 _FOUND: WeakKeyDictionary[Source, DirectoryLocation] = WeakKeyDictionary()
@@ -207,13 +207,13 @@ def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
 
 def _extras(extra: bytes) -> dict[int, bytes]:
     """Return the extra fields by kind, the first of each; fields that do not parse are skipped."""
-    found: dict[int, bytes] = {}
+    fields: dict[int, bytes] = {}
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<2H", extra, at)
-        found.setdefault(kind, extra[at + 4 : at + 4 + size])
+        fields.setdefault(kind, extra[at + 4 : at + 4 + size])
         at += 4 + size
-    return found
+    return fields
 
 
 def with_data_offset(source: Source, member: ZipMember, limit: int) -> ZipMember:

@@ -86,10 +86,10 @@ class LazyHeaders:
         self._source.readinto(offset, buffer)
 
     def _check(self, entry: ZipMember, offset: int) -> None:
-        found = with_data_offset(self._source, entry, self._end).offset
-        if found != offset:
+        actual = with_data_offset(self._source, entry, self._end).offset
+        if actual != offset:
             raise Unsupported(
-                f"its data begin at byte {found:,}, not {offset:,} as the other records tell",
+                f"its data begin at byte {actual:,}, not {offset:,} as the other records tell",
                 where=f"{self.name}[{entry.name}]",
                 hint="--download reads such archives",
             )

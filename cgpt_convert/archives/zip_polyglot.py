@@ -68,17 +68,17 @@ _MOST = 1_000_000  # archives in one file; one is a tensor
 
 def archives(source: Source) -> list[SourceSlice]:
     """Return the archives that fill the file if there are at least two, else an empty list."""
-    found: list[SourceSlice] = []
+    slices: list[SourceSlice] = []
     end = source.nbytes
     while end:
         start = _start(source, end)
-        if start is None or len(found) == _MOST:
+        if start is None or len(slices) == _MOST:
             return []
-        if not start and not found:
+        if not start and not slices:
             return []  # the usual file of one archive
-        found.append(SourceSlice(source, start, end - start, f"{source.name}[byte {start:,}]"))
+        slices.append(SourceSlice(source, start, end - start, f"{source.name}[byte {start:,}]"))
         end = start
-    return found[::-1]
+    return slices[::-1]
 
 
 def _start(source: Source, end: int) -> int | None:

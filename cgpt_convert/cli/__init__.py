@@ -149,8 +149,8 @@ def _print_error(kind: str, message: str, exit_code: int, where: str = "", hint:
     if "--json" in (words[: words.index("--")] if "--" in words else words):
         import json
 
-        told = {"kind": kind, "message": message, "where": where, "hint": hint}
-        click.echo(json.dumps({"error": {**told, "exit_code": exit_code}}, indent=2))
+        error = {"kind": kind, "message": message, "where": where, "hint": hint}
+        click.echo(json.dumps({"error": {**error, "exit_code": exit_code}}, indent=2))
 
 
 def _tell_traffic() -> None:
@@ -161,10 +161,10 @@ def _tell_traffic() -> None:
 
         requests, nbytes, total, sent = traffic.take()
         if requests:
-            told = [counted(requests, "request")]
-            told += [f"{size(nbytes)} of {size(total)}"] if total else []
-            told += [f"{size(sent)} sent"] if sent else []
-            click.echo(", ".join(told), err=True)
+            parts = [counted(requests, "request")]
+            parts += [f"{size(nbytes)} of {size(total)}"] if total else []
+            parts += [f"{size(sent)} sent"] if sent else []
+            click.echo(", ".join(parts), err=True)
 
 
 def _complain(message: str) -> None:

@@ -227,8 +227,8 @@ def _print(result: dict[str, Any]) -> None:
     _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}{verified}")
     _print_choice(result)
     salvage_option.show(result["lost"])
-    for told in result["model"]:
-        _say(f"  {told}")
+    for sentence in result["model"]:
+        _say(f"  {sentence}")
     if not result["model"]:  # those lines include ties
         _print_ties(list(result["aliases"].items()))
     if result["reordered"]:
@@ -265,12 +265,12 @@ _PARTS = 8
 
 def _parts(counts: dict[str, int]) -> str:
     """Return the parts of a checkpoint and their numbers of tensors as text."""
-    told = [
+    sentences = [
         f"{printable(part) or 'in none of them'} ({counted(count, 'tensor')})"
         for part, count in list(counts.items())[:_PARTS]
     ]
     more = len(counts) - _PARTS
-    return ", ".join([*told, f"and {more:,} more (--json has all)"] if more > 0 else told)
+    return ", ".join([*sentences, f"and {more:,} more (--json has all)"] if more > 0 else sentences)
 
 
 def _warnings(result: dict[str, Any]) -> Iterator[str]:

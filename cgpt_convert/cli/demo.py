@@ -85,8 +85,8 @@ def _run(*words: str) -> None:
 def _compare(source: Checkpoint, output: Checkpoint) -> None:
     """Check that the output has exactly the source's tensors, and print the result."""
     expected = {name: tensor_digest(tensor) for name, tensor in source.items()}
-    found = {name: tensor_digest(tensor) for name, tensor in output.items()}
-    wrong = sorted(expected.items() ^ found.items())
+    digests = {name: tensor_digest(tensor) for name, tensor in output.items()}
+    wrong = sorted(expected.items() ^ digests.items())
     if wrong:
         raise CheckFailed(f"{wrong[0][0]} is not as in the source", where=output.path)
     reader = _independent(output.path)
@@ -96,7 +96,7 @@ def _compare(source: Checkpoint, output: Checkpoint) -> None:
         for name in theirs.keys() - {"__metadata__"}:  # where an .npz records its ties
             if theirs[name].tobytes() != source[name].numpy().tobytes():
                 raise CheckFailed(f"{reader.__module__} reads {name} otherwise", where=output.path)
-    click.echo(f"  read again{by}: all {len(found)} tensors equal the source, bit for bit")
+    click.echo(f"  read again{by}: all {len(digests)} tensors equal the source, bit for bit")
 
 
 def _independent(path: str) -> Callable[[str], Mapping[str, Any]] | None:

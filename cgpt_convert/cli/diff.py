@@ -73,11 +73,11 @@ def command(
 
 def _told(row: TensorDifference) -> dict[str, Any]:
     """Return a row for `--json`; a value that is not finite becomes None."""
-    told = row._asdict()
-    del told["unknown"]
+    fields = row._asdict()
+    del fields["unknown"]
     most = row.most
-    told["most"] = most if most is not None and math.isfinite(most) else None
-    return told
+    fields["most"] = most if most is not None and math.isfinite(most) else None
+    return fields
 
 
 def _print(rows: list[TensorDifference]) -> None:
@@ -86,8 +86,8 @@ def _print(rows: list[TensorDifference]) -> None:
         for line in table(_COLUMNS, [_cells(row) for row in shown], right=_COLUMNS[2:]):
             click.echo(line)
     counts = Counter(row.state for row in rows)
-    told = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    click.echo(wrapped(f"{counted(len(rows), 'tensor')}: {told}", 4))
+    summary = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    click.echo(wrapped(f"{counted(len(rows), 'tensor')}: {summary}", 4))
 
 
 def _cells(row: TensorDifference) -> list[str]:

@@ -48,14 +48,14 @@ def command(
     tell_beside(checkpoint, source, "included")
     chosen = weights(checkpoint, wish)
     with progress("digest", sum(t.nbytes for t in chosen.tensors.values())) as advance:
-        found = digested(chosen, jobs, advance)
+        digests = digested(chosen, jobs, advance)
     part = _part(checkpoint, chosen, wish)
-    part_found = of_part(part, found) if part is not chosen else found
+    part_found = of_part(part, digests) if part is not chosen else digests
     if as_json:
         scope = part_scope(chosen, wish).as_json()
-        options.print_json(_result(chosen, found, part, part_found) | {"scope": scope})
+        options.print_json(_result(chosen, digests, part, part_found) | {"scope": scope})
         return
-    click.echo(ALGORITHM + found.whole)
+    click.echo(ALGORITHM + digests.whole)
     for check in part_scope(chosen, wish).checks(verb="taken"):
         click.echo(wrapped(f"note: {check.detail}", 4), err=True)
     if part is not chosen:
@@ -67,7 +67,7 @@ def command(
     elif part.architecture:
         count = len(part.misfits)
         click.echo(f"no model digest: {count} differences from {part.architecture}", err=True)
-    for name, digest in found.tensors.items() if tensors else ():
+    for name, digest in digests.tensors.items() if tensors else ():
         click.echo(f"{digest}  {printable(name)}")
 
 
@@ -84,7 +84,7 @@ def _part(
 
 def _result(
     chosen: CanonicalWeights,
-    found: TensorDigests,
+    digests: TensorDigests,
     part: CanonicalWeights,
     part_found: TensorDigests,
 ) -> dict[str, Any]:
@@ -97,12 +97,12 @@ def _result(
     }
     return {
         "source": chosen.path,
-        "digest": ALGORITHM + found.whole,
+        "digest": ALGORITHM + digests.whole,
         "weights": under if part is not chosen else None,
         "model": ALGORITHM + part_found.model if part_found.model else None,
         "architecture": part.architecture or None,
         "tensors": [
-            {"name": name, "dtype": dtype, "shape": list(shape), "sha256": found.tensors[name]}
+            {"name": name, "dtype": dtype, "shape": list(shape), "sha256": digests.tensors[name]}
             for name in chosen.keys
             for dtype, shape in [described(chosen, name)]
         ],

@@ -85,8 +85,8 @@ def command(
 
 
 def _told(model: Model, text: str, passage: WindowedText) -> dict[str, Any]:
-    found = model.source.recognised
-    known, shaped = found.identity, found.shape_of
+    recognised = model.source.recognised
+    known, shaped = recognised.identity, recognised.shape_of
     return {
         "nbytes": len(text.encode()),
         "tokens": passage.tokens,
@@ -113,9 +113,9 @@ def _both(model: Model, other: Model, passage: WindowedText, nbytes: int) -> dic
 
     with progress("eval", passage.tokens, unit=" tokens") as advance:
         windows = _telling(passage.windows(), advance)
-        found = diverge(model, other, passage.sequence, windows, model.hyper.vocab_size)
-    against = {"source": other.path, **_loss(found.other, nbytes), **_divergence(found)}
-    return {**_loss(found.base, nbytes), "against": against}
+        divergence = diverge(model, other, passage.sequence, windows, model.hyper.vocab_size)
+    against = {"source": other.path, **_loss(divergence.other, nbytes), **_divergence(divergence)}
+    return {**_loss(divergence.base, nbytes), "against": against}
 
 
 def _telling(
@@ -135,15 +135,15 @@ def _loss(loss: Loss, nbytes: int) -> dict[str, Any]:
     }
 
 
-def _divergence(found: Divergence) -> dict[str, Any]:
+def _divergence(divergence: Divergence) -> dict[str, Any]:
     return {
-        "perplexity_ratio": _finite(found.perplexity_ratio),
-        "kl_mean": _finite(found.kl_mean),
-        "kl_error": _finite(found.kl_error),
-        "kl_p99": _finite(found.kl_percentile(99)),
-        "kl_max": _finite(found.kl_max),
-        "top_agreement": found.top_agreement,
-        "p_change_rms": _finite(found.p_change_rms),
+        "perplexity_ratio": _finite(divergence.perplexity_ratio),
+        "kl_mean": _finite(divergence.kl_mean),
+        "kl_error": _finite(divergence.kl_error),
+        "kl_p99": _finite(divergence.kl_percentile(99)),
+        "kl_max": _finite(divergence.kl_max),
+        "top_agreement": divergence.top_agreement,
+        "p_change_rms": _finite(divergence.p_change_rms),
     }
 
 

@@ -50,15 +50,15 @@ def command(
         click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
     chosen = weights(checkpoint, wish)
     with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
-        found = digested(chosen, jobs, advance)
+        digests = digested(chosen, jobs, advance)
     scope = wish._replace(root=chosen.root or None)
-    made = lock_file.lock(checkpoint, chosen, found, scope, jobs)
+    made = lock_file.lock(checkpoint, chosen, digests, scope, jobs)
     lock_file.write(made, output, WriteOptions(overwrite, inputs_of(checkpoint)), in_toto=in_toto)
     if as_json:
         model = ALGORITHM + made.model if made.model else None
         result = {"source": source, "output": output, "digest": ALGORITHM + made.digest}
-        told = {"model": model, "tensors": len(made.tensors)}
-        options.print_json({**result, **told, "scope": part_scope(chosen, wish).as_json()})
+        summary = {"model": model, "tensors": len(made.tensors)}
+        options.print_json({**result, **summary, "scope": part_scope(chosen, wish).as_json()})
         return
     click.echo(wrapped(f"{printable(output)}: {counted(len(made.tensors), 'tensor')}", 4))
     for check in part_scope(chosen, wish).checks(verb="locked"):

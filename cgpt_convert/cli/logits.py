@@ -40,7 +40,7 @@ class LogitsCheck:
         self.found: Comparison | None = None
 
     def compare(self, target: Checkpoint, path: str, *, differs: bool) -> list[Check]:
-        """Return the checks of the target opened from `path`, and store the result in `found`.
+        """Return the checks of the target opened from `path`, and store the result in `comparison`.
 
         If the target `differs` so that it cannot be computed, the result is a note, since the
         differences are already reported.
@@ -54,40 +54,44 @@ class LogitsCheck:
             return [Check("logits", NOTE, f"not compared: {error.message}", path)]
         warn(other)
         with progress("logits", model.hyper.n_layer + 1, unit=" states") as advance:
-            found = compare_models(model, other, self._ids, self._how.tolerance, advance)
-        self.found = found
-        return found.checks(path)
+            comparison = compare_models(model, other, self._ids, self._how.tolerance, advance)
+        self.found = comparison
+        return comparison.checks(path)
 
     def as_json(self) -> dict[str, Any] | None:
-        """Return `found` for `--json`; docs/reference/json.md lists the keys."""
-        found = self.found
-        return found and {
+        """Return `comparison` for `--json`; docs/reference/json.md lists the keys."""
+        comparison = self.found
+        return comparison and {
             "ids": self._ids,
-            "dtype": found.dtype,
-            "tolerance": found.tolerance,
-            "first": found.first.name if found.first else None,
+            "dtype": comparison.dtype,
+            "tolerance": comparison.tolerance,
+            "first": comparison.first.name if comparison.first else None,
             "states": [
                 {"name": name, "max_difference": _finite(most), "nmse": _finite(nmse)}
-                for name, most, nmse in found.differences
+                for name, most, nmse in comparison.differences
             ],
-            "top_agreement": found.agreement,
+            "top_agreement": comparison.agreement,
         }
 
     def print(self) -> None:
-        """Print `found` as a table."""
-        found = self.found
-        if found is None:
+        """Print `comparison` as a table."""
+        comparison = self.found
+        if comparison is None:
             return
-        tolerated = f"{found.dtype}, so an NMSE of {found.tolerance:g} is tolerated"
+        tolerated = f"{comparison.dtype}, so an NMSE of {comparison.tolerance:g} is tolerated"
         if self._how.tolerance is not None:
-            tolerated = f"an NMSE of {found.tolerance:g} is tolerated"
-        click.echo(wrapped(f"{counted(found.tokens, 'token')} through both; {tolerated}:", 4))
-        rows = [(d.name, f"{d.greatest:.3g}", f"{d.nmse:.3g}") for d in found.differences]
+            tolerated = f"an NMSE of {comparison.tolerance:g} is tolerated"
+        click.echo(wrapped(f"{counted(comparison.tokens, 'token')} through both; {tolerated}:", 4))
+        rows = [(d.name, f"{d.greatest:.3g}", f"{d.nmse:.3g}") for d in comparison.differences]
         header = ("state", "max difference", "NMSE")
         for line in table(header, rows, right=header[1:]):
             click.echo(f"  {line}")
-        first = f"failed: {found.first.name} is the first that differs; " if found.first else ""
-        click.echo(wrapped(first + found.agreeing, 4))
+        first = (
+            f"failed: {comparison.first.name} is the first that differs; "
+            if comparison.first
+            else ""
+        )
+        click.echo(wrapped(first + comparison.agreeing, 4))
 
     def _tokens(self) -> list[int]:
         how = self._how

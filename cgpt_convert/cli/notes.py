@@ -32,5 +32,7 @@ def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
             shown = ", ".join(map(printable, names[:_SHOWN]))
             if len(names) > _SHOWN:
                 shown += f" and {counted(len(names) - _SHOWN, 'more name')}"
-            told = f"the pickle names code that is not loaded here: {shown}; scan says what it is"
-            click.echo(f"{level}: {printable(checkpoint.path)}: {told}", err=True)
+            message = (
+                f"the pickle names code that is not loaded here: {shown}; scan says what it is"
+            )
+            click.echo(f"{level}: {printable(checkpoint.path)}: {message}", err=True)

@@ -51,13 +51,13 @@ def _head(summary: dict[str, Any]) -> None:
     _field("pickle", _safety(summary))
     if summary["code"]:
         _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not run")
-    for found in summary["findings"]:
-        if found["id"] == FOREIGN.id:
+    for finding in summary["findings"]:
+        if finding["id"] == FOREIGN.id:
             continue  # listed in the line above
-        text = f"{found['id']} {found['title']}: {found['detail']}"
-        if found["id"] == DANGEROUS.id:
-            text = f"dangerous: {found['detail']} [{found['id']}]; {_SCAN}"
-        _field("note" if found["level"] == "note" else "warning", text)
+        text = f"{finding['id']} {finding['title']}: {finding['detail']}"
+        if finding["id"] == DANGEROUS.id:
+            text = f"dangerous: {finding['detail']} [{finding['id']}]; {_SCAN}"
+        _field("note" if finding["level"] == "note" else "warning", text)
 
 
 def _model(model: dict[str, Any] | None) -> None:
@@ -87,8 +87,8 @@ def _safety(summary: dict[str, Any]) -> str:
         return "weights only: it names nothing but torch's own data types"
     names = [printable(name) for name in summary["foreign"]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    told = any(found["id"] == DANGEROUS.id for found in summary["findings"])
-    hint = "" if told else f"; {_SCAN}"
+    is_dangerous = any(finding["id"] == DANGEROUS.id for finding in summary["findings"])
+    hint = "" if is_dangerous else f"; {_SCAN}"
     return f"names foreign code, not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
 
 

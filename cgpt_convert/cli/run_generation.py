@@ -57,31 +57,35 @@ class GenerationRun:
         self.prepare([self.encoded(text) for text in request.prompts], request.settings)
         answers = []
         for text, prompt in zip(request.prompts, self._prompts, strict=True):
-            found = continued(self._model, prompt, self._settings, self._tokenizer)
-            answers.append(text * request.full_text + (found.text or ""))
+            continuation = continued(self._model, prompt, self._settings, self._tokenizer)
+            answers.append(text * request.full_text + (continuation.text or ""))
         return answers
 
     def result(self, prompt: str | None, stops: tuple[str, ...]) -> dict[str, Any]:
         """Return the result for `--json`; docs/reference/json.md lists the keys."""
         (ids,) = self._prompts
-        found = continued(self._model, ids, self._settings, self._tokenizer, stops)
+        continuation = continued(self._model, ids, self._settings, self._tokenizer, stops)
         return {
             "prompt": prompt,
-            "text": None if prompt is None or found.text is None else prompt + found.text,
-            "ids": [*ids, *found.new_ids],
-            "new_ids": found.new_ids,
-            "ended": found.ended,
-            "seconds": {"load": self._load, "first": found.first, "rest": found.rest},
-            "tokens_per_second": found.tokens_per_second,
+            "text": None
+            if prompt is None or continuation.text is None
+            else prompt + continuation.text,
+            "ids": [*ids, *continuation.new_ids],
+            "new_ids": continuation.new_ids,
+            "ended": continuation.ended,
+            "seconds": {"load": self._load, "first": continuation.first, "rest": continuation.rest},
+            "tokens_per_second": continuation.tokens_per_second,
         }
 
     def stream(self, prompt: str | None, stops: tuple[str, ...]) -> None:
         """Print the prompt and its continuation as it is generated; IDs if there is no text."""
         (ids,) = self._prompts
         _show(",".join(map(str, ids)) if prompt is None else prompt)
-        found = continued(self._model, ids, self._settings, self._tokenizer, stops, show=_show)
+        continuation = continued(
+            self._model, ids, self._settings, self._tokenizer, stops, show=_show
+        )
         click.echo()
-        _tell(len(ids), found, self._load)
+        _tell(len(ids), continuation, self._load)
 
 
 def _show(text: str) -> None:
@@ -91,12 +95,12 @@ def _show(text: str) -> None:
     click.echo(text, nl=False)
 
 
-def _tell(prompt: int, found: Continuation, load: float) -> None:
+def _tell(prompt: int, continuation: Continuation, load: float) -> None:
     """Print the timing on standard error."""
-    rate, count = found.tokens_per_second, len(found.new_ids)
+    rate, count = continuation.tokens_per_second, len(continuation.new_ids)
     speed = f", {rate:.1f} tokens/s" if rate else ""
     click.echo(
         f"{counted(count, 'new token')} after {counted(prompt, 'token')}{speed}; weights read in "
-        f"{load:.2f} s, the first token {found.first:.2f} s later",
+        f"{load:.2f} s, the first token {continuation.first:.2f} s later",
         err=True,
     )

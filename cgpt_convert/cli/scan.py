@@ -80,13 +80,13 @@ def command(
     rule = allowlist.Allowlist((*allow, *policy.names))
     files = list(expand_paths.files(path))
     kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
-    found = []
+    scans = []
     with progress("scan", len(kept), "file") as done:
         for each in scan_each(kept, rule, jobs):
-            found.append(each)
+            scans.append(each)
             done(1)
-    scanned = [file for file in found if isinstance(file, FileScan)]
-    unlisted = [error for error in found if isinstance(error, CgptError)]
+    scanned = [file for file in scans if isinstance(file, FileScan)]
+    unlisted = [error for error in scans if isinstance(error, CgptError)]
     expected = {file.path: policy.expected(file) for file in scanned}
     checks = [
         check for file in scanned for check in policy.checks(file, expected[file.path], level)
@@ -102,7 +102,7 @@ def command(
     unused = rule.unused(name for file in scanned for name in file.added)
     checks += [Check("allow", NOTE, f"--allow {name} matches nothing") for name in unused]
     if require_weights and not any(file.weights or file.kind == RAW for file in scanned):
-        checks.append(Check("weights", FAILED, f"no weight file in {counted(len(found), 'file')}"))
+        checks.append(Check("weights", FAILED, f"no weight file in {counted(len(scans), 'file')}"))
     if not as_json:
         code = options.print_checks(checks, form)
         if form == "text":
@@ -162,6 +162,8 @@ def _file(file: FileScan) -> dict[str, Any]:
         "sightings": [
             sighting._asdict() | {"rule": sighting.rule.id} for sighting in file.sightings
         ],
-        "problems": [{"id": found.rule.id, "detail": found.detail} for found in file.problems],
-        "notes": [{"id": found.rule.id, "detail": found.detail} for found in file.notes],
+        "problems": [
+            {"id": finding.rule.id, "detail": finding.detail} for finding in file.problems
+        ],
+        "notes": [{"id": finding.rule.id, "detail": finding.detail} for finding in file.notes],
     }

@@ -37,8 +37,8 @@ def counted(number: int, noun: str) -> str:
         return f"1 {noun}"
     head, rest = noun, ""
     if " " in noun:  # "files of zeros"
-        found = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)
-        head, rest = found.groups() if found else (noun, "")
+        match = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)
+        head, rest = match.groups() if match else (noun, "")
     return f"{number:,} {head}{'es' if head.endswith('x') else 's'}{rest}"
 
 
@@ -76,8 +76,8 @@ def table(
     lines = ["  ".join(cells).rstrip() for cells in zip(*filled, strict=True)]
     lines[0] = style(lines[0], bold=True)
     if dropped:
-        told = f"columns left out: {', '.join(dropped)}; a wider terminal or --json shows them"
-        lines += wrapped(told).split("\n")
+        omitted = f"columns left out: {', '.join(dropped)}; a wider terminal or --json shows them"
+        lines += wrapped(omitted).split("\n")
     return lines
 
 

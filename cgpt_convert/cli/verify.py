@@ -132,9 +132,9 @@ def _report(target: str, result: _Result, form: str, *, as_json: bool, verbose: 
     elif as_json:
         counts = Counter(check.outcome for check in every)
         rows = [check._asdict() for check in every]
-        told = {"ok": not exit_code(every), "outcomes": counts, "checks": rows}
-        told["scope"] = scope and scope.as_json()
-        options.print_json({**told, "logits": forward and forward.as_json()})
+        report = {"ok": not exit_code(every), "outcomes": counts, "checks": rows}
+        report["scope"] = scope and scope.as_json()
+        options.print_json({**report, "logits": forward and forward.as_json()})
     else:
         notes = [check for check in compared if check.outcome == NOTE]
         _print(target, checks + notes, verbose=verbose)
@@ -187,5 +187,5 @@ def _kind(check: Check) -> str:
     if is_unread(check):
         return "not read, in files that are equal byte for byte"
     short = {"tie": "tied", "drop": "dropped", "computed": "computed, not learned"}
-    told = check.detail.partition(", max |error|")[0]
-    return "tied" if told.startswith("tied to ") else short.get(check.name, printable(told))
+    kind = check.detail.partition(", max |error|")[0]
+    return "tied" if kind.startswith("tied to ") else short.get(check.name, printable(kind))

@@ -60,7 +60,7 @@ def tensor_name(stem: str) -> str | None:
         return ""
     if not _ENCODED.fullmatch(stem):
         return None
-    raw = re.sub("%(..)", lambda found: chr(int(found[1], 16)), stem).encode("latin-1")
+    raw = re.sub("%(..)", lambda match: chr(int(match[1], 16)), stem).encode("latin-1")
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

@@ -96,13 +96,13 @@ class WorkerPool:
     at a Ctrl-C would never end.
     """
 
-    def __init__(self, size: int, told: Advance = untold) -> None:
+    def __init__(self, size: int, advance: Advance = untold) -> None:
         self.size = max(size, 1)
         self.lock = threading.Lock()
         self._error: BaseException | None = None
         self._stop = False
         self._is_prepared = False
-        self._told = told
+        self._told = advance
         self._caller = threading.get_ident()
         self._done: deque[int] = deque()  # units not reported yet
 

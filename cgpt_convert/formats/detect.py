@@ -25,9 +25,9 @@ def sniff(source: Source, *, record: bool = False) -> FileKind:
             if start.head.startswith(magic, offset):
                 return kind
     for form in registry.built_in():
-        found = form.detected(start)
-        if found is not None:
-            return found
+        detected = form.detected(start)
+        if detected is not None:
+            return detected
     return other_kind(start)
 
 

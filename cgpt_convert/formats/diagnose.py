@@ -64,9 +64,9 @@ def _head(source: Source) -> str:
     return read(source, 0, min(HEAD, source.nbytes)).decode("utf-8", "replace")
 
 
-def _shown(found: str) -> str:
+def _shown(text: str) -> str:
     """Return text from the file as one short line."""
-    line = printable(" ".join(found.split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
 
@@ -92,8 +92,8 @@ def _web_page(source: Source) -> CgptError:
 
 
 def _xml(source: Source) -> CgptError:
-    found = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # of object stores
-    said = f': "{_shown(", ".join(found))}"' if found else ""
+    values = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # of object stores
+    said = f': "{_shown(", ".join(values))}"' if values else ""
     return Malformed(f"an XML document, not the file{said}", where=source.name, hint=_RAW)
 
 
@@ -102,8 +102,8 @@ def _json(source: Source) -> CgptError:
         value = json.loads(_head(source))
     except (ValueError, RecursionError):
         value = None
-    found = [value.get(key) for key in _ERROR_KEYS] if isinstance(value, dict) else []
-    said = [_shown(text) for text in found if isinstance(text, str)]
+    values = [value.get(key) for key in _ERROR_KEYS] if isinstance(value, dict) else []
+    said = [_shown(text) for text in values if isinstance(text, str)]
     if said:
         message = f'a server\'s answer, not the file: "{said[0]}"'
         return Malformed(message, where=source.name, hint=_RAW)

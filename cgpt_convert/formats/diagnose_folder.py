@@ -54,18 +54,18 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
     return Unsupported("the folder contains no weights", where=path, hint="name the weight file")
 
 
-def several(path: str, found: list[str]) -> CgptError | None:
+def several(path: str, names: list[str]) -> CgptError | None:
     """Return the error for weight files that belong together; None if one of them can be chosen."""
-    shards = [match for match in map(_SHARD.fullmatch, found) if match]
-    if len(shards) == len(found) and len({(m[1], m[2], m[3]) for m in shards}) == 1:
+    shards = [match for match in map(_SHARD.fullmatch, names) if match]
+    if len(shards) == len(names) and len({(m[1], m[2], m[3]) for m in shards}) == 1:
         index = f"{shards[0][1]}{shards[0][3]}.index.json"
         return Malformed(
-            f"{len(found)} of {int(shards[0][2])} shards of one model, and no index of them",
+            f"{len(names)} of {int(shards[0][2])} shards of one model, and no index of them",
             where=path,
             hint=f"download {index} beside them; or name one shard to read it alone",
         )
-    if any(map(_RANK.fullmatch, found)):
-        return _deepspeed(path, found)
+    if any(map(_RANK.fullmatch, names)):
+        return _deepspeed(path, names)
     return None
 
 

@@ -112,37 +112,37 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
     form = registry.indexed_folder(inside)
     if form is not None:
         return form.read(path)
-    found = _weights(inside)
-    if not found:
+    names = _weights(inside)
+    if not names:
         form = registry.of_folder(inside)
         if form is not None:
             return form.read(path)
-        found = sorted(filter(registry.plugin_of_suffix, inside))
-    one = _the_one(path, found, inside)
+        names = sorted(filter(registry.plugin_of_suffix, inside))
+    one = _the_one(path, names, inside)
     return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
 
 
 def _weights(inside: Collection[str]) -> list[str]:
     """Return the candidates for the weight file among the names in a folder."""
-    found = [name for name in registry.model_files() if name in inside]
-    found = found or sorted(name for name in inside if name.endswith(INDEX))
-    return found or sorted(
+    names = [name for name in registry.model_files() if name in inside]
+    names = names or sorted(name for name in inside if name.endswith(INDEX))
+    return names or sorted(
         name for name in inside if name.endswith(weight_suffixes()) and name != _ARGUMENTS
     )
 
 
-def _the_one(folder: str, found: list[str], inside: Collection[str]) -> str:
-    """Return the path of the only file of `found`; raise an error that says what to pass."""
-    if len(found) == 1:
-        return os.path.join(folder, found[0])
+def _the_one(folder: str, names: list[str], inside: Collection[str]) -> str:
+    """Return the path of the only file of `names`; raise an error that says what to pass."""
+    if len(names) == 1:
+        return os.path.join(folder, names[0])
     from cgpt_convert.formats import diagnose_folder
 
-    if not found:
+    if not names:
         raise diagnose_folder.without_weights(folder, inside)
-    raise diagnose_folder.several(folder, found) or BadRequest(
-        f"the folder contains several weight files: {', '.join(found)}",
+    raise diagnose_folder.several(folder, names) or BadRequest(
+        f"the folder contains several weight files: {', '.join(names)}",
         where=folder,
-        hint=f"name the one that is meant, such as {os.path.join(folder, found[0])}",
+        hint=f"name the one that is meant, such as {os.path.join(folder, names[0])}",
     )
 
 
@@ -150,11 +150,11 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
     """Return the resolved name of the URL, and its contents if it is a folder."""
     from cgpt_convert.sources.remote.open_urls import look
 
-    found = look(path)
-    if not found.is_folder:
-        return found.name, None
-    if found.inside is not None:
-        return found.name, found.inside
+    remote = look(path)
+    if not remote.is_folder:
+        return remote.name, None
+    if remote.inside is not None:
+        return remote.name, remote.inside
     tried = (*registry.model_files(), *registry.folder_indexes())
     there = tuple(
         itertools.islice((name for name in tried if is_file(os.path.join(path, name))), 1)
@@ -165,7 +165,7 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
             where=path,
             hint="name the file itself",
         )
-    return found.name, there
+    return remote.name, there
 
 
 def _with_mapping(path: str, mapping: str) -> Checkpoint:
@@ -185,7 +185,7 @@ def weights_below(path: str) -> list[str]:
     """
     if is_url(path) or not os.path.isdir(path):
         return []
-    found: list[str] = []
+    paths: list[str] = []
     for folder, inside, files in os.walk(path):
         inside.sort()
         depth = os.path.relpath(folder, path).count(os.sep) + 1
@@ -193,8 +193,8 @@ def weights_below(path: str) -> list[str]:
             inside.clear()
         if folder != path:
             names = (name for name in files if name.lower().endswith(weight_suffixes()))
-            found += (os.path.relpath(os.path.join(folder, name), path) for name in names)
-    return sorted(found)
+            paths += (os.path.relpath(os.path.join(folder, name), path) for name in names)
+    return sorted(paths)
 
 
 _DEEPEST = 4  # levels of nested subfolders
@@ -213,7 +213,7 @@ def other_weights(path: str, checkpoint: Checkpoint) -> list[str]:
         inside -= {os.path.relpath(source.name, path) for source in checkpoint.sources}
     else:
         return []
-    found = [
+    names = [
         name for name in inside if name.lower().endswith(weight_suffixes()) and name != _ARGUMENTS
     ]
-    return sorted(found)
+    return sorted(names)

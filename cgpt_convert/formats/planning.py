@@ -65,10 +65,10 @@ def with_metadata(
 
 def refuse(request: Request, what: str, culprits: Iterable[str], hint: str = "") -> None:
     """Raise Unsupported listing all `culprits`, if there are any."""
-    found = list(culprits)
-    if found:
+    names = list(culprits)
+    if names:
         raise Unsupported(
-            f"{what}: {', '.join(map(printable, found))}", where=request.name, hint=hint
+            f"{what}: {', '.join(map(printable, names))}", where=request.name, hint=hint
         )
 
 

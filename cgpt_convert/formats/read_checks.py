@@ -28,11 +28,11 @@ def each_read(
     tensors: dict[str, Tensor] = {}
     unread: Unread = {}
     for name, read in entries:
-        found = _caught(read)
-        if isinstance(found, CgptError):
-            unread[name] = found
+        result = _caught(read)
+        if isinstance(result, CgptError):
+            unread[name] = result
         else:
-            tensors[name] = found
+            tensors[name] = result
     if unread and not tensors:
         raise next(iter(unread.values()))
     return tensors, unread

@@ -104,8 +104,8 @@ class Format(NamedTuple):
             return None
         if self.kinds and start.container not in {_container(kind) for kind in self.kinds}:
             return None
-        found = self.detect(start)
-        return self.kind if found is True else found or None
+        result = self.detect(start)
+        return self.kind if result is True else result or None
 
     def read(self, path: str) -> Checkpoint:
         """Return the checkpoint at `path`, a file or a folder of this format."""
@@ -149,13 +149,13 @@ def built_in() -> Iterator[Format]:
 @functools.cache
 def _others() -> tuple[str, ...]:
     """Return the names of the packages with the other formats."""
-    found = {
+    names = {
         name
         for folder in cgpt_convert.formats.__path__
         for name in os.listdir(folder)
         if os.path.isfile(os.path.join(folder, name, "__init__.py"))
     }
-    return tuple(sorted(found.difference(FIRST)))
+    return tuple(sorted(names.difference(FIRST)))
 
 
 @functools.cache
@@ -196,15 +196,15 @@ def plugins() -> tuple[Format, ...]:
     """
     from importlib.metadata import entry_points
 
-    found: dict[str, Format] = {}
+    formats: dict[str, Format] = {}
     taken = {*names(), *_RESERVED}
     for entry in entry_points(group=GROUP):
         form = _loaded(entry)
-        if form.name in found or form.name in taken:
+        if form.name in formats or form.name in taken:
             message = f"the format plug-in {entry.value} has the name of another format"
             raise Unsupported(f"{message}: {form.name!r}", hint=_REMOVE)
-        found[form.name] = form
-    return tuple(found[name] for name in sorted(found))
+        formats[form.name] = form
+    return tuple(formats[name] for name in sorted(formats))
 
 
 _RESERVED = ("hf",)  # what `--to` also takes
@@ -350,5 +350,5 @@ INDEX = ".index.json"  # the end of the name of an index of shards
 
 def diagnosed(file: FormatFile, formats: Iterator[Format] | tuple[Format, ...]) -> CgptError | None:
     """Return why the file is a damaged one of one of the formats; None if none says so."""
-    found = (form.diagnose(file) for form in formats if form.diagnose is not None)
-    return next((error for error in found if error is not None), None)
+    diagnoses = (form.diagnose(file) for form in formats if form.diagnose is not None)
+    return next((error for error in diagnoses if error is not None), None)

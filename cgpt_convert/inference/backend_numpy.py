@@ -138,8 +138,8 @@ class NumpyBackend:
 
     def amax(self, values: Floats) -> Floats:
         """Return the maximum along the last axis."""
-        found: Floats = np.maximum.reduce(values, axis=-1, keepdims=True)
-        return found
+        maxima: Floats = np.maximum.reduce(values, axis=-1, keepdims=True)
+        return maxima
 
     def gelu_erf_(self, values: Floats) -> Floats:
         """Replace `values` with their GELU."""

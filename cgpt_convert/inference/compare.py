@@ -65,16 +65,16 @@ class Comparison(NamedTuple):
         """Return a check for each state of the target, named in `tensor`, and for the logits."""
         return [self._check(each, path) for each in self.differences]
 
-    def _check(self, found: StateDifference, path: str) -> Check:
-        name = "logits" if found is self.differences[-1] else "state"
-        detail = f"max difference {found.greatest:.2g}, NMSE {found.nmse:.2g}"
+    def _check(self, difference: StateDifference, path: str) -> Check:
+        name = "logits" if difference is self.differences[-1] else "state"
+        detail = f"max difference {difference.greatest:.2g}, NMSE {difference.nmse:.2g}"
         if name == "logits":
             detail += f", {self.agreeing}"
-        if found.nmse <= self.tolerance:
-            return Check(name, PASSED, detail, path, found.name)
-        first = ", the first that differs" if found is self.first else ""
+        if difference.nmse <= self.tolerance:
+            return Check(name, PASSED, detail, path, difference.name)
+        first = ", the first that differs" if difference is self.first else ""
         past = f"{detail}; the tolerance is {self.tolerance:g}{first}"
-        return Check(name, FAILED, past, path, found.name)
+        return Check(name, FAILED, past, path, difference.name)
 
 
 def compare(
@@ -193,10 +193,10 @@ class TopTokens:
 
     def add(self, logits: Floats) -> None:
         """Take the logits (m, k) of the next k tokens of the vocabulary."""
-        found = logits.argmax(axis=-1)
-        greatest = logits[np.arange(len(found)), found]
+        predicted = logits.argmax(axis=-1)
+        greatest = logits[np.arange(len(predicted)), predicted]
         better = ~(greatest <= self._greatest) & ~np.isnan(self._greatest)
-        self.tokens[better] = found[better] + self._seen
+        self.tokens[better] = predicted[better] + self._seen
         self._greatest[better] = greatest[better]
         self._seen += logits.shape[1]
 

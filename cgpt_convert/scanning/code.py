@@ -32,9 +32,9 @@ def script(text: str, module: str, allowed: Callable[[str, str], bool]) -> Itera
     operators can read and write files. `module` is the name of the code, passed to `allowed`.
     """
     name = ""
-    for found in _CLASS.finditer(text):
-        if found[1]:
-            name = found[1]
+    for match in _CLASS.finditer(text):
+        if match[1]:
+            name = match[1]
         elif not allowed(module, name):
             yield f"{module}.{name}.__setstate__, which torch.jit.load runs"
     if _FILES.search(text):
@@ -78,17 +78,17 @@ def document(data: bytes) -> list[str]:
     """Return code that a JSON document contains or names. Deep nesting raises RecursionError."""
     if not _WORTHWHILE.search(data):
         return []
-    found: list[str] = []
+    reasons: list[str] = []
 
     def take(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         for key, value in pairs:  # duplicates too: readers differ in which one they use
-            found.extend(_field(key, value, fields))
+            reasons.extend(_field(key, value, fields))
         return fields
 
     with contextlib.suppress(ValueError):  # invalid JSON, which no loader reads either
         json.loads(data, object_pairs_hook=take)
-    return found
+    return reasons
 
 
 def _field(key: str, value: Any, fields: dict[str, Any]) -> Iterator[str]:
@@ -312,16 +312,16 @@ def jinja(text: str) -> Iterator[str]:
 def _tags(text: str) -> Iterator[str]:
     """Yield the tags of a template with Jinja's delimiters, as its lexer divides the text."""
     at = 0
-    while found := _OPENING.search(text, at):
-        opening, begin = found[0], found.start()
+    while match := _OPENING.search(text, at):
+        opening, begin = match[0], match.start()
         if opening == "{#":
-            end = text.find("#}", found.end())
+            end = text.find("#}", match.end())
             at = end + 2 if end >= 0 else len(text)
         elif len(opening) > 2:  # noqa: PLR2004  longer than a delimiter: the tag `raw`
-            closing = _RAW_END.search(text, found.end())
+            closing = _RAW_END.search(text, match.end())
             at = closing.end() if closing else len(text)
         else:
-            at = _tag_end(text, found.end(), "}}" if opening == "{{" else "%}")
+            at = _tag_end(text, match.end(), "}}" if opening == "{{" else "%}")
             yield text[begin:at]
 
 
@@ -361,12 +361,12 @@ def yaml(text: str) -> Iterator[str]:
         if line.lstrip().startswith("#"):
             continue
         plain = unquote(line)
-        found = _PYTHON_TAG.search(plain)
+        match = _PYTHON_TAG.search(plain)
         prefix = _TAG.match(plain)
         for target in _TARGETS.findall(plain):
             yield from _hydra(target, {})
-        if found:
-            yield f"the YAML tag {found[0][:200]}, which yaml.unsafe_load imports"
+        if match:
+            yield f"the YAML tag {match[0][:200]}, which yaml.unsafe_load imports"
         elif prefix and prefix[1] != _YAML and _YAML.startswith(prefix[1][: len(_YAML)]):
             yield f"a short form of YAML's own tags: {prefix[0][:200]}"
     reached = _ESCAPING.search("\n".join(_tags(text)))

@@ -58,10 +58,10 @@ class Evidence:
             self.problem(error, place)
             return True
 
-    def sight(self, found: CodeReference) -> None:
+    def sight(self, reference: CodeReference) -> None:
         """Add a use of a name or of other code."""
         if len(self.sightings) < _MOST:
-            self.sightings.append(found)
+            self.sightings.append(reference)
 
     def problem(self, error: CgptError, place: str) -> None:
         """Add the reason why something cannot be scanned."""

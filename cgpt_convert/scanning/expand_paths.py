@@ -21,7 +21,7 @@ def files(paths: Iterable[str]) -> Iterator[str | CgptError]:
     in folders are skipped. Raises BadRequest for a missing path and for a pattern without matches.
     """
     seen: set[tuple[int, int]] = set()
-    named = [found for path in paths for found in _expanded(path)]
+    named = [found_path for path in paths for found_path in _expanded(path)]
     for path in named:
         if os.path.isdir(path):
             yield from _below(path, seen)
@@ -35,9 +35,9 @@ def _expanded(path: str) -> list[str]:
     if not _MAGIC.isdisjoint(path):
         import glob
 
-        found = sorted(glob.glob(path, recursive=True))
-        if found:
-            return found
+        matching = sorted(glob.glob(path, recursive=True))
+        if matching:
+            return matching
         raise BadRequest("the pattern fits no file", where=path)
     url = hub_url(path)
     hint = f"for a file on the Hugging Face Hub, write {url}/FILE" if url else ""

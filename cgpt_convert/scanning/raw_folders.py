@@ -29,7 +29,7 @@ def is_raw(path: str) -> bool:
 
 def _named_in(folder: str) -> frozenset[str]:
     """Return the files that an index in the folder lists; empty without a readable one."""
-    found: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     for form in built_in():
         if form.tensor_files is None:
             continue
@@ -37,8 +37,8 @@ def _named_in(folder: str) -> frozenset[str]:
             status = os.stat(os.path.join(folder, form.folder_index))
         except OSError:
             continue
-        found |= _listed(form.name, folder, (status.st_ino, status.st_mtime_ns, status.st_size))
-    return found
+        names |= _listed(form.name, folder, (status.st_ino, status.st_mtime_ns, status.st_size))
+    return names
 
 
 @lru_cache(maxsize=64)

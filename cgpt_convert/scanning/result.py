@@ -121,21 +121,23 @@ class FileScan(NamedTuple):
         failed = NOTE if accepted else FAILED
         broken = FAILED if verdict in (Verdict.DANGEROUS, Verdict.FOREIGN) else ERROR
         broken = NOTE if accepted else broken
-        dangerous_first = sorted(self.sightings, key=lambda found: found.rule is not DANGEROUS)
+        dangerous_first = sorted(
+            self.sightings, key=lambda sighting: sighting.rule is not DANGEROUS
+        )
         for sighting in dangerous_first[:_SHOWN]:
             detail = f"{_MEANS[sighting.rule.id]}: {sighting}"
             checks.append(Check("scan", failed, detail, self.path, finding=sighting.rule.id))
         if len(self.sightings) > _SHOWN:
             detail = f"and {len(self.sightings) - _SHOWN:,} more names (--json has all)"
             checks.append(Check("scan", failed, detail, self.path, finding=FOREIGN.id))
-        for outcome, found in ((broken, self.problems), (NOTE, self.notes)):
-            for finding in found[:_SHOWN]:
+        for outcome, listed in ((broken, self.problems), (NOTE, self.notes)):
+            for finding in listed[:_SHOWN]:
                 means = _MEANS.get(finding.rule.id, finding.rule.title)
                 detail = f"{means}: {finding.detail}"
                 checks.append(Check("scan", outcome, detail, self.path, finding=finding.rule.id))
-            if len(found) > _SHOWN:
-                detail = f"and {len(found) - _SHOWN:,} more of that kind (--json has all)"
-                rule = found[_SHOWN].rule  # of the first of them: each failure has an id
+            if len(listed) > _SHOWN:
+                detail = f"and {len(listed) - _SHOWN:,} more of that kind (--json has all)"
+                rule = listed[_SHOWN].rule  # of the first of them: each failure has an id
                 checks.append(Check("scan", outcome, detail, self.path, finding=rule.id))
         return checks
 

@@ -277,9 +277,9 @@ class FileScanner(Evidence):
         """Scan every record, and compare pickles with their checksums."""
         archive = zip_archive.open_archive(source)
         refuse_hidden_zips(archive)
-        for found in archive.findings:
-            if found.rule.level == "warning":
-                self.found(self.notes, found.rule, found.detail)
+        for finding in archive.findings:
+            if finding.rule.level == "warning":
+                self.found(self.notes, finding.rule, finding.detail)
         roles = torch_archives.roles(archive)
         self.script |= roles.script and not depth
         allows = self.rule.allows_script if roles.script else self.rule.allows
@@ -363,9 +363,9 @@ class FileScanner(Evidence):
         except RecursionError:
             self.problem(Unsupported("a JSON document that is nested too deeply"), place)
 
-    def code(self, found: Iterable[str], place: str) -> None:
+    def code(self, texts: Iterable[str], place: str) -> None:
         """Record code in forms other than pickle."""
-        for text in found:
+        for text in texts:
             self.sight(CodeReference(findings.CODE, place, 0, text, "contains", 0, printable(text)))
 
     def adds(self, module: str, name: str) -> bool:
@@ -392,7 +392,7 @@ class FileScanner(Evidence):
             role = Role.STORAGE  # probably other data with the same first bytes
         self.allowance.spend(Prices.unpacking)
         before = self.weights, len(self.problems)
-        whole = zip_records.held(inner, zip_records.HELD)  # avoids decompressing repeatedly
+        whole = zip_records.in_memory(inner, zip_records.HELD)  # avoids decompressing repeatedly
         if whole is not inner:
             self.room.left += inner.nbytes  # unpacked twice: to measure, then to keep
         if not inner.damage and kinds.is_git_object(whole):
@@ -454,8 +454,8 @@ def _is_wide(source: Source) -> bool:
 def _encoding(data: bytes) -> str:
     import json
 
-    found = json.detect_encoding(data)
-    return "utf-8-sig" if found.startswith("utf-8") else found
+    encoding = json.detect_encoding(data)
+    return "utf-8-sig" if encoding.startswith("utf-8") else encoding
 
 
 def _decoded(source: Source) -> str:

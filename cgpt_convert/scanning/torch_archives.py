@@ -53,13 +53,13 @@ class RecordRoles(NamedTuple):
 def roles(archive: Archive) -> RecordRoles:
     """Return the roles of the records. Raises Malformed if loaders would take one of several."""
     roots = {name.partition("/")[0] for name in archive.members}
-    found = [root for root in roots if f"{root}/data.pkl" in archive.members]
-    if found and len(roots) > 1:
+    torch_roots = [root for root in roots if f"{root}/data.pkl" in archive.members]
+    if torch_roots and len(roots) > 1:
         raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
     return RecordRoles(
-        frozenset(f"{root}/{name}.pkl" for root in found for name in ("data", "constants")),
-        tuple(f"{root}/{name}/" for root in found for name in _STORAGES),
-        script=bool(found) and f"{found[0]}/constants.pkl" in archive.members,
+        frozenset(f"{root}/{name}.pkl" for root in torch_roots for name in ("data", "constants")),
+        tuple(f"{root}/{name}/" for root in torch_roots for name in _STORAGES),
+        script=bool(torch_roots) and f"{torch_roots[0]}/constants.pkl" in archive.members,
     )
 
 
@@ -83,18 +83,18 @@ def code_records(
     torch = any(len(parts) > 1 and parts[1] in _RECORDS for parts in folders)
     imported = torch or MANIFEST in archive.members
     for name, parts in zip(archive.members, folders, strict=True):
-        found: Iterator[str] = iter(())
+        texts: Iterator[str] = iter(())
         if script and parts[1:2] == ["code"] and name.endswith(".py"):
             text = archive.read(name, TOKENIZER_BYTES).decode("utf-8", "replace")
             module = ".".join(parts[2:]).removesuffix(".py")
-            found = iter(code.script(text, module, adds))
+            texts = iter(code.script(text, module, adds))
         elif name.endswith("/bytecode.pkl"):
-            found = iter(code.mobile(archive.read(name, TOKENIZER_BYTES)))
+            texts = iter(code.mobile(archive.read(name, TOKENIZER_BYTES)))
         elif "/data/aotinductor/" in name and not name.endswith("/"):
-            found = iter(["compiled code, or source that torch compiles"])
+            texts = iter(["compiled code, or source that torch compiles"])
         elif name.endswith((".py", ".pyc")) and imported:
-            found = iter(["Python source that loading imports"])
-        yield from ((name, text) for text in found)
+            texts = iter(["Python source that loading imports"])
+        yield from ((name, text) for text in texts)
 
 
 def refusal(archive: Archive) -> CgptError | None:

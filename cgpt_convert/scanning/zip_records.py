@@ -21,13 +21,13 @@ def opened(archive: Archive, name: str, label: str, room: UnpackLimit) -> Source
     member = archive.members[name]
     if member.method == STORED:
         source: Source = SourceSlice(archive.source, member.offset, member.nbytes, label)
-        return held(source) if member.nbytes <= HEAD else source
+        return in_memory(source) if member.nbytes <= HEAD else source
     packed = SourceSlice(archive.source, member.offset, member.compressed, label)
     source = inflated(packed, member.nbytes, room)
-    return held(source)
+    return in_memory(source)
 
 
-def held(source: Source, most: int = CHUNK) -> Source:
+def in_memory(source: Source, most: int = CHUNK) -> Source:
     """Return the source read into memory; as it is if damaged or larger than `most` bytes."""
     if source.nbytes > most:
         return source

@@ -11,8 +11,8 @@ from cgpt_convert.sources.local import LocalFile, OpenSource, Source, unreadable
 
 def is_url(path: str) -> bool:
     """Return whether `path` begins with a scheme and `://`."""
-    scheme, found, _ = path.partition("://")
-    return bool(found) and scheme[:1].isalpha() and scheme.replace("+", "").isalnum()
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme[:1].isalpha() and scheme.replace("+", "").isalnum()
 
 
 def join(folder: str, path: str) -> str:

@@ -187,9 +187,9 @@ class UnpackedPart:
         import lzma
 
         at, position = self._stream
-        state, found = self._start(), bytearray()
+        state, output = self._start(), bytearray()
         try:
-            while len(found) < _FEED and not state.eof:
+            while len(output) < _FEED and not state.eof:
                 fed = b""
                 if state.needs_input:
                     fed = read(self._packed, at, min(_FEED, self._packed.nbytes - at))
@@ -198,11 +198,11 @@ class UnpackedPart:
                         break
                 piece = state.decompress(fed, min(CHUNK, max(self._position - position, 1)))
                 if position >= self._position:
-                    found += piece
+                    output += piece
                 position += len(piece)
         except (lzma.LZMAError, OSError, EOFError):
             pass
-        return bytes(found)
+        return bytes(output)
 
     def _advance(self, nbytes: int) -> None:
         self._position += nbytes

@@ -116,9 +116,9 @@ def _beside(checkpoint: Checkpoint, target: Target) -> tuple[str, ...]:
     folders = (os.path.dirname(checkpoint.path), target.tokenizer)
     if os.path.isdir(checkpoint.path):
         folders = (checkpoint.path, target.tokenizer)
-    found = (f for f in folders if f is not None and not is_url(f))
+    local_folders = (f for f in folders if f is not None and not is_url(f))
     names = (*NAMES, "config.json", "generation_config.json")
-    return tuple(os.path.join(folder, name) for folder in found for name in names)
+    return tuple(os.path.join(folder, name) for folder in local_folders for name in names)
 
 
 def _planned(checkpoint: Checkpoint, wish: TensorSelection, target: Target) -> Conversion:

@@ -144,11 +144,11 @@ def _is_well_known(path: str, parent: str) -> bool:
 
 def _children(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """Return the direct child containers of each container."""
-    found: dict[str, list[str]] = {}
+    children: dict[str, list[str]] = {}
     for path, parent in checkpoint.containers.items():
         if path:
-            found.setdefault(parent, []).append(path)
-    return found
+            children.setdefault(parent, []).append(path)
+    return children
 
 
 def parts(checkpoint: Checkpoint, names: Iterable[str], root: str = "") -> dict[str, int]:
@@ -160,19 +160,19 @@ def parts(checkpoint: Checkpoint, names: Iterable[str], root: str = "") -> dict[
     names = [*names]
     children = _children(checkpoint)
     around = _around(children, root) if root else _wrappers(children, names)
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     alone = []
     for name in names:
         above = next(path for path in reversed(around) if is_under(name, path))
         inside = [path for path in children.get(above, ()) if is_under(name, path)]
         if inside:
             key = max(inside, key=len)  # `policy.optimizer` may be a key beside `policy`
-            found[key] = found.get(key, 0) + 1
+            sizes[key] = sizes.get(key, 0) + 1
         else:
             alone.append(name)
     if len(alone) > _SHOWN:
-        return found | {"": len(alone)}
-    return found | dict.fromkeys(alone, 1)
+        return sizes | {"": len(alone)}
+    return sizes | dict.fromkeys(alone, 1)
 
 
 def _around(children: Mapping[str, list[str]], root: str) -> list[str]:

@@ -34,27 +34,28 @@ def whole_model(
     and for weights whose logits the architecture does not compute (muP).
     """
     named = {tensor.name: tensor for tensor in tensors}
-    found = recognise(named, config)
-    if found is None:
+    recognised = recognise(named, config)
+    if recognised is None:
         refuse_misnamed(path, named, config or {})
         return None
-    if found.misfits and _lacks_biases(found):
+    if recognised.misfits and _lacks_biases(recognised):
         raise Unsupported(
-            f"the model has no biases ({len(found.misfits)} are missing): it was trained without, "
-            f"as nanoGPT's with bias=False; {found.architecture.name} has them",
+            f"the model has no biases ({len(recognised.misfits)} are missing): it was trained "
+            f"without them, as nanoGPT models with bias=False; {recognised.architecture.name} "
+            "has them",
             where=path,
             hint=ONLY_WEIGHTS,
         )
-    if found.misfits:
+    if recognised.misfits:
         raise Unsupported(
-            f"{_other_head(found.architecture, config or {})}{len(found.misfits)} "
-            f"{'difference' if len(found.misfits) == 1 else 'differences'} from "
-            f"{found.architecture.name}: {'; '.join(found.misfits)}",
+            f"{_other_head(recognised.architecture, config or {})}{len(recognised.misfits)} "
+            f"{'difference' if len(recognised.misfits) == 1 else 'differences'} from "
+            f"{recognised.architecture.name}: {'; '.join(recognised.misfits)}",
             where=path,
             hint=ONLY_WEIGHTS,
         )
-    layers = count(config or {}, found.architecture.config_keys.get(LAYERS, ()))
-    have = found.sizes[LAYERS]
+    layers = count(config or {}, recognised.architecture.config_keys.get(LAYERS, ()))
+    have = recognised.sizes[LAYERS]
     if layers is not None and layers > have:
         raise Unsupported(
             f"{CONFIG} says that the model has {layers:,} layers, and the file has {have:,}: some "
@@ -62,18 +63,18 @@ def whole_model(
             where=path,
             hint=f"mend {CONFIG} if these are all; or {ONLY_WEIGHTS}",
         )
-    head = next(iter(found.architecture.ties), "")
-    if head and found.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
+    head = next(iter(recognised.architecture.ties), "")
+    if head and recognised.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
         raise Unsupported(
             f"{CONFIG} says that the head is not the token embedding (tie_word_embeddings false), "
             f"and the file has no {head}",
             where=path,
             hint=f"set it to true in {CONFIG} if the head is the embedding; or {ONLY_WEIGHTS}",
         )
-    refusal = mup_refusal(found.architecture, config or {}, path)
+    refusal = mup_refusal(recognised.architecture, config or {}, path)
     if refusal:
         raise Unsupported(refusal, where=path, hint=ONLY_WEIGHTS)
-    return found._replace(refusal="")
+    return recognised._replace(refusal="")
 
 
 def _other_head(architecture: Architecture, config: Mapping[str, Any]) -> str:
@@ -87,10 +88,10 @@ def _other_head(architecture: Architecture, config: Mapping[str, Any]) -> str:
     return f"{CONFIG} says that the model is a {printable(named)}, and only {written} is written; "
 
 
-def _lacks_biases(found: Recognised) -> bool:
+def _lacks_biases(recognised: Recognised) -> bool:
     """Return whether missing biases are the only difference from the architecture."""
-    biases = any(place.rule.name.endswith(".bias") for place in found.places.values())
-    return not biases and all(".bias: missing" in line for line in found.misfits)
+    biases = any(place.rule.name.endswith(".bias") for place in recognised.places.values())
+    return not biases and all(".bias: missing" in line for line in recognised.misfits)
 
 
 def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -122,39 +123,39 @@ def _configured_architecture(config: Mapping[str, Any]) -> Architecture | None:
     return None
 
 
-def layout_lines(found: Recognised) -> list[str]:
+def layout_lines(recognised: Recognised) -> list[str]:
     """Return a line for each change to the file's names and layout."""
     lines = []
-    if found.wrapper:
-        lines.append(f"the wrapper {printable(found.wrapper)!r} is stripped from the names")
-    if found.linear:
-        count = sum(place.rule.conv1d for place in found.places.values())
+    if recognised.wrapper:
+        lines.append(f"the wrapper {printable(recognised.wrapper)!r} is stripped from the names")
+    if recognised.linear:
+        count = sum(place.rule.conv1d for place in recognised.places.values())
         lines.append(
             f"{count} weights of Linear layers, stored (out, in), are transposed to (in, out)"
         )
     return lines
 
 
-def heads(found: Recognised, path: str, config: Mapping[str, Any]) -> int:
+def heads(recognised: Recognised, path: str, config: Mapping[str, Any]) -> int:
     """Return the number of attention heads.
 
     Raises Unsupported, with a hint, if it is unknown or config.json is wrong.
     """
-    wrong = list(head_lines(found, config))
-    if found.n_head is None and wrong:
+    wrong = list(head_lines(recognised, config))
+    if recognised.n_head is None and wrong:
         raise Unsupported(f"{CONFIG} says {wrong[0]}", where=path, hint=f"mend {CONFIG}")
-    if found.n_head is None:
+    if recognised.n_head is None:
         raise Unsupported(
             "the number of attention heads is not known: tensors do not tell it, and the model is "
             "none that is known by name",
             where=path,
             hint=f"put the model's {CONFIG}, with n_head, beside the weights",
         )
-    return found.n_head
+    return recognised.n_head
 
 
 def end_id(
-    found: Recognised, config: Mapping[str, Any], tokenizer: Tokenizer | None, key: str
+    recognised: Recognised, config: Mapping[str, Any], tokenizer: Tokenizer | None, key: str
 ) -> int | None:
     """Return the ID for `key`, "bos" or "eos", from config.json, the tokenizer or the architecture.
 
@@ -165,5 +166,5 @@ def end_id(
         return said
     if tokenizer is not None:
         return tokenizer.bos if key == "bos" else tokenizer.eos
-    usual = found.architecture.vocabulary
-    return usual.end if usual is not None and usual.size == found.sizes["vocab_size"] else None
+    usual = recognised.architecture.vocabulary
+    return usual.end if usual is not None and usual.size == recognised.sizes["vocab_size"] else None

@@ -62,17 +62,17 @@ class ValueDifferences:
 
 def bits(one: Tensor, other: Tensor, max_bytes: int = MOST) -> BitDifferences:
     """Compare two tensors of the same type and shape bit by bit, including NaNs."""
-    found = BitDifferences()
+    differences = BitDifferences()
     unit = f"V{one.dtype.nbytes}"
     for a, b in _together(_arrays(one, unit, max_bytes), _arrays(other, unit, max_bytes)):
         if not np.array_equal(a.view("|u1"), b.view("|u1")):
             rows = a.view("|u1").reshape(len(a), -1) != b.view("|u1").reshape(len(b), -1)
             where = np.flatnonzero(rows.any(axis=1))
-            found.differing += len(where)
-            if found.first is None:
-                found.first = found.units + int(where[0])
-        found.units += len(a)
-    return found
+            differences.differing += len(where)
+            if differences.first is None:
+                differences.first = differences.units + int(where[0])
+        differences.units += len(a)
+    return differences
 
 
 def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> ValueDifferences | None:
@@ -83,34 +83,34 @@ def values(one: Tensor, other: Tensor, max_bytes: int = MOST) -> ValueDifference
     one, other = _wide(one), _wide(other)
     if not (one.dtype.numpy and other.dtype.numpy):
         return None
-    found = ValueDifferences()
+    differences = ValueDifferences()
     pairs = _together(
         _arrays(one, one.dtype.numpy, max_bytes), _arrays(other, other.dtype.numpy, max_bytes)
     )
     with np.errstate(all="ignore"):
         for a, b in pairs:
-            _add(found, a, b)
-    return found
+            _add(differences, a, b)
+    return differences
 
 
-def _add(found: ValueDifferences, a: Array, b: Array) -> None:
-    found.numel += len(a)
+def _add(differences: ValueDifferences, a: Array, b: Array) -> None:
+    differences.numel += len(a)
     kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
     differ = a != b
     wide_a, wide_b = a.astype(kind), b.astype(kind)
     differ &= ~(np.isnan(wide_a) & np.isnan(wide_b))
-    found.differing += int(np.count_nonzero(differ))
+    differences.differing += int(np.count_nonzero(differ))
     if differ.any():
         apart = np.absolute(wide_a[differ] - wide_b[differ])
-        found.most = float(np.maximum(found.most, apart.max()))  # a NaN is kept
-        found.squares += float(np.dot(apart, apart))
+        differences.most = float(np.maximum(differences.most, apart.max()))  # a NaN is kept
+        differences.squares += float(np.dot(apart, apart))
     if kind is np.float64:
         usable = np.isfinite(wide_a) & np.isfinite(wide_b)
         if not usable.all():
             wide_a, wide_b = wide_a[usable], wide_b[usable]
-        found.dot += float(np.dot(wide_a, wide_b))
-        found.left += float(np.dot(wide_a, wide_a))
-        found.right += float(np.dot(wide_b, wide_b))
+        differences.dot += float(np.dot(wide_a, wide_b))
+        differences.left += float(np.dot(wide_a, wide_a))
+        differences.right += float(np.dot(wide_b, wide_b))
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -49,10 +49,10 @@ def elements(tensor: Tensor, max_bytes: int, run: int) -> Iterator[Words]:
     storage, length = tensor.storage, tensor.stored.size(span(shape, strides))
     if is_distant(storage.source) and not descends and length > max_bytes * 5 // 2:
         from cgpt_convert.tensors.prefetch import (
-            held,  # panels would be fetched one by one, repeatedly
+            fetched,  # panels would be fetched one by one, repeatedly
         )
 
-        storage = held(storage, tensor.stored.size(tensor.start), length)
+        storage = fetched(storage, tensor.stored.size(tensor.start), length)
     reader = _ViewReader(storage, np.dtype(WORDS[tensor.stored.nbytes]), max_bytes, run)
     read = reader.in_order if descends else reader.permuted
     yield from read(shape, strides, tensor.start)

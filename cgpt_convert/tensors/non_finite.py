@@ -50,16 +50,16 @@ def may_have(dtype: DType) -> bool:
 
 
 def watched(
-    pieces: Iterable[memoryview], dtype: DType, found: NonFiniteCounts
+    pieces: Iterable[memoryview], dtype: DType, counts: NonFiniteCounts
 ) -> Iterator[memoryview]:
-    """Yield the little-endian pieces of a tensor of type `dtype`, counting into `found`."""
+    """Yield the little-endian pieces of a tensor of type `dtype`, counting into `counts`."""
     layout = _LAYOUTS[dtype.name]
     rest = b""  # of an element that a piece ends in
     for piece in pieces:
         data = memoryview(rest + piece) if rest else piece
         whole = len(data) - len(data) % layout.width
         if whole and any_non_finite(data[:whole], layout):
-            _count(data[:whole], layout, found)
+            _count(data[:whole], layout, counts)
         rest = bytes(data[whole:])
         yield piece
 
@@ -115,11 +115,11 @@ def _constants(width: int, exponent: int, count: int) -> tuple[int, int, int]:
     return values, step, signs
 
 
-def _count(data: memoryview, layout: _Layout, found: NonFiniteCounts) -> None:
+def _count(data: memoryview, layout: _Layout, counts: NonFiniteCounts) -> None:
     import numpy as np
 
     values: Any = np.frombuffer(data, f"<u{layout.width}") & (_sign(layout) - 1)
     not_finite = int(np.count_nonzero(values >= layout.exponent))
     infinite = int(np.count_nonzero(values == layout.exponent)) if layout.has_infinity else 0
-    found.infinite += infinite
-    found.nan += not_finite - infinite
+    counts.infinite += infinite
+    counts.nan += not_finite - infinite

@@ -15,10 +15,10 @@ def near(tensor: Tensor) -> Tensor:
     if not is_distant(tensor.storage.source):
         return tensor
     first, size = tensor.stored.size(tensor.start), span(tensor.shape, tensor.strides)
-    return replace(tensor, storage=held(tensor.storage, first, tensor.stored.size(size)))
+    return replace(tensor, storage=fetched(tensor.storage, first, tensor.stored.size(size)))
 
 
-def held(storage: Storage, start: int, nbytes: int) -> Storage:
+def fetched(storage: Storage, start: int, nbytes: int) -> Storage:
     """Return the storage limited to bytes `start` to `start + nbytes`, which are fetched now."""
     return replace(storage, source=_PrefetchedBytes(storage, start, nbytes), offset=0)
 

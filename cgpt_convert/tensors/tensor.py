@@ -341,8 +341,8 @@ def view(
         raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
     if len(shape) > RANK:
         raise Unsupported(f"{len(shape)} dimensions", where=storage.label)
-    told = (*shape, *strides, start)
-    if not 0 <= min(told) <= max(told) < INT64:
+    geometry = (*shape, *strides, start)
+    if not 0 <= min(geometry) <= max(geometry) < INT64:
         numbers = f"{shape}, {strides}, {start}"
         raise Malformed(f"a negative or too large number in {numbers}", where=storage.label)
     tensor = Tensor("", dtype, shape, strides, start, storage)

@@ -89,11 +89,11 @@ def weights(
     own = {name: relative(name, root) for name in chosen}
     odd = {name: each for name in chosen if (each := _odd(checkpoint, name))}
     dense = [checkpoint[name].renamed(own[name]) for name in chosen if name not in odd]
-    found = named(dense, checkpoint.path, checkpoint.format)
-    keys = found.keys | {own[name]: own[name] for name in odd}
+    named_tensors = named(dense, checkpoint.path, checkpoint.format)
+    keys = named_tensors.keys | {own[name]: own[name] for name in odd}
     if len(set(keys.values())) < len(keys):
         keys = {name: name for name in keys}
-    return found._replace(
+    return named_tensors._replace(
         odd={own[name]: each for name, each in odd.items()},
         keys={own[name]: keys[own[name]] for name in chosen},
         extras={own[n]: checkpoint.extras[n] for n in chosen if n in checkpoint.extras},
@@ -119,11 +119,11 @@ def converted_part(
 def named(tensors: Iterable[Tensor], path: str = "", form: str = "") -> CanonicalWeights:
     """Return the tensors, whose names must be unique, with their canonical names."""
     own = {tensor.name: tensor.uncast for tensor in tensors}
-    found = recognise(own)
+    recognised = recognise(own)
     plain = dict(zip(own, own, strict=True))
-    if found is None:
+    if recognised is None:
         return CanonicalWeights(path, form, own, {}, plain, frozenset(), {}, {}, "", ())
-    canonical = found.names("hf")
+    canonical = recognised.names("hf")
     keys = {name: canonical.get(name, name) for name in own}
     if len(set(keys.values())) < len(keys):  # a name is another's canonical name
         keys = plain
@@ -133,13 +133,15 @@ def named(tensors: Iterable[Tensor], path: str = "", form: str = "") -> Canonica
         tensors=own,
         odd={},
         keys=keys,
-        buffers=frozenset(found.skipped),
+        buffers=frozenset(recognised.skipped),
         extras={},
-        ties=found.architecture.ties,
-        architecture=found.architecture.name,
-        misfits=(*found.misfits, *([_LINEAR] if found.linear else ())),
+        ties=recognised.architecture.ties,
+        architecture=recognised.architecture.name,
+        misfits=(*recognised.misfits, *([_LINEAR] if recognised.linear else ())),
         linear=frozenset(
-            name for name, place in found.places.items() if found.linear and place.rule.conv1d
+            name
+            for name, place in recognised.places.items()
+            if recognised.linear and place.rule.conv1d
         ),
     )
 

@@ -33,16 +33,16 @@ def extra_checks(
 def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> Iterator[Check]:
     """Yield a note for each other thing that loaders may read and that is not compared."""
     if checkpoint.code:
-        told = f"not {verb}: {len(checkpoint.code):,} records of TorchScript code"
-        yield Check("code", NOTE, told, checkpoint.path)
-    for found in checkpoint.findings:
-        if found.rule is LONE_SHARD:
-            told = f"not {verb}: the other shards of the checkpoint ({found.detail})"
-            yield Check("files", NOTE, told, checkpoint.path, finding=found.rule.id)
+        detail = f"not {verb}: {len(checkpoint.code):,} records of TorchScript code"
+        yield Check("code", NOTE, detail, checkpoint.path)
+    for finding in checkpoint.findings:
+        if finding.rule is LONE_SHARD:
+            detail = f"not {verb}: the other shards of the checkpoint ({finding.detail})"
+            yield Check("files", NOTE, detail, checkpoint.path, finding=finding.rule.id)
     below = weights_below(path)
     if below:
-        told = f"not {verb}: weight files in subfolders: {listed(below)}"
-        yield Check("files", NOTE, told, path)
+        detail = f"not {verb}: weight files in subfolders: {listed(below)}"
+        yield Check("files", NOTE, detail, path)
 
 
 def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list[Check]:
@@ -61,18 +61,18 @@ def foreign(checkpoint: Checkpoint, rule: Allowlist) -> list[str]:
 
 def _named(checkpoint: Checkpoint, rule: Allowlist) -> Iterator[Check]:
     for name in foreign(checkpoint, rule):
-        found, word = (FOREIGN, "foreign")
+        matched, word = (FOREIGN, "foreign")
         if is_dangerous_path(name):
-            found, word = (DANGEROUS, "dangerous")
-        told = f"{word}: the pickle names {printable(name)}; scan says what it would do"
-        yield Check("globals", FAILED, told, checkpoint.path, finding=found.id)
+            matched, word = (DANGEROUS, "dangerous")
+        detail = f"{word}: the pickle names {printable(name)}; scan says what it would do"
+        yield Check("globals", FAILED, detail, checkpoint.path, finding=matched.id)
 
 
 def _unread(checkpoint: Checkpoint, path: str) -> Iterator[Check]:
     what = "verify each file by its own name" if checkpoint.path != path else "take it away"
     for name in other_weights(path, checkpoint):
-        told = (
+        detail = (
             f"not verified: {printable(name)}, another weight file of the folder, which programs "
             f"may load instead: {what}"
         )
-        yield Check("files", FAILED, told, path)
+        yield Check("files", FAILED, detail, path)

@@ -180,32 +180,32 @@ def _narrowed(lock: Lock, root: str, target: Checkpoint) -> LockedTensors | None
     if not inside:
         return None
     storage = Storage(MemoryBytes("", b""), 0, 0, "")
-    found = named(
+    named_tensors = named(
         Tensor(name, BY_NAME[row.dtype], row.shape, c_strides(row.shape), 0, storage)
         for name, row in inside.items()
         if not row.kind
     )
-    keys = {name: found.keys.get(name, name) for name in inside}
+    keys = {name: named_tensors.keys.get(name, name) for name in inside}
     if len(set(keys.values())) < len(keys):
         keys = {name: name for name in inside}
     extras = {name: row.extra for name, row in inside.items() if row.extra}
-    names = found.names._replace(keys=keys, extras=extras)
+    names = named_tensors.names._replace(keys=keys, extras=extras)
     return LockedTensors(inside, names, root)
 
 
 def _check(row: LockedTensor, target: CanonicalWeights, own: str, digest: str) -> Check:
     strange = target.odd.get(own)
-    name, outcome, told = ("digest", PASSED, "as locked")
+    name, outcome, detail = ("digest", PASSED, "as locked")
     if strange and composite_digests.is_unknown(strange):
-        told = f"not compared: {printable(strange.detail)}; skip it with --exclude"
+        detail = f"not compared: {printable(strange.detail)}; skip it with --exclude"
         name, outcome = "not compared", ERROR
     elif digest != row.sha256:
-        name, told = _difference(row, target, own, digest)
+        name, detail = _difference(row, target, own, digest)
         outcome = FAILED
     elif strange and not strange.parts:
         name, outcome = "not compared", NOTE
-        told = f"not compared: {strange.kind}, no values are saved in it"
-    return Check(name, outcome, told, target.path, own)
+        detail = f"not compared: {strange.kind}, no values are saved in it"
+    return Check(name, outcome, detail, target.path, own)
 
 
 def _difference(
@@ -222,8 +222,8 @@ def _difference(
     if not strange:
         tensor = target.tensors[own]
         if (tensor.dtype.name, tensor.stored.block) != (row.dtype, 1):
-            told = f"{tensor.stored.name}, locked {row.dtype}; a lock has no values to cast: "
-            return "dtype", f"{told}compare with the source, or lock this file itself"
+            detail = f"{tensor.stored.name}, locked {row.dtype}; a lock has no values to cast: "
+            return "dtype", f"{detail}compare with the source, or lock this file itself"
     return "digest", f"sha256 {digest}, locked {row.sha256}"
 
 

@@ -19,12 +19,12 @@ def against_claim(
     checkpoint: Checkpoint, claim: ProvenanceRecord, jobs: int = 0, advance: Advance = untold
 ) -> list[Check]:
     """Return a check for each tensor in the file or its metadata; `detail` lists the transforms."""
-    found = hashed(checkpoint.values(), jobs, advance)
-    return list(_checks(checkpoint, claim, found))
+    digests = hashed(checkpoint.values(), jobs, advance)
+    return list(_checks(checkpoint, claim, digests))
 
 
 def _checks(
-    checkpoint: Checkpoint, claim: ProvenanceRecord, found: Mapping[tuple[object, ...], str]
+    checkpoint: Checkpoint, claim: ProvenanceRecord, digests: Mapping[tuple[object, ...], str]
 ) -> Iterator[Check]:
     path = checkpoint.path
     for name, row in claim.tensors.items():
@@ -32,13 +32,13 @@ def _checks(
         if tensor is None:
             yield Check("lost", FAILED, "lost: the file claims to hold it", path, name)
             continue
-        digest = found[tensor.content]
+        digest = digests[tensor.content]
         if digest != row.sha256:
-            told = f"sha256 {digest}, claimed {row.sha256}"
-            yield Check("digest", FAILED, told, path, name)
+            detail = f"sha256 {digest}, claimed {row.sha256}"
+            yield Check("digest", FAILED, detail, path, name)
         else:
-            told = ", ".join(row.steps) or f"tied to {row.origin}"
-            yield Check("digest", PASSED, told, path, name)
+            detail = ", ".join(row.steps) or f"tied to {row.origin}"
+            yield Check("digest", PASSED, detail, path, name)
     for name in (*checkpoint, *checkpoint.exotic):
         if name not in claim.tensors:
             yield Check("added", FAILED, "added: the file does not claim it", path, name)
@@ -56,18 +56,18 @@ def against_mapping(
     rows = writer.recorded(checkpoint.path)
     if not any(row.sha256 for row in rows):
         return []
-    found = file_digests([row.source for row in rows], jobs, advance)
-    return [_recorded(row, found[row.source.name], checkpoint.path) for row in rows]
+    digests = file_digests([row.source for row in rows], jobs, advance)
+    return [_recorded(row, digests[row.source.name], checkpoint.path) for row in rows]
 
 
 def _recorded(row: FileRecord, digest: str, path: str) -> Check:
     name = row.tensor
     if row.sha256 is None:
-        told = f"file {row.file}: {writer.MAPPING} records no sha256"
-        return Check("digest", FAILED, told, path, name)
+        detail = f"file {row.file}: {writer.MAPPING} records no sha256"
+        return Check("digest", FAILED, detail, path, name)
     if row.sha256 != digest:
-        told = f"file {row.file}: sha256 {digest}, {writer.MAPPING} records {row.sha256}"
-        return Check("digest", FAILED, told, path, name)
+        detail = f"file {row.file}: sha256 {digest}, {writer.MAPPING} records {row.sha256}"
+        return Check("digest", FAILED, detail, path, name)
     return Check("digest", PASSED, "file as recorded", path, name)
 
 
@@ -92,23 +92,23 @@ def source_of(
         for name, tensor in weights.tensors.items()
         if name in inside and (name not in weights.extras or name in mentioned)
     ]
-    found = digested(named(written, weights.path), jobs, advance)
+    digests = digested(named(written, weights.path), jobs, advance)
     part = bool(sides.scope.wish.match or sides.scope.wish.exclude)
     checks = []
     for key, said, is_so in (
-        (SOURCE, claim.source, found.whole),
-        (MODEL, claim.model, found.model),
+        (SOURCE, claim.source, digests.whole),
+        (MODEL, claim.model, digests.model),
     ):
         if said and is_so:
-            told = f"{key} is sha256:{said}"
+            detail = f"{key} is sha256:{said}"
             outcome = PASSED
             if said != is_so and part:
-                told += ", not compared: it covers other tensors than those compared"
+                detail += ", not compared: it covers other tensors than those compared"
                 outcome = NOTE
             elif said != is_so:
-                told += f"; that of {weights.path} is sha256:{is_so}"
+                detail += f"; that of {weights.path} is sha256:{is_so}"
                 outcome = FAILED
-            checks.append(Check("claim", outcome, told, file))
+            checks.append(Check("claim", outcome, detail, file))
     return checks
 
 
@@ -122,7 +122,7 @@ def declared(checks: list[Check], claim: ProvenanceRecord) -> list[Check]:
         done = check.detail.partition(", max |error|")[0]
         if done == ", ".join(row.steps):
             return check
-        told = f"{done}; the file claims {', '.join(row.steps)}"
-        return check._replace(name="transform", outcome=FAILED, detail=told)
+        detail = f"{done}; the file claims {', '.join(row.steps)}"
+        return check._replace(name="transform", outcome=FAILED, detail=detail)
 
     return [compared(check) for check in checks]

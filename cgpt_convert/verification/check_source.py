@@ -48,8 +48,8 @@ def against_source(sides: ComparedFiles, jobs: int = 0, advance: Advance = untol
     source, turned = aligned(source, target, dense)
 
     def check(one: Tensor, other: Tensor) -> Check:
-        found = _check(one, other, target, turned=one.name in turned)
-        return found._replace(tensor=target.name_in_file(other.name))
+        result = _check(one, other, target, turned=one.name in turned)
+        return result._replace(tensor=target.name_in_file(other.name))
 
     checks = [*in_pairs(dense, source, target, check, jobs, advance).values()]
     _tell_swapped(checks, source, target, dense, jobs)
@@ -72,27 +72,33 @@ def transform(
     steps = ("rename",) if source.name != weights.name_in_file(target.name) else ()
     if source.shape != target.shape:
         return f"shape {dims(target.shape)}, expected {dims(source.shape)}"
-    held = replace(target, target=None)
-    if held.stored == source.stored:
+    stored_target = replace(target, target=None)
+    if stored_target.stored == source.stored:
         source = replace(source, target=None)
-    if weights.format == "gguf" and not held.is_c_order:
-        held, source = held.transposed(), source.transposed()
+    if weights.format == "gguf" and not stored_target.is_c_order:
+        stored_target, source = stored_target.transposed(), source.transposed()
         turned = not turned  # transposed back, or for the first time
     if turned:
         steps = (*steps, "transpose")
     if source.stored.block > 1 and source.target:
         steps = (*steps, f"dequantize {source.stored.name}")
-    if held.quantizer != source.quantizer:
-        return f"quantizer {held.quantizer or 'none'}, expected {source.quantizer or 'none'}"
-    if held.dtype == source.dtype:
-        return ExpectedTensor(held, source, steps or ("identity",))
-    blocks = held.dtype.block > 1
-    if not (source.dtype.casts and (blocks or held.dtype.name in CASTS)):
-        return f"{held.dtype.name}, expected {source.dtype.name}"
-    if not in_blocks(held.dtype, source.shape):
-        return f"{held.dtype.name} in rows that are no whole blocks"
+    if stored_target.quantizer != source.quantizer:
+        return (
+            f"quantizer {stored_target.quantizer or 'none'}, expected {source.quantizer or 'none'}"
+        )
+    if stored_target.dtype == source.dtype:
+        return ExpectedTensor(stored_target, source, steps or ("identity",))
+    blocks = stored_target.dtype.block > 1
+    if not (source.dtype.casts and (blocks or stored_target.dtype.name in CASTS)):
+        return f"{stored_target.dtype.name}, expected {source.dtype.name}"
+    if not in_blocks(stored_target.dtype, source.shape):
+        return f"{stored_target.dtype.name} in rows that are no whole blocks"
     word = "quantize" if blocks else "cast"
-    return ExpectedTensor(held, source.cast(held.dtype), (*steps, f"{word} {held.dtype.name}"))
+    return ExpectedTensor(
+        stored_target,
+        source.cast(stored_target.dtype),
+        (*steps, f"{word} {stored_target.dtype.name}"),
+    )
 
 
 def _check(source: Tensor, target: Tensor, weights: CanonicalWeights, *, turned: bool) -> Check:
@@ -102,18 +108,20 @@ def _check(source: Tensor, target: Tensor, weights: CanonicalWeights, *, turned:
     file, name = weights.path, target.name
     if isinstance(step, str):
         return Check("shape" if step.startswith("shape") else "dtype", FAILED, step, file, name)
-    found = bits(step.held, step.expected)
-    told = ", ".join(step.steps)
-    if found.differing:
+    differences = bits(step.held, step.expected)
+    detail = ", ".join(step.steps)
+    if differences.differing:
         what = "blocks" if step.held.dtype.block > 1 else "elements"
-        told += f": {found.differing:,} of {found.units:,} {what} differ, the first at "
-        told += f"{found.first:,}{_how(source, target, step)}"
-        return Check("bytes", FAILED, told, file, name)
+        detail += (
+            f": {differences.differing:,} of {differences.units:,} {what} differ, the first at "
+        )
+        detail += f"{differences.first:,}{_how(source, target, step)}"
+        return Check("bytes", FAILED, detail, file, name)
     if step.held.dtype.block > 1 and step.expected.stored != step.held.stored:
         apart = values(target, source)
         if apart is not None:
-            told += f", max |error| {apart.most:.3g}, rms {apart.rms:.3g}"
-    return Check("bytes", PASSED, told, file, name)
+            detail += f", max |error| {apart.most:.3g}, rms {apart.rms:.3g}"
+    return Check("bytes", PASSED, detail, file, name)
 
 
 def _how(source: Tensor, target: Tensor, step: ExpectedTensor) -> str:

@@ -26,12 +26,12 @@ def parts(weights: CanonicalWeights, names: Iterable[str] | None = None) -> Iter
         yield from weights.odd[name].parts
 
 
-def digest(exotic: CompositeTensor, found: Mapping[Content, str]) -> str:
+def digest(exotic: CompositeTensor, digests: Mapping[Content, str]) -> str:
     """Return the digest of a composite tensor, given those of its components."""
     import hashlib
 
     lines = [f"{exotic.kind} {exotic.dtype} {'x'.join(map(str, exotic.shape))}", exotic.detail]
-    lines += [found[part.content] for part in exotic.parts]
+    lines += [digests[part.content] for part in exotic.parts]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 

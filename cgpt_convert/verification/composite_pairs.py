@@ -24,10 +24,10 @@ def compared(
     """
     if not pairs:
         return {}
-    told = {}
+    results = {}
     names = [name for name in pairs if name in one.odd]
     there = [own for own in pairs.values() if own in other.odd]
-    found = hashed([*parts(one, names), *parts(other, there)], jobs)
+    digests = hashed([*parts(one, names), *parts(other, there)], jobs)
     same = False
     if any(_has_no_known_value(side.odd[n]) for n, side in _strange(pairs, one, other)):
         same = same_bytes(one.sources, other.sources, jobs)
@@ -37,19 +37,19 @@ def compared(
         if left and right and left.kind == right.kind == UNSAVED:
             unknown = [right]
         if unknown and same and name == own:
-            told[name] = (PASSED, f"{unknown[0].detail}{_SAME_FILES}")
+            results[name] = (PASSED, f"{unknown[0].detail}{_SAME_FILES}")
         elif unknown:
-            told[name] = (ERROR, f"not compared: {unknown[0].detail}; skip it with --exclude")
+            results[name] = (ERROR, f"not compared: {unknown[0].detail}; skip it with --exclude")
         elif left is None or right is None:
             kinds = _kind(other, own), _kind(one, name)
-            told[name] = (FAILED, f"{kinds[0]}, expected {kinds[1]}")
-        elif digest(left, found) != digest(right, found):
-            told[name] = (FAILED, _difference(left, right))
+            results[name] = (FAILED, f"{kinds[0]}, expected {kinds[1]}")
+        elif digest(left, digests) != digest(right, digests):
+            results[name] = (FAILED, _difference(left, right))
         elif left.parts:
-            told[name] = (PASSED, "identity")
+            results[name] = (PASSED, "identity")
         else:
-            told[name] = (NOTE, f"not compared: {left.kind}, {_why(name, one)}")
-    return told
+            results[name] = (NOTE, f"not compared: {left.kind}, {_why(name, one)}")
+    return results
 
 
 def _why(name: str, weights: CanonicalWeights) -> str:
@@ -71,12 +71,14 @@ def _has_no_known_value(exotic: CompositeTensor) -> bool:
     return is_unknown(exotic) or exotic.kind == UNSAVED
 
 
-def checks(told: Mapping[str, tuple[str, str]], file: str, pairs: Mapping[str, str]) -> list[Check]:
+def checks(
+    results: Mapping[str, tuple[str, str]], file: str, pairs: Mapping[str, str]
+) -> list[Check]:
     """Return a check for each pair."""
     word = {ERROR: "not compared", NOTE: "not compared"}
     return [
         Check(word.get(outcome, "bytes"), outcome, detail, file, pairs[name])
-        for name, (outcome, detail) in told.items()
+        for name, (outcome, detail) in results.items()
     ]
 
 

@@ -37,8 +37,8 @@ def digested(weights: CanonicalWeights, jobs: int = 0, advance: Advance = untold
     Raises Malformed if data does not match the checksum in the source.
     """
     composite_digests.reject_unknown(weights, "no digest of everything")
-    found = hashed([*weights.tensors.values(), *composite_digests.parts(weights)], jobs, advance)
-    tensors = _by_name(weights, weights.keys, found)
+    digests = hashed([*weights.tensors.values(), *composite_digests.parts(weights)], jobs, advance)
+    tensors = _by_name(weights, weights.keys, digests)
     return TensorDigests(tensors, listed(tensors), model_digest(weights, tensors))
 
 
@@ -49,12 +49,12 @@ def of_part(part: CanonicalWeights, whole: TensorDigests) -> TensorDigests:
 
 
 def _by_name(
-    weights: CanonicalWeights, names: Iterable[str], found: Mapping[Content, str]
+    weights: CanonicalWeights, names: Iterable[str], digests: Mapping[Content, str]
 ) -> dict[str, str]:
     return {
-        name: composite_digests.digest(weights.odd[name], found)
+        name: composite_digests.digest(weights.odd[name], digests)
         if name in weights.odd
-        else found[weights.tensors[name].content]
+        else digests[weights.tensors[name].content]
         for name in names
     }
 
@@ -102,8 +102,8 @@ def digests_of(
     names = [*names]
     dense = [weights.tensors[name] for name in names if name in weights.tensors]
     strange = [name for name in names if name in weights.odd]
-    found = hashed([*dense, *composite_digests.parts(weights, strange)], jobs, advance)
-    return _by_name(weights, names, found)
+    digests = hashed([*dense, *composite_digests.parts(weights, strange)], jobs, advance)
+    return _by_name(weights, names, digests)
 
 
 def _dealt(by_size: list[Tensor]) -> list[Tensor]:
@@ -128,7 +128,7 @@ def file_digests(
 ) -> dict[str, str]:
     """Return the SHA-256 of each file in hex, by source name; computed by `jobs` threads."""
     each = {source.name: source for source in sources}
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     workers = WorkerPool(worker_count(jobs), advance)
 
     def hash_one(source: Source) -> None:
@@ -141,10 +141,10 @@ def file_digests(
             digest.update(piece)
             workers.advance(len(piece))
         source.check_unchanged()
-        found[source.name] = digest.hexdigest()
+        digests[source.name] = digest.hexdigest()
 
     workers.run([functools.partial(hash_one, s) for s in each.values()], prepare=prepare_for)
-    return {name: found[name] for name in each}
+    return {name: digests[name] for name in each}
 
 
 def same_bytes(one: Sequence[Source], other: Sequence[Source], jobs: int = 0) -> bool:

@@ -138,11 +138,11 @@ def _part(
         return None
     if part is weights:
         return None
-    found = of_part(part, digested)
-    if found.whole != _digest_under(part.root, rows):
+    part_digests = of_part(part, digested)
+    if part_digests.whole != _digest_under(part.root, rows):
         return None
-    known = part.architecture if found.model else ""
-    return LockedPart(part.root, found.whole, len(part.keys), known, found.model)
+    known = part.architecture if part_digests.model else ""
+    return LockedPart(part.root, part_digests.whole, len(part.keys), known, part_digests.model)
 
 
 def _digest_under(root: str, rows: Mapping[str, LockedTensor]) -> str:
@@ -157,12 +157,12 @@ def encoded(lock: Lock) -> bytes:
     """Return the lock as JSON with one line per tensor, sorted by name, for readable diffs."""
     model = _named(lock.architecture, lock.model)
     scope = lock.scope or TensorSelection()
-    told = {"root": scope.root, "match": [*scope.match], "exclude": [*scope.exclude]}
+    document = {"root": scope.root, "match": [*scope.match], "exclude": [*scope.exclude]}
     head: dict[str, Any] = {
         "format": FORMAT,
         "digest": ALGORITHM + lock.digest,
         "model": model,
-        "scope": told,
+        "scope": document,
     }
     if lock.part:
         head["weights"] = {
@@ -199,23 +199,23 @@ def statement(lock: Lock) -> bytes:
     subjects: list[dict[str, Any]] = [
         {"name": file.name, "digest": {"sha256": file.sha256}} for file in sorted(lock.files)
     ]
-    told = {
+    document = {
         "_type": STATEMENT,
         "subject": [*subjects, {"name": "weights", "digest": weights}],
         "predicateType": PREDICATE,
         "predicate": json.loads(encoded(lock)),
     }
-    return json.dumps(told, indent=1).encode() + b"\n"
+    return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def _row(name: str, row: LockedTensor) -> str:
-    told: dict[str, Any] = {"dtype": row.dtype, "shape": list(row.shape), "sha256": row.sha256}
-    told |= {"key": row.key} if row.key != name else {}
-    told |= {"tied_to": row.tied_to} if row.tied_to else {}
-    told |= {"buffer": "yes"} if row.buffer else {}
-    told |= {"extra": row.extra} if row.extra else {}
-    told |= {"kind": row.kind} if row.kind else {}
-    return json.dumps(told)
+    fields: dict[str, Any] = {"dtype": row.dtype, "shape": list(row.shape), "sha256": row.sha256}
+    fields |= {"key": row.key} if row.key != name else {}
+    fields |= {"tied_to": row.tied_to} if row.tied_to else {}
+    fields |= {"buffer": "yes"} if row.buffer else {}
+    fields |= {"extra": row.extra} if row.extra else {}
+    fields |= {"kind": row.kind} if row.kind else {}
+    return json.dumps(fields)
 
 
 def write(made: Lock, output: str, options: WriteOptions, *, in_toto: bool = False) -> None:
@@ -238,12 +238,12 @@ def read_lock(path: str) -> Lock:
     about = f"not a lock of the form {FORMAT!r}"
     hint = "`cgpt-convert lock SOURCE -o FILE` writes one"
     try:
-        told = loads(read(source, 0, source.nbytes), path)
+        document = loads(read(source, 0, source.nbytes), path)
     except Malformed as error:
         raise Malformed(f"{about}: {error.message}", where=path, hint=hint) from error
-    if told.get("_type") == STATEMENT and isinstance(told.get("predicate"), dict):
-        told = told["predicate"]
-    match told:
+    if document.get("_type") == STATEMENT and isinstance(document.get("predicate"), dict):
+        document = document["predicate"]
+    match document:
         case {
             "format": str(form),
             "digest": str(digest),
@@ -264,20 +264,20 @@ def read_lock(path: str) -> Lock:
     if len({row.key for row in rows.values()}) < len(rows):
         raise Malformed("two tensors have one key", where=path)
     listing = tuple(_read_file(file, path) for file in files)
-    whole, scope = digest.removeprefix(ALGORITHM), _scope(told.get("scope"), path)
-    part = _read_part(told.get("weights"), rows, path)
-    return Lock(whole, known, architecture, listing, rows, scope, _outside(told, path), part)
+    whole, scope = digest.removeprefix(ALGORITHM), _scope(document.get("scope"), path)
+    part = _read_part(document.get("weights"), rows, path)
+    return Lock(whole, known, architecture, listing, rows, scope, _outside(document, path), part)
 
 
-def _outside(told: dict[str, Any], path: str) -> tuple[str, ...]:
-    names = told.get("not_locked", [])
+def _outside(document: dict[str, Any], path: str) -> tuple[str, ...]:
+    names = document.get("not_locked", [])
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return tuple(names)
     raise Malformed("not_locked is no list of names", where=path)
 
 
-def _read_part(told: object, rows: Mapping[str, LockedTensor], path: str) -> LockedPart | None:
-    match told:
+def _read_part(document: object, rows: Mapping[str, LockedTensor], path: str) -> LockedPart | None:
+    match document:
         case None:
             return None
         case {
@@ -296,8 +296,8 @@ def _is_titled(digest: str) -> bool:
     return digest.startswith(ALGORITHM) and is_digest(digest.removeprefix(ALGORITHM))
 
 
-def _model(told: object, path: str) -> tuple[str, str]:
-    match told:
+def _model(document: object, path: str) -> tuple[str, str]:
+    match document:
         case None:
             return "", ""
         case {"architecture": str(name), "digest": str(digest)} if _is_titled(digest):
@@ -305,8 +305,8 @@ def _model(told: object, path: str) -> tuple[str, str]:
     raise Malformed("a model without architecture and digest", where=path)
 
 
-def _scope(told: object, path: str) -> TensorSelection | None:
-    match told:
+def _scope(document: object, path: str) -> TensorSelection | None:
+    match document:
         case None:
             return None
         case {"root": None | str() as root, "match": list(match), "exclude": list(exclude)} if all(
@@ -316,24 +316,24 @@ def _scope(told: object, path: str) -> TensorSelection | None:
     raise Malformed("a scope without root, match and exclude", where=path)
 
 
-def _read_file(told: object, path: str) -> LockedFile:
-    match told:
+def _read_file(fields: object, path: str) -> LockedFile:
+    match fields:
         case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if is_digest(digest):
             return LockedFile(name, nbytes, digest)
     raise Malformed("a file without name, nbytes and sha256", where=path)
 
 
-def _read_row(name: str, told: Any, path: str) -> LockedTensor:
-    match told:
+def _read_row(name: str, fields: Any, path: str) -> LockedTensor:
+    match fields:
         case {"dtype": str(dtype), "shape": list(shape), "sha256": str(digest)} if (
-            (dtype in BY_NAME or "kind" in told)
+            (dtype in BY_NAME or "kind" in fields)
             and all(type(size) is int for size in shape)
             and is_digest(digest)
         ):
-            key, tied = told.get("key", name), told.get("tied_to", "")
-            extra, kind = told.get("extra", ""), told.get("kind", "")
+            key, tied = fields.get("key", name), fields.get("tied_to", "")
+            extra, kind = fields.get("extra", ""), fields.get("kind", "")
             if all(isinstance(each, str) for each in (key, tied, extra, kind)):
-                buffer = told.get("buffer") == "yes"
+                buffer = fields.get("buffer") == "yes"
                 return LockedTensor(dtype, tuple(shape), digest, key, tied, buffer, extra, kind)
     raise Malformed("a tensor without dtype, shape and sha256", where=f"{path}[{name}]")
 
@@ -342,12 +342,12 @@ def _files(checkpoint: Checkpoint, jobs: int) -> tuple[LockedFile, ...]:
     """Return all files with digests, computed by `jobs` threads; names are folder-relative."""
     sources = {source.name: source for source in checkpoint.sources}
     folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
-    found = file_digests(sources.values(), jobs)
+    digests = file_digests(sources.values(), jobs)
     return tuple(
         LockedFile(
             os.path.relpath(path, folder or ".").replace(os.sep, "/"),
             sources[path].nbytes,
             digest,
         )
-        for path, digest in found.items()
+        for path, digest in digests.items()
     )

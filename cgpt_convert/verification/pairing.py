@@ -107,19 +107,19 @@ def unpaired(
     ]
     for words, extras in (("only SOURCE has it", pairing.extra), ("added", pairing.extra_there)):
         for name, what in extras.items():
-            told = f"not compared: {words}; {what}, which state_dict() does not contain"
-            checks.append(Check("not compared", NOTE, told, file, name))
+            detail = f"not compared: {words}; {what}, which state_dict() does not contain"
+            checks.append(Check("not compared", NOTE, detail, file, name))
     for kind, digests, tied in (("lost", one, pairing.tied), ("added", other, pairing.tied_there)):
         for name, twin in tied.items():
             if digests[name] == digests[twin]:
                 checks.append(Check("tie", PASSED, f"tied to {twin}", file, name))
             else:
-                told = f"{kind}, and its values are not those of {twin}"
-                checks.append(Check(kind, FAILED, told, file, name))
+                detail = f"{kind}, and its values are not those of {twin}"
+                checks.append(Check(kind, FAILED, detail, file, name))
     moved = renamed({n: one[n] for n in pairing.lost}, {n: other[n] for n in pairing.added})
     for name, new in moved.items():
-        told = f"renamed: {new} has its values, which no rule says"
-        checks.append(Check("renamed", FAILED, told, file, name))
+        detail = f"renamed: {new} has its values, which no rule says"
+        checks.append(Check("renamed", FAILED, detail, file, name))
     there = set(moved.values())
     gone = [name for name in pairing.lost if name not in moved]
     new_ones = [name for name in pairing.added if name not in there]
@@ -136,30 +136,30 @@ def renamed(lost: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]
     `model.fc.bias` -> `fc.bias` if `model.fc.weight` -> `fc.weight`.
     """
     gone, new = _by_digest(lost), _by_digest(added)
-    found = {
+    twins = {
         names[0]: new[digest][0]
         for digest, names in gone.items()
         if len(names) == 1 == len(new.get(digest, ()))
     }
-    changes = dict.fromkeys(_change(*pair) for pair in found.items())
-    taken = set(found.values())
+    changes = dict.fromkeys(_change(*pair) for pair in twins.items())
+    taken = set(twins.values())
     for name, digest in lost.items():
-        if name in found:
+        if name in twins:
             continue
         heads = [(old, head) for old, head in changes if name.startswith(old)]
         fits = {head + name.removeprefix(old): None for old, head in heads}
         fits = {n: None for n in fits if added.get(n) == digest and n not in taken}
         if len(fits) == 1:
-            found[name] = next(iter(fits))
-            taken.add(found[name])
-    return {name: found[name] for name in lost if name in found}
+            twins[name] = next(iter(fits))
+            taken.add(twins[name])
+    return {name: twins[name] for name in lost if name in twins}
 
 
 def _by_digest(digests: Mapping[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name, digest in digests.items():
-        found.setdefault(digest, []).append(name)
-    return found
+        names.setdefault(digest, []).append(name)
+    return names
 
 
 def _change(old: str, new: str) -> tuple[str, str]:

@@ -32,19 +32,19 @@ def in_pairs(
     file.
     """
     workers = WorkerPool(worker_count(jobs), advance)
-    found: dict[str, T] = {}
+    results: dict[str, T] = {}
     seen: set[int] = set()
 
     def compare(name: str, own: str) -> None:
         workers.wait_prepared()
         workers.go_on()
         with compared((one.tensors[name], other.tensors[own]), seen) as (left, right):
-            found[name] = look(left, right)
+            results[name] = look(left, right)
         workers.advance(right.nbytes)
 
     work = ((one.tensors[name], functools.partial(compare, name, pairs[name])) for name in pairs)
     workers.run(in_turn(work), prepare=prepare)
-    return {name: found[name] for name in pairs}
+    return {name: results[name] for name in pairs}
 
 
 def prepare() -> None:

@@ -66,18 +66,18 @@ def signed(chosen: SelectedTensors, request: Request) -> Request:
         def digest(tensor: Tensor) -> str:
             return known[tensor.content] if known else _BLANK
 
-        told = {t.name: {"sha256": digest(t), **rows[t.name]} for t in request.tensors}
-        told |= {name: {"tied_to": kept} for name, kept in request.aliases.items()}
-        found = {name: digest(tensor) for name, tensor in hashed.items()}
-        pairs = {VERSION: f"cgpt-convert {__version__}", TENSORS: _json(told)}
+        entries = {t.name: {"sha256": digest(t), **rows[t.name]} for t in request.tensors}
+        entries |= {name: {"tied_to": kept} for name, kept in request.aliases.items()}
+        digests = {name: digest(tensor) for name, tensor in hashed.items()}
+        pairs = {VERSION: f"cgpt-convert {__version__}", TENSORS: _json(entries)}
         if chosen.root:
             pairs[ROOT] = chosen.root
         if dropped:
             pairs[DROPPED] = _json(dropped)
         else:
-            pairs[SOURCE] = ALGORITHM + listed(found)
+            pairs[SOURCE] = ALGORITHM + listed(digests)
         if sources.is_model:
-            model = model_digest(sources, found)
+            model = model_digest(sources, digests)
             pairs[MODEL] = f"{sources.architecture} {ALGORITHM}{model}"
         return dict(sorted(pairs.items()))
 
@@ -91,13 +91,13 @@ def _origins(sources: CanonicalWeights, tensors: Sequence[Tensor]) -> dict[str, 
     owners: dict[Content, dict[str, None]] = {}  # thousands of names may have one content
     for name, tensor in sources.tensors.items():
         owners.setdefault(tensor.content, {})[name] = None
-    found = {}
+    origins = {}
     for tensor in tensors:
         names = owners.get(tensor.uncast.content)
         if names is None:
             names = owners[tensor.uncast.transposed().content]
-        found[tensor.name] = tensor.name if tensor.name in names else next(iter(names))
-    return found
+        origins[tensor.name] = tensor.name if tensor.name in names else next(iter(names))
+    return origins
 
 
 def _hashed(sources: CanonicalWeights, written: set[str]) -> dict[str, Tensor]:
@@ -106,14 +106,14 @@ def _hashed(sources: CanonicalWeights, written: set[str]) -> dict[str, Tensor]:
     An omitted tied tensor has its twin's digest.
     """
     own = sources.names.by_key()
-    found = {}
+    tensors = {}
     for name, tensor in sources.tensors.items():
         twin = own.get(sources.ties.get(sources.keys[name], ""))
         if name not in written and twin is not None:
-            found[name] = sources.tensors[twin]
+            tensors[name] = sources.tensors[twin]
         elif name in written or name not in sources.buffers:
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
 def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def claimed(checkpoint: Checkpoint) -> ProvenanceRecord | None:
         return None
     where = f"{checkpoint.path}[{TENSORS}]"
     rows: dict[str, TensorProvenance] = {}
-    for name, told in loads(pairs[TENSORS].encode("utf-8", "replace"), where).items():
-        rows[name] = _read_row(name, told, where)
+    for name, metadata in loads(pairs[TENSORS].encode("utf-8", "replace"), where).items():
+        rows[name] = _read_row(name, metadata, where)
     for name, row in rows.items():
         if not row.sha256:  # tied: use the twin's digest
             twin = rows.get(row.origin)
@@ -158,10 +158,10 @@ def claimed_root(checkpoint: Checkpoint) -> str | None:
     return claim.root or None if claim else None
 
 
-def _read_row(name: str, told: Any, where: str) -> TensorProvenance:
-    match told:
+def _read_row(name: str, fields: Any, where: str) -> TensorProvenance:
+    match fields:
         case {"sha256": str(digest)} if is_digest(digest):
-            origin, steps = told.get("from", name), told.get("steps", [])
+            origin, steps = fields.get("from", name), fields.get("steps", [])
             texts = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
             if isinstance(origin, str) and texts:
                 renamed = () if origin == name else ("rename",)

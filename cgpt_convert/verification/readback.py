@@ -27,7 +27,7 @@ def reread(
     """
     expected = {tensor.name: tensor for tensor in conversion.request.tensors}
     aliases = conversion.request.aliases
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     wrong = []
     if conversion.folder:
         read = [open_checkpoint(folder)]
@@ -37,17 +37,17 @@ def reread(
         read = [form.read(written[plan.path]) for plan in holding or conversion.plans]
     for checkpoint in read:
         wrong += [f"storage {s.key}: damaged" for s in check_storages(checkpoint.storages)]
-        found |= checkpoint
+        tensors |= checkpoint
     wrong += [
         f"{name}: not tied to {kept}"
         for name, kept in aliases.items()
-        if name not in found or (kept in found and found[name].view != found[kept].view)
+        if name not in tensors or (kept in tensors and tensors[name].view != tensors[kept].view)
     ]
-    found = {name: tensor for name, tensor in found.items() if name not in aliases}
-    wrong += [f"{name}: lost" for name in expected.keys() - found.keys()]
-    wrong += [f"{name}: added" for name in found.keys() - expected.keys()]
-    both = expected.keys() & found.keys()
-    wrong += _differing({name: (expected[name], found[name]) for name in both}, jobs)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+    wrong += [f"{name}: lost" for name in expected.keys() - tensors.keys()]
+    wrong += [f"{name}: added" for name in tensors.keys() - expected.keys()]
+    both = expected.keys() & tensors.keys()
+    wrong += _differing({name: (expected[name], tensors[name]) for name in both}, jobs)
     if wrong:
         listed = "; ".join(printable(line) for line in sorted(wrong))
         where = conversion.request.name
@@ -58,15 +58,15 @@ def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[st
     workers = WorkerPool(worker_count(jobs))
     wrong: list[str] = []
 
-    def compare(name: str, expected: Tensor, found: Tensor) -> None:
+    def compare(name: str, expected: Tensor, tensor: Tensor) -> None:
         workers.wait_prepared()
         from cgpt_convert.tensors.element_differences import bits
 
         workers.go_on()
-        if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        if (tensor.dtype, tensor.shape) != (expected.dtype, expected.shape):
             wrong.append(f"{name}: of another type or shape")
             return
-        different = bits(replace(found, name=name), expected)
+        different = bits(replace(tensor, name=name), expected)
         if different.differing:
             wrong.append(f"{name}: {different.differing:,} of {different.units:,} differ")
 

@@ -43,12 +43,12 @@ class Scope(NamedTuple):
 
     def words(self) -> str:
         """Return the scope as a phrase; "" if it is everything."""
-        told = [f"under {printable(self.root)!r}"] if self.root else []
+        words = [f"under {printable(self.root)!r}"] if self.root else []
         if self.by == PROVENANCE:
-            told[0] += " (the root that the provenance metadata names)"
-        told += [f"matching {printable(glob)!r}" for glob in self.wish.match]
-        told += [f"not matching {printable(glob)!r}" for glob in self.wish.exclude]
-        return ", ".join(told)
+            words[0] += " (the root that the provenance metadata names)"
+        words += [f"matching {printable(glob)!r}" for glob in self.wish.match]
+        words += [f"not matching {printable(glob)!r}" for glob in self.wish.exclude]
+        return ", ".join(words)
 
     def checks(self, verb: str = "compared") -> list[Check]:
         """Return a note for each file with tensors that are not compared."""
@@ -196,8 +196,8 @@ def hint(source: Checkpoint, checks: Iterable[Check], scope: Scope) -> list[Chec
 
 def root_hint(path: str, root: str, count: int) -> Check:
     """Return the note that the `count` tensors under a root can be compared alone."""
-    told = (
+    hint = (
         f"all of {printable(path)} was compared; {count:,} of its tensors are under "
         f"{printable(root)!r}: use --root {printable(root)} to compare these alone"
     )
-    return Check("scope", NOTE, told, path)
+    return Check("scope", NOTE, hint, path)

@@ -62,9 +62,9 @@ def diff(sides: ComparedFiles, jobs: int = 0, advance: Advance = untold) -> list
         *pairing.extra_there,
         *_equal_ties(other, pairing.tied_there, jobs),
     }
-    found = [rows[name] for name in one.keys if name in rows]
+    ordered = [rows[name] for name in one.keys if name in rows]
     inside = {*pairing.names_there()} - {*pairs.values()}
-    return found + [
+    return ordered + [
         TensorDifference(LEFT_OUT if name in neutral_there else ADDED, "", name)
         for name in other.keys
         if name in inside
@@ -95,9 +95,9 @@ def _compared(one: Tensor, other: Tensor) -> TensorDifference:
     if one.shape != other.shape:
         return row
     if one.dtype == other.dtype and one.quantizer == other.quantizer:
-        found = bits(one, other)
-        row = row._replace(numel=one.numel, differing=found.differing)
-        if not found.differing:
+        differences = bits(one, other)
+        row = row._replace(numel=one.numel, differing=differences.differing)
+        if not differences.differing:
             state = EQUAL if one.name == other.name else RENAMED
             return row._replace(state=state, most=0.0)
     apart = values(one, other)

@@ -168,10 +168,10 @@ class LocalFilesStage(LocalStage):
 
     def _is_ours(self, path: str) -> bool:
         try:
-            found = os.lstat(path)
+            status = os.lstat(path)
         except OSError:
             return False
-        return any(os.path.samestat(found, os.fstat(lock)) for lock in self._locks)
+        return any(os.path.samestat(status, os.fstat(lock)) for lock in self._locks)
 
 
 class LocalFolderStage(LocalStage):

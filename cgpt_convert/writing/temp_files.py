@@ -35,8 +35,8 @@ def hold(descriptor: int) -> None:
 def reclaim(folder: str, name: str) -> list[str]:
     """Remove the temporaries of `name` left in `folder` by killed runs; return their paths."""
     with os.scandir(folder) as entries:
-        found = [entry for entry in entries if is_temporary_of(entry.name, name)]
-    return [entry.path for entry in found if _remove_unlocked(entry)]
+        temporary = [entry for entry in entries if is_temporary_of(entry.name, name)]
+    return [entry.path for entry in temporary if _remove_unlocked(entry)]
 
 
 def is_temporary_of(temporary: str, name: str) -> bool:

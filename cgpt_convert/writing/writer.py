@@ -60,13 +60,13 @@ class WriteOptions:
 
     def not_finite(self) -> dict[str, NonFiniteCounts]:
         """Return the counts of tensors with NaN or infinity, less what casts made infinite."""
-        found = {}
+        counts_by_name = {}
         for name, written in self.special.items():
             overflowed = self.lost[name].overflowed if name in self.lost else 0
             counts = NonFiniteCounts(written.nan, max(written.infinite - overflowed, 0))
             if counts != NonFiniteCounts():
-                found[name] = counts
-        return found
+                counts_by_name[name] = counts
+        return counts_by_name
 
 
 def write_files(plans: Sequence[FilePlan], folder: str, options: WriteOptions) -> list[str]:

@@ -19,17 +19,17 @@ _PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 with_defaults = defaults.with_defaults
 
 
-def activation(found: Recognised, config: Mapping[str, Any]) -> str:
+def activation(recognised: Recognised, config: Mapping[str, Any]) -> str:
     """Return the configured activation, else that of the known model of these shapes or GPT-2."""
     said = config.get("activation_function")
     if isinstance(said, str):
         return said
-    return found.shape_of.activation if found.shape_of else ACTIVATION
+    return recognised.shape_of.activation if recognised.shape_of else ACTIVATION
 
 
-def epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> float:
+def epsilon(recognised: Recognised, config: Mapping[str, Any], path: str) -> float:
     """Return the epsilon of the layer norms. Raises Unsupported for an invalid value."""
-    known = found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
+    known = recognised.shape_of.layer_norm_epsilon if recognised.shape_of else EPSILON
     said = config.get("layer_norm_epsilon", known)
     if type(said) not in (int, float) or not 0 < said < math.inf:
         raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
@@ -54,9 +54,9 @@ def check_settings(config: Mapping[str, Any], path: str) -> None:
         )
 
 
-def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+def notes(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each difference between llama.cpp's computation and the model's."""
-    if ACTIVATIONS.get(activation(found, config)) == ERF:
+    if ACTIVATIONS.get(activation(recognised, config)) == ERF:
         yield (
             "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
             "differ in the fourth digit after the point"

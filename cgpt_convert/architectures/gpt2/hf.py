@@ -12,9 +12,9 @@ CLASS = "GPT2LMHeadModel"  # the class of transformers that has its head
 RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give the class other parameters
 
 
-def assumed(found: Recognised) -> dict[str, Any]:
+def assumed(recognised: Recognised) -> dict[str, Any]:
     """Return the config.json entries to assume if nothing is configured."""
-    model = found.shape_of
+    model = recognised.shape_of
     return {
         "activation_function": model.activation if model else ACTIVATION,
         "layer_norm_epsilon": model.layer_norm_epsilon if model else EPSILON,

@@ -55,14 +55,14 @@ def as_config(hyper: Hyperparameters) -> dict[str, Any]:
 
 
 def hyperparameters(
-    found: Recognised, config: Mapping[str, Any], path: str, activation: str | None = None
+    recognised: Recognised, config: Mapping[str, Any], path: str, activation: str | None = None
 ) -> Hyperparameters:
     """Return the hyperparameters from the tensors, the configuration and the model table.
 
     `activation`, one of `ACTIVATIONS`, overrides the configuration. Raises BadRequest if a value
     cannot be determined, Unsupported for options that are not supported.
     """
-    if found.n_head is None:
+    if recognised.n_head is None:
         raise BadRequest(
             "the number of attention heads is not known: tensors do not tell it",
             where=path,
@@ -73,11 +73,11 @@ def hyperparameters(
     settings.expect("position_embedding_type", (None, "learned"))
     # it only changes the order of operations in 16-bit dtypes; here everything is float32
     settings.expect("reorder_and_upcast_attn", (None, False, True))
-    known = found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
+    known = recognised.shape_of.layer_norm_epsilon if recognised.shape_of else EPSILON
     return Hyperparameters(
-        **found.sizes,
-        n_head=found.n_head,
-        activation=_activation(found, config, path, activation),
+        **recognised.sizes,
+        n_head=recognised.n_head,
+        activation=_activation(recognised, config, path, activation),
         layer_norm_epsilon=settings.epsilon("layer_norm_epsilon", known),
         scale_attn_weights=settings.flag("scale_attn_weights", default=True),
         scale_attn_by_inverse_layer_idx=settings.flag(
@@ -86,11 +86,13 @@ def hyperparameters(
     )
 
 
-def _activation(found: Recognised, config: Mapping[str, Any], path: str, given: str | None) -> str:
+def _activation(
+    recognised: Recognised, config: Mapping[str, Any], path: str, given: str | None
+) -> str:
     """Return the requested activation, else the configured or the known model's one."""
     name: object = given or config.get("activation_function")
-    if name is None and found.shape_of:
-        name = found.shape_of.activation
+    if name is None and recognised.shape_of:
+        name = recognised.shape_of.activation
     if name is None:
         raise BadRequest(
             "the activation function is not known: tensors do not tell it",

@@ -16,30 +16,30 @@ _EXACT = "gelu"
 with_defaults = defaults.with_defaults
 
 
-def usual_epsilon(found: Recognised) -> float:
+def usual_epsilon(recognised: Recognised) -> float:
     """Return the epsilon of the layer norms if nothing is configured."""
-    return found.shape_of.layer_norm_epsilon if found.shape_of else EPSILON
+    return recognised.shape_of.layer_norm_epsilon if recognised.shape_of else EPSILON
 
 
-def refusal(found: Recognised, config: Mapping[str, Any]) -> str:
+def refusal(recognised: Recognised, config: Mapping[str, Any]) -> str:
     """Return why the program would compute the model incorrectly, or ""."""
     if config.get("scale_attn_by_inverse_layer_idx"):
         return "the attention scores are scaled by the layer's number"
-    activation = _activation(found, config)
+    activation = _activation(recognised, config)
     if activation not in (*_TANH, _EXACT):
         return f"the activation is {printable(activation)}; the program has GELU"
     return ""
 
 
-def notes(found: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
+def notes(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each difference between the program's model and this one."""
-    if _activation(found, config) == _EXACT:
+    if _activation(recognised, config) == _EXACT:
         yield "the program approximates GELU by tanh; the model has the exact one"
-    tokens, usual = found.sizes["vocab_size"], found.architecture.vocabulary
+    tokens, usual = recognised.sizes["vocab_size"], recognised.architecture.vocabulary
     if usual is None or tokens != usual.size:
         yield f"the program has GPT-2's vocabulary only; this one is of {tokens:,} tokens"
 
 
-def _activation(found: Recognised, config: Mapping[str, Any]) -> str:
-    usual = found.shape_of.activation if found.shape_of else ACTIVATION
+def _activation(recognised: Recognised, config: Mapping[str, Any]) -> str:
+    usual = recognised.shape_of.activation if recognised.shape_of else ACTIVATION
     return str(config.get("activation_function", usual))

@@ -120,8 +120,8 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     """
     cursor = FieldReader(source)
     n_tensors, n_fields = _counts(cursor)
-    found = _fields(cursor, n_fields)
-    alignment = _alignment(cursor, found)
+    stored_fields = _fields(cursor, n_fields)
+    alignment = _alignment(cursor, stored_fields)
     infos = [_info(cursor) for _ in range(n_tensors)]
     names: set[str] = set()
     for info in infos:
@@ -129,7 +129,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
             raise cursor.malformed(f"two tensors are called {info.name}")
         names.add(info.name)
     start = cursor.at + -cursor.at % alignment
-    metadata = {key: stored.text() for key, stored in found.items()}
+    metadata = {key: stored.text() for key, stored in stored_fields.items()}
     checkpoint = Checkpoint(path, "GGUF", (source,), {}, metadata=metadata)
     checkpoint.format = "gguf"
     end = _add_tensors(checkpoint, infos, start, alignment)
@@ -159,17 +159,17 @@ def _counts(cursor: FieldReader) -> tuple[int, int]:
 
 
 def _fields(cursor: FieldReader, count: int) -> dict[str, StoredValue]:
-    found: dict[str, StoredValue] = {}
+    values: dict[str, StoredValue] = {}
     for _ in range(count):
         key, stored = parse(cursor)
-        if key in found:
+        if key in values:
             raise cursor.malformed(f"two fields are called {key}")
-        found[key] = stored
-    return found
+        values[key] = stored
+    return values
 
 
-def _alignment(cursor: FieldReader, found: dict[str, StoredValue]) -> int:
-    stored = found.get(ALIGNMENT_KEY)
+def _alignment(cursor: FieldReader, values: dict[str, StoredValue]) -> int:
+    stored = values.get(ALIGNMENT_KEY)
     if stored is None:
         return ALIGNMENT
     value = stored.value()

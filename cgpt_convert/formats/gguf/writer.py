@@ -60,8 +60,8 @@ def read(path: str) -> Checkpoint:
 def fields(checkpoint: Checkpoint) -> tuple[Field, ...]:
     """Return the fields of a checkpoint that `read` returned, arrays with all their items."""
     (source,) = checkpoint.sources
-    found = reader.fields(source).items()
-    return tuple(Field(key, stored.type, stored.value()) for key, stored in found)
+    items = reader.fields(source).items()
+    return tuple(Field(key, stored.type, stored.value()) for key, stored in items)
 
 
 def _misfits(request: Request) -> Iterator[str]:

@@ -50,8 +50,8 @@ def plan(request: Request) -> list[FilePlan]:
     }
 
     def sidecar(metadata: Mapping[str, str]) -> bytes:
-        told = {"files": listing, "aliases": request.aliases, "metadata": dict(metadata)}
-        return json.dumps(told, indent=2).encode() + b"\n"
+        document = {"files": listing, "aliases": request.aliases, "metadata": dict(metadata)}
+        return json.dumps(document, indent=2).encode() + b"\n"
 
     return [*plans, FilePlan(SIDECAR, (planning.with_metadata(request, sidecar),))]
 
@@ -104,8 +104,8 @@ def read_file(file: FormatFile) -> Checkpoint:
 
 def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
     """Return the existing files of the folder by name."""
-    found = zip(files, open_all([join(path, file) for file in files]), strict=True)
-    return {name: source for name, source in found if source is not None}
+    pairs = zip(files, open_all([join(path, file) for file in files]), strict=True)
+    return {name: source for name, source in pairs if source is not None}
 
 
 def _named(files: list[str]) -> dict[str, str]:

@@ -110,8 +110,10 @@ def array(whole: Storage) -> Tensor:
     header = parse_header(raw, where)
     nbytes = read_checks.checked_nbytes(header.shape, 8 * header.dtype.nbytes, where)
     if nbytes != whole.nbytes - len(raw):
-        found = whole.nbytes - len(raw)
-        raise Malformed(f"{found:,} bytes of elements; its shape takes {nbytes:,}", where=where)
+        nbytes_stored = whole.nbytes - len(raw)
+        raise Malformed(
+            f"{nbytes_stored:,} bytes of elements; its shape takes {nbytes:,}", where=where
+        )
     crc = None if whole.crc32 is None else _crc_after(raw, nbytes, whole.crc32)
     elements = replace(
         whole,
@@ -169,22 +171,22 @@ def _crc_after(head: bytes, nbytes: int, crc: int) -> int:
 
 def _items(text: str, where: str) -> dict[str, re.Match[str]]:
     """Return the matches of the three items, by key."""
-    found: dict[str, re.Match[str]] = {}
+    items: dict[str, re.Match[str]] = {}
     start = _START.match(text)
     at = start.end() if start else 0
     while item := _ITEM.match(text, at):
-        if item["key"] in found:
+        if item["key"] in items:
             raise Malformed(f"an npy header with two {item['key']}", where=where)
-        found[item["key"]] = item
+        items[item["key"]] = item
         at = item.end()
         if item["end"] == "}":
             at -= 1
             break
     if start is None or not _END.fullmatch(text, at):
         raise Malformed("an npy header that is no dict of plain values", where=where)
-    if found.keys() != {"descr", "fortran_order", "shape"}:
-        raise Malformed(f"an npy header with the keys {sorted(found)}", where=where)
-    return found
+    if items.keys() != {"descr", "fortran_order", "shape"}:
+        raise Malformed(f"an npy header with the keys {sorted(items)}", where=where)
+    return items
 
 
 def _dtype(descr: str, where: str) -> tuple[DType, str]:

@@ -100,11 +100,17 @@ def from_source(source: Source, path: str) -> Checkpoint:
         tensors[name] = header.undisguised(tensors[name], dtype, source.name)
     storages = [tensor.storage for tensor in tensors.values()]
     read_checks.add_aliases(tensors, notes["aliases"], source.name)
-    found = archive.findings + header.big_endian(storages)
+    findings = archive.findings + header.big_endian(storages)
     if others:
-        found.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
+        findings.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
     checkpoint = Checkpoint(
-        path, "NumPy npz", (source,), tensors, storages, findings=found, metadata=notes["metadata"]
+        path,
+        "NumPy npz",
+        (source,),
+        tensors,
+        storages,
+        findings=findings,
+        metadata=notes["metadata"],
     )
     read_checks.add_unread(checkpoint, unread)
     return checkpoint

@@ -53,12 +53,12 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, OpenSource]:
     files = [row["file"] for row in rows if isinstance(row, dict) and "file" in row]
     inside = [file for file in files if isinstance(file, str) and _INSIDE.fullmatch(file)]
     names = list(dict.fromkeys(inside))
-    found = dict(zip(names, open_all([join(folder, f) for f in names]), strict=True))
-    lost = [name for name, file in found.items() if file is None]
+    sources = dict(zip(names, open_all([join(folder, f) for f in names]), strict=True))
+    lost = [name for name, file in sources.items() if file is None]
     if lost:
         listed = ", ".join(map(printable, lost[:_LISTED])) + (" ..." if lost[_LISTED:] else "")
         raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
-    return {name: file for name, file in found.items() if file is not None}
+    return {name: file for name, file in sources.items() if file is not None}
 
 
 class FileRecord(NamedTuple):
@@ -145,8 +145,8 @@ class MappingReader:
                 "parts": dict(parts),
             }:
                 dims = _naturals(shape, name)
-                found = tuple(self.tensor(key, part) for key, part in parts.items())
-                return CompositeTensor(name, kind, dtype, dims, detail, found)
+                tensors = tuple(self.tensor(key, part) for key, part in parts.items())
+                return CompositeTensor(name, kind, dtype, dims, detail, tensors)
         raise Malformed("a mapping of a tensor that is not dense lacks its parts", where=name)
 
 

@@ -65,9 +65,9 @@ def plan_storages(
     """
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
-    found = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
+    names = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
     planning.refuse(
-        request, "names that are not Unicode text", filter(planning.has_surrogates, found)
+        request, "names that are not Unicode text", filter(planning.has_surrogates, names)
     )
     files = _storage_files(checkpoint, [tensor.storage for tensor in every])
     rows: dict[str, Any] = {}

@@ -142,8 +142,8 @@ def check_system(system: Value, checkpoint: Checkpoint) -> None:
     sizes = dict(_text_items(info.get("type_sizes", Dict()), checkpoint.path))
     for name, usual in (("short", (2,)), ("int", (4,)), ("long", (4, 8))):
         if sizes.get(name, usual[0]) not in usual:
-            found = f"written where a C {name} has {text(sizes[name])} bytes"
-            raise Unsupported(found, where=checkpoint.path)
+            message = f"written where a C {name} has {text(sizes[name])} bytes"
+            raise Unsupported(message, where=checkpoint.path)
     if info.get("little_endian", True) is not True:
         detail = "of the machine that wrote the file; its data are little-endian all the same"
         checkpoint.findings.append(Finding(findings.BIG_ENDIAN, detail))
@@ -225,14 +225,14 @@ class LegacyStorages:
         listed = set(keys)
         missing = [key for key in self.declared if key not in listed]
         unknown = [key for key in keys if key not in self.declared]
-        for found, what in (
+        for wrong, what in (
             (missing, "are referenced but not in the file"),
             # torch rejects them too: without a type the start of the next is unknown
             (unknown, "are in the file but of unknown type, for nothing references them"),
         ):
-            if found:
-                shown = printable(", ".join(found[:_SHOWN]))
-                raise Malformed(f"{len(found)} storages {what}: {shown}", where=self.source.name)
+            if wrong:
+                shown = printable(", ".join(wrong[:_SHOWN]))
+                raise Malformed(f"{len(wrong)} storages {what}: {shown}", where=self.source.name)
 
     def _end_before(self, start: int, at: int, key: str, numel: int) -> int:
         """Return where the data ended if only zeros follow `at`; else raise Malformed."""

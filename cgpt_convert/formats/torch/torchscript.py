@@ -32,18 +32,18 @@ def script_classes(
     for module, name in names:
         if module.split(".")[0] == "__torch__":
             wanted.setdefault(module, set()).add(name)
-    found: dict[str, frozenset[str] | None] = {}
+    classes: dict[str, frozenset[str] | None] = {}
     for module, own in wanted.items():
         record = f"{root}/code/{module.replace('.', '/')}.py"
         if record in members:
             parsed = _parsed(read(record).decode("utf-8", "replace"))
-            found |= {f"{module}.{name}": parsed[name] for name in own if name in parsed}
-    return found
+            classes |= {f"{module}.{name}": parsed[name] for name in own if name in parsed}
+    return classes
 
 
 def _parsed(code: str) -> dict[str, frozenset[str] | None]:
     modules: dict[str, dict[str, list[str]]] = {}
-    found: dict[str, frozenset[str] | None] = {}
+    classes: dict[str, frozenset[str] | None] = {}
     current: dict[str, list[str]] = {}
     for line in code.splitlines():
         if begun := _CLASS.match(line):
@@ -51,10 +51,10 @@ def _parsed(code: str) -> dict[str, frozenset[str] | None]:
             if begun[2] == "(Module)":
                 modules[begun[1]] = current
             else:
-                found[begun[1]] = None
+                classes[begun[1]] = None
         elif listed := _LISTED.fullmatch(line):
             current[listed[1]] = _NAME.findall(listed[2])
     for name, lists in modules.items():
         if "__buffers__" in lists:
-            found[name] = frozenset(lists["__buffers__"] + lists.get("__parameters__", []))
-    return found
+            classes[name] = frozenset(lists["__buffers__"] + lists.get("__parameters__", []))
+    return classes

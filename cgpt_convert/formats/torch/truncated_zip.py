@@ -108,8 +108,8 @@ class _RecordWalk:
                 self._stop(at)
                 return
             if header.name in self.members or len(self.members) == MEMBERS:
-                found = f"{printable(header.name)} comes twice, or too many records"
-                raise Malformed(found, where=self.source.name)
+                message = f"{printable(header.name)} comes twice, or too many records"
+                raise Malformed(message, where=self.source.name)
             sized = self._measure(header)
             if sized is None:
                 kept = content_end(self.source, header.offset)
@@ -161,9 +161,9 @@ class _RecordWalk:
             return _RecordSize(0, 0, end)
         if len(tail) < DESCRIPTORS[0].size:  # the file ends in or after the record
             return _RecordSize(nbytes, _UNKNOWN_CRC, None)
-        told = _find_descriptor(self.source, header.offset)
-        if told is not None:
-            return self._described(header, told)
+        descriptor = _find_descriptor(self.source, header.offset)
+        if descriptor is not None:
+            return self._described(header, descriptor)
         kept = content_end(self.source, header.offset)
         self.end = kept if kept <= end else header.offset  # zeros from there on, or damage
         return _RecordSize(nbytes, _UNKNOWN_CRC, None)
@@ -195,15 +195,15 @@ class _RecordWalk:
     def missing(self) -> dict[str, ZipMember]:
         """Return the missing storages, placed consecutively where the file should continue."""
         at = max([self.end, *(m.offset + m.nbytes for m in self.members.values())])
-        found = {}
+        members = {}
         for name, nbytes in (self.sizes or {}).items():
             if name not in self.members:
                 at += LOCAL.size + len(name)
-                found[name] = ZipMember(
+                members[name] = ZipMember(
                     name, at, at, nbytes, nbytes, STORED, DESCRIPTOR, _UNKNOWN_CRC
                 )
                 at += nbytes + (DESCRIPTORS[0].size if nbytes else 0)
-        return found
+        return members
 
 
 def _local_header(source: Source, at: int) -> ZipMember | None:

@@ -172,10 +172,10 @@ def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
     torch/serialization.py `persistent_id`: ("storage", class, key, location, numel). Python 2 files
     have bytes for text.
     """
-    told = storage_told(reference)
-    if told is None:
+    fields = storage_told(reference)
+    if fields is None:
         raise Malformed(f"not a storage reference: {text(reference)}")
-    cls, key, numel, location = told
+    cls, key, numel, location = fields
     return key, storage_dtype(cls), numel, location
 
 

@@ -82,12 +82,12 @@ def diverge(
     first, second = itertools.tee(windows)
     ours = scored_logits(base, sequence, first, vocabulary)
     theirs = scored_logits(other, sequence, second, vocabulary)
-    found = [
+    results = [
         _compare(p[start : start + _ROWS], q[start : start + _ROWS], targets[start : start + _ROWS])
         for (p, targets), (q, _) in zip(ours, theirs, strict=True)
         for start in range(0, len(p), _ROWS)
     ]
-    kl, p_nats, q_nats, tops = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    kl, p_nats, q_nats, tops = (np.concatenate(parts) for parts in zip(*results, strict=True))
     p_top, q_top, same = (int(part.sum()) for part in tops.T)
     return Divergence(
         Loss(float(p_nats.sum()), len(kl), p_top),

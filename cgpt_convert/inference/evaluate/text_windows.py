@@ -66,10 +66,10 @@ def prefix_id(tokenizer: Tokenizer, path: str) -> int:
 
     Raises Unsupported, naming the model's `path`, if there is neither.
     """
-    found = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
-    if found is None:
+    prefix = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    if prefix is None:
         raise Unsupported("its tokenizer has no token that texts begin or end with", where=path)
-    return found
+    return prefix
 
 
 def check_alike(model: Model, other: Model) -> None:

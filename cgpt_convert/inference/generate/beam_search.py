@@ -70,11 +70,11 @@ def _candidates(
     count = min(max(2, 1 + len(settings.ends)) * settings.beams, len(flat))
     top = np.argpartition(-flat, count - 1)[:count]
     top = top[np.argsort(-flat[top], kind="stable")]
-    found = []
+    candidates = []
     for index in top:
         parent, token = divmod(int(index), scores.shape[1])
-        found.append(_Beam(flat[index], (*running[parent].ids, token), parent))
-    return found
+        candidates.append(_Beam(flat[index], (*running[parent].ids, token), parent))
+    return candidates
 
 
 def _normalised(beam: _Beam) -> _Beam:

@@ -42,17 +42,17 @@ def repeats(ids: Sequence[int], n: int) -> set[int]:
 
 def warped(logits: Floats, warp: SamplingOptions) -> Floats:
     """Return the logits (vocab_size,) divided by the temperature, with excluded ones -inf."""
-    found: Floats = logits / np.float32(warp.temperature)
-    if 0 < warp.top_k < len(found):
-        least = np.partition(found, -warp.top_k)[-warp.top_k]
-        found[found < least] = -np.inf
+    scaled: Floats = logits / np.float32(warp.temperature)
+    if 0 < warp.top_k < len(scaled):
+        least = np.partition(scaled, -warp.top_k)[-warp.top_k]
+        scaled[scaled < least] = -np.inf
     if warp.top_p < 1:
-        rising = np.argsort(found, kind="stable")
-        below = np.cumsum(softmax(found[rising]), dtype=np.float32)
+        rising = np.argsort(scaled, kind="stable")
+        below = np.cumsum(softmax(scaled[rising]), dtype=np.float32)
         cut = below <= np.float32(1 - warp.top_p)
         cut[-1] = False  # the most likely token is always kept
-        found[rising[cut]] = -np.inf
-    return found
+        scaled[rising[cut]] = -np.inf
+    return scaled
 
 
 def choose(logits: Floats, warp: SamplingOptions, random: np.random.Generator) -> int:

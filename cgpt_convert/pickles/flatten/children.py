@@ -112,7 +112,7 @@ def _call_children(name: str, call: Call) -> Pairs | None:
         return [*_given_to_set(name, call, args), *enumerate(call.elements)]
     if name in _SCRIPT_HELPERS:
         return [("", value) for value in args[:1]] + list(enumerate(call.elements))
-    return list(held(call)) if is_script_class(name) else None
+    return list(pairs_of(call)) if is_script_class(name) else None
 
 
 def _given(name: str, call: Call, args: tuple[Value, ...]) -> Pairs:
@@ -150,7 +150,7 @@ def _is_pair(value: Value) -> bool:
     return isinstance(value, list | tuple) and len(value) == len(("key", "value"))
 
 
-def held(call: Call) -> Iterator[tuple[Value, Value]]:
+def pairs_of(call: Call) -> Iterator[tuple[Value, Value]]:
     """Yield the contents of an object: its arguments, attributes, items and elements."""
     if isinstance(call.args, tuple):
         for index, value in enumerate(call.args):
@@ -166,7 +166,7 @@ def members(call: Call) -> Groups:
     """Return the contents of an object; for a module, separate what `state_dict()` omits."""
     state = _module_state(call)
     if state is None:
-        return [("", list(held(call)))]
+        return [("", list(pairs_of(call)))]
     own = distinct(children(state) or ())[0]
     slots = {key: value for key, value in own if type(key) is str}
     names = _set_members(slots.get(_NOT_PERSISTENT))
@@ -262,12 +262,12 @@ def _slot(value: Value) -> Pairs:
 
 def _set_members(value: Value) -> frozenset[str]:
     """Return the strings in a set."""
-    held: Iterable[Value] = ()
+    members: Iterable[Value] = ()
     if isinstance(value, Set):
-        held = value.members
+        members = value.members
     elif isinstance(value, Call) and _dotted(value) in _SETS and isinstance(value.args, tuple):
-        held = [each for part in value.args if isinstance(part, list) for each in part]
-    return frozenset(name for name in held if type(name) is str)
+        members = [each for part in value.args if isinstance(part, list) for each in part]
+    return frozenset(name for name in members if type(name) is str)
 
 
 def of_state(state: Value) -> Iterator[tuple[Value, Value]]:

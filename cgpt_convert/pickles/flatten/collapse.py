@@ -55,7 +55,7 @@ class CollapsedContainers:
             return self.are_free(value, depth)
         pairs = children(value)
         if pairs is not None:
-            return self.are_free((held for _, held in pairs), depth)
+            return self.are_free((value for _, value in pairs), depth)
         return not isinstance(value, Call | PersistentId)
 
 

@@ -188,8 +188,8 @@ def record_globals(checkpoint: Checkpoint, names: Iterable[tuple[str, str]]) -> 
         detail = f"names {_listed([name for name in strange if name in dangerous])}"
         checkpoint.findings.append(Finding(findings.DANGEROUS, detail))
     if len(dangerous) < len(strange):
-        found = ", ".join(printable(name) for name in strange if name not in dangerous)
-        checkpoint.findings.append(Finding(findings.FOREIGN, found))
+        foreign_names = ", ".join(printable(name) for name in strange if name not in dangerous)
+        checkpoint.findings.append(Finding(findings.FOREIGN, foreign_names))
 
 
 def foreign(names: list[str]) -> list[str]:

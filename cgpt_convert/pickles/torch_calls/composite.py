@@ -151,8 +151,8 @@ def distributed(entry: CompositeTensor, states: Sequence[Value]) -> CompositeTen
         return entry
     spec = next((value for key, value in attached(states) if key == "_spec"), None)
     fields = of_state(spec.state) if isinstance(spec, Call) else ()
-    told = next((value for key, value in fields if key == "placements"), None)
-    placements = ", ".join(map(_placement, told)) if isinstance(told, tuple) else "not known"
+    stated = next((value for key, value in fields if key == "placements"), None)
+    placements = ", ".join(map(_placement, stated)) if isinstance(stated, tuple) else "not known"
     detail = f"the shard of one rank; placements: {placements}"
     return entry._replace(kind="DTensor", detail=detail)
 
@@ -162,8 +162,8 @@ def _placement(value: Value) -> str:
     if not (isinstance(value, Call) and isinstance(value.func, Global)):
         return text(value)
     fields = [*of_state(value.state)]
-    told = ", ".join(f"{key}={text(field)}" if key else text(field) for key, field in fields)
-    return f"{value.func.name}({told})"
+    arguments = ", ".join(f"{key}={text(field)}" if key else text(field) for key, field in fields)
+    return f"{value.func.name}({arguments})"
 
 
 def _rebuild_device_tensor(

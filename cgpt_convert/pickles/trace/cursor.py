@@ -131,8 +131,8 @@ class OpcodeReader:
                     kept = max(nbytes - 1, 0)
                     return Span(offset, kept, head[:kept], "utf-8")
                 self.fill(1)
-            found = self.buffer.find(b"\n", self.index)
-            piece = self.buffer[self.index : found if found >= 0 else len(self.buffer)]
+            end = self.buffer.find(b"\n", self.index)
+            piece = self.buffer[self.index : end if end >= 0 else len(self.buffer)]
             if legal is not None:
                 number, zero, _ = piece.partition(b"\0")
                 if not legal.issuperset(number):
@@ -143,17 +143,17 @@ class OpcodeReader:
             self.index += len(piece)
             if most is not None and nbytes > most:
                 raise UnpicklingFault("a name longer than any that can be imported")
-            if found >= 0:
+            if end >= 0:
                 self.index += 1
                 return Span(offset, nbytes, head, "utf-8")
 
     def short_line(self, most: int) -> bytes | None:
         """Return a line of at most `most` bytes in the buffer; else None, without moving."""
-        found = self.buffer.find(b"\n", self.index, self.index + most + 1)
-        if found < 0:
+        end = self.buffer.find(b"\n", self.index, self.index + most + 1)
+        if end < 0:
             return None
-        piece = self.buffer[self.index : found]
-        self.index = found + 1
+        piece = self.buffer[self.index : end]
+        self.index = end + 1
         return piece
 
     def sized(self, nbytes: int, form: str) -> Span:

@@ -80,8 +80,8 @@ class StoreObject:
 
 
 def _version(info: dict[str, Any]) -> dict[str, object]:
-    told = {key: str(value) for key, value in info.items() if key.lower() in _TELLING}
-    return {**told, "size": info.get("size")}
+    validators = {key: str(value) for key, value in info.items() if key.lower() in _TELLING}
+    return {**validators, "size": info.get("size")}
 
 
 def store(name: str, url: str) -> tuple[Any, str]:
@@ -181,8 +181,8 @@ _PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError
 def _called(error: Exception) -> str:
     """Return a name for the error: the server's own error code, if there is one."""
     answer = getattr(error.__cause__, "response", None)  # of botocore's ClientError
-    told = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-    return str(told or type(error).__name__)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return str(code or type(error).__name__)
 
 
 def _final(error: Exception, name: str) -> CgptError:

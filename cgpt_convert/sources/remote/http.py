@@ -164,8 +164,8 @@ class HttpObject:
 
     def _check_range(self, answer: _Response, offset: int, nbytes: int) -> None:
         """Raise Unreadable unless the response is the range or a prefix of it."""
-        found = _range(answer)
-        if answer.status == 206 and (found is None or not found.fits(offset, nbytes)):  # noqa: PLR2004
+        sent = _range(answer)
+        if answer.status == 206 and (sent is None or not sent.fits(offset, nbytes)):  # noqa: PLR2004
             raise Unreadable("the server sent another range", where=self.name)
         if (_length(answer) or 0) > nbytes:
             raise Unreadable("the server sends more bytes than were asked for", where=self.name)
@@ -308,20 +308,20 @@ class _ContentRange(NamedTuple):
 def _range(answer: _Response) -> _ContentRange | None:
     digits = f"([0-9]{{1,{_DIGITS}}})"
     text = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(rf"bytes (?:{digits}-{digits}|\*)/(?:{digits}|\*)", text.strip())
-    if found is None:
+    match = re.fullmatch(rf"bytes (?:{digits}-{digits}|\*)/(?:{digits}|\*)", text.strip())
+    if match is None:
         return None
-    return _ContentRange(*(int(number) if number else None for number in found.groups()))
+    return _ContentRange(*(int(number) if number else None for number in match.groups()))
 
 
 def _total(answer: _Response) -> int | None:
-    found = _range(answer)
-    return found.total if found else None
+    content_range = _range(answer)
+    return content_range.total if content_range else None
 
 
 def _first(answer: _Response) -> int:
-    found = _range(answer)
-    return -1 if found is None or found.first is None else found.first
+    content_range = _range(answer)
+    return -1 if content_range is None or content_range.first is None else content_range.first
 
 
 def _length(answer: _Response) -> int | None:
@@ -341,9 +341,9 @@ def _broken(error: Exception, name: str) -> TransientError | CgptError:
         (SSLError, Unreadable, "the server's certificate or TLS is not accepted"),
         (InvalidHeader, Unreadable, "the server's answer is not valid HTTP"),
     )
-    for kind, becomes, told in final:
+    for kind, becomes, message in final:
         if isinstance(error, kind):
-            return becomes(told, where=name)
+            return becomes(message, where=name)
     if isinstance(error, NameResolutionError):
         return TransientError("the host's name cannot be resolved")
     if isinstance(error, NewConnectionError):

@@ -41,12 +41,12 @@ class HubPath(NamedTuple):
 
 def parsed(name: str) -> HubPath:
     """Parse `name`; raise BadRequest if it is not a valid hf:// URL."""
-    found = re.fullmatch(_FORM, name.removeprefix("hf://"))
-    if found is None:
+    match = re.fullmatch(_FORM, name.removeprefix("hf://"))
+    if match is None:
         raise BadRequest(
             "not a repository of the Hub", where=name, hint="hf://OWNER/NAME[@REVISION][/FILE]"
         )
-    kind, repo, revision, path = found.groups()
+    kind, repo, revision, path = match.groups()
     return HubPath(_KINDS.get(kind or "models", "model"), repo, revision, (path or "").strip("/"))
 
 
@@ -75,8 +75,8 @@ def _info(place: HubPath) -> Any:
     except HfHubHTTPError as error:
         raise _worded(error, place) from None
     except Exception as error:  # noqa: BLE001  its HTTP library's own: which that is, has changed
-        told = f"the Hub did not answer ({type(error).__name__})"
-        raise Unreadable(told, where=place.name) from None
+        message = f"the Hub did not answer ({type(error).__name__})"
+        raise Unreadable(message, where=place.name) from None
 
 
 def _worded(error: Any, place: HubPath) -> CgptError | TransientError:

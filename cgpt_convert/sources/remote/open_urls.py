@@ -127,7 +127,7 @@ def _http_object(name: str) -> RemoteObject:
 def _from_netrc(host: str) -> str:
     """Return user:password for the host from ~/.netrc; empty if there is none."""
     try:
-        found = netrc.netrc().authenticators(host)
+        login = netrc.netrc().authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return ""
-    return f"{found[0]}:{found[2]}" if found else ""
+    return f"{login[0]}:{login[2]}" if login else ""

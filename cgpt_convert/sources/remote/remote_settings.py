@@ -37,9 +37,9 @@ class Traffic:
     def take(self) -> tuple[int, int, int, int]:
         """Return requests, bytes, total and bytes sent so far, and reset the counters."""
         with self._lock:
-            told = self.requests, self.nbytes, self.total, self.sent
+            counts = self.requests, self.nbytes, self.total, self.sent
             self.requests = self.nbytes = self.total = self.sent = 0
-        return told
+        return counts
 
 
 settings = RemoteSettings()

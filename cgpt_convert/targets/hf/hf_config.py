@@ -115,9 +115,9 @@ def check_fits(
     expected = architecture.shapes(whole)
     if config.get("tie_word_embeddings", True):
         expected = {name: each for name, each in expected.items() if name not in architecture.ties}
-    found = {tensor.name: tensor.shape for tensor in tensors}
-    wrong += [f"{name} is missing" for name in expected if name not in found]
-    for name, shape in found.items():
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    wrong += [f"{name} is missing" for name in expected if name not in shapes]
+    for name, shape in shapes.items():
         if name not in expected:
             wrong.append(f"{printable(name)} is not a parameter of it")
         elif shape != expected[name]:

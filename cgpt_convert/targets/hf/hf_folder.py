@@ -55,14 +55,14 @@ def content(model: ModelRequest) -> ModelContent:
     inside = embedded(model.checkpoint)
     said = inside.config if inside else None
     config = read_config(folder_of(path)) if said is None else said
-    found = whole_model(path, tensors, config)
-    if found is None or not has_hook(found.architecture, "hf"):
-        if found is not None:
-            _refuse_changes(found, path, config if said is None else None)
-        parts = _unknown(path, tensors, config, model.tokenizer, found)
+    recognised = whole_model(path, tensors, config)
+    if recognised is None or not has_hook(recognised.architecture, "hf"):
+        if recognised is not None:
+            _refuse_changes(recognised, path, config if said is None else None)
+        parts = _unknown(path, tensors, config, model.tokenizer, recognised)
     else:
         own = config if said is None else None
-        parts = _known(found, path, tensors, own, model.tokenizer, inside)
+        parts = _known(recognised, path, tensors, own, model.tokenizer, inside)
     contents, dropped = _without_code(parts.files, folder_of(path))
     lines = (*parts.lines, *dropped)
     request = Request(
@@ -74,7 +74,7 @@ def content(model: ModelRequest) -> ModelContent:
         plans = [*weights, *files]
         return [*plans, _manifest(plans, lines)]
 
-    return ModelContent(request, lines, found, finish)
+    return ModelContent(request, lines, recognised, finish)
 
 
 def _without_code(files: Mapping[str, bytes], folder: str) -> tuple[dict[str, bytes], list[str]]:
@@ -87,15 +87,15 @@ def _without_code(files: Mapping[str, bytes], folder: str) -> tuple[dict[str, by
 
 
 def _known(
-    found: Recognised,
+    recognised: Recognised,
     path: str,
     tensors: Sequence[Tensor],
     config: dict[str, Any] | None,
     given: str | None,
     inside: EmbeddedFiles | None,
 ) -> _HfParts:
-    n_head = heads(found, path, config or {})
-    folder, sizes = folder_of(path), found.sizes
+    n_head = heads(recognised, path, config or {})
+    folder, sizes = folder_of(path), recognised.sizes
     files, tokenizer, said = hf_tokenizer.files(
         folder,
         given,
@@ -103,16 +103,16 @@ def _known(
         sizes["n_positions"],
         inside.tokenizer if inside and given is None else None,
     )
-    renamed, aliases, lines = _renamed(found, {t.name: t for t in tensors})
-    tied = not found.architecture.ties.keys() & {tensor.name for tensor in renamed}
+    renamed, aliases, lines = _renamed(recognised, {t.name: t for t in tensors})
+    tied = not recognised.architecture.ties.keys() & {tensor.name for tensor in renamed}
     if config is None:
         stated = (inside and inside.config) or {}
-        made, line = hf_config.make(found, n_head, tokenizer, stated)
-        mended, _ = hf_config.mend(found, made, tied=tied, dtype=_dtype(renamed))
+        made, line = hf_config.make(recognised, n_head, tokenizer, stated)
+        mended, _ = hf_config.mend(recognised, made, tied=tied, dtype=_dtype(renamed))
         changes = [line]
     else:
-        mended, changes = hf_config.mend(found, config, tied=tied, dtype=_dtype(renamed))
-    hf_config.check_fits(found, mended, renamed, path)
+        mended, changes = hf_config.mend(recognised, config, tied=tied, dtype=_dtype(renamed))
+    hf_config.check_fits(recognised, mended, renamed, path)
     files |= {CONFIG: encoded(mended)}
     copied = {} if inside else _generation(folder)
     files |= copied or {GENERATION: encoded(hf_config.generation(mended))}
@@ -124,11 +124,11 @@ def _unknown(
     tensors: Sequence[Tensor],
     config: dict[str, Any] | None,
     given: str | None,
-    found: Recognised | None,
+    recognised: Recognised | None,
 ) -> _HfParts:
     """Return the parts for an architecture without a configuration module.
 
-    Everything is copied unchanged. `found` is None for an unknown architecture.
+    Everything is copied unchanged. `recognised` is None for an unknown architecture.
     """
     if config is None:
         raise Unsupported(
@@ -140,9 +140,13 @@ def _unknown(
     folder = folder_of(path)
     kept, aliases = fold_ties(tensors)
     files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
-    why = "is not known" if found is None else f"{found.architecture.name} has no rules for --to hf"
+    why = (
+        "is not known"
+        if recognised is None
+        else f"{recognised.architecture.name} has no rules for --to hf"
+    )
     lines = [f"the architecture {why}: names, {CONFIG} and tokenizer are copied unchecked"]
-    lines += check_config(found, config) if found else []
+    lines += check_config(recognised, config) if recognised else []
     if any(tensor.target for tensor in tensors):
         name = _dtype(kept)
         files[CONFIG] = encoded(hf_config.with_dtype(config, name))
@@ -152,14 +156,14 @@ def _unknown(
     return _HfParts(kept, aliases, files, lines)
 
 
-def _refuse_changes(found: Recognised, path: str, config: Mapping[str, Any] | None) -> None:
+def _refuse_changes(recognised: Recognised, path: str, config: Mapping[str, Any] | None) -> None:
     """Raise Unsupported if the folder of an architecture without a hook cannot be a plain copy.
 
     That is the case without a config.json beside the weights, and where transformers has other
     names or another layout.
     """
-    if config is None or found.wrapper or found.linear:
-        hook(found.architecture, "hf", path)
+    if config is None or recognised.wrapper or recognised.linear:
+        hook(recognised.architecture, "hf", path)
 
 
 def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
@@ -181,16 +185,16 @@ def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
 
 
 def _renamed(
-    found: Recognised, tensors: Mapping[str, Tensor]
+    recognised: Recognised, tensors: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], dict[str, str], list[str]]:
     """Return tensors under canonical names, omitted aliases with their twins, and lines."""
-    names = found.names("hf")
-    ties = found.architecture.ties
+    names = recognised.names("hf")
+    ties = recognised.architecture.ties
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     lines: list[str] = []
     canonical = {
-        names[name]: found.laid_out(name, tensor)
+        names[name]: recognised.laid_out(name, tensor)
         for name, tensor in tensors.items()
         if name in names
     }
@@ -201,12 +205,16 @@ def _renamed(
         else:
             aliases[name] = twin_name = ties[name]
             lines.append(f"{name} is {twin_name}, written once")
-    lines += layout_lines(found)
-    if found.prefix.removesuffix(found.architecture.canonical) == found.prefix:
-        lines.append(f"names begin with {found.architecture.canonical!r} as transformers has them")
-    if found.skipped:
-        masks = printable(", ".join(found.skipped[:2]))
-        lines.append(f"{len(found.skipped)} buffers are left out ({masks} ...): they are computed")
+    lines += layout_lines(recognised)
+    if recognised.prefix.removesuffix(recognised.architecture.canonical) == recognised.prefix:
+        lines.append(
+            f"names begin with {recognised.architecture.canonical!r} as transformers has them"
+        )
+    if recognised.skipped:
+        masks = printable(", ".join(recognised.skipped[:2]))
+        lines.append(
+            f"{len(recognised.skipped)} buffers are left out ({masks} ...): they are computed"
+        )
     return list(kept.values()), aliases, lines
 
 

@@ -45,26 +45,30 @@ def files(
         return _completed(inside.files, inside, n_positions)
     where = folder if given is None else given
     try:
-        found = bpe.find(folder, given, vocab_size)
+        tokenizer = bpe.find(folder, given, vocab_size)
     except Unsupported as error:
         line = f"the tokenizer's files are copied as they are: {error.message}"
         return as_they_are(where), None, [line]
-    if found is None:
+    if tokenizer is None:
         copied = as_they_are(where)
         return copied, None, [] if copied else [_NONE]
-    return _completed(as_they_are(where) | found.files, found, n_positions)
+    return _completed(as_they_are(where) | tokenizer.files, tokenizer, n_positions)
 
 
 def _completed(
-    complete: dict[str, bytes], found: Tokenizer, n_positions: int
+    complete: dict[str, bytes], tokenizer: Tokenizer, n_positions: int
 ) -> tuple[dict[str, bytes], Tokenizer, list[str]]:
     made = {}
     if WHOLE not in complete and CONFIG not in complete:
-        made[WHOLE] = whole(found)
+        made[WHOLE] = whole(tokenizer)
     if CONFIG not in complete:
-        made[CONFIG] = encoded(_config(found, n_positions))
+        made[CONFIG] = encoded(_config(tokenizer, n_positions))
     line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
-    return {**complete, **made}, found, [*bpe.source_lines(found), *([line] if made else [])]
+    return (
+        {**complete, **made},
+        tokenizer,
+        [*bpe.source_lines(tokenizer), *([line] if made else [])],
+    )
 
 
 _NONE = (
@@ -79,17 +83,17 @@ def as_they_are(folder: str) -> dict[str, bytes]:
     return {name: read_file(path) for name, path in paths.items() if is_file(path)}
 
 
-def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
+def _config(tokenizer: Tokenizer, n_positions: int) -> dict[str, Any]:
     """Return a tokenizer_config.json as GPT2Tokenizer saves it."""
-    ids = {"bos": found.bos, "eos": found.eos, **found.roles}
-    if bpe.END not in found.tokens:  # else GPT2Tokenizer would add it as unk_token
+    ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, **tokenizer.roles}
+    if bpe.END not in tokenizer.tokens:  # else GPT2Tokenizer would add it as unk_token
         ids = {"unk": None, **ids}
     named = {
-        f"{role}_token": None if number is None else found.tokens[number]
+        f"{role}_token": None if number is None else tokenizer.tokens[number]
         for role, number in ids.items()
     }
-    adds = {f"add_{name}_token": value for name, value in found.adds.items()}
-    template = found.template
+    adds = {f"add_{name}_token": value for name, value in tokenizer.adds.items()}
+    template = tokenizer.template
     if isinstance(template, tuple):
         chat: dict[str, Any] = {
             "chat_template": [{"name": name, "template": text} for name, text in template]
@@ -107,19 +111,19 @@ def _config(found: Tokenizer, n_positions: int) -> dict[str, Any]:
     }
 
 
-def whole(found: Tokenizer) -> bytes:
+def whole(tokenizer: Tokenizer) -> bytes:
     """Return the tokenizer.json that transformers creates from a GPT-2 vocabulary and merges."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    added = sorted(found.added)
+    added = sorted(tokenizer.added)
     return json.dumps(
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [_added(number, found) for number in added],
+            "added_tokens": [_added(number, tokenizer) for number in added],
             "normalizer": None,
             "pre_tokenizer": {**level, "use_regex": True},
-            "post_processor": _post_processor(found, {**level, "trim_offsets": False}),
+            "post_processor": _post_processor(tokenizer, {**level, "trim_offsets": False}),
             "decoder": {**level, "add_prefix_space": True, "use_regex": True},
             "model": {
                 "type": "BPE",
@@ -130,8 +134,8 @@ def whole(found: Tokenizer) -> bytes:
                 "fuse_unk": False,
                 "byte_fallback": False,
                 "ignore_merges": False,
-                "vocab": {token: number for number, token in enumerate(found.tokens)},
-                "merges": [merge.split(" ", 1) for merge in found.merges],
+                "vocab": {token: number for number, token in enumerate(tokenizer.tokens)},
+                "merges": [merge.split(" ", 1) for merge in tokenizer.merges],
             },
         },
         ensure_ascii=False,
@@ -139,20 +143,20 @@ def whole(found: Tokenizer) -> bytes:
     ).encode()
 
 
-def _post_processor(found: Tokenizer, level: dict[str, Any]) -> dict[str, Any]:
+def _post_processor(tokenizer: Tokenizer, level: dict[str, Any]) -> dict[str, Any]:
     """Return the post-processor that adds special tokens, or a ByteLevel one if there are none."""
-    if not (found.before or found.after):
+    if not (tokenizer.before or tokenizer.after):
         return {**level, "use_regex": True}
 
     def pieces(sequence: str, kind: int) -> list[dict[str, Any]]:
         def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
-            names = (found.tokens[number] for number in ids)
+            names = (tokenizer.tokens[number] for number in ids)
             return [{"SpecialToken": {"id": name, "type_id": kind}} for name in names]
 
         text = {"Sequence": {"id": sequence, "type_id": kind}}
-        return [*special(found.before), text, *special(found.after)]
+        return [*special(tokenizer.before), text, *special(tokenizer.after)]
 
-    names = {found.tokens[number]: number for number in (*found.before, *found.after)}
+    names = {tokenizer.tokens[number]: number for number in (*tokenizer.before, *tokenizer.after)}
     return {
         "type": "TemplateProcessing",
         "single": pieces("A", 0),
@@ -163,13 +167,13 @@ def _post_processor(found: Tokenizer, level: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _added(number: int, found: Tokenizer) -> dict[str, Any]:
+def _added(number: int, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "id": number,
-        "content": found.tokens[number],
+        "content": tokenizer.tokens[number],
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
-        "normalized": number not in found.special,
-        "special": number in found.special,
+        "normalized": number not in tokenizer.special,
+        "special": number in tokenizer.special,
     }

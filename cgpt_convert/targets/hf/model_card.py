@@ -43,11 +43,11 @@ def parse(text: str) -> Card:
     first, *lines = text.lstrip("\ufeff").splitlines() or [""]
     if first.rstrip() != _FENCE:
         return Card()
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in lines:
         if line.rstrip() == _FENCE:
-            return Card(found.get("model_name", ""), found.get("license", ""))
+            return Card(values.get("model_name", ""), values.get("license", ""))
         match = _LINE.fullmatch(line)
         if match and match[3].isprintable():
-            found.setdefault(match[1], match[3])
+            values.setdefault(match[1], match[3])
     return Card()

@@ -57,36 +57,36 @@ def plan(checkpoint: Checkpoint) -> PropertiesFiles:
     path = checkpoint.path
     said = read_config(folder_of(path))
     tensors = {t.name: t for t in select_whole(checkpoint, TensorSelection()).tensors}
-    found = whole_model(path, tensors.values(), said)
-    if found is None:
+    recognised = whole_model(path, tensors.values(), said)
+    if recognised is None:
         raise _refused(path, "the tensors are of no known architecture")
-    program = hook(found.architecture, "java_program", path)
+    program = hook(recognised.architecture, "java_program", path)
     config = {} if said is None else program.with_defaults(said)
-    if found.linear:
+    if recognised.linear:
         raise Unsupported(
             "its weights are Linear layers' (out, in); the raw-parameters program reads GPT-2's "
             "Conv1D layout",
             where=path,
             hint="convert with --to hf, which transposes them, then extract from that folder",
         )
-    _check_types(found, tensors, path)
-    refusal = program.refusal(found, config)
+    _check_types(recognised, tensors, path)
+    refusal = program.refusal(recognised, config)
     if refusal:
         raise _refused(path, refusal)
-    _check_head(found, tensors, path)
-    raw = raw_files.plan(checkpoint, found, tensors)
+    _check_head(recognised, tensors, path)
+    raw = raw_files.plan(checkpoint, recognised, tensors)
     blocks = (
-        *_settings(found, config, path),
+        *_settings(recognised, config, path),
         _layout(transposed=raw.transposed),
         _files(raw.files),
     )
     text = "\n".join("".join(setting_lines(block)) for block in blocks)
-    lines = tuple(_notes(found, config, raw.copies))
+    lines = tuple(_notes(recognised, config, raw.copies))
     return PropertiesFiles(raw.plans, FilePlan(NAME, (text.encode("ascii"),)), lines)
 
 
-def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
-    strange = [name for name in found.places if tensors[name].dtype != FLOAT32]
+def _check_types(recognised: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
+    strange = [name for name in recognised.places if tensors[name].dtype != FLOAT32]
     if strange:
         some = ", ".join(f"{printable(n)} ({tensors[n].dtype.name})" for n in strange[:3])
         raise Unsupported(
@@ -97,10 +97,10 @@ def _check_types(found: Recognised, tensors: Mapping[str, Tensor], path: str) ->
         )
 
 
-def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
+def _check_head(recognised: Recognised, tensors: Mapping[str, Tensor], path: str) -> None:
     """Raise Unsupported if the head differs from the embedding; a copy is read to compare."""
-    names = {place.rule.name: name for name, place in found.places.items()}
-    for name, place in found.places.items():
+    names = {place.rule.name: name for name, place in recognised.places.items()}
+    for name, place in recognised.places.items():
         if place.rule.tied_to:
             head, twin = tensors[name], tensors[names[place.rule.tied_to]]
             if head.view != twin.view and tensor_digest(head) != tensor_digest(twin):
@@ -110,11 +110,11 @@ def _check_head(found: Recognised, tensors: Mapping[str, Tensor], path: str) -> 
 
 
 def _settings(
-    found: Recognised, config: Mapping[str, Any], path: str
+    recognised: Recognised, config: Mapping[str, Any], path: str
 ) -> tuple[dict[str, str], ...]:
     """Return the properties of the model in blocks, as in the program's own examples."""
-    sizes, n_head = found.sizes, heads(found, path, config)
-    end = end_id(found, config, None, "eos")
+    sizes, n_head = recognised.sizes, heads(recognised, path, config)
+    end = end_id(recognised, config, None, "eos")
     if end is None:
         hint = f"put the model's {CONFIG}, with eos_token_id, beside the weights"
         raise Unsupported("the end-of-text token is not known", where=path, hint=hint)
@@ -122,8 +122,8 @@ def _settings(
     d_head = Decimal(sizes["n_embd"] // n_head if scaled else 1)
     return (
         {
-            "name": _name(found),
-            "source": found.identity.family if found.identity else "unknown",
+            "name": _name(recognised),
+            "source": recognised.identity.family if recognised.identity else "unknown",
         },
         {
             "tokenizer": "GPT-2",
@@ -144,16 +144,16 @@ def _settings(
             "attention.dividend": str(Context(prec=_DIGITS).sqrt(d_head)),
         },
         {f"attention.type.{number}": "global" for number in range(1, sizes["n_layer"] + 1)},
-        {"epsilon": _epsilon(found, config, path)},
+        {"epsilon": _epsilon(recognised, config, path)},
     )
 
 
-def _name(found: Recognised) -> str:
-    if found.identity:
-        return found.identity.title
-    if found.shape_of:
-        return f"shape of {found.shape_of.title}"
-    return f"{found.architecture.name} {found.sizes['n_embd']} wide"
+def _name(recognised: Recognised) -> str:
+    if recognised.identity:
+        return recognised.identity.title
+    if recognised.shape_of:
+        return f"shape of {recognised.shape_of.title}"
+    return f"{recognised.architecture.name} {recognised.sizes['n_embd']} wide"
 
 
 def _layout(*, transposed: bool) -> dict[str, str]:
@@ -178,9 +178,9 @@ def setting_lines(block: Mapping[str, str]) -> Iterator[str]:
         yield line
 
 
-def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
+def _epsilon(recognised: Recognised, config: Mapping[str, Any], path: str) -> str:
     """Return the epsilon as in the program's examples and Java's Float.parseFloat: 1e-5f."""
-    usual = hook(found.architecture, "java_program").usual_epsilon(found)
+    usual = hook(recognised.architecture, "java_program").usual_epsilon(recognised)
     value = config.get("layer_norm_epsilon", usual)
     if not isinstance(value, float) or not 0 < value < 1:
         raise _refused(path, f"layer_norm_epsilon is {value!r}")
@@ -188,7 +188,7 @@ def _epsilon(found: Recognised, config: Mapping[str, Any], path: str) -> str:
 
 
 def _notes(
-    found: Recognised, config: Mapping[str, Any], copies: Mapping[str, Tensor]
+    recognised: Recognised, config: Mapping[str, Any], copies: Mapping[str, Tensor]
 ) -> Iterator[str]:
     if copies:
         nbytes = sum(tensor.nbytes for tensor in copies.values())
@@ -196,7 +196,7 @@ def _notes(
             f"{len(copies):,} files, {nbytes:,} bytes, hold tensors once more, as the program "
             f"needs them: {next(iter(copies))} ..."
         )
-    yield from hook(found.architecture, "java_program").notes(found, config)
+    yield from hook(recognised.architecture, "java_program").notes(recognised, config)
 
 
 def _refused(path: str, why: str) -> Unsupported:

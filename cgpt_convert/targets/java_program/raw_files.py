@@ -29,14 +29,14 @@ class RawFiles(NamedTuple):
     transposed: bool  # the program's term for (in, out)
 
 
-def plan(checkpoint: Checkpoint, found: Recognised, tensors: Mapping[str, Tensor]) -> RawFiles:
+def plan(checkpoint: Checkpoint, recognised: Recognised, tensors: Mapping[str, Tensor]) -> RawFiles:
     """Plan every storage as in the archive, and the further files that the program needs.
 
-    `tensors` has the tensors named by `found`. A tensor that does not fill a storage in the
+    `tensors` has the tensors named by `recognised`. A tensor that does not fill a storage in the
     program's layout gets a file of its own under the program's standard name.
     """
-    transposed = found.conv1d == "contiguous"
-    views = dict(_views(found, tensors, transposed=transposed))
+    transposed = recognised.conv1d == "contiguous"
+    views = dict(_views(recognised, tensors, transposed=transposed))
     files = {key: f"{key}.dat" for key, view in views.items() if not _fills_storage(view)}
     copies = {file: views[key] for key, file in files.items()}
     everything = list(checkpoint.values()), list(checkpoint.exotic.values())
@@ -48,15 +48,15 @@ def plan(checkpoint: Checkpoint, found: Recognised, tensors: Mapping[str, Tensor
 
 
 def _views(
-    found: Recognised, tensors: Mapping[str, Tensor], *, transposed: bool
+    recognised: Recognised, tensors: Mapping[str, Tensor], *, transposed: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the program's name of each tensor, and the tensor in the layout of its file."""
-    for name, key in found.names("raw").items():
+    for name, key in recognised.names("raw").items():
         tensor = tensors[name]
         if transposed and _MERGED in key:
             for number, part in enumerate(_MERGED.split(".")):
                 yield key.replace(_MERGED, part), _third(tensor, number)
-        elif found.places[name].rule.conv1d and not transposed:
+        elif recognised.places[name].rule.conv1d and not transposed:
             yield key, tensor.transposed()
         else:
             yield key, tensor

@@ -60,30 +60,30 @@ def content(model: ModelRequest) -> ModelContent:
             where=path,
             hint=f"written is {', '.join(with_hook('gguf'))}; --to safetensors writes the tensors",
         )
-    found = recognised(path, model.tensors, config)
+    recognition = recognised(path, model.tensors, config)
     if config is not None and not inside:
-        config = hook(found.architecture, "gguf").with_defaults(config)
+        config = hook(recognition.architecture, "gguf").with_defaults(config)
     tokenizer, given = None, model.tokenizer
     same = inside and given is None and model.vocabulary
     if model.vocabulary and not same:
-        tokenizer = _tokenizer(path, folder, given, found, config or {})
+        tokenizer = _tokenizer(path, folder, given, recognition, config or {})
     described = ModelDescription(path, config, tokenizer)
     if inside:
         described = described._replace(fields=writer.fields(checkpoint), same_vocabulary=same)
     else:
         described = described._replace(card=read_card(folder))
-    made, lines = request(model.name, found, model.tensors, model.dtype, described)
-    return ModelContent(made, lines, found)
+    made, lines = request(model.name, recognition, model.tensors, model.dtype, described)
+    return ModelContent(made, lines, recognition)
 
 
 def _tokenizer(
-    path: str, folder: str, given: str | None, found: Recognised, config: Mapping[str, Any]
+    path: str, folder: str, given: str | None, recognised: Recognised, config: Mapping[str, Any]
 ) -> Tokenizer:
     """Return the tokenizer to write. Raises BadRequest if there is none."""
-    tokenizer = find(folder, given, found.sizes["vocab_size"])
+    tokenizer = find(folder, given, recognised.sizes["vocab_size"])
     if tokenizer is None:
         raise BadRequest(
-            f"no tokenizer for its {found.sizes['vocab_size']:,} tokens lies beside it",
+            f"no tokenizer for its {recognised.sizes['vocab_size']:,} tokens lies beside it",
             where=path,
             hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
             "--no-vocab",
@@ -97,19 +97,23 @@ def recognised(
     path: str, tensors: Sequence[Tensor], config: Mapping[str, Any] | None
 ) -> Recognised:
     """Return the tensors' roles; Unsupported unless complete and known to llama.cpp."""
-    found = whole_model(path, tensors, config)
-    if found is None:
+    recognised = whole_model(path, tensors, config)
+    if recognised is None:
         raise Unsupported(
             "the tensors are of no architecture that is written as GGUF",
             where=path,
             hint=f"written is {', '.join(with_hook('gguf'))}; --to safetensors writes any tensors",
         )
-    hook(found.architecture, "gguf", path)
-    return found
+    hook(recognised.architecture, "gguf", path)
+    return recognised
 
 
 def request(
-    name: str, found: Recognised, tensors: Sequence[Tensor], dtype: str, source: ModelDescription
+    name: str,
+    recognised: Recognised,
+    tensors: Sequence[Tensor],
+    dtype: str,
+    source: ModelDescription,
 ) -> tuple[Request, tuple[str, ...]]:
     """Return the content of the file called `name`, and lines of information.
 
@@ -117,8 +121,12 @@ def request(
     Unsupported, as `content` does, for settings that llama.cpp does not support.
     """
     config = source.config or {}
-    lines = [*_stripped(found), *check_config(found, config), *source_lines(source.tokenizer)]
-    renamed, left_out = _renamed(found, tensors)
+    lines = [
+        *_stripped(recognised),
+        *check_config(recognised, config),
+        *source_lines(source.tokenizer),
+    ]
+    renamed, left_out = _renamed(recognised, tensors)
     lines += [f"{name} is the token embedding, written once" for name in left_out]
     head = _HEAD if any(tensor.name == _HEAD for tensor in renamed) else _EMBEDDING
     written = []
@@ -128,37 +136,37 @@ def request(
             lines.append(f"{tensor.name} is float16: rows of {tensor.shape[-1]} are no blocks")
             target = BY_NAME["float16"]
         written.append(tensor.cast(target))
-    sizes = gguf_metadata.hyperparameters(found, config, source.path)
+    sizes = gguf_metadata.hyperparameters(recognised, config, source.path)
     storage = gguf_metadata.storage(written)
-    vocabulary = _vocabulary(found, source)
+    vocabulary = _vocabulary(recognised, source)
     if source.tokenizer is not None:
         lines += flag_lines(source.tokenizer)
     if source.fields:
         fields = gguf_metadata.kept(source.fields, sizes, storage, vocabulary)
         return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
     fields = (
-        *gguf_metadata.general(found, config, source.card, written),
+        *gguf_metadata.general(recognised, config, source.card, written),
         *sizes,
         *storage,
         *vocabulary,
-        *gguf_metadata.own(found, config),
+        *gguf_metadata.own(recognised, config),
     )
-    lines += hook(found.architecture, "gguf").notes(found, config)
+    lines += hook(recognised.architecture, "gguf").notes(recognised, config)
     return Request(name, tuple(written), fields=fields), tuple(map(printable, lines))
 
 
-def _vocabulary(found: Recognised, source: ModelDescription) -> list[Field]:
+def _vocabulary(recognised: Recognised, source: ModelDescription) -> list[Field]:
     """Return the fields of the tokenizer; none if those of a GGUF file are kept."""
     if source.same_vocabulary:
         return []
     if source.tokenizer is None:
-        return gguf_metadata.no_vocabulary(found)
-    return gguf_metadata.vocabulary(source.tokenizer, found.sizes["vocab_size"])
+        return gguf_metadata.no_vocabulary(recognised)
+    return gguf_metadata.vocabulary(source.tokenizer, recognised.sizes["vocab_size"])
 
 
-def _stripped(found: Recognised) -> list[str]:
+def _stripped(recognised: Recognised) -> list[str]:
     """Return the line for a removed wrapper; Linear layout needs no line, as llama.cpp uses it."""
-    return layout_lines(found._replace(linear=False))
+    return layout_lines(recognised._replace(linear=False))
 
 
 def _target(tensor: Tensor, dtype: str, head: str) -> DType:
@@ -176,21 +184,23 @@ def _target(tensor: Tensor, dtype: str, head: str) -> DType:
     return BY_NAME[dtype]
 
 
-def _renamed(found: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
+def _renamed(recognised: Recognised, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
     """Return tensors with llama.cpp's names and layout, and the names of omitted tied ones.
 
     Conv1D weights are (in, out) here and (out, in) in llama.cpp, as in Linear layers.
     """
-    names = found.names("gguf")
-    by_rule = {found.places[t.name].rule.name: t for t in tensors if t.name in found.places}
+    names = recognised.names("gguf")
+    by_rule = {
+        recognised.places[t.name].rule.name: t for t in tensors if t.name in recognised.places
+    }
     renamed, left_out = [], []
     for tensor in tensors:
         if tensor.name not in names:
             continue  # a buffer
-        rule = found.places[tensor.name].rule
+        rule = recognised.places[tensor.name].rule
         if rule.tied_to and same_values(tensor, by_rule[rule.tied_to]):
             left_out.append(tensor.name)
             continue
-        turned = tensor.transposed() if rule.conv1d and not found.linear else tensor
+        turned = tensor.transposed() if rule.conv1d and not recognised.linear else tensor
         renamed.append(turned.renamed(names[tensor.name]))
     return renamed, left_out

@@ -47,7 +47,7 @@ _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
 
 
 def general(
-    found: Recognised, config: Mapping[str, Any], card: Card, tensors: Sequence[Tensor]
+    recognised: Recognised, config: Mapping[str, Any], card: Card, tensors: Sequence[Tensor]
 ) -> list[Field]:
     """Return general fields about the model, which do not depend on file locations.
 
@@ -56,10 +56,10 @@ def general(
     size = size_label(sum(tensor.numel for tensor in tensors))
     given = config.get("_name_or_path")
     base = given.rstrip("/").rpartition("/")[2] if isinstance(given, str) else ""
-    shaped = f"{SHAPE_OF}{found.shape_of.title}" if found.shape_of else ""
-    name = card.name or printable(base) or shaped or f"{found.architecture.name} {size}"
+    shaped = f"{SHAPE_OF}{recognised.shape_of.title}" if recognised.shape_of else ""
+    name = card.name or printable(base) or shaped or f"{recognised.architecture.name} {size}"
     fields = [
-        Field(ARCHITECTURE, "string", found.architecture.gguf_name),
+        Field(ARCHITECTURE, "string", recognised.architecture.gguf_name),
         Field("general.type", "string", "model"),
         Field(NAME, "string", name),
         Field("general.size_label", "string", size),
@@ -69,32 +69,32 @@ def general(
     return fields
 
 
-def hyperparameters(found: Recognised, config: Mapping[str, Any], path: str) -> list[Field]:
+def hyperparameters(recognised: Recognised, config: Mapping[str, Any], path: str) -> list[Field]:
     """Return the sizes, the number of heads and the epsilon of the layer norms.
 
     Raises Unsupported for an unknown number of heads, an invalid epsilon, and settings that
     llama.cpp's graph of the architecture does not support.
     """
-    gguf = hook(found.architecture, "gguf", path)
+    gguf = hook(recognised.architecture, "gguf", path)
     gguf.check_settings(config, path)
     values: dict[str, int | float] = {
-        **found.sizes,
-        "n_head": heads(found, path, config),
-        "layer_norm_epsilon": gguf.epsilon(found, config, path),
+        **recognised.sizes,
+        "n_head": heads(recognised, path, config),
+        "layer_norm_epsilon": gguf.epsilon(recognised, config, path),
     }
     return [
         Field(
-            f"{found.architecture.gguf_name}.{key}",
+            f"{recognised.architecture.gguf_name}.{key}",
             "float32" if isinstance(values[size], float) else "uint32",
             values[size],
         )
-        for size, key in found.architecture.gguf_keys.items()
+        for size, key in recognised.architecture.gguf_keys.items()
     ]
 
 
-def own(found: Recognised, config: Mapping[str, Any]) -> list[Field]:
+def own(recognised: Recognised, config: Mapping[str, Any]) -> list[Field]:
     """Return fields that llama.cpp ignores and this program needs to run the model."""
-    activation = hook(found.architecture, "gguf").activation(found, config)
+    activation = hook(recognised.architecture, "gguf").activation(recognised, config)
     return [Field(ACTIVATION, "string", activation)]
 
 
@@ -123,17 +123,17 @@ def kept(
     the tokenizer; `sizes` are added where they are absent. Provenance metadata is dropped.
     """
     new = {field.key: field for field in storage}
-    found = []
+    fields = []
     for field in old:
         own = field.key.startswith(_OWN) and field.key != ACTIVATION
         replaced = vocabulary and (
             field.key.startswith(_TOKENIZER) or field.key in _keys(vocabulary)
         )
         if not (own or replaced or field.key == _ALIGNMENT):
-            found.append(new.pop(field.key, field))
-    there = _keys(found)
-    found += [field for field in sizes if field.key not in there]
-    return (*found, *new.values(), *vocabulary)
+            fields.append(new.pop(field.key, field))
+    there = _keys(fields)
+    fields += [field for field in sizes if field.key not in there]
+    return (*fields, *new.values(), *vocabulary)
 
 
 def _keys(fields: Iterable[Field]) -> set[str]:
@@ -196,10 +196,14 @@ def check_tokenizer(tokenizer: Tokenizer, path: str) -> None:
         )
 
 
-def no_vocabulary(found: Recognised) -> list[Field]:
+def no_vocabulary(recognised: Recognised) -> list[Field]:
     """Return the fields with which llama.cpp evaluates token IDs without a vocabulary."""
     return [
-        Field(f"{found.architecture.gguf_name}.vocab_size", "uint32", found.sizes["vocab_size"]),
+        Field(
+            f"{recognised.architecture.gguf_name}.vocab_size",
+            "uint32",
+            recognised.sizes["vocab_size"],
+        ),
         Field(MODEL, "string", "none"),
     ]
 

@@ -54,8 +54,8 @@ def undo(checkpoint: Checkpoint) -> Checkpoint:
 
     def place_of(name: str) -> TensorPosition | None:
         pattern, layer = template(name)
-        found = places.get(pattern)
-        return TensorPosition(found.rule, layer) if found else None
+        place = places.get(pattern)
+        return TensorPosition(place.rule, layer) if place else None
 
     def renamed(name: str) -> str:
         place = place_of(name)
@@ -84,11 +84,11 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
         value = _number(text) if text is not None else None
         if value is not None:
             known[architecture.config_keys.get(size, (size,))[0]] = value
-    told = {
+    values = {
         "activation_function": checkpoint.metadata.get(gguf_metadata.ACTIVATION),
         "_name_or_path": card(checkpoint).name,
     }
-    return known | {key: value for key, value in told.items() if value}
+    return known | {key: value for key, value in values.items() if value}
 
 
 def card(checkpoint: Checkpoint) -> Card:
@@ -96,8 +96,8 @@ def card(checkpoint: Checkpoint) -> Card:
     said = checkpoint.metadata
     name = said.get(gguf_metadata.NAME, "")
     made = f"{said.get(gguf_metadata.ARCHITECTURE)} {said.get(_SIZE_LABEL)}"
-    told = "" if name == made or name.startswith(gguf_metadata.SHAPE_OF) else name
-    return Card(told, said.get(gguf_metadata.LICENSE, ""))
+    title = "" if name == made or name.startswith(gguf_metadata.SHAPE_OF) else name
+    return Card(title, said.get(gguf_metadata.LICENSE, ""))
 
 
 def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -108,11 +108,11 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     said = checkpoint.metadata
     if said.get(gguf_metadata.MODEL) != "gpt2" or said.get(gguf_metadata.PRE) not in _GPT2_PRE:
         return None
-    found = {field.key: field for field in writer.fields(checkpoint)}
+    fields = {field.key: field for field in writer.fields(checkpoint)}
     tokens, merges = (
-        _array(found.get(key), "string") for key in (gguf_metadata.TOKENS, gguf_metadata.MERGES)
+        _array(fields.get(key), "string") for key in (gguf_metadata.TOKENS, gguf_metadata.MERGES)
     )
-    types = _array(found.get(gguf_metadata.TYPES), "int32")
+    types = _array(fields.get(gguf_metadata.TYPES), "int32")
     if not tokens or len(types) != len(tokens):
         return None
     last = max((i for i, kind in enumerate(types) if kind != gguf_metadata.UNUSED), default=-1)
@@ -124,30 +124,30 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
         "vocab.json": vocabulary.encode(),
         "merges.txt": "\n".join((_VERSION_LINE, *merges, "")).encode(),
     }
-    read = {role: _token(found.get(key), len(tokens)) for role, key in gguf_metadata.ROLES.items()}
+    read = {role: _token(fields.get(key), len(tokens)) for role, key in gguf_metadata.ROLES.items()}
     roles = {role: number for role, number in read.items() if number is not None}
     bos, eos = roles.pop("bos", None), roles.pop("eos", None)
-    stated = {name: _flag(found.get(key)) for name, key in gguf_metadata.ADD.items()}
+    stated = {name: _flag(fields.get(key)) for name, key in gguf_metadata.ADD.items()}
     adds = {name: value for name, value in stated.items() if value is not None}
     before = (bos,) if adds.get("bos") and bos is not None else ()
     after = (eos,) if adds.get("eos") and eos is not None else ()
     if after and "eot" in roles:  # see `llama_fields.vocabulary`
         eos = roles.pop("eot")
     made = Tokenizer(tokens, merges, bos, eos, special, files, frozenset(added), roles)
-    return made._replace(before=before, after=after, adds=adds, template=_template(found))
+    return made._replace(before=before, after=after, adds=adds, template=_template(fields))
 
 
 def _flag(field: Field | None) -> bool | None:
     return field.value if field is not None and isinstance(field.value, bool) else None
 
 
-def _template(found: Mapping[str, Field]) -> ChatTemplate:
+def _template(fields: Mapping[str, Field]) -> ChatTemplate:
     """Return the chat template, or all of them by name with the unnamed one as `default`."""
-    main = found.get(gguf_metadata.TEMPLATE)
+    main = fields.get(gguf_metadata.TEMPLATE)
     default = main.value if main is not None and isinstance(main.value, str) else None
     named = []
-    for name in _array(found.get(gguf_metadata.TEMPLATES), "string"):
-        field = found.get(f"{gguf_metadata.TEMPLATE}.{name}")
+    for name in _array(fields.get(gguf_metadata.TEMPLATES), "string"):
+        field = fields.get(f"{gguf_metadata.TEMPLATE}.{name}")
         if field is not None and isinstance(field.value, str):
             named.append((name, field.value))
     if not named:

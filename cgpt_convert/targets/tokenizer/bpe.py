@@ -91,15 +91,15 @@ def find(folder: str | None, given: str | None, vocab_size: int) -> Tokenizer | 
     return _checked(parts, vocab_size)._replace(packaged=True) if parts else None
 
 
-def source_lines(found: Tokenizer | None) -> list[str]:
+def source_lines(tokenizer: Tokenizer | None) -> list[str]:
     """Return a line if the tokenizer is assumed to be GPT-2's."""
-    if found is None or not found.packaged:
+    if tokenizer is None or not tokenizer.packaged:
         return []
     count = f"{GPT2_TOKENS:,} tokens"
     return [f"the tokenizer is assumed to be GPT-2's, as the model has {count} and none beside it"]
 
 
-def flag_lines(found: Tokenizer) -> list[str]:
+def flag_lines(tokenizer: Tokenizer) -> list[str]:
     """Return a line for each token that llama.cpp adds to a text and transformers does not.
 
     Or the other way round.
@@ -107,7 +107,7 @@ def flag_lines(found: Tokenizer) -> list[str]:
     return [
         f"{CONFIG} says add_{name}_token {str(value).lower()}, which llama.cpp follows; "
         f"transformers follows {WHOLE}, which {'does not add' if value else 'adds'} the token"
-        for name, value in found.stated.items()
+        for name, value in tokenizer.stated.items()
     ]
 
 
@@ -202,11 +202,11 @@ def _adds(
     parts: TokenizerFiles, before: tuple[int, ...], after: tuple[int, ...]
 ) -> dict[str, bool]:
     """Return which tokens are actually added, for roles that are stated or added."""
-    found = {}
+    added = {}
     for name, ids in (("bos", before), ("eos", after)):
         if ids or name in parts.adds:
-            found[name] = bool(ids)
-    return found | ({"sep": parts.adds["sep"]} if "sep" in parts.adds else {})
+            added[name] = bool(ids)
+    return added | ({"sep": parts.adds["sep"]} if "sep" in parts.adds else {})
 
 
 def _stated(

@@ -121,7 +121,7 @@ def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
     for name in (VOCAB, MERGES, WHOLE, CONFIG, SPECIAL, ADDED):
         names = [name, *(theirs for theirs, ours in _OPENAI.items() if ours == name)]
         paths = (os.path.join(folder, each) for each in names)
-        source = next((found for found in map(find, paths) if found is not None), None)
+        source = next((candidate for candidate in map(find, paths) if candidate is not None), None)
         if source is not None:
             yield name, _content(source)
 
@@ -133,8 +133,8 @@ def read_file(path: str) -> bytes:
 
 def _content(source: Source) -> bytes:
     if source.nbytes > TOKENIZER_BYTES:
-        hint, told = _HINT, f"{source.nbytes:,} bytes are no tokenizer's"
-        raise Unsupported(told, where=source.name, hint=hint)
+        hint, message = _HINT, f"{source.nbytes:,} bytes are no tokenizer's"
+        raise Unsupported(message, where=source.name, hint=hint)
     return read(source, 0, source.nbytes)
 
 

@@ -49,13 +49,13 @@ def around(processor: object) -> SurroundingTokens:
         case None | {"type": "ByteLevel"}:
             return SurroundingTokens()
         case {"type": "Sequence", "processors": list(inner)}:
-            found = SurroundingTokens()
+            surrounding = SurroundingTokens()
             for each in map(around, inner):  # later ones wrap the result of earlier ones
-                problem = found.problem or each.problem
-                found = SurroundingTokens(
-                    each.before + found.before, found.after + each.after, problem
+                problem = surrounding.problem or each.problem
+                surrounding = SurroundingTokens(
+                    each.before + surrounding.before, surrounding.after + each.after, problem
                 )
-            return found
+            return surrounding
         case {
             "type": "RobertaProcessing" | "BertProcessing",
             "cls": [str(), int(cls)],
@@ -124,9 +124,9 @@ def overlaps(plain: Iterable[str], normalized: Iterable[str]) -> Iterator[str]:
     groups = (frozenset(plain), frozenset(normalized))
     for one in groups:
         for other in groups:
-            found = _overlapping(one, other)
-            if found:
-                yield f"its added tokens {found[0]!r} and {found[1]!r} overlap"
+            pair = _overlapping(one, other)
+            if pair:
+                yield f"its added tokens {pair[0]!r} and {pair[1]!r} overlap"
                 return
     inside = next((pair for pair in _inside(*groups)), None)
     if inside:

@@ -30,10 +30,10 @@ class WritableStore:
         try:
             return attempt()
         except Exception as error:  # noqa: BLE001  each store has its own kinds
-            found = worded(error, self.name)
-            if isinstance(found, TransientError):
-                raise CannotWrite(found.reason, where=self.name) from None
-            raise _refused(found) from None
+            reported = worded(error, self.name)
+            if isinstance(reported, TransientError):
+                raise CannotWrite(reported.reason, where=self.name) from None
+            raise _refused(reported) from None
 
     def s3(self, method: str, path: str, **words: Any) -> Any:
         """Return the response to an S3 request about an object, with retries."""
@@ -78,9 +78,9 @@ class WritableStore:
 
     def check_nbytes(self, path: str, nbytes: int) -> None:
         """Raise CannotWrite unless an object of that size exists."""
-        found = self._info(path).get("size")
-        if found != nbytes:
-            why = f"the store has {found or 0:,} bytes where {nbytes:,} were written"
+        stored = self._info(path).get("size")
+        if stored != nbytes:
+            why = f"the store has {stored or 0:,} bytes where {nbytes:,} were written"
             raise CannotWrite(why, where=self.name)
 
     def below(self, path: str) -> list[str]:
@@ -94,8 +94,8 @@ class WritableStore:
                 return []
 
         start = path.rstrip("/") + "/"
-        found = self.asked(listed)
-        return sorted(each.removeprefix(start) for each in found if each.startswith(start))
+        listing = self.asked(listed)
+        return sorted(each.removeprefix(start) for each in listing if each.startswith(start))
 
     def move(self, old: str, new: str) -> None:
         """Rename the file, with a server-side copy if the store has no rename."""
