@@ -11,7 +11,7 @@ def main() -> int:
 
         code = run()
     except KeyboardInterrupt:  # while it is imported, most of a short command's time
-        sys.stderr.write("cgpt-convert: interrupted\n")
+        sys.stderr.write("interrupted\n")
         return 130
     gc.freeze()  # or the interpreter, as it ends, looks through all objects for cycles
     return code

@@ -28,7 +28,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"cgpt-convert: {error}\n  pip install lm-eval, or the extra `eval`") from None
+    raise SystemExit(f"error: {error}\nhint: pip install lm-eval, or the extra `eval`") from None
 
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.core.errors import BadRequest

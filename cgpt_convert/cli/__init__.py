@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cgpt_convert import __version__
-from cgpt_convert.core.errors import BadRequest, CgptError
+from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -42,6 +42,8 @@ COMMANDS = {
 _INTERRUPTED = 130
 _AGAIN = 0.001  # seconds until a dropped signal is sent again
 _STDOUT_CLOSED = 141  # the exit code of a process ended by SIGPIPE in shells
+# raised for `cgpt-convert` alone, from click 8.2 on
+_NO_ARGUMENTS: type[Exception] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class _StdoutClosed(Exception):
@@ -59,6 +61,18 @@ class _Lazy(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command's name, the command and its arguments. Raises BadRequest."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from cgpt_convert.core.text import suggestion
+
+            near = suggestion(args[0], COMMANDS)
+            hint = f"{near}`{ctx.command_path} --help` lists the commands"
+            raise BadRequest(f"no such command {args[0]!r}", hint=hint)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
@@ -110,9 +124,10 @@ def main() -> int:
         code = _STDOUT_CLOSED
         _drop_stdout()
     except OSError as error:
-        code = 4
-        _complain(f"{error.filename or 'standard output'}: {os.strerror(error.errno or 0)}")
-        _drop_stdout()
+        if not error.filename:
+            _drop_stdout()
+        where = error.filename or "standard output"
+        code = _failed(CannotWrite(os.strerror(error.errno or 0), where=where))
     return code
 
 
@@ -127,30 +142,30 @@ def _run() -> int:
             code = group.main(prog_name="cgpt-convert", standalone_mode=False)
         finally:
             _tell_traffic()
-    except click.ClickException as error:
-        error.show()
-        _print_error(BadRequest.kind, error.format_message(), error.exit_code)
-        return error.exit_code
+    except _NO_ARGUMENTS as error:
+        click.echo(error, err=True)  # the help
+        return BadRequest.exit_code
+    except click.UsageError as error:
+        from cgpt_convert.cli.error_output import from_click
+
+        return _failed(from_click(error))
     except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        _print_error("interrupted", "interrupted", _INTERRUPTED)
+        from cgpt_convert.cli.error_output import print_json_error
+
+        click.echo("interrupted", err=True)
+        print_json_error("interrupted", "interrupted", _INTERRUPTED)
         return _INTERRUPTED
     except CgptError as error:
-        error.where = error.where.replace("\n", "\\n")
-        _complain(str(error))
-        _print_error(error.kind, error.message, error.exit_code, error.where, error.hint)
-        return error.exit_code
+        return _failed(error)
     return code if isinstance(code, int) else 0
 
 
-def _print_error(kind: str, message: str, exit_code: int, where: str = "", hint: str = "") -> None:
-    """Print an error as JSON on standard output if the command line asks for JSON."""
-    words = sys.argv[1:]
-    if "--json" in (words[: words.index("--")] if "--" in words else words):
-        import json
+def _failed(error: CgptError) -> int:
+    """Print the error; return its exit code."""
+    from cgpt_convert.cli.error_output import print_error
 
-        error = {"kind": kind, "message": message, "where": where, "hint": hint}
-        click.echo(json.dumps({"error": {**error, "exit_code": exit_code}}, indent=2))
+    print_error(error)
+    return error.exit_code
 
 
 def _tell_traffic() -> None:
@@ -165,13 +180,6 @@ def _tell_traffic() -> None:
             parts += [f"{size(nbytes)} of {size(total)}"] if total else []
             parts += [f"{size(sent)} sent"] if sent else []
             click.echo(", ".join(parts), err=True)
-
-
-def _complain(message: str) -> None:
-    from cgpt_convert.core.text import printable
-
-    lines = map(printable, message.split("\n"))
-    click.echo("cgpt-convert: " + "\n".join(lines), err=True)
 
 
 class _Terminated(SystemExit):

@@ -29,7 +29,7 @@ class CgptError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}\n  {self.hint}" if self.hint else text
+        return f"{text}\nhint: {self.hint}" if self.hint else text
 
 
 class Malformed(CgptError):

@@ -24,6 +24,14 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Return "did you mean X? " for the choice that is most like `word`; empty if none is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(choices), 1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Return a table with a caption. All texts may come from a file: they are escaped."""
     import html

@@ -10,7 +10,6 @@ import fcntl
 import os
 import pickle
 import random
-import select
 import signal
 import struct
 import subprocess
@@ -25,6 +24,7 @@ import torch
 
 import cgpt_convert
 from tests.helpers.running import environ, partials, run
+from tests.helpers.terminal import read_terminal
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 LONGEST = 20.0  # seconds from the Ctrl-C to the end; it takes 0.2
@@ -82,7 +82,7 @@ def interrupted(words: tuple[object, ...], folder: Path, delay: float) -> Ended:
     os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
     shown, begun, sent = b"", time.monotonic(), 0.0
     try:
-        while (piece := _read(ours)) != b"":
+        while (piece := read_terminal(ours)) != b"":
             shown += piece or b""
             now = time.monotonic()
             if not sent and now - begun > delay:
@@ -94,16 +94,6 @@ def interrupted(words: tuple[object, ...], folder: Path, delay: float) -> Ended:
         process.kill()
         process.wait()
         os.close(ours)
-
-
-def _read(terminal: int) -> bytes | None:
-    """What the terminal shows next; None if nothing for now, empty when nobody has it open."""
-    if not select.select([terminal], [], [], 0.01)[0]:
-        return None
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:  # Linux says EIO when the other end is closed
-        return b""
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen")

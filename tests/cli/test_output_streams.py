@@ -225,7 +225,7 @@ def test_a_full_disk_behind_standard_output_is_said(model: Path, words: tuple[st
             check=False,
             env=environ(),
         )
-    assert done.stderr == b"cgpt-convert: standard output: No space left on device\n"
+    assert done.stderr == b"error: standard output: No space left on device\n"
     assert done.returncode == 4
 
 

@@ -206,4 +206,4 @@ def test_a_ctrl_c_does_not_wait_for_the_calls_that_run() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WAITING], capture_output=True, check=False, text=True, timeout=30
     )
-    assert (done.returncode, done.stderr) == (130, "cgpt-convert: interrupted\n")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

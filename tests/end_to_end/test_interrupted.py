@@ -149,7 +149,7 @@ sys.exit(cli.main())
 )
 @pytest.mark.parametrize(
     ("number", "code", "err"),
-    [(signal.SIGINT, 130, "cgpt-convert: interrupted\n"), (signal.SIGTERM, 143, "")],
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")],
 )
 def test_a_signal_is_not_lost_where_nobody_can_catch_what_its_handler_raises(
     number: signal.Signals, code: int, err: str, drop: str

@@ -40,8 +40,8 @@ DOWNWARD = {
 # Who may import what is heavy or prints; whatever is left out here may be imported by nobody.
 ALLOWED = {
     "click": "cli cli.compute_options cli.run_generation cli.convert cli.demo cli.diff cli.digest "
-    "cli.eval cli.extract cli.generate cli.inspect cli.lock cli.logits cli.models cli.notes "
-    "cli.options cli.report cli.salvage_option cli.scan cli.table cli.verify",
+    "cli.error_output cli.eval cli.extract cli.generate cli.inspect cli.lock cli.logits cli.models "
+    "cli.notes cli.options cli.report cli.salvage_option cli.scan cli.table cli.verify",
     "tqdm": "cli.progress",
     "numpy": "api.arrays cli.demo inference.backend_numpy inference.compare "
     "inference.evaluate.cross_entropy "

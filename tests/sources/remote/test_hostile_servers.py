@@ -132,7 +132,7 @@ def test_a_head_that_is_wrong_is_an_error(name: str, how: str) -> None:
     words = (*QUICK, "--download") if how == "download" else QUICK
     done = inspected(after_the_first(wrong) if how == "later" else wrong, *words)
     assert done.code == 3, done.err
-    assert "\ncgpt-convert: http://" in done.err
+    assert "\nerror: http://" in done.err
 
 
 @pytest.mark.parametrize(
