@@ -2,8 +2,9 @@
 
     python -m benchmarks.walk [--root CHECKOUT] [--list]
 
-Each conversion runs in a process of its own, in which every module of the package is imported
-already, under `sys.setprofile`. Two numbers are counted, without provenance metadata:
+Each conversion runs in a process of its own, in which the modules of the package are imported
+already, except those for URLs, under `sys.setprofile`. Two numbers are counted, without
+provenance metadata:
 
 whole   what a conversion of a small file enters, from the start of the command to its end
 tensor  what is called more often if the file contains more tensors: the way of a tensor itself
@@ -30,7 +31,7 @@ from types import FrameType
 from typing import NamedTuple
 
 PACKAGE = "cgpt_convert"
-APART = ("__main__", "harness", "lm_eval_plugin")  # programs of their own
+APART = ("__main__", "harness", "lm_eval_plugin", "remote")  # other programs, and URLs
 TARGETS = {"safetensors": (), "gguf": ("--no-vocab",)}
 
 
@@ -91,7 +92,7 @@ def _child(root: str, words: list[str]) -> None:
     sys.path.insert(0, root)
     home = os.path.join(root, PACKAGE) + os.sep
     for module in pkgutil.walk_packages([home], f"{PACKAGE}."):
-        if module.name.split(".")[1] not in APART:
+        if not {*module.name.split(".")[1:]} & {*APART}:
             importlib.import_module(module.name)
     counted: Counter[tuple[str, str]] = Counter()
 

@@ -37,8 +37,7 @@ from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference import text_codec
 from cgpt_convert.inference.backend import backend
 from cgpt_convert.inference.evaluate.cross_entropy import Loss, evaluate
-from cgpt_convert.inference.evaluate.text_windows import prefix_id
-from cgpt_convert.inference.evaluate.windows import TokenWindow, rolling_windows
+from cgpt_convert.inference.evaluate.text_windows import TokenWindow, prefix_id, rolling_windows
 from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 from cgpt_convert.inference.generate.sampling import SamplingOptions
 from cgpt_convert.inference.generate.stream import continued

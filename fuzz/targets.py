@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.diagnose import refuse
 from cgpt_convert.formats.gguf import reader as gguf_reader
 from cgpt_convert.formats.npy import header
 from cgpt_convert.formats.npz.archive import from_source
-from cgpt_convert.formats.registry import FormatFile
+from cgpt_convert.formats.registry import FormatFile, sniff
 from cgpt_convert.formats.safetensors import reader as safetensors_reader
 from cgpt_convert.formats.torch import legacy_reader, tar_reader, truncated_zip, zip_reader
 from cgpt_convert.pickles.decode.decoder import decode

@@ -150,7 +150,7 @@ def _divergence(base: Model, other: Model, ids: list[int]) -> float:
     import numpy as np
 
     from cgpt_convert.inference.evaluate.divergence import diverge
-    from cgpt_convert.inference.evaluate.windows import TokenWindow
+    from cgpt_convert.inference.evaluate.text_windows import TokenWindow
 
     window = TokenWindow(0, len(ids) - 1, len(ids) - 1)
     return diverge(base, other, np.array(ids), [window], base.hyper.vocab_size).kl_mean

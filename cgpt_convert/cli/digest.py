@@ -16,8 +16,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.verification.canonical_names import CanonicalWeights, converted_part, weights
-from cgpt_convert.verification.composite_digests import described
-from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, digested, of_part
+from cgpt_convert.verification.digests import ALGORITHM, TensorDigests, described, digested, of_part
 from cgpt_convert.verification.scope import part_scope
 
 

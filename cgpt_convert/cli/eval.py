@@ -19,8 +19,7 @@ from cgpt_convert.formats.open import open_checkpoint
 if TYPE_CHECKING:
     from cgpt_convert.inference.evaluate.cross_entropy import Loss
     from cgpt_convert.inference.evaluate.divergence import Divergence
-    from cgpt_convert.inference.evaluate.text_windows import WindowedText
-    from cgpt_convert.inference.evaluate.windows import TokenWindow
+    from cgpt_convert.inference.evaluate.text_windows import TokenWindow, WindowedText
     from cgpt_convert.inference.model import Model
 
 

@@ -14,7 +14,7 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
 from cgpt_convert.core.checks import NOTE, Check
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.inference import probe_tokens
+from cgpt_convert.inference import compare
 from cgpt_convert.inference.compare import Comparison, compare_models, counterpart
 
 
@@ -98,8 +98,8 @@ class LogitsCheck:
         if how.tokens is not None:
             return how.tokens
         if how.text is None:
-            return probe_tokens.spread(self._model)
-        return probe_tokens.beginning(self._model, options.read_text(how.text), how.tokenizer)
+            return compare.spread(self._model)
+        return compare.beginning(self._model, options.read_text(how.text), how.tokenizer)
 
 
 def _finite(value: float) -> float | None:

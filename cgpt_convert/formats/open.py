@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 from collections.abc import Collection
 
 from cgpt_convert.checkpoint import Checkpoint
@@ -12,12 +13,24 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.formats import registry, sharded_reader
-from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import FileKind
-from cgpt_convert.formats.hub_names import hub_url
-from cgpt_convert.formats.registry import INDEX, FormatFile, weight_suffixes
+from cgpt_convert.formats.registry import INDEX, FormatFile, sniff, tensor_suffixes, weight_suffixes
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import is_file, is_url, listing, named, open_source
+
+_REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w.-]+)?"  # owner/name[@revision]
+
+
+def hub_url(path: str) -> str:
+    """Return the hf:// URL of the repository that `path` looks like; "" if it looks like a file.
+
+    A path that exists is not a repository.
+    """
+    if not re.fullmatch(_REPOSITORY, path):
+        return ""
+    file = path.lower().endswith((*tensor_suffixes(), ".json"))
+    return "" if file or os.path.lexists(path) else f"hf://{path}"
+
 
 _ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
 
@@ -72,7 +85,7 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     if path.endswith(INDEX):
         return sharded_reader.read_index(path, open_file, salvage=salvage)
     checkpoint = open_file(path)
-    index = sharded_reader.lone_shard(path)
+    index = sharded_reader.lone_shard(path) if "-of-" in path else None
     if index:
         detail = f"{os.path.basename(path)}; {index} or the folder opens all"
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))

@@ -31,12 +31,13 @@ def check(
     lost = (f"{name} -> {kept}" for name, kept in request.aliases.items() if kept not in counts)
     refuse(request, "aliases of tensors that are not written", lost)
     misfits = [tensor for tensor in request.tensors if not holds(tensor)]
-    refuse(
-        request,
-        f"tensors of types that {kind} cannot hold",
-        (f"{tensor.name} ({tensor.dtype.name})" for tensor in misfits),
-        f"Use {excluding([tensor.name for tensor in misfits])} to skip them.",
-    )
+    if misfits:
+        refuse(
+            request,
+            f"tensors of types that {kind} cannot hold",
+            (f"{tensor.name} ({tensor.dtype.name})" for tensor in misfits),
+            f"Use {excluding([tensor.name for tensor in misfits])} to skip them.",
+        )
     if request.max_shard_nbytes is not None:
         _check_splitting(request, kind, splits=splits)
 

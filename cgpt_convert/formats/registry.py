@@ -27,6 +27,32 @@ if TYPE_CHECKING:
 
     from cgpt_convert.formats.scan_interface import PartScanner
     from cgpt_convert.plan import FilePlan, Request  # not imported to inspect a file
+from cgpt_convert.formats.file_kinds import MAGIC, other_kind
+
+
+def sniff(source: Source, *, record: bool = False) -> FileKind:
+    """Return the kind of file that `source` is. Damage inside is left to the reader.
+
+    `record` marks a record of an archive (see `Start`). Raises Unreadable if the bytes cannot be
+    read.
+    """
+    start = Start(source, record=record)
+    if start.container is None:
+        for offset, magic, kind in _magic():
+            if start.head.startswith(magic, offset):
+                return kind
+    for form in built_in():
+        detected = form.detected(start)
+        if detected is not None:
+            return detected
+    return other_kind(start)
+
+
+@functools.cache
+def _magic() -> tuple[tuple[int, bytes, FileKind], ...]:
+    """Return offset, bytes and kind of every magic number."""
+    formats = ((offset, magic, form.kind) for form in built_in() for offset, magic in form.magic)
+    return (*formats, *MAGIC)
 
 
 class FormatFile(NamedTuple):

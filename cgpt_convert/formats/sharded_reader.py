@@ -26,7 +26,7 @@ _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
 def lone_shard(path: str) -> str | None:
     """Return the index for a file named like one shard of several; None for other files."""
     name = os.path.basename(path)
-    match = re.fullmatch(_SHARD, name) if "-of-" in name else None
+    match = re.fullmatch(_SHARD, name)
     return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
 
 

@@ -21,6 +21,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+from cgpt_convert.inference.text_codec import Encoder, find
+
+TOKENS = 64  # the default; the tolerances were measured with this number
+_GOLDEN = (5**0.5 - 1) / 2  # fractional parts of its multiples fill 0 to 1 evenly
+
+
+def spread(model: Model) -> list[int]:
+    """Return token IDs spread over the vocabulary, the same for each model of that size.
+
+    There are `TOKENS` of them, or as many as the model has positions.
+    """
+    vocabulary = model.hyper.vocab_size
+    count = min(TOKENS, model.hyper.n_positions)
+    return [int((number + 0.5) * _GOLDEN % 1 * vocabulary) for number in range(count)]
+
+
+def beginning(model: Model, text: str, folder: str | None) -> list[int]:
+    """Return the text's first tokens, as many as the model has positions.
+
+    The tokenizer is the one in `folder`, else in or beside the model. Raises the errors of
+    `text.find`.
+    """
+    tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
+    return Encoder(tokenizer).encode(text)[: model.hyper.n_positions]
+
 
 # by dtype of the target's weights: the tolerated NMSE of states and logits
 TOLERANCES = {row.name: row.tolerance for row in TABLE if row.tolerance is not None}

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from cgpt_convert.core.errors import BadRequest, CgptError
-from cgpt_convert.formats.hub_names import hub_url
+from cgpt_convert.formats.open import hub_url
 from cgpt_convert.sources.local import unreadable
 from cgpt_convert.sources.paths import is_url
 

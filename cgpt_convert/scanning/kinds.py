@@ -24,7 +24,7 @@ CLOSED = {
     Kind.OLD_GGML: "a GGML file older than GGUF, which no reader here understands",
 }
 PROGRAM = "a program or shared library: machine code that runs when it is loaded"
-FLAX = "Flax checkpoint"  # like the names in `detect.Kind`
+FLAX = "Flax checkpoint"  # as the names of `file_kinds.Kind`
 # kinds that are not understood unless a pickle is found or unpacking succeeds
 UNREAD = {
     Kind.UNKNOWN: "a file of an unknown kind",

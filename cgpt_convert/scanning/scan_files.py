@@ -8,9 +8,8 @@ from cgpt_convert.archives.zip_archive import SCRIPT
 from cgpt_convert.core.errors import CgptError, Unsupported
 from cgpt_convert.core.threads import in_order, worker_count
 from cgpt_convert.formats import registry
-from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind
-from cgpt_convert.formats.registry import Format
+from cgpt_convert.formats.registry import Format, sniff
 from cgpt_convert.scanning import allowlist, raw_folders
 from cgpt_convert.scanning.kinds import FLAX
 from cgpt_convert.scanning.result import FileScan

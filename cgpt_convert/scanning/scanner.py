@@ -20,9 +20,8 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import PICKLE, TOKENIZER_BYTES, Prices
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.file_kinds import HEAD, FileKind, FormatKind, Kind, is_hdf5_behind
-from cgpt_convert.formats.registry import Format, of_kind
+from cgpt_convert.formats.registry import Format, of_kind, sniff
 from cgpt_convert.formats.torch import legacy_reader
 from cgpt_convert.pickles.trace.tracer import Trace
 from cgpt_convert.scanning import (

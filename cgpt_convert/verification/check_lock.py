@@ -26,7 +26,7 @@ from cgpt_convert.targets.selection import (
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.shapes import c_strides, dims
 from cgpt_convert.tensors.tensor import Storage, Tensor
-from cgpt_convert.verification import composite_digests
+from cgpt_convert.verification import digests
 from cgpt_convert.verification.canonical_names import CanonicalWeights, named, weights
 from cgpt_convert.verification.digests import digests_of
 from cgpt_convert.verification.lock_file import Lock, LockedTensor
@@ -196,7 +196,7 @@ def _narrowed(lock: Lock, root: str, target: Checkpoint) -> LockedTensors | None
 def _check(row: LockedTensor, target: CanonicalWeights, own: str, digest: str) -> Check:
     strange = target.odd.get(own)
     name, outcome, detail = ("digest", PASSED, "as locked")
-    if strange and composite_digests.is_unknown(strange):
+    if strange and digests.is_unknown(strange):
         detail = f"not compared: {printable(strange.detail)}; skip it with --exclude"
         name, outcome = "not compared", ERROR
     elif digest != row.sha256:

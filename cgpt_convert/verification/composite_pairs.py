@@ -8,8 +8,7 @@ from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.verification.canonical_names import UNSAVED, CanonicalWeights
-from cgpt_convert.verification.composite_digests import digest, is_unknown, parts
-from cgpt_convert.verification.digests import hashed, same_bytes
+from cgpt_convert.verification.digests import digest, hashed, is_unknown, parts, same_bytes
 
 _SAME_FILES = "; the files are equal, byte for byte"
 

@@ -8,14 +8,56 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from cgpt_convert.checkpoint import CompositeTensor
+from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.text import printable
 from cgpt_convert.core.threads import Advance, WorkerPool, untold, worker_count
 from cgpt_convert.sources.local import CHUNK, Source
 from cgpt_convert.tensors import read
 from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.tensor import Content, Tensor, announce
-from cgpt_convert.verification import composite_digests
-from cgpt_convert.verification.canonical_names import CanonicalWeights
+from cgpt_convert.verification.canonical_names import AMBIGUOUS, LOST, CanonicalWeights
 from cgpt_convert.writing.tensor_stream import TensorPieces, in_turn
+
+
+def is_unknown(exotic: CompositeTensor) -> bool:
+    """Return whether the tensor's value is unknown: unreadable or ambiguous."""
+    return exotic.error is not None or exotic.kind in (LOST, AMBIGUOUS)
+
+
+def parts(weights: CanonicalWeights, names: Iterable[str] | None = None) -> Iterator[Tensor]:
+    """Yield the dense components of composite tensors: of all, or of those in `names`."""
+    for name in weights.odd if names is None else names:
+        yield from weights.odd[name].parts
+
+
+def digest(exotic: CompositeTensor, digests: Mapping[Content, str]) -> str:
+    """Return the digest of a composite tensor, given those of its components."""
+    import hashlib
+
+    lines = [f"{exotic.kind} {exotic.dtype} {'x'.join(map(str, exotic.shape))}", exotic.detail]
+    lines += [digests[part.content] for part in exotic.parts]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def reject_unknown(weights: CanonicalWeights, doing: str) -> None:
+    """Raise Unsupported, naming them, if the values of some tensors are unknown."""
+    unknown = [each for each in weights.odd.values() if is_unknown(each)]
+    if unknown:
+        listed = "; ".join(f"{printable(each.name)}: {each.detail}" for each in unknown)
+        raise Unsupported(
+            f"{doing}: {listed}", where=weights.path, hint="skip these tensors with --exclude"
+        )
+
+
+def described(weights: CanonicalWeights, name: str) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of a tensor, composite or dense."""
+    odd = weights.odd.get(name)
+    tensor = weights.tensors.get(name)
+    return (
+        (odd.dtype, odd.shape) if odd else (tensor.dtype.name, tensor.shape) if tensor else ("", ())
+    )
+
 
 ALGORITHM = "sha256:"  # prefix of digests of all tensors
 
@@ -36,8 +78,8 @@ def digested(weights: CanonicalWeights, jobs: int = 0, advance: Advance = untold
 
     Raises Malformed if data does not match the checksum in the source.
     """
-    composite_digests.reject_unknown(weights, "no digest of everything")
-    digests = hashed([*weights.tensors.values(), *composite_digests.parts(weights)], jobs, advance)
+    reject_unknown(weights, "no digest of everything")
+    digests = hashed([*weights.tensors.values(), *parts(weights)], jobs, advance)
     tensors = _by_name(weights, weights.keys, digests)
     return TensorDigests(tensors, listed(tensors), model_digest(weights, tensors))
 
@@ -52,7 +94,7 @@ def _by_name(
     weights: CanonicalWeights, names: Iterable[str], digests: Mapping[Content, str]
 ) -> dict[str, str]:
     return {
-        name: composite_digests.digest(weights.odd[name], digests)
+        name: digest(weights.odd[name], digests)
         if name in weights.odd
         else digests[weights.tensors[name].content]
         for name in names
@@ -102,7 +144,7 @@ def digests_of(
     names = [*names]
     dense = [weights.tensors[name] for name in names if name in weights.tensors]
     strange = [name for name in names if name in weights.odd]
-    digests = hashed([*dense, *composite_digests.parts(weights, strange)], jobs, advance)
+    digests = hashed([*dense, *parts(weights, strange)], jobs, advance)
     return _by_name(weights, names, digests)
 
 

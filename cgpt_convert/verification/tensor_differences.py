@@ -9,8 +9,7 @@ from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification import composite_pairs
 from cgpt_convert.verification.canonical_names import CanonicalWeights, aligned
-from cgpt_convert.verification.composite_digests import described
-from cgpt_convert.verification.digests import digests_of
+from cgpt_convert.verification.digests import described, digests_of
 from cgpt_convert.verification.pairing import renamed
 from cgpt_convert.verification.parallel import in_pairs
 from cgpt_convert.verification.scope import ComparedFiles

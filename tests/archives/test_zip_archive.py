@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.archives.zip_directory import NoDirectory
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.formats.detect import sniff
+from cgpt_convert.formats.registry import sniff
 from cgpt_convert.sources.local import MemoryBytes, read
 from tests.helpers import torch_save, zips
 from tests.helpers.mutations import mutated

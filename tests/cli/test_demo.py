@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import cgpt_convert
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inference.evaluate.cross_entropy import evaluate
-from cgpt_convert.inference.evaluate.windows import rolling_windows
+from cgpt_convert.inference.evaluate.text_windows import rolling_windows
 from cgpt_convert.inference.model import Model
 from tests.helpers import train_demo, vendor
 from tests.helpers.running import ROOT, environ, run

@@ -18,12 +18,12 @@ from cgpt_convert.archives.zip_archive import open_archive
 from cgpt_convert.core import limits, strict_json
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import PICKLE, MiB, SizeLimit
-from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.gguf import reader as gguf_reader
 from cgpt_convert.formats.npy import folder
 from cgpt_convert.formats.npy.header import array
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.formats.raw import writer
+from cgpt_convert.formats.registry import sniff
 from cgpt_convert.formats.safetensors import reader as safetensors_reader
 from cgpt_convert.formats.sharded_reader import read_index
 from cgpt_convert.formats.torch.zip_reader import read as read_checkpoint

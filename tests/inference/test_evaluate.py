@@ -14,7 +14,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from cgpt_convert.inference.evaluate import cross_entropy
 from cgpt_convert.inference.evaluate.cross_entropy import Loss, evaluate, scored_logits, token_nats
 from cgpt_convert.inference.evaluate.divergence import diverge
-from cgpt_convert.inference.evaluate.windows import TokenWindow, count, rolling_windows
+from cgpt_convert.inference.evaluate.text_windows import TokenWindow, count, rolling_windows
 
 VOCABULARY, WIDTH = 97, 8
 

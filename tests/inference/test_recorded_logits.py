@@ -10,7 +10,7 @@ import pytest
 import cgpt_convert
 from cgpt_convert import open_checkpoint
 from cgpt_convert.inference.evaluate.cross_entropy import evaluate
-from cgpt_convert.inference.evaluate.windows import rolling_windows
+from cgpt_convert.inference.evaluate.text_windows import rolling_windows
 from cgpt_convert.inference.model import Model
 from tests.helpers.recorded import FOLDER, IDS
 from tests.helpers.running import run

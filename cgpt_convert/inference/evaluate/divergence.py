@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cgpt_convert.inference.evaluate.cross_entropy import Loss, Scorer, scored_logits
-from cgpt_convert.inference.evaluate.windows import TokenWindow
+from cgpt_convert.inference.evaluate.text_windows import TokenWindow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -28,6 +28,7 @@ from cgpt_convert.core.limits import (
 from cgpt_convert.core.text import printable
 from cgpt_convert.pickles.decode.decoder import DecodedPickle
 from cgpt_convert.pickles.flatten.children import (
+    FEW,
     PLAIN,
     TENSOR_ATTRIBUTE,
     Groups,
@@ -44,13 +45,79 @@ from cgpt_convert.pickles.flatten.children import (
     members,
     script_members,
 )
-from cgpt_convert.pickles.flatten.collapse import CollapsedContainers
-from cgpt_convert.pickles.nodes import Call, Dict, List, Set, Value, text
+from cgpt_convert.pickles.nodes import Call, Dict, Global, List, PersistentId, Set, Value, text
 from cgpt_convert.pickles.torch_calls import numpy_arrays
 from cgpt_convert.pickles.torch_calls.argument_checks import Ambiguous
 from cgpt_convert.pickles.torch_calls.dense import DATA, StorageTable, attached
 from cgpt_convert.pickles.torch_calls.rebuild import KNOWN, rebuild
 from cgpt_convert.tensors.tensor import Tensor
+
+_SIMPLE = PLAIN | {Global}
+_MANY = 1_000  # values; larger containers are not settings that a user looks up by name
+# calls by which plain values are written, protocol 2's bytes among them
+_FOLDABLE = frozenset({("torch", "Size"), ("torch", "device"), ("_codecs", "encode")}) | {
+    (module, name) for module in ("builtins", "__builtin__") for name in ("bytes", "complex")
+}
+
+
+class CollapsedContainers:
+    """The containers of one tree that are folded into one value."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most  # maximum number of containers inspected
+        self.known: dict[int, bool] = {}  # id of a container -> whether it has no tensors
+
+    def folds(self, value: Value, pairs: Pairs) -> bool:
+        """Return whether the container with these `pairs` is large and has no tensors."""
+        attributes = isinstance(value, Call) and value.state is not None
+        return len(pairs) > _MANY and not attributes and self.is_free(value)
+
+    def is_free(self, value: Value, depth: int = 0) -> bool:
+        """Return whether the value has no tensors; False also for cycles and deep nesting."""
+        key = id(value)
+        if key not in self.known:
+            if depth > NESTING or len(self.known) == self.most:
+                return False
+            self.known[key] = False  # in case it contains itself
+            self.known[key] = self._is_free(value, depth)
+        return self.known[key]
+
+    def are_free(self, values: Iterable[Value], depth: int) -> bool:
+        """Return whether none of the values of a container has tensors."""
+        for value in values:  # there may be a million
+            if type(value) in _SIMPLE or not value or _is_short(value):
+                continue
+            if type(value) is Call and _is_value(value):
+                continue
+            if not self.is_free(value, depth + 1):
+                return False
+        return True
+
+    def _is_free(self, value: Value, depth: int) -> bool:
+        if isinstance(value, list | tuple):
+            return self.are_free(value, depth)
+        pairs = children(value)
+        if pairs is not None:
+            return self.are_free((value for _, value in pairs), depth)
+        return not isinstance(value, Call | PersistentId)
+
+
+def _is_value(call: Call) -> bool:
+    """Return whether the call makes a plain value and does nothing else."""
+    if call.state is not None or call.items or call.elements or call.kwargs is not None:
+        return False
+    if not (isinstance(call.func, Global) and isinstance(call.args, tuple)):
+        return False
+    written = call.func.pair in _FOLDABLE and all(map(is_short, call.args))
+    return written or numpy_arrays.scalar(call) is not None
+
+
+def _is_short(value: Value) -> bool:
+    """Return whether it is a few plain values, which are faster to check than to look up."""
+    if type(value) is Dict:
+        return len(value.items) <= FEW and PLAIN.issuperset([type(v) for _, v in value.items])
+    return is_short(value)
+
 
 _VALUES = "values"
 _TOLD = "characters of names"

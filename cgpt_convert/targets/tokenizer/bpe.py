@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cgpt_convert.core.errors import BadRequest, Malformed
-from cgpt_convert.formats.hub_names import hub_url
+from cgpt_convert.formats.open import hub_url
 from cgpt_convert.sources.paths import is_url, named
 from cgpt_convert.targets.tokenizer.files import (
     CONFIG,

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.formats import registry
-from cgpt_convert.formats.detect import sniff
 from cgpt_convert.formats.diagnose import refuse
 from cgpt_convert.formats.file_kinds import Kind
-from cgpt_convert.formats.registry import FormatFile
+from cgpt_convert.formats.registry import FormatFile, sniff
 from cgpt_convert.formats.torch import torch_files
 from cgpt_convert.sources.local import MemoryBytes
 from tests.helpers.running import run
