@@ -10,7 +10,8 @@ TYPE_CHECKING = False  # typing's takes 4 ms to import, in which a Ctrl-C would 
 if TYPE_CHECKING:
     from typing import Any
 
-    from cgpt_convert.api.functions import convert, diff, digest, inspect, lock, scan, verify
+    from cgpt_convert.api.converting import convert
+    from cgpt_convert.api.functions import diff, digest, inspect, lock, scan, verify
     from cgpt_convert.checkpoint import Checkpoint
     from cgpt_convert.core.errors import (
         BadRequest,
@@ -47,29 +48,39 @@ __all__ = [
 ]
 
 
+# the modules of the names, imported on first use: `cgpt-convert --help` needs none of them
+_MODULES = {
+    **dict.fromkeys(
+        (
+            "BadRequest",
+            "CannotWrite",
+            "CgptError",
+            "CheckFailed",
+            "Malformed",
+            "Unreadable",
+            "Unsupported",
+        ),
+        "core.errors",
+    ),
+    "Checkpoint": "checkpoint",
+    "Tensor": "tensors.tensor",
+    "convert": "api.converting",
+    "diff": "api.functions",
+    "digest": "api.functions",
+    "inspect": "api.functions",
+    "lock": "api.functions",
+    "open_checkpoint": "formats.open",
+    "scan": "api.functions",
+    "verify": "api.functions",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # imported on first use: `cgpt-convert --help` needs none of it
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "open_checkpoint":
-        from cgpt_convert.formats.open import open_checkpoint
+    import importlib
 
-        return open_checkpoint
-    if name == "Checkpoint":
-        from cgpt_convert.checkpoint import Checkpoint
-
-        return Checkpoint
-    if name == "Tensor":
-        from cgpt_convert.tensors.tensor import Tensor
-
-        return Tensor
-    if name[0].isupper():
-        from cgpt_convert.core import errors
-
-        return getattr(errors, name)
-    from cgpt_convert.api import functions
-
-    return getattr(functions, name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

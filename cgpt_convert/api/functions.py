@@ -8,15 +8,13 @@ is a `CgptError`. `root`, `match` and `exclude` select tensors as the options of
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from cgpt_convert.api.results import Converted, Difference, Digests, ScanResult, Verified
-from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.api.arguments import Globs, Path, Source, opened, output_path, path_of, patterns
+from cgpt_convert.api.results import Difference, Digests, ScanResult, Verified
 from cgpt_convert.core.errors import BadRequest, CgptError
-from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.inspection import (
     add_statistics,
     check_storages_of,
@@ -24,18 +22,14 @@ from cgpt_convert.inspection import (
     summarise,
     transferred,
 )
-from cgpt_convert.plan import AddProvenance
 from cgpt_convert.scanning.allowlist import Allowlist
 from cgpt_convert.scanning.expand_paths import files
 from cgpt_convert.scanning.scan_files import scan_each
-from cgpt_convert.sources.paths import is_url, named
-from cgpt_convert.targets import plan_conversion
-from cgpt_convert.targets.selection import SelectedTensors, TensorSelection
-from cgpt_convert.verification import lock_file, provenance, tensor_differences
+from cgpt_convert.targets.selection import TensorSelection
+from cgpt_convert.verification import lock_file, tensor_differences
 from cgpt_convert.verification.canonical_names import converted_part, weights
 from cgpt_convert.verification.check_extras import extra_checks, of_source
 from cgpt_convert.verification.digests import ALGORITHM, digested, of_part
-from cgpt_convert.verification.readback import reread
 from cgpt_convert.verification.scope import Scope, part_scope, sides
 from cgpt_convert.verification.verify_files import (
     against_itself,
@@ -44,10 +38,6 @@ from cgpt_convert.verification.verify_files import (
 )
 from cgpt_convert.writing.output_checks import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
-
-Path = str | os.PathLike[str]
-Source = Path | Mapping[str, Any]  # a Checkpoint is a mapping, too
-Globs = str | Sequence[str]
 
 
 def inspect(
@@ -63,67 +53,14 @@ def inspect(
     Tensors are read only with `stats`, which adds statistics to each, and with `check`, which
     compares all recorded checksums.
     """
-    checkpoint = _opened(source, mapping)
+    checkpoint = opened(source, mapping)
     summary = summarise(checkpoint)
-    rows = matching_rows(checkpoint, summary["tensors"], _globs(match))
+    rows = matching_rows(checkpoint, summary["tensors"], patterns(match))
     if stats:
         add_statistics(checkpoint, rows)
     if check:
         summary["check"] = check_storages_of(checkpoint)
     return summary | {"transfer": transferred(checkpoint), "tensors": rows}
-
-
-def convert(
-    source: Source,
-    output: Path,
-    *,
-    to: str | None = None,
-    dtype: str = "keep",
-    root: str | None = None,
-    match: Globs = (),
-    exclude: Globs = (),
-    tied: str = "alias",
-    max_shard_size: int | None = None,
-    tokenizer: Path | None = None,
-    vocabulary: bool = True,
-    provenance: bool = True,
-    verify: bool = False,
-    overwrite: bool = False,
-    mapping: str | None = None,
-    jobs: int = 0,
-) -> Converted:
-    """Write the tensors of `source` to `output`, streaming, in the format of its suffix or `to`.
-
-    `dtype` casts floating-point tensors. `max_shard_size` is in bytes. With `verify`, the output is
-    read again and compared before it gets its name. Raises BadRequest if the output would replace
-    something that it is made from, and CannotWrite if it exists, without `overwrite`.
-    """
-    path = _output(output)
-    target = plan_conversion.Target(
-        to or plan_conversion.target_for(path),
-        path,
-        max_shard_size,
-        None if tokenizer is None else os.fspath(tokenizer),
-        vocabulary=vocabulary,
-        provenance=_add_provenance if provenance else None,
-    )
-    wish = _wish(root, match, exclude)._replace(dtype=dtype, tied=tied)
-    planned = plan_conversion.convert(_opened(source, mapping), wish, target)
-    settings = WriteOptions(overwrite=overwrite, jobs=jobs)
-    if verify:
-        settings.check = functools.partial(reread, planned, target.to, jobs)
-    written = planned.write(path, settings)
-    return Converted(
-        planned.opened_by(path),
-        tuple(written),
-        sum(plan.nbytes for plan in planned.plans),
-        tuple(tensor.name for tensor in planned.request.tensors),
-        dict(planned.request.aliases),
-        tuple(planned.selection.left_out),
-        settings.lossy(),
-        settings.not_finite(),
-        {name: lost.why for name, lost in planned.selection.lost.items()},
-    )
 
 
 def digest(
@@ -136,7 +73,7 @@ def digest(
     jobs: int = 0,
 ) -> Digests:
     """Read the tensors and return their digests, which are the same in every format."""
-    checkpoint = _opened(source, mapping)
+    checkpoint = opened(source, mapping)
     wish = _wish(root, match, exclude)
     chosen = weights(checkpoint, wish)
     digests = digested(chosen, jobs)
@@ -175,7 +112,7 @@ def lock(
     Raises BadRequest if the output would replace a file of the source, and CannotWrite if it
     exists, without `overwrite`.
     """
-    checkpoint, path = _opened(source, mapping), _output(output)
+    checkpoint, path = opened(source, mapping), output_path(output)
     check_apart((), inputs_of(checkpoint), [path], folder=False)
     wish = _wish(root, match, exclude)
     chosen = weights(checkpoint, wish)
@@ -208,22 +145,22 @@ def verify(
     if target is not None:
         if lock is not None:
             raise BadRequest("a target and a lock are given", hint="give one of them")
-        original, compared = _opened(source, mapping), _opened(target)
+        original, compared = opened(source, mapping), opened(target)
         checks, scope = against_original(original, compared, wish, jobs)
-        checks += of_source(original, _path_of(source, original))
-        checks += extra_checks(compared, _path_of(target, compared), rule, original)
+        checks += of_source(original, path_of(source, original))
+        checks += extra_checks(compared, path_of(target, compared), rule, original)
     elif lock is not None:
-        compared = _opened(source, mapping)
+        compared = opened(source, mapping)
         checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs)
-        checks += extra_checks(compared, _path_of(source, compared), rule)
+        checks += extra_checks(compared, path_of(source, compared), rule)
     elif wish != TensorSelection() or mapping is not None:
         raise BadRequest(
             "a file's provenance metadata is about all of it", hint="give no root, match or mapping"
         )
     else:
-        compared = _opened(source)
+        compared = opened(source)
         checks = against_itself(compared, jobs) + extra_checks(
-            compared, _path_of(source, compared), rule
+            compared, path_of(source, compared), rule
         )
     if scope is not None:
         checks += scope.checks()
@@ -240,7 +177,7 @@ def diff(
     jobs: int = 0,
 ) -> Difference:
     """Compare two checkpoints; return which tensors differ, and by how much."""
-    both = sides(_opened(before), _opened(after), _wish(root, match, exclude))
+    both = sides(opened(before), opened(after), _wish(root, match, exclude))
     return Difference(tuple(tensor_differences.diff(both, jobs)), both.scope)
 
 
@@ -258,41 +195,8 @@ def scan(*paths: Path, allow: Sequence[str] = (), jobs: int = 0) -> ScanResult:
     )
 
 
-def _opened(source: Source, mapping: str | None = None) -> Checkpoint:
-    if not isinstance(source, Mapping):
-        return open_checkpoint(source, mapping)
-    if mapping is not None:
-        raise BadRequest("a mapping is for a path", hint="give it to open_checkpoint")
-    if isinstance(source, Checkpoint):
-        return source
-    from cgpt_convert.api.arrays import in_memory
-
-    return in_memory(source)
-
-
-def _path_of(source: Source, opened: Checkpoint) -> str:
-    return opened.path if isinstance(source, Mapping) else os.fspath(source)
-
-
-def _output(output: Path) -> str:
-    path = named(os.fspath(output))
-    if is_url(path):
-        from cgpt_convert.sources.remote.urls import check_writable
-
-        check_writable(path)
-    return path
-
-
 def _wish(root: str | None, match: Globs, exclude: Globs) -> TensorSelection:
-    return TensorSelection(root, _globs(match), _globs(exclude))
-
-
-def _globs(globs: Globs) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
-
-
-def _add_provenance(chosen: SelectedTensors) -> AddProvenance:
-    return functools.partial(provenance.signed, chosen)
+    return TensorSelection(root, patterns(match), patterns(exclude))
 
 
 def _prefixed(digest: str) -> str:

@@ -7,30 +7,8 @@ from dataclasses import dataclass
 from cgpt_convert.core.checks import Check, exit_code
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.scanning.result import FileScan, Verdict
-from cgpt_convert.tensors.non_finite import NonFiniteCounts
-from cgpt_convert.tensors.read import CastCounts
 from cgpt_convert.verification.scope import Scope
 from cgpt_convert.verification.tensor_differences import NOT_COMPARED, TensorDifference
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """The output of `convert`.
-
-    `lossy` counts, by tensor, the values that the cast made infinite or zero. `not_finite` counts
-    the NaN and infinite values written. `lost` has the damaged tensors that a salvaged checkpoint
-    lacks, with the reason.
-    """
-
-    path: str  # what to open: the file, the folder, or the index of shards
-    files: tuple[str, ...]  # the paths written
-    nbytes: int
-    tensors: tuple[str, ...]  # the names written
-    aliases: dict[str, str]  # name of a tied weight -> the name it is written under
-    left_out: tuple[str, ...]  # tensors of the source that were not selected
-    lossy: dict[str, CastCounts]
-    not_finite: dict[str, NonFiniteCounts]
-    lost: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
-from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.api.converting import Converted, convert
 from cgpt_convert.cli import options, salvage_option
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
 from cgpt_convert.core.text import printable
-from cgpt_convert.plan import AddProvenance
-from cgpt_convert.targets.plan_conversion import (
-    Conversion,
-    Target,
-    all_targets,
-    convert,
-    target_for,
-    targets,
-)
-from cgpt_convert.targets.selection import (
-    SelectedTensors,
-    TensorSelection,
-    chosen_names,
-    parts,
-    under,
-)
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.targets.plan_conversion import all_targets, target_for, targets
+from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.tensors.dtypes import WISHES
-from cgpt_convert.writing.writer import WriteOptions
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -125,138 +110,81 @@ def command(
     Strided tensors are written in C order; values are not changed unless --dtype says so. The
     same input always gives the same bytes.
     """
-    target = Target(
-        to or target_for(output),
-        output,
-        max_shard_size,
-        tokenizer,
-        vocabulary=not no_vocab,
-        provenance=None if no_proof else _provenance,
-    )
-    wish = wish._replace(dtype=dtype, tied=tied)
-    checkpoint = salvage_option.opened(
-        source, mapping, lambda opened: chosen_names(opened, wish)[1], salvage=salvage
-    )
+    to = to or target_for(output)  # an unknown suffix is an error before anything is read
+    checkpoint = open_checkpoint(source, mapping, salvage=salvage)
     tell_code(checkpoint)
-    conversion = convert(checkpoint, wish, target)
-    settings = WriteOptions(overwrite=overwrite, jobs=jobs)
-    if verify:
-        from cgpt_convert.verification.readback import reread
-
-        settings.check = functools.partial(reread, conversion, target.to, jobs)
-    conversion.check_apart(output)
-    if not dry_run:
-        _write(conversion, output, settings)
-    result = _result(checkpoint, conversion, settings, output, wish)
-    result["written"] = not dry_run
-    result["verified"] = verify and not dry_run
+    made = convert(
+        checkpoint,
+        output,
+        to=to,
+        dtype=dtype,
+        root=wish.root,
+        match=wish.match,
+        exclude=wish.exclude,
+        tied=tied,
+        max_shard_size=max_shard_size,
+        tokenizer=tokenizer,
+        vocabulary=not no_vocab,
+        provenance=not no_proof,
+        verify=verify,
+        salvage=salvage,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        jobs=jobs,
+        progress=progress,
+    )
     if as_json:
-        options.print_json(result)
+        options.print_json(made.to_dict())
     else:
-        _print(result)
-    return 1 if result["lost"] else 0
-
-
-def _write(conversion: Conversion, output: str, settings: WriteOptions) -> None:
-    with progress("convert", sum(plan.nbytes for plan in conversion.plans)) as advance:
-        settings.advance = advance
-        conversion.write(output, settings)
-
-
-def _result(
-    checkpoint: Checkpoint,
-    conversion: Conversion,
-    settings: WriteOptions,
-    output: str,
-    wish: TensorSelection,
-) -> dict[str, Any]:
-    """Return the result for `--json`; docs/reference/json.md lists the keys."""
-    chosen, request = conversion.selection, conversion.request
-    extras = [name for name in chosen.left_out if name in checkpoint.extras]
-    inside = {*under(checkpoint, chosen.root)}
-    extras = [name for name in extras if name in inside]
-    beside = [name for name in chosen.left_out if name not in inside]
-    outside = parts(checkpoint, beside, chosen.root)
-    left = {*chosen.left_out}
-    written: dict[str, int] = {}
-    if wish.root is None and not chosen.root:
-        written = parts(checkpoint, [name for name in checkpoint if name not in left])
-    files = [{"name": plan.path, "nbytes": plan.nbytes} for plan in conversion.plans]
-    lost = {
-        name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
-        for name, counts in settings.lossy().items()
-    }
-    return {
-        "source": checkpoint.path,
-        "output": conversion.opened_by(output),
-        "files": files,
-        "nbytes": sum(file["nbytes"] for file in files),
-        "tensors": len(request.tensors),
-        "root": chosen.root or None,
-        "left_out": chosen.left_out,
-        "outside": outside,
-        "extras": {name: checkpoint.extras[name] for name in extras},
-        "parts": written if any(p and p in checkpoint.containers for p in written) else {},
-        "lost": salvage_option.rows(chosen.lost),
-        "aliases": request.aliases,
-        "reordered": [t.name for t in request.tensors if not t.is_c_order],
-        "cast": [t.name for t in request.tensors if t.target],
-        "lossy": lost,
-        "not_finite": {
-            name: {"nan": counts.nan, "infinite": counts.infinite}
-            for name, counts in settings.not_finite().items()
-        },
-        "empty": [t.name for t in request.tensors if 0 in t.shape],
-        "model": list(conversion.lines),
-        "warnings": [str(f) for f in checkpoint.findings if f.rule.level != "note"],
-    }
+        _print(made)
+    return 1 if made.lost else 0
 
 
 _NAMED = 3
 _TIES = 100
 
 
-def _print(result: dict[str, Any]) -> None:
-    verb = "wrote" if result["written"] else "would write"
-    files = result["files"]
+def _print(made: Converted) -> None:
+    verb = "wrote" if made.written else "would write"
+    files = made.files
     count = f" in {len(files)} files" if len(files) > 1 else ""
-    if result["output"].endswith(".index.json"):
+    if made.path.endswith(".index.json"):
         count = f" and {counted(len(files) - 1, 'shard')}"
-    line = f"{verb} {printable(result['output'])}{count}: "
-    verified = ", read again and compared" if result["verified"] else ""
-    _say(f"{line}{counted(result['tensors'], 'tensor')}, {size(result['nbytes'])}{verified}")
-    _print_choice(result)
-    salvage_option.show(result["lost"])
-    for sentence in result["model"]:
+    line = f"{verb} {printable(made.path)}{count}: "
+    verified = ", read again and compared" if made.verified else ""
+    _say(f"{line}{counted(len(made.tensors), 'tensor')}, {size(made.nbytes)}{verified}")
+    _print_choice(made)
+    salvage_option.show(made.lost)
+    for sentence in made.lines:
         _say(f"  {sentence}")
-    if not result["model"]:  # those lines include ties
-        _print_ties(list(result["aliases"].items()))
-    if result["reordered"]:
-        _say(f"  put in C order: {_names(result['reordered'])}")
-    for name, lost in result["lossy"].items():
-        counts = f"{lost['overflowed']:,} overflowed, {lost['zeroed']:,} became zero"
-        _say(f"  lossy: {printable(name)}: {counts}")
-    for warning in (*_warnings(result), *result["warnings"]):
+    if not made.lines:  # those lines include ties
+        _print_ties(list(made.aliases.items()))
+    if made.reordered:
+        _say(f"  put in C order: {_names(made.reordered)}")
+    for name, counts in made.lossy.items():
+        lost = f"{counts.overflowed:,} overflowed, {counts.zeroed:,} became zero"
+        _say(f"  lossy: {printable(name)}: {lost}")
+    for warning in (*_warnings(made), *made.warnings):
         click.echo(f"  warning: {printable(warning)}", err=True)
 
 
-def _print_choice(result: dict[str, Any]) -> None:
+def _print_choice(made: Converted) -> None:
     """Print the root of the tensors, and the tensors of the file that are skipped."""
-    root = printable(result["root"] or "")
+    root = printable(made.root)
     if root:
         _say(f"  taken from under {root!r}")
-    if result["outside"]:
-        _say(f"  skipped outside {root!r}: {_parts(result['outside'])}")
-    if result["extras"]:
+    if made.outside:
+        _say(f"  skipped outside {root!r}: {_parts(made.outside)}")
+    if made.extras:
         kinds: dict[str, list[str]] = {}
-        for name, what in result["extras"].items():
+        for name, what in made.extras.items():
             kinds.setdefault(what, []).append(name)
         for what, names in kinds.items():
             _say(f"  skipped, as state_dict() does not contain it: {_names(names)} ({what})")
-    if result["parts"]:
+    if made.parts:
         _say(
             "  no key such as state_dict holds the weights, so that all tensors are written under "
-            f"their full names: {_parts(result['parts'])}; use --root KEY to write one part"
+            f"their full names: {_parts(made.parts)}; use --root KEY to write one part"
         )
 
 
@@ -273,22 +201,23 @@ def _parts(counts: dict[str, int]) -> str:
     return ", ".join([*sentences, f"and {more:,} more (--json has all)"] if more > 0 else sentences)
 
 
-def _warnings(result: dict[str, Any]) -> Iterator[str]:
+def _warnings(made: Converted) -> Iterator[str]:
     """Yield warnings about values, which are written unchanged."""
-    special = result["not_finite"]
+    special = made.not_finite
     if special:
-        nan, infinite = (sum(row[key] for row in special.values()) for key in ("nan", "infinite"))
+        nan = sum(counts.nan for counts in special.values())
+        infinite = sum(counts.infinite for counts in special.values())
         total = " and ".join(
             f"{count:,} {what}" for count, what in ((nan, "NaN"), (infinite, "infinite")) if count
         )
         verb = "contains" if len(special) == 1 else "contain"
         count = counted(len(special), "tensor")
-        yield f"{count} {verb} values that are not finite ({total}): {_names(list(special))}"
-    if result["empty"]:
-        verb = "has" if len(result["empty"]) == 1 else "have"
+        yield f"{count} {verb} values that are not finite ({total}): {_names([*special])}"
+    if made.empty:
+        verb = "has" if len(made.empty) == 1 else "have"
         yield (
-            f"{counted(len(result['empty']), 'tensor')} {verb} no elements: "
-            f"{_names(result['empty'])}. DeepSpeed's ZeRO stage 3 saves such placeholders; its "
+            f"{counted(len(made.empty), 'tensor')} {verb} no elements: "
+            f"{_names(made.empty)}. DeepSpeed's ZeRO stage 3 saves such placeholders; its "
             "zero_to_fp32.py collects the weights"
         )
 
@@ -304,14 +233,8 @@ def _say(line: str) -> None:
     click.echo(wrapped(line, 4))
 
 
-def _names(names: list[str]) -> str:
+def _names(names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:_NAMED])
     if len(names) <= _NAMED:
         return shown
     return f"{len(names):,} tensors ({shown} ...)"
-
-
-def _provenance(chosen: SelectedTensors) -> AddProvenance:
-    from cgpt_convert.verification import provenance
-
-    return functools.partial(provenance.signed, chosen)

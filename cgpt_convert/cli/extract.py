@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
@@ -14,6 +13,7 @@ from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.text import printable
+from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.formats.raw import writer
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.targets.hf_view import undone
@@ -78,9 +78,11 @@ def command(
         properties or as_json or match or exclude or salvage or by == "name"
     ):
         raise click.UsageError("--stdout writes one tensor: give no other choice")
-    checkpoint = salvage_option.opened(
-        source, mapping, lambda opened: _names(opened, match, exclude), salvage=salvage
-    )
+    checkpoint = open_checkpoint(source, mapping, salvage=salvage)
+    if salvage:
+        from cgpt_convert.formats.stored_checksums import intact
+
+        checkpoint = intact(checkpoint, _names(checkpoint, match, exclude), progress)
     tell_code(checkpoint)
     if output is None:
         _to_stdout(checkpoint, str(to_stdout))
@@ -101,22 +103,24 @@ def command(
         "output": output,
         "files": len(written) - (2 if properties else 1),
         "nbytes": nbytes,
-        "lost": salvage_option.rows(lost),
+        "lost": [{"name": name, **missing._asdict()} for name, missing in lost.items()],
     }
     if as_json:
         options.print_json(result)
     else:
         what = "storages" if by == "storage" else "tensors"
         also = ", and model.properties" if properties else ""
-        _print(result, f"{what}, {size(nbytes)}, and mapping.json{also}", lines)
+        click.echo(
+            wrapped(
+                f"{printable(output)}: {result['files']:,} {what}, {size(nbytes)}, and "
+                f"mapping.json{also}",
+                4,
+            )
+        )
+        salvage_option.show(lost)
+        for line in lines:
+            click.echo(wrapped(f"  {line}", 4))
     return 1 if lost else 0
-
-
-def _print(result: dict[str, Any], what: str, lines: tuple[str, ...]) -> None:
-    click.echo(wrapped(f"{printable(result['output'])}: {result['files']:,} {what}", 4))
-    salvage_option.show(result["lost"])
-    for line in lines:
-        click.echo(wrapped(f"  {line}", 4))
 
 
 def _with_properties(checkpoint: Checkpoint) -> tuple[list[FilePlan], tuple[str, ...]]:

@@ -57,10 +57,13 @@ class Conversion:
 
     def check_apart(self, output: str) -> None:
         """Raise BadRequest if writing to `output` would replace an input."""
-        paths = [output]
-        if not self.folder:
-            paths = [os.path.join(os.path.dirname(output), plan.path) for plan in self.plans]
+        paths = [output] if self.folder else self.paths(output)
         check_apart(self.plans, self.inputs, paths, folder=self.folder)
+
+    def paths(self, output: str) -> list[str]:
+        """Return the path of each file that is written for the output `output`."""
+        folder = output if self.folder else os.path.dirname(output)
+        return [os.path.join(folder, plan.path) for plan in self.plans]
 
     def write(self, output: str, options: WriteOptions | None = None) -> list[str]:
         """Write the files to `output`, a path or a URL; return the paths written."""

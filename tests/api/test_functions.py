@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cgpt_convert import (
     BadRequest,
     CannotWrite,
     CgptError,
+    Malformed,
     Unsupported,
     convert,
     diff,
@@ -67,7 +69,8 @@ def test_convert_writes_what_torch_saved(saved, tmp_path):
     out = tmp_path / "model.safetensors"
     made = convert(path, out, verify=True)
     assert same(state, out)
-    assert (made.path, made.files, made.nbytes) == (str(out), (str(out),), out.stat().st_size)
+    assert made.files == ((str(out), out.name, out.stat().st_size),)
+    assert (made.path, made.nbytes) == (str(out), out.stat().st_size)
     assert set(made.tensors) == state.keys()
     again = tmp_path / "by-command.safetensors"
     assert run("convert", path, "-o", again).code == 0
@@ -84,6 +87,53 @@ def test_convert_casts_and_counts_what_it_loses(tmp_path):
     assert torch.equal(written["w"][:3], state["w"][:3].half())
     assert (made.lossy["w"].overflowed, made.lossy["w"].zeroed) == (1, 1)
     assert (made.not_finite["w"].nan, made.not_finite["w"].infinite) == (1, 0)
+
+
+def test_a_dry_run_writes_nothing(saved, tmp_path):
+    _, path = saved
+    dry = convert(path, tmp_path / "out.safetensors", dry_run=True, verify=True)
+    assert not (tmp_path / "out.safetensors").exists()
+    assert (dry.written, dry.verified) == (False, False)
+    made = convert(path, tmp_path / "out.safetensors", verify=True)
+    assert (made.written, made.verified) == (True, True)
+    assert made.files == dry.files
+    with pytest.raises(BadRequest, match="the output is the input"):
+        convert(path, path, dry_run=True)
+
+
+def test_progress_counts_every_byte(saved, tmp_path):
+    _, path = saved
+    counted = {}
+
+    @contextmanager
+    def progress(label, total):
+        counts: list[int] = []
+        yield counts.append
+        counted[label] = (total, sum(counts))
+
+    made = convert(path, tmp_path / "out.safetensors", progress=progress)
+    (tensors,) = {done for label, (_, done) in counted.items()}
+    assert counted == {"convert": (made.nbytes, tensors)}
+    assert 0 < tensors <= made.nbytes
+
+
+def test_salvage_skips_damaged_tensors_and_keeps_the_open_checkpoint_as_it_is(tmp_path):
+    state = {"good": torch.arange(6.0), "bad": torch.full((100,), 7.5)}
+    torch.save(state, tmp_path / "model.bin")
+    octets = bytearray((tmp_path / "model.bin").read_bytes())
+    octets[octets.index(state["bad"].numpy().tobytes()) + 200] ^= 1
+    (tmp_path / "model.bin").write_bytes(octets)
+    checkpoint = open_checkpoint(tmp_path / "model.bin")
+    for number, source in enumerate((tmp_path / "model.bin", checkpoint)):
+        out = tmp_path / f"{number}.safetensors"
+        with pytest.raises(Malformed):
+            convert(source, out)
+        made = convert(source, out, salvage=True)
+        assert (made.tensors, [*made.lost]) == (("good",), ["bad"])
+        assert made.lost["bad"].nbytes == 400
+        assert same({"good": state["good"]}, out)
+    assert checkpoint.keys() == state.keys()
+    assert not checkpoint.lost
 
 
 def test_convert_selects(saved, tmp_path):

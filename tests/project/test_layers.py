@@ -26,15 +26,10 @@ FLOORS = (
     "cli",
     "__main__ lm_eval_plugin",
 )
-# Named, because they point down: methods for convenience, and the names that the package exports.
+# Named, because they point down: methods for convenience.
 DOWNWARD = {
     ("tensors.tensor", "tensors.read"),
     ("tensors.tensor", "tensors.to_torch"),
-    ("", "api.functions"),
-    ("", "checkpoint"),
-    ("", "core.errors"),
-    ("", "formats.open"),
-    ("", "tensors.tensor"),
 }
 
 # Who may import what is heavy or prints; whatever is left out here may be imported by nobody.

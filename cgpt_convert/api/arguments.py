@@ -1,0 +1,49 @@
+"""The arguments that several of the public functions take, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.sources.paths import is_url, named
+
+Path = str | os.PathLike[str]
+Source = Path | Mapping[str, Any]  # a Checkpoint is a mapping, too
+Globs = str | Sequence[str]
+
+
+def opened(source: Source, mapping: str | None = None, *, salvage: bool = False) -> Checkpoint:
+    """Return `source` as a checkpoint; a path or URL is opened."""
+    if not isinstance(source, Mapping):
+        return open_checkpoint(source, mapping, salvage=salvage)
+    if mapping is not None:
+        raise BadRequest("a mapping is for a path", hint="give it to open_checkpoint")
+    if isinstance(source, Checkpoint):
+        return source
+    from cgpt_convert.api.arrays import in_memory
+
+    return in_memory(source)
+
+
+def path_of(source: Source, checkpoint: Checkpoint) -> str:
+    """Return the path by which the user gave `source`, which was opened as `checkpoint`."""
+    return checkpoint.path if isinstance(source, Mapping) else os.fspath(source)
+
+
+def output_path(output: Path) -> str:
+    """Return the path, or the URL without its secrets. Raises BadRequest for one to read only."""
+    path = named(os.fspath(output))
+    if is_url(path):
+        from cgpt_convert.sources.remote.urls import check_writable
+
+        check_writable(path)
+    return path
+
+
+def patterns(globs: Globs) -> tuple[str, ...]:
+    """Return the patterns as a tuple; a string is one pattern."""
+    return (globs,) if isinstance(globs, str) else tuple(globs)
