@@ -88,7 +88,11 @@ class _Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+# `cli.style` decides about colour, so click must not remove it
+_CONTEXT = {"help_option_names": ["-h", "--help"], "color": True}
+
+
+@click.group(cls=_Lazy, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="cgpt-convert")
 def group() -> None:
     """Look into PyTorch weight files and convert them, without torch and without running them.

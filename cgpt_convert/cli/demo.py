@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import group
-from cgpt_convert.cli.table import style
+from cgpt_convert.cli import group, style
 from cgpt_convert.core.errors import CannotWrite, CheckFailed
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.plan import FilePlan
@@ -78,7 +77,7 @@ def command(folder: str) -> None:
 
 def _run(*words: str) -> None:
     """Print the command as typed in a shell, and run it."""
-    click.echo(style(f"\n$ cgpt-convert {shlex.join(words)}", bold=True))
+    click.echo(style.bold(f"\n$ cgpt-convert {shlex.join(words)}"))
     group.main(list(words), standalone_mode=False)
 
 
@@ -117,7 +116,7 @@ def _speak(folder: str) -> None:
     from cgpt_convert.inference.model import Model
 
     start = "".join(_PROMPT).replace("Ġ", " ")
-    click.echo(style(f"\n{start} ... how the model goes on, computed from each file:", bold=True))
+    click.echo(style.bold(f"\n{start} ... how the model goes on, computed from each file:"))
     base = Model(open_checkpoint(os.path.join(folder, _MODEL)), resident=True)
     expected, ids = _sentence(base)
     click.echo(f"  {_MODEL:<17}  {expected}")

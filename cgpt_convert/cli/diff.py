@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from cgpt_convert.cli import options
+from cgpt_convert.cli import options, style
 from cgpt_convert.cli.notes import tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
+from cgpt_convert.core.checks import NOTE, PASSED
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.selection import TensorSelection
@@ -22,11 +23,13 @@ from cgpt_convert.verification.tensor_differences import (
     EQUAL,
     LEFT_OUT,
     NOT_COMPARED,
+    RENAMED,
     TensorDifference,
     diff,
 )
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
+_LEVELS = {EQUAL: PASSED, RENAMED: NOTE, LEFT_OUT: NOTE}
 
 
 @click.command("diff")
@@ -86,7 +89,10 @@ def _print(rows: list[TensorDifference]) -> None:
         for line in table(_COLUMNS, [_cells(row) for row in shown], right=_COLUMNS[2:]):
             click.echo(line)
     counts = Counter(row.state for row in rows)
-    summary = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    summary = ", ".join(
+        style.verdict(f"{count:,} {state}", _LEVELS.get(state, style.WARNING))
+        for state, count in counts.items()
+    )
     click.echo(wrapped(f"{counted(len(rows), 'tensor')}: {summary}", 4))
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from cgpt_convert.cli.table import counted, cut, size, style, table, width, wrapped
+from cgpt_convert.cli import style
+from cgpt_convert.cli.table import counted, cut, size, table, width, wrapped
+from cgpt_convert.core.checks import FAILED, NOTE, PASSED
 from cgpt_convert.core.findings import DANGEROUS, FOREIGN
 from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.shapes import dims
@@ -37,9 +39,8 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> 
 
 def _head(summary: dict[str, Any]) -> None:
     root = f", root {summary['root']}/" if summary["root"] else ""
-    source = printable(summary["source"])
-    title = wrapped(f"{source}: {summary['kind']}{printable(root)}")
-    click.echo(title.replace(source, style(source, bold=True), 1))
+    source = style.bold(printable(summary["source"]))
+    click.echo(wrapped(f"{source}: {summary['kind']}{printable(root)}"))
     ties = sum(row["tied_to"] is not None for row in summary["tensors"])
     tied = f" ({ties} tied, counted once)" if ties else ""
     types = ", ".join(f"{name} {size(row['nbytes'])}" for name, row in summary["dtypes"].items())
@@ -48,7 +49,7 @@ def _head(summary: dict[str, Any]) -> None:
     _model(summary["model"])
     _field("parameters", f"{summary['parameters']:,} in {counted(count, 'tensor')}{tied}")
     _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
-    _field("pickle", _safety(summary))
+    _field("pickle", *_safety(summary))
     if summary["code"]:
         _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not run")
     for finding in summary["findings"]:
@@ -79,23 +80,30 @@ def _model(model: dict[str, Any] | None) -> None:
         _field("note", model["refusal"])
 
 
-def _safety(summary: dict[str, Any]) -> str:
+def _safety(summary: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what the pickle names, the level of the verdict, and the verdict itself."""
     if not summary["globals"]:
         pickled = summary["kind"].startswith(_PICKLED)
-        return "names nothing, so nothing to run" if pickled else "none, so nothing to run"
+        none = "names nothing" if pickled else "none"
+        return ", so nothing to run", PASSED, none
     if not summary["foreign"]:
-        return "weights only: it names nothing but torch's own data types"
+        return ": it names nothing but torch's own data types", PASSED, "weights only"
     names = [printable(name) for name in summary["foreign"]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     is_dangerous = any(finding["id"] == DANGEROUS.id for finding in summary["findings"])
     hint = "" if is_dangerous else f"; {_SCAN}"
-    return f"names foreign code, not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
+    text = f", not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
+    return text, style.WARNING, "names foreign code"
 
 
-def _field(label: str, text: str) -> None:
-    colour = {"warning": "yellow"}.get(label)
-    line = wrapped(f"  {label:<11}  {printable(text)}", 15)
-    click.echo(line.replace(label, style(label, fg=colour), 1) if colour else line)
+def _field(label: str, text: str, level: str = "", verdict: str = "") -> None:
+    """Print a labelled line. A verdict, if any, comes before the text, in the colour of `level`."""
+    gap = " " * (13 - len(label))
+    if label in (NOTE, style.WARNING):
+        label = style.verdict(label, label)
+    if verdict:
+        verdict = style.verdict(verdict, level)
+    click.echo(wrapped(f"  {label}{gap}{verdict}{printable(text)}", 15))
 
 
 def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -138,7 +146,7 @@ def _number(value: float | None) -> str:
 
 def _exotic(rows: list[dict[str, Any]]) -> None:
     if rows:
-        click.echo(style("\nnot dense:", bold=True))
+        click.echo(style.bold("\nnot dense:"))
     for row in rows:
         known = f" {row['dtype']} {dims(row['shape'])}" if row["dtype"] else ""
         line = f"  {printable(row['name'])}  {row['kind']}{known}: "
@@ -148,7 +156,7 @@ def _exotic(rows: list[dict[str, Any]]) -> None:
 def _extras(extras: dict[str, str]) -> None:
     """Print the tensors outside `state_dict()` with their descriptions."""
     if extras:
-        click.echo(style("\nnot in state_dict():", bold=True))
+        click.echo(style.bold("\nnot in state_dict():"))
     for name, what in list(extras.items())[:_SHOWN]:
         click.echo(wrapped(f"  {printable(name)}: {what}", 4))
     if len(extras) > _SHOWN:
@@ -160,7 +168,7 @@ def _others(summary: dict[str, Any]) -> None:
     pairs += [(f"metadata {key}", cut(value, _LONG)) for key, value in summary["metadata"].items()]
     if not pairs:
         return
-    click.echo(style("\nother values:", bold=True))
+    click.echo(style.bold("\nother values:"))
     room = width()
     for path, text in pairs[:_SHOWN]:
         line = f"  {printable(path) or '(the whole)'} = {printable(text)}"
@@ -175,11 +183,10 @@ def _check(check: dict[str, Any] | None) -> None:
     click.echo()
     if check["damaged"]:
         names = ", ".join(map(printable, check["tensors"])) or "no tensor"
-        word = "damaged:"
-        line = wrapped(f"{word} storages {', '.join(map(printable, check['damaged']))} ({names})")
-        click.echo(line.replace(word, style(word, fg="red", bold=True), 1))
+        storages = ", ".join(map(printable, check["damaged"]))
+        click.echo(wrapped(f"{style.verdict('damaged:', FAILED)} storages {storages} ({names})"))
     elif check["recorded"]:
-        line = f"checksums: all {check['recorded']} storages are as they were written"
-        click.echo(wrapped(line))
+        right = style.verdict("checksums:", PASSED)
+        click.echo(wrapped(f"{right} all {check['recorded']} storages are as they were written"))
     else:
         click.echo("checksums: the file records none")

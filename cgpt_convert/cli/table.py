@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
 
-import click
+from cgpt_convert.cli import style
 
 _ELLIPSIS = "…"
 _THOUSAND = 1000
 _SHORTEST = 16  # shorter names would not be recognisable
+_CODE = re.compile(r"\x1b\[[0-9;]*m")  # of colour, as `cli.style` writes it
 _WIDEST = 200  # maximum padding, so that one long name does not widen all lines
 
 
@@ -22,13 +22,6 @@ def width() -> int | None:
     import shutil
 
     return shutil.get_terminal_size().columns
-
-
-def style(text: str, **how: bool | str) -> str:
-    """Return the text in colour or bold, on terminals without NO_COLOR (https://no-color.org)."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-        return text
-    return click.style(text, **how)  # type: ignore[arg-type]
 
 
 def counted(number: int, noun: str) -> str:
@@ -74,7 +67,7 @@ def table(
         every[0] = tuple(cut(text, widths[0]) for text in every[0])
     filled = [_filled(every[i], min(widths[i], _WIDEST), header[i] in right) for i in keep]
     lines = ["  ".join(cells).rstrip() for cells in zip(*filled, strict=True)]
-    lines[0] = style(lines[0], bold=True)
+    lines[0] = style.bold(lines[0])
     if dropped:
         omitted = f"columns left out: {', '.join(dropped)}; a wider terminal or --json shows them"
         lines += wrapped(omitted).split("\n")
@@ -91,29 +84,32 @@ def cut(text: str, most: int) -> str:
 
 
 def wrapped(text: str, indent: int = 0) -> str:
-    """Wrap the text to the terminal's width, with later lines indented."""
+    """Wrap the text to the terminal's width, with later lines indented.
+
+    Lines break at spaces only. A word that is wider than the terminal gets a line of its own, so
+    that it can be copied whole.
+    """
     room = width()
     if room is None or columns(text) <= room:
         return text
-    room = max(room, _SHORTEST)
     margin = " " * min(indent, room // 2)
-    words = text.lstrip().split(" ")
-    lines: list[str] = []
-    line = text[: len(text) - len(text.lstrip())] + words[0]
-    for word in [*words[1:], None]:
-        while columns(line) > room:
-            lines.append(_beginning(line, room))
-            line = margin + line[len(lines[-1]) :]
-        if word is None or columns(line) + 1 + columns(word) > room:
-            lines.append(line)
-            line = margin + (word or "")
-        else:
-            line += " " + word
+    first, *words = text.lstrip().split(" ")
+    lines = [text[: len(text) - len(text.lstrip())] + first]
+    for word in words:
+        if columns(lines[-1]) + 1 + columns(word) <= room:
+            lines[-1] += " " + word
+        elif word:
+            lines.append(margin + word)
     return "\n".join(lines)
 
 
 def columns(text: str) -> int:
-    """Return the number of terminal columns of the text; East Asian wide characters take two."""
+    """Return the number of terminal columns of the text.
+
+    East Asian wide characters take two columns, and colour codes none.
+    """
+    if "\x1b" in text:
+        text = _CODE.sub("", text)
     return len(text) if text.isascii() else sum(map(_COLUMNS.__getitem__, text))
 
 
@@ -143,7 +139,7 @@ def _beginning(text: str, most: int) -> str:
 def _filled(cells: Sequence[str], most: int, right: bool) -> list[str]:
     """Pad the cells of one column to `most` columns."""
     pad = str.rjust if right else str.ljust
-    if all(map(str.isascii, cells)):
+    if all(text.isascii() and "\x1b" not in text for text in cells):
         return [pad(text, most) for text in cells]
     return [pad(text, most - columns(text) + len(text)) for text in cells]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import options
+from cgpt_convert.cli import options, style
 from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
@@ -170,15 +170,16 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
     for check in checks:
         if verbose or check.outcome != PASSED or is_unread(check):
             name = f"{printable(check.tensor)}: " if check.tensor else ""
-            click.echo(wrapped(f"{check.outcome}: {name}{printable(check.detail)}", 4))
+            outcome = style.verdict(check.outcome, check.outcome)
+            click.echo(wrapped(f"{outcome}: {name}{printable(check.detail)}", 4))
     failed = sum(check.outcome in (FAILED, ERROR) for check in checks)
     passed = [check for check in checks if check.outcome == PASSED]
     made = failed + len(passed)
-    ends = f"{failed:,} of {counted(made, 'check')} failed"
+    ends = style.verdict(f"{failed:,} of {counted(made, 'check')} failed", FAILED)
     if not failed:
         kinds = Counter(_kind(check) for check in passed if check.name != "claim")
         ends = "; ".join(f"{n:,} {kind}" for kind, n in kinds.items())
-        ends = f"{counted(made, 'check')} passed: {ends}"
+        ends = f"{style.verdict(counted(made, 'check') + ' passed', PASSED)}: {ends}"
     click.echo(wrapped(f"{printable(target)}: {ends}", 4))
 
 

@@ -50,7 +50,7 @@ def in_terminal(columns: int, *words: object, **environment: str) -> str:
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=environ(TERM="xterm-256color", **environment),
+        env=environ(**{"TERM": "xterm-256color", **environment}),
     )
     os.close(theirs)
     shown = b""
@@ -76,6 +76,12 @@ def widths(shown: str) -> list[int]:
     ]
 
 
+def assert_fits(shown: str, columns: int) -> None:
+    """No line is wider than the terminal, but a word that nothing can be done about."""
+    for line in shown.replace("\r", "\n").split("\n"):
+        assert max(widths(line)) <= columns or " " not in line.strip()
+
+
 def assert_harmless(text: str) -> None:
     """No character but a line's end that does anything, or shows others in another order."""
     bad = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
@@ -98,7 +104,7 @@ def test_nothing_is_wider_than_the_terminal(
 ) -> None:
     for path in (model, hostile):
         shown = in_terminal(columns, *command.split(), path, NO_COLOR="1")
-        assert max(widths(shown)) <= columns
+        assert_fits(shown, columns)
         assert "\x1b" not in shown
         assert_harmless(shown.replace("\r", ""))
 
@@ -115,7 +121,7 @@ def test_conversions_fit_the_terminal_too(
             ("extract", path, "-o", tmp_path / f"parameters{index}", *chosen),
         ):
             shown = in_terminal(columns, *words, NO_COLOR="1")
-            assert max(widths(shown)) <= columns
+            assert_fits(shown, columns)
             assert_harmless(shown.replace("\r", ""))
 
 

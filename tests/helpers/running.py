@@ -74,7 +74,8 @@ def start(*words: object) -> "subprocess.Popen[bytes]":
 
 def environ(**more: str) -> dict[str, str]:
     """This process's environment, less what changes how text is shown."""
-    plain = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    looks = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
+    plain = {k: v for k, v in os.environ.items() if k not in looks}
     return {**plain, "PYTHONPATH": str(ROOT), **more}
 
 

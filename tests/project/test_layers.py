@@ -36,7 +36,7 @@ DOWNWARD = {
 ALLOWED = {
     "click": "cli cli.compute_options cli.run_generation cli.convert cli.demo cli.diff cli.digest "
     "cli.error_output cli.eval cli.extract cli.generate cli.inspect cli.lock cli.logits cli.models "
-    "cli.notes cli.options cli.report cli.salvage_option cli.scan cli.table cli.verify",
+    "cli.notes cli.options cli.report cli.salvage_option cli.scan cli.style cli.verify",
     "tqdm": "cli.progress",
     "numpy": "api.arrays cli.demo inference.backend_numpy inference.compare "
     "inference.evaluate.cross_entropy "
