@@ -1,6 +1,6 @@
 """Read the config.json beside a checkpoint and compare it with the tensors.
 
-It contains what shapes cannot show, but it may be wrong.
+It contains values that the tensors' shapes do not determine, but it may be wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     if source is None:
         return None
     if source.nbytes > CONFIG_BYTES:
-        raise Unsupported(f"a configuration of {source.nbytes:,} bytes", where=path, hint=_HINT)
+        raise Unsupported(
+            f"the file has {source.nbytes:,} bytes; at most {CONFIG_BYTES:,} are supported",
+            where=path,
+            hint=_HINT,
+        )
     import json
 
     data = read(source, 0, source.nbytes)
@@ -45,13 +49,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         # unlike a header, it may be edited by hand: fractions, NaN and repeated keys are accepted
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON: {error}", where=path, hint=_HINT) from error
+        raise Malformed(f"invalid JSON: {error}", where=path, hint=_HINT) from error
     if not isinstance(config, dict):
-        raise Malformed("JSON that is not an object", where=path, hint=_HINT)
+        raise Malformed("the JSON is not an object", where=path, hint=_HINT)
     return config
 
 
-_HINT = "mend it, or move it away: the weights are read without it"
+_HINT = "fix the file, or move it away: the weights can be read without it"
 
 
 def count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
@@ -69,14 +73,14 @@ def check_config(recognised: Recognised, config: Mapping[str, Any]) -> list[str]
     lines = []
     kind = config.get("model_type")
     if kind is not None and kind not in architecture.model_types:
-        lines.append(f"model_type {_shown(kind)}, the tensors are {architecture.name}'s")
+        lines.append(f"model_type {_shown(kind)}, but the tensors are those of {architecture.name}")
     lines += _sizes(architecture, recognised.sizes, config)
     lines += head_lines(recognised, config)
     lines += _known(recognised, config)
     tieable = bool(architecture.ties)
     if tieable and config.get("tie_word_embeddings") is False and recognised.head != "own copy":
         lines.append(f"tie_word_embeddings false, but the head is {recognised.head}")
-    return [f"{CONFIG} says {line}" for line in lines]
+    return [f"{CONFIG} has {line}" for line in lines]
 
 
 def mup_refusal(architecture: Architecture, config: Mapping[str, Any], path: str) -> str:
@@ -87,7 +91,7 @@ def mup_refusal(architecture: Architecture, config: Mapping[str, Any], path: str
     # CerebrasGPT-111_muP/checkpoint_4866/pytorch_model.bin: folders above these are the user's
     parts = os.path.abspath(path).split(os.sep)[-3:] if path else []
     for name in (*parts, config.get("_name_or_path")):
-        signs += [f"it is called {_shown(name)}"] if _is_mup_name(name) else []
+        signs += [f"its name is {_shown(name)}"] if _is_mup_name(name) else []
     return f"{architecture.mup_reason} ({'; '.join(signs)})" if signs else ""
 
 
@@ -115,13 +119,15 @@ def _sizes(
         for key in keys:
             said = config.get(key)
             if said is not None and (type(said) is not int or said != sizes[size]):
-                yield f"{key} {_shown(said)}, the tensors have {sizes[size]}"
+                yield f"{key} {_shown(said)}, but the tensors have {sizes[size]}"
         default = architecture.config_defaults.get(size)
         if default is None or default.symbol not in sizes:
             continue
         means = default.factor * sizes[default.symbol]
         if all(config.get(key) is None for key in keys) and means != sizes[size]:
-            yield f"no {keys[0]}, which means {default} = {means}; the tensors have {sizes[size]}"
+            yield (
+                f"no {keys[0]} (default {default} = {means}), but the tensors have {sizes[size]}"
+            )
 
 
 def head_lines(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
@@ -132,9 +138,9 @@ def head_lines(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[st
         if said is None:
             continue
         if type(said) is not int or said < 1:
-            yield f"{key} {_shown(said)}, which is no number of heads"
+            yield f"{key} {_shown(said)}, which is not a positive integer"
         elif width is not None and width % said:
-            yield f"{key} {said}, which does not divide the tensors' width of {width}"
+            yield f"{key} {said}, which does not divide the tensors' hidden size {width}"
 
 
 def _known(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
@@ -150,11 +156,11 @@ def _known(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
     (model,) = rows
     said = count(config, architecture.config_keys.get("n_head", ()))
     if said is not None and said != model.n_head:
-        yield f"n_head {said}; {model.name}, which has these shapes, has {model.n_head}"
+        yield f"n_head {said}, but {model.name}, which has these shapes, has {model.n_head}"
     activation = config.get("activation_function")
     if activation is not None and activation != model.activation:
         yield (
-            f"activation_function {_shown(activation)}; {model.name}, which has these shapes, "
+            f"activation_function {_shown(activation)}, but {model.name}, which has these shapes, "
             f"has {model.activation!r}"
         )
 

@@ -16,16 +16,16 @@ from cgpt_convert.core.errors import Unsupported
 
 Feature = Literal["hf", "gguf", "forward", "java_program"]
 FEATURES: dict[Feature, str] = {
-    "hf": "a configuration for transformers (--to hf)",
-    "gguf": "GGUF export",
-    "forward": "computing the model (generate, eval, verify --logits)",
-    "java_program": "the properties of the raw-parameters program (extract --properties)",
+    "hf": "output for transformers (--to hf)",
+    "gguf": "GGUF output",
+    "forward": "running the model (generate, eval, verify --logits)",
+    "java_program": "output for the raw-parameters program (extract --properties)",
 }
 _HINTS: dict[Feature, str] = {
-    "hf": "--to safetensors writes the weights alone",
-    "gguf": "--to safetensors writes any tensors",
-    "forward": "inspect, digest, diff and verify without --logits read any tensors",
-    "java_program": "extract without --properties",
+    "hf": "use --to safetensors to write only the weights",
+    "gguf": "use --to safetensors, which writes any tensors",
+    "forward": "inspect, digest, diff, and verify without --logits work with any tensors",
+    "java_program": "run extract without --properties",
 }
 
 
@@ -38,7 +38,7 @@ class ModelSizes(Protocol):
 
     @property
     def n_embd(self) -> int:
-        """The width of the residual stream."""
+        """The hidden size: the size of the residual stream."""
 
     @property
     def n_head(self) -> int:
@@ -46,7 +46,7 @@ class ModelSizes(Protocol):
 
     @property
     def d_head(self) -> int:
-        """The width of one attention head."""
+        """The size of one attention head."""
 
     @property
     def n_positions(self) -> int:
@@ -79,9 +79,9 @@ def hook(architecture: Architecture, feature: Feature, where: str = "") -> Modul
     """
     if not has_hook(architecture, feature):
         raise Unsupported(
-            f"{FEATURES[feature]} is not available for {architecture.name}",
+            f"{FEATURES[feature]} is not supported for {architecture.name}",
             where=where,
-            hint=f"available for {', '.join(with_hook(feature))}; {_HINTS[feature]}",
+            hint=f"supported: {', '.join(with_hook(feature))}; {_HINTS[feature]}",
         )
     return importlib.import_module(f"{__package__}.{architecture.name}.{feature}")
 

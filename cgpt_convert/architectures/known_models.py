@@ -70,7 +70,7 @@ class KnownModel(NamedTuple):
 
     @property
     def d_head(self) -> int:
-        """The width of one attention head."""
+        """The size of one attention head."""
         return self.sizes["n_embd"] // self.n_head
 
     @property
@@ -129,7 +129,7 @@ def find_model(name: str) -> KnownModel:
         if model.name == wanted:
             return model
     known = ", ".join(model.name for model in models())
-    raise BadRequest(f"no model is called {name!r}", hint=f"known are: {known}")
+    raise BadRequest(f"unknown model {name!r}", hint=f"known models: {known}")
 
 
 def storage_mapping(model_name: str) -> dict[str, RawTensorLayout]:
@@ -141,7 +141,9 @@ def storage_mapping(model_name: str) -> dict[str, RawTensorLayout]:
     model = find_model(model_name)
     if model.storages is None:
         ready = ", ".join(model.name for model in models() if model.storages)
-        raise BadRequest(f"there is no ready mapping of {model.name}", hint=f"there are: {ready}")
+        raise BadRequest(
+            f"there is no built-in mapping for {model.name}", hint=f"built-in mappings: {ready}"
+        )
     architecture = architectures()[model.architecture]
     mapping = {}
     files = _files(model.storages.count(model.sizes[LAYERS]), model.shard_storages)
@@ -184,11 +186,16 @@ def _parse(content: dict[str, Any]) -> Iterator[KnownModel]:
     for row in content["models"]:
         sizes = content["sizes"] | row["sizes"]
         if sizes.keys() != architecture.symbols:
-            raise ValueError(f"{row['title']}: sizes {sorted(sizes)}")
+            raise ValueError(
+                f"{row['title']} has the sizes {sorted(sizes)}, "
+                f"expected {sorted(architecture.symbols)}"
+            )
         storages = orders[row["storages"]] if "storages" in row else None
         shards = tuple(row.get("shard_storages", ()))
         if shards and (storages is None or sum(shards) != storages.count(sizes[LAYERS])):
-            raise ValueError(f"{row['title']}: shards of {shards} storages")
+            raise ValueError(
+                f"the shard_storages of {row['title']} do not add up to its storages: {shards}"
+            )
         made = {"sizes": sizes, "storages": storages, "shard_storages": shards}
         for shots in {"zero_shot", "five_shot"} & row.keys():
             made[shots] = dict(zip(content["tasks"], row[shots], strict=True))
@@ -199,5 +206,7 @@ def _storages(table: dict[str, Any], architecture: Architecture) -> StorageOrder
     first, layer, last = (tuple(table[part]) for part in ("first", "layer", "last"))
     unknown = {*first, *layer, *last} - architecture.rules.keys() - architecture.skipped
     if unknown or table["conv1d"] not in ("out_in", "in_out"):
-        raise ValueError(f"storages of {sorted(unknown)}, conv1d {table['conv1d']!r}")
+        raise ValueError(
+            f"invalid storages: unknown names {sorted(unknown)}, conv1d {table['conv1d']!r}"
+        )
     return StorageOrder(first, layer, last, conv1d_transposed=table["conv1d"] == "out_in")

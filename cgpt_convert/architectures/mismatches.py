@@ -38,14 +38,14 @@ def unexpected(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Ite
     for name, tensor in tensors.items():
         yield (
             f"{printable(name)}: unexpected ({tensor.stored.name}, {_dims(tensor)}); "
-            f"{architecture.name} has no tensor of that name there"
+            f"{architecture.name} has no tensor with that name"
         )
 
 
 def repeated(names: Mapping[str, str]) -> Iterator[str]:
     """Yield a line for each tensor that the file contains under a second name."""
     for name, owner in names.items():
-        yield f"{printable(name)}: the same tensor of the model as {printable(owner)}"
+        yield f"{printable(name)}: a second copy of the model's tensor {printable(owner)}"
 
 
 def is_linear(placed: Iterable[tuple[TensorPosition, Tensor]], sizes: Mapping[str, int]) -> bool:
@@ -72,14 +72,14 @@ def ill_shaped(
         if tensor.shape != wanted:
             line = f"{printable(name)}: shape {_dims(tensor)}, expected {_wanted(place, sizes)}"
             if linear and place.rule.conv1d:
-                line += ", stored (out, in) as the other Linear layers' weights of the file"
+                line += ", stored as (out, in) like the file's other Linear weights"
             elif place.rule.conv1d and tensor.shape[::-1] == shape:
-                line += "; it is stored as a Linear layer's weight (out, in), not a Conv1D's"
+                line += "; it is stored as a Linear weight (out, in), not as Conv1D (in, out)"
             elif len(tensor.shape) > 1 and tensor.shape[::-1] == shape:
                 line += "; it is transposed"
             yield line
         if not tensor.dtype.is_float:
-            yield f"{printable(name)}: {tensor.dtype.name}, expected a floating-point type"
+            yield f"{printable(name)}: dtype {tensor.dtype.name}, expected a floating-point dtype"
 
 
 def missing(
@@ -124,8 +124,8 @@ def _lost_layers(layers: list[int], prefix: Prefix, tensors: int) -> Iterator[st
         first, last = layers[0], layers[-1]
         which = f"layer {first} is" if first == last else f"layers {first} to {last} are"
         before = printable(prefix.wrapper + prefix.own)
-        what = f"under {before}*" if before else "of the layers"
-        yield f"{which} missing, expected {tensors} tensors in each ({what})"
+        names = f" (names {before}*)" if before else ""
+        yield f"{which} missing, expected {tensors} tensors per layer{names}"
 
 
 def _solved(

@@ -30,7 +30,7 @@ class Dimension(NamedTuple):
         """Parse a dimension such as `n_embd` or `3*n_embd`. Raises ValueError if invalid."""
         match = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z_]+)", text)
         if match is None:
-            raise ValueError(f"{text!r} is no dimension")
+            raise ValueError(f"{text!r} is not a dimension")
         return cls(int(match[1] or 1), match[2])
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class TensorRule(NamedTuple):
 
     @property
     def layered(self) -> bool:
-        """Whether each layer has one."""
+        """Whether each layer has such a tensor."""
         return LAYER in self.name
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
@@ -87,18 +87,18 @@ class Architecture(NamedTuple):
 
     name: str
     model_types: tuple[str, ...]  # config.json's
-    class_prefix: str  # how the names of its classes in transformers begin; "" if not known
+    class_prefix: str  # the prefix of its class names in transformers; "" if unknown
     prefixes: tuple[str, ...]  # the first one is canonical
     anchors: tuple[frozenset[str], ...]
     skipped: frozenset[str]
     rules: Mapping[str, TensorRule]  # by name
-    config_keys: Mapping[str, tuple[str, ...]]  # size -> the keys of config.json that say it
+    config_keys: Mapping[str, tuple[str, ...]]  # size -> its keys in config.json
     config_defaults: Mapping[str, Dimension]
     mup_neutral: Mapping[str, Any]
     mup_reason: str
     vocabulary: Vocabulary | None  # None if none is usual
-    gguf_name: str  # what llama.cpp calls it; "" if it does not know it
-    gguf_keys: Mapping[str, str]  # size, n_head or layer_norm_epsilon -> its key, less that name
+    gguf_name: str  # llama.cpp's name for it; "" if llama.cpp does not support it
+    gguf_keys: Mapping[str, str]  # size, n_head or layer_norm_epsilon -> its key, without that name
 
     @property
     def canonical(self) -> str:
@@ -176,7 +176,7 @@ def architectures() -> Mapping[str, Architecture]:
 
 @functools.cache
 def tied_names() -> tuple[str, ...]:
-    """Return the names, less prefixes, of tensors that equal another one if they are absent."""
+    """Return the names, without prefixes, of tensors that equal another one if they are absent."""
     names = (
         rule.name
         for each in architectures().values()
@@ -222,5 +222,5 @@ def _rule(row: dict[str, Any]) -> TensorRule:
 def _strings(values: Iterable[object]) -> tuple[str, ...]:
     strings = tuple(values)
     if isinstance(values, str) or not all(isinstance(value, str) for value in strings):
-        raise TypeError(f"{values!r} is no list of strings")
+        raise TypeError(f"{values!r} is not a list of strings")
     return strings  # type: ignore[return-value]

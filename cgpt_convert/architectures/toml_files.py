@@ -34,7 +34,7 @@ def parsed(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 content = tomllib.load(file)
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise Malformed(f"not TOML: {error}", where=path, hint=_HINT) from error
+                raise Malformed(f"invalid TOML: {error}", where=path, hint=_HINT) from error
         yield path, content
 
 
@@ -44,12 +44,12 @@ def reading(path: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise Malformed(f"it lacks {error}", where=path, hint=_HINT) from error
+        raise Malformed(f"the key {error} is missing", where=path, hint=_HINT) from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise Malformed(f"not a mapping: {error}", where=path, hint=_HINT) from error
+        raise Malformed(f"invalid content: {error}", where=path, hint=_HINT) from error
 
 
-_HINT = "mend the file or install cgpt-convert again"
+_HINT = "reinstall cgpt-convert, or fix the file"
 
 
 def _folder(kind: str) -> str:
@@ -58,7 +58,7 @@ def _folder(kind: str) -> str:
         if os.path.isdir(path):
             return path
     raise Unreadable(
-        "the mappings are not where they were installed",
+        "the package's mappings are missing",
         where=os.path.join(_FOLDERS[0], kind),
-        hint="install cgpt-convert again",
+        hint="reinstall cgpt-convert",
     )

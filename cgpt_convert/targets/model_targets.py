@@ -112,11 +112,11 @@ def select_whole(checkpoint: Checkpoint, wish: TensorSelection) -> SelectedTenso
     chosen = select(checkpoint, wish._replace(tied="copy"))
     if chosen.lost:
         raise Malformed(
-            f"a whole model is wanted, and {len(chosen.lost):,} of its tensors are lost: "
-            f"{', '.join(map(printable, chosen.lost))}",
+            f"this output needs the whole model, but {len(chosen.lost):,} tensors cannot be "
+            f"recovered: {', '.join(map(printable, chosen.lost))}",
             where=checkpoint.path,
-            hint="leave them out with --exclude if they are buffers; or --to safetensors "
-            "writes the weights alone",
+            hint="skip them with --exclude if they are buffers, or use --to safetensors to write "
+            "only the intact tensors",
         )
     return chosen
 

@@ -28,7 +28,7 @@ from cgpt_convert.writing.destination import write_files, write_folder
 from cgpt_convert.writing.output_checks import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
 
-TIED = ("alias", "copy")  # what `TensorSelection.tied` may be
+TIED = ("alias", "copy")  # the values of `TensorSelection.tied`
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Conversion:
 
 
 def targets() -> list[str]:
-    """Return what `Target.to` may be, less the formats of other packages."""
+    """Return the values of `Target.to`, without the formats of other packages."""
     return sorted({*registry.names(), *MODEL_TARGETS})
 
 
 def all_targets() -> list[str]:
-    """Return what `Target.to` may be; looking for the formats of other packages takes 30 ms."""
+    """Return the values of `Target.to`; finding the formats of other packages takes 30 ms."""
     return sorted({*registry.writable(), *MODEL_TARGETS})
 
 
@@ -96,9 +96,9 @@ def target_for(output: str) -> str:
     form = registry.for_suffix(output)
     if form is None:
         raise BadRequest(
-            "the format is not clear from the name",
+            "cannot infer the output format from the file name",
             where=output,
-            hint=f"say --to {'|'.join(all_targets())}",
+            hint=f"add --to {'|'.join(all_targets())}",
         )
     return form.name
 
@@ -162,24 +162,25 @@ def _check(wish: TensorSelection, target: Target) -> None:
     for what, value, choices in (("dtype", wish.dtype, WISHES), ("tied", wish.tied, TIED)):
         if value not in choices:
             raise BadRequest(
-                f"{value!r} is not a value of {what}", hint=f"choose from {', '.join(choices)}"
+                f"{value!r} is not a valid {what}", hint=f"use one of {', '.join(choices)}"
             )
     model = MODEL_TARGETS.get(target.to)
     form = registry.by_name(model.format if model else target.to)
     if not (model or form).folder and not os.path.basename(target.output):
         raise BadRequest(
-            f"{target.to} is written as a file, not as a folder",
+            f"{target.to} output is a file, not a folder",
             where=target.output,
-            hint=f"name it, say {os.path.join(target.output, 'model' + form.suffix)}",
+            hint=f"pass a file name such as {os.path.join(target.output, 'model' + form.suffix)}",
         )
     if wish.dtype in BLOCK_CASTS and not (model and model.blocks):
         able = ", ".join(name for name, each in MODEL_TARGETS.items() if each.blocks)
         raise BadRequest(
-            f"{target.to} holds no {wish.dtype}", hint=f"use --to {able}, or another dtype"
+            f"{target.to} does not support {wish.dtype}",
+            hint=f"use --to {able}, or another --dtype",
         )
     if target.tokenizer is not None and not model:
-        raise BadRequest(f"{target.to} holds no tokenizer", hint="leave --tokenizer out")
+        raise BadRequest(f"{target.to} output has no tokenizer", hint="remove --tokenizer")
     if not target.vocabulary and not (model and model.vocabulary):
-        raise BadRequest(f"{target.to} holds no vocabulary", hint="leave --no-vocab out")
+        raise BadRequest(f"{target.to} output has no vocabulary", hint="remove --no-vocab")
     if target.max_shard_nbytes is not None and model and not model.shards:
-        raise BadRequest(f"{target.to} files are not split", hint="leave --max-shard-size out")
+        raise BadRequest(f"{target.to} output cannot be sharded", hint="remove --max-shard-size")

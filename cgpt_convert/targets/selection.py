@@ -74,7 +74,7 @@ def select(checkpoint: Checkpoint, wish: TensorSelection) -> SelectedTensors:
     lost = {relative(n, root): checkpoint.lost[n] for n in asked if n in checkpoint.lost}
     chosen = [name for name in asked if name not in checkpoint.lost]
     if not chosen:
-        raise Malformed(f"of {len(lost):,} tensors none is whole", where=where)
+        raise Malformed(f"none of the {len(lost):,} selected tensors is intact", where=where)
     check_dense(checkpoint, chosen, root)
     tensors = [checkpoint[name].renamed(relative(name, root)) for name in chosen]
     kept = {*asked}
@@ -126,9 +126,9 @@ def choose_root(checkpoint: Checkpoint) -> str:
             break
         if len(here) > 1:
             raise BadRequest(
-                f"the weights may be under any of {', '.join(map(printable, here))}",
+                f"several keys may contain the weights: {', '.join(map(printable, here))}",
                 where=checkpoint.path,
-                hint="name one with --root, or take everything with --root .",
+                hint="select one with --root KEY, or all tensors with --root .",
             )
         chain.append(here[0])
     for root in reversed(chain[1:]):
@@ -231,17 +231,17 @@ def given_root(checkpoint: Checkpoint, root: str) -> str:
     known = [path for path in checkpoint.containers if path and under(checkpoint, path)]
     known = known[:_CONTAINERS]
     raise BadRequest(
-        f"no tensor is under {root!r}",
+        f"there are no tensors under {root!r}",
         where=checkpoint.path,
-        hint=f"there are {', '.join(map(printable, known))}" if known else "",
+        hint=f"keys with tensors: {', '.join(map(printable, known))}" if known else "",
     )
 
 
 def no_match(where: str, names: Sequence[str]) -> BadRequest:
     """Return the error for globs that match none of `names`, with some of the names."""
     some = ", ".join(map(printable, names[:_SHOWN]))
-    hint = f"names look like {some}" if some else ""
-    return BadRequest("no tensor matches", where=where, hint=hint)
+    hint = f"change --match or --exclude; the first names are {some}" if some else ""
+    return BadRequest("no tensor matches the selection", where=where, hint=hint)
 
 
 _SHOWN = 3
@@ -305,15 +305,15 @@ def check_dense(checkpoint: Checkpoint, chosen: Iterable[str], root: str = "") -
     reasons = {name: reason for name in chosen if (reason := _not_dense(checkpoint, name))}
     if not reasons:
         return
-    lines = [f"tensor {printable(name)} {reason}" for name, reason in reasons.items()]
+    lines = [f"tensor '{printable(name)}' {reason}" for name, reason in reasons.items()]
     more = len(lines) - _LISTED
     lines[_LISTED:] = [f"and {more:,} more"] if more > 0 else []
     errors = [checkpoint.exotic[name].error for name in reasons if name in checkpoint.exotic]
     damaged = any(isinstance(error, Malformed) for error in errors)
     if len(lines) > 1:
-        lines.insert(0, f"{len(reasons):,} tensors cannot be taken:")
+        lines.insert(0, f"{len(reasons):,} tensors cannot be used:")
     names = [relative(name, root) for name in reasons]
-    hint = f"Use {excluding(names)} to skip {'it' if len(names) == 1 else 'them'}."
+    hint = f"use {excluding(names)} to skip {'it' if len(names) == 1 else 'them'}"
     raise (Malformed if damaged else Unsupported)(
         "\n  ".join(lines), where=checkpoint.path, hint=hint
     )

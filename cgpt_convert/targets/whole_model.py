@@ -17,7 +17,7 @@ from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.tensors.tensor import Tensor
 
 _SHOWN = 5
-ONLY_WEIGHTS = "--to safetensors writes the weights alone"
+ONLY_WEIGHTS = "use --to safetensors to write only the weights"
 
 
 def folder_of(path: str) -> str:
@@ -40,16 +40,16 @@ def whole_model(
         return None
     if recognised.misfits and _lacks_biases(recognised):
         raise Unsupported(
-            f"the model has no biases ({len(recognised.misfits)} are missing): it was trained "
-            f"without them, as nanoGPT models with bias=False; {recognised.architecture.name} "
-            "has them",
+            f"the model has no biases ({len(recognised.misfits):,} are missing), like nanoGPT "
+            f"models trained with bias=False; {recognised.architecture.name} requires them",
             where=path,
             hint=ONLY_WEIGHTS,
         )
     if recognised.misfits:
+        differing = len(recognised.misfits)
         raise Unsupported(
-            f"{_other_head(recognised.architecture, config or {})}{len(recognised.misfits)} "
-            f"{'difference' if len(recognised.misfits) == 1 else 'differences'} from "
+            f"{_other_head(recognised.architecture, config or {})}the tensors have {differing:,} "
+            f"{'difference' if differing == 1 else 'differences'} from "
             f"{recognised.architecture.name}: {'; '.join(recognised.misfits)}",
             where=path,
             hint=ONLY_WEIGHTS,
@@ -58,18 +58,19 @@ def whole_model(
     have = recognised.sizes[LAYERS]
     if layers is not None and layers > have:
         raise Unsupported(
-            f"{CONFIG} says that the model has {layers:,} layers, and the file has {have:,}: some "
-            f"are missing, or {CONFIG} is another model's",
+            f"{CONFIG} has {layers:,} layers, but the file has {have:,}: layers are missing, or "
+            f"{CONFIG} belongs to another model",
             where=path,
-            hint=f"mend {CONFIG} if these are all; or {ONLY_WEIGHTS}",
+            hint=f"fix {CONFIG} if the file is complete, or {ONLY_WEIGHTS}",
         )
     head = next(iter(recognised.architecture.ties), "")
     if head and recognised.head == "absent" and (config or {}).get("tie_word_embeddings") is False:
         raise Unsupported(
-            f"{CONFIG} says that the head is not the token embedding (tie_word_embeddings false), "
-            f"and the file has no {head}",
+            f"{CONFIG} has tie_word_embeddings false (the head is not the token embedding), but "
+            f"the file has no {head}",
             where=path,
-            hint=f"set it to true in {CONFIG} if the head is the embedding; or {ONLY_WEIGHTS}",
+            hint=f"set tie_word_embeddings to true in {CONFIG} if the head is the embedding, or "
+            f"{ONLY_WEIGHTS}",
         )
     refusal = mup_refusal(recognised.architecture, config or {}, path)
     if refusal:
@@ -78,14 +79,14 @@ def whole_model(
 
 
 def _other_head(architecture: Architecture, config: Mapping[str, Any]) -> str:
-    """Return that config.json names a class with another head than the one written, or ""."""
+    """Return the start of a message if config.json names a class with another head, else ""."""
     classes = config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
     written = hook(architecture, "hf").CLASS if has_hook(architecture, "hf") else None
     base = named == f"{architecture.class_prefix}Model"  # has no head
     if not isinstance(named, str) or written is None or base or named == written:
         return ""
-    return f"{CONFIG} says that the model is a {printable(named)}, and only {written} is written; "
+    return f"{CONFIG} names the class {printable(named)}, but only {written} is supported; "
 
 
 def _lacks_biases(recognised: Recognised) -> bool:
@@ -102,11 +103,11 @@ def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) 
         shown = ", ".join(printable(first) for first in firsts[:_SHOWN])
         more = f" and {len(firsts) - _SHOWN:,} more" if firsts[_SHOWN:] else ""
         raise Unsupported(
-            f"{CONFIG} describes a {known.name} model, and the tensors are not those of one; their "
+            f"{CONFIG} describes a {known.name} model, but the tensors are not those of one; their "
             f"names begin with {shown}{more}",
             where=path,
-            hint="convert --match 'NAME.*' takes the tensors of one model; --to safetensors writes "
-            "all weights under the names that they have",
+            hint="use --match 'NAME.*' to select the tensors of one model, or --to safetensors to "
+            "write all tensors under their present names",
         )
 
 
@@ -127,12 +128,10 @@ def layout_lines(recognised: Recognised) -> list[str]:
     """Return a line for each change to the file's names and layout."""
     lines = []
     if recognised.wrapper:
-        lines.append(f"the wrapper {printable(recognised.wrapper)!r} is stripped from the names")
+        lines.append(f"removed the wrapper {printable(recognised.wrapper)!r} from the names")
     if recognised.linear:
         count = sum(place.rule.conv1d for place in recognised.places.values())
-        lines.append(
-            f"{count} weights of Linear layers, stored (out, in), are transposed to (in, out)"
-        )
+        lines.append(f"transposed {count:,} Linear weights from (out, in) to (in, out)")
     return lines
 
 
@@ -143,13 +142,13 @@ def heads(recognised: Recognised, path: str, config: Mapping[str, Any]) -> int:
     """
     wrong = list(head_lines(recognised, config))
     if recognised.n_head is None and wrong:
-        raise Unsupported(f"{CONFIG} says {wrong[0]}", where=path, hint=f"mend {CONFIG}")
+        raise Unsupported(f"{CONFIG} has {wrong[0]}", where=path, hint=f"fix {CONFIG}")
     if recognised.n_head is None:
         raise Unsupported(
-            "the number of attention heads is not known: tensors do not tell it, and the model is "
-            "none that is known by name",
+            "the number of attention heads is unknown: it cannot be inferred from the tensors, and "
+            "no known model has these shapes",
             where=path,
-            hint=f"put the model's {CONFIG}, with n_head, beside the weights",
+            hint=f"put the model's {CONFIG}, with n_head, next to the weights",
         )
     return recognised.n_head
 
@@ -159,7 +158,7 @@ def end_id(
 ) -> int | None:
     """Return the ID for `key`, "bos" or "eos", from config.json, the tokenizer or the architecture.
 
-    The architecture's applies to models with its usual number of tokens.
+    The architecture's ID applies to models with its usual number of tokens.
     """
     said = config.get(f"{key}_token_id")
     if type(said) is int:

@@ -73,26 +73,26 @@ def test_a_true_config_is_not_doubted() -> None:
 @pytest.mark.parametrize(
     ("lie", "said"),
     [
-        ({"n_layer": 12}, "n_layer 12, the tensors have 10"),
-        ({"num_hidden_layers": 12}, "num_hidden_layers 12, the tensors have 10"),
-        ({"n_ctx": 1024}, "n_ctx 1024, the tensors have 2048"),
-        ({"vocab_size": "many"}, "vocab_size 'many', the tensors have 50257"),
-        ({"vocab_size": 50257.0}, "vocab_size 50257.0, the tensors have 50257"),
-        ({"n_layer": True}, "n_layer True, the tensors have 10"),
-        ({"model_type": "bert"}, "model_type 'bert', the tensors are gpt2's"),
-        ({"n_head": 7}, "n_head 7, which does not divide the tensors' width of 768"),
-        ({"n_head": 0}, "n_head 0, which is no number of heads"),
-        ({"n_head": 16}, "n_head 16; cerebras-gpt-111m, which has these shapes, has 12"),
+        ({"n_layer": 12}, "n_layer 12, but the tensors have 10"),
+        ({"num_hidden_layers": 12}, "num_hidden_layers 12, but the tensors have 10"),
+        ({"n_ctx": 1024}, "n_ctx 1024, but the tensors have 2048"),
+        ({"vocab_size": "many"}, "vocab_size 'many', but the tensors have 50257"),
+        ({"vocab_size": 50257.0}, "vocab_size 50257.0, but the tensors have 50257"),
+        ({"n_layer": True}, "n_layer True, but the tensors have 10"),
+        ({"model_type": "bert"}, "model_type 'bert', but the tensors are those of gpt2"),
+        ({"n_head": 7}, "n_head 7, which does not divide the tensors' hidden size 768"),
+        ({"n_head": 0}, "n_head 0, which is not a positive integer"),
+        ({"n_head": 16}, "n_head 16, but cerebras-gpt-111m, which has these shapes, has 12"),
         (
             {"activation_function": "gelu_new"},
-            "activation_function 'gelu_new'; cerebras-gpt-111m, which has these shapes, has 'gelu'",
+            "activation_function 'gelu_new', but cerebras-gpt-111m, which has these shapes,",
         ),
     ],
 )
 def test_lies_of_config_json_are_told(lie: dict[str, Any], said: str) -> None:
     config = TRUE_CONFIG | lie
     lines = check_config(known(small(), config), config)
-    assert f"config.json says {said}" in lines
+    assert any(line.startswith(f"config.json has {said}") for line in lines)
 
 
 def test_a_missing_n_inner_means_four_times_the_width() -> None:
@@ -101,14 +101,14 @@ def test_a_missing_n_inner_means_four_times_the_width() -> None:
         state = GPT2Model(transformers_config(narrow)).state_dict()
     found = known(bare({name: tuple(tensor.shape) for name, tensor in state.items()}))
     assert check_config(found, {}) == [
-        "config.json says no n_inner, which means 4*n_embd = 256; the tensors have 100"
+        "config.json has no n_inner (default 4*n_embd = 256), but the tensors have 100"
     ]
 
 
 def test_untied_heads_that_are_not_there_are_told() -> None:
     found = known(of_transformers("gpt2", headless=True))
     assert check_config(found, {"tie_word_embeddings": False}) == [
-        "config.json says tie_word_embeddings false, but the head is absent"
+        "config.json has tie_word_embeddings false, but the head is absent"
     ]
     assert check_config(known(small()), {"tie_word_embeddings": False}) == []
 

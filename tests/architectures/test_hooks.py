@@ -93,7 +93,7 @@ def refused(feature: Feature, *words: object) -> None:
     """The command ends as for what is not supported, and names the architecture and the feature."""
     done = run(*words)
     assert (done.code, done.raw) == (3, b""), done.err
-    assert f"{FEATURES[feature]} is not available for gpt_neo" in " ".join(done.err.split())
+    assert f"{FEATURES[feature]} is not supported for gpt_neo" in " ".join(done.err.split())
 
 
 def test_inspect_says_what_it_is(model: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_folder_for_transformers_is_a_copy(tmp_path: Path, model: Path) -> Non
     out = tmp_path / "out"
     done = run("convert", model, "-o", out, "--to", "hf")
     assert done.code == 0, done.err
-    assert "gpt_neo has no rules for --to hf" in " ".join(done.out.split())
+    assert "there are no --to hf rules for gpt_neo" in " ".join(done.out.split())
     ours, theirs = contents(model), contents(out)
     for name in ("config.json", "vocab.json", "merges.txt"):
         assert ours[name] == theirs[name]
@@ -171,7 +171,7 @@ def test_a_configuration_that_contradicts_the_tensors_is_told(tmp_path: Path) ->
     folder = saved(tmp_path / "model", weights(), hidden_size=64)
     done = run("convert", folder, "-o", tmp_path / "out", "--to", "hf")
     assert done.code == 0
-    assert "hidden_size 64, the tensors have 32" in " ".join(done.out.split())
+    assert "hidden_size 64, but the tensors have 32" in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize("prefix", ["module.transformer.", "student.transformer."])
@@ -274,5 +274,5 @@ def test_hooks_are_found_by_name() -> None:
 def test_no_name_reaches_other_modules(name: str) -> None:
     odd = architectures()["gpt_neo"]._replace(name=name)
     assert not has_hook(odd, "gguf")
-    with pytest.raises(Unsupported, match="GGUF export is not available for"):
+    with pytest.raises(Unsupported, match="GGUF output is not supported for"):
         hook(odd, "gguf", "m.bin")

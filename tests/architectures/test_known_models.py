@@ -218,7 +218,7 @@ def test_a_folder_of_bare_files_is_read_with_a_ready_mapping(tmp_path: Path) -> 
 
 
 def test_models_without_a_ready_mapping_are_refused() -> None:
-    with pytest.raises(BadRequest, match=r"no ready mapping of gpt2[\s\S]*cerebras-gpt-13b"):
+    with pytest.raises(BadRequest, match=r"no built-in mapping for gpt2[\s\S]*cerebras-gpt-13b"):
         storage_mapping("gpt2")
-    with pytest.raises(BadRequest, match=r"no model is called 'bert'[\s\S]*gpt2-xl"):
+    with pytest.raises(BadRequest, match=r"unknown model 'bert'[\s\S]*gpt2-xl"):
         storage_mapping("bert")

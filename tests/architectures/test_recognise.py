@@ -60,7 +60,7 @@ def changed(name: str, shape: tuple[int, ...], dtype: str = "float32") -> dict[s
             (3072, 768),
             (
                 "shape 3072 x 768, expected 768 x 3072 (n_embd x n_inner); "
-                "it is stored as a Linear layer's weight (out, in), not a Conv1D's"
+                "it is stored as a Linear weight (out, in), not as Conv1D (in, out)"
             ),
         ),
         (
@@ -99,7 +99,7 @@ def test_unprintable_names_are_escaped() -> None:
 def test_weights_that_are_integers_are_misfits() -> None:
     name = "transformer.h.0.mlp.c_fc.weight"
     (line,) = known(changed(name, (768, 3072), "int8")).misfits
-    assert line == f"{name}: int8, expected a floating-point type"
+    assert line == f"{name}: dtype int8, expected a floating-point dtype"
 
 
 def test_missing_tensors_are_named_with_their_shapes() -> None:

@@ -75,7 +75,9 @@ def test_an_architecture_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (found.conv1d, found.head) == ("", "absent")
         assert [line.split(":")[0] for line in found.misfits] == ["toy.c"]
         assert known(small()).architecture.name == "gpt2"
-        assert check_config(found, {"depth": 2}) == ["config.json says depth 2, the tensors have 1"]
+        assert check_config(found, {"depth": 2}) == [
+            "config.json has depth 2, but the tensors have 1"
+        ]
 
 
 def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -103,11 +105,11 @@ def clear() -> None:
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("architectures/gpt2.toml", "name = ", "not TOML"),
-        ("architectures/gpt2.toml", 'name = "gpt2"', "it lacks 'tensors'"),
-        ("architectures/gpt2.toml", "tensors = 3", "not a mapping"),
-        ("models/gpt2.toml", 'architecture = "gpt9"', "it lacks 'gpt9'"),
-        ("models/gpt2.toml", b"\xff", "not TOML"),
+        ("architectures/gpt2.toml", "name = ", "invalid TOML"),
+        ("architectures/gpt2.toml", 'name = "gpt2"', "the key 'tensors' is missing"),
+        ("architectures/gpt2.toml", "tensors = 3", "invalid content"),
+        ("models/gpt2.toml", 'architecture = "gpt9"', "the key 'gpt9' is missing"),
+        ("models/gpt2.toml", b"\xff", "invalid TOML"),
     ],
 )
 def test_broken_mapping_files_are_named(

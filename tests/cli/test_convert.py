@@ -223,7 +223,7 @@ def test_names_that_stand_for_two_values_are_refused(tmp_path: Path) -> None:
     torch.save({"a": {"b": torch.ones(1)}, "a.b": torch.zeros(1), "c": torch.ones(1)}, path)
     result = run("convert", path, "-o", tmp_path / "out.npz", "--root", ".")
     assert result.code == 3
-    assert "tensor a.b has more than one value" in result.err
+    assert "tensor 'a.b' has more than one value" in result.err
     assert converted(path, "--root", ".", "--exclude", "a.b").keys() == {"c"}
 
 
@@ -233,8 +233,8 @@ def test_tensors_that_are_not_dense_are_all_named(tmp_path: Path) -> None:
     torch.save(state, path)
     result = run("convert", path, "-o", tmp_path / "out.npz")
     assert result.code == 3
-    assert all(f"tensor s{i} is not dense: sparse_coo" in result.err for i in range(3))
-    assert "Use --exclude 's0' --exclude 's1' --exclude 's2' to skip them." in result.err
+    assert all(f"tensor 's{i}' is not dense: sparse_coo" in result.err for i in range(3))
+    assert "use --exclude 's0' --exclude 's1' --exclude 's2' to skip them" in result.err
     assert converted(path, "--exclude", "s?").keys() == {"w"}
 
 

@@ -292,6 +292,6 @@ def test_sparse_tensors_are_kept_in_parts(tmp_path: Path) -> None:
         assert tensor_bytes(ours) == tensor_bytes(theirs)
     result = run("extract", path, "-o", tmp_path / "names", "--by", "name")
     assert result.code == 3
-    assert "tensor s is not dense: sparse_coo" in result.err
+    assert "tensor 's' is not dense: sparse_coo" in result.err
     words = ("--by", "name", "--exclude", "s")
     assert run("extract", path, "-o", tmp_path / "names", *words).code == 0

@@ -165,7 +165,7 @@ def test_arrays_that_are_no_numbers_are_listed_and_the_others_read(array: Any) -
     assert isinstance(error, Unsupported)
     assert ("unpickling" in error.message) == (array.dtype == object)
     assert [each.rule.id for each in found.findings] == ["CGPT031"]
-    with pytest.raises(Unsupported, match="tensor bad cannot be read"):
+    with pytest.raises(Unsupported, match="tensor 'bad' cannot be read"):
         select(found, TensorSelection())
     assert [each.name for each in select(found, TensorSelection(exclude=["bad"])).tensors] == [
         "fine"

@@ -165,7 +165,7 @@ def test_only_what_is_asked_for_is_looked_at(saved: bytes, tmp_path: Path) -> No
     assert set(found) == set(state()) - {"last"}
     result, _ = salvaged(source, "--match", "last")
     assert result.code == 3
-    assert "of 1 tensors none is whole" in result.err
+    assert "none of the 1 selected tensors is intact" in result.err
     dry, _ = salvaged(source, "--dry-run")
     assert (dry.code, names(dry)) == (1, {"last"})
 
@@ -195,7 +195,7 @@ def test_a_cut_in_the_outer_root_takes_no_other_one(tmp_path: Path) -> None:
     at(source, file.getvalue()[: offset + 8])
     result, _ = salvaged(source)
     assert result.code == 3  # the weights are what is lost: the optimizer's state is not taken
-    assert "of 1 tensors none is whole" in result.err
+    assert "none of the 1 selected tensors is intact" in result.err
     result, found = salvaged(source, "--root", ".")
     assert (result.code, set(found)) == (1, {"optimizer.m"})
 
@@ -255,7 +255,7 @@ def test_an_incomplete_model_becomes_no_model(tmp_path: Path) -> None:
     for to in ("gguf", "hf"):
         result = run("convert", folder, "-o", tmp_path / f"x.{to}", "--to", to, "--salvage")
         assert result.code == 3
-        assert "a whole model is wanted" in result.err
+        assert "needs the whole model" in result.err
         assert name in result.err
     result = run("extract", folder, "-o", tmp_path / "raw", "--properties", "--salvage")
     assert result.code == 3

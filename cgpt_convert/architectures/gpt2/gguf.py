@@ -32,7 +32,11 @@ def epsilon(recognised: Recognised, config: Mapping[str, Any], path: str) -> flo
     known = recognised.shape_of.layer_norm_epsilon if recognised.shape_of else EPSILON
     said = config.get("layer_norm_epsilon", known)
     if type(said) not in (int, float) or not 0 < said < math.inf:
-        raise Unsupported(f"{CONFIG} says layer_norm_epsilon {said!r:.80}", where=path)
+        raise Unsupported(
+            f"{CONFIG} has layer_norm_epsilon {said!r:.80}, which is not a positive number",
+            where=path,
+            hint=f"fix {CONFIG}",
+        )
     return float(said)
 
 
@@ -48,9 +52,9 @@ def check_settings(config: Mapping[str, Any], path: str) -> None:
     if wrong:
         shown = ", ".join(f"{key} {config[key]!r:.40}" for key in wrong)
         raise Unsupported(
-            f"{CONFIG} says {printable(shown)}, which llama.cpp's GPT-2 does not compute",
+            f"{CONFIG} has {printable(shown)}, which llama.cpp does not support for GPT-2",
             where=path,
-            hint="--to safetensors or --to hf writes the weights for other programs",
+            hint="use --to safetensors or --to hf to write the weights for other programs",
         )
 
 
@@ -58,6 +62,6 @@ def notes(recognised: Recognised, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each difference between llama.cpp's computation and the model's."""
     if ACTIVATIONS.get(activation(recognised, config)) == ERF:
         yield (
-            "the model's GELU is exact; llama.cpp computes the tanh approximation, so its logits "
-            "differ in the fourth digit after the point"
+            "the model uses exact GELU; llama.cpp computes the tanh approximation, so its logits "
+            "differ by about 1e-4"
         )

@@ -8,7 +8,7 @@ from typing import Any
 from cgpt_convert.architectures.gpt2.defaults import ACTIVATION, EPSILON
 from cgpt_convert.architectures.recognised_names import Recognised
 
-CLASS = "GPT2LMHeadModel"  # the class of transformers that has its head
+CLASS = "GPT2LMHeadModel"  # the class in transformers that includes the head
 RESHAPING = ("add_cross_attention", "pruned_heads")  # keys that give the class other parameters
 
 
@@ -23,4 +23,4 @@ def assumed(recognised: Recognised) -> dict[str, Any]:
 
 def required(sizes: Mapping[str, int]) -> dict[str, Any]:
     """Return the keys that a config.json must have in addition to the sizes."""
-    return {"n_ctx": sizes["n_positions"]}  # llama.cpp's converter wants it
+    return {"n_ctx": sizes["n_positions"]}  # llama.cpp's converter requires it

@@ -64,9 +64,9 @@ def hyperparameters(
     """
     if recognised.n_head is None:
         raise BadRequest(
-            "the number of attention heads is not known: tensors do not tell it",
+            "the number of attention heads is unknown; it cannot be inferred from the tensors",
             where=path,
-            hint=f"put the model's {CONFIG} beside the weights, or say --heads N",
+            hint=f"put the model's {CONFIG} next to the weights, or pass --heads N",
         )
     settings = _ConfigValues(config, path)
     settings.expect("add_cross_attention", (None, False))
@@ -89,21 +89,21 @@ def hyperparameters(
 def _activation(
     recognised: Recognised, config: Mapping[str, Any], path: str, given: str | None
 ) -> str:
-    """Return the requested activation, else the configured or the known model's one."""
+    """Return the requested activation, else the configured one, else that of the known model."""
     name: object = given or config.get("activation_function")
     if name is None and recognised.shape_of:
         name = recognised.shape_of.activation
     if name is None:
         raise BadRequest(
-            "the activation function is not known: tensors do not tell it",
+            "the activation function is unknown; it cannot be inferred from the tensors",
             where=path,
-            hint=f"put the model's {CONFIG} beside the weights, or say --activation NAME",
+            hint=f"put the model's {CONFIG} next to the weights, or pass --activation NAME",
         )
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise Unsupported(
-            f"the activation function {printable(repr(name))}",
+            f"the activation function {printable(repr(name))} is not supported",
             where=path,
-            hint=f"computed here are {', '.join(ACTIVATIONS)}",
+            hint=f"supported: {', '.join(ACTIVATIONS)}",
         )
     return ACTIVATIONS[name]
 
@@ -137,4 +137,4 @@ class _ConfigValues:
 
     def _refusal(self, key: str, value: object) -> Unsupported:
         shown = printable(repr(value))[:80]
-        return Unsupported(f"{CONFIG} has {key} {shown}, which is not computed", where=self._path)
+        return Unsupported(f"{CONFIG} has {key} {shown}, which is not supported", where=self._path)

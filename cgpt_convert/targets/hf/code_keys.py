@@ -39,7 +39,7 @@ def without_code(content: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
     if not dropped:
         return kept, []
     keys = ", ".join(map(printable, dropped))
-    return kept, [f"{name}: dropped {keys}, which make a loader run code from elsewhere"]
+    return kept, [f"{name}: removed {keys}, so that loaders run no external code"]
 
 
 def cleaned_file(data: bytes, name: str, where: str) -> tuple[bytes, list[str]]:
@@ -60,7 +60,7 @@ def _cleaned(
     content: Mapping[str, Any], path: tuple[str, ...], dropped: list[str], name: str
 ) -> dict[str, Any]:
     if len(path) > _DEPTH:
-        raise Unsupported(f"objects nested more than {_DEPTH} deep", where=name)
+        raise Unsupported(f"objects are nested more than {_DEPTH} levels deep", where=name)
     kept = {}
     for key, value in content.items():
         if is_code_key(key):
@@ -75,6 +75,6 @@ def _value(value: Any, path: tuple[str, ...], dropped: list[str], name: str) -> 
         return _cleaned(value, path, dropped, name)
     if isinstance(value, list):
         if len(path) > _DEPTH:
-            raise Unsupported(f"lists nested more than {_DEPTH} deep", where=name)
+            raise Unsupported(f"lists are nested more than {_DEPTH} levels deep", where=name)
         return [_value(each, (*path, str(at)), dropped, name) for at, each in enumerate(value)]
     return value

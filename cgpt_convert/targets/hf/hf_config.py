@@ -12,7 +12,7 @@ from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.pickles.nodes import text
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
-from cgpt_convert.targets.whole_model import end_id
+from cgpt_convert.targets.whole_model import ONLY_WEIGHTS, end_id
 from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -31,11 +31,11 @@ def make(
     model, hf = recognised.shape_of, hook(recognised.architecture, "hf")
     assumed = hf.assumed(recognised)
     activation = assumed["activation_function"]
-    line = f"{CONFIG} made; activation_function is assumed: {activation!r}, as llama.cpp computes"
+    line = f"created {CONFIG}; assumed activation_function {activation!r}, as in llama.cpp"
     if model:
         line = (
-            f"{CONFIG} made; the tensors have the shapes of {model.title}, so n_head {n_head} and "
-            f"activation_function {activation!r} are assumed to be its"
+            f"created {CONFIG}; assumed n_head {n_head} and activation_function {activation!r}, "
+            f"since the tensors have the shapes of {model.title}"
         )
     made = {
         "architectures": [hf.CLASS],
@@ -49,7 +49,7 @@ def make(
         **said,
     }
     if "activation_function" in said:
-        line = f"{CONFIG} made of the fields of the GGUF file"
+        line = f"created {CONFIG} from the fields of the GGUF file"
     return made, line
 
 
@@ -85,12 +85,12 @@ def mend(
     wanted |= dict.fromkeys(_dtype_keys(config), dtype)
     if config.get("tie_word_embeddings", True) is not tied:
         wanted["tie_word_embeddings"] = tied
-    lines = [f"{CONFIG}: dropped {key}: the weights are not quantized" for key in quantized]
+    lines = [f"{CONFIG}: removed {key}, since the weights are not quantized" for key in quantized]
     for key, value in wanted.items():
         was = config.get(key, _ABSENT)
         if was != value or type(was) is not type(value):
             before = "" if was is _ABSENT else f", was {text(was, 60)}"
-            lines.append(f"{CONFIG}: {key} {text(value, 60)}{before}")
+            lines.append(f"{CONFIG}: set {key} to {text(value, 60)}{before}")
             mended[key] = value
     return mended, lines + check_config(recognised, mended)
 
@@ -119,14 +119,14 @@ def check_fits(
     wrong += [f"{name} is missing" for name in expected if name not in shapes]
     for name, shape in shapes.items():
         if name not in expected:
-            wrong.append(f"{printable(name)} is not a parameter of it")
+            wrong.append(f"{printable(name)} is not a parameter of this class")
         elif shape != expected[name]:
-            wrong.append(f"{name} is {dims(shape)}, expected {dims(expected[name])}")
+            wrong.append(f"{name} has shape {dims(shape)}, expected {dims(expected[name])}")
     if wrong:
         raise Unsupported(
-            f"the tensors are not those of {hf.CLASS}: {'; '.join(wrong)}",
+            f"the tensors do not fit {hf.CLASS}: {'; '.join(wrong)}",
             where=path,
-            hint=f"mend {CONFIG}; or --to safetensors writes the weights alone",
+            hint=f"fix {CONFIG}, or {ONLY_WEIGHTS}",
         )
 
 
@@ -136,7 +136,7 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _dtype_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys for the dtype; by default the old one, which every version reads."""
+    """Return the keys for the dtype; by default the old key, which every version reads."""
     return [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
 
 

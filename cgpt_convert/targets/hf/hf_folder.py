@@ -26,7 +26,13 @@ from cgpt_convert.targets.model_targets import ModelContent, ModelRequest
 from cgpt_convert.targets.selection import fold_ties
 from cgpt_convert.targets.tokenizer.files import CONFIG as TOKENIZER_CONFIG
 from cgpt_convert.targets.tokenizer.files import SPECIAL, read_file
-from cgpt_convert.targets.whole_model import folder_of, heads, layout_lines, whole_model
+from cgpt_convert.targets.whole_model import (
+    ONLY_WEIGHTS,
+    folder_of,
+    heads,
+    layout_lines,
+    whole_model,
+)
 from cgpt_convert.tensors.content_digest import same_values
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -132,25 +138,25 @@ def _unknown(
     """
     if config is None:
         raise Unsupported(
-            f"the tensors are of no known architecture, and no {CONFIG} lies beside them",
+            f"the architecture of the tensors is unknown, and there is no {CONFIG}",
             where=path,
-            hint=f"put the model's {CONFIG} there; --to safetensors writes the weights alone",
+            hint=f"put the model's {CONFIG} next to the weights, or {ONLY_WEIGHTS}",
         )
     _refuse_wrapped(path, [tensor.name for tensor in tensors])
     folder = folder_of(path)
     kept, aliases = fold_ties(tensors)
     files = hf_tokenizer.as_they_are(folder if given is None else given) | _generation(folder)
     why = (
-        "is not known"
+        "the architecture is unknown"
         if recognised is None
-        else f"{recognised.architecture.name} has no rules for --to hf"
+        else f"there are no --to hf rules for {recognised.architecture.name}"
     )
-    lines = [f"the architecture {why}: names, {CONFIG} and tokenizer are copied unchecked"]
+    lines = [f"{why}: names, {CONFIG} and tokenizer are copied without checks"]
     lines += check_config(recognised, config) if recognised else []
     if any(tensor.target for tensor in tensors):
         name = _dtype(kept)
         files[CONFIG] = encoded(hf_config.with_dtype(config, name))
-        lines.append(f"{CONFIG}: the type of the weights is {name}")
+        lines.append(f"{CONFIG}: set the dtype of the weights to {name}")
     else:
         files[CONFIG] = read_file(os.path.join(folder, CONFIG))
     return _HfParts(kept, aliases, files, lines)
@@ -173,12 +179,12 @@ def _refuse_wrapped(path: str, names: Sequence[str]) -> None:
     """
     wrapper = wrapped_by_torch(names)
     if wrapper:
-        hint = "--to safetensors writes the weights under the names that they have"
+        hint = "use --to safetensors to write the tensors under their present names"
         if all(name.startswith(f"{wrapper}.") for name in names):
-            hint = f"--root {wrapper} takes the names behind it; {hint}"
+            hint = f"use --root {wrapper} to remove it from the names, or --to safetensors"
         raise Unsupported(
-            f"the names of the tensors have the wrapper {wrapper!r} of torch, under which "
-            "transformers finds no weights",
+            f"the tensor names contain torch's wrapper {wrapper!r}, so transformers would not find "
+            "the weights",
             where=path,
             hint=hint,
         )
@@ -204,16 +210,18 @@ def _renamed(
             kept[name] = tensor.renamed(name)
         else:
             aliases[name] = twin_name = ties[name]
-            lines.append(f"{name} is {twin_name}, written once")
+            lines.append(f"{name} equals {twin_name} and is not written")
     lines += layout_lines(recognised)
     if recognised.prefix.removesuffix(recognised.architecture.canonical) == recognised.prefix:
         lines.append(
-            f"names begin with {recognised.architecture.canonical!r} as transformers has them"
+            f"added the prefix {recognised.architecture.canonical!r} to the names, as in "
+            "transformers"
         )
     if recognised.skipped:
         masks = printable(", ".join(recognised.skipped[:2]))
         lines.append(
-            f"{len(recognised.skipped)} buffers are left out ({masks} ...): they are computed"
+            f"skipped {len(recognised.skipped):,} buffers ({masks} ...), which transformers "
+            "computes"
         )
     return list(kept.values()), aliases, lines
 

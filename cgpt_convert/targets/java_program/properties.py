@@ -59,15 +59,15 @@ def plan(checkpoint: Checkpoint) -> PropertiesFiles:
     tensors = {t.name: t for t in select_whole(checkpoint, TensorSelection()).tensors}
     recognised = whole_model(path, tensors.values(), said)
     if recognised is None:
-        raise _refused(path, "the tensors are of no known architecture")
+        raise _refused(path, "the architecture of the tensors is unknown")
     program = hook(recognised.architecture, "java_program", path)
     config = {} if said is None else program.with_defaults(said)
     if recognised.linear:
         raise Unsupported(
-            "its weights are Linear layers' (out, in); the raw-parameters program reads GPT-2's "
-            "Conv1D layout",
+            "the weights are stored as Linear weights (out, in); the raw-parameters program reads "
+            "GPT-2's Conv1D layout",
             where=path,
-            hint="convert with --to hf, which transposes them, then extract from that folder",
+            hint="run convert --to hf, which transposes them, then extract from that folder",
         )
     _check_types(recognised, tensors, path)
     refusal = program.refusal(recognised, config)
@@ -90,10 +90,10 @@ def _check_types(recognised: Recognised, tensors: Mapping[str, Tensor], path: st
     if strange:
         some = ", ".join(f"{printable(n)} ({tensors[n].dtype.name})" for n in strange[:3])
         raise Unsupported(
-            f"the raw-parameters program is right on float32 only; {len(strange)} tensors are of "
-            f"other types: {some}{' ...' if strange[3:] else ''}",
+            "the raw-parameters program supports float32 only; tensors with other dtypes "
+            f"({len(strange):,}): {some}{' ...' if strange[3:] else ''}",
             where=path,
-            hint="convert to safetensors with --dtype float32, then extract from that",
+            hint="run convert --to safetensors --dtype float32, then extract from that file",
         )
 
 
@@ -105,7 +105,7 @@ def _check_head(recognised: Recognised, tensors: Mapping[str, Tensor], path: str
             head, twin = tensors[name], tensors[names[place.rule.tied_to]]
             if head.view != twin.view and tensor_digest(head) != tensor_digest(twin):
                 raise _refused(
-                    path, f"{name} differs from {twin.name}; the program has one of them"
+                    path, f"{name!r} differs from {twin.name!r}; the program has only one of them"
                 )
 
 
@@ -116,8 +116,8 @@ def _settings(
     sizes, n_head = recognised.sizes, heads(recognised, path, config)
     end = end_id(recognised, config, None, "eos")
     if end is None:
-        hint = f"put the model's {CONFIG}, with eos_token_id, beside the weights"
-        raise Unsupported("the end-of-text token is not known", where=path, hint=hint)
+        hint = f"put the model's {CONFIG}, with eos_token_id, next to the weights"
+        raise Unsupported("the end-of-text token is unknown", where=path, hint=hint)
     scaled = config.get("scale_attn_weights", True)
     d_head = Decimal(sizes["n_embd"] // n_head if scaled else 1)
     return (
@@ -174,7 +174,7 @@ def setting_lines(block: Mapping[str, str]) -> Iterator[str]:
     for key, value in block.items():
         line = f"{key} = {value}\n"
         if not line.isascii() or line.count("=") != 1:
-            raise Unsupported(f"{printable(line)} cannot be said", where=NAME)
+            raise Unsupported(f"the line {line!r} cannot be expressed", where=NAME)
         yield line
 
 
@@ -183,7 +183,7 @@ def _epsilon(recognised: Recognised, config: Mapping[str, Any], path: str) -> st
     usual = hook(recognised.architecture, "java_program").usual_epsilon(recognised)
     value = config.get("layer_norm_epsilon", usual)
     if not isinstance(value, float) or not 0 < value < 1:
-        raise _refused(path, f"layer_norm_epsilon is {value!r}")
+        raise _refused(path, f"layer_norm_epsilon is {value!r}, not a number between 0 and 1")
     return re.sub("e-0", "e-", repr(value)) + "f"
 
 
@@ -193,13 +193,15 @@ def _notes(
     if copies:
         nbytes = sum(tensor.nbytes for tensor in copies.values())
         yield (
-            f"{len(copies):,} files, {nbytes:,} bytes, hold tensors once more, as the program "
-            f"needs them: {next(iter(copies))} ..."
+            f"{len(copies):,} files ({nbytes:,} bytes) contain second copies of tensors, in the "
+            f"layout that the program needs: {next(iter(copies))} ..."
         )
     yield from hook(recognised.architecture, "java_program").notes(recognised, config)
 
 
 def _refused(path: str, why: str) -> Unsupported:
     return Unsupported(
-        f"{NAME} cannot say it: {why}", where=path, hint="extract without --properties"
+        f"{NAME} cannot describe the model: {why}",
+        where=path,
+        hint="run extract without --properties",
     )

@@ -56,9 +56,10 @@ def content(model: ModelRequest) -> ModelContent:
     if inside and config is None:
         name = checkpoint.metadata.get(gguf_metadata.ARCHITECTURE, "")
         raise Unsupported(
-            f"a GGUF file of the architecture {printable(name)!r} is not written again as GGUF",
+            f"GGUF files of the architecture {printable(name)!r} cannot be rewritten as GGUF",
             where=path,
-            hint=f"written is {', '.join(with_hook('gguf'))}; --to safetensors writes the tensors",
+            hint=f"supported: {', '.join(with_hook('gguf'))}; use --to safetensors to write the "
+            "tensors",
         )
     recognition = recognised(path, model.tensors, config)
     if config is not None and not inside:
@@ -83,10 +84,10 @@ def _tokenizer(
     tokenizer = find(folder, given, recognised.sizes["vocab_size"])
     if tokenizer is None:
         raise BadRequest(
-            f"no tokenizer for its {recognised.sizes['vocab_size']:,} tokens lies beside it",
+            f"there is no tokenizer for the model's {recognised.sizes['vocab_size']:,} tokens next "
+            "to the weights",
             where=path,
-            hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, or say "
-            "--no-vocab",
+            hint="pass a folder with vocab.json and merges.txt (--tokenizer DIR), or --no-vocab",
         )
     tokenizer = tokenizer.with_config(config)
     gguf_metadata.check_tokenizer(tokenizer, path)
@@ -100,9 +101,10 @@ def recognised(
     recognised = whole_model(path, tensors, config)
     if recognised is None:
         raise Unsupported(
-            "the tensors are of no architecture that is written as GGUF",
+            "GGUF output is not supported for these tensors: their architecture is unknown",
             where=path,
-            hint=f"written is {', '.join(with_hook('gguf'))}; --to safetensors writes any tensors",
+            hint=f"supported: {', '.join(with_hook('gguf'))}; use --to safetensors, which writes "
+            "any tensors",
         )
     hook(recognised.architecture, "gguf", path)
     return recognised
@@ -127,13 +129,16 @@ def request(
         *source_lines(source.tokenizer),
     ]
     renamed, left_out = _renamed(recognised, tensors)
-    lines += [f"{name} is the token embedding, written once" for name in left_out]
+    lines += [f"{name} equals the token embedding and is not written" for name in left_out]
     head = _HEAD if any(tensor.name == _HEAD for tensor in renamed) else _EMBEDDING
     written = []
     for tensor in renamed:
         target = _target(tensor, dtype, head)
         if not in_blocks(target, tensor.shape):
-            lines.append(f"{tensor.name} is float16: rows of {tensor.shape[-1]} are no blocks")
+            lines.append(
+                f"{tensor.name} is written as float16: its rows of {tensor.shape[-1]:,} elements "
+                f"cannot be divided into {target.name} blocks"
+            )
             target = BY_NAME["float16"]
         written.append(tensor.cast(target))
     sizes = gguf_metadata.hyperparameters(recognised, config, source.path)
@@ -165,7 +170,7 @@ def _vocabulary(recognised: Recognised, source: ModelDescription) -> list[Field]
 
 
 def _stripped(recognised: Recognised) -> list[str]:
-    """Return the line for a removed wrapper; Linear layout needs no line, as llama.cpp uses it."""
+    """Return the line for a removed wrapper; the Linear layout is llama.cpp's and needs no line."""
     return layout_lines(recognised._replace(linear=False))
 
 

@@ -41,7 +41,7 @@ TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf-py `TokenType`
 
 _OWN, _TOKENIZER = "cgpt_convert.", "tokenizer."  # prefixes of keys
-_ALIGNMENT = "general.alignment"  # the writer's own, the default, is not written
+_ALIGNMENT = "general.alignment"  # not written: the writer uses the default
 _ALL_FLOAT32 = 0  # gguf-py/gguf/constants.py `LlamaFileType`
 _QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
 
@@ -185,14 +185,16 @@ def check_tokenizer(tokenizer: Tokenizer, path: str) -> None:
     problems = list(tokenizer.problems)
     before, after = tokenizer.before, tokenizer.after
     if len(before) > 1 or len(after) > 1:
-        problems.append(f"it puts {len(before)} tokens before a text and {len(after)} after it")
+        problems.append(f"it adds {len(before)} tokens before a text and {len(after)} after it")
     elif before and before[0] != tokenizer.bos:
-        problems.append(f"a text begins with {tokenizer.tokens[before[0]]!r}, not its bos_token")
+        problems.append(
+            f"it adds {tokenizer.tokens[before[0]]!r} before a text, which is not its bos_token"
+        )
     if problems:
         raise Unsupported(
-            f"llama.cpp cannot do what its tokenizer does: {printable('; '.join(problems))}",
+            f"llama.cpp does not support the model's tokenizer: {printable('; '.join(problems))}",
             where=path,
-            hint="--no-vocab writes the GGUF without a tokenizer; --to hf keeps the tokenizer",
+            hint="use --no-vocab to write the GGUF without a tokenizer, or --to hf, which keeps it",
         )
 
 

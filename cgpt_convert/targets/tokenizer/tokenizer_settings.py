@@ -65,8 +65,9 @@ def around(processor: object) -> SurroundingTokens:
         case {"type": "TemplateProcessing", "single": list(pieces), "special_tokens": dict(tokens)}:
             return _template(pieces, tokens)
         case {"type": str(kind)}:
-            return SurroundingTokens(problem=f"its post_processor is a {printable(kind)}")
-    return SurroundingTokens(problem="its post_processor is not understood")
+            problem = f"its post_processor has the unsupported type {printable(kind)}"
+            return SurroundingTokens(problem=problem)
+    return SurroundingTokens(problem="its post_processor is not supported")
 
 
 def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> SurroundingTokens:
@@ -87,27 +88,27 @@ def _template(pieces: list[Any], tokens: Mapping[str, Any]) -> SurroundingTokens
                 texts = -1
                 break
     if texts != 1:
-        return SurroundingTokens(problem="its post_processor's template is not understood")
+        return SurroundingTokens(problem="the template of its post_processor is not supported")
     return SurroundingTokens(tuple(sides[0]), tuple(sides[1]))
 
 
 def model_problems(model: Mapping[str, Any], alphabet: Iterable[str]) -> Iterator[str]:
     """Yield features of a tokenizer.json's model that llama.cpp's merging lacks."""
     if model.get("ignore_merges"):
-        yield "its model has ignore_merges"
+        yield "its model uses ignore_merges"
     if model.get("dropout"):
-        yield "its model has dropout"
+        yield "its model uses dropout"
     vocabulary = model.get("vocab")
     complete = isinstance(vocabulary, dict) and vocabulary.keys() >= set(alphabet)
     if model.get("unk_token") is not None and not complete:
-        yield "its vocabulary lacks bytes, for which its model has an unk_token"
+        yield "its vocabulary lacks some bytes, which become unk_token"
 
 
 def taken_for_special(vocabulary: Iterable[str]) -> Iterator[str]:
     """Yield a line if llama.cpp treats an ordinary token as special because of its text."""
     shown = [token for token in vocabulary if token in _TAKEN_FOR_SPECIAL]
     if shown:
-        yield f"llama.cpp takes its ordinary token {shown[0]!r} for a special one"
+        yield f"llama.cpp would treat its ordinary token {shown[0]!r} as a special token"
 
 
 def flags(row: Mapping[str, Any]) -> list[str]:
@@ -130,7 +131,7 @@ def overlaps(plain: Iterable[str], normalized: Iterable[str]) -> Iterator[str]:
                 return
     inside = next((pair for pair in _inside(*groups)), None)
     if inside:
-        yield f"its added token {inside[0]!r} is inside of {inside[1]!r}"
+        yield f"its added token {inside[0]!r} is part of its added token {inside[1]!r}"
 
 
 def _overlapping(first: frozenset[str], second: frozenset[str]) -> tuple[str, str] | None:

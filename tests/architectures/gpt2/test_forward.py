@@ -368,7 +368,7 @@ def test_scaled_models_and_misfits_are_refused(small, tmp_path):
     assert "h.1.mlp.c_fc.bias: missing" in complaint(lambda: opened(tmp_path / "m.bin")).message
     torch.save({"a": torch.zeros(3)}, tmp_path / "m.bin")
     message = complaint(lambda: opened(tmp_path / "m.bin")).message
-    assert "config.json describes a gpt2 model, and the tensors are not those of one" in message
+    assert "config.json describes a gpt2 model, but the tensors are not those of one" in message
 
 
 def test_an_untied_head_that_is_not_there(tmp_path):

@@ -17,7 +17,7 @@ def test_tensors_without_values_are_named_and_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(path)
     assert [f.rule.id for f in checkpoint.findings] == ["CGPT007"]
     assert checkpoint.unsaved == {"w", "b"}
-    with pytest.raises(Unsupported, match="tensor w has no values"):
+    with pytest.raises(Unsupported, match="tensor 'w' has no values"):
         select(checkpoint, TensorSelection())
 
 

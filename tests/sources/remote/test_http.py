@@ -425,7 +425,9 @@ def test_what_is_beside_the_weights_may_be_behind_urls(
     there, here = run(*words, server.url("request.json")), run(*words, request)
     assert (there.code, there.out) == (here.code, here.out)
     nothing = run(*words, server.url("request.json"), "--tokenizer", server.url("sharded"))
-    assert (nothing.code, "the folder holds no tokenizer" in nothing.err) == (2, True), nothing.err
+    assert (nothing.code, "the folder contains no tokenizer" in nothing.err) == (2, True), (
+        nothing.err
+    )
     cut = (models / CS).read_bytes()[: (models / CS).stat().st_size * 2 // 3]
     (server.www / "cut.bin").write_bytes(cut)
     for each in (server.url("cut.bin"), server.www / "cut.bin"):

@@ -113,10 +113,10 @@ def test_two_shards_without_prefix_with_bool_masks(tmp_path: Path) -> None:
     state = vendor.state_dict(shape, "hf")
     assert (logits(loaded(tmp_path / "out")) - expected(state, n_layer=4)).abs().max() < 1e-5
     said = "\n".join(folder.lines)
-    assert "architectures ['GPT2LMHeadModel'], was ['GPT2Model']" in said
-    assert "n_ctx 128" in said
-    assert "names begin with 'transformer.'" in said
-    assert "8 buffers are left out" in said
+    assert "set architectures to ['GPT2LMHeadModel'], was ['GPT2Model']" in said
+    assert "set n_ctx to 128" in said
+    assert "added the prefix 'transformer.'" in said
+    assert "skipped 8 buffers" in said
 
 
 def test_a_lone_file_of_a_known_size_gets_a_configuration() -> None:
@@ -145,7 +145,7 @@ def config_of(folder: ModelPlan) -> dict[str, Any]:
 
 def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
     vendor.write(vendor.TINY, tmp_path)
-    with pytest.raises(Unsupported, match="the number of attention heads is not known") as error:
+    with pytest.raises(Unsupported, match="the number of attention heads is unknown") as error:
         convert(tmp_path, tmp_path / "out")
     assert "config.json, with n_head" in error.value.hint
 
@@ -157,7 +157,7 @@ def test_casts_are_said(tmp_path: Path, dtype: str) -> None:
     folder = convert(tmp_path / "source", tmp_path / "out", dtype)
     assert config_of(folder)["dtype"] == dtype
     assert loaded(tmp_path / "out").dtype == getattr(torch, dtype)
-    assert f"config.json: dtype '{dtype}', was 'float32'" in folder.lines
+    assert f"config.json: set dtype to '{dtype}', was 'float32'" in folder.lines
 
 
 def test_a_configuration_that_lies_is_mended(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_a_configuration_that_lies_is_mended(tmp_path: Path) -> None:
     config = config_of(folder)
     assert (config["n_layer"], config["num_hidden_layers"]) == (2, 2)
     assert config["custom"] == {"kept": [1.5, None]}
-    assert "config.json: n_inner 256, was 17" in folder.lines
-    assert "config.json: tie_word_embeddings True, was False" in folder.lines
+    assert "config.json: set n_inner to 256, was 17" in folder.lines
+    assert "config.json: set tie_word_embeddings to True, was False" in folder.lines
     difference = logits(loaded(tmp_path / "out")) - expected(vendor.state_dict(vendor.TINY))
     assert difference.abs().max() < 1e-5
 
@@ -255,7 +255,10 @@ def test_tokenizers_load(tmp_path: Path, *, beside: bool) -> None:
         assert loaded_again.decode(ids) == text == whole.decode(ids, skip_special_tokens=False)
     assert (loaded_again.eos_token, loaded_again.model_max_length) == (END, 128)
     assert (tmp_path / "out/vocab.json").read_bytes() == (place / "vocab.json").read_bytes()
-    assert any("tokenizer_config.json made" in line for line in folder.lines)
+    assert any(
+        line.startswith("created ") and "tokenizer_config.json from" in line
+        for line in folder.lines
+    )
 
 
 def test_what_a_folder_has_is_copied_as_it_is(tmp_path: Path) -> None:
@@ -283,7 +286,7 @@ def test_a_tokenizer_that_is_assumed_is_said(
     packaged = files.read_folder(str(train(tmp_path / "package", 310)))
     monkeypatch.setattr(bpe, "GPT2_TOKENS", 320)
     monkeypatch.setattr(bpe, "_packaged", lambda: packaged)
-    said = "the tokenizer is assumed to be GPT-2's"
+    said = "assumed GPT-2's tokenizer"
     assert any(line.startswith(said) for line in convert(source, tmp_path / "out").lines)
     checkpoint = open_checkpoint(source)
     tensors = select(checkpoint, TensorSelection(tied="copy")).tensors
@@ -299,12 +302,14 @@ def test_tokenizers_of_other_kinds_are_copied(tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text(json.dumps(other))
     folder = convert(source, tmp_path / "out")
     assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == other
-    assert any("copied as they are: not a tokenizer of GPT-2's kind" in ln for ln in folder.lines)
+    assert any(
+        "copied unchanged: only byte-level BPE tokenizers like GPT-2's" in ln for ln in folder.lines
+    )
 
 
 def test_too_many_tokens_are_refused(tmp_path: Path) -> None:
     source = train(with_tokenizer(tmp_path / "source"), 400)
-    with pytest.raises(Malformed, match=r"tokens; the model has 320"):
+    with pytest.raises(Malformed, match=r"tokens, but the model has 320"):
         convert(source, tmp_path / "out")
 
 
@@ -360,7 +365,7 @@ def test_an_unknown_architecture_is_copied(tmp_path: Path) -> None:
     vendor.save(theirs.state_dict(), source / "pytorch_model.bin")
     (source / "vocab.txt").write_text("a\n")
     folder = convert(source, tmp_path / "out")
-    assert "the architecture is not known" in folder.lines[0]
+    assert "the architecture is unknown" in folder.lines[0]
     for name in ("config.json", "vocab.txt"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     ours = loaded(tmp_path / "out")
@@ -373,6 +378,8 @@ def test_an_unknown_architecture_is_copied(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_needs_a_configuration() -> None:
-    with pytest.raises(Unsupported, match=r"no known architecture, and no config.json") as error:
+    with pytest.raises(
+        Unsupported, match=r"architecture of the tensors is unknown, and there is no config.json"
+    ) as error:
         plan_hf(alone("nowhere/x.bin"), list(bare({"a": (1,)}).values()))
     assert "--to safetensors" in error.value.hint

@@ -98,7 +98,7 @@ def test_the_program_gives_transformers_logits(tmp_path: Path, layout: str) -> N
     assert program.said["merged.qkv"] == str(merged).lower()
     assert program.said["weights.transposed"] == str(not merged).lower()
     assert np.abs(program.logits(IDS) - expected(state)).max() < 1e-5
-    assert any("hold tensors once more" in line for line in exported.lines) != merged
+    assert any("contain second copies of tensors" in line for line in exported.lines) != merged
 
 
 def test_raw_copies_of_contiguous_weights_would_be_wrong(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_exact_gelu_is_approximated_and_said(tmp_path: Path) -> None:
     state = vendor.state_dict(vendor.TINY)
     folder = source(tmp_path / "source", state, activation_function="gelu")
     exported = export(folder, tmp_path / "out")
-    assert any("approximates GELU by tanh" in line for line in exported.lines)
+    assert any("computes the tanh approximation" in line for line in exported.lines)
     difference = Program(tmp_path / "out").logits(IDS) - expected(state, "gelu")
     assert 1e-7 < np.abs(difference).max() < 1e-3
 
@@ -279,10 +279,10 @@ def test_unscaled_attention_can_be_said(tmp_path: Path) -> None:
     ("config", "why"),
     [
         ({"activation_function": "relu"}, "the activation is relu"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scaled by the layer's number"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scales attention scores by the layer number"),
         ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'"),
-        ({"eos_token_id": None}, "the end-of-text token is not known"),
-        ({"n_head": None}, "the number of attention heads is not known"),
+        ({"eos_token_id": None}, "the end-of-text token is unknown"),
+        ({"n_head": None}, "the number of attention heads is unknown"),
         ({"mup_output_alpha": 2.0}, "a muP model"),
     ],
 )
@@ -313,8 +313,8 @@ def _another(_state: vendor.State) -> vendor.State:
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        (_half, "right on float32 only; .* transformer.wte.weight .float16."),
-        (_own_head, "lm_head.weight differs from transformer.wte.weight"),
+        (_half, "supports float32 only; .* transformer.wte.weight .float16."),
+        (_own_head, "'lm_head.weight' differs from 'transformer.wte.weight'"),
         (_more, "score.weight: unexpected"),
         (_another, "config.json describes a gpt2 model"),
     ],
@@ -339,5 +339,5 @@ def test_the_grammar(tmp_path: Path) -> None:
     found = parsed(tmp_path / "out/model.properties")
     assert found["end.of.text.token"] == "7"
     assert found["name"] == "gpt2 64 wide"
-    with pytest.raises(Unsupported, match="cannot be said"):
+    with pytest.raises(Unsupported, match="cannot be expressed"):
         list(properties.setting_lines({"name": "a = b"}))

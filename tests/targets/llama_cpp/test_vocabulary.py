@@ -255,7 +255,7 @@ def test_flags_of_the_configuration_are_written_as_by_llama_cpps_converter(
     expected = [AutoTokenizer.from_pretrained(folder)(text).input_ids for text in TEXTS]
     same = llama_cpp(tmp_path / "m.gguf") == expected
     ((name, value),) = flags.items()
-    assert (f"says {name} {str(value).lower()}, which llama.cpp follows" in done.out) != same
+    assert (f"has {name} {str(value).lower()}, which llama.cpp uses" in done.out) != same
 
 
 def of_model(**values: Any) -> Callable[[Path], None]:
@@ -295,12 +295,12 @@ OTHER: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "slow-prefix": (lambda folder: slow(folder, add_prefix_space=True), "add_prefix_space"),
     "two": (template("<s> <s> $A", bos_token="<s>"), "2 tokens before a text"),
-    "no-bos": (template("<s> $A"), "begins with '<s>', not its bos_token"),
-    "lstrip": (with_token(AddedToken("x", lstrip=True)), "'x' has lstrip"),
-    "rstrip": (with_token(AddedToken("x", rstrip=True)), "'x' has rstrip"),
-    "single": (with_token(AddedToken("x", single_word=True)), "'x' has single_word"),
+    "no-bos": (template("<s> $A"), "adds '<s>' before a text, which is not its bos_token"),
+    "lstrip": (with_token(AddedToken("x", lstrip=True)), "'x' uses lstrip"),
+    "rstrip": (with_token(AddedToken("x", rstrip=True)), "'x' uses rstrip"),
+    "single": (with_token(AddedToken("x", single_word=True)), "'x' uses single_word"),
     "overlap": (with_token("hell", "loworld"), "'hell' and 'loworld' overlap"),
-    "inside": (with_token("a<s>b"), "'<s>' is inside of 'a<s>b'"),
+    "inside": (with_token("a<s>b"), "'<s>' is part of its added token 'a<s>b'"),
     "split": (changed(split_special_tokens=True), "split_special_tokens"),
     "ignore_merges": (of_model(ignore_merges=True), "ignore_merges"),
     "dropout": (of_model(dropout=0.1), "dropout"),
@@ -308,7 +308,7 @@ OTHER: dict[str, tuple[Callable[[Path], None], str]] = {
     "lower": (with_part("normalizer", normalizers.Lowercase()), "a normalizer"),
     "digits": (
         with_part("pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.Digits(), LEVEL])),
-        "not ByteLevel alone",
+        "not a single ByteLevel",
     ),
 }
 
@@ -361,7 +361,7 @@ def test_ordinary_tokens_that_llama_cpp_takes_for_special(weights: Path, tmp_pat
     (folder / "vocab.json").write_text(json.dumps(vocabulary | {"</s>": 2}))
     done = run("convert", folder, "-o", tmp_path / "m.gguf")
     assert done.code == 3
-    assert "takes its ordinary token '</s>' for a special one" in done.err
+    assert "treat its ordinary token '</s>' as a special token" in done.err
 
 
 def test_a_chat_template_in_a_file_of_its_own(weights: Path, tmp_path: Path) -> None:
