@@ -111,7 +111,7 @@ def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
     """
     storage = tensor.storage
     plain = hasattr(storage.source, "same_file")  # the file itself, not decompressed data
-    row = {
+    row: dict[str, Any] = {
         "name": tensor.name,
         "dtype": tensor.stored.name,
         "shape": list(tensor.shape),
@@ -124,6 +124,19 @@ def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
     }
     if tensor.quantizer:
         row["quantizer"] = tensor.quantizer
+    boxes = getattr(storage.source, "boxes", ())  # `boxes_of`, without its import
+    if boxes:
+        row["file"] = ", ".join(dict.fromkeys(os.path.basename(box.source.name) for box in boxes))
+        row["chunks"] = [
+            {
+                "file": os.path.basename(box.source.name),
+                "offset": box.span[0],
+                "nbytes": box.span[1],
+                "start": list(box.offsets),
+                "shape": list(box.shape),
+            }
+            for box in boxes
+        ]
     if tensor.conj or tensor.neg:
         row["pending"] = "conjugate" if tensor.conj else "negate"
     return row
@@ -184,15 +197,20 @@ def _place(tensor: Tensor) -> tuple[str, int, int]:
 
 def check_storages_of(checkpoint: Checkpoint, progress: Progress = no_progress) -> dict[str, Any]:
     """Compare every storage with its recorded checksum; docs/reference/json.md has the keys."""
-    from cgpt_convert.tensors.checksums import check_storages
+    from cgpt_convert.tensors.checksums import check_storages, stored
 
-    recorded = [s for s in checkpoint.storages if s.crc32 is not None]
+    storages = stored(checkpoint.storages)
+    recorded = [s for s in storages if s.crc32 is not None]
     with progress("checksums", sum(s.nbytes for s in recorded)) as advance:
         damaged = {id(storage): storage.key for storage in check_storages(recorded, advance)}
-    touched = [name for name, tensor in checkpoint.items() if id(tensor.storage) in damaged]
+    touched = [
+        name
+        for name, tensor in checkpoint.items()
+        if any(id(part) in damaged for part in stored([tensor.storage]))
+    ]
     return {
         "ok": not damaged,
-        "storages": len(checkpoint.storages),
+        "storages": len(storages),
         "recorded": len(recorded),
         "damaged": list(damaged.values()),
         "tensors": touched,

@@ -10,7 +10,7 @@ import numpy as np
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.sources.local import MemoryBytes, Source, origin
+from cgpt_convert.sources.local import MemoryBytes, Source, origins
 from cgpt_convert.tensors.dtypes import BY_NAME, DType
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -46,9 +46,9 @@ def in_memory(tensors: Mapping[str, Any]) -> Checkpoint:
             )
     files: dict[int, Source] = {}
     for tensor in named.values():
-        source = origin(tensor.storage.source)
-        if not isinstance(source, MemoryBytes):
-            files[id(source)] = source
+        for source in origins(tensor.storage.source):
+            if not isinstance(source, MemoryBytes):
+                files[id(source)] = source
     every = {id(tensor.storage): tensor.storage for tensor in named.values()}
     return Checkpoint(PATH, "tensors in memory", tuple(files.values()), named, every.values())
 

@@ -133,6 +133,9 @@ def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def _storage(row: dict[str, Any], *, sharded: bool) -> str:
     """Return where the tensor is stored in the file; "" if its storage has the same name."""
+    chunks = row.get("chunks", ())
+    if chunks:
+        return f"{len(chunks):,} chunks" if len(chunks) > 1 else str(row["file"])
     if sharded:
         return f"{row['file']}:{row['storage']}"
     return "" if row["storage"] == row["name"] else str(row["storage"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unreadable
@@ -37,11 +37,21 @@ class OpenSource(Source, Protocol):
         """Release the resource."""
 
 
-def origin(source: Source) -> Source:
-    """Return the file that the source is part of or computed from; a file returns itself."""
-    while (inner := getattr(source, "within", None)) is not None:
-        source = inner
-    return source
+def origins(source: Source) -> Iterator[Source]:
+    """Yield the files that the source is part of or computed from; of a file, itself."""
+    inner = getattr(source, "within", None)
+    if inner is None:
+        yield source
+    elif isinstance(inner, tuple):
+        for each in inner:
+            yield from origins(each)
+    else:
+        yield from origins(inner)
+
+
+def piece_nbytes(source: Source) -> int:
+    """Return how many bytes to read at once; more than `CHUNK` if a read is put together."""
+    return getattr(source, "piece", CHUNK)
 
 
 def is_distant(source: Source) -> bool:

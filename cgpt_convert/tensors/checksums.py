@@ -10,7 +10,17 @@ from isal.isal_zlib import crc32
 from cgpt_convert.core.errors import SALVAGE, Malformed, Unsupported
 from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.sources.local import CHUNK, is_distant
+from cgpt_convert.tensors.assembled import boxes_of, with_boxes
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
+
+
+def stored(storages: Iterable[Storage]) -> list[Storage]:
+    """Return the storages, with those of its boxes in place of one that is assembled."""
+    parts: list[Storage] = []
+    for storage in storages:
+        boxes = boxes_of(storage)
+        parts += stored(box.tensor.storage for box in boxes) if boxes else (storage,)
+    return parts
 
 
 def check_storages(storages: Iterable[Storage], advance: Advance = untold) -> list[Storage]:
@@ -60,6 +70,10 @@ def compared(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[list[Tensor]
 
     def watch(tensor: Tensor) -> Tensor:
         storage = tensor.storage
+        boxes = boxes_of(storage)
+        if boxes and id(storage) not in seen:
+            seen.add(id(storage))
+            return with_boxes(tensor, [box.over(watch(box.tensor)) for box in boxes])
         if storage.crc32 is None or id(storage) in seen:
             return tensor
         seen.add(id(storage))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.sources.local import CHUNK
+from cgpt_convert.sources.local import piece_nbytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ def _of_ml_dtypes(name: str) -> Any:
 
 def _stream(extent: ByteRange, itemsize: int, max_bytes: int) -> Iterator[memoryview]:
     """Yield the bytes of `extent` unchanged, through a buffer small enough for the cache."""
-    most = max(min(max_bytes, CHUNK) // itemsize, 1) * itemsize
+    most = max(min(max_bytes, piece_nbytes(extent.storage.source)) // itemsize, 1) * itemsize
     buffer = memoryview(bytearray(min(most, extent.nbytes)))
     for done in range(0, extent.nbytes, most):
         block = buffer[: min(most, extent.nbytes - done)]

@@ -14,6 +14,7 @@ from cgpt_convert.core.text import printable
 from cgpt_convert.core.threads import Advance, WorkerPool, untold, worker_count
 from cgpt_convert.sources.local import CHUNK, Source
 from cgpt_convert.tensors import read
+from cgpt_convert.tensors.assembled import boxes_of
 from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.tensor import Content, Tensor, announce
 from cgpt_convert.verification.canonical_names import AMBIGUOUS, LOST, CanonicalWeights
@@ -161,7 +162,7 @@ def is_digest(text: str) -> bool:
 def prepare_for(tensors: Iterable[Tensor] = ()) -> None:
     """Import the modules that threads need to hash and read these tensors."""
     importlib.import_module("hashlib")
-    if any(tensor.extent() is None for tensor in tensors):
+    if any(tensor.extent() is None or boxes_of(tensor.storage) for tensor in tensors):
         read.import_all()
 
 

@@ -18,6 +18,7 @@ from cgpt_convert.core.errors import Malformed
 from cgpt_convert.core.strict_json import loads
 from cgpt_convert.plan import ProvenanceMetadata, Request
 from cgpt_convert.targets.selection import SelectedTensors
+from cgpt_convert.tensors.assembled import boxes_of
 from cgpt_convert.tensors.content_digest import listed
 from cgpt_convert.tensors.tensor import Content, Tensor
 from cgpt_convert.verification.canonical_names import CanonicalWeights, named
@@ -128,7 +129,9 @@ def _row(source: Tensor, target: Tensor) -> dict[str, Any]:
         word = "quantize" if target.dtype.block > 1 else "cast"
         steps.append(f"{word} {target.dtype.name}")
     renamed = {"from": source.name} if source.name != target.name else {}
-    return {**renamed, **({"steps": steps} if steps else {})}
+    chunks = [f"{box.label} {box.place}" for box in boxes_of(source.storage)]
+    optional = {"steps": steps, "chunks": chunks}
+    return {**renamed, **{key: items for key, items in optional.items() if items}}
 
 
 def claimed(checkpoint: Checkpoint) -> ProvenanceRecord | None:

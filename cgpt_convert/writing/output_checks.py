@@ -16,7 +16,7 @@ from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import DeferredPart, FilePlan
-from cgpt_convert.sources.local import LocalFile, Source, as_local, origin, read
+from cgpt_convert.sources.local import LocalFile, Source, as_local, origins, read
 from cgpt_convert.sources.paths import is_url
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.writing.temp_files import is_temporary_of
@@ -131,7 +131,7 @@ def cannot(error: OSError, path: str) -> CannotWrite:
 
 def inputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the paths that the checkpoint is read from: index or folder, and files."""
-    return (checkpoint.path, *(origin(source).name for source in checkpoint.sources))
+    return (checkpoint.path, *(file.name for each in checkpoint.sources for file in origins(each)))
 
 
 def check_apart(
@@ -166,7 +166,7 @@ def _sources(plans: Iterable[FilePlan]) -> Iterator[Source]:
             tensors = part.tensors if isinstance(part, DeferredPart) else (part,)
             for tensor in tensors:
                 if isinstance(tensor, Tensor):
-                    yield origin(tensor.storage.source)
+                    yield from origins(tensor.storage.source)
 
 
 def _is_same(path: str, output: str, status: os.stat_result, *, folder: bool) -> bool:

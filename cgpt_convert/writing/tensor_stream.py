@@ -15,6 +15,7 @@ from isal.isal_zlib import crc32
 from cgpt_convert.core.threads import Job, WorkerPool
 from cgpt_convert.plan import Part
 from cgpt_convert.sources.local import CHUNK, is_sequential
+from cgpt_convert.tensors.assembled import boxes_of
 from cgpt_convert.tensors.checksums import compared, damaged
 from cgpt_convert.tensors.content_digest import begun
 from cgpt_convert.tensors.read import CastCounts
@@ -88,10 +89,11 @@ class TensorPieces:
         self, tensor: Tensor, position: int, tap: Callable[[memoryview], object] | None
     ) -> Iterator[memoryview]:
         storage, extent = tensor.storage, tensor.extent()
-        if extent is not None and extent.nbytes == storage.nbytes:
+        boxes = boxes_of(storage)
+        if extent is not None and extent.nbytes == storage.nbytes and not boxes:
             yield from self._whole(tensor, extent, position)
             return
-        if self.workers.size > 1 and extent is None:
+        if self.workers.size > 1 and (extent is None or boxes):
             self.workers.wait_prepared()
         counts = self._lost.setdefault(tensor.name, CastCounts()) if tensor.target else None
         with compared([tensor], self._checked) as (watched,):

@@ -23,6 +23,7 @@ from cgpt_convert.core.threads import Advance, Job, WorkerPool, untold, worker_c
 from cgpt_convert.plan import AvailableDigests, Crc32, DeferredPart, FileDigest, FilePlan, Part
 from cgpt_convert.sources.local import CHUNK
 from cgpt_convert.tensors import non_finite, read
+from cgpt_convert.tensors.assembled import boxes_of
 from cgpt_convert.tensors.non_finite import NonFiniteCounts
 from cgpt_convert.tensors.read import CastCounts
 from cgpt_convert.tensors.tensor import Content, Tensor, announce
@@ -300,7 +301,7 @@ def is_hashed_in_order(plan: FilePlan) -> bool:
 
 
 def _is_rearranged(part: Part) -> bool:
-    return isinstance(part, Tensor) and part.extent() is None
+    return isinstance(part, Tensor) and (part.extent() is None or bool(boxes_of(part.storage)))
 
 
 def check_unchanged(plans: Sequence[FilePlan]) -> None:

@@ -42,7 +42,8 @@ ALLOWED = {
     "inference.evaluate.cross_entropy "
     "inference.evaluate.divergence inference.evaluate.text_windows inference.gelu "
     "inference.generate.beam_search inference.generate.loop inference.generate.sampling "
-    "inference.model inference.weights lm_eval_plugin tensors.cast tensors.element_differences "
+    "inference.model inference.weights lm_eval_plugin tensors.assembled tensors.cast "
+    "tensors.element_differences "
     "tensors.dequantize tensors.fixups tensors.gather tensors.non_finite tensors.quantize "
     "tensors.read tensors.stats",
     "urllib3": "sources.remote.connections sources.remote.http sources.remote.open_urls",
