@@ -35,7 +35,7 @@ class CompositeTensor(NamedTuple):
 def unreadable(
     name: str, error: CgptError, dtype: str = "", shape: tuple[int, ...] = ()
 ) -> CompositeTensor:
-    """Return the entry that represents one that cannot be read because of `error`."""
+    """Return a placeholder for the entry `name`, which cannot be read because of `error`."""
     return CompositeTensor(name, "unreadable", dtype, shape, error.message, error=error)
 
 
@@ -47,7 +47,7 @@ class NonTensorValue(NamedTuple):
 
 
 class CollapsedContainer(NonTensorValue):
-    """A leaf that is a large container without tensors."""
+    """A large container without tensors, kept as a leaf."""
 
     __slots__ = ()
 
@@ -68,7 +68,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __init__(
         self,
-        path: str,  # as the user gave it
+        path: str,  # as given by the user
         kind: str,  # "PyTorch zip", "safetensors" ...
         sources: tuple[Source, ...],  # the files that it was read from
         tensors: dict[str, Tensor],
@@ -80,13 +80,13 @@ class Checkpoint(Mapping[str, Tensor]):
     ) -> None:
         self.path = path
         self.kind = kind
-        self.format = ""  # the name of the format that it was read by; "" for tensors in memory
+        self.format = ""  # the name of the format it was read with; "" for tensors in memory
         self.sources = sources
         self.tensors = tensors
         self.storages = list(storages)  # all storages, including unreferenced ones
         self.exotic: dict[str, CompositeTensor] = {}
         self.others: list[NonTensorValue] = []
-        self.globals: list[str] = []  # dotted names that the pickle mentions
+        self.globals: list[str] = []  # dotted names that the pickle refers to
         self.code: list[str] = []  # TorchScript records, never read
         self.findings = list(findings)
         self.metadata = dict(metadata or {})  # the container's own text pairs
@@ -96,10 +96,10 @@ class Checkpoint(Mapping[str, Tensor]):
         self.lost: dict[str, MissingTensor] = {}  # tensors skipped by salvaging
         # tensors that the pickled module's state_dict() does not contain -> their kind
         self.extras: dict[str, str] = {}
-        # path of each dict -> path of the dict around it; the outermost's path and parent are "".
-        # an object in a dict is one, too, but nothing inside it
+        # path of each dict -> path of the dict that contains it; "" for the outermost dict and its
+        # parent. An object in a dict is also listed, its contents are not
         self.containers: dict[str, str] = {}
-        # name of a tensor -> path of the innermost of the containers that it is in, where known
+        # name of a tensor -> path of the innermost container that contains it, if known
         self.within: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -121,7 +121,7 @@ class Checkpoint(Mapping[str, Tensor]):
         count = len(self.tensors)
         parts = [self.kind, f"{count:,} tensor" + "s" * (count != 1)]
         parts += [f"{len(self.exotic):,} not dense"] if self.exotic else []
-        parts += [f"{len(self.lost):,} lost"] if self.lost else []
+        parts += [f"{len(self.lost):,} missing or damaged"] if self.lost else []
         ties = self.ties
         nbytes = sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in ties)
         return f"{', '.join(parts)}, {nbytes:,} bytes"

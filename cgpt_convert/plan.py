@@ -79,7 +79,7 @@ class Field(NamedTuple):
     """A typed key-value pair, for containers that have them, such as GGUF."""
 
     key: str
-    type: str  # "string", "bool", "uint32", "float32" ...; an array's is that of its items
+    type: str  # "string", "bool", "uint32", "float32" ...; for an array, the type of its items
     value: Scalar | tuple[Scalar, ...]  # a tuple is an array
 
 
@@ -87,14 +87,14 @@ class ProvenanceMetadata(NamedTuple):
     """Metadata with the digests of `tensors`; its length does not depend on the digests."""
 
     tensors: tuple[Tensor, ...]
-    metadata: Callable[[Mapping[Content, str]], dict[str, str]]  # given none, it gives the lengths
+    metadata: Callable[[Mapping[Content, str]], dict[str, str]]  # without digests: placeholders
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """The tensors to write, in order, with unique names, and the metadata."""
 
-    name: str  # of the output, as the user gave it: "model.safetensors"
+    name: str  # of the output, as given by the user: "model.safetensors"
     tensors: tuple[Tensor, ...]
     aliases: dict[str, str] = field(default_factory=dict)  # skipped name -> written name
     metadata: dict[str, str] = field(default_factory=dict)

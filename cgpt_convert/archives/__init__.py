@@ -1,1 +1,1 @@
-"""ZIP and tar archives, read and written without trusting their headers."""
+"""Readers of ZIP and tar archives that do not trust headers, and a ZIP writer."""

@@ -1,11 +1,11 @@
 """Tar archives as byte ranges of members.
 
-`members` reads the tars that torch 0.1 wrote with Python's tarfile, and no others. `files` walks
-any tar, for scanning: it accepts links, folders, long names and duplicate names, since every file
-is scanned, whichever a reader would choose. Names are those that tarfile returns. Both reject tars
-that readers interpret differently. Where tarfile accepts what no writer produces (signed checksums,
-`0o7`, `1_0`, `+7`, a size after a NUL, several headers for one file, data after the end), `files`
-calls the tar malformed.
+`members` reads only the tars that torch 0.1 wrote with Python's tarfile. `files` walks any tar, for
+scanning: it accepts links, folders, long names and duplicate names, since every file is scanned,
+whichever a reader would choose. Names are those that tarfile returns. Both reject tars that readers
+interpret differently. tarfile also accepts some forms that no writer produces (signed checksums,
+`0o7`, `1_0`, `+7`, a size after a NUL, several headers for one file, data after the end); `files`
+rejects them as malformed.
 
 POSIX.1-2017, pax: "ustar Interchange Format" and "pax Extended Header"; GNU tar's manual, "Basic
 Tar Format".
@@ -19,26 +19,27 @@ from typing import NamedTuple
 
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import MEMBERS, MiB
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.sources.local import CHUNK, Source, read
 
 BLOCK = 512
 _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _TYPE, _MAGIC, _PREFIX = slice(156, 157), slice(257, 262), slice(345, 500)
-_HEADER_NBYTES = 1 * MiB  # a header about a file; Python writes little more than a time
+_HEADER_NBYTES = 1 * MiB  # of an extended header; Python writes little more than a time
 _TORCH_MEMBERS = 64  # a torch tar has four
 
 _FOLDER = b"5"
 _EMPTY = b"123456"  # links, devices and folders have no bytes of their own
 _LINKS = b"12"
 _GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"g", b"L", b"K", b"S"
-_ABOUT = b"xXgLK"  # headers about the file that follows
+_ABOUT = b"xXgLK"  # extended headers, which describe the file that follows
 _WIDE = 8 << 30  # sizes from here on do not fit into the header field
 _POSITIVE, _NEGATIVE = b"\x80", b"\xff"  # GNU: numbers in base 256, for large ones
 _ASCII = bytes(range(128))
 _NUMBER = re.compile(rb" *([0-7]*)[ \0]*")  # the padding that all writers use
-_LOADED = ("storages", "tensors", "pickle")  # names in torch's tars: a link there hides the file
-_REFUSED = ("GNU.sparse", "hdrcharset")  # keywords that change what or where the bytes are
+_LOADED = ("storages", "tensors", "pickle")  # names in torch's tars: such a link hides the file
+_REJECTED = ("GNU.sparse", "hdrcharset")  # keywords that change a file's bytes or its name
+_SHOWN = 40  # characters of a keyword or number, in errors
 
 
 class TarMember(NamedTuple):
@@ -74,24 +75,30 @@ def members(source: Source) -> tuple[dict[str, TarMember], int]:
             break
         where = f"{source.name}[byte {at:,}]"
         if not is_tar(block):
-            raise Malformed("a damaged tar header", where=where)
+            raise Malformed("the checksum of the tar header does not match", where=where)
         nbytes, kind = _octal(block[_SIZE], where), block[_TYPE]
         at += BLOCK
         if kind == b"x":
-            if keywords or nbytes > min(_HEADER_NBYTES, source.nbytes - at):
-                raise Malformed(f"{nbytes:,} bytes of tar keywords, or twice", where=where)
+            if keywords:
+                raise Malformed("the tar member has two extended headers", where=where)
+            if nbytes > min(_HEADER_NBYTES, source.nbytes - at):
+                raise Malformed(f"the extended tar header has {nbytes:,} bytes", where=where)
             keywords = _pax(read(source, at, nbytes), where)
         elif kind in (b"0", b"\0"):
             member = _member(block, keywords, at, where)
             keywords = {}
             if member.name in by_name:
-                raise Malformed(f"two members are named {printable(member.name)!r}", where=where)
+                raise Malformed(f"two tar members are named {quoted(member.name)}", where=where)
             if len(by_name) == _TORCH_MEMBERS:
-                raise Unsupported(f"a tar of more than {_TORCH_MEMBERS} members", where=source.name)
+                message = f"the tar has more members than the limit of {_TORCH_MEMBERS}"
+                raise Unsupported(message, where=source.name)
             by_name[member.name] = member
             nbytes = member.nbytes
         else:
-            raise Unsupported(f"a tar member of type {kind!r}: no plain file", where=where)
+            message = (
+                f"the tar member is not a regular file (type {quoted(kind.decode('latin-1'))})"
+            )
+            raise Unsupported(message, where=where)
         at += -(-nbytes // BLOCK) * BLOCK
     return by_name, at
 
@@ -106,10 +113,11 @@ def _member(block: bytes, pax: dict[str, str], at: int, where: str) -> TarMember
 
 
 def _keyword_size(keywords: dict[str, str], where: str) -> int:
-    """Return the size of a file that its extended header tells."""
+    """Return the size of a file from its extended header."""
     digits = keywords["size"]
     if not (digits.isascii() and digits.isdigit() and len(digits) < len(str(1 << 63))):
-        raise Malformed(f"a tar member of {printable(digits[:40])} bytes", where=where)
+        message = f"the size {quoted(digits, _SHOWN)} in the extended tar header is not valid"
+        raise Malformed(message, where=where)
     return int(digits)
 
 
@@ -120,8 +128,13 @@ def _text(field: bytes) -> str:
 def _octal(field: bytes, where: str = "") -> int:
     digits = field.lstrip(b" ").rstrip(b" \0")
     if not digits.isdigit() or digits.translate(None, b"01234567"):
-        raise Malformed(f"not a tar number: {field!r}", where=where)
+        raise _bad_number(field, where)
     return int(digits, 8)
+
+
+def _bad_number(field: bytes, where: str) -> Malformed:
+    text = quoted(field.decode("latin-1"))
+    return Malformed(f"the number {text} in the tar header is not valid", where=where)
 
 
 def _checksum(block: bytes) -> int:
@@ -141,9 +154,10 @@ def pax_keywords(data: bytes, where: str) -> dict[str, str]:
         key, equals, value = data[at + len(length) + 1 : end - 1].partition(b"=")
         whole = at < end <= len(data) and data[end - 1 : end] == b"\n"
         if not (space and equals and whole):
-            raise Malformed("damaged tar keywords", where=where)
+            raise Malformed("the extended tar header is damaged", where=where)
         if key.decode("latin-1") in keywords:
-            raise Malformed("a tar keyword twice", where=where)
+            keyword = quoted(key.decode("latin-1"), _SHOWN)
+            raise Malformed(f"the tar keyword {keyword} occurs twice", where=where)
         keywords[key.decode("latin-1")] = value.decode("utf-8", "surrogateescape")
         at = end
     return keywords
@@ -154,7 +168,7 @@ def _pax(data: bytes, where: str) -> dict[str, str]:
     keywords = pax_keywords(data, where)
     for key in keywords:
         if key.startswith("GNU.sparse") or key in ("linkpath", "hdrcharset"):
-            raise Unsupported(f"the tar keyword {key}", where=where)
+            raise Unsupported(f"the tar keyword {quoted(key)} is not supported", where=where)
     return keywords
 
 
@@ -193,12 +207,13 @@ def files(source: Source) -> Iterator[TarMember]:
             names.check_used(where)
             return
         if not is_tar(block):
-            raise Malformed("a damaged tar header", where=where)
+            raise Malformed("the checksum of the tar header does not match", where=where)
         kind, nbytes = block[_TYPE], _number(block[_SIZE], where)
         at += BLOCK
         count += 1
         if count > MEMBERS:
-            raise Unsupported(f"a tar of more than {MEMBERS:,} members", where=source.name)
+            message = f"the tar has more members than the limit of {MEMBERS:,}"
+            raise Unsupported(message, where=source.name)
         if kind in _ABOUT:
             names.note(kind, _small(source, at, nbytes, where), where)
         else:
@@ -206,39 +221,44 @@ def files(source: Source) -> Iterator[TarMember]:
             if kind not in _EMPTY:
                 yield TarMember(name, at, min(nbytes, source.nbytes - at))
         if nbytes > source.nbytes - at:
-            raise Malformed("the tar is cut off", where=where)
+            end = at + nbytes
+            message = f"the tar is truncated: a member ends at byte {end:,} of {source.nbytes:,}"
+            raise Malformed(message, where=where)
         at += -(-nbytes // BLOCK) * BLOCK
     names.check_used(source.name)
     if at < source.nbytes and any(read(source, at, source.nbytes - at)):
-        raise Malformed("a tar that ends inside a header", where=source.name)
+        raise Malformed("the tar ends inside a header", where=source.name)
 
 
 class _PendingNames:
-    """The information in headers that apply to the next file."""
+    """The contents of extended headers, which apply to the next file."""
 
     def __init__(self) -> None:
         self.keywords: dict[str, str] = {}
         self.long_name = ""
 
     def note(self, kind: bytes, text: bytes, where: str) -> None:
-        """Record the text of one such header. Raises Malformed for a second one of a kind."""
+        """Record the text of an extended header. Raises Malformed for a second one of a kind."""
         if kind == _LONG_NAME:
             if self.long_name or "path" in self.keywords:
-                raise Malformed("a file with two long names in a tar", where=where)
+                raise Malformed("the tar member has two long names", where=where)
             if not text.endswith(b"\0"):
-                raise Malformed("a long name of a tar without an end", where=where)
+                raise Malformed("a long name in the tar is not terminated", where=where)
             self.long_name = _text(text)
             return
         if kind == _LONG_LINK:
             return
         keywords = pax_keywords(text, where)
         if kind == _GLOBAL and (self.keywords or keywords.keys() & {"size", "path"}):
-            raise Malformed("a size or name for all files of a tar", where=where)
-        if any(key.startswith(_REFUSED) for key in keywords):
-            raise Unsupported("a sparse file in a tar, or names in another charset", where=where)
+            raise Malformed("a global tar header sets the size or name of every file", where=where)
+        rejected = [key for key in keywords if key.startswith(_REJECTED)]
+        if rejected:
+            raise Unsupported(
+                f"the tar keyword {quoted(rejected[0])} is not supported", where=where
+            )
         if kind != _GLOBAL:
             if self.keywords or (self.long_name and "path" in keywords):
-                raise Malformed("two headers about one file of a tar", where=where)
+                raise Malformed("the tar member has two extended headers", where=where)
             self.keywords = keywords or {"": ""}
 
     def take(self, block: bytes, nbytes: int, where: str) -> tuple[str, int]:
@@ -246,30 +266,33 @@ class _PendingNames:
         kind, keywords = block[_TYPE], self.keywords
         nbytes = _size(keywords, nbytes, where)
         if kind == _SPARSE:
-            raise Unsupported("a sparse file in a tar", where=where)
+            raise Unsupported("the tar contains a sparse file", where=where)
         if kind in _EMPTY and nbytes:
-            raise Malformed("a link, device or folder with bytes", where=where)
+            message = f"a link, device or folder in the tar has {nbytes:,} bytes of data"
+            raise Malformed(message, where=where)
         prefix, name = _text(block[_PREFIX]), _text(block[_NAME])
         name = f"{prefix}/{name}" if prefix else name
         name = keywords.get("path") or self.long_name or name
         self.keywords, self.long_name = {}, ""
         if name.endswith("/") and kind != _FOLDER:  # a folder or a file: readers disagree
-            raise Malformed("a file of a tar whose name ends in a slash", where=where)
+            message = f"the name of the tar member {quoted(name)} ends with a slash"
+            raise Malformed(message, where=where)
         if kind in _LINKS and name in _LOADED:
-            raise Malformed(f"a link in the place of {name}", where=where)
+            raise Malformed(f"the tar member {quoted(name)} is a link, not a file", where=where)
         return printable(name), nbytes
 
     def check_used(self, where: str) -> None:
         """Raise Malformed if a header describes a file that does not follow."""
         if self.keywords or self.long_name:
-            raise Malformed("a tar that ends before the file that a header is about", where=where)
+            message = "the tar ends after an extended header, before the file that it describes"
+            raise Malformed(message, where=where)
 
 
 def _check_end(source: Source, at: int, where: str) -> None:
-    """Raise Malformed unless only zeros follow the first zero block: some readers read on."""
+    """Raise Malformed unless only zeros follow the first zero block: some readers continue."""
     for start in range(at, source.nbytes, CHUNK):
         if any(read(source, start, min(CHUNK, source.nbytes - start))):
-            raise Malformed("a tar that goes on behind its end", where=where)
+            raise Malformed("the tar has data after its end marker", where=where)
 
 
 def _number(field: bytes, where: str) -> int:
@@ -279,16 +302,16 @@ def _number(field: bytes, where: str) -> int:
             return number
     match = _NUMBER.fullmatch(field)
     if not match:
-        raise Malformed(f"not a tar number: {field!r}", where=where)
+        raise _bad_number(field, where)
     return int(match[1] or b"0", 8)
 
 
 def _small(source: Source, at: int, nbytes: int, where: str) -> bytes:
     if nbytes > min(_HEADER_NBYTES, source.nbytes - at):
-        raise Malformed(f"a tar header of {nbytes:,} bytes", where=where)
+        raise Malformed(f"the extended tar header has {nbytes:,} bytes", where=where)
     data = read(source, at, min(-(-nbytes // BLOCK) * BLOCK, source.nbytes - at))
     if any(data[nbytes:]):  # tarfile also reads the rest of the block
-        raise Malformed("a tar header that goes on behind its end", where=where)
+        raise Malformed("the extended tar header has data after its end", where=where)
     return data[:nbytes]
 
 
@@ -298,5 +321,6 @@ def _size(keywords: dict[str, str], nbytes: int, where: str) -> int:
         return nbytes
     size = _keyword_size(keywords, where)
     if nbytes != size < _WIDE:
-        raise Malformed("a file with two sizes in a tar", where=where)
+        message = f"the tar header says {nbytes:,} bytes, the extended header says {size:,}"
+        raise Malformed(message, where=where)
     return size

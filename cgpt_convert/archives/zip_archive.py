@@ -24,9 +24,11 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import NAME_BYTES
+from cgpt_convert.core.text import quoted
 from cgpt_convert.sources.local import Source, is_distant, read
 
 SCRIPT = "TorchScript archive"  # display name of a torch ZIP that contains code
+_SHOWN = 80  # characters of a record name, in errors
 
 
 class Archive:
@@ -54,7 +56,7 @@ class Archive:
         member = self.members[name]
         if member.method == STORED:
             return self.source, member.offset, member.nbytes
-        # which imports what most archives do not need
+        # imported here because most archives are not compressed
         from cgpt_convert.sources.inflate import DeflatedMember
 
         label = f"{self.source.name}[{name}]"
@@ -67,7 +69,10 @@ class Archive:
         """Return the bytes of a small member; raise Unsupported if it has more than `most`."""
         source, offset, nbytes = self.open(name)
         if nbytes > most:
-            raise Unsupported(f"{name} has {nbytes:,} bytes; at most {most:,} are read")
+            raise Unsupported(
+                f"the record has {nbytes:,} bytes, the limit is {most:,}",
+                where=f"{self.source.name}[{name}]",
+            )
         return read(source, offset, nbytes)
 
 
@@ -94,7 +99,8 @@ def open_archive(source: Source) -> Archive:
     _check_layout(archive, end.offset)
     squeezed = sum(member.method != STORED for member in members)
     if squeezed:
-        archive.findings.append(Finding(findings.COMPRESSED, f"{squeezed} of {len(members)}"))
+        detail = f"{squeezed:,} of {len(members):,} records"
+        archive.findings.append(Finding(findings.COMPRESSED, detail))
     return archive
 
 
@@ -104,13 +110,17 @@ def _check_names(where: str, members: list[ZipMember]) -> None:
         name = member.name
         parts = name.removesuffix("/").split("/")
         if not name or len(name) > NAME_BYTES or "\0" in name or "\\" in name:
-            raise Malformed(f"an unusable record name: {name[:80]!r}", where=where)
+            message = f"the record name {quoted(name, _SHOWN)} is not valid"
+            raise Malformed(message, where=where)
         if any(part in ("", ".", "..") for part in parts):
-            raise Malformed(f"a record name that leaves its folder: {name[:80]!r}", where=where)
+            message = f"the record name {quoted(name, _SHOWN)} is not a plain relative path"
+            raise Malformed(message, where=where)
         # torch compares names without case, file systems may also normalise them
         folded = unicodedata.normalize("NFC", name.casefold())
         if folded in seen:
-            raise Malformed(f"two records are named {seen[folded]!r} and {name!r}", where=where)
+            both = f"{quoted(seen[folded])} and {quoted(name)}"
+            message = f"the names of two records, {both}, are equal or differ only in case"
+            raise Malformed(message, where=where)
         seen[folded] = name
 
 
@@ -120,13 +130,16 @@ def _check_layout(archive: Archive, directory_offset: int) -> None:
     for member in sorted(archive.members.values(), key=lambda m: m.header_offset):
         place = f"{archive.source.name}[{member.name}]"
         if member.header_offset < at:
-            raise Malformed("a record overlaps another", where=place)
+            message = f"the record at byte {member.header_offset:,} overlaps the one before"
+            raise Malformed(message, where=place)
         gaps += _gap(at, member.header_offset, described=described)
         at = member.offset + member.compressed
         described = bool(member.flags & DESCRIPTOR)
     gaps += _gap(at, directory_offset, described=described)
-    if archive.members and min(m.header_offset for m in archive.members.values()):
-        raise Malformed("bytes before the first record", where=archive.source.name)
+    first = min((m.header_offset for m in archive.members.values()), default=0)
+    if first:
+        message = f"{first:,} bytes precede the first record of the archive"
+        raise Malformed(message, where=archive.source.name)
     if gaps:
         archive.findings.append(Finding(findings.GAP, f"{gaps:,} bytes"))
 

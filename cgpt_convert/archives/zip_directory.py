@@ -1,4 +1,6 @@
-"""The structures of a ZIP: end record, central directory, local headers. Numbers: APPNOTE.TXT.
+"""The structures of a ZIP: end record, central directory, local headers.
+
+Section numbers refer to PKWARE's APPNOTE.TXT 6.3.10.
 
 Python's zipfile, torch's miniz and other readers disagree about files with two directories, or two
 names or sizes for a record. This parser rejects such files instead of interpreting them.
@@ -12,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import DEFLATE_RATIO, DIRECTORY_BYTES, MEMBERS
+from cgpt_convert.core.text import quoted
 from cgpt_convert.sources.local import Source, read
 
 # The layouts of a ZIP's structures, each with its signature first and without names and comments
@@ -62,7 +65,7 @@ class DirectoryLocation(NamedTuple):
 def find_end(source: Source) -> DirectoryLocation:
     """Return the end-of-central-directory record; there must be exactly one.
 
-    It is parsed once for a source, although both detection and reading ask for it.
+    It is parsed once per source, although both detection and reading need it.
     """
     end = _FOUND.get(source)
     if end is None:
@@ -80,15 +83,16 @@ def _find_end(source: Source) -> DirectoryLocation:
     at = tail.rfind(b"PK\5\6")  # every reader uses the last one
     end = _end_at(source, tail, base, at) if at >= 0 else None
     if end is None:
-        raise NoDirectory("no central directory: the zip archive is cut off", where=source.name)
+        message = "the zip archive is truncated: it has no central directory at its end"
+        raise NoDirectory(message, where=source.name)
     while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
         if _is_end_at(source, tail, base, at):
-            raise Malformed("two central directories", where=source.name)
+            raise Malformed("the zip archive has two central directories", where=source.name)
     return end
 
 
 def _is_end_at(source: Source, tail: bytes, base: int, at: int) -> bool:
-    """Return whether a complete end record is here too; that of a nested archive does not fit."""
+    """Return whether `tail[at:]` is also an end record; that of a nested archive does not fit."""
     try:
         return _end_at(source, tail, base, at) is not None
     except CgptError:
@@ -111,12 +115,16 @@ def _end_at(source: Source, tail: bytes, base: int, at: int) -> DirectoryLocatio
         locator = LOCATOR64.unpack(read(source, locator_at, LOCATOR64.size))
         if locator[0] == b"PK\6\7":
             if locator[2] != locator_at - END64.size:  # readers look there or follow the locator
-                raise Malformed("the zip64 end record is not in its place", where=source.name)
+                expected = locator_at - END64.size
+                raise Malformed(
+                    f"the zip64 end record is at byte {locator[2]:,}, expected at {expected:,}",
+                    where=source.name,
+                )
             return _end64(source, (disk, first_disk, here, count, nbytes, offset), locator, after)
     if offset + nbytes != position:
         return None
     if disk or first_disk or here != count:
-        raise Unsupported("a split zip archive", where=source.name)
+        raise _split(source.name)
     return DirectoryLocation(offset, nbytes, count, after)
 
 
@@ -125,41 +133,61 @@ def _end64(
 ) -> DirectoryLocation:
     _, locator_disk, at, disks = locator
     if locator_disk or disks > 1:
-        raise Unsupported("a split zip archive", where=source.name)
+        raise _split(source.name)
     record = END64.unpack(read(source, at, END64.size))
     magic, size, _, _, disk, first_disk, here, count, nbytes, offset = record
     if magic != b"PK\6\6" or size != END64.size - 12 or offset + nbytes != at:
-        raise Malformed("the zip64 end record does not fit the archive", where=source.name)
+        raise Malformed("the zip64 end record contradicts the archive's layout", where=source.name)
     widths = (_FULL16, _FULL16, _FULL16, _FULL16, FULL32, FULL32)
     wide = (disk, first_disk, here, count, nbytes, offset)
     for narrow, full, value in zip(classic, widths, wide, strict=True):
         if narrow not in (full, value):
-            raise Malformed("the zip and zip64 end records disagree", where=source.name)
+            raise Malformed(
+                f"the end record says {narrow:,} where the zip64 end record says {value:,}",
+                where=source.name,
+            )
     if disk or first_disk or here != count:
-        raise Unsupported("a split zip archive", where=source.name)
+        raise _split(source.name)
     return DirectoryLocation(offset, nbytes, count, after)
+
+
+def _split(where: str) -> Unsupported:
+    hint = "join the parts into one file: zip -s 0 FILE.zip --out WHOLE.zip"
+    return Unsupported("the zip archive is split into parts", where=where, hint=hint)
 
 
 def entries(source: Source, end: DirectoryLocation) -> list[ZipMember]:
     """Return the central directory's entries; `offset` is still that of the local header."""
     if end.entries > MEMBERS or end.nbytes > DIRECTORY_BYTES:
-        raise Unsupported(f"an archive of {end.entries:,} records", where=source.name)
+        raise Unsupported(
+            f"the central directory has {end.entries:,} entries in {end.nbytes:,} bytes; "
+            f"the limits are {MEMBERS:,} and {DIRECTORY_BYTES:,}",
+            where=source.name,
+        )
     data = read(source, end.offset, end.nbytes)
     members, at = [], 0
-    for _ in range(end.entries):
+    for index in range(end.entries):
         if at + CENTRAL.size > len(data):
-            raise Malformed("the central directory is cut off", where=source.name)
+            raise Malformed(
+                f"the central directory has {index:,} entries, the end record says {end.entries:,}",
+                where=source.name,
+            )
         fields = CENTRAL.unpack_from(data, at)
         lengths = fields[10:13]  # name, extra, comment
         name_at = at + CENTRAL.size
         at = name_at + sum(lengths)
         if fields[0] != b"PK\1\2" or at > len(data):
-            raise Malformed("the central directory is damaged", where=source.name)
+            message = f"entry {index + 1:,} of the central directory is damaged"
+            raise Malformed(message, where=source.name)
         raw = data[name_at : name_at + lengths[0]]
         extra = data[name_at + lengths[0] : name_at + lengths[0] + lengths[1]]
         members.append(_entry(source.name, fields, raw, extra))
     if at != len(data):
-        raise Malformed("the central directory has more bytes than entries", where=source.name)
+        raise Malformed(
+            f"the central directory has {len(data):,} bytes, its {end.entries:,} entries take "
+            f"{at:,}",
+            where=source.name,
+        )
     return members
 
 
@@ -169,28 +197,37 @@ def _entry(where: str, fields: tuple[int, ...], raw: bytes, extra: bytes) -> Zip
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Malformed(f"a record name that is not UTF-8: {raw[:80]!r}", where=where) from error
+        raise name_not_utf8(raw, where) from error
     place = f"{where}[{name[:_SHOWN]}]"
     nbytes, compressed, header = widen(place, extra, [nbytes, compressed, header])
     second = _extras(extra).get(_UNICODE_PATH)
     if second is not None and second[5:] != raw:  # after a version and a checksum
-        raise Malformed("a record with two names", where=place)
+        raise Malformed("the record has two different names", where=place)
     if flags & _ENCRYPTED:
-        raise Unsupported("an encrypted record", where=place)
+        hint = "decrypt the archive, for example: 7z x FILE"
+        raise Unsupported("the record is encrypted", where=place, hint=hint)
     if method not in (STORED, DEFLATED):
-        raise Unsupported(f"compression method {method}", where=place)
+        raise Unsupported(f"the compression method {method} is not supported", where=place)
     known = DESCRIPTOR | _UTF8 | (_DEFLATE_LEVEL if method == DEFLATED else 0)
     if flags & ~known:
-        raise Unsupported(f"zip flags 0x{flags:04x}", where=place)
+        raise Unsupported(f"the zip flags 0x{flags:04x} are not supported", where=place)
     if disk:
-        raise Unsupported("a split zip archive", where=place)
+        raise _split(place)
     if external >> 16 & _TYPE_BITS == _SYMLINK:
-        raise Malformed("a symbolic link inside the archive", where=place)
+        raise Malformed("the record is a symbolic link", where=place)
     if method == STORED and compressed != nbytes:
-        raise Malformed("a stored record with two different sizes", where=place)
+        message = f"the record is not compressed but has two sizes, {compressed:,} and {nbytes:,}"
+        raise Malformed(message, where=place)
     if nbytes > compressed * DEFLATE_RATIO:
-        raise Malformed("a record that claims more than deflate can expand to", where=place)
+        message = f"the record says that {compressed:,} bytes decompress to {nbytes:,}"
+        raise Malformed(f"{message}, more than deflate can produce", where=place)
     return ZipMember(name, header, header, nbytes, compressed, method, flags, crc)
+
+
+def name_not_utf8(raw: bytes, where: str) -> Malformed:
+    """Return the error for a record name that is not UTF-8."""
+    shown = quoted(raw[:80].decode("utf-8", "backslashreplace"))
+    return Malformed(f"the record name {shown} is not valid UTF-8", where=where)
 
 
 def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
@@ -200,7 +237,7 @@ def widen(place: str, extra: bytes, values: list[int]) -> list[int]:
     fields = _extras(extra).get(_EXTRA64, b"")
     wide = struct.unpack_from(f"<{len(fields) // 8}Q", fields)
     if len(wide) < values.count(FULL32):
-        raise Malformed("a zip64 size is missing", where=place)
+        raise Malformed("the record refers to a zip64 size that is missing", where=place)
     following = iter(wide)
     return [next(following) if value == FULL32 else value for value in values]
 
@@ -225,23 +262,30 @@ def with_data_offset(source: Source, member: ZipMember, limit: int) -> ZipMember
     raw = member.name.encode()
     head = LOCAL.size + len(raw)
     if member.header_offset + head > limit:
-        raise Malformed("a record outside the archive", where=place)
+        raise _outside(place, member.header_offset + head, limit)
     header = read(source, member.header_offset, head)
     magic, _, flags, method, _, _, crc, compressed, nbytes, n_name, n_extra = LOCAL.unpack_from(
         header
     )
     if magic != b"PK\3\4" or header[LOCAL.size :] != raw or n_name != len(raw):
-        raise Malformed("the local header names another record", where=place)
+        raise Malformed("the name in the local header is not that in the directory", where=place)
     if flags != member.flags or method != member.method:
-        raise Malformed("the local header has other flags than the directory", where=place)
+        message = "the flags or method in the local header are not those in the directory"
+        raise Malformed(message, where=place)
     offset = member.header_offset + head + n_extra
     if offset + member.compressed > limit:
-        raise Malformed("a record outside the archive", where=place)
+        raise _outside(place, offset + member.compressed, limit)
     deferred = flags & DESCRIPTOR and not (crc or compressed or nbytes)  # 4.4.4, bit 3
     if not deferred:
         if FULL32 in (nbytes, compressed):
             extra = read(source, member.header_offset + head, n_extra)
             nbytes, compressed = widen(place, extra, [nbytes, compressed])
         if (crc, compressed, nbytes) != (member.crc32, member.compressed, member.nbytes):
-            raise Malformed("the local header has other sizes than the directory", where=place)
+            message = "the size or CRC-32 in the local header is not that in the directory"
+            raise Malformed(message, where=place)
     return member._replace(offset=offset)
+
+
+def _outside(where: str, end: int, limit: int) -> Malformed:
+    message = f"the record ends at byte {end:,}, after the start of the directory at {limit:,}"
+    return Malformed(message, where=where)

@@ -1,8 +1,8 @@
 """Deferred checks of the local headers of a remote archive, each before its data is read.
 
 Only the local header gives the exact start of a record's data, and reading hundreds of headers
-takes hundreds of requests. But records tile the file, so the next record's header gives the end of
-this one's data, less a descriptor of one of five sizes. torch aligns data to 64 bytes
+takes hundreds of requests. But records tile the file, so the data of a record ends where the next
+header starts, minus a descriptor of one of five sizes. torch aligns data to 64 bytes
 (caffe2/serialize/inline_container.cc, `kFieldAlignment`), which at most one of the five sizes
 satisfies. If none does, the header is read immediately.
 """
@@ -57,8 +57,8 @@ class LazyHeaders:
         """Return the finding that some headers were not checked, if that is so."""
         if not self._unread:
             return []
-        detail = f"{len(self._unread)} of {len(self.members)} records; each is when its data are"
-        return [Finding(findings.LATE_HEADERS, detail)]
+        detail = f"{len(self._unread):,} of {len(self.members):,} records"
+        return [Finding(findings.LATE_HEADERS, f"{detail}; each is checked when its data is read")]
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Announce future reads, including the headers before the data."""
@@ -89,9 +89,9 @@ class LazyHeaders:
         actual = with_data_offset(self._source, entry, self._end).offset
         if actual != offset:
             raise Unsupported(
-                f"its data begin at byte {actual:,}, not {offset:,} as the other records tell",
+                f"the data starts at byte {actual:,}, not at {offset:,} as in a regular layout",
                 where=f"{self.name}[{entry.name}]",
-                hint="--download reads such archives",
+                hint="add --download to fetch the whole file first",
             )
         self._unread.pop(offset, None)
 
@@ -105,7 +105,7 @@ class LazyHeaders:
 
 
 def _data_offset(entry: ZipMember, following: int) -> int | None:
-    """Return where the data begin if the next record begins at `following`; None if unclear."""
+    """Return where the data starts if the next record starts at `following`; None if unclear."""
     first = entry.header_offset + LOCAL.size + len(entry.name.encode())
     if not entry.flags & DESCRIPTOR and first + entry.compressed == following:
         return first

@@ -1,10 +1,9 @@
 """Detection of ZIP archives after or inside other data, and of several archives in one file.
 
-Such files make readers open different data.
-
-Every reader starts from the end record (APPNOTE.TXT 4.3.16) in the last 64 KiB. Python's zipfile
-and compatible readers use the directory directly before the record, others the one at the recorded
-offset, or they continue to the zip64 record.
+Different readers find different data in such files. Every reader starts from the end record
+(APPNOTE.TXT 4.3.16) in the last 64 KiB. Python's zipfile and compatible readers use the directory
+directly before the record, others the one at the recorded offset, or they continue to the zip64
+record.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from __future__ import annotations
 from cgpt_convert.archives.zip_archive import Archive
 from cgpt_convert.archives.zip_directory import END, END64, LOCAL, LOCATOR64
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted
 from cgpt_convert.sources.local import Source, read
 from cgpt_convert.sources.unpack import SourceSlice
 
 END_NBYTES = END.size
 _COMMENT_NBYTES = 0xFFFF
-_LEAST_NBYTES = 98  # of a zip with one record; torch pads by less, to multiples of 64 bytes
+_LEAST_NBYTES = 98  # of a ZIP with one record; torch's padding is shorter (alignment to 64 bytes)
 _FULL = 0xFFFFFFFF
 
 
 def find_zip(source: Source) -> int | None:
-    """Return where a reader would find the end record of a ZIP in `source`; None if nowhere."""
+    """Return where a reader would find the end record of a ZIP in `source`; None if it has none."""
     size = min(source.nbytes, END.size + _COMMENT_NBYTES)
     base = source.nbytes - size
     tail = read(source, base, size)
@@ -39,7 +38,7 @@ def find_zip(source: Source) -> int | None:
 def refuse_zip_behind(source: Source) -> None:
     """Raise Malformed if a file that does not begin as a ZIP ends as one."""
     if find_zip(source) is not None:
-        raise Malformed("a zip archive behind other data: readers disagree what the file is")
+        raise Malformed("a zip archive follows other data, so readers disagree about the file")
 
 
 def refuse_hidden_zips(archive: Archive) -> None:
@@ -48,11 +47,12 @@ def refuse_hidden_zips(archive: Archive) -> None:
         start = member.header_offset + LOCAL.size + len(member.name.encode())
         nbytes = member.offset - start
         if nbytes >= _LEAST_NBYTES and b"PK\5\6" in read(archive.source, start, nbytes):
-            raise Malformed(f"a zip archive inside the header of {printable(member.name)}")
+            message = f"the local header of the record {quoted(member.name)} contains a zip archive"
+            raise Malformed(message)
 
 
 def _has_directory(source: Source, record: bytes, position: int) -> bool:
-    """Return whether some reader finds a directory by this end record."""
+    """Return whether any reader finds a directory from this end record."""
     nbytes, offset = END.unpack(record)[5:7]
     locator = position - LOCATOR64.size
     if locator >= 0 and read(source, locator, 4) == b"PK\6\7":
@@ -63,7 +63,7 @@ def _has_directory(source: Source, record: bytes, position: int) -> bool:
     )
 
 
-_MOST = 1_000_000  # archives in one file; one is a tensor
+_MOST = 1_000_000  # archives in one file; each contains a tensor
 
 
 def archives(source: Source) -> list[SourceSlice]:

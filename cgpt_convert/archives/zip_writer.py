@@ -1,9 +1,9 @@
 """Layout of a ZIP archive of stored members, computed before writing.
 
 The bytes equal those that Python's zipfile writes for `numpy.savez`: zip64 sizes in every local
-header, elsewhere only where needed, and no date. Sizes precede the data and the sink fills in the
-CRC-32, so there are no data descriptors and every reader can stream the file. Section numbers refer
-to PKWARE's APPNOTE.TXT 6.3.10.
+header, elsewhere only where needed, and the earliest date. Sizes precede the data and the sink
+fills in the CRC-32, so there are no data descriptors and every reader can stream the file. Section
+numbers refer to PKWARE's APPNOTE.TXT 6.3.10.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Entry(NamedTuple):
 
 
 def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
-    """Return the parts of the archive with these members: name and parts each."""
+    """Return the parts of the archive with these members, given as pairs of name and parts."""
     parts: list[Part] = []
     entries: list[_Entry] = []
     offset = 0
@@ -61,7 +61,7 @@ def stored(members: Iterable[tuple[str, tuple[Part, ...]]]) -> tuple[Part, ...]:
 def _local_header(entry: _Entry) -> tuple[bytes, bytes]:
     """Return the local header (4.3.7), before and after the CRC-32.
 
-    Sizes are in the zip64 field even if they are small: gh-10776 of numpy.
+    Sizes are in the zip64 field even if they are small, as NumPy writes them (its issue 10776).
     """
     extra = struct.pack("<2H2Q", _EXTRA64, 16, entry.nbytes, entry.nbytes)
     return (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# the end of hints for files in which some tensors are incomplete
-SALVAGE = "with --salvage, extract and convert write the tensors that are whole"
+# end of the hints for files in which some tensors are incomplete
+SALVAGE = "use --salvage with convert or extract to recover the intact tensors"
 
 
 class CgptError(Exception):
@@ -49,7 +49,7 @@ class Unsupported(CgptError):
 
 
 class Unreadable(CgptError):
-    """The operating system refused to give the input's bytes, or they changed while being read."""
+    """The operating system could not read the input, or the input changed while it was read."""
 
     kind = "unreadable"
 

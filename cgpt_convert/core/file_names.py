@@ -55,7 +55,7 @@ def file_names(names: Iterable[str], suffix: str = "") -> dict[str, str]:
 
 
 def tensor_name(stem: str) -> str | None:
-    """Return the tensor name for `stem` (a file name without suffix); None if it is no encoding."""
+    """Return the tensor name encoded as `stem`, a file name without suffix; else None."""
     if stem == _EMPTY:
         return ""
     if not _ENCODED.fullmatch(stem):

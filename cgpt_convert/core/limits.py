@@ -43,8 +43,8 @@ class Limits(NamedTuple):
 
 PICKLE = Limits()
 
-# A pickle that is deflated inside an archive may have 1 MiB and this many times its bytes there;
-# those of torch shrink to a quarter.
+# A deflated pickle in an archive may decompress to 1 MiB plus this many times its compressed size;
+# torch's pickles shrink to a quarter.
 INFLATION = 8
 
 MEMBERS = 2_000_000  # records of one archive
@@ -64,24 +64,24 @@ NESTING = 100  # nesting of values whose keys form names
 INT64 = 1 << 63  # torch, NumPy and file systems use int64, so all numbers must be smaller
 RANK = 64  # torch's own limit is 64 dimensions
 
-# Strides of 0 let 24 bytes stand for terabytes. A file may claim this many times the bytes it
-# has, and always a little, so that expanded masks of real models pass.
+# With strides of 0, 24 bytes can represent terabytes. The tensors of a file may have this many
+# times its bytes, and always at least the floor, so that expanded masks of real models pass.
 EXPANSION = 64
 EXPANSION_FLOOR = 1 * GiB
 
-# Of what is compressed, when it is looked into, files in files and parts that are unpacked again
-# included: this many times the file's bytes, and always a little. Weights do not shrink to a 32nd.
+# Bytes that a scan may decompress, including nested files and data that is decompressed again: this
+# many times the file's bytes, and always at least the floor. Weights do not shrink to a 32nd.
 UNPACKED = 32
 UNPACKED_FLOOR = 64 * MiB
 
-# Opcodes of all the pickles in a file that is scanned, the deflated and the nested ones included:
-# those of real ones take 5 bytes on average, and shrink to a quarter. What takes longer counts as
-# several, see `Prices`. A gzipped list of 100,000 merges takes little more than 300,000.
+# Opcodes of all pickles in a scanned file, including compressed and nested ones. In real pickles an
+# opcode takes 5 bytes on average, and they shrink to a quarter. Expensive opcodes count several
+# times, see `Prices`. A gzipped list of 100,000 merges has little more than 300,000.
 SCANNED = SizeLimit(300_000, 1, 1 << 40)
 
 
 class Prices:
-    """The price of a step in opcodes, by the time that it takes; `fuzz/costs.py` measures that.
+    """The price of a step, in opcodes, from the time it takes; `fuzz/costs.py` measures it.
 
     The last two are prices of the walk through a decoded tree, in tensors and in visits of values.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import JSON_VALUES
+from cgpt_convert.core.text import quoted
 
 _DIGITS = 20  # decimal digits of an unsigned 64-bit integer
+_SHOWN = 80  # characters of a key or number, in errors
 _AS_ZERO = bytes.maketrans(b"123456789 \n\r\t", b"000000000,,,,")
 
 
@@ -26,19 +28,19 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
             data.decode("utf-8"),
             object_pairs_hook=unique,
             parse_int=_natural if _may_be_odd(data) else None,
-            parse_float=_refuse_number,
-            parse_constant=_refuse_number,
+            parse_float=_reject_number,
+            parse_constant=_reject_number,
         )
         if b"\\ud" in data or b"\\uD" in data:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # finds lone surrogates
     except UnicodeError as error:
-        raise Malformed(f"JSON that is not UTF-8 ({error})", where=where) from error
+        raise Malformed(f"the JSON is not valid UTF-8 ({error})", where=where) from error
     except RecursionError as error:
-        raise Malformed("JSON that is nested too deeply", where=where) from error
+        raise Malformed("the JSON is nested too deeply", where=where) from error
     except ValueError as error:
-        raise Malformed(f"not the JSON that is expected: {error}", where=where) from error
+        raise Malformed(f"the JSON is not valid: {error}", where=where) from error
     if not isinstance(value, dict):
-        raise Malformed("JSON that is not an object", where=where)
+        raise Malformed("the JSON is not an object", where=where)
     return value
 
 
@@ -48,7 +50,8 @@ def check_count(data: bytes, where: str, hint: str = "") -> None:
     A bracket takes one byte in the file and 64 in memory.
     """
     if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:
-        raise Unsupported(f"JSON of more than {JSON_VALUES:,} values", where=where, hint=hint)
+        message = f"the JSON has more values than the limit of {JSON_VALUES:,}"
+        raise Unsupported(message, where=where, hint=hint)
 
 
 def is_text_map(value: object) -> bool:
@@ -62,7 +65,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         left = iter(value)  # in file order, so the first key that is not next is a duplicate
         twice = next(key for key, _ in pairs if key != next(left, None))
-        raise ValueError(f"the key {twice[:80]!r} is there twice")
+        raise ValueError(f"the key {quoted(twice, _SHOWN)} occurs twice")
     return value
 
 
@@ -81,9 +84,10 @@ def _may_be_odd(data: bytes) -> bool:
 
 def _natural(digits: str) -> int:
     if digits.startswith("-") or len(digits) > _DIGITS:
-        raise ValueError(f"the number {digits[:80]}")
+        _reject_number(digits)
     return int(digits)
 
 
-def _refuse_number(text: str) -> None:
-    raise ValueError(f"the number {text[:80]}")
+def _reject_number(text: str) -> NoReturn:
+    shown = text[:_SHOWN]
+    raise ValueError(f"{shown} is not a non-negative integer of at most {_DIGITS} digits")

@@ -32,6 +32,23 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
+def quoted(text: str, most: int = 0) -> str:
+    """Return `text` as a name in a message: escaped, in single quotes, at most `most` characters.
+
+    0 means no limit. Not `repr`, which chooses between two kinds of quotes.
+    """
+    shown = text[:most] + "..." if most and len(text) > most else text
+    return f"'{printable(shown)}'"
+
+
+def quoted_list(names: Iterable[str], most: int = 0) -> str:
+    """Return quoted names separated by commas: 'a', 'b', 'c' and 9 more. 0 means no limit."""
+    every = list(names)
+    shown = every[:most] if most else every
+    text = ", ".join(map(quoted, shown))
+    return f"{text} and {len(every) - len(shown):,} more" if len(shown) < len(every) else text
+
+
 def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Return a table with a caption. All texts may come from a file: they are escaped."""
     import html

@@ -1,6 +1,6 @@
-"""Thread pools that a Ctrl-C ends at once, what they tell of their progress, and their event.
+"""Thread pools that end at once on Ctrl-C, their progress callbacks, and an event for them.
 
-The main thread waits for no other.
+The main thread never waits for another thread without a timeout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 Job = Callable[[], object]
 Advance = Callable[[int], object]  # called with the number of units completed since the last call
-# called with a label and the total number of units; gives what is told of those that are done
+# called with a label and the total number of units; the context gives the callback for done units
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 
 
@@ -41,7 +41,7 @@ class Event:
 
     `threading.Event` is written in Python: a KeyboardInterrupt in the main thread can arrive after
     it has acquired the inner lock and before it releases it. A thread that calls `set` then blocks
-    for ever. In this class the worst case is a waiter that returns only at the end of its timeout.
+    forever. In this class the worst case is a waiter that returns only at the end of its timeout.
     """
 
     def __init__(self) -> None:
@@ -84,14 +84,14 @@ def worker_count(jobs: int) -> int:
     return min(jobs or cores(), _MOST)
 
 
-class JobCancelled(Exception):  # not an error: another thread has raised one
+class JobCancelled(Exception):  # not an error: another thread raised the error
     """Raised in a job to end it, because another job failed."""
 
 
 class WorkerPool:
     """A pool of `size` threads, including the calling one.
 
-    `told` is called with the number of units of work that are done, and only by the thread that
+    `advance` is called with the number of units of work that are done, and only by the thread that
     calls `run`. A progress bar has its own locks, and a thread that waits for a lock that was held
     at a Ctrl-C would never end.
     """
@@ -102,17 +102,17 @@ class WorkerPool:
         self._error: BaseException | None = None
         self._stop = False
         self._is_prepared = False
-        self._told = advance
+        self._callback = advance
         self._caller = threading.get_ident()
         self._done: deque[int] = deque()  # units not reported yet
 
     def go_on(self) -> None:
-        """Raise Stopped if the work is to end. Long jobs call this regularly."""
+        """Raise JobCancelled if the work is to end. Long jobs call this regularly."""
         if self._stop:
             raise JobCancelled
 
     def wait_prepared(self) -> None:
-        """Wait until `prepare` is done; raise Stopped if the work is to end first."""
+        """Wait until `prepare` is done; raise JobCancelled if the work is to end first."""
         while not self._is_prepared:
             self.go_on()
             time.sleep(_SOON)
@@ -128,7 +128,7 @@ class WorkerPool:
         while self._done:
             units += self._done.popleft()
         if units:
-            self._told(units)
+            self._callback(units)
 
     def run(self, jobs: Iterable[Job], prepare: Job) -> None:
         """Run all jobs, taking them from both ends; raise the first error.
@@ -180,7 +180,7 @@ class WorkerPool:
             self._drain(take)
         except JobCancelled:
             pass
-        except BaseException as error:  # noqa: BLE001  whatever it is, `run` raises it
+        except BaseException as error:  # noqa: BLE001  `run` raises it
             with self.lock:
                 self._error = self._error or error
             self._stop = True
@@ -206,7 +206,7 @@ def in_order(function: Callable[[T], R], items: Sequence[T], threads: int) -> It
     if threads < _SEVERAL:
         yield from map(function, items)
         return
-    from queue import SimpleQueue  # not at the top: `inspect` needs none
+    from queue import SimpleQueue  # imported here because `inspect` does not need it
 
     todo = deque(enumerate(items))
     ended: SimpleQueue[_Ended[R]] = SimpleQueue()
@@ -247,7 +247,7 @@ def _next(ended: SimpleQueue[_Ended[R]]) -> tuple[int, list[R]]:
     while True:
         try:
             number, result, error = ended.get(timeout=_DRAWN)
-        except Empty:  # not every system interrupts a wait without an end
+        except Empty:  # on some systems a wait without a timeout cannot be interrupted
             continue
         if error is not None:
             raise error

@@ -12,7 +12,7 @@ from cgpt_convert.core.limits import INT64, RANK
 from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.tensor import Tensor
 
-AGAIN = f"download the file again; {SALVAGE}"  # hint for truncated files
+AGAIN = f"download the file again, or {SALVAGE}"  # hint for truncated files
 
 
 Unread = dict[str, CgptError]  # name of an entry -> why it cannot be read

@@ -44,7 +44,7 @@ class PartialCheckpoint(NamedTuple):
             f"{whole:,} of {whole + len(self.lost):,} tensors are whole"
             + (f" (lost: {lost})" if lost else ""),
             where=source.name,
-            hint=f"{AGAIN}; {SALVAGE}" if whole else AGAIN,
+            hint=f"{AGAIN}, or {SALVAGE}" if whole else AGAIN,
         )
 
 

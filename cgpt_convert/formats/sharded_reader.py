@@ -94,7 +94,7 @@ def _sort(
         raise Malformed(
             f"{len(missing)} of {len(opened)} shards are missing: {listed}",
             where=index,
-            hint=f"download them beside the index; {SALVAGE}",
+            hint=f"download them to the folder of the index, or {SALVAGE}",
         )
     # network errors may be temporary
     damage: tuple[type[CgptError], ...] = (Malformed, *(() if is_url(index) else (Unreadable,)))

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Words = NDArray[Any]  # little-endian bit patterns, unsigned
     Floats = NDArray[np.float32]
 
-CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and as much for every step's result
-# With several threads: a thread waits for the GIL after each step, so fewer and
-# longer steps take less, though they leave the cache. Their memory is worth it for large tensors.
+CHUNK = 64 << 10  # elements cast at once: 256 KiB of float32, and the same for each step's result
+# With several threads, a thread waits for the GIL after each step, so fewer and longer steps are
+# faster although they exceed the cache. The extra memory is worthwhile only for large tensors.
 _LONG, _LARGE = 256 << 10, 8 << 20
-_NBYTES = 24  # that a cast holds for each element of a step
+_NBYTES = 24  # memory of a cast per element of a step
 
 # Exponent bits, mantissa bits, bias, codes of NaN. torch/headeronly/util/Float8_*.h; OCP 8-bit
 # floating point 1.0 (e4m3fn, e5m2); arXiv:2206.02915 (fnuz); OCP microscaling 1.0 (e8m0fnu).
@@ -37,7 +37,7 @@ FLOAT8 = {
     "float8_e4m3fnuz": (4, 3, 8, (0x80,)),
     "float8_e5m2fnuz": (5, 2, 16, (0x80,)),
 }
-# An infinity's bits shifted left by one, which drops the sign: zero's are 0, a NaN's are greater.
+# The bits of infinity shifted left by one, which drops the sign; zero gives 0, a NaN a greater one
 INFINITY = {
     "float64": 0x7FF << 53,
     "float32": 0xFF << 24,
@@ -45,9 +45,9 @@ INFINITY = {
     "bfloat16": 0xFF << 8,
 }
 
-OVERFLOW = 65520.0  # float16's greatest value and half a step: from here on it rounds to infinity
+OVERFLOW = 65520.0  # float16's greatest value plus half a step: from here values round to infinity
 
-UNDERFLOW = 2.0**-25  # half of its least value: up to here it rounds to zero
+UNDERFLOW = 2.0**-25  # half of its least value: up to here values round to zero
 
 
 def at_once(numel: int, max_bytes: int, threads: int) -> int:
@@ -68,7 +68,7 @@ class Cast:
 
     def __init__(self, stored: DType, target: DType, most: int, counts: CastCounts | None) -> None:
         if not stored.is_float or target.name not in CASTS:
-            raise Unsupported(f"there is no cast from {stored.name} to {target.name}")
+            raise Unsupported(f"a cast from {stored.name} to {target.name} is not supported")
         self._stored, self._target, self._counts = stored.name, target.name, counts
         self._wide = np.empty(most, "<f4")
         self._steps = np.empty((2, most), "<u4")
@@ -121,15 +121,15 @@ class Cast:
         total, power = self._steps[0, :n], self._steps[1, :n]
         signs, negative = self._halves[1, :n], self._negative[:n]
         np.absolute(wide, out=total.view("<f4"))
-        with np.errstate(all="ignore"):  # overflow is counted, not warned of; NaNs are kept
+        with np.errstate(all="ignore"):  # overflow is counted and needs no warning; NaNs are kept
             if not np.maximum.reduce(total.view("<f4")) < OVERFLOW:  # or a NaN is present
                 np.copyto(out.view("<f2"), wide, casting="same_kind")
                 return False
         plain = self._counts is None or np.minimum.reduce(total.view("<f4")) > UNDERFLOW
         np.bitwise_and(bits, 0xFF << 23, out=power)
         np.maximum(power.view("<f4"), self._tiny[:n], out=power.view("<f4"))
-        # 126 is 127 - 14 + 13, too much in the sum's exponent field. Of that the low 6 bits remain,
-        # where -126 is 2: that is put into the mantissa.
+        # The sum's exponent field is too large by 126 = 127 - 14 + 13. Only its low 6 bits remain,
+        # in which -126 equals 2, so 2 is added in the mantissa.
         np.add(power, 13 << 23 | 2 << 10, out=power)
         np.add(total.view("<f4"), power.view("<f4"), out=total.view("<f4"))
         np.right_shift(power, 13, out=power)
@@ -192,6 +192,6 @@ def float8_values(name: str) -> Floats:
 
 
 def _is_plain(words: Words, name: str) -> bool:
-    """Return whether no element is zero, infinite or NaN, so that a cast to it lost nothing."""
+    """Return whether no element is zero, infinite or NaN: then the cast lost nothing."""
     magnitude = words << 1
     return bool(magnitude.min() > 0 and magnitude.max() < INFINITY[name])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from isal.isal_zlib import crc32
 
 from cgpt_convert.core.errors import SALVAGE, Malformed, Unsupported
+from cgpt_convert.core.text import quoted
 from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.sources.local import CHUNK, is_distant
 from cgpt_convert.tensors.assembled import boxes_of, with_boxes
@@ -98,9 +99,10 @@ def _check(watched: Iterable[tuple[Tensor, ChecksummedSource]]) -> None:
 def damaged(tensor: Tensor) -> Malformed:
     """Return the error for a tensor whose storage does not match its checksum."""
     return Malformed(
-        f"storage {tensor.storage.key} does not match its checksum; damaged: {tensor.name}",
+        f"tensor {quoted(tensor.name)} is damaged: storage {quoted(tensor.storage.key)} does not "
+        "match its checksum",
         where=tensor.storage.source.name,
-        hint=f"download the file again; {SALVAGE}",
+        hint=f"download the file again, or {SALVAGE}",
     )
 
 

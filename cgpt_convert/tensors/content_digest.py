@@ -13,7 +13,7 @@ from cgpt_convert.tensors.tensor import Tensor
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-WHOLE = "tensors 1"  # the title of the digest of everything; the number is the definition's
+WHOLE = "tensors 1"  # the title of the digest of all tensors, with the version of the definition
 
 
 def begun(tensor: Tensor) -> _Hash:
@@ -22,7 +22,7 @@ def begun(tensor: Tensor) -> _Hash:
 
     shape = "x".join(map(str, tensor.shape))
     line = f"{tensor.dtype.name} {shape}"
-    if tensor.quantizer:  # part of what the integers mean
+    if tensor.quantizer:  # the integers have no meaning without it
         line += f" {tensor.quantizer}"
     return hashlib.sha256(f"{line}\n".encode())
 

@@ -33,9 +33,10 @@ def widened(tensor: Tensor) -> Tensor:
     """
     if tensor.target is None:
         raise Unsupported(
-            f"a view of {tensor.stored.name} that is not of whole blocks in order",
+            f"the tensor is a view of {tensor.stored.name} data that does not consist of whole "
+            "blocks in order",
             where=tensor.name,
-            hint="write it as numbers, with --dtype float32",
+            hint="add --dtype float32 to write numbers instead of blocks",
         )
     source = DequantizedStorage(tensor.storage, tensor.stored)
     storage = replace(tensor.storage, source=source, offset=0, nbytes=source.nbytes, crc32=None)

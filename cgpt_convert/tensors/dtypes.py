@@ -10,7 +10,7 @@ NIBBLE, OCTET = 4, 8  # bits
 
 
 class BlockCodec(NamedTuple):
-    """How ggml stores a block of 32 elements: a float16 scale, then an integer per element.
+    """The layout of a ggml block of 32 elements: a float16 scale, then an integer per element.
 
     Integers of 8 bits are signed. Those of 4 and 5 bits are unsigned and count from -2^(bits - 1),
     or from a minimum, a second float16. `quantize` and `dequantize` compute every combination.
@@ -21,7 +21,7 @@ class BlockCodec(NamedTuple):
 
 
 class DType(NamedTuple):
-    """An element type. `name` is torch's too; a format without the type has an empty spelling."""
+    """An element type, named as in torch; the spelling of a format without the type is empty."""
 
     name: str
     nbytes: int  # of one element; of one block, where `block` is more than 1
@@ -56,16 +56,16 @@ class DType(NamedTuple):
 
 
 def block_codec(dtype: DType) -> BlockCodec:
-    """Return the codec of a type that is stored in blocks. Raises Unsupported for another type."""
+    """Return the codec of a type that is stored in blocks. Raises Unsupported for other types."""
     if dtype.codec is None:
-        raise Unsupported(f"{dtype.name} is not stored in blocks")
+        raise Unsupported(f"the type {dtype.name} is not stored in blocks")
     return dtype.codec
 
 
 # torch/storage.py `_dtype_to_storage_type_map`, c10/core/ScalarType.h, safetensors/src/tensor.rs
-# `Dtype`, ggml/include/ggml.h `ggml_type`. NumPy has no bfloat16, float8 or half complex:
-# formats/npy/header.py says what is done then. A tolerance is about three times the largest
-# measurement in docs/explanation/numerics.md.
+# `Dtype`, ggml/include/ggml.h `ggml_type`. NumPy has no bfloat16, float8 or half complex; see
+# formats/npy/header.py for their storage. A tolerance is about three times the largest measurement
+# in docs/explanation/numerics.md.
 TABLE = (
     DType("float64", 8, "f", "Double", "F64", "<f8", gguf=28, tolerance=1e-10),
     DType("float32", 4, "f", "Float", "F32", "<f4", gguf=0, file_type=0, tolerance=1e-10),

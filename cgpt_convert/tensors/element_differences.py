@@ -24,7 +24,7 @@ MOST = 4 << 20  # bytes of either tensor at a time
 
 @dataclass(slots=True)
 class BitDifferences:
-    """How many of `units` units differ in their bits, and the first that does, in row-major order.
+    """The number of units with different bits, of `units`, and the first one in row-major order.
 
     A unit is an element, or a block for block-quantized types.
     """

@@ -48,6 +48,7 @@ def fixes(tensor: Tensor) -> list[Callable[[Words], None]]:
         steps.append(conjugate)
     if tensor.neg:
         if stored.kind not in NEGATABLE or (stored.is_float and stored.nbytes == 1):
-            raise Unsupported(f"a negation bit on {stored.name}", where=tensor.name)
+            message = f"the tensor is lazily negated, which is not supported for {stored.name}"
+            raise Unsupported(message, where=tensor.name)
         steps.append(negate)
     return steps

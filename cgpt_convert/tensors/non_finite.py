@@ -54,7 +54,7 @@ def watched(
 ) -> Iterator[memoryview]:
     """Yield the little-endian pieces of a tensor of type `dtype`, counting into `counts`."""
     layout = _LAYOUTS[dtype.name]
-    rest = b""  # of an element that a piece ends in
+    rest = b""  # the start of an element that continues in the next piece
     for piece in pieces:
         data = memoryview(rest + piece) if rest else piece
         whole = len(data) - len(data) % layout.width

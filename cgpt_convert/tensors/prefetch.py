@@ -53,5 +53,5 @@ class _PrefetchedBytes:
         self._bytes.readinto(offset - self._start, buffer)
 
     def check_unchanged(self) -> None:
-        """Check the file that the bytes are from."""
+        """Check the file that contains the bytes."""
         self._storage.source.check_unchanged()

@@ -117,9 +117,9 @@ class Quantizer:
             values, done = into, done + size
         if not np.isfinite(values).all():
             raise Unsupported(
-                f"values that are infinite or not a number, which {self._target.name} cannot hold",
+                f"the tensor has infinite or NaN values, which {self._target.name} cannot store",
                 where=self._name,
-                hint="--dtype float16 keeps them; inspect --stats tells which tensors have them",
+                hint="use --dtype float16 to keep them, or find them with inspect --stats",
             )
         return values.copy()
 

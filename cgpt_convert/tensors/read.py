@@ -75,7 +75,7 @@ def array(tensor: Tensor, *, ml_dtypes: bool = False) -> np.ndarray:
 
     dtype = tensor.dtype
     if not (dtype.numpy or dtype.is_float):
-        raise Unsupported(f"NumPy has no {dtype.name}", where=tensor.name)
+        raise Unsupported(f"NumPy does not support the type {dtype.name}", where=tensor.name)
     own = dtype.numpy or (_of_ml_dtypes(dtype.name) if ml_dtypes else None)
     flat = np.empty(tensor.numel, own or "<f4")
     extent = tensor.extent()
@@ -93,7 +93,8 @@ def array(tensor: Tensor, *, ml_dtypes: bool = False) -> np.ndarray:
     try:
         return flat.reshape(tensor.shape)
     except ValueError as error:
-        raise Unsupported(f"NumPy refuses this shape ({error})", where=tensor.name) from error
+        message = f"NumPy does not support this shape ({error})"
+        raise Unsupported(message, where=tensor.name) from error
 
 
 def _of_ml_dtypes(name: str) -> Any:

@@ -14,7 +14,7 @@ def cast_storage(storage: Storage, stored: DType, target: DType) -> Storage:
     Raises Unsupported for a pair of types without a cast.
     """
     if not stored.is_float or target.name not in CASTS:
-        raise Unsupported(f"{stored.name} that is to be {target.name}: there is no such cast")
+        raise Unsupported(f"a cast from {stored.name} to {target.name} is not supported")
     source = _CastElements(storage, stored, target)
     return Storage(source, 0, source.nbytes, storage.key, device=storage.device)
 

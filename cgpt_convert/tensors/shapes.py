@@ -56,7 +56,7 @@ def sliced(
     if dots > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
     if used > len(shape):
-        raise IndexError(f"too many indices: {used} for {len(shape)} dimensions")
+        raise IndexError(f"too many indices: {used} for a tensor of {len(shape)} dimensions")
     if not dots:
         items = (*items, Ellipsis)
     sizes: list[int] = []
@@ -74,7 +74,8 @@ def sliced(
         if isinstance(item, slice):
             chosen = range(*item.indices(size))
             if chosen.step < 0:
-                raise BadRequest("a slice with a negative step", where=where, hint="use .numpy()")
+                message = f"slices with a negative step ({chosen.step}) are not supported"
+                raise BadRequest(message, where=where, hint="slice the array: .numpy()[...]")
             start += chosen.start * stride if chosen else 0
             sizes.append(len(chosen))
             steps.append(stride * chosen.step)
@@ -86,7 +87,7 @@ def sliced(
 def _position(item: Any, size: int) -> int:
     """Return the integer index as a position, counted from the front."""
     if isinstance(item, bool):
-        raise TypeError("a tensor is indexed by integers and slices, not by masks")
+        raise TypeError("tensor indices must be integers or slices, not masks")
     position: int = as_integer(item)
     if not -size <= position < size:
         raise IndexError(f"index {position} is out of bounds for a dimension of size {size}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TILE = 256 << 10  # bytes copied at once: source, copy and result together fit the L2 cache
 LINE = 16  # elements: tiles start at multiples of it, so that few cache lines are read twice
 LINES = 512  # cache lines that stay in a first-level cache of 32 KiB
-RUN = 64  # elements: from such runs on, a tile is copied before it is turned
+RUN = 64  # elements: a tile with runs of at least this length is copied before it is turned
 
 
 def merge(shape: Ints, strides: Ints) -> tuple[Ints, Ints]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, RANK
-from cgpt_convert.core.text import html_table
+from cgpt_convert.core.text import html_table, quoted
 from cgpt_convert.sources.local import Source, expect
 from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType
 from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order, sliced
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Storage:
-    """A range of bytes in a source that tensors view. The same object means shared memory."""
+    """A range of bytes in a source that tensors view. Tensors with shared memory share it."""
 
     __slots__ = ("byteorder", "crc32", "device", "key", "nbytes", "offset", "source")
 
@@ -62,7 +62,9 @@ class Storage:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `offset` of this storage."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            raise Malformed("a read past the end of the storage", where=self.label)
+            end = offset + len(buffer)
+            message = f"bytes {offset:,} to {end:,} are outside the storage of {self.nbytes:,}"
+            raise Malformed(message, where=self.label)
         self.source.readinto(self.offset + offset, buffer)
 
     def whole(self) -> Tensor:
@@ -133,7 +135,7 @@ class Tensor:
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks; no values are read."""
-        strides = "C order" if self.is_c_order else dims(self.strides, ", ")
+        strides = "row-major" if self.is_c_order else dims(self.strides, ", ")
         rows = (
             ("type", self.dtype.name),
             ("shape", dims(self.shape)),
@@ -221,22 +223,26 @@ class Tensor:
     def cast(self, dtype: DType | str) -> Tensor:
         """Return the same values as `dtype`, which may be given by its name, such as "bfloat16".
 
-        Raises BadRequest for a name that cannot be cast to, and unless both types are real numbers.
+        Raises BadRequest for a type that cannot be cast to, and unless both types are real numbers.
         """
         if isinstance(dtype, str):
             if dtype not in CAST_TARGETS:
                 names = ", ".join(CAST_TARGETS)
-                raise BadRequest(
-                    f"cannot cast to {dtype!r}", where=self.name, hint=f"choose from {names}"
-                )
+                message = f"cannot cast to {quoted(dtype)}: this type is not available"
+                raise BadRequest(message, where=self.name, hint=f"choose from {names}")
             dtype = BY_NAME[dtype]
         if dtype == self.dtype:
             return self
         if not (self.stored.casts and dtype.casts):
-            raise BadRequest(f"cannot cast {self.dtype.name} to {dtype.name}", where=self.name)
+            message = f"a tensor of type {self.dtype.name} cannot be cast to {dtype.name}"
+            raise BadRequest(message, where=self.name)
         if not in_blocks(dtype, self.shape):
-            rows = f"rows of whole blocks of {dtype.block}, not shape {self.shape}"
-            raise BadRequest(f"{dtype.name} takes {rows}", where=self.name)
+            raise BadRequest(
+                f"{dtype.name} stores rows in blocks of {dtype.block} elements, "
+                f"the shape is {dims(self.shape)}",
+                where=self.name,
+                hint='choose another type for this tensor: .cast("float16")',
+            )
         return replace(self, target=None if dtype == self.stored else dtype)
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> Tensor:
@@ -247,8 +253,11 @@ class Tensor:
         """
         start, shape, strides = sliced(index, self.start, self.shape, self.strides, self.name)
         if not in_blocks(self.dtype, shape):
-            rows = f"a view of {self.dtype.name} has rows of whole blocks of {self.dtype.block}"
-            raise BadRequest(rows, where=self.name, hint='cast it first: .cast("float32")')
+            raise BadRequest(
+                f"the index divides a block of {self.dtype.block} elements of {self.dtype.name}",
+                where=self.name,
+                hint='cast the tensor first: .cast("float32")',
+            )
         return replace(self, start=start, shape=shape, strides=strides)
 
     def extent(self) -> ByteRange | None:
@@ -292,16 +301,16 @@ class Tensor:
         bfloat16 and float8 are types of ml_dtypes if that package is installed, else float32.
         """
         if copy is False:
-            raise ValueError(f"the values of {self.name!r} are read into a new array")
+            raise ValueError(f"the values of {quoted(self.name)} cannot be used without a copy")
         from cgpt_convert.tensors import read
 
         values = read.array(self, ml_dtypes=True)
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def torch(self) -> torch.Tensor:
-        """Return the values as a new torch tensor of the same type, bfloat16 and float8 too.
+        """Return the values as a new torch tensor of the same type, also bfloat16 and float8.
 
-        Raises Unsupported without torch, and for types that torch has no dense tensors of.
+        Raises Unsupported without torch, and for types without dense tensors in torch.
         """
         from cgpt_convert.tensors import to_torch
 
@@ -338,20 +347,23 @@ def view(
     Unsupported for more dimensions than torch supports.
     """
     if len(shape) != len(strides):
-        raise Malformed(f"{len(shape)} dimensions but {len(strides)} strides", where=storage.label)
+        message = f"the tensor has {len(shape)} dimensions and {len(strides)} strides"
+        raise Malformed(message, where=storage.label)
     if len(shape) > RANK:
-        raise Unsupported(f"{len(shape)} dimensions", where=storage.label)
+        message = f"the tensor has {len(shape):,} dimensions, the limit is {RANK}"
+        raise Unsupported(message, where=storage.label)
     geometry = (*shape, *strides, start)
     if not 0 <= min(geometry) <= max(geometry) < INT64:
-        numbers = f"{shape}, {strides}, {start}"
-        raise Malformed(f"a negative or too large number in {numbers}", where=storage.label)
+        numbers = f"shape {shape}, strides {strides}, start {start}"
+        message = f"a number is negative or not below 2^63: {numbers}"
+        raise Malformed(message, where=storage.label)
     tensor = Tensor("", dtype, shape, strides, start, storage)
     if tensor.numel:
         last = start + sum(map(mul, shape, strides)) - sum(strides)
         if dtype.size(last + 1) > storage.nbytes:
             raise Malformed(
-                f"shape {shape}, strides {strides} at {start} need "
-                f"{dtype.size(last + 1):,} bytes; the storage has {storage.nbytes:,}",
+                f"shape {shape}, strides {strides}, start {start} need "
+                f"{dtype.size(last + 1):,} bytes, the storage has {storage.nbytes:,}",
                 where=storage.label,
             )
     return tensor

@@ -1,4 +1,4 @@
-"""Tensor -> torch.Tensor. torch is imported when the first tensor is asked for."""
+"""Conversion of a Tensor to a torch.Tensor. torch is imported for the first tensor."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def read(tensor: Tensor) -> torch.Tensor:
     dtype = getattr(torch, name, None)
     if dtype is None or tensor.dtype.kind not in _KINDS:
         raise Unsupported(
-            f"torch has no dense tensor of {name}",
+            f"torch does not support dense tensors of type {name}",
             where=tensor.name,
-            hint='cast it: .cast("float32")' if tensor.dtype.casts else "",
+            hint='cast the tensor: .cast("float32")' if tensor.dtype.casts else "",
         )
     if not tensor.numel:
         return torch.empty(tensor.shape, dtype=dtype)

@@ -47,9 +47,9 @@ def test_6_no_checksums_at_all_is_a_note_and_no_damage() -> None:
 
 
 def test_6_local_checksum_that_differs_is_refused() -> None:
-    with pytest.raises(Malformed, match="other sizes"):
+    with pytest.raises(Malformed, match="size or CRC-32 in the local header"):
         opened(zips.build(two(local_crc=1)))
-    with pytest.raises(Malformed, match="other sizes"):
+    with pytest.raises(Malformed, match="size or CRC-32 in the local header"):
         opened(zips.build(two(local_nbytes=5)))
 
 
@@ -114,18 +114,18 @@ def test_8_ratio_that_deflate_cannot_have_is_refused() -> None:
 
 def test_8_bomb_of_a_pickle_is_not_inflated() -> None:
     entry = zips.deflated(Entry("a/data.pkl", bytes(1 << 22)))
-    with pytest.raises(Unsupported, match="at most"):
+    with pytest.raises(Unsupported, match="the limit is 1,048,576"):
         opened(zips.build([entry])).read("a/data.pkl", 1 << 20)
 
 
 def test_8_number_of_entries_and_size_of_the_directory_are_bounded() -> None:
-    with pytest.raises(Unsupported, match="1,099,511,627,776 records"):
+    with pytest.raises(Unsupported, match="1,099,511,627,776 entries"):
         opened(zips.build(two(), zip64=True, end={"count": 0xFFFF, "w_count": 1 << 40}))
 
 
 def test_8_entries_that_share_data_are_refused() -> None:
     """The way of the 42 MB that inflate to petabytes: all entries are one."""
-    with pytest.raises(Malformed, match="another record"):
+    with pytest.raises(Malformed, match="the name in the local header"):
         opened(zips.build([Entry("a/1", b"data"), Entry("a/2", b"", offset=0)]))
     inner = Entry("a/2", b"data")
     outer = zips.local_header(inner) + inner.data
@@ -137,12 +137,12 @@ def test_8_entries_that_share_data_are_refused() -> None:
 
 @pytest.mark.parametrize("offset", [10**6, zips.FULL32 - 1])
 def test_9_record_outside_the_file_is_refused(offset: int) -> None:
-    with pytest.raises(Malformed, match="outside"):
+    with pytest.raises(Malformed, match="after the start of the directory"):
         opened(zips.build(two(offset=offset)))
 
 
 def test_9_record_that_reaches_into_the_directory_is_refused() -> None:
-    with pytest.raises(Malformed, match="outside"):
+    with pytest.raises(Malformed, match="after the start of the directory"):
         opened(zips.build(two(compressed=7, nbytes=7, crc=0)))
 
 

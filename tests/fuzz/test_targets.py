@@ -65,5 +65,5 @@ def test_what_was_found_once(name, data):
 
 def test_a_tar_keyword_of_no_length_is_damage(tmp_path):
     found = scanned(_pax(b"0 a=b\n"), tmp_path)
-    assert any("damaged tar keywords" in str(problem) for problem in found.problems)
+    assert any("the extended tar header is damaged" in str(problem) for problem in found.problems)
     assert not scanned(_pax(b"6 a=b\n"), tmp_path).problems

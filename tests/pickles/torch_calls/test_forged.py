@@ -29,7 +29,7 @@ def test_a_forged_file_that_tells_the_truth_is_read() -> None:
 @pytest.mark.parametrize("field", ["offset", "size", "stride"])
 def test_24_negative_and_huge_numbers_are_refused(field: str, huge: int) -> None:
     value = {"offset": huge, "size": (huge, 3), "stride": (huge, 1)}[field]
-    refused(v2(**{field: value}), Malformed, "negative or too large|need")
+    refused(v2(**{field: value}), Malformed, "a number is negative|need")
 
 
 @pytest.mark.parametrize("numel", [-1, 1 << 63, 1 << 70, True, 6.0, "6", None])
@@ -135,8 +135,8 @@ def test_26_tied_weights_count_once() -> None:
 
 
 def test_27_ranks_that_differ_are_refused() -> None:
-    refused(v2(size=(6,)), Malformed, "1 dimensions but 2 strides")
-    refused(v2(stride=(1,)), Malformed, "2 dimensions but 1 strides")
+    refused(v2(size=(6,)), Malformed, "1 dimensions and 2 strides")
+    refused(v2(stride=(1,)), Malformed, "2 dimensions and 1 strides")
     refused(v2(size=(1,) * 65, stride=(1,) * 65), Unsupported, "65 dimensions")
 
 
