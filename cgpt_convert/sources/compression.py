@@ -25,9 +25,9 @@ _UNKNOWN_SIZE, _LARGEST = (1 << 64) - 1, 1 << 38  # liblzma's auto decoder takes
 
 
 class CompressionMethod(NamedTuple):
-    """A decompression method. `start` makes a decompressor; the data begin at byte `skip`.
+    """A decompression method. `start` makes a decompressor; the data starts at byte `skip`.
 
-    If `certain` is False, files of other kinds may begin the same way by chance. `padded` says
+    If `certain` is False, files of other kinds may begin the same way by chance. `padded` is
     whether zeros may appear between two streams, `pickled` whether the loader that opens such files
     (joblib) unpickles them.
     """
@@ -131,7 +131,7 @@ class GzipDecompressor:
         self.unused_data = self._trailer[_GZIP_TRAILER:]
         expected = self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
         if self._trailer[:_GZIP_TRAILER] != expected:
-            raise zlib.error("the checksum or the size does not match")
+            raise zlib.error("its checksum or size does not match")
 
     def copy(self) -> GzipDecompressor:
         """Return a decompressor in the same state."""
@@ -147,7 +147,7 @@ def _gzip_header(data: bytes) -> int | None:
     if len(data) < _GZIP_FIXED:
         return None
     if data[:3] != b"\x1f\x8b\x08":
-        raise zlib.error("not a gzip member")
+        raise zlib.error("a gzip header is not valid")
     flags, at = data[3], _GZIP_FIXED
     if flags & _EXTRA:
         at += 2 + int.from_bytes(data[at : at + 2], "little")
@@ -163,7 +163,7 @@ def _gzip_header(data: bytes) -> int | None:
         if at <= len(data):
             return at
     if len(data) > _GZIP_HEADER:
-        raise zlib.error(f"a header of more than {_GZIP_HEADER:,} bytes")
+        raise zlib.error(f"a gzip header has more than {_GZIP_HEADER:,} bytes")
     return None
 
 

@@ -9,7 +9,8 @@ from cgpt_convert.core.errors import Malformed
 from cgpt_convert.sources.local import CHUNK, Source, read
 from cgpt_convert.sources.temp_cache import NoTempSpace, SharedTempFile, TempFile
 
-_WASTE = 2  # times its size that may be decompressed in vain before a member is unpacked
+_WASTE = 2  # times its size that may be decompressed without use before a member is unpacked
+_ENDS_EARLY = "the compressed data ends early"
 SHELF = SharedTempFile()
 
 
@@ -39,11 +40,11 @@ class DeflatedMember:
 
     @property
     def in_temp_file(self) -> bool:
-        """Whether the bytes lie in a temporary file."""
+        """Whether the bytes are in a temporary file."""
         return self._temp_file is not None
 
     def rewind(self) -> None:
-        """Begin again at the first byte."""
+        """Restart at the first byte."""
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         self._taken = 0  # compressed bytes read
         self._position = 0  # inflated bytes delivered
@@ -92,7 +93,7 @@ class DeflatedMember:
 
     def _unpack_into(self, temp_file: TempFile, start: int) -> str:
         """Write all decompressible bytes; return the error after the last of them."""
-        most, damage = CHUNK, "the deflated data ends early"
+        most, damage = CHUNK, _ENDS_EARLY
         while most and self._position < self.nbytes:
             at, before = self._position, (self._inflate.copy(), self._taken)
             try:
@@ -103,7 +104,7 @@ class DeflatedMember:
         return damage
 
     def hold(self, place: tuple[TempFile, int]) -> None:
-        """Read from the temporary file from now on; `place` is where the bytes begin."""
+        """Read from the temporary file from now on; the bytes start at `place`."""
         self._temp_file = place
 
     def let_go(self) -> None:
@@ -122,18 +123,17 @@ class DeflatedMember:
                 )
                 self._taken += len(feed)
             if self._inflate.eof:
-                raise Malformed("the deflated data ends early", where=self.name)
+                raise Malformed(_ENDS_EARLY, where=self.name)
             try:  # even without feed: previous input may still produce bytes
                 piece = self._inflate.decompress(feed, most)
             except zlib.error as error:
-                raise Malformed(
-                    f"the deflated data is damaged ({error})", where=self.name
-                ) from error
+                message = f"the compressed data is damaged ({error})"
+                raise Malformed(message, where=self.name) from error
             if piece:
                 self._position += len(piece)
                 return piece
             if not feed:
-                raise Malformed("the deflated data ends early", where=self.name)
+                raise Malformed(_ENDS_EARLY, where=self.name)
 
     def check_unchanged(self) -> None:
         """Check the file that contains the member."""

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed, Unreadable
 
-CHUNK = 256 << 10  # one read; larger buffers leave the L2 cache and stream slower
+CHUNK = 256 << 10  # one read; larger buffers exceed the L2 cache and stream slower
+_UNCHANGED = "run the command again when no program is writing to the file"
 
 
 class Source(Protocol):
@@ -102,7 +103,8 @@ class LocalFile:
         self._opened = os.fstat(descriptor)
         if not stat.S_ISREG(self._opened.st_mode):
             os.close(descriptor)
-            raise BadRequest("not a regular file", where=self.name)
+            hint = "save the data to a file first"
+            raise BadRequest("the path is not a regular file", where=self.name, hint=hint)
         self.nbytes = self._opened.st_size
         if LocalFile._held < self.HELD:
             LocalFile._held += 1
@@ -111,7 +113,7 @@ class LocalFile:
             os.close(descriptor)
 
     def _open(self) -> int:
-        # O_NONBLOCK so that opening a FIFO returns and can be refused; O_BINARY for Windows
+        # O_NONBLOCK so that opening a FIFO returns and can be rejected; O_BINARY for Windows
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
             return os.open(self.name, flags | getattr(os, "O_CLOEXEC", 0))
@@ -140,8 +142,9 @@ class LocalFile:
 
     def _short(self, descriptor: int, position: int) -> CgptError:
         if os.fstat(descriptor).st_size < self.nbytes:
-            return Unreadable("the file became shorter while it was read", where=self.name)
-        return Malformed(f"the file ends before byte {position:,}", where=self.name)
+            message = "the file became shorter while it was read"
+            return Unreadable(message, where=self.name, hint=_UNCHANGED)
+        return outside(self.name, self.nbytes, position, 1)
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if size or modification time changed since the file was opened."""
@@ -154,11 +157,8 @@ class LocalFile:
         then = self._opened
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
         if not (same and os.path.samestat(now, then)):
-            raise Unreadable(
-                "the file changed while it was read",
-                where=self.name,
-                hint="run again when nothing is writing to it",
-            )
+            message = "the file changed while it was read"
+            raise Unreadable(message, where=self.name, hint=_UNCHANGED)
 
     def same_file(self, other: os.stat_result) -> bool:
         """Return whether `other` describes this file, under whatever path."""
@@ -199,7 +199,7 @@ class MemoryBytes:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+            raise outside(self.name, self.nbytes, offset, len(buffer))
         buffer[:] = self._data[offset : offset + len(buffer)]
 
     def check_unchanged(self) -> None:
@@ -209,7 +209,7 @@ class MemoryBytes:
 def read(source: Source, offset: int, nbytes: int) -> bytes:
     """Return `nbytes` bytes of `source` from `offset`; for small or already limited sizes only."""
     if offset < 0 or offset + nbytes > source.nbytes:
-        raise Malformed(f"needs bytes {offset:,} to {offset + nbytes:,}", where=source.name)
+        raise outside(source.name, source.nbytes, offset, nbytes)
     data = bytearray(nbytes)
     source.readinto(offset, memoryview(data))
     return bytes(data)
@@ -219,4 +219,10 @@ def unreadable(error: OSError, path: str) -> CgptError:
     """Return the error for an OSError raised while reading `path`."""
     if isinstance(error, FileNotFoundError):
         return BadRequest("no such file", where=path)
-    return Unreadable(os.strerror(error.errno or 0), where=path)
+    return Unreadable(f"cannot read the file: {error.strerror or error}", where=path)
+
+
+def outside(where: str, size: int, offset: int, nbytes: int) -> Malformed:
+    """Return the error for `nbytes` bytes at `offset` that are not all in a source of `size`."""
+    needed = f"bytes {offset:,} to {offset + nbytes:,} are needed"
+    return Malformed(f"{needed}, but the data ends at byte {size:,}", where=where)

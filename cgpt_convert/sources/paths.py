@@ -46,7 +46,7 @@ def open_all(paths: Sequence[str]) -> list[OpenSource | None]:
 
 
 def listing(path: str) -> list[str] | None:
-    """Return the sorted names in a folder; None where it cannot be listed, as over HTTP."""
+    """Return the sorted names in a folder; None if it cannot be listed, as over HTTP."""
     if is_url(path):
         from cgpt_convert.sources.remote.open_urls import look
 
@@ -55,7 +55,7 @@ def listing(path: str) -> list[str] | None:
     try:
         return sorted(os.listdir(path))
     except NotADirectoryError as error:
-        raise BadRequest("not a folder", where=path) from error
+        raise BadRequest("the path is not a folder", where=path) from error
     except OSError as error:
         raise unreadable(error, path) from error
 

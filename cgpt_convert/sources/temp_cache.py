@@ -21,9 +21,9 @@ class TempFile:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lock = threading.Lock()  # of the file's position
+        self._lock = threading.Lock()  # protects the file's position
         try:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  as long as we live
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
         except OSError as error:
             raise _no_room(error) from None
 
@@ -47,7 +47,8 @@ class TempFile:
             except OSError as error:
                 raise _no_room(error) from None
             if not count:
-                raise Unreadable("the temporary file became shorter", where=self.name)
+                message = "the temporary file became shorter while it was used"
+                raise Unreadable(message, where=self.name)
             done += count
 
     def close(self) -> None:
@@ -73,11 +74,11 @@ def room() -> tuple[int, str]:
 
 
 def _no_room(error: OSError) -> NoTempSpace:
-    folder = tempfile.tempdir  # determined by now, unless there is none
+    folder = tempfile.tempdir  # set by now, unless no folder can be used
     return NoTempSpace(
-        os.strerror(error.errno or 0),
-        where=os.fsdecode(folder) if folder else "temporary files",
-        hint="set TMPDIR to a folder that can take them",
+        f"cannot write a temporary file: {error.strerror or error}",
+        where=os.fsdecode(folder) if folder else "",
+        hint="set TMPDIR to a writable folder with enough free space",
     )
 
 
@@ -90,7 +91,7 @@ class SharedTempFile:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._temp_file: weakref.ref[TempFile] | None = None  # exists while a user refers to it
+        self._temp_file: weakref.ref[TempFile] | None = None  # kept alive by the users
         self._filled = 0
         self._users: weakref.WeakSet[TempFileUser] = weakref.WeakSet()
 

@@ -9,10 +9,11 @@ from typing import Any
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.limits import UNPACKED, UNPACKED_FLOOR
 from cgpt_convert.sources.compression import MEMORY_MIB, CompressionMethod, exceeds_memory
-from cgpt_convert.sources.local import CHUNK, Source, read
+from cgpt_convert.sources.local import CHUNK, Source, outside, read
 
 _FEED = 16 << 10  # compressed bytes per step: a stream's unused input is copied for the next one
 _POINTS = 256  # maximum number of saved states; each takes about 50 KiB
+_DECOMPRESS = "decompress the file and scan the result"
 
 
 class SourceSlice:
@@ -25,7 +26,7 @@ class SourceSlice:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+            raise outside(self.name, self.nbytes, offset, len(buffer))
         self.source.readinto(self.offset + offset, buffer)
 
     def check_unchanged(self) -> None:
@@ -44,9 +45,9 @@ class UnpackLimit:
         self.left -= nbytes
         if self.left < 0:
             raise Unsupported(
-                f"it takes unpacking more than {self.most:,} bytes to look into the file",
+                f"scanning the file requires decompressing more than {self.most:,} bytes",
                 where=where,
-                hint="unpack it and scan the result",
+                hint=_DECOMPRESS,
             )
 
 
@@ -85,7 +86,7 @@ class UnpackedPart:
         self._feed = b""
         self._taken = 0  # packed bytes fed
         self._position = 0  # unpacked bytes delivered
-        self._stream = (0, 0)  # the same two where the current stream begins
+        self._stream = (0, 0)  # the same two at the start of the current stream
         self._broken: Malformed | None = None
 
     def _measure(self) -> int:
@@ -144,7 +145,7 @@ class UnpackedPart:
         return fed
 
     def _another(self) -> bool:
-        """Begin the stream after the one that ended; return whether there is one."""
+        """Start the stream after the one that ended; return whether there is one."""
         self._feed = self._state.unused_data or self._more()
         if not self._several:
             return False
@@ -161,7 +162,7 @@ class UnpackedPart:
         return True
 
     def unpack(self, fed: bytes, most: int) -> bytes:
-        """Return what the stream's next bytes, `fed`, unpack to: at most `most` bytes."""
+        """Decompress `fed`, the next bytes of the stream; return at most `most` bytes."""
         import lzma
 
         if self._broken:
@@ -183,7 +184,7 @@ class UnpackedPart:
         return piece
 
     def _until_error(self) -> bytes:
-        """Return what a reader of one byte at a time still gets from the damaged stream."""
+        """Return the further bytes that reading byte by byte gets from the damaged stream."""
         import lzma
 
         at, position = self._stream
@@ -236,9 +237,9 @@ def _until_error(state: Any, fed: bytes) -> bytes:
 
 def _dictionary_too_large(name: str) -> Unsupported:
     return Unsupported(
-        f"unpacking needs more memory than {MEMORY_MIB} MiB (the dictionary is too large)",
+        f"decompressing the file requires more than {MEMORY_MIB} MiB of memory for its dictionary",
         where=name,
-        hint="unpack it and scan the result",
+        hint=_DECOMPRESS,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, RANK
 from cgpt_convert.core.text import html_table, quoted
-from cgpt_convert.sources.local import Source, expect
+from cgpt_convert.sources.local import Source, expect, outside
 from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType
 from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order, sliced
 
@@ -62,9 +62,7 @@ class Storage:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `offset` of this storage."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            end = offset + len(buffer)
-            message = f"bytes {offset:,} to {end:,} are outside the storage of {self.nbytes:,}"
-            raise Malformed(message, where=self.label)
+            raise outside(self.label, self.nbytes, offset, len(buffer))
         self.source.readinto(self.offset + offset, buffer)
 
     def whole(self) -> Tensor:

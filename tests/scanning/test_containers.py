@@ -113,7 +113,7 @@ def test_a_dictionary_that_does_not_fit_in_memory_is_not_allocated(
         text=True,
     )
     assert done.returncode == 3, done.stderr
-    assert "unpacking needs more memory than 136 MiB" in done.stdout
+    assert "decompressing the file requires more than 136 MiB of memory" in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""HTTP connections that are kept for later requests, each with a deadline for what it waits for."""
+"""HTTP connections that are kept for later requests, with a deadline for each operation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from cgpt_convert.core.threads import Event
 from cgpt_convert.sources.remote.remote_object import TransientError
 from cgpt_convert.sources.remote.remote_settings import settings
 
+CLOSED = "the connection was closed early"
+
 
 class Dropped(TransientError):
-    """A kept connection was closed before it brought an answer."""
+    """A kept connection was closed before a response arrived."""
 
     def __init__(self) -> None:
-        super().__init__("the connection was cut")
+        super().__init__(CLOSED)
 
 
 class Deadline:
@@ -108,7 +110,7 @@ class _Http(HTTPConnection):
     _begun: http.client.HTTPResponse | None = None
 
     def connect(self) -> None:
-        """Connect, and note that the connection is not a kept one."""
+        """Connect, and record that the connection is new."""
         _current.connected = True
         super().connect()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from cgpt_convert.core.errors import Malformed, Unreadable
+from cgpt_convert.core.errors import Unreadable
+from cgpt_convert.core.text import quoted
+from cgpt_convert.sources.local import outside
 from cgpt_convert.sources.remote.remote_object import RemoteObject, TransientError
 from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import patiently
@@ -34,7 +36,7 @@ class DownloadedFile:
                     self._temp_file.write(piece, done)
                     done += len(piece)
             if total is not None and done != total:
-                raise TransientError("the answer ended early")
+                raise TransientError("the response ended early")
 
         patiently(self.name, attempt, lambda: done)
         return done
@@ -42,7 +44,7 @@ class DownloadedFile:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            raise Malformed(f"the file ends before byte {offset + len(buffer):,}", where=self.name)
+            raise outside(self.name, self.nbytes, offset, len(buffer))
         self._temp_file.readinto(offset, buffer)
 
     def check_unchanged(self) -> None:
@@ -60,8 +62,8 @@ class DownloadedFile:
 def _space(name: str, announced: int | None) -> int:
     """Return how many bytes may be written; raise Unreadable if `announced` bytes do not fit.
 
-    If the size is not announced, half of the free space is allowed, because others use the disk
-    too.
+    If the size is not announced, half of the free space may be used, because other programs use the
+    disk too.
     """
     free, _ = room()
     if announced is None:
@@ -74,7 +76,7 @@ def _space(name: str, announced: int | None) -> int:
 def _no_space(name: str, what: str) -> Unreadable:
     free, folder = room()
     return Unreadable(
-        f"{what} do not fit into {folder}, which has {free:,} free",
+        f"the file needs {what}, the folder {quoted(folder)} has {free:,} bytes free",
         where=name,
-        hint="set TMPDIR to a folder that has room",
+        hint="set TMPDIR to a folder with enough free space",
     )

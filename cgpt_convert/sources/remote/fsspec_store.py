@@ -10,6 +10,7 @@ from typing import Any
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable
 from cgpt_convert.sources.remote.http import HttpObject, HttpRequest
 from cgpt_convert.sources.remote.remote_object import (
+    CREDENTIALS,
     HEAD,
     FirstResponse,
     TransientError,
@@ -21,7 +22,7 @@ from cgpt_convert.sources.remote.retry import patiently
 
 SIGNED = ("s3", "s3a")
 _SIGNED_FOR = 3600  # seconds; then it is signed again
-# fields by which stores identify a version; sizes are compared as well
+# fields that identify a version; sizes are compared as well
 _TELLING = ("etag", "generation", "lastmodified", "last_modified", "mtime", "updated", "created")
 
 
@@ -40,7 +41,7 @@ class StoreObject:
         if info.get("type") == "directory":
             raise absent(self.name)
         if info.get("size") is None:
-            raise Unreadable("the store does not tell the size", where=self.name)
+            raise Unreadable("the store does not report the size of the file", where=self.name)
         self._nbytes = int(info["size"])
         self._version = _version(info)
         return FirstResponse(self._nbytes, b"".join(self.pieces(0, min(head, self._nbytes))))
@@ -75,7 +76,7 @@ class StoreObject:
         traffic.add(requests=1)
         try:
             return getattr(self._system, method)(*words, **more)
-        except Exception as error:  # noqa: BLE001  each store has its own kinds
+        except Exception as error:  # noqa: BLE001  each store has its own exceptions
             raise worded(error, self.name) from None
 
 
@@ -96,7 +97,9 @@ def store(name: str, url: str) -> tuple[Any, str]:
     except ImportError:
         extra = "s3" if scheme in SIGNED else "remote"
         raise BadRequest(
-            f"{scheme}:// needs fsspec", where=name, hint=f"pip install 'cgpt-convert[{extra}]'"
+            f"{scheme}:// URLs require the package fsspec",
+            where=name,
+            hint=f"install it: pip install 'cgpt-convert[{extra}]'",
         ) from None
     known = known_implementations.get(scheme, {})
     options: dict[str, Any] = {}
@@ -108,11 +111,14 @@ def store(name: str, url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url, **options)
     except ImportError:
-        hint = "pip install 'cgpt-convert[s3]'" if scheme in SIGNED else known.get("err", "")
-        raise BadRequest(f"{scheme}:// needs another library", where=name, hint=hint) from None
-    except Exception as error:  # noqa: BLE001  each store has its own kinds
+        extra = "install it: pip install 'cgpt-convert[s3]'"
+        hint = extra if scheme in SIGNED else known.get("err", "")
+        message = f"{scheme}:// URLs require a package that is not installed"
+        raise BadRequest(message, where=name, hint=hint) from None
+    except Exception as error:  # noqa: BLE001  each store has its own exceptions
         if not known:
-            raise BadRequest(f"nothing reads {scheme}://", where=name) from None
+            hint = "use a local path, or a URL with https://, s3:// or hf://"
+            raise BadRequest(f"{scheme}:// URLs are not supported", where=name, hint=hint) from None
         raise _final(error, name) from None
     if scheme in SIGNED:
         system.retries = 1
@@ -153,7 +159,7 @@ def _asked(name: str, question: Callable[[], Any], requests: int = 1) -> Any:
         traffic.add(requests=requests)
         try:
             return question()
-        except Exception as error:  # noqa: BLE001  each store has its own kinds
+        except Exception as error:  # noqa: BLE001  each store has its own exceptions
             raise worded(error, name) from None
 
     return patiently(name, attempt)
@@ -169,24 +175,24 @@ def worded(error: Exception, name: str) -> TransientError | CgptError:
         return _final(error, name)
     kinds = {each.__name__ for each in type(error).__mro__}
     if isinstance(error, OSError) or kinds & _PASSING:
-        return TransientError(f"the store fails ({_called(error)})")
+        return TransientError(f"the store reported the error {_called(error)}")
     return _final(error, name)
 
 
 # OSErrors of s3fs for requests that no server accepts
 _LASTING = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EMSGSIZE)
-_PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError"})  # botocore's
+_PASSING = frozenset({"ConnectionError", "HTTPClientError", "ResponseParserError"})  # of botocore
 
 
 def _called(error: Exception) -> str:
-    """Return a name for the error: the server's own error code, if there is one."""
+    """Return a name for the error: the error code that the server sent, if there is one."""
     answer = getattr(error.__cause__, "response", None)  # of botocore's ClientError
     code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     return str(code or type(error).__name__)
 
 
 def _final(error: Exception, name: str) -> CgptError:
-    hint = ""
+    message, hint = "the store rejected the request", "check the URL"
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        hint = "check your credentials (docs/reference/remote.md#credentials)"
-    return Unreadable(f"the store refuses it ({_called(error)})", where=name, hint=hint)
+        message, hint = "the store denied access", CREDENTIALS
+    return Unreadable(f"{message} ({_called(error)})", where=name, hint=hint)

@@ -28,8 +28,11 @@ from urllib3.exceptions import TimeoutError as NothingCame
 
 from cgpt_convert import __version__
 from cgpt_convert.core.errors import BadRequest, CgptError, Unreadable, Unsupported
-from cgpt_convert.sources.remote.connections import Deadline, Dropped, get
+from cgpt_convert.core.text import quoted
+from cgpt_convert.sources.remote.connections import CLOSED, Deadline, Dropped, get
 from cgpt_convert.sources.remote.remote_object import (
+    CREDENTIALS,
+    DOWNLOAD,
     HEAD,
     SMALL,
     FirstResponse,
@@ -43,14 +46,16 @@ from cgpt_convert.sources.remote.remote_settings import settings, traffic
 _PIECE = 64 << 10
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 _GONE = (404, 410)
-_REFUSED = (401, 403)
+_OTHER_RANGE = "the server sent a different byte range than requested"
+_ELSEWHERE = "download the file with another program and pass its path"
+_DENIED = (401, 403)
 _REDIRECTS = 10
 _REDIRECTING = (301, 302, 303, 307, 308)
 _LONGEST_WAIT = 60.0  # longest delay that a server may request
 _SLOWEST = 1 << 10  # bytes a second, on average over `settings.timeout`
 _UNANNOUNCED = 4 << 30  # limit for a body of unannounced size
-_DIGITS = 18  # of a number in a header: an exabyte; int() and files take no more for certain
-_LETTING_IN = ("authorization", "cookie", "proxy-authorization")
+_DIGITS = 18  # of a number in a header: an exabyte, below the limits of int() and of files
+_CREDENTIALS = ("authorization", "cookie", "proxy-authorization")
 
 
 class HttpRequest(NamedTuple):
@@ -92,12 +97,13 @@ class HttpObject:
             if answer.status == 200 and (nbytes is None or nbytes > SMALL):  # noqa: PLR2004
                 raise no_ranges(self.name)
             if nbytes is None:
-                raise Unsupported("the server does not tell the size", where=self.name)
+                message = "the server does not report the size of the file"
+                raise Unsupported(message, where=self.name, hint=DOWNLOAD)
             wanted = min(head, nbytes) if answer.status == 206 else nbytes  # noqa: PLR2004
             self._check_range(answer, 0, wanted)
             data = b"".join(answer.body(wanted))
             if len(data) < wanted:
-                raise TransientError("the answer ended early")
+                raise TransientError("the response ended early")
             self._version = _version(answer, nbytes)
             return FirstResponse(nbytes, data)
 
@@ -113,17 +119,18 @@ class HttpObject:
         with self._get(offset, offset + nbytes - 1) as answer:
             self._compare(answer)
             if answer.status != 206:  # noqa: PLR2004
-                raise Unreadable("the server no longer serves byte ranges", where=self.name)
+                message = "the server stopped supporting byte ranges"
+                raise Unreadable(message, where=self.name, hint=DOWNLOAD)
             self._check_range(answer, offset, nbytes)
             yield from answer.body(nbytes)
 
     @contextlib.contextmanager
     def stream(self, offset: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
-        """Give all bytes from `offset`, or from 0 if the server does not support ranges.
+        """Yield all bytes from `offset`, or from 0 if the server does not support ranges.
 
         Reads as many bytes as the server announces; if it announces no size, the number is limited.
         """
-        with self._opened(offset, None) as answer:  # an error of the caller's stays as it is
+        with self._opened(offset, None) as answer:  # does not convert errors of the caller
             partial = answer.status == 206  # noqa: PLR2004
             nbytes = _total(answer) if partial else _length(answer)
             if self._version is None and nbytes is not None:
@@ -132,7 +139,7 @@ class HttpObject:
                 self._compare(answer)
             start = max(_first(answer), 0) if partial else 0
             if partial and start != offset:
-                raise Unreadable("the server sent another range", where=self.name)
+                raise Unreadable(_OTHER_RANGE, where=self.name)
             yield start, nbytes, self._whole(answer, start, nbytes)
 
     def _whole(self, answer: _Response, start: int, nbytes: int | None) -> Iterator[bytes]:
@@ -141,9 +148,9 @@ class HttpObject:
             more = nbytes is None and answer.has_more()
         if more:
             raise Unreadable(
-                f"the server announces no size and sent more than {_UNANNOUNCED:,} bytes",
+                f"the server announced no size and sent more than {_UNANNOUNCED:,} bytes",
                 where=self.name,
-                hint="fetch it with another program and give the file",
+                hint=_ELSEWHERE,
             )
 
     def check_unchanged(self) -> None:
@@ -166,9 +173,10 @@ class HttpObject:
         """Raise Unreadable unless the response is the range or a prefix of it."""
         sent = _range(answer)
         if answer.status == 206 and (sent is None or not sent.fits(offset, nbytes)):  # noqa: PLR2004
-            raise Unreadable("the server sent another range", where=self.name)
+            raise Unreadable(_OTHER_RANGE, where=self.name)
         if (_length(answer) or 0) > nbytes:
-            raise Unreadable("the server sends more bytes than were asked for", where=self.name)
+            message = f"the server sends more than the {nbytes:,} bytes that were requested"
+            raise Unreadable(message, where=self.name)
 
     @contextlib.contextmanager
     def _get(self, first: int, last: int | None) -> Iterator[_Response]:
@@ -177,9 +185,9 @@ class HttpObject:
 
     @contextlib.contextmanager
     def _opened(self, first: int, last: int | None) -> Iterator[_Response]:
-        """Give the response, whose status is right, and close it."""
+        """Yield the response, with a checked status, and close it afterwards."""
         answer = self._send(first, last)
-        if answer.status in _REFUSED and self._version:  # signed and redirected URLs expire
+        if answer.status in _DENIED and self._version:  # signed and redirected URLs expire
             answer.close()
             self._request = self._locate()
             answer = self._send(first, last)
@@ -191,7 +199,7 @@ class HttpObject:
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
-        """Raise our error in place of one of urllib3 or of the socket."""
+        """Replace errors of urllib3 and of the socket by errors of this package."""
         try:
             yield
         except (HTTPError, OSError) as error:
@@ -213,7 +221,8 @@ class HttpObject:
             answer.close()
             request = self._redirected(request, target)
         else:
-            raise Unreadable(f"more than {_REDIRECTS} redirects", where=self.name)
+            message = f"the server redirects more than {_REDIRECTS} times"
+            raise Unreadable(message, where=self.name)
         self._kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         if urlsplit(request.url).netloc != urlsplit(self._request.url).netloc:
             # send later requests to the final URL directly, without credentials
@@ -243,10 +252,10 @@ class HttpObject:
         except ValueError:
             valid = False
         if not valid:
-            raise Unreadable("the server redirects to what is not a URL for HTTP", where=self.name)
+            raise Unreadable("the server redirects to a URL that is not valid", where=self.name)
         if (then.scheme, then.netloc) == (now.scheme, now.netloc):
             return HttpRequest(url, request.headers)
-        kept = {k: v for k, v in request.headers.items() if k.lower() not in _LETTING_IN}
+        kept = {k: v for k, v in request.headers.items() if k.lower() not in _CREDENTIALS}
         return HttpRequest(url, kept)
 
     def _check_status(self, answer: _Response) -> None:
@@ -254,32 +263,33 @@ class HttpObject:
         if status in (200, 206):
             coding = answer.headers.get("Content-Encoding", "identity")
             if coding != "identity":
-                raise Unsupported(f"the server sends it {coding}-encoded", where=self.name)
+                message = f"the server sends the file with the content encoding {quoted(coding)}"
+                raise Unsupported(message, where=self.name, hint=_ELSEWHERE)
         elif status in PASSING:
             raise TransientError(
-                f"the server answers {_told(answer)}",
-                retry_after(answer.headers.get("Retry-After", "")),
+                _responded(answer), retry_after(answer.headers.get("Retry-After", ""))
             )
         elif self._version is not None and status in (416, *_GONE):
             raise changed(self.name)
         elif status in _GONE:
             raise absent(self.name)
-        elif status in _REFUSED:
-            raise AccessDenied(
-                f"the server refuses it: {_told(answer)}",
-                where=self.name,
-                hint="check your credentials (docs/reference/remote.md#credentials)",
-            )
+        elif status in _DENIED:
+            message = f"the server denied access ({_status(answer)})"
+            raise AccessDenied(message, where=self.name, hint=CREDENTIALS)
         elif not (status == 416 and _total(answer) == 0):  # noqa: PLR2004
-            raise Unreadable(f"the server answers {_told(answer)}", where=self.name)
+            raise Unreadable(_responded(answer), where=self.name)
 
 
 class AccessDenied(Unreadable):
     """The server rejected the request: the credentials are missing or insufficient."""
 
 
-def _told(answer: _Response) -> str:
+def _status(answer: _Response) -> str:
     return f"{answer.status} {answer.reason or ''}".strip()
+
+
+def _responded(answer: _Response) -> str:
+    return f"the server responded with {_status(answer)}"
 
 
 def retry_after(text: str) -> float:
@@ -335,22 +345,22 @@ def _version(answer: _Response, nbytes: int) -> _Version:
 
 
 def _broken(error: Exception, name: str) -> TransientError | CgptError:
-    """Return our error for one of urllib3's, whose text contains the URL with its secrets."""
+    """Return an error without the text of urllib3's `error`, which has the URL with its secrets."""
     final: tuple[tuple[type[Exception], type[CgptError], str], ...] = (
-        (LocationValueError, BadRequest, "not a URL that can be asked for"),
-        (SSLError, Unreadable, "the server's certificate or TLS is not accepted"),
-        (InvalidHeader, Unreadable, "the server's answer is not valid HTTP"),
+        (LocationValueError, BadRequest, "the URL is not valid"),
+        (SSLError, Unreadable, "the TLS certificate or protocol of the server is not accepted"),
+        (InvalidHeader, Unreadable, "the response of the server is not valid HTTP"),
     )
     for kind, becomes, message in final:
         if isinstance(error, kind):
             return becomes(message, where=name)
     if isinstance(error, NameResolutionError):
-        return TransientError("the host's name cannot be resolved")
+        return TransientError(f"cannot resolve the host {quoted(error.conn.host)}")
     if isinstance(error, NewConnectionError):
-        return TransientError("no connection to the host")
+        return TransientError(f"cannot connect to {quoted(error.conn.host)}")
     if isinstance(error, (NothingCame, TimeoutError)):
-        return TransientError(f"nothing came for {settings.timeout:g} seconds")
-    return TransientError("the connection was cut")
+        return TransientError(f"no data arrived for {settings.timeout:g} seconds")
+    return TransientError(CLOSED)
 
 
 class _Response:
@@ -376,7 +386,7 @@ class _Response:
             if waited >= settings.timeout:
                 if arrived < _SLOWEST * waited and most:
                     raise TransientError(
-                        f"less than {_SLOWEST:,} bytes a second came for {waited:.0f} s"
+                        f"fewer than {_SLOWEST:,} bytes per second arrived for {waited:.0f} seconds"
                     )
                 waited = arrived = 0.0
             yield piece
@@ -393,7 +403,7 @@ class _Response:
             if self._deadline.passed:
                 raise TimeoutError from None
             if isinstance(error, ValueError):  # http.client's error for an invalid chunk
-                raise TransientError("the answer is not valid HTTP") from None
+                raise TransientError("the response is not valid HTTP") from None
             raise
         if self._deadline.passed:  # a shutdown looks like the end of the body
             raise TimeoutError

@@ -19,7 +19,7 @@ from cgpt_convert.sources.remote.retry import patiently
 
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 _COMMIT = r"[0-9a-f]{40}"
-_COMMON_REVISIONS = r"refs/(?:pr|convert)/[^/]+"  # the only ones that may have a slash
+_COMMON_REVISIONS = r"refs/(?:pr|convert)/[^/]+"  # the only revisions that may contain a slash
 _FORM = rf"(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@({_COMMON_REVISIONS}|[^/]+))?(?:/(.*))?"
 
 
@@ -44,7 +44,9 @@ def parsed(name: str) -> HubPath:
     match = re.fullmatch(_FORM, name.removeprefix("hf://"))
     if match is None:
         raise BadRequest(
-            "not a repository of the Hub", where=name, hint="hf://OWNER/NAME[@REVISION][/FILE]"
+            "the URL is not a repository on the Hugging Face Hub",
+            where=name,
+            hint="use the form hf://OWNER/NAME[@REVISION][/FILE]",
         )
     kind, repo, revision, path = match.groups()
     return HubPath(_KINDS.get(kind or "models", "model"), repo, revision, (path or "").strip("/"))
@@ -74,23 +76,26 @@ def _info(place: HubPath) -> Any:
         )
     except HfHubHTTPError as error:
         raise _worded(error, place) from None
-    except Exception as error:  # noqa: BLE001  its HTTP library's own: which that is, has changed
-        message = f"the Hub did not answer ({type(error).__name__})"
-        raise Unreadable(message, where=place.name) from None
+    except Exception as error:  # noqa: BLE001  of its HTTP library, which differs between versions
+        message = f"the Hub did not respond ({type(error).__name__})"
+        hint = "check the network connection and try again"
+        raise Unreadable(message, where=place.name, hint=hint) from None
 
 
 def _worded(error: Any, place: HubPath) -> CgptError | TransientError:
     status = getattr(error.response, "status_code", 0)
+    message = f"the Hub responded with {status}"
     if status in PASSING:
         wait = retry_after(error.response.headers.get("Retry-After", ""))
-        return TransientError(f"the Hub answers {status}", wait)
+        return TransientError(message, wait)
     if status in (401, 403, 404):
         return BadRequest(
-            f"no such repository or revision, or none that may be seen ({status})",
+            f"the repository or revision does not exist, or access is denied ({status})",
             where=place.name,
-            hint="private and gated ones want HF_TOKEN, or: hf auth login",
+            hint="check the name; for private and gated repositories, set HF_TOKEN or run: "
+            "hf auth login",
         )
-    return Unreadable(f"the Hub answers {status}", where=place.name)
+    return Unreadable(message, where=place.name)
 
 
 def hub_object(name: str) -> HttpObject:
@@ -115,6 +120,8 @@ def _library(name: str) -> Any:
         import huggingface_hub
     except ImportError:
         raise BadRequest(
-            "hf:// needs huggingface_hub", where=name, hint="pip install 'cgpt-convert[remote]'"
+            "hf:// URLs require the package huggingface_hub",
+            where=name,
+            hint="install it: pip install 'cgpt-convert[remote]'",
         ) from None
     return huggingface_hub

@@ -22,7 +22,7 @@ _HEAD_OF_RAW = 4 << 10  # bytes: enough for a bias vector
 
 
 def open_remote(name: str) -> OpenSource:
-    """Open the object `name`; raise Absent, a BadRequest, if it does not exist."""
+    """Open the object `name`; raise NotFound, a BadRequest, if it does not exist."""
     thing = _object(name)
     return DownloadedFile(thing) if settings.download else RemoteFile(thing)
 
@@ -48,7 +48,7 @@ def _or_none(opened: OpenSource | CgptError) -> OpenSource | None:
 def find_remote(name: str) -> Source | None:
     """Open an optional file next to the weights; None if it does not exist or is not accessible.
 
-    Stores answer 403 for missing files if listing is not allowed, and some sites answer with a web
+    Stores respond with 403 for missing files if listing is not allowed, and some sites with a web
     page.
     """
     thing = _object(name)
@@ -66,7 +66,7 @@ class RemoteEntry(NamedTuple):
 
     name: str  # pinned to one version if the store supports it
     is_folder: bool = False
-    inside: tuple[str, ...] | None = None  # None where it cannot be listed, as by HTTP
+    inside: tuple[str, ...] | None = None  # None if it cannot be listed, as over HTTP
 
 
 def look(name: str) -> RemoteEntry:

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from cgpt_convert.core.errors import Malformed
+from cgpt_convert.sources.local import outside
 from cgpt_convert.sources.remote.remote_object import HEAD, RemoteObject
 from cgpt_convert.sources.remote.remote_settings import traffic
 from cgpt_convert.sources.remote.retry import Fetch, patiently, workers
@@ -62,7 +62,7 @@ class RemoteFile:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            raise Malformed(f"the file ends before byte {offset + len(buffer):,}", where=self.name)
+            raise outside(self.name, self.nbytes, offset, len(buffer))
         done, wanted = 0, len(buffer)
         while done < wanted:
             at = offset + done

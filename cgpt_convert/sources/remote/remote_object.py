@@ -10,6 +10,8 @@ from cgpt_convert.core.errors import BadRequest, Unreadable, Unsupported
 
 HEAD = 256 << 10  # bytes in the first request: enough to detect any format and for most headers
 SMALL = 1 << 20  # largest object accepted from a server without ranges
+CREDENTIALS = "check your credentials (docs/reference/remote.md#credentials)"
+DOWNLOAD = "add --download to fetch the whole file first"
 
 
 class FirstResponse(NamedTuple):
@@ -37,13 +39,13 @@ class RemoteObject(Protocol):
         """Yield at most `nbytes` bytes of that version from `offset`, as they arrive."""
 
     def stream(self, offset: int) -> AbstractContextManager[Stream]:
-        """Give the start of the response (0 without ranges), the object's size and its bytes."""
+        """Yield the start of the response (0 without ranges), the object's size and its bytes."""
 
     def check_unchanged(self) -> None:
         """Raise Unreadable if the object is no longer that version."""
 
 
-class TransientError(Exception):  # not an error yet: the request is retried
+class TransientError(Exception):  # not reported unless all retries fail
     """A transient request failure. `wait` is the delay the server asked for in seconds, or 0."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
@@ -58,7 +60,7 @@ class NotFound(BadRequest):
 
 def absent(name: str) -> NotFound:
     """Return the error for an object that does not exist."""
-    hint = "a folder's URL ends with /" if name.startswith("http") else ""
+    hint = "check the URL; the URL of a folder ends with /" if name.startswith("http") else ""
     return NotFound("no such file", where=name, hint=hint)
 
 
@@ -67,14 +69,10 @@ def changed(name: str) -> Unreadable:
     return Unreadable(
         "the remote file changed while it was read",
         where=name,
-        hint="run again when nothing is writing to it",
+        hint="run the command again when no program is writing to the file",
     )
 
 
 def no_ranges(name: str) -> Unsupported:
     """Return the error for a server that ignores range requests."""
-    return Unsupported(
-        "the server does not serve byte ranges",
-        where=name,
-        hint="--download reads it once, from front to back, into a temporary file",
-    )
+    return Unsupported("the server does not support byte ranges", where=name, hint=DOWNLOAD)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class RemoteSettings:
     """Settings that the command line can change. Times are in seconds."""
 
-    timeout: float = 30.0  # without receiving a byte, or until connected
+    timeout: float = 30.0  # for connecting, and for each wait for data
     retries: int = 5  # consecutive, for one range, without progress
     connections: int = 8  # requests at the same time
     download: bool = False  # read each object once, front to back, into a temporary file

@@ -33,18 +33,18 @@ def patiently(name: str, attempt: Callable[[], T], done: Callable[[], int] = lam
     while True:
         try:
             return attempt()
-        except TransientError as broken:  # noqa: PERF203  that is the point of the loop
+        except TransientError as broken:  # noqa: PERF203  the loop retries
             if done() - mark >= _PROGRESS:
                 failures, mark = 0, done()
             if failures == settings.retries:
-                times = f"{failures + 1} times in a row" if failures else "once"
+                times = f"{failures + 1} attempts" if failures else "1 attempt"
                 raise Unreadable(
-                    f"{broken.reason}, {times}",
+                    f"{broken.reason} ({times})",
                     where=name,
-                    hint="try again later; --retries and --timeout allow for more",
+                    hint="check the address, try again later, or raise --retries or --timeout",
                 ) from None
             pause = min(_FIRST_WAIT * 2**failures, _LONGEST_WAIT)
-            # random, so that requests that failed together are not retried together
+            # random, so that requests that failed at the same time are not retried at the same time
             time.sleep(max(broken.wait, pause * random.uniform(0.5, 1.0)))  # noqa: S311
             failures += 1
 
@@ -59,7 +59,7 @@ def fill(thing: RemoteObject, offset: int, buffer: memoryview) -> None:
             buffer[done : done + len(piece)] = piece
             done += len(piece)
         if done < len(buffer):
-            raise TransientError("the answer ended early")
+            raise TransientError("the response ended early")
 
     patiently(thing.name, attempt, lambda: done)
 
@@ -80,7 +80,7 @@ class Fetch:
         try:
             fill(self.thing, self.start, memoryview(data))
             self.data = data  # type: ignore[assignment]
-        except BaseException as error:  # noqa: BLE001  whoever waits for it raises it
+        except BaseException as error:  # noqa: BLE001  raised by `wait`
             self._error = error
         self._ready.set()
 
@@ -103,7 +103,7 @@ class Fetch:
         """Wait for the bytes and return them; raise the error of the fetch."""
         while not self._ready.wait(0.2):
             if interrupted():
-                raise Unreadable("reading was interrupted", where=self.thing.name)
+                raise Unreadable("the download was interrupted", where=self.thing.name)
         if isinstance(self._error, CgptError):
             raise type(self._error)(
                 self._error.message, where=self._error.where, hint=self._error.hint
@@ -154,7 +154,7 @@ workers = FetchWorkers()
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R | CgptError]:
     """Return, in order, the result of `function` or its CgptError for each item."""
     todo = list(items)
-    results: list[R | CgptError | BaseException] = [Unreadable("not begun")] * len(todo)
+    results: list[R | CgptError | BaseException] = [Unreadable("not started")] * len(todo)
     place, lock = iter(range(len(todo))), threading.Lock()
     ended = []
 

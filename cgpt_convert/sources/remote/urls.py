@@ -24,11 +24,11 @@ def name_of(url: str) -> str:
         scheme, netloc, path, _, _ = urlsplit(url)
     except ValueError as error:
         shown = url.partition("?")[0].rpartition("@")[2]
-        hint = "an IPv6 address is written [::1]"
-        raise BadRequest("not a valid URL", where=shown, hint=hint) from error
+        hint = "check the URL; write an IPv6 address in brackets, such as [::1]"
+        raise BadRequest("the URL is not valid", where=shown, hint=hint) from error
     user, at, host = netloc.rpartition("@")
     name = urlunsplit((scheme, host, path, "", ""))
-    _users.pop((scheme, host), None)  # the URL given last is the one that counts
+    _users.pop((scheme, host), None)  # a later URL overrides an earlier one
     _given.pop(name, None)
     if at:
         _users[scheme, host] = user
@@ -54,7 +54,8 @@ def check_installed(name: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec("urllib3") is None:
-        raise BadRequest("URLs need urllib3", where=name, hint="pip install 'cgpt-convert[remote]'")
+        hint = "install it: pip install 'cgpt-convert[remote]'"
+        raise BadRequest("URLs require the package urllib3", where=name, hint=hint)
 
 
 def check_writable(name: str) -> None:
@@ -62,9 +63,11 @@ def check_writable(name: str) -> None:
     check_installed(name)
     scheme, _, path = name.partition("://")
     if scheme.lower() in _READ_ONLY:
-        hint = "write it to a local disk, or to a store such as s3://, and copy it there"
-        raise BadRequest(f"nothing is written to {scheme}://", where=name, hint=hint)
+        hint = "write to a local path, or to a store such as s3://, and copy the result"
+        raise BadRequest(f"cannot write to {scheme}:// URLs", where=name, hint=hint)
     if scheme.lower() in ("file", "local"):
-        raise BadRequest("not written by way of a URL", where=name, hint="give the path itself")
+        hint = f"pass the path without {scheme}://"
+        raise BadRequest(f"cannot write to {scheme}:// URLs", where=name, hint=hint)
     if not path.strip("/").partition("/")[2]:
-        raise BadRequest("no path in a bucket or folder", where=name)
+        hint = f"add the name of the output: {scheme}://BUCKET/NAME"
+        raise BadRequest("the URL has no path after the bucket", where=name, hint=hint)
