@@ -78,7 +78,7 @@ def test_the_words():
     text = str(truncated_zip.diagnose(MemoryBytes("cut", SAMPLE[:-10])))
     assert text.startswith(f"cut: cut off at byte {len(SAMPLE) - 10:,} of at least ")
     assert "(99 %); 4 of 4 tensors are whole" in text
-    assert "  download or copy the file again, or use --salvage with convert or extract" in text
+    assert "hint: download or copy the file again, or use --salvage with convert or extract" in text
     assert "(lost: " in str(truncated_zip.diagnose(MemoryBytes("cut", SAMPLE[:900])))
 
 
