@@ -96,7 +96,7 @@ def test_7_damaged_deflate_data_is_refused() -> None:
     entry = zips.deflated(Entry("a/x", bytes(range(256)) * 20))
     for broken in (entry.data[:-3], b"\xff" * len(entry.data)):
         told = entry.but(data=broken, nbytes=5120, crc=0)
-        with pytest.raises(Malformed, match="deflated data"):
+        with pytest.raises(Malformed, match="compressed data"):
             opened(zips.build([told])).read("a/x", 1 << 20)
 
 
