@@ -10,6 +10,7 @@ import io
 import pickle
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import gguf
 import numpy as np
 import safetensors.torch
 import torch
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.formats.torch import test_tar_reader
 
@@ -38,11 +40,19 @@ def seeds(target: str) -> list[bytes]:
         ],
         "gguf": lambda: [_gguf()],
         "npy": lambda: [_npy(array) for array in _arrays().values()],
+        "dcp": _dcp_metadata,
         "npz": lambda: [_npz(np.savez), _npz(np.savez_compressed)],
     }
     if target != "scan":
         return made[target]()
     return list(dict.fromkeys(seed for name in made for seed in seeds(name)))
+
+
+def _dcp_metadata() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save({"model": {"w": torch.ones(3, 4)}, "step": 3}, checkpoint_id=folder, no_dist=True)
+        return [(Path(folder) / ".metadata").read_bytes()]
 
 
 def _state() -> dict[str, Any]:

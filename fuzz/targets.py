@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import CgptError
+from cgpt_convert.formats.dcp import dcp_reader
+from cgpt_convert.formats.dcp.dcp_metadata import read_metadata
 from cgpt_convert.formats.diagnose import refuse
 from cgpt_convert.formats.gguf import reader as gguf_reader
 from cgpt_convert.formats.npy import header
@@ -85,6 +87,15 @@ def npz_archive(source: MemoryBytes) -> None:
     _use(lambda whole: from_source(whole, whole.name), source)
 
 
+def dcp_metadata(source: MemoryBytes) -> None:
+    """The metadata of a distributed checkpoint, whose files are not there."""
+    found = dcp_reader.merged([read_metadata(source)])
+    dcp_reader.items(found, source.name)
+    chunks = dcp_reader.DcpChunks(dict.fromkeys(dcp_reader.items(found, ""), source))
+    for name, tensor in found.tensors.items():
+        chunks.tensor(name, tensor, source.name)
+
+
 def scan(source: MemoryBytes) -> None:
     """What a file is, what a scan says of it, and why it is refused."""
     kind = sniff(source)
@@ -104,6 +115,7 @@ TARGETS: dict[str, Target] = {
     "gguf": gguf,
     "npy": npy,
     "npz": npz_archive,
+    "dcp": dcp_metadata,
     "scan": scan,
 }
 

@@ -109,7 +109,8 @@ def _field(label: str, text: str, level: str = "", verdict: str = "") -> None:
 def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return ["no tensors"]
-    sharded = len({row["file"] for row in rows if row["file"] != row["storage"]}) > 1
+    plain = [row for row in rows if "chunks" not in row and row["file"] != row["storage"]]
+    sharded = len({row["file"] for row in plain}) > 1
     header = ["name", "dtype", "shape", "strides", "storage", "offset", "bytes", "tied to"]
     with_stats = any("stats" in row for row in rows)
     if with_stats:

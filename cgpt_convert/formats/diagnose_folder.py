@@ -14,7 +14,6 @@ _SHOWN = 5
 _SUBFOLDERS = 200  # subfolders that are searched
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})(\.[a-z]+)")
 _RANK = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
-_DCP_TO_TORCH = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
 _OTHERS = (  # files that identify another framework
     ("saved_model.pb", "a TensorFlow SavedModel"),
     ("flax_model.msgpack", "weights of Flax"),
@@ -70,12 +69,6 @@ def several(path: str, names: list[str]) -> CgptError | None:
 
 
 def _distributed(path: str, inside: Collection[str]) -> CgptError | None:
-    if ".metadata" in inside or any(name.endswith(".distcp") for name in inside):
-        return Unsupported(
-            "a distributed checkpoint of torch (DCP), which is not read",
-            where=path,
-            hint=f"make one file of it: {_DCP_TO_TORCH} {path} model.pt",
-        )
     tags = [name for name in inside if re.fullmatch(r"global_step\d+", name)]
     if "zero_to_fp32.py" in inside or tags:
         tag = os.path.join(path, max(tags, key=len)) if tags else path
@@ -131,7 +124,7 @@ def _with_weights(path: str, inside: Collection[str]) -> Iterator[str]:
     """Yield the subfolders that contain weights or an unpacked archive."""
     for name in sorted(inside)[:_SUBFOLDERS]:
         files = _listed(os.path.join(path, name))
-        if any(f.endswith((*weight_suffixes(), ".distcp")) or f == "data.pkl" for f in files):
+        if any(f.endswith(weight_suffixes()) or f == "data.pkl" for f in files):
             yield name
 
 

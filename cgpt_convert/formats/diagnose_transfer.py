@@ -102,8 +102,7 @@ def _archives(source: Source, start: bytes) -> CgptError | None:
     return Unsupported(
         f"several archives, one behind the other; the last begins at byte {moved:,}",
         where=where,
-        hint="a .distcp file of a distributed checkpoint (DCP) is like that: convert the folder "
-        "with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt`",
+        hint="a .distcp file of a distributed checkpoint (DCP) is like that: pass its folder",
     )
 
 

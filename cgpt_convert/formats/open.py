@@ -124,7 +124,7 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
         path = path.rstrip("/") + "/"  # the trailing slash marks a folder's URL
     form = registry.indexed_folder(inside)
     if form is not None:
-        return form.read(path)
+        return form.read_in(path, inside, salvage=salvage)
     names = _weights(inside)
     if not names:
         form = registry.of_folder(inside)

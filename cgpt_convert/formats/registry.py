@@ -19,7 +19,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
 from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind, Start
 from cgpt_convert.sources.local import Source
-from cgpt_convert.sources.paths import open_source
+from cgpt_convert.sources.paths import is_file, listing, open_source
 from cgpt_convert.tensors.dtypes import DType
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class FormatFile(NamedTuple):
 class Format(NamedTuple):
     """A format of weight files or folders. Parts that a format does not have keep their defaults.
 
-    A format has `read_file`, `read_path` or both. One that has no `plan` is read-only.
+    A format has one or more of `read_file`, `read_path` and `read_folder`. One that has no `plan`
+    is read-only.
     """
 
     name: str  # as `--to` takes it
@@ -84,6 +85,9 @@ class Format(NamedTuple):
     detect: Callable[[Start], FormatKind | bool | None] | None = None
     model_files: tuple[str, ...] = ()  # names of the weight file in the folder of a model
     folder_index: str = ""  # the file that marks a folder of this format and lists the others
+    # tells whether a folder is of this format, by names, whatever else is in it; if the index
+    # alone does not decide
+    folder_of: Callable[[Collection[str]], bool] | None = None
     # tells whether a folder that has neither an index nor weight files is of this format, by names
     detect_folder: Callable[[Collection[str]], bool] | None = None
     # returns the names of the files with tensors that the index of a folder lists
@@ -94,6 +98,9 @@ class Format(NamedTuple):
     read_file: Callable[[FormatFile], Checkpoint] | None = None
     # the same of a path, for formats whose checkpoints are folders
     read_path: Callable[[str], Checkpoint] | None = None
+    # the same of a folder, of which it gets the names in it, and whether to salvage: to return the
+    # complete tensors of one that lacks files
+    read_folder: Callable[[str, Collection[str], bool], Checkpoint] | None = None
     salvages: tuple[
         Kind, ...
     ] = ()  # kinds of damaged files that `read_file` also takes, to salvage
@@ -137,7 +144,15 @@ class Format(NamedTuple):
         """Return the checkpoint at `path`, a file or a folder of this format."""
         if self.read_path is not None:
             return self._marked(self.read_path(path))
+        if self.read_folder is not None and not is_file(path):
+            return self.read_in(path, listing(path) or (self.folder_index,))
         return self.load(FormatFile(open_source(path), path))
+
+    def read_in(self, path: str, inside: Collection[str], *, salvage: bool = False) -> Checkpoint:
+        """Return the checkpoint in a folder with files of the names `inside`."""
+        if self.read_folder is None:
+            return self.read(path)
+        return self._marked(self.read_folder(path, inside, salvage))
 
     def load(self, file: FormatFile) -> Checkpoint:
         """Return the checkpoint of an open file; BadRequest if the format has only folders."""
@@ -191,8 +206,8 @@ def _packaged(package: str) -> Format:
 
 
 def names() -> list[str]:
-    """Return the names of the built-in formats, sorted."""
-    return sorted(form.name for form in built_in())
+    """Return the names of the built-in formats that can be written, sorted."""
+    return sorted(form.name for form in built_in() if form.plan is not None)
 
 
 def writable() -> list[str]:
@@ -223,7 +238,7 @@ def plugins() -> tuple[Format, ...]:
     from importlib.metadata import entry_points
 
     formats: dict[str, Format] = {}
-    taken = {*names(), *_RESERVED}
+    taken = {*(form.name for form in built_in()), *_RESERVED}
     for entry in entry_points(group=GROUP):
         form = _loaded(entry)
         if form.name in formats or form.name in taken:
@@ -271,7 +286,7 @@ def _guarded(name: str, field: str, hook: Callable[..., Any]) -> Callable[..., A
     return call
 
 
-_READ = ("read_file", "read_path")
+_READ = ("read_file", "read_path", "read_folder")
 
 
 def _where(subject: object = "", *_more: object) -> str:
@@ -343,8 +358,14 @@ def plugin_of_file(source: Source, kind: FileKind) -> Format | None:
 
 
 def indexed_folder(inside: Collection[str]) -> Format | None:
-    """Return the format whose index is among the names in a folder, or None."""
-    return next((form for form in built_in() if form.folder_index in inside), None)
+    """Return the format that a folder certainly has, by its index and other names; or None."""
+    return next((form for form in built_in() if _indexes(form, inside)), None)
+
+
+def _indexes(form: Format, inside: Collection[str]) -> bool:
+    if form.folder_of is not None:
+        return form.folder_of(inside)
+    return form.folder_index in inside
 
 
 def folder_indexes() -> list[str]:

@@ -103,11 +103,7 @@ def assembled(name: str, dtype: DType, shape: Ints, boxes: Sequence[Box], where:
     """
     boxes = [box for box in boxes if box.numel]
     place = f"{where}[{name}]"
-    for box in boxes:
-        fits = len(box.offsets) == len(shape) and min(box.offsets, default=0) >= 0
-        if not fits or any(end > size for end, size in zip(box.ends, shape, strict=True)):
-            raise Malformed(f"{box} is outside the shape {dims(shape)}", where=place)
-    check_apart(boxes, place)
+    check_places(boxes, shape, place)
     covered = sum(box.numel for box in boxes)
     if covered != math.prod(shape):
         hole = _slices(*_hole(boxes, shape))
@@ -135,10 +131,20 @@ def with_boxes(tensor: Tensor, boxes: Sequence[Box]) -> Tensor:
     return replace(tensor, storage=replace(tensor.storage, source=source))
 
 
-def check_apart(boxes: Sequence[Box], where: str) -> None:
-    """Raise Malformed, naming two boxes, if any overlap; `where` names the tensor."""
-    if len(boxes) < 2:  # noqa: PLR2004  a pair
-        return
+def check_places(boxes: Sequence[Box], shape: Ints, where: str) -> None:
+    """Raise Malformed, naming them, for boxes that overlap or are outside a tensor of that shape.
+
+    `where` names the tensor. Raises Unsupported if there are too many to compare them.
+    """
+    for box in boxes:
+        fits = len(box.offsets) == len(box.shape) == len(shape) and min(box.offsets, default=0) >= 0
+        if not fits or any(end > size for end, size in zip(box.ends, shape, strict=True)):
+            raise Malformed(f"{box} is outside the shape {dims(shape)}", where=where)
+    if len(boxes) > 1:
+        _check_apart(boxes, where)
+
+
+def _check_apart(boxes: Sequence[Box], where: str) -> None:
     rank = len(boxes[0].offsets)
     axis = max(range(rank), key=lambda axis: len({b.offsets[axis] for b in boxes}), default=0)
     if not rank:

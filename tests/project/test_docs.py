@@ -84,7 +84,7 @@ def rows(text: str) -> list[list[str]]:
 def test_the_table_of_written_formats_is_that_of_the_registry() -> None:
     table = {row[0].strip("`"): row[1:] for row in rows(section("formats.md", "Written"))}
     assert sorted(table) == targets()
-    for form in registry.built_in():
+    for form in map(registry.by_name, registry.names()):
         output, *rest = table[form.name]
         assert rest == [format_table.suffixes(form), format_table.types(form)]
         assert output.startswith("a folder") == form.folder

@@ -1,0 +1,314 @@
+"""Distributed checkpoints equal what torch makes of them; what contradicts itself is named."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from cgpt_convert import open_checkpoint
+from cgpt_convert.core.errors import CgptError, Malformed
+from tests.helpers.running import ROOT, contents, run
+
+RANKS = (1, 2, 4)
+INDEX = ".metadata"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    command = (sys.executable, "-m", "tests.helpers.dcp_runs", str(folder))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run2(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint of two ranks, to change."""
+    shutil.copytree(runs / "dcp-2", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield ".".join(path), value
+    for key, item in value.items() if isinstance(value, dict) else ():
+        yield from flat(item, (*path, key))
+
+
+def merged(runs: Path, ranks: int) -> dict[str, torch.Tensor]:
+    """The tensors, as torch merges them."""
+    return dict(flat(torch.load(runs / f"dcp-{ranks}.pt")))
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert (tensor.dtype, tensor.shape) == (other[name].dtype, other[name].shape), name
+        assert torch.equal(tensor, other[name]), name
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return {name: tensor.torch() for name, tensor in checkpoint.items()}
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_every_element_is_that_of_torch(runs: Path, ranks: int) -> None:
+    expected = merged(runs, ranks)
+    assert len(expected) == 16
+    assert_same(read(runs / f"dcp-{ranks}"), expected)
+    assert_same(read(runs / f"dcp-{ranks}" / INDEX), expected)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_the_commands_take_a_checkpoint_for_the_file_that_torch_makes(
+    runs: Path, ranks: int, tmp_path: Path
+) -> None:
+    folder, file = runs / f"dcp-{ranks}", runs / f"dcp-{ranks}.pt"
+    for words in (("digest",), ("digest", "--root", ".")):
+        assert run(*words, folder).out == run(*words, file).out
+    output = tmp_path / "model.safetensors"
+    assert run("convert", folder, "-o", output, "--verify").code == 0
+    expected = {name.removeprefix("model."): t for name, t in merged(runs, ranks).items()}
+    expected.pop("rng")
+    assert_same(safetensors.torch.load_file(output), expected)
+    assert run("verify", folder, output).code == 0
+    assert run("verify", file, output).code == 0
+    assert run("lock", folder, "-o", tmp_path / "lock.json").code == 0
+    assert run("verify", "--lock", tmp_path / "lock.json", file).code == 0
+    assert run("diff", folder, file).code == 0
+    checked = run("inspect", "--check", "--json", folder).json["check"]
+    assert checked["ok"]
+    assert checked["recorded"] == checked["storages"] - 1 >= len(expected)  # one is empty
+
+
+def test_the_dicts_around_the_tensors_are_those_of_the_file(runs: Path) -> None:
+    with open_checkpoint(runs / "dcp-4") as folder, open_checkpoint(runs / "dcp-4.pt") as file:
+        assert folder.within == {name: file.within[name] for name in folder.within}
+        assert {"": "", "model": ""}.items() <= folder.containers.items()
+        assert {leaf.path for leaf in folder.others} == {leaf.path for leaf in file.others}
+
+
+def test_ranks_without_coordination_are_merged(runs: Path) -> None:
+    assert {path.name for path in (runs / "uncoordinated").glob("*.metadata")} == {
+        "__0.metadata",
+        "__1.metadata",
+    }
+    expected = {f"model.{name}": tensor for name, tensor in read(runs / "uncoordinated").items()}
+    assert len(expected) == 11
+    assert_same({name: merged(runs, 2)[name] for name in expected}, expected)
+    with pytest.raises(Malformed, match=r"no chunk has the elements \[4:7, 0:5\]"):
+        open_checkpoint(runs / "uncoordinated" / "__0.metadata")
+
+
+def test_chunks_in_safetensors_are_read(runs: Path) -> None:
+    assert_same(read(runs / "serialized"), read(runs / "uncoordinated"))
+
+
+def test_provenance_names_every_chunk(runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.safetensors"
+    assert run("convert", runs / "dcp-2", "-o", output).code == 0
+    with safetensors.safe_open(output, "pt") as file:
+        rows = json.loads(file.metadata()["cgpt_convert.tensors"])
+    for name, row in rows.items():
+        listed = {chunk.partition(":")[0] for chunk in row.get("chunks", ())}
+        assert listed <= {"__0_0.distcp", "__1_0.distcp"}
+        assert bool(listed) == (name != "empty")
+    assert [chunk.partition(" ")[2] for chunk in rows["columns"]["chunks"]] == [
+        "[0:3, 0:5]",
+        "[0:3, 5:10]",
+    ]
+
+
+def test_inspecting_reads_the_metadata_only(run2: Path) -> None:
+    before = run("inspect", "--json", run2)
+    for path in run2.glob("*.distcp"):
+        path.write_bytes(bytes(path.stat().st_size))
+    after = run("inspect", "--json", run2)
+    assert after == before
+    assert after.code == 0
+    row = next(row for row in after.json["tensors"] if row["name"] == "model.columns")
+    assert [chunk["start"] for chunk in row["chunks"]] == [[0, 0], [0, 5]]
+    assert [chunk["file"] for chunk in row["chunks"]] == ["__0_0.distcp", "__1_0.distcp"]
+    assert run("digest", run2).code == 3
+
+
+def test_a_missing_rank_is_named_and_the_rest_is_salvaged(
+    run2: Path, runs: Path, tmp_path: Path
+) -> None:
+    (run2 / "__0_0.distcp").unlink()
+    result = run("inspect", run2)
+    assert result.code == 3
+    assert "1 of 2 files of the checkpoint are missing: __0_0.distcp" in result.err
+    output = tmp_path / "some.safetensors"
+    result = run("convert", "--salvage", "--root", ".", run2, "-o", output)
+    assert "model.rows" in result.out + result.err
+    left = safetensors.torch.load_file(output)
+    expected = merged(runs, 2)
+    assert {"model.rows", "model.columns"} <= expected.keys() - left.keys()
+    assert {"model.scalar", "model.turned"} <= left.keys()
+    assert_same(left, {name: expected[name] for name in left})
+
+
+def test_a_damaged_chunk_is_noticed(run2: Path, runs: Path, tmp_path: Path) -> None:
+    expected = merged(runs, 2)
+    value = expected["model.columns"][:, 5:].contiguous().numpy().tobytes()
+    path = run2 / "__1_0.distcp"
+    data = path.read_bytes()
+    assert data.count(value) == 1
+    path.write_bytes(data.replace(value, value[:-1] + bytes((value[-1] ^ 1,))))
+    for words in (("digest",), ("convert", "-o", tmp_path / "never.safetensors")):
+        result = run(*words, run2)
+        assert result.code == 3
+        assert "does not match its checksum" in result.err
+    checked = run("inspect", "--check", "--json", run2)
+    assert checked.code == 1
+    assert checked.json["check"]["tensors"] == ["model.columns"]
+    output = tmp_path / "some.safetensors"
+    run("convert", "--salvage", "--root", ".", run2, "-o", output)
+    assert expected.keys() - safetensors.torch.load_file(output).keys() == {"model.columns"}
+
+
+def change(folder: Path, edit: Callable[[Metadata], object]) -> Path:
+    """Write the metadata again, as `edit` changes it."""
+    metadata = pickle.loads((folder / INDEX).read_bytes())
+    edit(metadata)
+    (folder / INDEX).write_bytes(pickle.dumps(metadata))
+    return folder
+
+
+ROWS = MetadataIndex("model.rows", [4, 0])
+
+
+def place(metadata: Metadata, **values: Any) -> None:
+    """Change the place of a chunk."""
+    for name, value in values.items():
+        setattr(metadata.storage_data[ROWS], name, value)
+
+
+def chunks(metadata: Metadata) -> list[ChunkStorageMetadata]:
+    entry = metadata.state_dict_metadata["model.rows"]
+    assert isinstance(entry, TensorStorageMetadata)
+    return entry.chunks
+
+
+def chunk(metadata: Metadata, number: int, **values: Any) -> None:
+    """Change a chunk."""
+    for name, value in values.items():
+        setattr(chunks(metadata)[number], name, torch.Size(value))
+
+
+def more(metadata: Metadata) -> None:
+    """Add a chunk inside another."""
+    chunks(metadata).append(ChunkStorageMetadata(torch.Size([5, 1]), torch.Size([1, 2])))
+    metadata.storage_data[MetadataIndex("model.rows", [5, 1])] = metadata.storage_data[ROWS]
+
+
+WRONG: dict[str, tuple[Callable[[Metadata], object], str]] = {
+    "past the end": (lambda m: place(m, offset=10**9), "bytes, and a chunk in it ends at 1,000,0"),
+    "before the start": (lambda m: place(m, offset=-1), "a chunk at byte -1"),
+    "a parent folder": (
+        lambda m: place(m, relative_path="../run/__0_0.distcp"),
+        "a chunk in a file outside the folder: '../run/__0_0.distcp'",
+    ),
+    "an absolute path": (lambda m: place(m, relative_path="/etc/passwd"), "outside the folder"),
+    "a path that is none": (lambda m: place(m, relative_path=3), "a chunk whose file is 3"),
+    "shared bytes": (lambda m: place(m, offset=m.storage_data[ROWS].offset + 1), "share bytes"),
+    "a smaller place": (lambda m: place(m, length=3), "a chunk of 48 bytes in 3"),
+    "no place": (lambda m: m.storage_data.pop(ROWS), "where the chunk at [4, 0] of model.rows is"),
+    "an overlap": (more, "two chunks overlap: __"),
+    "a hole": (
+        lambda m: chunks(m).pop(),
+        "no chunk has the elements [4:7, 0:4]; 16 of 28 are there",
+    ),
+    "a chunk outside": (lambda m: chunk(m, 1, sizes=[4, 4]), "is outside the shape 7x4"),
+    "another rank": (lambda m: chunk(m, 0, sizes=[4, 4, 1]), "the shape [4, 4, 1]"),
+    "a transform": (
+        lambda m: place(m, transform_descriptors=["stream.rot13/1"]),
+        "is transformed: stream.rot13/1",
+    ),
+    "compression": (
+        lambda m: place(m, transform_descriptors=["stream.zstd/1"]),
+        "is compressed with zstd",
+    ),
+    "an object in place of a number": (
+        lambda m: place(m, offset=torch.Size([1])),
+        "not an integer: torch.Size",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_metadata_that_contradicts_itself_is_named(name: str, run2: Path) -> None:
+    edit, message = WRONG[name]
+    result = run("digest", "--root", ".", change(run2, edit))
+    assert result.code == 3
+    assert message in result.err
+
+
+def test_a_chunk_that_is_not_what_the_metadata_says_is_named(run2: Path) -> None:
+    def swap(metadata: Metadata) -> None:
+        data, other = metadata.storage_data, MetadataIndex("model.middle", [0, 3, 0])
+        data[ROWS], data[other] = data[other], data[ROWS]
+
+    change(run2, swap)
+    with open_checkpoint(run2) as checkpoint, pytest.raises(Malformed) as caught:
+        checkpoint["model.rows"].numpy()
+    assert "the chunk of model.rows is float64 [2, 3, 5], and .metadata says float32 [3, 4]" in str(
+        caught.value
+    )
+
+
+def test_metadata_is_never_executed(run2: Path, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return (Path(tmp_path / "hostile").write_text, ("x",))
+
+    def hide(metadata: Metadata) -> None:
+        metadata.storage_meta.modules = [Hostile()]  # type: ignore[union-attr]
+
+    change(run2, hide)
+    result = run("inspect", run2)
+    assert "names foreign code, not loaded here" in result.out
+    assert not (tmp_path / "hostile").exists()
+
+
+def test_an_incomplete_checkpoint_is_named(run2: Path) -> None:
+    (run2 / INDEX).unlink()
+    result = run("inspect", run2)
+    assert result.code == 3
+    assert "chunks of a distributed checkpoint without their .metadata" in result.err
+    result = run("inspect", run2 / "__0_0.distcp")
+    assert "pass its folder" in result.err
+
+
+def test_weights_beside_a_checkpoint_do_not_hide_it(run2: Path) -> None:
+    torch.save({"a": torch.ones(1)}, run2 / "common.pt")
+    assert run("inspect", "--json", run2).json["kind"] == "PyTorch distributed checkpoint"
+
+
+def test_truncated_and_changed_metadata_is_refused_cleanly(run2: Path) -> None:
+    data = (run2 / INDEX).read_bytes()
+    for at in range(0, len(data), 61):
+        for wrong in (data[:at], data[:at] + bytes((data[at] ^ 0x15,)) + data[at + 1 :]):
+            (run2 / INDEX).write_bytes(wrong)
+            try:
+                read(run2)
+            except CgptError:
+                continue
+    assert contents(run2).keys() == {INDEX, "__0_0.distcp", "__1_0.distcp"}
