@@ -177,6 +177,21 @@ UNREADABLE = FindingRule(
     "them and stop, unless --exclude skips them.",
 )
 
+OTHER_WEIGHTS = FindingRule(
+    "CGPT032",
+    "warning",
+    "other weight files in the folder, not read",
+    "The folder has safetensors and torch files, probably of the same model. The safetensors are "
+    "read, as transformers does. To read the other ones, name the file or its index.",
+)
+NO_INDEX = FindingRule(
+    "CGPT033",
+    "note",
+    "shards without an index",
+    "The names of the files say which shards there are, and all of them are there. Nothing says "
+    "which tensors they should have.",
+)
+
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, FindingRule))
 BY_ID = {rule.id: rule for rule in RULES}
 

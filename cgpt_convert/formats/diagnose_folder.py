@@ -6,13 +6,12 @@ import os
 import re
 from collections.abc import Collection, Iterator
 
-from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
+from cgpt_convert.core.errors import CgptError, Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.registry import weight_suffixes
 
 _SHOWN = 5
 _SUBFOLDERS = 200  # subfolders that are searched
-_SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})(\.[a-z]+)")
 _RANK = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _OTHERS = (  # files that identify another framework
     ("saved_model.pb", "a TensorFlow SavedModel"),
@@ -24,7 +23,7 @@ _OTHERS = (  # files that identify another framework
 
 def without_weights(path: str, inside: Collection[str]) -> CgptError:
     """Return the error for the folder at `path`, which contains `inside` and no weight file."""
-    special = _distributed(path, inside) or _of_torch(path, inside) or _hub_cache(path, inside)
+    special = _distributed(path, inside) or _hub_cache(path, inside)
     if special:
         return special
     below = list(_with_weights(path, inside))
@@ -55,14 +54,6 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
 
 def several(path: str, names: list[str]) -> CgptError | None:
     """Return the error for weight files that belong together; None if one of them can be chosen."""
-    shards = [match for match in map(_SHARD.fullmatch, names) if match]
-    if len(shards) == len(names) and len({(m[1], m[2], m[3]) for m in shards}) == 1:
-        index = f"{shards[0][1]}{shards[0][3]}.index.json"
-        return Malformed(
-            f"{len(names)} of {int(shards[0][2])} shards of one model, and no index of them",
-            where=path,
-            hint=f"download {index} beside them; or name one shard to read it alone",
-        )
     if any(map(_RANK.fullmatch, names)):
         return _deepspeed(path, names)
     return None
@@ -83,18 +74,6 @@ def _deepspeed(path: str, files: Collection[str], tag: str = "") -> CgptError:
     if whole:
         hint += f"; or name {os.path.join(tag or path, whole[0])} for the weights as they trained"
     return Unsupported("a checkpoint of DeepSpeed in parts", where=path, hint=hint)
-
-
-def _of_torch(path: str, inside: Collection[str]) -> CgptError | None:
-    if "data.pkl" not in inside:
-        return None
-    name = os.path.basename(os.path.abspath(path))
-    parent = os.path.dirname(os.path.abspath(path))
-    return Unsupported(
-        "an unpacked torch archive: loaders want it packed",
-        where=path,
-        hint=f"pack it again without compression: cd {parent} && zip -0 -r {name}.pt {name}",
-    )
 
 
 def _hub_cache(path: str, inside: Collection[str]) -> CgptError | None:

@@ -131,8 +131,39 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
         if form is not None:
             return form.read(path)
         names = sorted(filter(registry.plugin_of_suffix, inside))
-    one = _the_one(path, names, inside)
-    return _open_weights(one, salvage=salvage) if is_url(one) else _open_local(one, salvage=salvage)
+    names, others = _preferred(names)
+    files = sharded_reader.all_shards(names) if len(names) > 1 else []
+    if files:
+        open_file = functools.partial(_open_file, salvage=salvage)
+        checkpoint = sharded_reader.read_shards(path, files, open_file, salvage=salvage)
+    else:
+        one = _the_one(path, names, inside)
+        opened = _open_weights if is_url(one) else _open_local
+        checkpoint = opened(one, salvage=salvage)
+    if others:
+        checkpoint.findings.append(Finding(findings.OTHER_WEIGHTS, ", ".join(others)))
+    return checkpoint
+
+
+def _preferred(names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the names to read and those to leave: safetensors go before the same as torch files.
+
+    Only names that the files of one model have by convention are taken for the same.
+    """
+    chosen = [name for name in names if name.removesuffix(INDEX).endswith(_SAFETENSORS)]
+    others = [name for name in names if name not in chosen]
+    usual = {*registry.model_files()}
+    whole = len(chosen) == 1 and usual.issuperset(names)
+    if others and (whole or (_are_shards(chosen) and _are_shards(others))):
+        return chosen, others
+    return names, []
+
+
+_SAFETENSORS = ".safetensors"
+
+
+def _are_shards(names: list[str]) -> bool:
+    return bool(names and sharded_reader.all_shards(names))
 
 
 def _weights(inside: Collection[str]) -> list[str]:

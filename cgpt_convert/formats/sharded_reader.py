@@ -1,4 +1,4 @@
-"""Checkpoints in several shards listed by `*.index.json`, merged into one tensor table.
+"""Checkpoints in several shards, merged into one tensor table: listed by an index, or by names.
 
 The index is Hugging Face's: {"metadata": {"total_size": N}, "weight_map": {name: file}}.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core import findings
@@ -28,6 +28,57 @@ def lone_shard(path: str) -> str | None:
     name = os.path.basename(path)
     match = re.fullmatch(_SHARD, name)
     return f"{match[1]}{match[4]}.index.json" if match and int(match[3]) > 1 else None
+
+
+def all_shards(names: Collection[str]) -> list[str]:
+    """Return the names of all shards of the set that `names` are some of; empty if of no one set.
+
+    A set has one beginning, number of shards and suffix, as in `model-00001-of-00004.safetensors`.
+    """
+    matches = [match for match in (re.fullmatch(_SHARD, name) for name in names) if match]
+    sets = {(match[1], match[3], match[4]) for match in matches}
+    if len(matches) < len(names) or len(sets) != 1:
+        return []
+    ((stem, count, suffix),) = sets
+    if int(count) > _MOST_UNLISTED:
+        return []
+    every = [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+    return every if {*every}.issuperset(names) else []
+
+
+_MOST_UNLISTED = 10_000  # shards: the names of missing ones are listed
+
+
+def read_shards(
+    folder: str,
+    files: Sequence[str],
+    open_file: Callable[[str], Checkpoint],
+    *,
+    salvage: bool = False,
+) -> Checkpoint:
+    """Read all tensors of the shards `files` in a folder that has no index of them.
+
+    Raises Malformed listing the shards that are missing and the tensors that several have. With
+    `salvage`, missing and unreadable shards are lost instead; the names of their tensors are not
+    known.
+    """
+    opened = _open_all if is_url(folder) else _open_each
+    shards, unread = _sort(
+        folder, opened({name: join(folder, name) for name in files}, open_file), salvage=salvage
+    )
+    kind = next(iter(shards.values())).kind
+    merged = Checkpoint(folder, f"{kind}, {len(files)} shards", (), {})
+    holders: dict[str, str] = {}
+    for file, shard in shards.items():
+        for name in (*shard, *shard.exotic, *shard.lost):
+            if holders.setdefault(name, file) != file:
+                message = f"{printable(name)} is in {holders[name]} and in {file}"
+                raise Malformed(message, where=folder)
+        _merge(merged, shard, file)
+    for file, why in unread.items():
+        merged.lost[file] = MissingTensor(None, f"the shard {why}: all of its tensors")
+    merged.findings.append(Finding(findings.NO_INDEX, f"{len(files)} shards"))
+    return merged
 
 
 def read_index(
@@ -94,7 +145,7 @@ def _sort(
         raise Malformed(
             f"{len(missing)} of {len(opened)} shards are missing: {listed}",
             where=index,
-            hint=f"download them to the folder of the index, or {SALVAGE}",
+            hint=f"download them to the folder of the others, or {SALVAGE}",
         )
     # network errors may be temporary
     damage: tuple[type[CgptError], ...] = (Malformed, *(() if is_url(index) else (Unreadable,)))

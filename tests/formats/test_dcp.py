@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import CgptError, Malformed
 from tests.helpers.running import ROOT, contents, run
+from tests.helpers.servers import nginx
 
 RANKS = (1, 2, 4)
 INDEX = ".metadata"
@@ -312,3 +313,71 @@ def test_truncated_and_changed_metadata_is_refused_cleanly(run2: Path) -> None:
             except CgptError:
                 continue
     assert contents(run2).keys() == {INDEX, "__0_0.distcp", "__1_0.distcp"}
+
+
+HF = "hf/sharded"
+
+
+def test_safetensors_of_ranks_are_those_that_torch_merges(runs: Path, tmp_path: Path) -> None:
+    expected = safetensors.torch.load_file(next((runs / "hf").glob("*.safetensors")))
+    assert_same(read(runs / HF), expected)
+    output = tmp_path / "model.safetensors"
+    assert run("convert", runs / HF, "-o", output).code == 0
+    assert_same(safetensors.torch.load_file(output), expected)
+    assert run("verify", runs / "hf", output).code == 0
+    with safetensors.safe_open(output, "pt") as file:
+        assert "DCP_SHARDING_INFO" not in file.metadata()
+
+
+def test_safetensors_of_one_rank_are_read_with_a_warning(runs: Path) -> None:
+    file = min((runs / HF).glob("*.safetensors"))
+    found = run("inspect", file, "--json").json["findings"]
+    assert [finding["id"] for finding in found] == ["CGPT013"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([0, 1], "two chunks overlap: shard-00001"),
+        ([9, 0], "no chunk has the elements"),
+        ([-1, 0], "-1 is not a non-negative integer"),
+        ([0], "do not fit together"),
+        (["0", 0], "no saved_offsets of columns"),
+        ([1 << 62, 0], "more bytes than can be counted"),
+    ],
+)
+def test_safetensors_of_ranks_that_do_not_fit_are_named(
+    starts: list[Any], message: str, runs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(runs / HF, folder)
+    path = sorted(folder.iterdir())[1]
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    info = json.loads(metadata["DCP_SHARDING_INFO"])
+    info["columns"]["saved_offsets"] = starts
+    metadata["DCP_SHARDING_INFO"] = json.dumps(info)
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata)
+    result = run("digest", folder)
+    assert result.code == 3
+    assert message in result.err
+
+
+def test_a_missing_rank_of_safetensors_leaves_holes(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(runs / HF, folder)
+    min(folder.iterdir()).unlink()
+    result = run("inspect", folder)
+    assert result.code == 3
+    assert "no chunk has the elements" in result.err
+    output = tmp_path / "m.safetensors"
+    assert run("convert", folder, "-o", output, "--salvage").code == 1
+    assert set(safetensors.torch.load_file(output)) == {"same", "half"}
+
+
+def test_a_checkpoint_is_read_from_a_url(runs: Path, tmp_path: Path) -> None:
+    with nginx(tmp_path) as server:
+        shutil.copytree(runs / "dcp-4", server.www / "run")
+        inspected = run("inspect", "--json", server.url("run/.metadata")).json
+        assert len(inspected["tensors"]) == 16
+        assert run("digest", server.url("run/")).out == run("digest", runs / "dcp-4").out

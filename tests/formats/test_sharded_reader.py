@@ -195,3 +195,71 @@ def test_an_array_beside_a_model_does_not_hide_it(tmp_path: Path) -> None:
     vendor.write(vendor.TINY, tmp_path)
     (tmp_path / "notes.npy").write_bytes(b"")
     assert len(run("inspect", tmp_path, "--json").json["tensors"]) == 33
+
+
+def without_index(folder: Path) -> Path:
+    (folder / INDEX).unlink()
+    return folder
+
+
+def test_shards_without_an_index_are_read_by_their_names(
+    state: vendor.State, folder: Path, tmp_path: Path
+) -> None:
+    indexed = run("digest", folder).out
+    result = run("inspect", without_index(folder), "--json")
+    assert [finding["id"] for finding in result.json["findings"]] == ["CGPT033"]
+    assert len(result.json["tensors"]) == len(state)
+    assert run("digest", folder).out == indexed
+    assert run("convert", folder, "-o", tmp_path / "m.safetensors").code == 0
+    assert run("verify", folder, tmp_path / "m.safetensors").code == 0
+
+
+def test_a_missing_shard_without_an_index_is_named(folder: Path, tmp_path: Path) -> None:
+    first, second = (folder / name for name in (FIRST, SECOND))
+    third = "pytorch_model-00003-of-00003.bin"
+    first.rename(folder / FIRST.replace("of-00002", "of-00003"))
+    second.rename(folder / SECOND.replace("of-00002", "of-00003"))
+    result = run("inspect", without_index(folder))
+    assert result.code == 3
+    assert f"1 of 3 shards are missing: {third}" in result.err
+    output = tmp_path / "m.safetensors"
+    result = run("convert", folder, "-o", output, "--salvage", "--json")
+    assert result.code == 1
+    assert [each["name"] for each in result.json["lost"]] == [third]
+
+
+def test_a_tensor_in_two_shards_is_named(folder: Path) -> None:
+    name = next(iter(torch.load(folder / FIRST)))
+    torch.save(torch.load(folder / SECOND) | {name: torch.ones(1)}, folder / SECOND)
+    refused(without_index(folder), f"{name} is in {FIRST} and in {SECOND}")
+
+
+def test_safetensors_are_taken_before_torch_files(folder: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    both.mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        value = {"w": torch.full((2,), float(len(name)))}
+        if name.endswith(".bin"):
+            torch.save(value, both / name)
+        else:
+            safetensors.torch.save_file(value, both / name)
+    result = run("inspect", both, "--json")
+    assert result.json["kind"] == "safetensors"
+    (finding,) = result.json["findings"]
+    assert (finding["id"], finding["detail"]) == ("CGPT032", "pytorch_model.bin")
+    converted = run("convert", both, "-o", tmp_path / "m.npz")
+    assert "other weight files in the folder, not read: pytorch_model.bin" in converted.err
+
+    shards = without_index(folder)
+    for number in (1, 2):
+        value = {f"w{number}": torch.ones(1)}
+        safetensors.torch.save_file(value, shards / f"model-0000{number}-of-00002.safetensors")
+    result = run("inspect", shards, "--json")
+    assert [row["name"] for row in result.json["tensors"]] == ["w1", "w2"]
+    assert {finding["id"] for finding in result.json["findings"]} == {"CGPT032", "CGPT033"}
+
+
+def test_files_that_may_be_of_other_models_are_not_chosen_from(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1)}, tmp_path / "critic.bin")
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "actor.safetensors")
+    assert run("inspect", tmp_path).code == 2

@@ -192,7 +192,7 @@ def test_damaged_chunks_are_noticed_in_whatever_order_they_are_read(
                 assert np.array_equal(watched.numpy(), np.ones(tensor.shape, "float32"))
 
         if fails:
-            with pytest.raises(Malformed, match="storage b does not match its checksum"):
+            with pytest.raises(Malformed, match="storage 'b' does not match its checksum"):
                 read()
         else:
             read()

@@ -12,6 +12,8 @@ INDEX = ".metadata"
 DATA = ".distcp"
 MODULE = "torch.distributed.checkpoint.metadata"
 _OF_RANK = re.compile(r"__([0-9]+)\.metadata")  # of ranks that were saved without coordination
+# what torch's HuggingFaceStorageWriter saves: rank, then the file of the whole model it belongs to
+_OF_HF = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _NAMED_WITHIN = 96  # bytes from the start: protocol, frame, module
 
 
@@ -26,7 +28,12 @@ def is_dcp(inside: Collection[str]) -> bool:
     A folder that cannot be listed has the names that were asked for and exist.
     """
     data = any(name.endswith(DATA) for name in inside)
-    return data or {*inside} == {INDEX} or bool(rank_metadata(inside))
+    return data or {*inside} == {INDEX} or bool(rank_metadata(inside) or hf_shards(inside))
+
+
+def hf_shards(inside: Collection[str]) -> list[str]:
+    """Return the safetensors files of ranks, sorted."""
+    return sorted(filter(_OF_HF.fullmatch, inside))
 
 
 def rank_metadata(inside: Collection[str]) -> list[str]:

@@ -19,7 +19,7 @@ from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import EXPANSION, EXPANSION_FLOOR
 from cgpt_convert.core.text import printable
-from cgpt_convert.formats.dcp.dcp_folder import INDEX, KIND, rank_metadata
+from cgpt_convert.formats.dcp.dcp_folder import INDEX, KIND, hf_shards, rank_metadata
 from cgpt_convert.formats.dcp.dcp_metadata import (
     ChunkedTensor,
     DcpMetadata,
@@ -53,6 +53,10 @@ def read_file(file: FormatFile) -> Checkpoint:
 def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint:  # noqa: FBT001
     """Read the checkpoint in the folder at `path`, in which there are files of these names."""
     names = [INDEX] if INDEX in inside else rank_metadata(inside)
+    if not names and hf_shards(inside):
+        from cgpt_convert.formats.dcp.hf_shards import read_shards
+
+        return read_shards(path, hf_shards(inside), salvage=salvage)
     if not names:
         raise Malformed(
             "chunks of a distributed checkpoint without their .metadata",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.core import strict_json
+from cgpt_convert.core import findings, strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
+from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import HEADER_BYTES, TENSORS
 from cgpt_convert.formats import read_checks, salvage
 from cgpt_convert.formats.file_kinds import Start
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cgpt_convert.formats.scan_interface import PartScanner
 
 METADATA = "__metadata__"
+SHARDING = "DCP_SHARDING_INFO"  # the metadata key of a file with the chunks of one rank
 FRAMEWORK = "format"  # the metadata key for "pt", "tf", "np"...: never an alias
 F4 = "F4"
 N_LEN = 8  # tensor.rs `N_LEN`: the header's length, little-endian
@@ -112,6 +115,9 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     rest = {key: value for key, value in metadata.items() if key not in aliases}
     checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
     read_checks.add_unread(checkpoint, unread)
+    if SHARDING in metadata:
+        detail = f"{os.path.basename(source.name)} has the chunks of one rank; the folder opens all"
+        checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
     return checkpoint, start + end
 
 

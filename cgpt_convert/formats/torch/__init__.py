@@ -3,7 +3,7 @@
 from cgpt_convert.core.lazy import LazyReference
 from cgpt_convert.formats.file_kinds import Kind
 from cgpt_convert.formats.registry import Format
-from cgpt_convert.formats.torch.torch_files import KINDS, detect, diagnose, read_file
+from cgpt_convert.formats.torch.torch_files import KINDS, detect, diagnose, is_unpacked, read_file
 
 FORMAT = Format(
     "torch",
@@ -13,7 +13,9 @@ FORMAT = Format(
     kinds=KINDS,
     detect=detect,
     model_files=("pytorch_model.bin",),
+    folder_of=is_unpacked,
     read_file=read_file,
+    read_folder=LazyReference(f"{__name__}.unpacked_archive:read_folder"),
     read_path=LazyReference(f"{__name__}.writer:read"),
     salvages=(Kind.CUT_ZIP,),
     diagnose=diagnose,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from cgpt_convert.checkpoint import Checkpoint
@@ -16,7 +17,9 @@ LEGACY = FormatKind("PyTorch legacy stream", Kind.PICKLE)
 TAR = FormatKind("PyTorch tar archive", Kind.TAR)
 KINDS = (ZIP, LEGACY, TAR)
 
-_RECORDS = ("data.pkl", ".data/extern_modules")  # in the root folder of an archive
+PICKLE = "data.pkl"
+_BESIDE = frozenset({"data", "version", "byteorder"})  # other records
+_RECORDS = (PICKLE, ".data/extern_modules")  # in the root folder of an archive
 _NAME_AT = 30  # in a local header, APPNOTE.TXT 4.3.7
 
 
@@ -44,6 +47,11 @@ def _is_torch_zip(start: Start) -> bool:
         return first or any(name.partition("/")[2] in _RECORDS for name in start.zip_names)
     except CgptError:
         return True
+
+
+def is_unpacked(inside: Collection[str]) -> bool:
+    """Return whether a folder with these names is an archive that was unpacked."""
+    return PICKLE in inside and not _BESIDE.isdisjoint(inside)
 
 
 def _begins_as_torch(head: bytes) -> bool:
