@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from cgpt_convert.targets.selection import (
 )
 from cgpt_convert.tensors.non_finite import NonFiniteCounts
 from cgpt_convert.tensors.read import CastCounts
+from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.writing.writer import WriteOptions
 
 
@@ -31,6 +33,20 @@ class WrittenFile(NamedTuple):
     path: str
     name: str
     nbytes: int
+
+
+class CastSummary(NamedTuple):
+    """The casts to one type. The losses are None for a dry run.
+
+    `overflowed` counts finite values that became infinite, `zeroed` values that became zero. For
+    quantized types they count the values in blocks whose scale did.
+    """
+
+    dtype: str
+    tensors: int
+    values: int  # elements of these tensors
+    overflowed: int | None
+    zeroed: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,7 @@ class Converted:
     aliases: dict[str, str]  # name of a tied weight -> the name that it is written under
     reordered: tuple[str, ...]  # tensors whose elements were put in C order
     cast: tuple[str, ...]
+    casts: tuple[CastSummary, ...]  # of these, one for each type
     empty: tuple[str, ...]  # tensors without elements
     lossy: dict[str, CastCounts]  # values that a cast made infinite or zero, by tensor
     not_finite: dict[str, NonFiniteCounts]  # NaN and infinite values written, by tensor
@@ -80,6 +97,7 @@ class Converted:
             "aliases": self.aliases,
             "reordered": [*self.reordered],
             "cast": [*self.cast],
+            "casts": [casts._asdict() for casts in self.casts],
             "lossy": {
                 name: {"overflowed": counts.overflowed, "zeroed": counts.zeroed}
                 for name, counts in self.lossy.items()
@@ -148,7 +166,7 @@ def convert(
         settings.check = functools.partial(reread, conversion, target.to, jobs)
     conversion.check_apart(path)
     if not dry_run:
-        with progress("convert", sum(plan.nbytes for plan in conversion.plans)) as advance:
+        with progress("writing", sum(plan.nbytes for plan in conversion.plans)) as advance:
             settings.advance = advance
             conversion.write(path, settings)
     made = _Made(checkpoint, wish, conversion, settings)
@@ -182,6 +200,7 @@ def _converted(made: _Made, output: str, *, written: bool, verified: bool) -> Co
         aliases=dict(conversion.request.aliases),
         reordered=tuple(tensor.name for tensor in tensors if not tensor.is_c_order),
         cast=tuple(tensor.name for tensor in tensors if tensor.target),
+        casts=_casts(tensors, settings.lossy() if written else None),
         empty=tuple(tensor.name for tensor in tensors if 0 in tensor.shape),
         lossy=settings.lossy(),
         not_finite=settings.not_finite(),
@@ -198,6 +217,28 @@ def _converted(made: _Made, output: str, *, written: bool, verified: bool) -> Co
         parts=_parts(checkpoint, chosen) if wish.root is None and not chosen.root else {},
         lines=conversion.lines,
         warnings=tuple(str(f) for f in checkpoint.findings if f.rule.level != "note"),
+    )
+
+
+def _casts(
+    tensors: Sequence[Tensor], lossy: Mapping[str, CastCounts] | None
+) -> tuple[CastSummary, ...]:
+    """Return a summary for each type that tensors are cast to, in the order of the tensors."""
+    by_type: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.target:
+            by_type.setdefault(tensor.target.name, []).append(tensor)
+    return tuple(
+        CastSummary(
+            dtype,
+            len(cast),
+            sum(tensor.numel for tensor in cast),
+            None
+            if lossy is None
+            else sum(lossy[t.name].overflowed for t in cast if t.name in lossy),
+            None if lossy is None else sum(lossy[t.name].zeroed for t in cast if t.name in lossy),
+        )
+        for dtype, cast in by_type.items()
     )
 
 

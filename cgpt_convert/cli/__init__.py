@@ -145,7 +145,7 @@ def _run() -> int:
         try:
             code = group.main(prog_name="cgpt-convert", standalone_mode=False)
         finally:
-            _tell_traffic()
+            _end_display()
     except _NO_ARGUMENTS as error:
         click.echo(error, err=True)  # the help
         return BadRequest.exit_code
@@ -172,8 +172,14 @@ def _failed(error: CgptError) -> int:
     return error.exit_code
 
 
-def _tell_traffic() -> None:
-    """Print the number of requests and bytes sent over a network, if any, on standard error."""
+def _end_display() -> None:
+    """Remove a progress line; print the number of requests and bytes sent over a network."""
+    if "cgpt_convert.cli.progress" in sys.modules:
+        from cgpt_convert.cli.progress import display
+
+        display.stop()
+        if display.quiet:
+            return
     if "cgpt_convert.sources.remote.remote_settings" in sys.modules:
         from cgpt_convert.cli.table import counted, size
         from cgpt_convert.sources.remote.remote_settings import traffic

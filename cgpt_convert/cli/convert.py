@@ -8,16 +8,17 @@ from typing import Any
 
 import click
 
-from cgpt_convert.api.converting import Converted, convert
+from cgpt_convert.api.converting import CastSummary, Converted, convert
 from cgpt_convert.cli import options, salvage_option
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
+from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.plan_conversion import all_targets, target_for, targets
 from cgpt_convert.targets.selection import TensorSelection
-from cgpt_convert.tensors.dtypes import WISHES
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES, cast_target
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -45,6 +46,21 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
         return click.Choice(all_targets()).convert(value, param, ctx)
 
 
+class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """The name of a type that tensors can be cast to, in any common spelling."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002  click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> str:
+        try:
+            return cast_target(str(value))
+        except BadRequest as error:
+            raise error.at("--dtype") from None
+
+
 @click.command("convert")
 @options.source
 @click.option(
@@ -58,7 +74,7 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
 )
 @click.option(
     "--dtype",
-    type=click.Choice(WISHES),
+    type=_Dtype(WISHES),
     default="keep",
     show_default=True,
     help="Convert floating-point tensors to this type; q* types are for GGUF.",
@@ -84,6 +100,7 @@ class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click
 @options.mapping
 @options.jobs
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option("--verbose", "-v", is_flag=True, help="Show the losses of each cast tensor.")
 @options.overwrite
 @options.as_json
 def command(
@@ -102,6 +119,7 @@ def command(
     mapping: str | None,
     jobs: int,
     dry_run: bool,
+    verbose: bool,
     overwrite: bool,
     as_json: bool,
 ) -> int:
@@ -136,7 +154,7 @@ def command(
     if as_json:
         options.print_json(made.to_dict())
     else:
-        _print(made)
+        _print(made, verbose=verbose)
     return 1 if made.lost else 0
 
 
@@ -144,7 +162,7 @@ _NAMED = 3
 _TIES = 100
 
 
-def _print(made: Converted) -> None:
+def _print(made: Converted, *, verbose: bool) -> None:
     verb = "wrote" if made.written else "would write"
     files = made.files
     count = f" in {len(files)} files" if len(files) > 1 else ""
@@ -161,11 +179,31 @@ def _print(made: Converted) -> None:
         _print_ties(list(made.aliases.items()))
     if made.reordered:
         _say(f"  put in C order: {_names(made.reordered)}")
-    for name, counts in made.lossy.items():
-        lost = f"{counts.overflowed:,} overflowed, {counts.zeroed:,} became zero"
-        _say(f"  lossy: {printable(name)}: {lost}")
+    for casts in made.casts:
+        _say(f"  {_cast(casts)}")
+    for name, counts in made.lossy.items() if verbose else ():
+        _say(f"    {printable(name)}: {counts.zeroed:,} became 0, {counts.overflowed:,} overflowed")
     for warning in (*_warnings(made), *made.warnings):
         click.echo(f"  warning: {printable(warning)}", err=True)
+
+
+def _cast(casts: CastSummary) -> str:
+    """Return the sentence about the casts to one type, and about what they lost."""
+    tensors = f"{counted(casts.tensors, 'tensor')} to {casts.dtype}"
+    zeroed, overflowed = casts.zeroed, casts.overflowed
+    blocks = casts.dtype in BLOCK_CASTS
+    if zeroed is None or overflowed is None:
+        return f"would {'quantize' if blocks else 'cast'} {tensors}"
+    if blocks:
+        scales = f": {zeroed + overflowed:,} values in blocks whose scale became 0 or infinite"
+        return f"quantized {tensors}" + scales * bool(zeroed + overflowed)
+    of = f"of {counted(casts.values, 'value')}"
+    lost = f"none {of} became 0 or overflowed"
+    if zeroed:
+        lost = f"{zeroed:,} {of} became 0, {f'{overflowed:,}' if overflowed else 'none'} overflowed"
+    elif overflowed:
+        lost = f"{overflowed:,} {of} overflowed, none became 0"
+    return f"cast {tensors}: {lost}"
 
 
 def _print_choice(made: Converted) -> None:

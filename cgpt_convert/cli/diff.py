@@ -35,7 +35,7 @@ _LEVELS = {EQUAL: PASSED, RENAMED: NOTE, LEFT_OUT: NOTE}
 @click.command("diff")
 @click.argument("before", type=options.PATH)
 @click.argument("after", type=options.PATH)
-@options.remote
+@options.common
 @options.scope
 @options.jobs
 @options.as_json
@@ -58,7 +58,7 @@ def command(
     for checkpoint, path in zip(opened, (before, after), strict=True):
         tell_beside(checkpoint, path)
     both = sides(*opened, wish)
-    with progress("diff", sum(t.nbytes for t in both.other.tensors.values())) as advance:
+    with progress("comparing", sum(t.nbytes for t in both.other.tensors.values())) as advance:
         rows = diff(both, jobs, advance)
     different = any(row.differs for row in rows)
     if as_json:

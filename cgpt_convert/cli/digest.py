@@ -8,7 +8,7 @@ import click
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options
-from cgpt_convert.cli.notes import tell_beside, tell_code
+from cgpt_convert.cli.notes import note, tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, wrapped
 from cgpt_convert.core.errors import BadRequest
@@ -46,7 +46,7 @@ def command(
     tell_code(checkpoint)
     tell_beside(checkpoint, source, "included")
     chosen = weights(checkpoint, wish)
-    with progress("digest", sum(t.nbytes for t in chosen.tensors.values())) as advance:
+    with progress("hashing", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         digests = digested(chosen, jobs, advance)
     part = _part(checkpoint, chosen, wish)
     part_found = of_part(part, digests) if part is not chosen else digests
@@ -56,7 +56,7 @@ def command(
         return
     click.echo(ALGORITHM + digests.whole)
     for check in part_scope(chosen, wish).checks(verb="taken"):
-        click.echo(wrapped(f"note: {check.detail}", 4), err=True)
+        note(wrapped(f"note: {check.detail}", 4, err=True))
     if part is not chosen:
         of = f"{len(part.keys):,} of {counted(len(chosen.keys), 'tensor')}"
         where = f"under {printable(part.root)!r}" if part.root else "that state_dict() contains"
@@ -65,7 +65,7 @@ def command(
         click.echo(f"{ALGORITHM}{part_found.model}  model {part.architecture}")
     elif part.architecture:
         count = len(part.misfits)
-        click.echo(f"no model digest: {count} differences from {part.architecture}", err=True)
+        note(f"no model digest: {count} differences from {part.architecture}")
     for name, digest in digests.tensors.items() if tensors else ():
         click.echo(f"{digest}  {printable(name)}")
 
@@ -77,7 +77,7 @@ def _part(
     try:
         return converted_part(checkpoint, chosen, wish)
     except BadRequest as error:  # several roots
-        click.echo(f"note: {error.message}; name one with --root", err=True)
+        note(f"note: {error.message}; name one with --root")
         return chosen
 
 

@@ -6,17 +6,17 @@ Usage errors that click finds have the same form as this package's own.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import textwrap
 
 import click
 
+from cgpt_convert.cli import style
+from cgpt_convert.cli.table import wrapped
+from cgpt_convert.core.checks import FAILED
 from cgpt_convert.core.errors import BadRequest, CgptError
 from cgpt_convert.core.text import printable, suggestion
 
-_HINT = "hint: "
 # click's messages about numbers, in plain words
 _NUMBERS = (
     (r" is not a valid integer( range)?", " is not a whole number"),
@@ -29,7 +29,9 @@ _NUMBERS = (
 def print_error(error: CgptError) -> None:
     """Print the error as text, and as JSON if the command line asks for JSON."""
     error.where = error.where.replace("\n", "\\n")
-    click.echo("\n".join(map(_fitted, f"error: {error}".split("\n"))), err=True)
+    lines = [printable(line) for line in f"error: {error}".split("\n")]
+    lines[0] = lines[0].replace("error", style.verdict("error", FAILED, err=True), 1)
+    click.echo("\n".join(wrapped(line, 6, err=True) for line in lines), err=True, color=True)
     print_json_error(error.kind, error.message, error.exit_code, error.where, error.hint)
 
 
@@ -76,24 +78,3 @@ def _plain(message: str) -> str:
         message = re.sub(pattern, plain, message)
     head = message[:1].lower() if message[1:2].islower() else message[:1]
     return head + message[1:].removesuffix(".")
-
-
-def _fitted(line: str) -> str:
-    """Return the line, made printable and wrapped between words if a terminal shows it."""
-    line = printable(line)
-    if not sys.stderr.isatty():
-        return line
-    columns = os.environ.get("COLUMNS", "")
-    width = (
-        int(columns) if columns.isdecimal() else os.get_terminal_size(sys.stderr.fileno()).columns
-    )
-    margin = " " * (len(_HINT) if line.startswith(_HINT) else len(line) - len(line.lstrip()) + 2)
-    return "\n".join(
-        textwrap.wrap(
-            line,
-            max(width, len(margin) + 1),
-            subsequent_indent=margin,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    )

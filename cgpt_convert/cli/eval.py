@@ -101,7 +101,7 @@ def _told(model: Model, text: str, passage: WindowedText) -> dict[str, Any]:
 def _alone(model: Model, passage: WindowedText, nbytes: int) -> dict[str, Any]:
     from cgpt_convert.inference.evaluate.cross_entropy import evaluate
 
-    with progress("eval", passage.tokens, unit=" tokens") as advance:
+    with progress("evaluating", passage.tokens, unit=" tokens") as advance:
         windows = _telling(passage.windows(), advance)
         loss = evaluate(model, passage.sequence, windows, model.hyper.vocab_size)
     return {**_loss(loss, nbytes), "against": None}
@@ -110,7 +110,7 @@ def _alone(model: Model, passage: WindowedText, nbytes: int) -> dict[str, Any]:
 def _both(model: Model, other: Model, passage: WindowedText, nbytes: int) -> dict[str, Any]:
     from cgpt_convert.inference.evaluate.divergence import diverge
 
-    with progress("eval", passage.tokens, unit=" tokens") as advance:
+    with progress("evaluating", passage.tokens, unit=" tokens") as advance:
         windows = _telling(passage.windows(), advance)
         divergence = diverge(model, other, passage.sequence, windows, model.hyper.vocab_size)
     against = {"source": other.path, **_loss(divergence.other, nbytes), **_divergence(divergence)}

@@ -96,7 +96,7 @@ def command(
     else:
         plans, lost = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
-    with progress("extract", nbytes) as advance:
+    with progress("writing", nbytes) as advance:
         settings = WriteOptions(overwrite, inputs_of(checkpoint), advance, jobs)
         written = write_folder(plans, output, settings)
     result = {

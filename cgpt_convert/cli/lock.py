@@ -49,7 +49,7 @@ def command(
     for name in (*other_weights(source, checkpoint), *weights_below(source)):
         click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
     chosen = weights(checkpoint, wish)
-    with progress("lock", sum(t.nbytes for t in chosen.tensors.values())) as advance:
+    with progress("hashing", sum(t.nbytes for t in chosen.tensors.values())) as advance:
         digests = digested(chosen, jobs, advance)
     scope = wish._replace(root=chosen.root or None)
     made = lock_file.lock(checkpoint, chosen, digests, scope, jobs)

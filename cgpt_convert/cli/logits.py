@@ -53,7 +53,7 @@ class LogitsCheck:
                 raise
             return [Check("logits", NOTE, f"not compared: {error.message}", path)]
         warn(other)
-        with progress("logits", model.hyper.n_layer + 1, unit=" states") as advance:
+        with progress("comparing", model.hyper.n_layer + 1, unit=" states") as advance:
             comparison = compare_models(model, other, self._ids, self._how.tolerance, advance)
         self.found = comparison
         return comparison.checks(path)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.cli.progress import display
 from cgpt_convert.cli.table import counted
 from cgpt_convert.core.text import printable
 
 _SHOWN = 5
+
+
+def note(text: str) -> None:
+    """Print a note on standard error, unless `--quiet` is given."""
+    if not display.quiet:
+        click.echo(text, err=True)
 
 
 def tell_beside(checkpoint: Checkpoint, path: str, verb: str = "compared") -> None:
@@ -16,7 +23,7 @@ def tell_beside(checkpoint: Checkpoint, path: str, verb: str = "compared") -> No
     from cgpt_convert.verification.check_extras import not_compared, of_source
 
     for check in (*of_source(checkpoint, path, verb), *not_compared(checkpoint, path, verb)):
-        click.echo(f"note: {printable(path)}: {check.detail}", err=True)
+        note(f"note: {printable(path)}: {check.detail}")
 
 
 def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
@@ -35,4 +42,8 @@ def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
             message = (
                 f"the pickle names code that is not loaded here: {shown}; scan says what it is"
             )
-            click.echo(f"{level}: {printable(checkpoint.path)}: {message}", err=True)
+            line = f"{level}: {printable(checkpoint.path)}: {message}"
+            if level == "note":
+                note(line)
+            else:
+                click.echo(line, err=True)

@@ -11,8 +11,10 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from cgpt_convert.cli.progress import AUTO, MODES, display, progress
 from cgpt_convert.core.checks import ERROR, Check, exit_code
 from cgpt_convert.core.errors import BadRequest, CgptError, Malformed
+from cgpt_convert.core.threads import show_steps
 from cgpt_convert.reports import FORMATS, render
 from cgpt_convert.sources.local import read, unreadable
 from cgpt_convert.sources.paths import is_url, named, open_source
@@ -67,9 +69,35 @@ def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]
     return set_it
 
 
-def remote(command: F) -> F:
-    """Add the options for remote files."""
+def _quiet(_context: click.Context, _param: click.Parameter, value: bool) -> None:
+    display.quiet = value
+    show_steps(progress)
+
+
+def _progress(_context: click.Context, _param: click.Parameter, value: str) -> None:
+    display.mode = value
+
+
+def common(command: F) -> F:
+    """Add the options of all commands with input: progress, and for remote files."""
     for option in (
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_quiet,
+            help="Print results, warnings and errors only.",
+        ),
+        click.option(
+            "--progress",
+            type=click.Choice(MODES),
+            default=AUTO,
+            show_default=True,
+            expose_value=False,
+            callback=_progress,
+            help="Progress: a bar if on a terminal, lines for a log, or none.",
+        ),
         click.option(
             "--download",
             is_flag=True,
@@ -101,7 +129,7 @@ def remote(command: F) -> F:
 
 def source(command: F) -> F:
     """Add the argument SOURCE, which may be a URL."""
-    return click.argument("source", type=PATH)(remote(command))
+    return click.argument("source", type=PATH)(common(command))
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

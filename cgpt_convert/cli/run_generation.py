@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cgpt_convert.cli.notes import note
 from cgpt_convert.cli.table import counted
 from cgpt_convert.core.text import printable
 from cgpt_convert.inference.generate.generation_settings import GenerationSettings, check
@@ -80,11 +81,16 @@ class GenerationRun:
     def stream(self, prompt: str | None, stops: tuple[str, ...]) -> None:
         """Print the prompt and its continuation as it is generated; IDs if there is no text."""
         (ids,) = self._prompts
-        _show(",".join(map(str, ids)) if prompt is None else prompt)
+        shown = [",".join(map(str, ids)) if prompt is None else prompt]
+
+        def show(text: str) -> None:
+            _show("".join(shown) + text)
+            shown.clear()  # with the first text, until which progress is shown
+
         continuation = continued(
-            self._model, ids, self._settings, self._tokenizer, stops, show=_show
+            self._model, ids, self._settings, self._tokenizer, stops, show=show
         )
-        click.echo()
+        show("\n")
         _tell(len(ids), continuation, self._load)
 
 
@@ -99,8 +105,7 @@ def _tell(prompt: int, continuation: Continuation, load: float) -> None:
     """Print the timing on standard error."""
     rate, count = continuation.tokens_per_second, len(continuation.new_ids)
     speed = f", {rate:.1f} tokens/s" if rate else ""
-    click.echo(
+    note(
         f"{counted(count, 'new token')} after {counted(prompt, 'token')}{speed}; weights read in "
-        f"{load:.2f} s, the first token {continuation.first:.2f} s later",
-        err=True,
+        f"{load:.2f} s, the first token {continuation.first:.2f} s later"
     )

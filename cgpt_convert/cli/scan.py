@@ -57,7 +57,7 @@ class _Unambiguous(click.Command):
     help="Read allowed names, excluded paths and expected verdicts from this TOML file.",
 )
 @options.report_format
-@options.remote
+@options.common
 @options.jobs
 @options.as_json
 def command(
@@ -78,10 +78,11 @@ def command(
     policy = load(policy_path) if policy_path else Policy()
     level = FailOn(fail_on) if fail_on else policy.fail_on or FailOn.NOT_SCANNED
     rule = allowlist.Allowlist((*allow, *policy.names))
-    files = list(expand_paths.files(path))
+    with progress("listing files"):
+        files = list(expand_paths.files(path))
     kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
     scans = []
-    with progress("scan", len(kept), "file") as done:
+    with progress(f"scanning {counted(len(kept), 'file')}", len(kept), " files") as done:
         for each in scan_each(kept, rule, jobs):
             scans.append(each)
             done(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,13 +16,18 @@ _CODE = re.compile(r"\x1b\[[0-9;]*m")  # of colour, as `cli.style` writes it
 _WIDEST = 200  # maximum padding, so that one long name does not widen all lines
 
 
-def width() -> int | None:
-    """Return the terminal's width in characters; None if standard output is not a terminal."""
-    if not sys.stdout.isatty():
+def width(*, err: bool = False) -> int | None:
+    """Return the terminal's width; None if standard output, or with `err` error, is not one."""
+    stream = sys.stderr if err else sys.stdout
+    if not stream.isatty():
         return None
-    import shutil
-
-    return shutil.get_terminal_size().columns
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def counted(number: int, noun: str) -> str:
@@ -83,13 +89,13 @@ def cut(text: str, most: int) -> str:
     return head + _ELLIPSIS + tail
 
 
-def wrapped(text: str, indent: int = 0) -> str:
+def wrapped(text: str, indent: int = 0, *, err: bool = False) -> str:
     """Wrap the text to the terminal's width, with later lines indented.
 
     Lines break at spaces only. A word that is wider than the terminal gets a line of its own, so
-    that it can be copied whole.
+    that it can be copied whole. With `err` the text is for standard error.
     """
-    room = width()
+    room = width(err=err)
     if room is None or columns(text) <= room:
         return text
     margin = " " * min(indent, room // 2)

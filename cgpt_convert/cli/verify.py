@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] TARGET")
-@options.remote
+@options.common
 @click.option("--lock", metavar="FILE", help="Compare TARGET with what `lock` wrote.")
 @click.option("--verbose", "-v", is_flag=True, help="Show every tensor, not only differences.")
 @click.option(

@@ -24,12 +24,17 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Return "did you mean X? " for the choice that is most like `word`; empty if none is."""
+def near_word(word: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that is most like `word`; None if none is."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, list(choices), 1)
-    return f"did you mean {near[0]}? " if near else ""
+    return next(iter(get_close_matches(word, list(choices), 1)), None)
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Return "did you mean X? " for the choice that is most like `word`; empty if none is."""
+    near = near_word(word, choices)
+    return f"did you mean {near}? " if near else ""
 
 
 def quoted(text: str, most: int = 0) -> str:

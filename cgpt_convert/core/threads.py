@@ -13,6 +13,7 @@ import weakref
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -34,6 +35,22 @@ def untold(_units: int) -> None:
 def no_progress(_label: str, _total: int) -> contextlib.AbstractContextManager[Advance]:
     """Return a context that shows no progress."""
     return contextlib.nullcontext(untold)
+
+
+# called as Progress, with the unit in addition
+ShowStep = Callable[[str, int, str], contextlib.AbstractContextManager[Advance]]
+_SHOW_STEP: ContextVar[ShowStep | None] = ContextVar("show_step", default=None)
+
+
+def show_steps(show: ShowStep) -> None:
+    """Call `show` for each step that this thread runs. New threads show none."""
+    _SHOW_STEP.set(show)
+
+
+def step(label: str, total: int = 0, unit: str = "B") -> contextlib.AbstractContextManager[Advance]:
+    """Return a context for a step that may take long; a `total` of 0 means that it is unknown."""
+    show = _SHOW_STEP.get()
+    return show(label, total, unit) if show else no_progress(label, total)
 
 
 class Event:

@@ -12,6 +12,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.threads import step
 from cgpt_convert.formats import registry, sharded_reader
 from cgpt_convert.formats.file_kinds import FileKind
 from cgpt_convert.formats.registry import INDEX, FormatFile, sniff, tensor_suffixes, weight_suffixes
@@ -45,7 +46,8 @@ def open_checkpoint(
     returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
     CgptError that says what is wrong and what to do next.
     """
-    checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
+    with step("opening"):
+        checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
     if salvage:
         for name, entry in list(checkpoint.exotic.items()):
             if isinstance(entry.error, Malformed):

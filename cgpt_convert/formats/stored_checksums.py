@@ -26,7 +26,7 @@ def intact(
     recorded = [storage for storage in storages.values() if storage.crc32 is not None]
     if not (recorded or unread):
         return checkpoint
-    with progress("checksums", sum(storage.nbytes for storage in recorded)) as advance:
+    with progress("verifying checksums", sum(storage.nbytes for storage in recorded)) as advance:
         damaged = {id(storage) for storage in check_storages(recorded, advance)}
     left = copy.copy(checkpoint)
     left.tensors, left.exotic = dict(checkpoint.tensors), dict(checkpoint.exotic)

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from cgpt_convert.core.threads import WorkerPool
+from cgpt_convert.core.threads import WorkerPool, step
 from cgpt_convert.inference import memory
 from cgpt_convert.inference.backend import Array, Backend
 from cgpt_convert.inference.load import Key, ModelSource
@@ -98,7 +98,14 @@ class ModelWeights:
     def load(self, jobs: int) -> None:
         """Read all resident weights with `jobs` threads."""
         keys = sorted(self._keep, key=lambda key: -self._source.tensors[key].nbytes)
-        WorkerPool(jobs).run([functools.partial(self._array, key) for key in keys], import_all)
+        with step("loading", sum(self._source.tensors[key].nbytes for key in keys)) as advance:
+            workers = WorkerPool(jobs, advance)
+
+            def load(key: Key) -> None:
+                self._array(key)
+                workers.advance(self._source.tensors[key].nbytes)
+
+            workers.run([functools.partial(load, key) for key in keys], import_all)
         self._source.checkpoint.check_unchanged()
 
     def _affine(self, name: str, layer: int | None) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.threads import step
 from cgpt_convert.formats import registry
 from cgpt_convert.plan import AddProvenance, FilePlan, Request, unsigned
 from cgpt_convert.sources.paths import is_url
@@ -23,7 +24,7 @@ from cgpt_convert.targets.model_targets import (
     select_model,
 )
 from cgpt_convert.targets.selection import SelectedTensors, TensorSelection, select
-from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES
+from cgpt_convert.tensors.dtypes import BLOCK_CASTS, cast_target
 from cgpt_convert.writing.destination import write_files, write_folder
 from cgpt_convert.writing.output_checks import check_apart, inputs_of
 from cgpt_convert.writing.writer import WriteOptions
@@ -105,8 +106,10 @@ def target_for(output: str) -> str:
 
 def convert(checkpoint: Checkpoint, wish: TensorSelection, target: Target) -> Conversion:
     """Return the plan; no tensor data is read or written. Raises BadRequest if impossible."""
+    wish = wish._replace(dtype=cast_target(wish.dtype))
     _check(wish, target)
-    made = _planned(checkpoint, wish, target)
+    with step("planning"):
+        made = _planned(checkpoint, wish, target)
     return replace(made, inputs=inputs_of(checkpoint) + _beside(checkpoint, target))
 
 
@@ -159,11 +162,8 @@ def _provenance(chosen: SelectedTensors, target: Target) -> AddProvenance:
 
 def _check(wish: TensorSelection, target: Target) -> None:
     """Raise BadRequest for settings that do not apply to the target."""
-    for what, value, choices in (("dtype", wish.dtype, WISHES), ("tied", wish.tied, TIED)):
-        if value not in choices:
-            raise BadRequest(
-                f"{value!r} is not a valid {what}", hint=f"use one of {', '.join(choices)}"
-            )
+    if wish.tied not in TIED:
+        raise BadRequest(f"{wish.tied!r} is not a valid tied", hint=f"use one of {', '.join(TIED)}")
     model = MODEL_TARGETS.get(target.to)
     form = registry.by_name(model.format if model else target.to)
     if not (model or form).folder and not os.path.basename(target.output):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cgpt_convert.core.errors import Unsupported
+from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.core.text import near_word
 
 NIBBLE, OCTET = 4, 8  # bits
 
@@ -151,3 +152,28 @@ CASTS = ("float32", "float16", "bfloat16")  # choices of `--dtype`
 BLOCK_CASTS = tuple(row.name for row in TABLE if row.codec)  # additional types for GGUF
 CAST_TARGETS = (*CASTS, *BLOCK_CASTS)
 WISHES = ("keep", *CAST_TARGETS)
+_SPELLINGS = {name: name for name in WISHES} | {
+    "f32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+    "single": "float32",
+    "f16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "bfp16": "bfloat16",
+}
+
+
+def cast_target(spelling: str) -> str:
+    """Return the name in WISHES for a spelling such as fp16, torch.half or Q8_0.
+
+    Raises BadRequest, with the most similar name, if there is none.
+    """
+    word = spelling.strip().lower().removeprefix("torch.")
+    if word in _SPELLINGS:
+        return _SPELLINGS[word]
+    near = near_word(word, _SPELLINGS)
+    meant = f"did you mean {_SPELLINGS[near]}? " if near else ""
+    names = ", ".join(WISHES)
+    raise BadRequest(f"{spelling!r} is not a valid dtype", hint=f"{meant}use one of {names}")

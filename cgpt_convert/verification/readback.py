@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from cgpt_convert.core.errors import CheckFailed
 from cgpt_convert.core.text import printable
-from cgpt_convert.core.threads import WorkerPool, worker_count
+from cgpt_convert.core.threads import Advance, WorkerPool, step, worker_count
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.plan_conversion import Conversion
@@ -36,7 +36,10 @@ def reread(
         holding = [p for p in conversion.plans if any(isinstance(x, Tensor) for x in p.parts)]
         read = [form.read(written[plan.path]) for plan in holding or conversion.plans]
     for checkpoint in read:
-        wrong += [f"storage {s.key}: damaged" for s in check_storages(checkpoint.storages)]
+        recorded = [s for s in checkpoint.storages if s.crc32 is not None]
+        with step("verifying checksums", sum(s.nbytes for s in recorded)) as advance:
+            damaged = check_storages(recorded, advance)
+        wrong += [f"storage {s.key}: damaged" for s in damaged]
         tensors |= checkpoint
     wrong += [
         f"{name}: not tied to {kept}"
@@ -47,15 +50,19 @@ def reread(
     wrong += [f"{name}: lost" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name}: added" for name in tensors.keys() - expected.keys()]
     both = expected.keys() & tensors.keys()
-    wrong += _differing({name: (expected[name], tensors[name]) for name in both}, jobs)
+    with step("verifying", sum(tensors[name].nbytes for name in both)) as advance:
+        pairs = {name: (expected[name], tensors[name]) for name in both}
+        wrong += _differing(pairs, jobs, advance)
     if wrong:
         listed = "; ".join(printable(line) for line in sorted(wrong))
         where = conversion.request.name
         raise CheckFailed(f"not what was written: {listed}", where=where, hint="nothing was kept")
 
 
-def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[str]:
-    workers = WorkerPool(worker_count(jobs))
+def _differing(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int, advance: Advance
+) -> list[str]:
+    workers = WorkerPool(worker_count(jobs), advance)
     wrong: list[str] = []
 
     def compare(name: str, expected: Tensor, tensor: Tensor) -> None:
@@ -67,6 +74,7 @@ def _differing(pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int) -> list[st
             wrong.append(f"{name}: of another type or shape")
             return
         different = bits(replace(tensor, name=name), expected)
+        workers.advance(tensor.nbytes)
         if different.differing:
             wrong.append(f"{name}: {different.differing:,} of {different.units:,} differ")
 

@@ -33,7 +33,7 @@ def against_lock_file(
     """Compare with the lock in the file at `path`; return the checks and what they cover."""
     lock = read_lock(path)
     sides = lock_sides(lock, path, target, wish, claimed_root(target))
-    with progress("verify", _nbytes(sides.target.tensors)) as advance:
+    with progress("verifying", _nbytes(sides.target.tensors)) as advance:
         checks = against_lock(sides, jobs, advance)
     return checks + lock_hint(lock, path, checks, sides.scope), sides.scope
 
@@ -50,10 +50,10 @@ def against_original(
     if claim == claimed(source):  # the same file, or a copy of it: its source is an earlier one
         claim = None
     both = sides(source, target, wish, claim.root if claim else None)
-    with progress("verify", _nbytes(both.other.tensors)) as advance:
+    with progress("verifying", _nbytes(both.other.tensors)) as advance:
         checks = against_source(both, jobs, advance)
     if claim is not None:
-        with progress("digest", _nbytes(both.one.tensors)) as advance:
+        with progress("hashing", _nbytes(both.one.tensors)) as advance:
             origin = source_of(claim, both, target.path, jobs, advance)
             checks = declared(checks, claim) + origin
     return checks + hint(source, checks, both.scope), both.scope
@@ -69,9 +69,9 @@ def against_itself(
     claim = claimed(target)
     nbytes = _nbytes(target)
     if claim is not None:
-        with progress("verify", nbytes) as advance:
+        with progress("verifying", nbytes) as advance:
             return against_claim(target, claim, jobs, advance)
-    with progress("verify", nbytes) as advance:
+    with progress("verifying", nbytes) as advance:
         checks = against_mapping(target, jobs, advance)
     if not checks:
         raise Unsupported(

@@ -113,7 +113,7 @@ def test_progress_counts_every_byte(saved, tmp_path):
 
     made = convert(path, tmp_path / "out.safetensors", progress=progress)
     (tensors,) = {done for label, (_, done) in counted.items()}
-    assert counted == {"convert": (made.nbytes, tensors)}
+    assert counted == {"writing": (made.nbytes, tensors)}
     assert 0 < tensors <= made.nbytes
 
 

@@ -1,6 +1,7 @@
 """`convert`: what is chosen, how it is named and cast, and what is refused."""
 
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 
+import cgpt_convert
+from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
+from cgpt_convert.tensors.dtypes import cast_target
 from tests.cli.test_extract import assert_same
 from tests.cli.test_inspect import damage
 from tests.helpers import vendor
 from tests.helpers.running import contents, partials, run
 
+DEMO = Path(cgpt_convert.__file__).parent / "demo"
 # name -> an output of it; GGUF holds GPT-2 models under other names
 FORMATS = {
     name: f"out{registry.by_name(name).suffix}" for name in registry.names() if name != "gguf"
@@ -81,12 +86,72 @@ def test_casts_are_torchs_and_say_what_they_cost(tmp_path: Path, dtype: str) -> 
     zeroed = int(((expected == 0) & (values != 0)).sum())
     costs = {"overflowed": overflowed, "zeroed": zeroed}
     assert result.json["lossy"] == ({"w": costs} if any(costs.values()) else {})
+    casts = [] if dtype == "float32" else [{"dtype": dtype, "tensors": 1, "values": 7, **costs}]
+    assert result.json["casts"] == casts
 
 
-def test_a_lossy_cast_is_said_to_people(tmp_path: Path) -> None:
-    path = vendor.save({"w": torch.tensor([1e9, 1e-30, 1.0])}, tmp_path / "in.pt")
-    result = run("convert", path, "-o", tmp_path / "out.npz", "--dtype", "float16")
-    assert "w: 1 overflowed, 1 became zero" in result.out
+SMALL, LARGE = 1e-30, 1e9
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([1.0, 2.0], "none of 4 values became 0 or overflowed"),
+        ([1.0, SMALL], "2 of 4 values became 0, none overflowed"),
+        ([1.0, LARGE], "2 of 4 values overflowed, none became 0"),
+        ([SMALL, LARGE], "2 of 4 values became 0, 2 overflowed"),
+    ],
+)
+def test_one_line_says_what_was_cast_and_lost(
+    values: list[float], sentence: str, tmp_path: Path
+) -> None:
+    state = {"v": torch.tensor(values), "w": torch.tensor(values), "n": torch.arange(2)}
+    path = vendor.save(state, tmp_path / "in.pt")
+    words = ("convert", path, "-o", tmp_path / "out.npz", "--overwrite", "--dtype", "float16")
+    short, long = run(*words), run(*words, "--verbose")
+    assert short.out.splitlines()[1:] == [f"  cast 2 tensors to float16: {sentence}"]
+    lost = [f"{values.count(SMALL)} became 0, {values.count(LARGE)} overflowed"] * 2
+    each = [f"    {name}: {counts}" for name, counts in zip("vw", lost, strict=True)]
+    assert long.out.splitlines()[2:] == (each if {SMALL, LARGE} & {*values} else [])
+    dry = run(*words, "--dry-run")
+    assert dry.out.splitlines()[1:] == ["  would cast 2 tensors to float16"]
+
+
+def test_quantizing_claims_nothing_about_single_values(tmp_path: Path) -> None:
+    """Values that are small beside the greatest of their block become zero, and are not counted."""
+    words = ("convert", DEMO, "--dtype", "q8_0", "--no-vocab", "-o")
+    assert "  quantized 21 tensors to q8_0\n" in run(*words, tmp_path / "out.gguf").out
+    dry = run(*words, tmp_path / "other.gguf", "--dry-run")
+    assert "  would quantize 21 tensors to q8_0\n" in dry.out
+
+
+SPELLINGS = {
+    "float32": "float32 f32 FP32 torch.float32 torch.float single",
+    "float16": "float16 f16 fp16 F16 half torch.half torch.float16",
+    "bfloat16": "bfloat16 bf16 BF16 torch.bfloat16",
+    "q8_0": "q8_0 Q8_0",
+    "q4_1": "q4_1 Q4_1",
+    "keep": "keep",
+}
+
+
+@pytest.mark.parametrize("dtype", SPELLINGS)
+def test_common_spellings_of_types_are_understood(dtype: str) -> None:
+    assert {cast_target(spelling) for spelling in SPELLINGS[dtype].split()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("spelling", "near"),
+    [("f17", "float16"), ("bflot16", "bfloat16"), ("q8", "q8_0"), ("int8", ""), ("", "")],
+)
+def test_an_unknown_type_gets_the_nearest_one(spelling: str, near: str, tmp_path: Path) -> None:
+    done = run("convert", DEMO, "-o", tmp_path / "out.npz", "--dtype", spelling)
+    assert done.code == 2
+    meant = f"did you mean {near}? " if near else ""
+    hint = f"hint: {meant}use one of keep, float32, float16, bfloat16, q8_0, "
+    assert done.err.startswith(f"error: --dtype: {spelling!r} is not a valid dtype\n{hint}")
+    with pytest.raises(BadRequest, match=re.escape(f"{spelling!r} is not a valid dtype")):
+        cgpt_convert.convert(DEMO, tmp_path / "out.npz", dtype=spelling)
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(model: Path, tmp_path: Path) -> None:

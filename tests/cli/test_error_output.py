@@ -87,7 +87,7 @@ def test_library_users_see_the_same_form() -> None:
 def test_a_terminal_wraps_between_words(columns: int, tmp_path: Path) -> None:
     words = ("inspect", "a-long-name/of-a-file/that-is-not/there.bin", "--sort", "nothing")
     plain = run(*words).err
-    shown = on_terminal(*words, folder=tmp_path, columns=columns).text
+    shown = on_terminal(*words, folder=tmp_path, columns=columns, NO_COLOR="1").text
     assert shown.split() == plain.split()
     for line in shown.splitlines():
         assert len(line) <= columns or len(line.split()) == 1
@@ -100,3 +100,9 @@ def test_names_cannot_forge_lines(tmp_path: Path) -> None:
     assert done.err.isascii()
     assert len(done.err.splitlines()) == 1
     assert r"x\nhint: do something\x1b[2J: no such file" in done.err
+
+
+def test_the_word_error_is_red_on_a_terminal(tmp_path: Path) -> None:
+    red = "\x1b[31m\x1b[1merror\x1b[0m: no such command 'frob'\n"
+    assert on_terminal("frob", folder=tmp_path).text.startswith(red)
+    assert on_terminal("frob", folder=tmp_path, TERM="dumb").text == run("frob").err

@@ -27,16 +27,17 @@ def on_terminal(
     columns: int = 80,
     stdout: bool = True,
     longest: float = 120,
+    program: tuple[str, ...] = ("-m", "cgpt_convert"),
     **environment: str,
 ) -> Shown:
     """Run the program with standard error, and unless told otherwise output, on a terminal.
 
-    Output that is not on the terminal is dropped.
+    Output that is not on the terminal is dropped. `program` is what the interpreter runs.
     """
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "cgpt_convert", *map(str, words)],
+        [sys.executable, *program, *map(str, words)],
         cwd=folder,
         env=environ(**{"TERM": "xterm", **environment}),
         stdin=theirs,

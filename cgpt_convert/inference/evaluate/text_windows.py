@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cgpt_convert.core.errors import BadRequest, Unsupported
+from cgpt_convert.core.threads import step
 from cgpt_convert.inference.model import Model
 from cgpt_convert.inference.text_codec import Encoder, find
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
@@ -84,7 +85,8 @@ def read_passage(
     if stride > context:
         raise BadRequest(f"a stride of {stride:,} tokens does not fit a context of {context:,}")
     tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
-    ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text, special=False)]
+    with step("tokenizing"):
+        ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text, special=False)]
     return WindowedText(np.array(ids, np.int64), context, stride)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from cgpt_convert.core.threads import Advance, step
 from cgpt_convert.inference.generate import sampling
 from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 from cgpt_convert.inference.model import Model
@@ -29,6 +30,13 @@ class _Beam(NamedTuple):
 
 def search(model: Model, prompt: Sequence[int], settings: GenerationSettings) -> list[int]:
     """Return the new tokens of the best text found, as `loop.generate`."""
+    with step("searching", settings.max_new_tokens, " tokens") as advance:
+        return _search(model, prompt, settings, advance)
+
+
+def _search(
+    model: Model, prompt: Sequence[int], settings: GenerationSettings, advance: Advance
+) -> list[int]:
     width = settings.beams
     caches = model.cache(width, len(prompt) + settings.max_new_tokens)
     alone = model.cache(1, len(prompt))
@@ -38,6 +46,7 @@ def search(model: Model, prompt: Sequence[int], settings: GenerationSettings) ->
     running = [_Beam(np.float32(0), (), 0)]
     finished: list[_Beam] = []
     while True:
+        advance(1)
         candidates = _candidates(logits, running, prompt, settings)
         last = len(running[0].ids) + 1 == settings.max_new_tokens
         ended = [last or beam.ids[-1] in settings.ends for beam in candidates]

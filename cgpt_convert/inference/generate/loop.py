@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
+from cgpt_convert.core.threads import step
 from cgpt_convert.inference.generate import beam_search, sampling
 from cgpt_convert.inference.generate.generation_settings import GenerationSettings, check
 from cgpt_convert.inference.model import Model
@@ -28,7 +30,8 @@ def _one_by_one(model: Model, ids: list[int], settings: GenerationSettings) -> I
     cache = model.cache(1, len(ids) + settings.max_new_tokens)
     fed = 0
     for _ in range(settings.max_new_tokens):
-        logits = model.next_logits([ids[fed:]], cache)[0]
+        with step("reading the prompt") if not fed else nullcontext():
+            logits = model.next_logits([ids[fed:]], cache)[0]
         fed = len(ids)
         sampling.forbid_repeats(logits, ids, settings.no_repeat_ngram)
         if settings.warp is None:

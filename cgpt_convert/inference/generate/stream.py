@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from time import perf_counter
 from typing import NamedTuple
 
+from cgpt_convert.core.threads import step, untold
 from cgpt_convert.inference.generate.generation_settings import GenerationSettings
 from cgpt_convert.inference.generate.loop import generate
 from cgpt_convert.inference.model import Model
@@ -33,7 +35,7 @@ def continued(
     tokenizer: Tokenizer | None,
     stops: Sequence[str] = (),
     *,
-    show: Callable[[str], object] = lambda _text: None,
+    show: Callable[[str], object] | None = None,
 ) -> Continuation:
     """Continue the prompt. `show` gets the text as it is generated, or IDs without a tokenizer.
 
@@ -47,15 +49,19 @@ def continued(
 
     def give(text: str) -> None:
         pieces.append(text)
-        if text:
+        if text and show:
             show(text)
 
-    for token in generate(model, prompt, settings):
-        first = first if ids else perf_counter()
-        ids.append(token)
-        give(stop.feed(decoder.feed(token)) if decoder else f",{token}")
-        if stop.stopped:
-            break
+    unseen = show is None and settings.beams == 1
+    shown = step("generating", settings.max_new_tokens, " tokens") if unseen else None
+    with shown or nullcontext(untold) as advance:
+        for token in generate(model, prompt, settings):
+            first = first if ids else perf_counter()
+            ids.append(token)
+            advance(1)
+            give(stop.feed(decoder.feed(token)) if decoder else f",{token}")
+            if stop.stopped:
+                break
     end = perf_counter()
     if decoder and not stop.stopped:
         give(stop.feed(decoder.end()))

@@ -6,6 +6,7 @@ import os
 
 from cgpt_convert.core.errors import Unreadable
 from cgpt_convert.core.text import quoted
+from cgpt_convert.core.threads import step
 from cgpt_convert.sources.local import outside
 from cgpt_convert.sources.remote.remote_object import RemoteObject, TransientError
 from cgpt_convert.sources.remote.remote_settings import traffic
@@ -27,14 +28,19 @@ class DownloadedFile:
 
         def attempt() -> None:
             nonlocal done
-            with thing.stream(done) as (start, total, pieces):
+            with (
+                thing.stream(done) as (start, total, pieces),
+                step("downloading", total or 0) as advance,
+            ):
                 done = start
+                advance(start)
                 most = done + _space(self.name, None if total is None else total - done)
                 for piece in pieces:
                     if done + len(piece) > most:
                         raise _no_space(self.name, f"more than {most:,} bytes")
                     self._temp_file.write(piece, done)
                     done += len(piece)
+                    advance(len(piece))
             if total is not None and done != total:
                 raise TransientError("the response ended early")
 
