@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 # name -> its line in `cgpt-convert --help`; the command is in the module of that name
 COMMANDS = {
     "inspect": "Show what is in a weight file, and whether it is safe.",
-    "extract": "Write the raw tensors to a folder, with the mapping.",
-    "convert": "Write safetensors, NumPy or other formats.",
-    "digest": "Print one digest for the weights, whatever the container.",
+    "extract": "Write the raw tensors to a folder, with a mapping.",
+    "convert": "Convert to safetensors, GGUF, torch, NumPy and other formats.",
+    "digest": "Print one digest for the weights, independent of the format.",
     "lock": "Write a lock file: a hash for every tensor.",
-    "verify": "Compare weights with their source, a lock or their own claim.",
+    "verify": "Compare weights with their source, a lock file or their metadata.",
     "diff": "Show which tensors of two files differ, and by how much.",
-    "scan": "Report what loading files would run.",
-    "generate": "Continue a text with the model in a weight file.",
+    "scan": "Report what code loading the files would execute.",
+    "generate": "Generate text with the model in a weight file.",
     "models": "Show the models that are known by name.",
-    "eval": "Measure how well a model predicts a text, and another against it.",
+    "eval": "Measure how well a model predicts a text, or compare two models.",
     "demo": "Tour the commands on a small bundled model.",
 }
 
@@ -95,13 +95,14 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "color": True}
 @click.group(cls=_Lazy, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="cgpt-convert")
 def group() -> None:
-    """Look into PyTorch weight files and convert them, without torch and without running them.
+    """Inspect, scan, convert and verify PyTorch weight files without torch.
 
-    SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors, .gguf, .npz, .npy), a model
-    folder, an *.index.json, an extracted parameters/ folder, or a URL (https, s3, hf and others).
+    Nothing in a file is executed. SOURCE is a weight file (.bin, .pt, .pth, .ckpt, .safetensors,
+    .gguf, .npz, .npy), a model folder, a shard index (*.index.json), a folder written by extract,
+    or a URL (https, s3, hf and others).
 
     \b
-    Exit codes: 0 done and right; 1 a check found a difference or a danger; 2 bad usage;
+    Exit codes: 0 success; 1 a check failed: a difference, or unsafe content; 2 bad usage;
     3 the input is malformed, unsupported or unreadable; 4 the output could not be written;
     130 interrupted.
     """  # noqa: D301  \b is click's, and must be the character

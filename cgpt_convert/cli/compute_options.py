@@ -62,10 +62,12 @@ def computing(command: F) -> F:
         "--heads",
         type=click.IntRange(min=1),
         metavar="N",
-        help="The number of attention heads.  [default: from config.json]",
+        help="Number of attention heads.  [default: from config.json]",
     )
     @click.option(
-        "--activation", metavar="NAME", help="gelu, gelu_new ...  [default: from config.json]"
+        "--activation",
+        metavar="NAME",
+        help="Activation function, such as gelu or gelu_new.  [default: from config.json]",
     )
     @functools.wraps(command)
     def wrapped(engine: str, heads: int | None, activation: str | None, **given: Any) -> Any:

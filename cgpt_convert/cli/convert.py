@@ -64,13 +64,12 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
 @click.command("convert")
 @options.source
 @click.option(
-    "-o", "--output", required=True, type=options.OutputPath(), help="The file or folder to write."
+    "-o", "--output", required=True, type=options.OutputPath(), help="File or folder to write."
 )
 @click.option(
     "--to",
     type=_TargetName(targets()),
-    help="The format, also one of an installed plug-in; hf is a folder for transformers.  "
-    "[default: from OUTPUT's suffix]",
+    help="Output format, also one of an installed plug-in.  [default: from OUTPUT's suffix]",
 )
 @click.option(
     "--dtype",
@@ -79,17 +78,25 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
     show_default=True,
     help="Convert floating-point tensors to this type; q* types are for GGUF.",
 )
-@click.option("--max-shard-size", type=_Size(), help="Split safetensors, torch and hf output.")
+@click.option(
+    "--max-shard-size",
+    type=_Size(),
+    help="Split safetensors, torch and hf output into files of at most this size, such as 5GB.",
+)
 @options.wish
 @click.option(
     "--tied",
     type=click.Choice(["alias", "copy"]),
     default="alias",
     show_default=True,
-    help="Write tied weights once and note the other names, or write each.",
+    help="Write tied weights once (alias), or under each of their names (copy).",
 )
-@click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is, for hf and gguf.")
-@click.option("--no-vocab", is_flag=True, help="Write a GGUF without a vocabulary.")
+@click.option(
+    "--tokenizer",
+    metavar="DIR",
+    help="Folder of the tokenizer, for hf and gguf.  [default: in or beside the model]",
+)
+@click.option("--no-vocab", is_flag=True, help="Write GGUF without a vocabulary.")
 @click.option("--no-proof", is_flag=True, help="Do not write provenance metadata.")
 @click.option(
     "--verify",
@@ -99,7 +106,7 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
 @salvage_option.option
 @options.mapping
 @options.jobs
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written, without writing it.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the losses of each cast tensor.")
 @options.overwrite
 @options.as_json
@@ -125,8 +132,8 @@ def command(
 ) -> int:
     """Write the tensors of SOURCE in another format, streaming.
 
-    Strided tensors are written in C order; values are not changed unless --dtype says so. The
-    same input always gives the same bytes.
+    Strided tensors are made contiguous. Values change only with --dtype. The same input always
+    gives the same bytes. The format hf is a folder for transformers.
     """
     to = to or target_for(output)  # an unknown suffix is an error before anything is read
     checkpoint = open_checkpoint(source, mapping, salvage=salvage)

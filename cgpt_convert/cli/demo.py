@@ -53,11 +53,11 @@ _MOST = 40  # tokens
 @click.command("demo")
 @click.argument("folder", metavar="[DIR]", type=click.Path(readable=False), default="cgpt-demo")
 def command(folder: str) -> None:
-    """Tour the commands on a small bundled model, into DIR (cgpt-demo).
+    """Tour the commands on a small bundled model; write the files to DIR (default: cgpt-demo).
 
-    The model has the shape and the storage layout of Cerebras-GPT, and learnt to write from Jane
-    Austen. Each file written is read again and compared with the source, bit for bit where it has
-    the same tensors; and from each the model continues a sentence, computed without torch.
+    The model has the shape and the storage layout of Cerebras-GPT, and is trained on Jane Austen's
+    novels. Each output is read again. Where it has the same tensors as the source, they are
+    compared bit for bit. From each output the model continues a sentence, without torch.
     """
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise CannotWrite("exists already", where=folder, hint="name another folder")

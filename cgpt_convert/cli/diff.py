@@ -46,12 +46,10 @@ def command(
     jobs: int,
     as_json: bool,
 ) -> int:
-    """Show which tensors of BEFORE and AFTER differ, and by how much. Exit 1 if any does.
+    """Show which tensors of BEFORE and AFTER differ, and by how much. Exit code 1 if any does.
 
-    All tensors of both are compared, or those that --root, --match and --exclude choose; the
-    others are listed. Tensors of a known architecture are compared under whatever names they have;
-    buffers that are computed, and tied weights that only one of the files repeats, make no
-    difference.
+    --root, --match and --exclude select the tensors to compare; the others are listed. For known
+    architectures, differences in tensor names, computed buffers and weight tying are ignored.
     """
     opened = open_checkpoint(before), open_checkpoint(after)
     tell_code(*opened)

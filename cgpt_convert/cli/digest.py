@@ -22,7 +22,7 @@ from cgpt_convert.verification.scope import part_scope
 
 @click.command("digest")
 @options.source
-@click.option("--tensors", is_flag=True, help="Show the digest of each tensor, too.")
+@click.option("--tensors", is_flag=True, help="Show the digest of each tensor as well.")
 @options.scope
 @options.mapping
 @options.jobs
@@ -35,12 +35,11 @@ def command(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Print one digest for all tensors of SOURCE, whatever the container.
+    """Print one digest for all tensors of SOURCE, independent of the file format.
 
-    If weights under a well-known key, such as state_dict, are a part of them, the next line is the
-    digest of that part, which convert writes. The last line, for a known architecture, is the
-    model's digest: it is the same under other names of the same tensors, without computed buffers,
-    tied or not.
+    If the weights are under a well-known key such as state_dict, the next line is the digest of
+    that part, which convert writes. For a known architecture, the last line is the digest of the
+    model, in which tensor names, computed buffers and weight tying make no difference.
     """
     checkpoint = open_checkpoint(source, mapping)
     tell_code(checkpoint)

@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 @click.command("eval")
 @options.source
 @click.option(
-    "--text", "path", required=True, metavar="FILE", type=options.PATH, help="The text, UTF-8."
+    "--text", "path", required=True, metavar="FILE", type=options.PATH, help="Text file, UTF-8."
 )
-@click.option("--against", metavar="OTHER", help="Compare OTHER's predictions with SOURCE's.")
+@click.option(
+    "--against", metavar="OTHER", help="Compare the predictions of OTHER with those of SOURCE."
+)
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tokens that the model sees at once.  [default: all its positions]",
+    help="Number of tokens in a window.  [default: all positions of the model]",
 )
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
     metavar="N",
-    help="New tokens a window; the rest of it is context.  [default: all of it]",
+    help="New tokens per window; the rest is context.  [default: the whole window]",
 )
 @options.tokenizer
 @computing
@@ -58,10 +60,10 @@ def command(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Measure how well SOURCE predicts a text; with --against, how far OTHER is from it.
+    """Measure how well SOURCE predicts a text; with --against, how far OTHER differs from it.
 
-    The text is cut into windows as lm-eval's rolling loglikelihood does: each token is predicted
-    once, the first from the end-of-text token.
+    The text is split into windows as in lm-eval's rolling loglikelihood: each token is predicted
+    once, the first one from the end-of-text token.
     """
     from cgpt_convert.inference.evaluate.text_windows import check_alike, read_passage
 

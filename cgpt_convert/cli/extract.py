@@ -26,7 +26,7 @@ from cgpt_convert.writing.writer import WriteOptions, write_blocks
 @click.command("extract")
 @options.source
 @click.option(
-    "-o", "--output", type=options.OutputPath(), help="The folder to write, say parameters/."
+    "-o", "--output", type=options.OutputPath(), help="Folder to write, such as parameters/."
 )
 @click.option(
     "--by",
@@ -41,7 +41,7 @@ from cgpt_convert.writing.writer import WriteOptions, write_blocks
     "--stdout",
     "to_stdout",
     metavar="NAME",
-    help="Write one tensor's bytes, in C order, to standard output instead.",
+    help="Write the bytes of one tensor, in C order, to standard output instead.",
 )
 @click.option(
     "--properties",
@@ -69,8 +69,8 @@ def command(
 ) -> int:
     """Write the raw tensors of SOURCE to a folder, with mapping.json.
 
-    The mapping tells for each tensor its file, dtype, shape, strides, start, byte order and
-    SHA-256. Every other command reads the folder.
+    The mapping records the file, dtype, shape, strides, start, byte order and SHA-256 of each
+    tensor. All other commands can read the folder.
     """
     if (output is None) == (to_stdout is None):
         raise click.UsageError("give one of --output and --stdout")

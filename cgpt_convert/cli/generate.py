@@ -21,18 +21,36 @@ _POSITIVE = click.IntRange(min=1)
 @click.command("generate")
 @options.source
 @click.argument("prompt", required=False)
-@click.option("--ids", type=options.TokenIds(), help="The prompt as token ids; ids come out, too.")
+@click.option(
+    "--ids", type=options.TokenIds(), help="Prompt as token IDs; the output is token IDs as well."
+)
 @click.option(
     "--request",
     metavar="FILE",
     help="JSON file of prompts and parameters, as inference endpoints take.",
 )
-@click.option("--max-new-tokens", type=_POSITIVE, default=50, show_default=True, metavar="N")
 @click.option(
-    "--no-repeat-ngram", type=_POSITIVE, metavar="N", help="No N tokens in a row occur twice."
+    "--max-new-tokens",
+    type=_POSITIVE,
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Largest number of tokens to generate.",
 )
-@click.option("--beams", type=_POSITIVE, default=1, metavar="N", help="Search with N beams.")
-@click.option("--early-stopping", is_flag=True, help="End when N beams have ended.")
+@click.option(
+    "--no-repeat-ngram", type=_POSITIVE, metavar="N", help="Avoid repeating any N tokens in a row."
+)
+@click.option(
+    "--beams",
+    type=_POSITIVE,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of beams; more than 1 turns beam search on.",
+)
+@click.option(
+    "--early-stopping", is_flag=True, help="Stop when as many texts have ended as there are beams."
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
@@ -42,14 +60,14 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Sample of the likeliest tokens that together have probability P.",
+    help="Sample from the most likely tokens that together have probability P.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     help="Random seed (turns sampling on; same seed, same text).",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT (repeatable).")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT (repeatable).")
 @options.tokenizer
 @computing
 @options.mapping
@@ -68,9 +86,9 @@ def command(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Continue PROMPT with the model in SOURCE, as text that appears as it comes.
+    """Generate text from PROMPT with the model in SOURCE, streamed as it is produced.
 
-    The likeliest token each time, unless an option asks for beams or for sampling.
+    The most likely token is chosen each time, unless an option turns on sampling or beam search.
     """
     if sum(given is not None for given in (prompt, ids, request)) != 1:
         raise click.UsageError("give one of PROMPT, --ids and --request")

@@ -28,11 +28,11 @@ from cgpt_convert.inspection import (
     type=click.Choice(["name", "size", "file"]),
     default="file",
     show_default=True,
-    help="The order of the tensor table.",
+    help="Order of the tensor table.",
 )
-@click.option("--tree", is_flag=True, help="Fold the tensors by module, with subtotals.")
+@click.option("--tree", is_flag=True, help="Group the tensors by module, with subtotals.")
 @click.option(
-    "--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf."
+    "--stats", is_flag=True, help="Read the tensors; show min, max, mean, std, zeros, NaN and Inf."
 )
 @click.option("--check", is_flag=True, help="Verify all checksums; exit 1 if one is wrong.")
 @options.report_format
@@ -52,7 +52,7 @@ def command(
 ) -> int:
     """Show what is in SOURCE, and whether it is safe.
 
-    Nothing in the file is run, and without --stats or --check no tensor is read.
+    Nothing in the file is executed. Tensors are only read with --stats or --check.
     """
     if form != "text" and not check:
         raise BadRequest("--format is for reporting what --check finds", hint="add --check")

@@ -21,8 +21,8 @@ from cgpt_convert.writing.writer import WriteOptions
 
 @click.command("lock")
 @options.source
-@click.option("-o", "--output", required=True, type=options.OutputPath(), help="The file to write.")
-@click.option("--in-toto", is_flag=True, help="Write an in-toto statement that holds the lock.")
+@click.option("-o", "--output", required=True, type=options.OutputPath(), help="File to write.")
+@click.option("--in-toto", is_flag=True, help="Write an in-toto statement that contains the lock.")
 @options.scope
 @options.mapping
 @options.jobs
@@ -38,10 +38,10 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write a lock of the tensors of SOURCE, for `verify --lock` to compare with.
+    """Write a lock file with a hash for every tensor of SOURCE, for `verify --lock`.
 
-    It records all tensors, or those that --root, --match and --exclude choose. The file has a line
-    for each tensor, in the order of their names, so that a review shows what changed.
+    --root, --match and --exclude select the tensors to record. The file has one line per tensor,
+    sorted by name, so that a review shows what changed.
     """
     checkpoint = open_checkpoint(source, mapping)
     check_apart((), inputs_of(checkpoint), [output], folder=False)

@@ -96,7 +96,7 @@ def common(command: F) -> F:
             show_default=True,
             expose_value=False,
             callback=_progress,
-            help="Progress: a bar if on a terminal, lines for a log, or none.",
+            help="Progress on standard error: a bar on a terminal, lines for a log, or none.",
         ),
         click.option(
             "--download",
@@ -104,7 +104,7 @@ def common(command: F) -> F:
             default=None,
             expose_value=False,
             callback=_setting("download"),
-            help="Read remote files whole, once, into temporary files.",
+            help="Download remote files completely before reading them.",
         ),
         click.option(
             "--retries",
@@ -112,7 +112,7 @@ def common(command: F) -> F:
             metavar="N",
             expose_value=False,
             callback=_setting("retries"),
-            help="Attempts after a failed one, of a remote file.  [default: 5]",
+            help="Number of retries for a failed remote request.  [default: 5]",
         ),
         click.option(
             "--timeout",
@@ -120,7 +120,7 @@ def common(command: F) -> F:
             metavar="SECONDS",
             expose_value=False,
             callback=_setting("timeout"),
-            help="How long a remote server may say nothing.  [default: 30]",
+            help="Give up if the server sends nothing for this long.  [default: 30]",
         ),
     ):
         command = option(command)
@@ -148,8 +148,7 @@ exclude = click.option(
 root = click.option(
     "--root",
     metavar="KEY",
-    help="Where in a nested checkpoint the weights are; '.' takes everything.  "
-    "[default: a lone well-known key such as state_dict]",
+    help="Key of the weights, such as state_dict; '.' means all tensors.  [default: detected]",
 )
 jobs = click.option(
     "--jobs",
@@ -164,7 +163,7 @@ report_format = click.option(
     type=click.Choice(FORMATS),
     default="text",
     show_default=True,
-    help="How to report the checks.",
+    help="Format of the report.",
 )
 allow = click.option(
     "--allow",
@@ -173,7 +172,9 @@ allow = click.option(
     help="Allow this class, given as module.Name (repeatable).",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
-tokenizer = click.option("--tokenizer", metavar="DIR", help="Where the tokenizer is.")
+tokenizer = click.option(
+    "--tokenizer", metavar="DIR", help="Folder of the tokenizer.  [default: in or beside the model]"
+)
 mapping = click.option(
     "--mapping",
     metavar="MODEL",

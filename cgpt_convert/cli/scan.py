@@ -42,11 +42,11 @@ class _Unambiguous(click.Command):
 @click.command("scan", cls=_Unambiguous)
 @click.argument("path", nargs=-1, required=True, type=options.PATH)
 @options.allow
-@click.option("--require-weights", is_flag=True, help="Fail if there is no weight file.")
+@click.option("--require-weights", is_flag=True, help="Fail if PATH contains no weight file.")
 @click.option(
     "--fail-on",
     type=click.Choice([level.value for level in FailOn]),
-    help="The mildest verdict that fails. Dangerous and malformed files always fail. "
+    help="Mildest verdict that fails; dangerous and malformed files always fail.  "
     "[default: not-scanned]",
 )
 @click.option(

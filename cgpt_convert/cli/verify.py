@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] TARGET")
 @options.common
-@click.option("--lock", metavar="FILE", help="Compare TARGET with what `lock` wrote.")
+@click.option("--lock", metavar="FILE", help="Compare TARGET with this file, written by `lock`.")
 @click.option("--verbose", "-v", is_flag=True, help="Show every tensor, not only differences.")
 @click.option(
     "--logits", is_flag=True, help="Also run both models on the same tokens and compare each layer."
@@ -47,12 +47,16 @@ if TYPE_CHECKING:
 @click.option(
     "--text", metavar="FILE", help="Text file whose first tokens are used (with --logits)."
 )
-@click.option("--tokenizer", metavar="DIR", help="Of --text: where the tokenizer is.")
+@click.option(
+    "--tokenizer",
+    metavar="DIR",
+    help="Folder of the tokenizer (with --text).  [default: in or beside the model]",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     metavar="NMSE",
-    help="Of --logits.  [default: by TARGET's coarsest type]",
+    help="Largest NMSE to accept (with --logits).  [default: by TARGET's coarsest type]",
 )
 @computing
 @options.scope
@@ -76,13 +80,13 @@ def command(
     as_json: bool,
     **how: Any,
 ) -> int:
-    """Compare TARGET with SOURCE, with a lock, or with its provenance metadata.
+    """Compare TARGET with SOURCE, with a lock file, or with its provenance metadata.
 
-    Exit 1 if anything differs. All tensors of both are compared, bit for bit; what was cast or
-    quantized is computed again from SOURCE. --root, --match and --exclude compare a part, as does
-    provenance metadata of TARGET that names a root; the tensors outside of it are listed. Code that
-    TARGET names, unless it is a copy of SOURCE, and other weight files in its folder, fail, too.
-    With --logits the models are then run, layer by layer.
+    Exit code 1 if anything differs. Every tensor of either file is compared bit for bit; casts and
+    quantizations are recomputed from SOURCE. --root, --match and --exclude select a part, as does a
+    root in the provenance metadata; the tensors outside of it are listed. The check also fails if
+    TARGET's pickle refers to code that SOURCE's does not, or if its folder contains other weight
+    files. With --logits the models are then run, layer by layer.
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
