@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cgpt_convert import __version__
-from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError
+from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError, Unsupported
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -162,6 +162,8 @@ def _run() -> int:
         return _INTERRUPTED
     except CgptError as error:
         return _failed(error)
+    except MemoryError:
+        return _failed(Unsupported("not enough memory", hint="free some, or use fewer --jobs"))
     return code if isinstance(code, int) else 0
 
 

@@ -20,7 +20,7 @@ OPENINGS = {
 }
 # words and turns that readers of English as a second language have to look up
 ARCHAIC = re.compile(
-    r"\b(besides|learnt|whoever|whatever|likeliest|say \w+/|to and fro|as ever|lies|tells|somebody|"
+    r"\b(besides|learnt|whoever|whatever|likeliest|say \w+/|as ever|lies|tells|somebody|"
     r"claim|go on|goes on|of such|this very|put in C order|a token\b)",
     re.IGNORECASE,
 )

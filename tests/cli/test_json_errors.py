@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +17,7 @@ import pytest
 import torch
 
 from cgpt_convert.cli import COMMANDS
-from tests.helpers.running import run
+from tests.helpers.running import environ, run
 
 KEYS = ["kind", "message", "where", "hint", "exit_code"]
 
@@ -113,3 +116,28 @@ def test_what_a_target_cannot_hold_is_unsupported(tmp_path: Path) -> None:
         assert result.json["error"]["kind"] == "unsupported"
         assert f"--exclude '{named}'" in result.json["error"]["hint"]
     assert not out.exists()
+
+
+def test_a_lack_of_memory_is_an_error_in_json(tmp_path: Path) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with patch("cgpt_convert.cli.group.main", exhausted):
+        result = run("inspect", tmp_path, "--json")
+    assert (result.code, result.json["error"]["kind"]) == (3, "unsupported")
+    assert result.err.startswith("error: not enough memory\nhint: ")
+
+
+def test_a_ctrl_c_while_the_program_is_imported_is_an_error_in_json() -> None:
+    script = (
+        "import sys, cgpt_convert.cli, cgpt_convert.__main__ as program\n"
+        "def interrupted(): raise KeyboardInterrupt\n"
+        "cgpt_convert.cli.main = interrupted\n"
+        "sys.exit(program.main())"
+    )
+    words = [sys.executable, "-c", script, "inspect", "--json"]
+    done = subprocess.run(words, capture_output=True, check=False, env=environ(), text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    error = json.loads(done.stdout)["error"]
+    assert list(error) == KEYS
+    assert (error["kind"], error["exit_code"]) == ("interrupted", 130)
