@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cgpt_convert.formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
-from cgpt_convert.formats.file_kinds import FileKind, FormatKind, Kind, Start
+from cgpt_convert.formats.file_kinds import (
+    MAGIC,
+    FileKind,
+    FormatKind,
+    Kind,
+    Start,
+    other_kind,
+)
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import is_file, listing, open_source
 from cgpt_convert.tensors.dtypes import DType
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
 
     from cgpt_convert.formats.scan_interface import PartScanner
     from cgpt_convert.plan import FilePlan, Request  # not imported to inspect a file
-from cgpt_convert.formats.file_kinds import MAGIC, other_kind
 
 
 def sniff(source: Source, *, record: bool = False) -> FileKind:
@@ -38,7 +44,7 @@ def sniff(source: Source, *, record: bool = False) -> FileKind:
     """
     start = Start(source, record=record)
     if start.container is None:
-        for offset, magic, kind in _magic():
+        for offset, magic, kind in _magic(start.head[:1]):
             if start.head.startswith(magic, offset):
                 return kind
     for form in built_in():
@@ -49,10 +55,13 @@ def sniff(source: Source, *, record: bool = False) -> FileKind:
 
 
 @functools.cache
-def _magic() -> tuple[tuple[int, bytes, FileKind], ...]:
-    """Return offset, bytes and kind of every magic number."""
-    formats = ((offset, magic, form.kind) for form in built_in() for offset, magic in form.magic)
-    return (*formats, *MAGIC)
+def _magic(first: bytes) -> tuple[tuple[int, bytes, FileKind], ...]:
+    """Return offset, bytes and kind of the magic numbers of files that begin with the byte."""
+    rows: list[tuple[int, bytes, FileKind]] = [
+        (offset, magic, form.kind) for form in built_in() for offset, magic in form.magic
+    ]
+    rows += MAGIC
+    return tuple(row for row in rows if row[0] or row[1][:1] == first)
 
 
 class FormatFile(NamedTuple):
