@@ -29,6 +29,7 @@ from cgpt_convert.verification.tensor_differences import (
 )
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
+_OPTIONAL = ("cosine", "elements", "differing")  # not shown on a narrow terminal
 _LEVELS = {EQUAL: PASSED, RENAMED: NOTE, LEFT_OUT: NOTE}
 
 
@@ -84,7 +85,8 @@ def _told(row: TensorDifference) -> dict[str, Any]:
 def _print(rows: list[TensorDifference]) -> None:
     shown = [row for row in rows if row.state not in (EQUAL, LEFT_OUT)]
     if shown:
-        for line in table(_COLUMNS, [_cells(row) for row in shown], right=_COLUMNS[2:]):
+        cells = [_cells(row) for row in shown]
+        for line in table(_COLUMNS, cells, right=_COLUMNS[2:], optional=_OPTIONAL):
             click.echo(line)
     counts = Counter(row.state for row in rows)
     summary = ", ".join(

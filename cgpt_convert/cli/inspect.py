@@ -25,14 +25,16 @@ from cgpt_convert.inspection import (
 @options.match
 @click.option(
     "--sort",
-    type=click.Choice(["name", "size", "file"]),
+    type=click.Choice(["name", "size", "file", "nan"]),
     default="file",
     show_default=True,
-    help="Order of the tensor table.",
+    help="Order of the tensor table; nan, with --stats, puts NaN and Inf first.",
 )
-@click.option("--tree", is_flag=True, help="Group the tensors by module, with subtotals.")
 @click.option(
-    "--stats", is_flag=True, help="Read the tensors; show min, max, mean, std, zeros, NaN and Inf."
+    "--tree", is_flag=True, help="Group the tensors by module, with subtotals and shares."
+)
+@click.option(
+    "--stats", is_flag=True, help="Read the tensors; show distribution, range, mean, NaN and Inf."
 )
 @click.option("--check", is_flag=True, help="Verify all checksums; exit 1 if one is wrong.")
 @options.report_format
@@ -54,13 +56,16 @@ def command(
 
     Nothing in the file is executed. Tensors are only read with --stats or --check.
     """
+    if sort == "nan" and not stats:
+        raise BadRequest("--sort nan needs the statistics", hint="add --stats")
     if form != "text" and not check:
         raise BadRequest("--format is for reporting what --check finds", hint="add --check")
     checkpoint = open_checkpoint(source, mapping)
     summary = summarise(checkpoint)
-    rows = _sorted(matching_rows(checkpoint, summary["tensors"], match), sort)
+    rows = matching_rows(checkpoint, summary["tensors"], match)
     if stats:
         add_statistics(checkpoint, rows, progress)
+    rows = _sorted(rows, sort)
     if check:
         summary["check"] = check_storages_of(checkpoint, progress)
     if form != "text":
@@ -79,6 +84,12 @@ def command(
 def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     if sort == "name":
         return sorted(rows, key=lambda row: row["name"])
+    if sort == "nan":
+        return sorted(rows, key=_not_finite, reverse=True)
     if sort == "size":
         return sorted(rows, key=lambda row: -row["nbytes"])
     return rows
+
+
+def _not_finite(row: dict[str, Any]) -> int:
+    return (row["stats"]["nan"] or 0) + (row["stats"]["inf"] or 0)

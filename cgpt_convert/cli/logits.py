@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import options
+from cgpt_convert.cli import options, style
 from cgpt_convert.cli.compute_options import ComputeOptions, warn
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, table, wrapped
-from cgpt_convert.core.checks import NOTE, Check
+from cgpt_convert.core.checks import FAILED, NOTE, Check
 from cgpt_convert.core.errors import CgptError
 from cgpt_convert.inference import compare
 from cgpt_convert.inference.compare import Comparison, compare_models, counterpart
@@ -86,11 +86,10 @@ class LogitsCheck:
         header = ("state", "max difference", "NMSE")
         for line in table(header, rows, right=header[1:]):
             click.echo(f"  {line}")
-        first = (
-            f"failed: {comparison.first.name} is the first that differs; "
-            if comparison.first
-            else ""
-        )
+        first = ""
+        if comparison.first:
+            failed = style.verdict("failed", FAILED)
+            first = f"{failed}: {comparison.first.name} is the first that differs; "
         click.echo(wrapped(first + comparison.agreeing, 4))
 
     def _tokens(self) -> list[int]:

@@ -7,17 +7,21 @@ from typing import Any
 import click
 
 from cgpt_convert.cli import style
-from cgpt_convert.cli.table import counted, cut, size, table, width, wrapped
+from cgpt_convert.cli.statistics_columns import COLUMNS, cells_of
+from cgpt_convert.cli.table import NO_BREAK, columns, counted, cut, size, table, width, wrapped
 from cgpt_convert.core.checks import FAILED, NOTE, PASSED
 from cgpt_convert.core.findings import DANGEROUS, FOREIGN
 from cgpt_convert.core.text import printable
 from cgpt_convert.tensors.shapes import dims
 
 _LONG = 200  # characters shown of a metadata value; --json has all
+_LEGIBLE = 16  # columns: a shorter part of a value says nothing
 _SHOWN = 12  # other values and foreign names shown; --json has all
 _PICKLED = ("PyTorch", "TorchScript")  # prefixes of the kinds of files with a pickle
 _SCAN = "`cgpt-convert scan` shows what it would do"
-_NUMBERS = ("offset", "bytes", "min", "max", "mean", "std", "zeros", "nan", "inf")
+# columns that narrow terminals do not show, the first of them first
+_OPTIONAL = ("offset", "storage", "strides", "tied to", "bytes")
+_OPTIONAL_STATISTICS = ("zeros", "mean", "std", "shape", "dtype", "distribution")
 
 
 def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> None:
@@ -34,31 +38,39 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> 
     _exotic(summary["exotic"])
     _extras(summary["extras"])
     _others(summary)
+    if rows and "stats" in rows[0]:
+        _not_finite(rows)
     _check(summary.get("check"))
 
 
 def _head(summary: dict[str, Any]) -> None:
     root = f", root {summary['root']}/" if summary["root"] else ""
     source = style.bold(printable(summary["source"]))
-    click.echo(wrapped(f"{source}: {summary['kind']}{printable(root)}"))
+    click.echo(wrapped(f"{source}: {summary['kind']}{printable(root)}", 4))
     ties = sum(row["tied_to"] is not None for row in summary["tensors"])
     tied = f" ({ties} tied, counted once)" if ties else ""
-    types = ", ".join(f"{name} {size(row['nbytes'])}" for name, row in summary["dtypes"].items())
+    types = ", ".join(
+        f"{name} {size(row['nbytes'])}".replace(" ", NO_BREAK)
+        for name, row in summary["dtypes"].items()
+    )
     files = sum(file["nbytes"] for file in summary["files"])
     count = len(summary["tensors"])
     _model(summary["model"])
     _field("parameters", f"{summary['parameters']:,} in {counted(count, 'tensor')}{tied}")
-    _field("tensor data", f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}")
+    data = f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}"
+    click.echo(wrapped(f"  tensor data  {data}", 15))
     _field("pickle", *_safety(summary))
     if summary["code"]:
         _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not run")
     for finding in summary["findings"]:
         if finding["id"] == FOREIGN.id:
             continue  # listed in the line above
-        text = f"{finding['id']} {finding['title']}: {finding['detail']}"
         if finding["id"] == DANGEROUS.id:
-            text = f"dangerous: {finding['detail']} [{finding['id']}]; {_SCAN}"
-        _field("note" if finding["level"] == "note" else "warning", text)
+            text = f": {finding['detail']} [{finding['id']}]; {_SCAN}"
+            _field(style.WARNING, text, FAILED, "dangerous")
+            continue
+        text = f"{finding['id']} {finding['title']}: {finding['detail']}"
+        _field(NOTE if finding["level"] == NOTE else style.WARNING, text)
 
 
 def _model(model: dict[str, Any] | None) -> None:
@@ -109,27 +121,29 @@ def _field(label: str, text: str, level: str = "", verdict: str = "") -> None:
 def _tensor_lines(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return ["no tensors"]
+    if "stats" in rows[0]:
+        cells = [[*_identity(row), *cells_of(row["stats"])] for row in rows]
+        header = ["name", "dtype", "shape", *COLUMNS]
+        return table(header, cells, COLUMNS[1:], _OPTIONAL_STATISTICS)
     plain = [row for row in rows if "chunks" not in row and row["file"] != row["storage"]]
     sharded = len({row["file"] for row in plain}) > 1
     header = ["name", "dtype", "shape", "strides", "storage", "offset", "bytes", "tied to"]
-    with_stats = any("stats" in row for row in rows)
-    if with_stats:
-        header = ["name", "dtype", "shape", *_NUMBERS[2:]]
-    lines = []
-    for row in rows:
-        cells = {
-            "name": printable(row["name"]),
-            "dtype": row["dtype"],
-            "shape": dims(row["shape"]),
-            "strides": dims(row["strides"]) if row["strides"] is not None else "",
-            "storage": printable(_storage(row, sharded=sharded)),
-            "offset": f"{row['offset']}" if row["offset"] is not None else "",
-            "bytes": f"{row['nbytes']:,}",
-            "tied to": printable(row["tied_to"] or ""),
-            **{key: _number(value) for key, value in row.get("stats", {}).items()},
-        }
-        lines.append([cells.get(column, "") for column in header])
-    return table(header, lines, right=_NUMBERS)
+    cells = [
+        [
+            *_identity(row),
+            dims(row["strides"]) if row["strides"] is not None else "",
+            printable(_storage(row, sharded=sharded)),
+            f"{row['offset']}" if row["offset"] is not None else "",
+            f"{row['nbytes']:,}",
+            printable(row["tied_to"] or ""),
+        ]
+        for row in rows
+    ]
+    return table(header, cells, ("offset", "bytes"), _OPTIONAL)
+
+
+def _identity(row: dict[str, Any]) -> list[str]:
+    return [printable(row["name"]), row["dtype"], dims(row["shape"])]
 
 
 def _storage(row: dict[str, Any], *, sharded: bool) -> str:
@@ -140,12 +154,6 @@ def _storage(row: dict[str, Any], *, sharded: bool) -> str:
     if sharded:
         return f"{row['file']}:{row['storage']}"
     return "" if row["storage"] == row["name"] else str(row["storage"])
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _exotic(rows: list[dict[str, Any]]) -> None:
@@ -173,12 +181,39 @@ def _others(summary: dict[str, Any]) -> None:
     if not pairs:
         return
     click.echo(style.bold("\nother values:"))
-    room = width()
     for path, text in pairs[:_SHOWN]:
-        line = f"  {printable(path) or '(the whole)'} = {printable(text)}"
-        click.echo(cut(line, room) if room else line)
+        click.echo(_fitted(printable(path) or "(the whole)", printable(text)))
     if len(pairs) > _SHOWN:
         click.echo(f"  and {len(pairs) - _SHOWN} more (--json shows all)")
+
+
+def _fitted(name: str, text: str) -> str:
+    """Return the name and the text on a line, or two, shortening the text for the terminal."""
+    room = width()
+    if room is None:
+        return f"  {name} = {text}"
+    left = room - columns(f"  {name} = ")
+    if left < _LEGIBLE and columns(text) > left:
+        return f"{wrapped(f'  {name}', 4)}\n    = {cut(text, room - 6)}"
+    return f"  {name} = {cut(text, left)}"
+
+
+def _not_finite(rows: list[dict[str, Any]]) -> None:
+    """Print how many tensors contain NaN or Inf, and which."""
+    every = [row for row in rows if row["stats"]["nan"] is not None]
+    names = [printable(row["name"]) for row in every if row["stats"]["nan"] or row["stats"]["inf"]]
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    verb = "contains" if len(names) == 1 else "contain"
+    if names:
+        line = f"{len(names):,} of {counted(len(every), 'tensor')} {verb} NaN or Inf"
+        listed = ", ".join(names[:_SHOWN])
+        click.echo("\n" + wrapped(f"{style.verdict(line, FAILED)}: {listed}{more}", 4))
+    elif every:
+        line = f"no NaN or Inf in {counted(len(every), 'tensor')}"
+        click.echo("\n" + wrapped(style.verdict(line, PASSED)))
+    if len(every) < len(rows):
+        count = counted(len(rows) - len(every), "tensor")
+        click.echo(wrapped(f"no statistics for {count}: the type is quantized, or NumPy lacks it"))
 
 
 def _check(check: dict[str, Any] | None) -> None:

@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED
 
 WARNING = "warning"
+_HEIGHTS = " ▁▂▃▄▅▆▇█"
+_ASCII_HEIGHTS = " .:-=+*#@"
+_EIGHTHS = "▏▎▍▌▋▊▉"  # of a bar's column
 _COLOURS = {PASSED: "green", NOTE: "cyan", WARNING: "yellow", FAILED: "red", ERROR: "red"}
 
 
@@ -52,8 +56,35 @@ def bold(text: str) -> str:
     return click.style(text, bold=True) if coloured() else text
 
 
-def shows(symbols: str) -> bool:
-    """Return whether standard output can show all the symbols, which are not ASCII.
+def bar(share: float, width: int = 10) -> str:
+    """Return a bar of at most `width` columns, of which it takes the given share."""
+    if not _shows(_EIGHTHS):
+        return "#" * round(share * width)
+    eighths = round(share * width * 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8 - 1 : eighths % 8]
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Return one character for each count, as high as its share of the largest; space for 0."""
+    heights = _HEIGHTS if _shows(_HEIGHTS) else _ASCII_HEIGHTS
+    most = max(counts)
+    return "".join(heights[-(-count * 8 // most)] for count in counts)
+
+
+def ellipsis() -> str:
+    """Return the mark for text that is not shown."""
+    return "…" if _shows("…") else ".."
+
+
+def encodable(text: str) -> str:
+    """Return the text with escapes for characters that standard output cannot encode."""
+    if text.isascii() or (encoding := _encoding()) == "utf-8":
+        return text
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _shows(symbols: str) -> bool:
+    """Return whether standard output can show the symbols.
 
     False if its encoding has no code for one of them, as in most Windows code pages, or if the
     user has chosen the C locale, in which Python itself writes UTF-8 all the same.
@@ -61,8 +92,8 @@ def shows(symbols: str) -> bool:
     language = os.environ.get("LC_ALL") or os.environ.get("LANG")
     if language in ("C", "POSIX") and not os.environ.get("PYTHONIOENCODING"):
         return False
-    try:
-        symbols.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return encodable(symbols) == symbols
+
+
+def _encoding() -> str:
+    return (sys.stdout.encoding or "ascii").lower()

@@ -2,7 +2,9 @@
 
 import argparse
 import io
+import math
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -117,11 +119,26 @@ def test_matching_nothing_is_bad_usage_as_of_convert(model: Path, tmp_path: Path
 def test_the_tree_folds_layers_that_look_alike(model: Path) -> None:
     lines = run("inspect", model, "--tree").out.splitlines()
     assert any(line.split()[:3] == ["0", "to", "1"] for line in lines)
-    assert lines[-1].split() == ["total", "157,442", "531", "kB"]
+    assert lines[-1].split() == ["total", "157,442", "531", "kB", "100.0%", "█" * 10]
     assert sum("c_attn" in line for line in lines) == 1
 
 
-def expected_stats(value: torch.Tensor) -> dict[str, float | int | None]:
+def expected_histogram(value: torch.Tensor, finite: torch.Tensor) -> dict[str, Any]:
+    """The histogram by NumPy, whose bins are of the first width in a row of powers that will do."""
+    least, most = float(finite.min()), float(finite.max())
+    whole = not value.is_floating_point()
+    floor = max(math.ulp(max(abs(least), abs(most))), 0 if value.is_floating_point() else 1)
+    width = 2.0**-1000
+    while width < floor or math.floor(most / width) - math.floor(least / width) >= 12:
+        width *= 2
+    assert width >= 1 or not whole
+    start = math.floor(least / width) * width
+    edges = start + width * np.arange(math.floor(most / width) - math.floor(least / width) + 2)
+    counts, _ = np.histogram(finite.numpy(), edges)
+    return {"start": start, "width": width, "counts": counts.tolist()}
+
+
+def expected_stats(value: torch.Tensor) -> dict[str, Any]:
     """The statistics by torch, in double precision."""
     finite = value.double()[torch.isfinite(value.double())]
     known = bool(finite.numel())
@@ -130,6 +147,7 @@ def expected_stats(value: torch.Tensor) -> dict[str, float | int | None]:
         "max": float(finite.max()) if known else None,
         "mean": float(finite.mean()) if known else None,
         "std": float(finite.std(correction=0)) if known else None,
+        "histogram": expected_histogram(value, finite) if known else None,
         "zeros": int((value == 0).sum()),
         "nan": int(value.double().isnan().sum()),
         "inf": int(value.double().isinf().sum()),
@@ -156,6 +174,10 @@ def stats_state() -> dict[str, torch.Tensor]:
         "empty": torch.empty(0, 3),
         "only nan": torch.full((3,), float("nan")),
         "negative zero": torch.tensor([-0.0, 0.0, 1.0]),
+        "constant": torch.full((3,), 0.3),
+        "growing": torch.arange(1_000_000, dtype=torch.float64).sub(999).pow(3),
+        "tiny": torch.tensor([1e-310, 7e-310], dtype=torch.float64),
+        "wide": torch.tensor([-1e150, 1e150], dtype=torch.float64),
     }
 
 
@@ -167,6 +189,7 @@ def test_statistics_are_torchs(tmp_path: Path) -> None:
     for row in rows:
         expected = expected_stats(state[row["name"]])
         assert row["stats"].keys() == expected.keys()
+        assert row["stats"].pop("histogram") == expected.pop("histogram"), row["name"]
         for key, value in expected.items():
             near = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
             assert row["stats"][key] == near, (row["name"], key)
@@ -182,11 +205,81 @@ def test_statistics_without_an_answer_are_null(tmp_path: Path) -> None:
     assert result.err == ""
     assert (huge["min"], huge["max"], huge["std"]) == (-1e308, 1e308, None)
     assert imaginary == {
-        **dict.fromkeys(("min", "max", "mean", "std")),
+        **dict.fromkeys(("min", "max", "mean", "std", "histogram")),
         "zeros": 1,
         "nan": 1,
         "inf": 0,
     }
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight layers; the values of two are not all finite."""
+    generator = torch.Generator().manual_seed(2)
+    state = {"wte": torch.zeros(4, 4)}
+    for layer in range(8):
+        state[f"h.{layer}.w"] = torch.randn(20, 30, generator=generator) + layer
+        state[f"h.{layer}.b"] = torch.ones(30, dtype=torch.float16)
+    state["h.3.w"][1, 2] = float("nan")
+    state["h.6.b"][:4] = float("inf")
+    return vendor.save(state, tmp_path_factory.mktemp("damaged") / "m.pt")
+
+
+def test_tensors_that_are_not_finite_are_counted_and_can_come_first(damaged: Path) -> None:
+    lines = run("inspect", damaged, "--stats", "--sort", "nan").out.splitlines()
+    assert lines[-1] == "2 of 17 tensors contain NaN or Inf: h.6.b, h.3.w"
+    header = next(number for number, line in enumerate(lines) if line.startswith("name "))
+    assert [line.split()[0] for line in lines[header + 1 : header + 4]] == ["h.6.b", "h.3.w", "wte"]
+    assert lines[header].split()[-2:] == ["nan", "inf"]
+    assert lines[header + 1].split()[-1] == "4"
+    some = run("inspect", damaged, "--stats", "--match", "h.3.*").out
+    assert some.endswith("\n1 of 2 tensors contains NaN or Inf: h.3.w\n")
+    none = run("inspect", damaged, "--stats", "--match", "h.1.*").out
+    assert none.endswith("\nno NaN or Inf in 2 tensors\n")
+    assert "nan" not in none.split("\n\n")[1]
+
+
+def test_sorting_by_nan_needs_the_statistics(damaged: Path) -> None:
+    result = run("inspect", damaged, "--sort", "nan")
+    assert (result.code, result.out) == (2, "")
+    assert "add --stats" in result.err
+
+
+def test_a_tree_with_statistics_folds_finite_layers_only(damaged: Path) -> None:
+    rows = run("inspect", damaged, "--stats", "--json").json["tensors"]
+    stats = {row["name"]: row["stats"] for row in rows}
+    lines = run("inspect", damaged, "--stats", "--tree").out.splitlines()
+    labels = [line.split("  ")[1] for line in lines if re.match(r"  \d", line)]
+    assert labels == ["0 to 2 (each)", "3", "4 to 5 (each)", "6", "7"]
+    shown = lines[lines.index(next(line for line in lines if "0 to 2" in line)) + 1].split()
+    assert shown[0] == "w"
+    values = torch.load(damaged)
+    every = torch.cat([values[f"h.{layer}.w"] for layer in range(3)]).double()
+    least, most, mean, std = (float(text) for text in shown[-4:])
+    assert least == pytest.approx(min(stats[f"h.{layer}.w"]["min"] for layer in range(3)), rel=1e-3)
+    assert most == pytest.approx(float(every.max()), rel=1e-3)
+    assert mean == pytest.approx(float(every.mean()), rel=1e-3)
+    assert std == pytest.approx(float(every.std(correction=0)), rel=1e-3)
+    assert lines[-3].split()[:1] == ["total"]
+    assert lines[-3].split()[-2:] == ["1", "4"]
+
+
+def test_statistics_of_a_module_leave_masks_out(tmp_path: Path) -> None:
+    state = {"a.w": torch.tensor([-0.5, 0.25]), "a.mask": torch.tensor([[1, 511]])}
+    lines = run("inspect", vendor.save(state, tmp_path / "m.pt"), "--tree", "--stats").out
+    ends = {line.split()[0]: line.split()[-4:-2] for line in lines.splitlines() if "B  █" in line}
+    assert ends == {name: ["-0.5", "0.25"] for name in ("a", "w", "total")} | {"mask": ["1", "511"]}
+
+
+def test_shares_and_bars_are_of_the_whole(tmp_path: Path) -> None:
+    state = {"a": torch.ones(600), "b": torch.ones(250), "c": torch.ones(150), "d": torch.ones(0)}
+    lines = run("inspect", vendor.save(state, tmp_path / "m.pt"), "--tree").out.splitlines()
+    assert [line.split()[6:] for line in lines[-5:-1]] == [
+        ["60.0%", "██████"],
+        ["25.0%", "██▌"],
+        ["15.0%", "█▌"],
+        [],
+    ]
 
 
 def test_a_check_of_a_whole_file_succeeds(model: Path) -> None:

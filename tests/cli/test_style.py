@@ -1,7 +1,10 @@
 """Colour: on terminals, and elsewhere as the environment asks."""
 
+import math
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +61,15 @@ def test_verdicts_have_colours(model: Path, changed: Path) -> None:
     assert f"{RED}failed{END}: transformer.wte.weight" in wrong
     assert re.search(re.escape(RED) + r"\d+ of \d+ checks failed" + re.escape(END), wrong)
     assert f"{YELLOW}2 changed{END}" in in_terminal(100, "diff", model, changed)
+
+
+def test_dangerous_names_and_nan_are_red(tmp_path: Path) -> None:
+    class Calling:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, ("true",)
+
+    torch.save({"w": torch.tensor([math.nan, 1]), "x": Calling()}, tmp_path / "m.pt")
+    shown = in_terminal(200, "inspect", tmp_path / "m.pt", "--stats")
+    assert f"  {YELLOW}warning{END}      {RED}dangerous{END}: names posix.system" in shown
+    assert f"  {RED}1{END}\r\n" in shown
+    assert f"{RED}1 of 1 tensor contains NaN or Inf{END}: w" in shown
