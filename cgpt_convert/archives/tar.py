@@ -173,7 +173,7 @@ def _pax(data: bytes, where: str) -> dict[str, str]:
 
 
 def is_tar_to_tarfile(block: bytes) -> bool:
-    """Return whether Python's tarfile takes the first block of a file for the header of a member.
+    """Return whether Python's tarfile accepts the first block of a file as the header of a member.
 
     See `TarInfo.frombuf` and `nti` in Lib/tarfile.py; it reads numbers as `int(text, 8)` does.
     """

@@ -43,7 +43,7 @@ class Archive:
 
     @cached_property
     def has_crcs(self) -> bool:
-        """Whether any record has a checksum; torch can be told to write 0 for all."""
+        """Whether any record has a checksum; torch has an option to write 0 for all."""
         return any(member.crc32 for member in self.members.values())
 
     def crc32(self, name: str) -> int | None:

@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def near_word(word: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that is most like `word`; None if none is."""
+    """Return the choice that is most like `word`; None if none is like it."""
     from difflib import get_close_matches
 
     return next(iter(get_close_matches(word, list(choices), 1)), None)

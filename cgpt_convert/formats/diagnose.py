@@ -1,4 +1,4 @@
-"""Error messages for files of kinds without readable weights, with the next step for the user."""
+"""Error messages for files without readable weights, with the next step for the user."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from cgpt_convert.archives import tar
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.text import printable
 from cgpt_convert.formats import diagnose_transfer, diagnose_zip
+from cgpt_convert.formats.diagnose_zip import KERAS, WEIGHT_FILE
 from cgpt_convert.formats.file_kinds import HEAD, Kind
 from cgpt_convert.formats.registry import FormatFile, built_in, diagnosed, plugins
 from cgpt_convert.formats.salvage import AGAIN
 from cgpt_convert.sources.local import Source, read
 
-_RAW = "download the raw file; on a model hub its link has /resolve/ in it, not /blob/"
+_RAW = "download the raw file; on a model hub its link contains /resolve/, not /blob/"
 _MODEL_PAGE = r"https://(?:www\.)?huggingface\.co/([^/?#]+/[^/?#]+)(?:/?$|/tree/)"
 _ERROR_KEYS = ("error", "message", "detail")  # fields of servers' error messages
-_SHOWN = 120  # characters of a message found inside
+_SHOWN = 120  # characters of a message in the file
 
 # hints for valid files of unsupported kinds
 _HINTS = {
-    Kind.GZIP: "run gunzip on it first",
-    Kind.BZIP2: "run bunzip2 on it first",
-    Kind.XZ: "run unxz on it first",
-    Kind.ZSTD: "run unzstd on it first",
-    Kind.LZ4: "unpack it first",
-    Kind.COMPRESSED: "unpack it first",
-    Kind.SEVEN_ZIP: "unpack it and name the weight file inside",
-    Kind.RAR: "unpack it and name the weight file inside",
-    Kind.PICKLE: "no torch.save file; `cgpt-convert scan FILE` shows what loading it would do",
-    Kind.PREVIEW: "torch 1.0 or later cannot read it either; ask its author for a newer one",
-    Kind.HDF5: "weights of Keras or h5py are not read; look for the PyTorch ones beside them",
+    Kind.GZIP: "decompress it first: gunzip FILE",
+    Kind.BZIP2: "decompress it first: bunzip2 FILE",
+    Kind.XZ: "decompress it first: unxz FILE",
+    Kind.ZSTD: "decompress it first: unzstd FILE",
+    Kind.LZ4: "decompress it first",
+    Kind.COMPRESSED: "decompress it first",
+    Kind.SEVEN_ZIP: "unpack it and pass the weight file inside",
+    Kind.RAR: "unpack it and pass the weight file inside",
+    Kind.PICKLE: "run `cgpt-convert scan FILE` to see what code loading it would execute",
+    Kind.PREVIEW: "ask its author for a newer file; torch 1.0 and later cannot read it either",
+    Kind.HDF5: KERAS,
     Kind.ONNX: "look for the PyTorch weights that it was exported from",
     Kind.TFLITE: "look for the PyTorch weights that it was exported from",
-    Kind.OLD_GGML: "convert the original weights to GGUF; this one has no names we could trust",
-    Kind.INDEX: "its name has to end in .index.json, and its shards have to lie beside it",
-    Kind.UNKNOWN: "no format is known that begins like this; check that the download is complete",
+    Kind.OLD_GGML: "convert the original weights to GGUF; the tensor names here are not reliable",
+    Kind.INDEX: "rename it so that its name ends with .index.json, in the folder of its shards",
+    Kind.UNKNOWN: "check that the download is complete; its first bytes match no known format",
 }
 
 
 def refuse(file: FormatFile) -> CgptError:
-    """Return the error that says why a file of no format cannot be read and what to do next."""
+    """Return the error for a file of no supported format: the reason, and what to do next."""
     source = file.source
     kind = file.kind if isinstance(file.kind, Kind) else Kind.UNKNOWN
     error = diagnosed(file, plugins())
@@ -55,8 +56,10 @@ def refuse(file: FormatFile) -> CgptError:
     if explain:
         return explain(source)
     article = "an" if kind.value[0] in "aeiouH" else "a"
-    message = f"{article} {kind.value}, which is not read"
-    return Unsupported(message, where=source.name, hint=_HINTS.get(kind, "name the weight file"))
+    message = f"the file is {article} {kind.value}, which is not supported"
+    if kind is Kind.UNKNOWN:
+        message = "the file is of an unknown type"
+    return Unsupported(message, where=source.name, hint=_HINTS.get(kind, WEIGHT_FILE))
 
 
 def _head(source: Source) -> str:
@@ -77,7 +80,7 @@ def _lfs_pointer(source: Source) -> CgptError:
     what = f" to {int(size[1]):,} bytes" if size else ""
     what += f", {_shown(oid[1])}" if oid else ""
     return Malformed(
-        f"a Git LFS pointer{what}, not the file itself",
+        f"the file is a Git LFS pointer{what}, not the weight file",
         where=source.name,
         hint="run `git lfs pull` in the repository, or download the raw file",
     )
@@ -85,16 +88,18 @@ def _lfs_pointer(source: Source) -> CgptError:
 
 def _web_page(source: Source) -> CgptError:
     title = re.search(r"<title[^>]*>([^<]*)", _head(source), re.IGNORECASE)
-    named = f' titled "{_shown(title[1])}"' if title else ""
+    named = f" titled '{_shown(title[1])}'" if title else ""
     model = re.match(_MODEL_PAGE, source.name)
-    hint = f"for a model on the Hugging Face Hub, write hf://{model[1]}" if model else _RAW
-    return Malformed(f"a web page{named}, not the file", where=source.name, hint=hint)
+    hint = f"pass hf://{model[1]} to read the model on the Hugging Face Hub" if model else _RAW
+    message = f"the file is a web page{named}, not the weight file"
+    return Malformed(message, where=source.name, hint=hint)
 
 
 def _xml(source: Source) -> CgptError:
     values = re.findall(r"<(?:Code|Message)>([^<]*)", _head(source))  # of object stores
-    said = f': "{_shown(", ".join(values))}"' if values else ""
-    return Malformed(f"an XML document, not the file{said}", where=source.name, hint=_RAW)
+    said = f": '{_shown(', '.join(values))}'" if values else ""
+    message = f"the file is an XML document, not the weight file{said}"
+    return Malformed(message, where=source.name, hint=_RAW)
 
 
 def _json(source: Source) -> CgptError:
@@ -105,19 +110,20 @@ def _json(source: Source) -> CgptError:
     values = [value.get(key) for key in _ERROR_KEYS] if isinstance(value, dict) else []
     said = [_shown(text) for text in values if isinstance(text, str)]
     if said:
-        message = f'a server\'s answer, not the file: "{said[0]}"'
+        message = f"the file is the response of a server, not the weight file: '{said[0]}'"
         return Malformed(message, where=source.name, hint=_RAW)
-    return Unsupported(
-        "a JSON document, which holds no weights", where=source.name, hint="name the weight file"
-    )
+    message = "the file is a JSON document, which contains no weights"
+    return Unsupported(message, where=source.name, hint=WEIGHT_FILE)
 
 
 def _empty(source: Source) -> CgptError:
-    return Malformed("an empty file", where=source.name, hint=AGAIN)
+    return Malformed("the file is empty", where=source.name, hint=AGAIN)
 
 
 def _zeros(source: Source) -> CgptError:
-    message = f"{source.nbytes:,} bytes, all zero: an unfinished download or a damaged disk"
+    message = (
+        f"all {source.nbytes:,} bytes are zero: the download is incomplete or the disk damaged"
+    )
     return Malformed(message, where=source.name, hint=AGAIN)
 
 
@@ -127,7 +133,8 @@ def _tar(source: Source) -> CgptError:
     except CgptError as error:
         return error
     hint = diagnose_zip.unpacking(names)
-    return Unsupported("a tar archive, which is not read", where=source.name, hint=hint)
+    message = "the file is a tar archive, which is not supported"
+    return Unsupported(message, where=source.name, hint=hint)
 
 
 # kinds that a damaged transfer can produce

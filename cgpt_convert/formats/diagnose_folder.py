@@ -7,16 +7,17 @@ import re
 from collections.abc import Collection, Iterator
 
 from cgpt_convert.core.errors import CgptError, Unsupported
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted_list
 from cgpt_convert.formats.registry import weight_suffixes
 
 _SHOWN = 5
 _SUBFOLDERS = 200  # subfolders that are searched
 _RANK = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
+_PIPELINE = "the folder is a diffusers pipeline, which has its weights in subfolders"
 _OTHERS = (  # files that identify another framework
     ("saved_model.pb", "a TensorFlow SavedModel"),
-    ("flax_model.msgpack", "weights of Flax"),
-    ("tf_model.h5", "weights of TensorFlow"),
+    ("flax_model.msgpack", "Flax weights"),
+    ("tf_model.h5", "TensorFlow weights"),
     ("model.onnx", "an ONNX model"),
 )
 
@@ -28,28 +29,27 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
         return special
     below = list(_with_weights(path, inside))
     if below:
-        kind = "a diffusers pipeline" if "model_index.json" in inside else "the folder"
+        message = "the folder has weights only in subfolders"
+        if "model_index.json" in inside:
+            message = _PIPELINE
         more = f" and {len(below) - _SHOWN:,} more" if len(below) > _SHOWN else ""
         listed = ", ".join(os.path.join(path, name) for name in below[:_SHOWN])
-        return Unsupported(
-            f"{kind} has its weights in subfolders", where=path, hint=f"name one: {listed}{more}"
-        )
+        return Unsupported(message, where=path, hint=f"pass one of them: {listed}{more}")
     if "model_index.json" in inside:
-        hint = f"name one, such as {os.path.join(path, 'unet')}"
-        return Unsupported(
-            "a diffusers pipeline, whose weights are in subfolders", where=path, hint=hint
-        )
+        hint = f"pass one of them, such as {os.path.join(path, 'unet')}"
+        return Unsupported(_PIPELINE, where=path, hint=hint)
     for name, what in _OTHERS:
         if name in inside:
-            hint = "look for the PyTorch or safetensors weights of the model"
-            return Unsupported(f"{what}, which is not read", where=path, hint=hint)
+            hint = "look for PyTorch or safetensors weights of the same model"
+            message = f"the folder contains {what}, which this program does not support"
+            return Unsupported(message, where=path, hint=hint)
     if "config.json" in inside:
         return Unsupported(
-            "the folder has a config.json and no weights: the download is not complete",
+            "the folder contains config.json but no weights: the download is incomplete",
             where=path,
-            hint="download the weight files, too (*.safetensors or *.bin)",
+            hint="download the weight files too (*.safetensors or *.bin)",
         )
-    return Unsupported("the folder contains no weights", where=path, hint="name the weight file")
+    return Unsupported("the folder contains no weights", where=path, hint="pass the weight file")
 
 
 def several(path: str, names: list[str]) -> CgptError | None:
@@ -70,29 +70,31 @@ def _distributed(path: str, inside: Collection[str]) -> CgptError | None:
 def _deepspeed(path: str, files: Collection[str], tag: str = "") -> CgptError:
     folder = path if tag != path and tag else os.path.dirname(path.rstrip(os.sep)) or "."
     whole = sorted(name for name in files if re.fullmatch(r"mp_rank_\d+_model_states\.pt", name))
-    hint = f"make one file of it: python {os.path.join(folder, 'zero_to_fp32.py')} {folder} OUTPUT"
+    script = os.path.join(folder, "zero_to_fp32.py")
+    hint = f"convert it to one file: python {script} {folder} OUTPUT"
     if whole:
-        hint += f"; or name {os.path.join(tag or path, whole[0])} for the weights as they trained"
-    return Unsupported("a checkpoint of DeepSpeed in parts", where=path, hint=hint)
+        hint += f"; or pass {os.path.join(tag or path, whole[0])} for weights in training precision"
+    return Unsupported("the folder is a DeepSpeed checkpoint in parts", where=path, hint=hint)
 
 
 def _hub_cache(path: str, inside: Collection[str]) -> CgptError | None:
     if {"blobs", "snapshots"} <= set(inside):
         return Unsupported(
-            "a model's folder in the Hugging Face cache",
+            "the folder is a model in the Hugging Face cache",
             where=path,
-            hint=f"name a snapshot in it: {_snapshot(path)}",
+            hint=f"pass a snapshot in it: {_snapshot(path)}",
         )
     models = sorted(name for name in inside if name.startswith("models--"))
     if models:
-        listed = ", ".join(map(printable, models[:_SHOWN]))
-        hint = f"name a snapshot in it, such as {_snapshot(os.path.join(path, models[0]))}"
-        return Unsupported(f"a Hugging Face cache with {listed}", where=path, hint=hint)
+        listed = quoted_list(models, _SHOWN)
+        hint = f"pass a snapshot in it, such as {_snapshot(os.path.join(path, models[0]))}"
+        message = f"the folder is a Hugging Face cache with {listed}"
+        return Unsupported(message, where=path, hint=hint)
     return None
 
 
 def _snapshot(model: str) -> str:
-    """Return the snapshot of the main branch, or any, in a model's folder of the cache."""
+    """Return a snapshot in the cache folder of a model, preferably that of the main branch."""
     revisions = _listed(os.path.join(model, "snapshots"))
     main = _first_line(os.path.join(model, "refs", "main"))
     named = main if main in revisions else next(iter(revisions), "REVISION")

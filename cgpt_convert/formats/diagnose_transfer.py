@@ -12,7 +12,9 @@ from cgpt_convert.core.limits import MiB
 from cgpt_convert.formats.registry import built_in
 from cgpt_convert.sources.local import CHUNK, Source, read
 
-_BINARY = "copy or download it again, as binary data"
+_BINARY = "copy or download the file again in binary mode"
+_FROM_START = "download the file again from the start"
+_CONVERTED = "the file was converted as if it were text"
 _ARCHIVE = b"PK\3\4"
 _MAGIC = (  # of binary files
     *(_ARCHIVE, b"\x80\2", b"\x80\4", b"\x1f\x8b"),
@@ -35,28 +37,29 @@ def diagnose(source: Source) -> CgptError | None:
 
 
 def _as_text(source: Source, start: bytes) -> CgptError | None:
-    """Return the error for a file that a program converted as text."""
+    """Return the error for a file that was converted as if it were text."""
     where = source.name
     if start.startswith(_BOM) and start[len(_BOM) :].startswith(_MAGIC):
-        return Malformed("a byte order mark (UTF-8) was put before it", where=where, hint=_BINARY)
+        message = f"{_CONVERTED}: a byte order mark (UTF-8) was added at its start"
+        return Malformed(message, where=where, hint=_BINARY)
     if _is_recoded(start):
-        message = "it was taken for Latin-1 text and converted to UTF-8"
+        message = f"{_CONVERTED}: from Latin-1 to UTF-8"
         return Malformed(message, where=where, hint=_BINARY)
     if start.count(b"\xef\xbf\xbd") >= _MANY:
-        message = "it was taken for text, and bytes were replaced by U+FFFD"
+        message = f"{_CONVERTED}: bytes were replaced by U+FFFD"
         return Malformed(message, where=where, hint=_BINARY)
     if b"\0" in start and _has_changed_lines(source):
-        message = "it was taken for text, and its line ends were changed from LF to CR LF"
-        hint = f"{_BINARY}: FTP in binary mode, or git with the file marked as binary"
+        message = f"{_CONVERTED}: line ends were changed from LF to CR LF"
+        hint = f"{_BINARY}: set FTP to binary, or mark the file as binary in .gitattributes"
         return Malformed(message, where=where, hint=hint)
     if _is_base64(start):
         hint = "decode it first: base64 -d FILE > model"
-        return Unsupported("a file encoded as base64", where=where, hint=hint)
+        return Unsupported("the file is encoded as base64", where=where, hint=hint)
     return None
 
 
 def _is_recoded(start: bytes) -> bool:
-    """Return whether all bytes from 0x80 on look like Latin-1 in UTF-8, and there are many."""
+    """Return whether there are many bytes from 0x80 on, and all look like Latin-1 in UTF-8."""
     high = len(re.findall(rb"[\xc2\xc3][\x80-\xbf]", start))
     cut = start[:-1] if start[-1:] in (b"\xc2", b"\xc3") else start
     return high >= _MANY and re.fullmatch(rb"(?:" + _LATIN1 + rb")*", cut) is not None
@@ -89,25 +92,28 @@ def _archives(source: Source, start: bytes) -> CgptError | None:
         return None
     where = source.name
     if moved < 0:
-        message = f"{-moved:,} bytes are missing inside: the download was resumed at a wrong byte"
-        return Malformed(message, where=where, hint="download it again from the start")
+        message = f"{-moved:,} bytes are missing inside the file: the download was resumed wrongly"
+        return Malformed(message, where=where, hint=_FROM_START)
     begins = read(source, moved, len(_ARCHIVE)) == _ARCHIVE
     if not begins:
-        message = f"{moved:,} bytes come twice: the download was resumed at a wrong byte"
-        return Malformed(message, where=where, hint="download it again from the start")
+        message = f"{moved:,} bytes occur twice in the file: the download was resumed wrongly"
+        return Malformed(message, where=where, hint=_FROM_START)
     if moved * 2 == source.nbytes:
-        message = f"the same archive twice, one behind the other: {moved:,} bytes each"
-        hint = f"keep the first {moved:,} bytes, or download it again"
-        return Malformed(message, where=where, hint=hint)
+        message = f"the file contains the same archive twice, {moved:,} bytes each"
+        return Malformed(message, where=where, hint=_keeping(moved))
     return Unsupported(
-        f"several archives, one behind the other; the last begins at byte {moved:,}",
+        f"the file contains several archives; the last one starts at byte {moved:,}",
         where=where,
-        hint="a .distcp file of a distributed checkpoint (DCP) is like that: pass its folder",
+        hint="if it is a .distcp file of a distributed checkpoint (DCP), pass its folder",
     )
 
 
+def _keeping(nbytes: int) -> str:
+    return f"keep the first {nbytes:,} bytes, or download the file again"
+
+
 def _moved(source: Source) -> int:
-    """Return by how many bytes the last archive is behind its recorded position; 0 if none."""
+    """Return how many bytes the last archive is after its recorded position; 0 if none."""
     length = min(source.nbytes, _LOOK + END.size)
     base = source.nbytes - length
     tail = read(source, base, length)
@@ -123,14 +129,12 @@ def _moved(source: Source) -> int:
 
 
 def _twice(source: Source, start: bytes) -> CgptError | None:
-    """Return the error for any other file whose second half begins like the first."""
+    """Return the error for any other file whose second half starts like the first."""
     half, odd = divmod(source.nbytes, 2)
     size = min(len(start), half, 256)
     if odd or size < _MANY or len(set(start[:size])) < _MANY:
         return None
     if read(source, half, size) != start[:size]:
         return None
-    message = f"the same content twice, one behind the other: {half:,} bytes each"
-    return Malformed(
-        message, where=source.name, hint=f"keep the first {half:,} bytes, or download it again"
-    )
+    message = f"the file contains the same content twice, {half:,} bytes each"
+    return Malformed(message, where=source.name, hint=_keeping(half))

@@ -1,6 +1,6 @@
 """Kinds of files, and detection of those that no format reads.
 
-Every format says itself how its files are detected (`registry.Format`).
+The formats define how their own files are detected (`registry.Format`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Kind(Enum):
     """A kind of file that no format reads; the value is its display name."""
 
     INDEX = "index of shards"
-    CUT_ZIP = "zip archive that is cut off"
+    CUT_ZIP = "truncated zip archive"
     ZIP = "zip archive"
     TAR = "tar archive"
-    PICKLE = "bare pickle"
+    PICKLE = "plain pickle"
     PREVIEW = "PyTorch preview file"
     LFS_POINTER = "Git LFS pointer"
     WEB_PAGE = "web page"
@@ -65,7 +65,7 @@ class FormatKind(NamedTuple):
     """A kind of file that a format reads."""
 
     value: str  # its display name
-    base: Kind | None = None  # what such a file also is: Kind.ZIP, Kind.TAR or Kind.PICKLE
+    base: Kind | None = None  # the underlying kind: Kind.ZIP, Kind.TAR or Kind.PICKLE
 
 
 FileKind = Kind | FormatKind
@@ -94,7 +94,7 @@ class Start:
 
     @cached_property
     def zip_end(self) -> zip_directory.DirectoryLocation | None:
-        """The end record of a ZIP, None if it is cut off. Raises CgptError if it is damaged."""
+        """The end record of a ZIP, None if it is truncated. Raises CgptError if it is damaged."""
         try:
             return zip_directory.find_end(self.source)
         except zip_directory.NoDirectory:
@@ -102,7 +102,7 @@ class Start:
 
     @cached_property
     def zip_names(self) -> Sequence[str]:
-        """The names in a ZIP, none if it is cut off. Raises CgptError if it is damaged."""
+        """The names in a ZIP, empty if it is truncated. Raises CgptError if it is damaged."""
         if self.zip_end is None:
             return ()
         return [entry.name for entry in zip_directory.entries(self.source, self.zip_end)]
@@ -183,14 +183,14 @@ def other_kind(start: Start) -> Kind:
     return Kind.TAR if kind is Kind.UNKNOWN and _is_damaged_tar(head) else kind
 
 
-# a checksum of three digits at least, in any form that tarfile takes
+# a checksum of at least three digits, in any form that tarfile accepts
 _MAYBE_SUM = rb"[\x80\xff]|[\s\x1c-\x1f+\-0oO_]*[1-7][0-7_]{2}"
 
 
 def _is_damaged_tar(head: bytes) -> bool:
     """Return whether a tar header follows others that are damaged.
 
-    Python's tarfile passes over those if told to ignore zeros.
+    Python's tarfile skips those if its option `ignore_zeros` is set.
     """
     from cgpt_convert.archives import tar
 
@@ -238,7 +238,7 @@ def _binary(head: bytes) -> Kind | None:
 
 
 def is_hdf5_behind(source: Source) -> bool:
-    """Return whether an HDF5 file begins behind other data: its user block, of 512 * 2^n bytes.
+    """Return whether an HDF5 file follows other data: its user block, of 512 * 2^n bytes.
 
     HDF5 File Format Specification 3.0, II.A: the signature is searched for at these offsets.
     """

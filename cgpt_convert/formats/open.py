@@ -12,6 +12,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
+from cgpt_convert.core.text import quoted_list
 from cgpt_convert.core.threads import step
 from cgpt_convert.formats import registry, sharded_reader
 from cgpt_convert.formats.file_kinds import FileKind
@@ -33,7 +34,8 @@ def hub_url(path: str) -> str:
     return "" if file or os.path.lexists(path) else f"hf://{path}"
 
 
-_ARGUMENTS = "training_args.bin"  # of transformers' Trainer: no weights
+_ARGUMENTS = "training_args.bin"  # of the Trainer in transformers; contains no weights
+_AGAIN = "download or copy the file again; if the error remains, ask its author for a new file"
 
 
 def open_checkpoint(
@@ -46,8 +48,12 @@ def open_checkpoint(
     returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
     CgptError that says what is wrong and what to do next.
     """
-    with step("opening"):
-        checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
+    try:
+        with step("opening"):
+            checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
+    except Malformed as error:
+        error.hint = error.hint or _AGAIN
+        raise
     if salvage:
         for name, entry in list(checkpoint.exotic.items()):
             if isinstance(entry.error, Malformed):
@@ -74,10 +80,10 @@ def _open_local(path: str, *, salvage: bool) -> Checkpoint:
 
 
 def _check_exists(path: str) -> None:
-    """Raise BadRequest, with its URL, for a path that is the name of a repository of the Hub."""
+    """Raise BadRequest, with the URL to pass, if `path` looks like a repository of the Hub."""
     url = hub_url(path)
     if url:
-        hint = f"for a model on the Hugging Face Hub, write {url}"
+        hint = f"pass {url} to read the model on the Hugging Face Hub"
         raise BadRequest("no such file or folder", where=path, hint=hint)
 
 
@@ -89,7 +95,7 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     checkpoint = open_file(path)
     index = sharded_reader.lone_shard(path) if "-of-" in path else None
     if index:
-        detail = f"{os.path.basename(path)}; {index} or the folder opens all"
+        detail = f"{os.path.basename(path)}; pass {index} or the folder for the whole model"
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
     return checkpoint
 
@@ -186,9 +192,9 @@ def _the_one(folder: str, names: list[str], inside: Collection[str]) -> str:
     if not names:
         raise diagnose_folder.without_weights(folder, inside)
     raise diagnose_folder.several(folder, names) or BadRequest(
-        f"the folder contains several weight files: {', '.join(names)}",
+        f"the folder contains several weight files: {quoted_list(names)}",
         where=folder,
-        hint=f"name the one that is meant, such as {os.path.join(folder, names[0])}",
+        hint=f"pass one of them, such as {os.path.join(folder, names[0])}",
     )
 
 
@@ -207,9 +213,9 @@ def _look(path: str) -> tuple[str, tuple[str, ...] | None]:
     )
     if not there:
         raise Unsupported(
-            f"a folder that cannot be listed, and that has none of {', '.join(tried)}",
+            f"the folder cannot be listed and contains none of {', '.join(tried)}",
             where=path,
-            hint="name the file itself",
+            hint="pass the URL of the weight file",
         )
     return remote.name, there
 
@@ -220,7 +226,7 @@ def _with_mapping(path: str, mapping: str) -> Checkpoint:
 
     if not is_url(path) and not os.path.isdir(path):
         _check_exists(path)
-        raise BadRequest("--mapping is for a folder of numbered files", where=path)
+        raise BadRequest("--mapping requires a folder of numbered files", where=path)
     return writer.read_mapped(path, storage_mapping(mapping))
 
 

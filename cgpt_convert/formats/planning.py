@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from cgpt_convert.core.errors import BadRequest, Unsupported
 from cgpt_convert.core.file_names import excluding
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted
 from cgpt_convert.plan import NO_DIGESTS, AvailableDigests, DeferredPart, FilePlan, Request
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -18,28 +18,38 @@ from cgpt_convert.tensors.tensor import Tensor
 def check(
     request: Request, kind: str, holds: Callable[[Tensor], bool], *, splits: bool = False
 ) -> None:
-    """Raise Unsupported, naming every tensor at fault, unless `kind` can store the request.
+    """Raise Unsupported, naming every tensor concerned, unless `kind` can store the request.
 
     `holds` returns whether a tensor's element type and shape can be stored; `splits` is whether the
     format supports `max_shard_nbytes`.
     """
     counts = Counter(tensor.name for tensor in request.tensors)
-    refuse(request, "names given to more than one tensor", (n for n in counts if counts[n] > 1))
-    everything = (*counts, *request.aliases)
-    refuse(request, "names that are not Unicode text", filter(has_surrogates, everything))
-    refuse(request, "aliases that are tensors, too", (n for n in request.aliases if n in counts))
-    lost = (f"{name} -> {kept}" for name, kept in request.aliases.items() if kept not in counts)
-    refuse(request, "aliases of tensors that are not written", lost)
+    repeated = (quoted(name) for name in counts if counts[name] > 1)
+    refuse(request, "several tensors have the same name", repeated)
+    check_unicode(request, (*counts, *request.aliases))
+    taken = (quoted(name) for name in request.aliases if name in counts)
+    refuse(request, "aliases have the names of tensors", taken)
+    dangling = (
+        f"{quoted(name)} -> {quoted(kept)}"
+        for name, kept in request.aliases.items()
+        if kept not in counts
+    )
+    refuse(request, "aliases refer to tensors that are not written", dangling)
     misfits = [tensor for tensor in request.tensors if not holds(tensor)]
     if misfits:
         refuse(
             request,
-            f"tensors of types that {kind} cannot hold",
-            (f"{tensor.name} ({tensor.dtype.name})" for tensor in misfits),
-            f"Use {excluding([tensor.name for tensor in misfits])} to skip them.",
+            f"{kind} cannot store tensors of these types",
+            (f"{quoted(tensor.name)} ({tensor.dtype.name})" for tensor in misfits),
+            f"use {excluding([tensor.name for tensor in misfits])} to skip them",
         )
     if request.max_shard_nbytes is not None:
         _check_splitting(request, kind, splits=splits)
+
+
+def check_unicode(request: Request, names: Iterable[str]) -> None:
+    """Raise Unsupported for names with lone surrogates, which names in pickles may contain."""
+    refuse(request, "names are not valid Unicode", map(quoted, filter(_has_surrogates, names)))
 
 
 def late(
@@ -58,30 +68,29 @@ def late(
 def with_metadata(
     request: Request, make: Callable[[Mapping[str, str]], bytes]
 ) -> bytes | DeferredPart:
-    """Return the result of `make` for the request's metadata; late if it includes a claim."""
+    """Return the result of `make` for the metadata; deferred if it includes provenance."""
     if request.claim is None:
         return make(request.metadata)
     return late(request, lambda _digests, metadata: make(metadata))
 
 
 def refuse(request: Request, what: str, culprits: Iterable[str], hint: str = "") -> None:
-    """Raise Unsupported listing all `culprits`, if there are any."""
-    names = list(culprits)
-    if names:
-        raise Unsupported(
-            f"{what}: {', '.join(map(printable, names))}", where=request.name, hint=hint
-        )
+    """Raise Unsupported listing all `culprits`, printable texts, if there are any."""
+    texts = list(culprits)
+    if texts:
+        raise Unsupported(f"{what}: {', '.join(texts)}", where=request.name, hint=hint)
 
 
 def _check_splitting(request: Request, kind: str, *, splits: bool) -> None:
     if not splits:
-        raise BadRequest(f"{kind} is not split into shards", where=request.name)
+        hint = "omit --max-shard-size, or use --to safetensors or --to torch"
+        message = f"{kind} files cannot be split into shards"
+        raise BadRequest(message, where=request.name, hint=hint)
     if request.max_shard_nbytes is not None and request.max_shard_nbytes < 1:
-        raise BadRequest("a shard has at least one byte", where=request.name)
+        raise BadRequest("the shard size is less than 1 byte", where=request.name)
 
 
-def has_surrogates(name: str) -> bool:
-    """Return whether the name contains lone surrogates, as names in pickles may."""
+def _has_surrogates(name: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in name)
 
 
@@ -93,7 +102,7 @@ def plan_shards(
 ) -> list[FilePlan]:
     """Plan one file named as in the request, or several shards and their index.
 
-    `file` plans one of them from its name, its tensors and the request. `indexed` are the aliases
+    `file` plans one file from its name, its tensors and the request. `indexed` are the aliases
     that the index lists in addition to the tensors. Provenance metadata for all shards is in the
     index.
     """
@@ -114,7 +123,7 @@ def plan_shards(
 def _split(tensors: Sequence[Tensor], most: int | None) -> list[list[Tensor]]:
     """Split the tensors as huggingface_hub's `split_state_dict_into_shards_factory` does.
 
-    A tensor that is larger than the limit becomes a shard at once, before the one being filled.
+    A tensor that is larger than the limit becomes a shard immediately, before the current shard.
     """
     if most is None:
         return [list(tensors)]

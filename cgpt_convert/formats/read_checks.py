@@ -9,7 +9,8 @@ from cgpt_convert.checkpoint import Checkpoint, unreadable
 from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import UNREADABLE, Finding
 from cgpt_convert.core.limits import INT64, RANK
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted, quoted_list
+from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Tensor
 
 AGAIN = f"download the file again, or {SALVAGE}"  # hint for truncated files
@@ -50,8 +51,7 @@ def add_unread(checkpoint: Checkpoint, unread: Unread) -> None:
     for name, error in unread.items():
         checkpoint.exotic[name] = unreadable(name, error)
     if unread:
-        names = ", ".join(map(printable, unread))
-        checkpoint.findings.append(Finding(UNREADABLE, names))
+        checkpoint.findings.append(Finding(UNREADABLE, quoted_list(unread)))
 
 
 def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
@@ -60,13 +60,16 @@ def checked_nbytes(shape: Sequence[int], bits: int, where: str) -> int:
     Raises Malformed if that is not a whole number below 2^63, Unsupported beyond `limits.RANK`.
     """
     if len(shape) > RANK:
-        raise Unsupported(f"{len(shape)} dimensions; at most {RANK} are read", where=where)
+        message = f"the tensor has {len(shape):,} dimensions, the limit is {RANK}"
+        raise Unsupported(message, where=where)
     # strides count a dimension of 0 as 1, and must not overflow either
     if math.prod([size or 1 for size in shape], start=bits) >= INT64:
-        raise Malformed("a shape of more bytes than can be counted", where=where)
+        message = f"the shape {dims(shape)} is too large: the tensor has 2^63 bits or more"
+        raise Malformed(message, where=where)
     total = math.prod(shape, start=bits)
     if total % 8:
-        raise Malformed("elements that do not fill whole bytes", where=where)
+        message = f"the tensor has {total:,} bits, which is not a whole number of bytes"
+        raise Malformed(message, where=where)
     return total // 8
 
 
@@ -74,7 +77,9 @@ def add_aliases(tensors: dict[str, Tensor], aliases: Mapping[str, str], where: s
     """Add each alias to `tensors` as another name of the same view."""
     for name, kept in aliases.items():
         if name in tensors:
-            raise Malformed(f"the alias {name} is a tensor, too", where=where)
+            message = f"the alias {quoted(name)} is also the name of a tensor"
+            raise Malformed(message, where=where)
         if kept not in tensors or kept in aliases:
-            raise Malformed(f"the alias {name} names {kept}, which is no tensor", where=where)
+            message = f"the alias {quoted(name)} refers to {quoted(kept)}, which is not a tensor"
+            raise Malformed(message, where=where)
         tensors[name] = tensors[kept].renamed(name)

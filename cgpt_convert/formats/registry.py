@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cgpt_convert.formats
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported
+from cgpt_convert.core.text import quoted, suggestion
 from cgpt_convert.formats.file_kinds import (
     MAGIC,
     FileKind,
@@ -70,7 +71,7 @@ class FormatFile(NamedTuple):
     source: Source
     path: str  # as the user gave it
     kind: FileKind | None = None  # as detected; None for a file of the format with that name
-    salvage: bool = False  # return the complete tensors of a file that is cut off
+    salvage: bool = False  # return the intact tensors of a truncated file
 
 
 class Format(NamedTuple):
@@ -80,24 +81,24 @@ class Format(NamedTuple):
     is read-only.
     """
 
-    name: str  # as `--to` takes it
+    name: str  # the value of `--to`
     suffixes: tuple[str, ...] = ()  # of its files, in lower case; output gets the first by default
-    other_suffixes: tuple[str, ...] = ()  # of files that may be of the format but are not written
+    other_suffixes: tuple[str, ...] = ()  # of files that may have the format but are not written
     part_suffixes: tuple[str, ...] = ()  # of files of one tensor, of which a folder has many
-    folder: bool = False  # does `plan` describe the files of a folder?
-    sharded: bool = False  # does `plan` split the tensors if asked to?
+    folder: bool = False  # whether `plan` describes the files of a folder
+    sharded: bool = False  # whether `plan` can split the tensors into shards
 
-    # Detection. The kinds of files that `read_file` takes; by default one, named after the format.
+    # Detection. The kinds of files that `read_file` reads; by default one, named after the format.
     kinds: tuple[FormatKind, ...] = ()
     magic: tuple[tuple[int, bytes], ...] = ()  # offset and bytes of files of the first kind
     # returns the kind of a file of this format, or True for the first kind
     detect: Callable[[Start], FormatKind | bool | None] | None = None
     model_files: tuple[str, ...] = ()  # names of the weight file in the folder of a model
     folder_index: str = ""  # the file that marks a folder of this format and lists the others
-    # tells whether a folder is of this format, by names, whatever else is in it; if the index
-    # alone does not decide
+    # returns whether a folder with these names has this format, whatever other files it contains;
+    # if the index alone does not decide
     folder_of: Callable[[Collection[str]], bool] | None = None
-    # tells whether a folder that has neither an index nor weight files is of this format, by names
+    # returns whether a folder with these names, no index and no weight files is of this format
     detect_folder: Callable[[Collection[str]], bool] | None = None
     # returns the names of the files with tensors that the index of a folder lists
     tensor_files: Callable[[str], frozenset[str]] | None = None
@@ -105,15 +106,15 @@ class Format(NamedTuple):
     # Reading. Returns the checkpoint of an open file; raises Malformed or Unsupported if it cannot
     # be read
     read_file: Callable[[FormatFile], Checkpoint] | None = None
-    # the same of a path, for formats whose checkpoints are folders
+    # returns the checkpoint at a path, for formats whose checkpoints are folders
     read_path: Callable[[str], Checkpoint] | None = None
-    # the same of a folder, of which it gets the names in it, and whether to salvage: to return the
-    # complete tensors of one that lacks files
+    # returns the checkpoint of a folder, given its path, the names in it, and whether to salvage: to
+    # return the intact tensors of a folder that lacks files
     read_folder: Callable[[str, Collection[str], bool], Checkpoint] | None = None
     salvages: tuple[
         Kind, ...
-    ] = ()  # kinds of damaged files that `read_file` also takes, to salvage
-    # returns why a file that no format recognises is a damaged one of this format, if it is
+    ] = ()  # kinds of damaged files that `read_file` also reads, to salvage
+    # returns the error for a file that no format recognises, if it is a damaged file of this format
     diagnose: Callable[[FormatFile], CgptError | None] | None = None
 
     # Writing. Returns the files that contain the request; raises Unsupported, naming every tensor
@@ -124,7 +125,7 @@ class Format(NamedTuple):
 
     # Scanning. Returns if every byte of the file is accounted for, and reports code and other parts
     # to the scanner; raises Malformed if the file is damaged, Unsupported if it contains anything
-    # that is not understood. Kinds that are ZIPs, tars or pickles are scanned without it.
+    # unknown. Kinds that are ZIPs, tars or pickles are scanned without it.
     scan: Callable[[Source, PartScanner], None] | None = None
 
     @property
@@ -138,9 +139,9 @@ class Format(NamedTuple):
         return self.suffixes[0] if self.suffixes else ""
 
     def detected(self, start: Start) -> FormatKind | None:
-        """Return the kind of a file of this format; None if it is of another.
+        """Return the kind of a file of this format; None for other files.
 
-        Built-in formats are asked only about files in a container that one of their kinds has.
+        `detect` is called only for files in a container that one of the format's kinds has.
         """
         if self.detect is None:
             return None
@@ -166,7 +167,8 @@ class Format(NamedTuple):
     def load(self, file: FormatFile) -> Checkpoint:
         """Return the checkpoint of an open file; BadRequest if the format has only folders."""
         if self.read_file is None:
-            raise BadRequest(f"{self.name} is a folder, not a file", where=file.path)
+            message = f"checkpoints of the format {self.name} are folders, not files"
+            raise BadRequest(message, where=file.path, hint="pass the folder")
         return self._marked(self.read_file(file))
 
     def _marked(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -176,7 +178,9 @@ class Format(NamedTuple):
     def planned(self, request: Request) -> list[FilePlan]:
         """Return the files that contain `request`; BadRequest if the format is read-only."""
         if self.plan is None:
-            raise BadRequest(f"the format {self.name} can only be read", where=request.name)
+            hint = f"choose from {', '.join(writable())}"
+            message = f"the format {self.name} cannot be written"
+            raise BadRequest(message, where=request.name, hint=hint)
         return self.plan(request)
 
 
@@ -184,14 +188,15 @@ def _container(kind: FormatKind) -> Kind | None:
     return kind.base if kind.base in (Kind.ZIP, Kind.TAR) else None
 
 
-# Asked before the others, which are in alphabetical order: most files are of these, a torch archive
-# may contain arrays as an npz does, and a raw folder a file with the name of another's index.
+# Checked before the others, which are in alphabetical order: most files have these formats, a torch
+# archive may contain arrays like an npz, and a raw folder a file named like the index of another
+# format.
 FIRST = ("safetensors", "torch", "raw")
 GROUP = "cgpt_convert.formats"  # of the entry points
 
 
 def built_in() -> Iterator[Format]:
-    """Yield the built-in formats. Each is imported when it is reached, without its functions."""
+    """Yield the built-in formats; each is imported when it is reached, its functions are not."""
     yield from map(_packaged, FIRST)
     yield from map(_packaged, _others())
 
@@ -241,7 +246,7 @@ def tensor_suffixes() -> tuple[str, ...]:
 def plugins() -> tuple[Format, ...]:
     """Return the formats that other packages register, sorted by name.
 
-    Their functions raise Unsupported if they fail by themselves. Raises Unsupported if a format
+    Their functions raise Unsupported in place of unexpected errors. Raises Unsupported if a format
     cannot be loaded or has a name that is taken.
     """
     from importlib.metadata import entry_points
@@ -251,8 +256,9 @@ def plugins() -> tuple[Format, ...]:
     for entry in entry_points(group=GROUP):
         form = _loaded(entry)
         if form.name in formats or form.name in taken:
-            message = f"the format plug-in {entry.value} has the name of another format"
-            raise Unsupported(f"{message}: {form.name!r}", hint=_REMOVE)
+            name = quoted(form.name)
+            message = f"the format plug-in {entry.value} has the name of another format: {name}"
+            raise Unsupported(message, hint=_REMOVE)
         formats[form.name] = form
     return tuple(formats[name] for name in sorted(formats))
 
@@ -268,7 +274,8 @@ def _loaded(entry: EntryPoint) -> Format:
         message = f"the format plug-in {entry.value} cannot be loaded: {error!r}"
         raise Unsupported(message, hint=_REMOVE) from error
     if not isinstance(form, Format):
-        raise Unsupported(f"the format plug-in {entry.value} is not a Format", hint=_REMOVE)
+        message = f"the format plug-in {entry.value} is not an instance of Format"
+        raise Unsupported(message, hint=_REMOVE)
     parts: dict[str, Any] = form._asdict()
     for field, hook in parts.items():
         if callable(hook):
@@ -277,7 +284,7 @@ def _loaded(entry: EntryPoint) -> Format:
 
 
 def _guarded(name: str, field: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of another package that raises Unsupported if it fails by itself."""
+    """Return `hook`, of another package, with unexpected errors replaced by Unsupported."""
 
     def call(*arguments: Any) -> Any:
         try:
@@ -288,7 +295,7 @@ def _guarded(name: str, field: str, hook: Callable[..., Any]) -> Callable[..., A
             message = f"the format plug-in {name} failed: {error!r}"
             raise Unsupported(message, where=_where(*arguments), hint=_REMOVE) from error
         if field in _READ and not isinstance(result, Checkpoint):
-            message = f"the format plug-in {name} returned no checkpoint"
+            message = f"the format plug-in {name} did not return a Checkpoint"
             raise Unsupported(message, where=_where(*arguments), hint=_REMOVE)
         return result
 
@@ -299,26 +306,27 @@ _READ = ("read_file", "read_path", "read_folder")
 
 
 def _where(subject: object = "", *_more: object) -> str:
-    """Return the path of the file or folder that a function of a format is called for."""
+    """Return the path of the file or folder that a format's function is called for."""
     named = getattr(subject, "source", subject)
     path = getattr(named, "name", named)
     return path if isinstance(path, str) else ""
 
 
 def by_name(name: str) -> Format:
-    """Return the format called `name`; BadRequest, listing those that exist, if there is none."""
+    """Return the format called `name`; raise BadRequest, listing all formats, if there is none."""
     for form in _likely_first(name):
         if form.name == name:
             return form
     for form in plugins():
         if form.name == name:
             return form
-    hint = f"choose from {', '.join(writable())}"
-    raise BadRequest(f"no format is called {name!r}", hint=hint)
+    every = writable()
+    hint = f"{suggestion(name, every)}choose from {', '.join(every)}"
+    raise BadRequest(f"unknown format {quoted(name)}", hint=hint)
 
 
 def _likely_first(name: str) -> Iterator[Format]:
-    """Yield the built-in formats, one of that name first: it is often the only one imported."""
+    """Yield the built-in formats, first the one called `name`: often no other is imported."""
     if name in FIRST or name in _others():
         yield _packaged(name)
     yield from built_in()
@@ -337,7 +345,7 @@ def of_kind(kind: FormatKind) -> Format:
 
 
 def for_suffix(path: str) -> Format | None:
-    """Return the format whose files end as `path` does, in any case; None if no format's do."""
+    """Return the format with the suffix of `path`, ignoring case; None if no format has it."""
     base = os.path.basename(path).lower()
     for form in _likely_first(base.rpartition(".")[2]):  # most suffixes are the format's name
         if base.endswith(form.suffixes or "\0"):
@@ -346,7 +354,7 @@ def for_suffix(path: str) -> Format | None:
 
 
 def plugin_of_suffix(path: str) -> Format | None:
-    """Return the format of another package whose files end as `path` does; None if none does."""
+    """Return the format of another package with the suffix of `path`; None if none has it."""
     base = os.path.basename(path).lower()
     return next((form for form in plugins() if base.endswith(form.suffixes or "\0")), None)
 
@@ -405,6 +413,6 @@ INDEX = ".index.json"  # the end of the name of an index of shards
 
 
 def diagnosed(file: FormatFile, formats: Iterator[Format] | tuple[Format, ...]) -> CgptError | None:
-    """Return why the file is a damaged one of one of the formats; None if none says so."""
+    """Return the error of the first format that recognises `file` as damaged, or None."""
     diagnoses = (form.diagnose(file) for form in formats if form.diagnose is not None)
     return next((error for error in diagnoses if error is not None), None)

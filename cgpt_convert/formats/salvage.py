@@ -8,7 +8,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import SALVAGE, Malformed
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted_list
 from cgpt_convert.sources.local import CHUNK, Source, read
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
@@ -29,20 +29,17 @@ class PartialCheckpoint(NamedTuple):
         return tuple(self.checkpoint.lost)
 
     def error(self) -> Malformed:
-        """Return the error that says how far the file goes and what is lost."""
+        """Return the error that says how much of the file is present and what is lost."""
         checkpoint = self.checkpoint
         source = checkpoint.sources[0]
         whole = len(checkpoint.tensors) + len(checkpoint.exotic)
         where = f"byte {self.end:,} of at least {self.needed:,}"
         percent = 100 * self.end // max(self.needed, 1)
         what = _cause(source, self.end, where)
-        lost = ", ".join(printable(name) for name in self.lost[:_SHOWN])
-        if len(self.lost) > _SHOWN:
-            lost += f" and {len(self.lost) - _SHOWN:,} more"
+        lost = f" (lost: {quoted_list(self.lost, _SHOWN)})" if self.lost else ""
+        intact = f"{whole:,} of {whole + len(self.lost):,} tensors are intact"
         return Malformed(
-            f"{what} ({percent} %); "
-            f"{whole:,} of {whole + len(self.lost):,} tensors are whole"
-            + (f" (lost: {lost})" if lost else ""),
+            f"{what} ({percent} %); {intact}{lost}",
             where=source.name,
             hint=f"{AGAIN}, or {SALVAGE}" if whole else AGAIN,
         )
@@ -51,7 +48,11 @@ class PartialCheckpoint(NamedTuple):
 def _cause(source: Source, end: int, where: str) -> str:
     """Return what is wrong with a file that is intact up to byte `end`, described by `where`."""
     cut = end == source.nbytes
-    return f"cut off at {where}" if cut else f"only zeros or damage from {where} on"
+    return (
+        f"the file is truncated at {where}"
+        if cut
+        else f"the file contains only zeros or damage from {where}"
+    )
 
 
 def sift(checkpoint: Checkpoint, end: int, needed: int) -> PartialCheckpoint:

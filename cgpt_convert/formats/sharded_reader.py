@@ -16,7 +16,7 @@ from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unreadable, 
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import check_count, unique
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.sources.local import LocalFile, read
 from cgpt_convert.sources.paths import is_url, join, open_source
 
@@ -100,7 +100,8 @@ def read_index(
     kind = next(iter(shards.values())).kind
     merged = Checkpoint(path, f"{kind}, {len(files)} shards", (), {})
     merged.lost = {
-        name: MissingTensor(None, f"{file} {unread[file]}") for name, file in lost.items()
+        name: MissingTensor(None, f"the shard {quoted(file)} {unread[file]}")
+        for name, file in lost.items()
     }
     _check_names(path, weight_map, shards)
     for name, shard in shards.items():
@@ -141,9 +142,8 @@ def _sort(
     """Return the shards and, with `salvage`, why others are unreadable; else raise the error."""
     missing = [name for name, each in opened.items() if each is None]
     if missing and (not salvage or len(missing) == len(opened)):
-        listed = ", ".join(map(printable, missing))
         raise Malformed(
-            f"{len(missing)} of {len(opened)} shards are missing: {listed}",
+            f"{len(missing):,} of {len(opened):,} shards are missing: {quoted_list(missing)}",
             where=index,
             hint=f"download them to the folder of the others, or {SALVAGE}",
         )
@@ -159,7 +159,7 @@ def _sort(
                 raise each
             unread[name] = f"cannot be read: {each.message}"
     if not shards:
-        raise Malformed("none of its shards can be read", where=index)
+        raise Malformed("none of the shards can be read", where=index)
     return shards, unread
 
 
@@ -167,26 +167,26 @@ def _parse(path: str) -> tuple[dict[str, str], dict[str, object]]:
     """Return the index's `weight_map` and `metadata`."""
     source = open_source(path)
     if source.nbytes > INDEX_BYTES:
-        raise Unsupported(f"an index of {source.nbytes:,} bytes", where=path)
+        message = f"the index has {source.nbytes:,} bytes, the limit is {INDEX_BYTES:,}"
+        raise Unsupported(message, where=path)
     data = read(source, 0, source.nbytes)
     check_count(data, path)
     try:
         index = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"not an index: {error}", where=path) from error
+        raise Malformed(f"the index is not valid JSON: {error}", where=path) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise Malformed("not an index: it has no weight_map", where=path)
+        raise Malformed("the index has no weight_map", where=path)
     files = {name: _plain(file) for name, file in weight_map.items()}
-    bad = dict.fromkeys(repr(weight_map[name]) for name, file in files.items() if not file)
+    bad = dict.fromkeys(str(weight_map[name]) for name, file in files.items() if not file)
     if bad:
-        listed = ", ".join(list(bad)[:3])
         back = any("\\" in name for name in bad)
-        hint = "edit the index: write its shards as plain names, without \\" if back else ""
+        hint = "edit the index: write the file names of the shards without \\" if back else ""
         raise Malformed(
-            f"shards that are not files in the index's own folder: {listed}",
+            f"the index names shards outside its folder: {quoted_list(bad, 3)}",
             where=path,
-            hint=hint or "put the shards beside the index, and edit the names in it",
+            hint=hint or "move the shards to the folder of the index, and edit their names in it",
         )
     metadata = index.get("metadata")
     return files, metadata if isinstance(metadata, dict) else {}
@@ -207,18 +207,22 @@ def _check_names(path: str, weight_map: dict[str, str], shards: dict[str, Checkp
     holders = {name: file for file, names in inside.items() for name in names}
     for name, file in weight_map.items():
         if name not in inside[file]:
-            instead = f"in {holders[name]} and " if name in holders else ""
-            wrong.append(f"{printable(name)} is {instead}not in {file}")
+            instead = f"in {quoted(holders[name])} and " if name in holders else ""
+            wrong.append(f"{quoted(name)} is {instead}not in {quoted(file)}")
     for file, names in inside.items():
         ties = shards[file].ties
         for name in names:
             mapped = weight_map.get(name)
             if mapped is None and name not in ties:
-                wrong.append(f"{printable(name)} in {file} is not in the index")
+                wrong.append(f"{quoted(name)} in {quoted(file)} is not in the index")
             elif mapped is not None and mapped != file and name in inside[mapped]:
-                wrong.append(f"{printable(name)} is in {file} and in {mapped}")
+                wrong.append(f"{quoted(name)} is in {quoted(file)} and in {quoted(mapped)}")
     if wrong:
-        raise Malformed("index and shards disagree:\n  " + "\n  ".join(wrong), where=path)
+        raise Malformed(
+            "the index and the shards disagree:\n  " + "\n  ".join(wrong),
+            where=path,
+            hint="download the index and the shards again, all from the same version",
+        )
 
 
 def _merge(merged: Checkpoint, shard: Checkpoint, file: str) -> None:
@@ -245,5 +249,5 @@ def _compare_size(merged: Checkpoint, total_size: object) -> None:
     each = sum(tensor.nbytes for tensor in merged.values())
     once = each - sum(merged[name].nbytes for name in merged.ties)
     if isinstance(total_size, int) and total_size not in (each, once):
-        detail = f"{total_size:,} in the index, {each:,} in the shards"
+        detail = f"{total_size:,} bytes in the index, {each:,} in the shards"
         merged.findings.append(Finding(findings.INDEX_SIZE, detail))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted_list
 from cgpt_convert.core.threads import Progress, no_progress
 from cgpt_convert.tensors.checksums import check_storages, stored
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -34,7 +34,7 @@ def intact(
     for name, each in parts.items():
         bad = {storage.key: None for storage in each if id(storage) in damaged}
         if bad:
-            why = f"storage {', '.join(map(printable, bad))} does not match its checksum"
+            why = f"storage {quoted_list(bad)} does not match its checksum"
             left.lose(name, why)
     for name, why in unread.items():
         left.lose(name, why)

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from cgpt_convert.core.errors import Malformed, Unsupported
-from cgpt_convert.sources.local import CHUNK, Source, expect, is_distant
+from cgpt_convert.sources.local import CHUNK, Source, expect, is_distant, outside
 from cgpt_convert.tensors.shapes import c_strides, dims
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
@@ -156,7 +156,8 @@ def _check_apart(boxes: Sequence[Box], where: str) -> None:
         open_boxes = [other for other in open_boxes if other.ends[axis] > start]
         left -= len(open_boxes)
         if left < 0:
-            raise Unsupported(f"{len(boxes):,} chunks, too many to compare", where=where)
+            message = f"the tensor has {len(boxes):,} chunks, too many to compare"
+            raise Unsupported(message, where=where)
         for other in open_boxes:
             if _overlap(box, other):
                 raise Malformed(f"two chunks overlap: {other} and {box}", where=where)
@@ -222,7 +223,7 @@ class AssembledSource:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`, which may be inside an element."""
         if offset < 0 or offset + len(buffer) > self.nbytes:
-            raise Malformed(f"the data ends before byte {offset + len(buffer):,}", where=self.name)
+            raise outside(self.name, self.nbytes, offset, len(buffer))
         width = self.dtype.nbytes
         done = 0
         while done < len(buffer):

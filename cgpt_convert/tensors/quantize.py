@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 BLOCK = 32  # ggml-common.h QK8_0, QK5_1 and so on
 
-# Added to a float32 of at most 2^21 in magnitude, it leaves that number, rounded to an integer, in
-# the low bits of the sum's mantissa (1.5 * 2^23: negative numbers, too, in two's complement).
+# The sum of this number and a float32 of at most 2^21 in magnitude has that float32, rounded to an
+# integer, in the low bits of its mantissa (1.5 * 2^23: negative numbers in two's complement).
 _ROUND = np.float32(3 << 22)
 _INFINITY = 0x7C00  # float16's
 
@@ -124,7 +124,10 @@ class Quantizer:
         return values.copy()
 
     def _put_halves(self, rows: Octets, column: int, numbers: Floats, wide: Floats) -> None:
-        """Write `numbers` as float16 to a column of `rows`; `wide` tells zeros from underflow."""
+        """Write `numbers` as float16 to a column of `rows`.
+
+        `wide` has the numbers before the cast, to distinguish zeros from underflow.
+        """
         halves = numbers.astype("<f2").view("<u2")
         rows.view("<u2")[:, column] = halves
         if self._counts is not None:

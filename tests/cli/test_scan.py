@@ -106,7 +106,9 @@ def test_what_cannot_be_read_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert result.code == 3
     assert [error["path"] for error in result.json["errors"]] == [str(tmp_path / "broken")]
     (file,) = result.json["files"]
-    assert file["problems"] == [{"id": "CGPT017", "detail": "not a regular file"}]
+    assert file["problems"] == [
+        {"id": "CGPT017", "detail": "the path is not a regular file; save the data to a file first"}
+    ]
 
 
 def test_bytes_between_records_are_noted(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_teams_own_classes_can_be_allowed_by_their_exact_name(tmp_path: Path) 
     result = run("scan", path, "--allow", "team.models.Config", "--allow", "team.Other")
     assert result.code == 0
     assert "ok      " in result.out
-    assert "clean, with allowed names: team.models.Config (bare pickle, 1 pickle)" in result.out
+    assert "clean, with allowed names: team.models.Config (plain pickle, 1 pickle)" in result.out
     result = run("scan", path, "--allow", "team.models.Config", "--json")
     assert result.json["files"][0]["allowed"] == ["team.models.Config"]
     assert (

@@ -309,7 +309,7 @@ def test_35_an_index_does_not_lead_out_of_its_folder(file: str, tmp_path: Path) 
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": file}}))
     result = run("inspect", folder)
     assert result.code == 3
-    assert "not files in the index's own folder" in result.err
+    assert "the index names shards outside its folder" in result.err
 
 
 def test_36_lies_of_config_json_change_nothing_that_is_read(tmp_path: Path) -> None:

@@ -41,12 +41,12 @@ def refused(path: Path, *expected: str, code: int = 3) -> Result:
 
 MANGLED: dict[str, Any] = {
     "CR LF": (lambda b: b.replace(b"\n", b"\r\n"), "from LF to CR LF"),
-    "UTF-8": (lambda b: b.decode("latin1").encode(), "taken for Latin-1 text"),
+    "UTF-8": (lambda b: b.decode("latin1").encode(), "from Latin-1 to UTF-8"),
     "replaced": (lambda b: b.decode("utf-8", "replace").encode(), "replaced by U+FFFD"),
     "a mark": (lambda b: b"\xef\xbb\xbf" + b, "a byte order mark"),
     "base64": (base64.encodebytes, "encoded as base64"),
-    "twice": (lambda b: b + b, "twice, one behind the other"),
-    "resumed too early": (lambda b: b[:900] + b[700:], "200 bytes come twice"),
+    "twice": (lambda b: b + b, "twice"),
+    "resumed too early": (lambda b: b[:900] + b[700:], "200 bytes occur twice"),
     "resumed too late": (lambda b: b[:900] + b[1000:], "100 bytes are missing inside"),
 }
 
@@ -103,7 +103,7 @@ def test_a_torch_archive_without_its_folder(saved: bytes, tmp_path: Path) -> Non
     with zipfile.ZipFile(rootless, "w") as archive:
         for path in sorted(folder.rglob("*")):
             archive.write(path, path.relative_to(folder))
-    refused(rootless, "without its root folder", "zip -0 -r")
+    refused(rootless, "has no root folder", "zip -0 -r")
     assert list(open_checkpoint(folder)) == list(STATE)
     packed = tmp_path / "model.pt"  # what the hint asks for
     with zipfile.ZipFile(packed, "w") as archive:
@@ -128,7 +128,7 @@ def test_a_save_that_failed(tmp_path: Path) -> None:
     path = tmp_path / "failed.pt"
     with pytest.raises(ValueError, match="not this one"):
         torch.save({"a": torch.ones(3), "b": Unsavable()}, path)
-    refused(path, "torch.save failed before it wrote any value")
+    refused(path, "torch.save failed before it wrote a value")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -148,7 +148,7 @@ def test_archives_of_weight_files_name_them(saved: bytes, tmp_path: Path) -> Non
     refused(tmp_path / "w.tar", "a tar archive", "x/plain.pt")
     with zipfile.ZipFile(tmp_path / "o.zip", "w") as archive:
         archive.writestr("readme.md", "x")
-    refused(tmp_path / "o.zip", "no file in it is called as weight files are")
+    refused(tmp_path / "o.zip", "no file in the archive has the suffix")
 
 
 def test_a_safetensors_header_over_the_limit_is_called_that(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_safetensors_header_over_the_limit_is_called_that(tmp_path: Path) -> N
     with path.open("wb") as file:
         file.write(struct.pack("<Q", size) + b'{"__metadata__":{"k":"')
         file.truncate(size + 8)
-    refused(path, "a header of 100,000,008 bytes", "100,000,000")
+    refused(path, "the header has 100,000,008 bytes", "100,000,000")
 
 
 def test_a_safetensors_header_that_would_be_over_the_limit(
@@ -165,7 +165,7 @@ def test_a_safetensors_header_that_would_be_over_the_limit(
 ) -> None:
     """The hint is carried out where it names an option."""
     monkeypatch.setattr("cgpt_convert.formats.safetensors.writer.HEADER_BYTES", 2_000)
-    limited = "safetensors headers are limited to 2,000 bytes"
+    limited = "the limit of safetensors is 2,000"
 
     def convert(source: Path, *words: str) -> Result:
         return run("convert", source, "-o", tmp_path / "o.safetensors", "--overwrite", *words)
@@ -177,7 +177,7 @@ def test_a_safetensors_header_that_would_be_over_the_limit(
 
     torch.save({f"{i}.weight": torch.ones(2) for i in range(100)}, tmp_path / "many.pt")
     result = convert(tmp_path / "many.pt")
-    assert (result.code, "that of these 100 names" in result.err) == (3, True)
+    assert (result.code, "the header for 100 names" in result.err) == (3, True)
     assert "use --max-shard-size" in result.err
     assert convert(tmp_path / "many.pt", "--max-shard-size", "100B").code == 0
 
@@ -222,8 +222,8 @@ def test_folders_of_other_kinds_are_named(tmp_path: Path) -> None:
     refused(pipeline, "a diffusers pipeline", str(pipeline / "unet"))
 
     flax = made(tmp_path / "flax", "flax_model.msgpack", "config.json")
-    refused(flax, "weights of Flax")
-    refused(made(tmp_path / "only", "config.json"), "download is not complete")
+    refused(flax, "Flax weights")
+    refused(made(tmp_path / "only", "config.json"), "download is incomplete")
     refused(made(tmp_path / "nothing", "readme.md"), "the folder contains no weights")
 
 
@@ -248,7 +248,7 @@ def test_an_index_may_write_its_shards_with_a_dot(saved: bytes, tmp_path: Path) 
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(STATE, "./a.bin")}))
     assert list(open_checkpoint(folder)) == list(STATE)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(STATE, ".\\a.bin")}))
-    refused(folder, "not files in the index's own folder", "without \\")
+    refused(folder, "names shards outside its folder", "without \\")
 
 
 def test_a_model_of_the_hub_is_asked_for_by_its_scheme(

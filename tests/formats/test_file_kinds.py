@@ -154,13 +154,13 @@ def test_what_is_refused_says_so_in_one_line_and_what_to_do(kind, data):
     ("data", "words"),
     [
         (LFS, ["12,345,678 bytes", "sha256:4d7a2146", "git lfs pull"]),
-        (KINDS[Kind.WEB_PAGE][0], ['web page titled "AddProvenance in"', "/resolve/"]),
-        (KINDS[Kind.XML][0], ['"AccessDenied"']),
-        (KINDS[Kind.JSON][0], ['"Entry not found"']),
+        (KINDS[Kind.WEB_PAGE][0], ["web page titled 'AddProvenance in'", "/resolve/"]),
+        (KINDS[Kind.XML][0], ["'AccessDenied'"]),
+        (KINDS[Kind.JSON][0], ["'Entry not found'"]),
         (KINDS[Kind.GZIP][0], ["a gzip file", "gunzip"]),
-        (TORCH[:900], ["cut off at byte 900 of at least"]),
-        (bytes(5000), ["5,000 bytes, all zero"]),
-        (KINDS[Kind.PICKLE][0], ["cgpt-convert scan", "what loading it would do"]),
+        (TORCH[:900], ["truncated at byte 900 of at least"]),
+        (bytes(5000), ["all 5,000 bytes are zero"]),
+        (KINDS[Kind.PICKLE][0], ["cgpt-convert scan", "what code loading it would execute"]),
         (b"<html><title>\x1b[31m\nred</title>", ["\\x1b[31m red"]),
     ],
 )
@@ -202,7 +202,7 @@ def test_any_bytes_have_a_kind_and_any_kind_an_answer(case, at, extra):
 @pytest.mark.parametrize("rest", ["", "/", "/tree/main"])
 def test_a_page_of_the_hub_is_answered_with_the_scheme_of_the_hub(rest):
     source = MemoryBytes(f"https://huggingface.co/me/gpt2-x{rest}", b"<!doctype html><html>")
-    assert "write hf://me/gpt2-x" in str(refused(source))
+    assert "pass hf://me/gpt2-x" in str(refused(source))
     file = MemoryBytes("https://huggingface.co/me/x/blob/main/a.bin", b"<!doctype html><html>")
     assert "/resolve/" in str(refused(file))
 

@@ -144,7 +144,7 @@ def test_what_it_cannot_hold_is_named_all_at_once():
     bad = [BY_NAME[name] for name in ("bool", "uint16", "complex64")]
     with pytest.raises(Unsupported) as caught:
         ours(*(samples.tensor(f"t.{row.name}", row) for row in bad), samples.tensor("fine", F32))
-    assert all(f"t.{row.name} ({row.name})" in caught.value.message for row in bad)
+    assert all(f"'t.{row.name}' ({row.name})" in caught.value.message for row in bad)
     assert "fine" not in caught.value.message
     misfits = [
         samples.tensor("é" * 32, F32),
@@ -153,7 +153,7 @@ def test_what_it_cannot_hold_is_named_all_at_once():
     ]
     with pytest.raises(Unsupported) as caught:
         ours(*misfits)
-    for said in ("64 bytes", "five (5 dimensions", "rows (shape 2 x 33; blocks have 32)"):
+    for said in ("64 bytes", "'five' (5 dimensions", "'rows' (shape 2x33, blocks of 32 elements)"):
         assert said in caught.value.message
 
 
@@ -162,22 +162,22 @@ def test_names_of_63_bytes_are_held():
 
 
 def test_aliases_and_shards_are_refused():
-    with pytest.raises(Unsupported, match="aliases, which GGUF has not"):
+    with pytest.raises(Unsupported, match="GGUF does not support tied tensors"):
         ours(samples.tensor("w", F32), aliases={"v": "w"})
     with pytest.raises(BadRequest, match="shards"):
         ours(samples.tensor("w", F32), max_shard_nbytes=4)
-    with pytest.raises(Unsupported, match="more than one"):
+    with pytest.raises(Unsupported, match="the same name"):
         ours(samples.tensor("w", F32), samples.tensor("w", I8))
 
 
 @pytest.mark.parametrize("key", ["", "Upper", "a b", "a..b", "a.", "ü", "general.alignment"])
 def test_impossible_keys_are_refused(key):
-    with pytest.raises(Unsupported, match="keys that GGUF cannot hold"):
+    with pytest.raises(Unsupported, match="GGUF cannot store these keys"):
         ours(fields=(Field(key, "uint32", 1),))
 
 
 def test_a_key_given_twice_is_refused():
-    with pytest.raises(Unsupported, match=r"note \(given twice\)"):
+    with pytest.raises(Unsupported, match=r"'note' \(occurs twice\)"):
         ours(fields=(Field("note", "uint32", 1),), metadata={"note": ""})
 
 
@@ -335,13 +335,13 @@ def test_too_many_strings_are_refused_before_they_cost_anything(monkeypatch):
     monkeypatch.setattr(fields, "GGUF_ITEMS", 4)
     strings = tuple("abc")
     assert opened(ours(fields=(Field("a", "string", strings),))).metadata
-    with pytest.raises(Unsupported, match="more than 4 strings"):
+    with pytest.raises(Unsupported, match="more strings than the limit of 4"):
         opened(ours(fields=(Field("a", "string", strings), Field("b", "string", strings))))
 
 
 def test_too_long_a_header_is_refused(monkeypatch):
     monkeypatch.setattr(fields, "GGUF_HEADER_BYTES", 100)
-    with pytest.raises(Unsupported, match="at most 100 bytes"):
+    with pytest.raises(Unsupported, match="the limit is 100"):
         opened(ours(fields=FIELDS))
 
 
@@ -406,7 +406,7 @@ def ours_of(data):
     try:
         found = opened(data)
     except CgptError as error:
-        ours_only = ("cut off inside its", "UTF-8", "can be counted", "too short")
+        ours_only = ("truncated", "UTF-8", "too large", "too short")
         return "differs" if any(words in str(error) for words in ours_only) else "n"
     unknown = any(each.kind.startswith("ggml type") for each in found.exotic.values())
     return "differs" if unknown else "y"

@@ -265,7 +265,7 @@ def test_a_strangers_folder_is_read_by_its_files_own_names(tmp_path: Path) -> No
     (tmp_path / "notes.txt").write_text("hello")
     found = npy_folder.read(str(tmp_path))
     assert sorted(found) == ["%41", "100%", "A", "with space"]
-    assert found.findings == [findings.Finding(findings.UNREFERENCED, "unread: notes.txt")]
+    assert found.findings == [findings.Finding(findings.UNREFERENCED, "not read: 'notes.txt'")]
 
 
 def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:

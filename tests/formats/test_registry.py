@@ -223,7 +223,7 @@ def test_to_takes_the_name_of_one(site: Path, source: Path, tmp_path: Path) -> N
 def test_a_read_only_format_is_not_written(site: Path, source: Path, tmp_path: Path) -> None:
     done = with_plugins(site, "convert", source, "-o", tmp_path / "x.toy0")
     assert done.code == 2
-    assert "toy-old can only be read" in done.err
+    assert "toy-old cannot be written" in done.err
     named = with_plugins(site, "convert", source, "-o", tmp_path / "x", "--to", "toy-old")
     assert named.code == 2
     assert "'toy'" in named.err
@@ -336,7 +336,9 @@ def test_a_mistake_in_a_plugin_is_no_traceback(failing: Path, source: Path, tmp_
         assert "Traceback" not in done.err
     assert not out.exists()
     done = with_plugins(failing, "inspect", nothing)
-    assert (done.code, "plug-in nothing returned no checkpoint" in done.err) == (3, True), done.err
+    assert (done.code, "plug-in nothing did not return a Checkpoint" in done.err) == (3, True), (
+        done.err
+    )
     (row,) = with_plugins(failing, "scan", bad, "--json").json["files"]
     assert row["verdict"] == "not scanned"
     assert any("KeyError" in problem["detail"] for problem in row["problems"])
@@ -438,7 +440,10 @@ def test_the_documented_format_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [("x = toy_formats:read_file", "is not a Format"), ("npz = taken:TAKEN", "another format")],
+    [
+        ("x = toy_formats:read_file", "is not an instance of Format"),
+        ("npz = taken:TAKEN", "another format"),
+    ],
 )
 def test_an_impossible_plugin_is_named(entry: str, message: str, tmp_path: Path) -> None:
     folder = installed(tmp_path / "site", entry)

@@ -106,7 +106,9 @@ def test_of_every_truncation_exactly_the_whole_tensors_are_written(
         assert names(result) == set(ends) - whole
         assert result.code == (0 if set(ends) == whole else 1)
         assert_part_of(found, state())
-        assert all(f"cut off at byte {nbytes:,}" in row["why"] for row in result.json["lost"])
+        assert all(
+            f"the file is truncated at byte {nbytes:,}" in row["why"] for row in result.json["lost"]
+        )
 
 
 def test_a_whole_file_is_written_as_without_the_option(saved: bytes, tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_what_is_lost_is_told_to_people_too(saved: bytes, tmp_path: Path) -> Non
     for words in (("convert", "-o", tmp_path / "out.npz"), ("extract", "-o", tmp_path / "out")):
         result = run(words[0], source, *words[1:], "--salvage")
         assert result.code == 1
-        assert "  lost: last: 1,400 bytes, storage 4 does not match its checksum" in result.out
+        assert "  lost: last: 1,400 bytes, storage '4' does not match its checksum" in result.out
 
 
 def test_only_what_is_asked_for_is_looked_at(saved: bytes, tmp_path: Path) -> None:

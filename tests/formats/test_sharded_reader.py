@@ -105,7 +105,7 @@ def test_all_missing_shards_are_listed(folder: Path) -> None:
 
 def test_all_tensors_missing_from_the_shards_are_listed(folder: Path) -> None:
     edit(folder, lambda index: index["weight_map"].update(ghost=FIRST, phantom=SECOND))
-    refused(folder, f"ghost is not in {FIRST}", f"phantom is not in {SECOND}")
+    refused(folder, f"'ghost' is not in '{FIRST}'", f"'phantom' is not in '{SECOND}'")
 
 
 def test_all_tensors_missing_from_the_index_are_listed(folder: Path) -> None:
@@ -114,26 +114,26 @@ def test_all_tensors_missing_from_the_index_are_listed(folder: Path) -> None:
         del index["weight_map"]["ln_f.bias"]
 
     edit(folder, forget)
-    missing = "wte.weight in {} is not in the index", "ln_f.bias in {} is not in the index"
+    missing = "'wte.weight' in '{}' is not in the index", "'ln_f.bias' in '{}' is not in the index"
     refused(folder, missing[0].format(FIRST), missing[1].format(SECOND))
 
 
 def test_a_tensor_in_another_shard_is_said_to_be_there(folder: Path) -> None:
     edit(folder, lambda index: index["weight_map"].update({"wte.weight": SECOND}))
-    refused(folder, f"wte.weight is in {FIRST} and not in {SECOND}")
+    refused(folder, f"'wte.weight' is in '{FIRST}' and not in '{SECOND}'")
 
 
 def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
     second = torch.load(folder / SECOND) | {"wte.weight": torch.zeros(1)}
     vendor.save(second, folder / SECOND)
-    refused(folder, f"wte.weight is in {SECOND} and in {FIRST}")
+    refused(folder, f"'wte.weight' is in '{SECOND}' and in '{FIRST}'")
 
 
 @pytest.mark.parametrize("file", ["../secret.bin", "/etc/passwd", "a/b.bin", "", "..", 5, None])
 def test_a_map_that_leads_outside_is_refused(folder: Path, file: object) -> None:
     (folder.parent / "secret.bin").write_bytes((folder / FIRST).read_bytes())
     edit(folder, lambda index: index["weight_map"].update({"wte.weight": file}))
-    refused(folder, "not files in the index's own folder")
+    refused(folder, "names shards outside its folder")
 
 
 NO_INDEX = {
@@ -159,7 +159,7 @@ def test_a_size_that_does_not_fit_is_a_note(folder: Path) -> None:
     result = run("inspect", folder, "--json")
     assert result.code == 0
     note = next(found for found in result.json["findings"] if found["id"] == "CGPT014")
-    assert note["detail"].startswith("1 in the index")
+    assert note["detail"].startswith("1 bytes in the index")
 
 
 def test_a_tied_weight_may_be_left_out_of_the_index(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_folder_of_several_models_asks_which(tmp_path: Path) -> None:
         safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / name)
     result = run("inspect", tmp_path)
     assert result.code == 2
-    assert "a.pt, b.safetensors" in result.err
+    assert "'a.pt', 'b.safetensors'" in result.err
 
 
 def test_an_array_beside_a_model_does_not_hide_it(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import GGUF_HEADER_BYTES, GGUF_ITEMS
+from cgpt_convert.core.text import quoted
 from cgpt_convert.plan import Field, Scalar
 from cgpt_convert.sources.local import Source, read
 
-# `enum gguf_type`: its numbers are the positions; then how struct spells the value
+# `enum gguf_type`: the positions are its numbers; the values are the format characters of struct
 _TYPES = {
     "uint8": "B",
     "int8": "b",
@@ -53,7 +54,8 @@ def encode(field: Field) -> bytes:
             head = struct.pack("<I", number)
             value = _encoded(field.type, (field.value,))
     except (struct.error, OverflowError, UnicodeEncodeError) as error:
-        raise BadRequest(f"GGUF's {field.key} cannot be {field.value!r:.80}: {error}") from error
+        message = f"the GGUF key {field.key} cannot have the value {field.value!r:.80}: {error}"
+        raise BadRequest(message) from error
     return string(field.key) + head + value
 
 
@@ -103,13 +105,14 @@ class FieldReader:
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise self.malformed(f"a name that is not UTF-8, at byte {at:,}") from error
+            raise self.malformed(f"the name at byte {at:,} is not valid UTF-8") from error
 
     def strings(self, count: int) -> bytes:
         """Return the next `count` strings with their lengths, undecoded."""
         self._items += count
         if self._items > GGUF_ITEMS:
-            raise Unsupported(f"a header of more than {GGUF_ITEMS:,} strings", where=self._where)
+            message = f"the header has more strings than the limit of {GGUF_ITEMS:,}"
+            raise Unsupported(message, where=self._where)
         start = at = self.at
         have, length = len(self._data), struct.Struct("<Q").unpack_from
         for _ in range(count):  # a vocabulary has 100,000 of them
@@ -130,12 +133,15 @@ class FieldReader:
         return self.source.name
 
     def _read_to(self, end: int) -> int:
-        """Read on to at least `end`; return the number of bytes read in total."""
+        """Read up to at least `end`; return the number of bytes read in total."""
         if end > self.source.nbytes:
-            raise self.malformed(f"cut off inside its header, which goes on to byte {end:,}")
+            raise self.malformed(
+                f"the file is truncated inside its header: byte {end:,} of {self.source.nbytes:,} "
+                "is needed"
+            )
         if end > GGUF_HEADER_BYTES:
-            limit = f"at most {GGUF_HEADER_BYTES:,} bytes are read"
-            raise Unsupported(f"a header that goes on to byte {end:,}; {limit}", where=self._where)
+            message = f"the header has at least {end:,} bytes, the limit is {GGUF_HEADER_BYTES:,}"
+            raise Unsupported(message, where=self._where)
         have = len(self._data)
         most = min(self.source.nbytes, GGUF_HEADER_BYTES)
         self._data += read(self.source, have, min(max(end, have + _WINDOW), most) - have)
@@ -155,7 +161,7 @@ class StoredValue(NamedTuple):
         return values if self.length is not None else values[0]
 
     def text(self) -> str:
-        """Return the value for display; for a longer array only type and length."""
+        """Return the value for display; for a long array only its type and length."""
         if self.length is not None and (self.length > _SHOWN_ITEMS or self.type == "string"):
             plural = "" if self.length == 1 else "s"
             return f"[{self.length} {self.type}{plural}]"
@@ -200,12 +206,12 @@ def parse(cursor: FieldReader) -> tuple[str, StoredValue]:
     """Return the next key and value. Raises Malformed for an unknown type."""
     key = cursor.text()
     if not key:
-        raise cursor.malformed(f"an empty key, at byte {cursor.at:,}")
+        raise cursor.malformed(f"the key before byte {cursor.at:,} is empty")
     number, count = cursor.number("uint32"), None
     if number == _ARRAY:
         number, count = cursor.number("uint32"), cursor.number("uint64")
     if number >= len(_NAMES) or number == _ARRAY:
-        raise cursor.malformed(f"{key} is of type {number}, which values cannot have")
+        raise cursor.malformed(f"the value of {quoted(key)} has the invalid type {number}")
     kind = _NAMES[number]
     if number == _STRING:
         return key, StoredValue(kind, count, cursor.strings(1 if count is None else count))

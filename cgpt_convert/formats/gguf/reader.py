@@ -12,6 +12,7 @@ from cgpt_convert.checkpoint import Checkpoint, CompositeTensor
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import TRAILING, Finding
 from cgpt_convert.core.limits import MEMBERS
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats import read_checks, salvage
 from cgpt_convert.formats.gguf.fields import FieldReader, StoredValue, parse
 from cgpt_convert.formats.registry import FormatFile
@@ -27,7 +28,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # equal for little-endian readers
 ALIGNMENT = 32  # gguf.h GGUF_DEFAULT_ALIGNMENT
 ALIGNMENT_KEY = "general.alignment"
-NAME_BYTES = 63  # ggml.h GGML_MAX_NAME, less the NUL
+NAME_BYTES = 63  # ggml.h GGML_MAX_NAME, minus the NUL
+_SHOWN = 80  # characters of a name, in errors
 RANK = 4  # ggml.h GGML_MAX_DIMS
 
 _LEAST_INFO = 8 + 4 + 4 + 8  # bytes of a tensor's description: name's length, rank, type, offset
@@ -78,7 +80,7 @@ def fields(source: Source) -> dict[str, StoredValue]:
 
 
 def read_file(file: FormatFile) -> Checkpoint:
-    """Return what the file contains; with `salvage`, the complete tensors of one cut off."""
+    """Return the contents of the file; with `salvage`, the intact tensors of a truncated file."""
     checkpoint, end = described(file.source, file.path)
     if file.salvage and end > file.source.nbytes:
         return salvage.sift(checkpoint, file.source.nbytes, end).checkpoint
@@ -86,7 +88,7 @@ def read_file(file: FormatFile) -> Checkpoint:
 
 
 def scan(source: Source, scanner: PartScanner) -> None:
-    """Check the file, and look for code in its chat templates; nothing else in it can be code."""
+    """Check the file and scan its chat templates, the only part that can contain code."""
     if scanner.in_storage:
         return
     from_source(source, source.name)
@@ -105,8 +107,8 @@ def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
     if end > source.nbytes:
         first = next(s for s in checkpoint.storages if s.offset + s.nbytes > source.nbytes)
         raise Malformed(
-            f"cut off inside its {first.nbytes:,} bytes of data: the file ends at "
-            f"{source.nbytes:,}",
+            f"the file is truncated at byte {source.nbytes:,}: the data of this tensor ends at "
+            f"byte {first.offset + first.nbytes:,}",
             where=first.label,
             hint=read_checks.AGAIN,
         )
@@ -126,7 +128,7 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     names: set[str] = set()
     for info in infos:
         if info.name in names:
-            raise cursor.malformed(f"two tensors are called {info.name}")
+            raise cursor.malformed(f"two tensors are named {quoted(info.name)}")
         names.add(info.name)
     start = cursor.at + -cursor.at % alignment
     metadata = {key: stored.text() for key, stored in stored_fields.items()}
@@ -143,18 +145,22 @@ def _counts(cursor: FieldReader) -> tuple[int, int]:
     """Read magic and version; return the numbers of tensors and fields."""
     where = cursor.source.name
     if cursor.take(len(MAGIC)) != MAGIC:
-        raise cursor.malformed("it does not begin with GGUF")
+        raise cursor.malformed("the file does not start with GGUF")
     version = cursor.number("uint32")
     if version and not version & 0xFFFF:
-        hint = "gguf-convert-endian, of the gguf package, makes it little-endian"
-        raise Unsupported("a big-endian GGUF", where=where, hint=hint)
+        hint = "convert it with gguf-convert-endian, from the Python package gguf"
+        raise Unsupported("the file is big-endian, which is not supported", where=where, hint=hint)
     if version not in VERSIONS:
-        raise Unsupported(f"version {version} of GGUF; 2 and 3 are read", where=where)
+        message = f"version {version:,} of GGUF is not supported; 2 and 3 are"
+        raise Unsupported(message, where=where)
     tensors, pairs = cursor.number("uint64"), cursor.number("uint64")
     if tensors * _LEAST_INFO + pairs * _LEAST_FIELD > cursor.source.nbytes:
-        raise cursor.malformed(f"too short for {tensors:,} tensors and {pairs:,} fields")
+        raise cursor.malformed(
+            f"the file is too short for {tensors:,} tensors and {pairs:,} fields"
+        )
     if max(tensors, pairs) > MEMBERS:
-        raise Unsupported(f"{tensors:,} tensors and {pairs:,} fields", where=where)
+        message = f"the file has {tensors:,} tensors and {pairs:,} fields"
+        raise Unsupported(f"{message}, the limit is {MEMBERS:,} of each", where=where)
     return tensors, pairs
 
 
@@ -163,7 +169,7 @@ def _fields(cursor: FieldReader, count: int) -> dict[str, StoredValue]:
     for _ in range(count):
         key, stored = parse(cursor)
         if key in values:
-            raise cursor.malformed(f"two fields are called {key}")
+            raise cursor.malformed(f"two fields are named {quoted(key)}")
         values[key] = stored
     return values
 
@@ -174,19 +180,23 @@ def _alignment(cursor: FieldReader, values: dict[str, StoredValue]) -> int:
         return ALIGNMENT
     value = stored.value()
     if (stored.type, stored.length) != ("uint32", None) or not isinstance(value, int):
-        raise cursor.malformed(f"{ALIGNMENT_KEY} is no uint32")
+        raise cursor.malformed(f"{ALIGNMENT_KEY} is not of type uint32")
     if value == 0 or value & (value - 1):
-        raise cursor.malformed(f"{ALIGNMENT_KEY} is {value}, no power of two")
+        raise cursor.malformed(f"{ALIGNMENT_KEY} is {value:,}, which is not a power of two")
     return value
 
 
 def _info(cursor: FieldReader) -> _TensorInfo:
     name = cursor.text()
     if len(name.encode()) > NAME_BYTES:
-        raise cursor.malformed(f"a tensor's name of more than {NAME_BYTES} bytes: {name[:80]}")
+        raise cursor.malformed(
+            f"the tensor name {quoted(name, _SHOWN)} has {len(name.encode()):,} bytes, "
+            f"the limit is {NAME_BYTES}"
+        )
     rank = cursor.number("uint32")
     if rank > RANK:
-        raise cursor.malformed(f"{name} has {rank} dimensions; at most {RANK}")
+        message = f"tensor {quoted(name)} has {rank:,} dimensions, the limit is {RANK}"
+        raise cursor.malformed(message)
     shape = tuple(cursor.number("uint64") for _ in range(rank))[::-1]
     return _TensorInfo(name, shape, cursor.number("uint32"), cursor.number("uint64"))
 
@@ -200,8 +210,8 @@ def _add_tensors(
     for index, info in enumerate(infos):
         where = f"{source.name}[{info.name}]"
         if info.offset != expected:
-            at = f"starts at {info.offset:,} of the data"
-            raise Malformed(f"{at}; {expected:,} is where it has to", where=where)
+            message = f"the data starts at offset {info.offset:,}, expected at {expected:,}"
+            raise Malformed(message, where=where)
         rest = infos[index + 1].offset if index + 1 < len(infos) else source.nbytes - start
         nbytes = _nbytes(info, rest, where)
         end = expected + nbytes
@@ -217,12 +227,14 @@ def _nbytes(info: _TensorInfo, rest: int, where: str) -> int:
     dtype = BY_GGUF.get(info.type)
     if dtype is None and info.type not in UNDECODED:
         if rest < info.offset:
-            raise Malformed(f"{rest:,} is where the next tensor starts, before this", where=where)
+            message = f"the next tensor starts at offset {rest:,}, before this one"
+            raise Malformed(message, where=where)
         return rest - info.offset
     block, nbytes = (dtype.block, dtype.nbytes) if dtype else UNDECODED[info.type][1:]
     row = info.shape[-1] if info.shape else 1
     if row % block:
-        raise Malformed(f"rows of {row:,} elements, in blocks of {block}", where=where)
+        message = f"its rows of {row:,} elements do not consist of whole blocks of {block}"
+        raise Malformed(message, where=where)
     return read_checks.checked_nbytes((*info.shape[:-1], row // block), 8 * nbytes, where)
 
 

@@ -13,17 +13,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from cgpt_convert.checkpoint import Checkpoint
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats import planning
 from cgpt_convert.formats.gguf import reader
 from cgpt_convert.formats.gguf.fields import KEY_BYTES, encode, string
 from cgpt_convert.plan import Field, FilePlan, Part, Request
 from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import BY_GGUF
-from cgpt_convert.tensors.shapes import in_blocks
+from cgpt_convert.tensors.shapes import dims, in_blocks
 
 NAME = "gguf"
 
-DTYPES = tuple(BY_GGUF.values())  # what it can hold
+DTYPES = tuple(BY_GGUF.values())
 
 _VERSION = 3
 _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")  # gguf.md: lower_snake_case, dots between
@@ -36,10 +37,10 @@ def plan(request: Request) -> list[FilePlan]:
     63 bytes, more than 4 dimensions, rows that are not whole blocks, aliases, keys.
     """
     planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
-    planning.refuse(request, "tensors that GGUF cannot hold", _misfits(request))
-    aliases = request.aliases
-    planning.refuse(request, "aliases, which GGUF has not", aliases, "say --tied copy")
-    planning.refuse(request, "keys that GGUF cannot hold", _bad_keys(request))
+    planning.refuse(request, "GGUF cannot store these tensors", _misfits(request))
+    aliases = map(quoted, request.aliases)
+    planning.refuse(request, "GGUF does not support tied tensors", aliases, "add --tied copy")
+    planning.refuse(request, "GGUF cannot store these keys", _bad_keys(request))
     parts: list[Part] = [planning.with_metadata(request, lambda more: _header(request, more))]
     for tensor in request.tensors:
         parts.append(tensor)
@@ -68,27 +69,28 @@ def _misfits(request: Request) -> Iterator[str]:
     for tensor in request.tensors:
         nbytes, rank = len(tensor.name.encode()), len(tensor.shape)
         if nbytes > reader.NAME_BYTES:
-            yield f"{tensor.name} (a name of {nbytes} bytes; at most {reader.NAME_BYTES})"
+            limit = reader.NAME_BYTES
+            yield f"{quoted(tensor.name)} (name of {nbytes} bytes, the limit is {limit})"
         if rank > reader.RANK:
-            yield f"{tensor.name} ({rank} dimensions; at most {reader.RANK})"
+            yield f"{quoted(tensor.name)} ({rank} dimensions, the limit is {reader.RANK})"
         if not in_blocks(tensor.dtype, tensor.shape):
-            shape = " x ".join(map(str, tensor.shape))
-            yield f"{tensor.name} (shape {shape}; blocks have {tensor.dtype.block})"
+            shape = dims(tensor.shape)
+            yield f"{quoted(tensor.name)} (shape {shape}, blocks of {tensor.dtype.block} elements)"
 
 
 def _bad_keys(request: Request) -> Iterator[str]:
     counts = Counter([*(field.key for field in request.fields), *request.metadata])
     for key, count in counts.items():
         if count > 1:
-            yield f"{key} (given twice)"
+            yield f"{quoted(key)} (occurs twice)"
         if not _KEY.fullmatch(key) or len(key) > KEY_BYTES:
-            yield f"{key} (not words of a-z, 0-9 and _ with dots between)"
+            yield f"{quoted(key)} (not words of a-z, 0-9 and _ separated by dots)"
         if key == reader.ALIGNMENT_KEY:
-            yield f"{key} (which is {reader.ALIGNMENT} by default)"
+            yield f"{quoted(key)} (the alignment is always {reader.ALIGNMENT})"
 
 
 def _header(request: Request, metadata: Mapping[str, str]) -> bytes:
-    """Return everything before the tensors' bytes."""
+    """Return everything before the bytes of the tensors."""
     tensors = request.tensors
     fields = [*request.fields, *(Field(key, "string", v) for key, v in metadata.items())]
     header = [reader.MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]

@@ -1,7 +1,7 @@
 """Folders of npy arrays, one per tensor, with a `tensors.json` sidecar.
 
 `tensors.json`, written last, has each tensor's file, true element type (see `header`) and shape,
-then the aliases (dropped name -> kept) and the metadata. A folder without it can be read, too.
+then the aliases (dropped name -> kept) and the metadata. Folders without it can also be read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.file_names import file_names, tensor_name
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats import planning, read_checks
 from cgpt_convert.formats.npy import header
 from cgpt_convert.formats.registry import FormatFile
@@ -29,7 +30,7 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 
 NAME = "npy"
 
-DTYPES = header.DTYPES  # what it can hold
+DTYPES = header.DTYPES
 
 SIDECAR = "tensors.json"
 _KEYS = {"files", "aliases", "metadata"}
@@ -68,7 +69,7 @@ def read(path: str) -> Checkpoint:
         return _with_sidecar(path, present or [])
     arrays = sorted(name for name in present if name.endswith(header.SUFFIX))
     if not arrays:
-        raise Unsupported("no arrays (*.npy) in this folder", where=path)
+        raise Unsupported("the folder contains no arrays (*.npy)", where=path)
     sources = _opened(path, arrays)
     tensors, unread = read_checks.each_read(
         (name, functools.partial(_array, sources[file], name))
@@ -85,7 +86,7 @@ def detect(inside: Collection[str]) -> bool:
 
 
 def read_file(file: FormatFile) -> Checkpoint:
-    """Return the one array of the .npy file `source`, named like the file without suffix.
+    """Return the array of the .npy file `source`, named like the file without suffix.
 
     Raises Unsupported for arrays of objects (pickles), strings, dates and records.
     """
@@ -109,7 +110,7 @@ def _opened(path: str, files: Sequence[str]) -> dict[str, Source]:
 
 
 def _named(files: list[str]) -> dict[str, str]:
-    """Return the files by tensor name: decoded names if all are ours, else the file stems."""
+    """Return the files by tensor name: decoded if `plan` named all files, else the file stems."""
     stems = [file.removesuffix(header.SUFFIX) for file in files]
     names = [tensor_name(stem) for stem in stems]
     known = [name for name in names if name is not None]
@@ -129,7 +130,7 @@ def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
         for name, entry in sidecar["files"].items()
     }
     if len(set(used)) < len(used):
-        raise Malformed("two tensors in one file", where=where)
+        raise Malformed("two tensors have the same file", where=where)
     checkpoint = _checkpoint(path, tensors, {*present} - {*used, SIDECAR})
     read_checks.add_aliases(tensors, sidecar["aliases"], where)
     checkpoint.metadata.update(sidecar["metadata"])
@@ -139,10 +140,12 @@ def _with_sidecar(path: str, present: list[str]) -> Checkpoint:
 def _sidecar(where: str) -> dict[str, Any]:
     source = open_source(where)
     if source.nbytes > INDEX_BYTES:
-        raise Unsupported(f"{source.nbytes:,} bytes; at most {INDEX_BYTES:,}", where=where)
+        message = f"the file has {source.nbytes:,} bytes, the limit is {INDEX_BYTES:,}"
+        raise Unsupported(message, where=where)
     sidecar = strict_json.loads(read_bytes(source, 0, source.nbytes), where)
     if sidecar.keys() != _KEYS or not isinstance(sidecar["files"], dict):
-        raise Malformed("not an object of files, aliases and metadata", where=where)
+        message = "the JSON does not consist of objects named files, aliases and metadata"
+        raise Malformed(message, where=where)
     if not all(strict_json.is_text_map(sidecar[key]) for key in ("aliases", "metadata")):
         raise Malformed("aliases and metadata are not maps of strings", where=where)
     return sidecar
@@ -152,20 +155,22 @@ def _file(where: str, name: str, entry: object) -> str:
     """Return the file that an entry of the sidecar names."""
     where = f"{where}[{name}]"
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise Malformed("not described by file, dtype and shape", where=where)
+        raise Malformed("the entry does not consist of file, dtype and shape", where=where)
     file = entry["file"]
     if not isinstance(file, str) or not file.endswith(header.SUFFIX) or set(file) & set("/\\\0"):
-        raise Malformed(f"not the name of an array in this folder: {file!r}", where=where)
+        message = f"the file {quoted(str(file))} is not the name of an array in the folder"
+        raise Malformed(message, where=where)
     return file
 
 
 def _listed(where: str, name: str, entry: dict[str, Any], source: Source | None) -> Tensor:
     """Return the tensor that an entry of the sidecar describes, checked against its file."""
     if source is None:
-        raise Malformed(f"{entry['file']} is missing", where=where)
+        raise Malformed(f"the file {quoted(entry['file'])} is missing", where=where)
     tensor, dtype = _array(source, name), entry["dtype"]
     if list(tensor.shape) != entry["shape"]:
-        raise Malformed(f"shape {entry['shape']}; the file has {list(tensor.shape)}", where=where)
+        message = f"the entry has shape {entry['shape']}, the file has {list(tensor.shape)}"
+        raise Malformed(message, where=where)
     return tensor if dtype == tensor.stored.name else header.undisguised(tensor, dtype, where)
 
 
@@ -179,5 +184,6 @@ def _checkpoint(path: str, tensors: dict[str, Tensor], others: set[str]) -> Chec
     checkpoint = Checkpoint(path, "NumPy npy folder", sources, tensors, storages)
     checkpoint.findings += header.big_endian(storages)
     if others:
-        checkpoint.findings.append(Finding(UNREFERENCED, f"unread: {', '.join(sorted(others))}"))
+        detail = f"not read: {quoted_list(sorted(others))}"
+        checkpoint.findings.append(Finding(UNREFERENCED, detail))
     return checkpoint

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import BIG_ENDIAN, Finding
 from cgpt_convert.core.limits import INT64, NPY_HEADER_BYTES
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats import read_checks
 from cgpt_convert.sources.local import read
 from cgpt_convert.tensors.dtypes import BY_NAME, BY_NUMPY, TABLE, DType
@@ -29,10 +30,10 @@ _DISGUISES = {1: BY_NAME["uint8"], 2: BY_NAME["uint16"]}
 DISGUISED = tuple(
     row for row in TABLE if not row.numpy and (row.is_float or row.name == "float4_e2m1fn_x2")
 )
-DTYPES = (*BY_NUMPY.values(), *DISGUISED)  # what an array can hold, by either way
+DTYPES = (*BY_NUMPY.values(), *DISGUISED)
 
-# A dict of plain literals. Python's own parser would do, but it also recurses, and takes long
-# integers, before anything can be checked. Python 2 wrote 3L for long dimensions.
+# A dict of plain literals. Python's own parser would also recurse and parse long integers before
+# anything can be checked. Python 2 wrote 3L for long dimensions.
 _BLANKS = " \t\n\r\f"  # allowed between Python's tokens; not \v or other Unicode spaces
 _GAP = rf"[{_BLANKS}]*"
 _ITEM = re.compile(
@@ -44,7 +45,7 @@ _ITEM = re.compile(
 _START = re.compile(rf"{_GAP}\{{")
 _END = re.compile(rf"{_GAP}\}}{_GAP}")
 _STRUCTURED = re.compile(rf"""{_GAP}\{{{_GAP}['"]descr['"]{_GAP}:{_GAP}[\[(]""")
-# (3) is a number in Python, not a tuple; leading zeros, which were once octal, it refuses
+# (3) is a number in Python, not a tuple; Python rejects leading zeros, which once meant octal
 _DIM = rf"(?:0|[1-9]\d{{0,{len(str(INT64)) - 1}}})L?{_GAP}"
 _SHAPE = re.compile(rf"{_GAP}(?:{_DIM},{_GAP}(?:{_DIM},{_GAP})*(?:{_DIM})?)?", re.ASCII)
 _DIGITS = re.compile(r"\d+", re.ASCII)
@@ -86,15 +87,16 @@ def parse_header(raw: bytes, where: str) -> NpyHeader:
     try:
         text = raw[start + width :].decode(encoding)
     except UnicodeDecodeError as error:
-        raise Malformed("an npy header that is not UTF-8", where=where) from error
+        raise Malformed("the npy header is not valid UTF-8", where=where) from error
     if _STRUCTURED.match(text):
-        raise Unsupported("a structured array", where=where, hint="save its fields apart")
+        message = "the array is structured, which is not supported"
+        raise Unsupported(message, where=where, hint="save each of its fields as an array")
     items = _items(text, where)
     descr, fortran, shape = items["descr"], items["fortran_order"], items["shape"]
     if descr["descr"] is None or fortran["flag"] is None or shape["shape"] is None:
-        raise Malformed("an npy header whose values are of the wrong types", where=where)
+        raise Malformed("the values in the npy header have wrong types", where=where)
     if "L" in shape["shape"] and raw[start - 2] not in _PYTHON_2:
-        raise Malformed(f"the shape ({shape['shape'][:80]})", where=where)
+        raise _bad_shape(shape["shape"], where)
     dtype, byteorder = _dtype(descr["descr"], where)
     dims = _dims(shape["shape"], where)
     return NpyHeader(dtype, byteorder, dims, fortran["flag"] == "True")
@@ -110,10 +112,9 @@ def array(whole: Storage) -> Tensor:
     header = parse_header(raw, where)
     nbytes = read_checks.checked_nbytes(header.shape, 8 * header.dtype.nbytes, where)
     if nbytes != whole.nbytes - len(raw):
-        nbytes_stored = whole.nbytes - len(raw)
-        raise Malformed(
-            f"{nbytes_stored:,} bytes of elements; its shape takes {nbytes:,}", where=where
-        )
+        stored = whole.nbytes - len(raw)
+        message = f"the array has {stored:,} bytes of elements, its shape needs {nbytes:,}"
+        raise Malformed(message, where=where)
     crc = None if whole.crc32 is None else _crc_after(raw, nbytes, whole.crc32)
     elements = replace(
         whole,
@@ -129,12 +130,13 @@ def undisguised(tensor: Tensor, name: str, where: str) -> Tensor:
     """Return the tensor with its true type, called `name`."""
     dtype = next((row for row in DISGUISED if row.name == name), None)
     if dtype is None or tensor.stored != _DISGUISES[dtype.nbytes]:
-        raise Malformed(f"{tensor.name}: {tensor.stored.name} cannot hold {name}", where=where)
+        message = f"the array {quoted(tensor.name)} of {tensor.stored.name} cannot contain {name}"
+        raise Malformed(message, where=where)
     return replace(tensor, stored=dtype)
 
 
 def big_endian(storages: list[Storage]) -> list[Finding]:
-    """Return the finding that some storages are big-endian, if some are."""
+    """Return a finding if any storage is big-endian, else an empty list."""
     big = sum(storage.byteorder == "big" for storage in storages)
     return [Finding(BIG_ENDIAN, f"{big} of {len(storages)} arrays")] if big else []
 
@@ -143,20 +145,24 @@ def _read_header(whole: Storage) -> bytes:
     """Return the unparsed header, from the magic to the last byte before the elements."""
     fixed = len(MAGIC) + 2 + 4  # including the longer length field: no header is shorter
     if whole.nbytes < fixed:
-        raise Malformed("too short for an npy array", where=whole.label)
+        message = f"the data has {whole.nbytes:,} bytes, too few for an npy array"
+        raise Malformed(message, where=whole.label)
     head = read(whole.source, whole.offset, fixed)
     if not head.startswith(MAGIC):
-        raise Malformed("not an npy array", where=whole.label)
+        raise Malformed("the data does not start with the npy magic number", where=whole.label)
     version = (head[len(MAGIC)], head[len(MAGIC) + 1])
     if version not in _LENGTHS:
-        raise Unsupported(f"version {version[0]}.{version[1]} of npy", where=whole.label)
+        message = f"version {version[0]}.{version[1]} of npy is not supported"
+        raise Unsupported(message, where=whole.label)
     start = len(MAGIC) + 2
     end = start + _LENGTHS[version][0]
     size = end + int.from_bytes(head[start:end], "little")
     if size > whole.nbytes:
-        raise Malformed(f"cut off inside its header of {size:,} bytes", where=whole.label)
+        message = f"the data is truncated inside the npy header of {size:,} bytes"
+        raise Malformed(message, where=whole.label)
     if size > NPY_HEADER_BYTES:
-        raise Unsupported(f"an npy header of {size:,} bytes", where=whole.label)
+        message = f"the npy header has {size:,} bytes, the limit is {NPY_HEADER_BYTES:,}"
+        raise Unsupported(message, where=whole.label)
     return read(whole.source, whole.offset, size)
 
 
@@ -176,32 +182,41 @@ def _items(text: str, where: str) -> dict[str, re.Match[str]]:
     at = start.end() if start else 0
     while item := _ITEM.match(text, at):
         if item["key"] in items:
-            raise Malformed(f"an npy header with two {item['key']}", where=where)
+            message = f"the key {quoted(item['key'])} occurs twice in the npy header"
+            raise Malformed(message, where=where)
         items[item["key"]] = item
         at = item.end()
         if item["end"] == "}":
             at -= 1
             break
     if start is None or not _END.fullmatch(text, at):
-        raise Malformed("an npy header that is no dict of plain values", where=where)
+        raise Malformed("the npy header is not a dict of plain values", where=where)
     if items.keys() != {"descr", "fortran_order", "shape"}:
-        raise Malformed(f"an npy header with the keys {sorted(items)}", where=where)
+        message = f"the npy header has the keys {quoted_list(sorted(items))}"
+        raise Malformed(message, where=where)
     return items
 
 
 def _dtype(descr: str, where: str) -> tuple[DType, str]:
     if "O" in descr:
         raise Unsupported(
-            "Python objects, which would need unpickling", where=where, hint="save numbers instead"
+            "the array contains Python objects, which can be read only by unpickling",
+            where=where,
+            hint="save the array with a numeric type",
         )
     order, code = descr[:1], descr[1:]
     dtype = BY_NUMPY.get(f"<{code}") or BY_NUMPY.get(f"|{code}")
     if dtype is None or order not in "<>|" or (order == "|" and dtype.nbytes > 1):
-        raise Unsupported(f"the NumPy type {descr!r}", where=where)
+        message = f"the NumPy type {quoted(descr)} is not supported"
+        raise Unsupported(message, where=where)
     return dtype, "big" if order == ">" and dtype.nbytes > 1 else "little"
 
 
 def _dims(text: str, where: str) -> tuple[int, ...]:
     if not _SHAPE.fullmatch(text):
-        raise Malformed(f"the shape ({text[:80]})", where=where)
+        raise _bad_shape(text, where)
     return tuple(map(int, _DIGITS.findall(text)))
+
+
+def _bad_shape(text: str, where: str) -> Malformed:
+    return Malformed(f"the shape ({text[:80]}) in the npy header is not valid", where=where)

@@ -1,4 +1,4 @@
-"""Arrays whose elements NumPy unpickles, for the scanner."""
+"""Scanning of arrays whose elements NumPy unpickles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scan(source: Source, scanner: PartScanner) -> None:
 
 
 def _pickles(source: Source, scanner: PartScanner) -> int:
-    """Return the number of pickles after a header that declares no numbers."""
+    """Return the number of pickles after a header that does not declare numbers."""
     head = read(source, 0, min(HEAD, source.nbytes))
     width = 2 if head[6:7] == b"\1" else 4
     start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")

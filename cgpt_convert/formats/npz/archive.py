@@ -23,6 +23,7 @@ from cgpt_convert.core import strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import UNREFERENCED, Finding
 from cgpt_convert.core.limits import INDEX_BYTES, NAME_BYTES
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats import planning, read_checks
 from cgpt_convert.formats.file_kinds import Start
 from cgpt_convert.formats.npy import header
@@ -35,19 +36,19 @@ from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 NAME = "npz"
 
-DTYPES = header.DTYPES  # what it can hold
+DTYPES = header.DTYPES
 
 _METADATA = "__metadata__"
 _KEYS = {"aliases", "dtypes", "metadata"}
-# absolute, a drive, a step upward, an empty part; and what no file system takes as it is
+# absolute paths, drives, "..", empty parts, and characters that file systems do not accept
 _UNSAFE = re.compile(r"[\0-\x1f\x7f\\]|^[A-Za-z]:|(^|/)\.{0,2}(/|$)")
 
 
 def plan(request: Request) -> list[FilePlan]:
     """Plan one file. Raises Unsupported naming all tensors whose type or name cannot be stored.
 
-    Names become members of an archive that people unpack: none may leave its folder, and no two may
-    be equal when case is ignored.
+    Names become members of an archive that users unpack: none may point outside its folder, and no
+    two may be equal if case is ignored.
     """
     planning.check(request, NAME, lambda tensor: tensor.dtype in DTYPES)
     _check_names(request)
@@ -88,7 +89,7 @@ def from_source(source: Source, path: str) -> Checkpoint:
     arrays = [name for name in archive.members if name.endswith(header.SUFFIX)]
     others = [name for name in archive.members if not name.endswith(header.SUFFIX)]
     if others and not arrays:
-        raise Unsupported("a zip without arrays: not an npz", where=path)
+        raise Unsupported("the zip archive contains no arrays (*.npy)", where=path)
     tensors, unread = read_checks.each_read(
         (name.removesuffix(header.SUFFIX), functools.partial(_tensor, archive, name))
         for name in arrays
@@ -96,13 +97,14 @@ def from_source(source: Source, path: str) -> Checkpoint:
     notes = _taken_notes(tensors, source.name)
     for name, dtype in notes["dtypes"].items():
         if name not in tensors:
-            raise Malformed(f"{_METADATA} tells of {name}, which is no array", where=source.name)
+            message = f"{_METADATA} describes {quoted(name)}, which is not an array in the file"
+            raise Malformed(message, where=source.name)
         tensors[name] = header.undisguised(tensors[name], dtype, source.name)
     storages = [tensor.storage for tensor in tensors.values()]
     read_checks.add_aliases(tensors, notes["aliases"], source.name)
     findings = archive.findings + header.big_endian(storages)
     if others:
-        findings.append(Finding(UNREFERENCED, f"unread: {', '.join(others)}"))
+        findings.append(Finding(UNREFERENCED, f"not read: {quoted_list(others)}"))
     checkpoint = Checkpoint(
         path,
         "NumPy npz",
@@ -134,12 +136,14 @@ def _taken_notes(tensors: dict[str, Tensor], where: str) -> dict[str, dict[str, 
     if array is None or array.stored != UINT8 or len(array.shape) != 1:
         return {key: {} for key in _KEYS}
     if array.nbytes > INDEX_BYTES:
-        raise Unsupported(f"{_METADATA} of {array.nbytes:,} bytes", where=where)
+        message = f"{_METADATA} has {array.nbytes:,} bytes, the limit is {INDEX_BYTES:,}"
+        raise Unsupported(message, where=where)
     data = bytearray(array.nbytes)
     array.storage.readinto(0, memoryview(data))
     notes = strict_json.loads(bytes(data), array.storage.label)
     if notes.keys() != _KEYS or not all(map(strict_json.is_text_map, notes.values())):
-        raise Malformed(f"not the aliases, dtypes and metadata of {_METADATA}", where=where)
+        message = f"{_METADATA} does not consist of maps named aliases, dtypes and metadata"
+        raise Malformed(message, where=where)
     del tensors[_METADATA]
     return notes
 
@@ -147,15 +151,17 @@ def _taken_notes(tensors: dict[str, Tensor], where: str) -> dict[str, dict[str, 
 def _check_names(request: Request) -> None:
     names = [tensor.name for tensor in request.tensors]
     longest = NAME_BYTES - len(header.SUFFIX)
-    unsafe = (repr(n) for n in names if _UNSAFE.search(n) or len(n.encode()) > longest)
+    unsafe = (quoted(n) for n in names if _UNSAFE.search(n) or len(n.encode()) > longest)
     folded = Counter(map(_folded, [*names, _METADATA]))
     same = [name for name in names if folded[_folded(name)] > 1]
-    # numpy.load takes the key x.npy for the member x.npy, which is the tensor x
+    # in numpy.load the key x.npy means the member x.npy, which is the tensor x
     files = {name + header.SUFFIX for name in names}
     same += [name for name in names if name in files]
-    hint = "rename or leave them out, or write another format"
-    planning.refuse(request, "names that an archive cannot hold", unsafe, hint)
-    planning.refuse(request, "names that readers would mix up", same, hint)
+    hint = "skip the tensors with --exclude, or write another format"
+    planning.refuse(request, "npz archives cannot store tensors with these names", unsafe, hint)
+    planning.refuse(
+        request, "readers of npz cannot distinguish these names", map(quoted, same), hint
+    )
 
 
 def _folded(name: str) -> str:

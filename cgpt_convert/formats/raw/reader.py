@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.core import file_names
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.sources.local import OpenSource, Source
 from cgpt_convert.sources.paths import join, open_all
 from cgpt_convert.tensors.dtypes import BY_NAME
@@ -31,6 +31,7 @@ _FIELDS = {
 }
 _REQUIRED = {"file", "dtype", "shape", "strides", "start"}
 _LISTED = 100  # missing files listed in errors
+_SHOWN = 80  # characters of a value, in errors
 # components that do not begin with a dot, joined by slashes
 _INSIDE = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")
 _CRC = re.compile("[0-9a-f]{8}")
@@ -56,8 +57,8 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, OpenSource]:
     sources = dict(zip(names, open_all([join(folder, f) for f in names]), strict=True))
     lost = [name for name, file in sources.items() if file is None]
     if lost:
-        listed = ", ".join(map(printable, lost[:_LISTED])) + (" ..." if lost[_LISTED:] else "")
-        raise Malformed(f"{len(lost)} files are missing: {listed}", where=folder)
+        message = f"{len(lost):,} files are missing: {quoted_list(lost, _LISTED)}"
+        raise Malformed(message, where=folder)
     return {name: file for name, file in sources.items() if file is not None}
 
 
@@ -73,7 +74,7 @@ class FileRecord(NamedTuple):
 class MappingReader:
     """A reader of mapping rows as tensors over files of a folder, one storage per file.
 
-    `rows` are all rows that it will be given.
+    `rows` are all rows that will be read.
     """
 
     def __init__(self, folder: str, rows: Iterable[object]) -> None:
@@ -85,14 +86,14 @@ class MappingReader:
         """Return the tensor `name` that the row describes."""
         where = f"{self.folder}[{name}]"
         if not isinstance(row, dict) or row.keys() - _FIELDS or not row.keys() >= _REQUIRED:
-            needed = ", ".join(sorted(_REQUIRED))
-            raise Malformed(f"a row that has not {needed}, or more than is known", where=where)
+            raise _bad_fields(row, where)
         dtype = BY_NAME.get(row["dtype"]) if isinstance(row["dtype"], str) else None
         if dtype is None:
-            raise Unsupported(f"unknown dtype {row['dtype']!r}", where=where)
+            message = f"the dtype {quoted(str(row['dtype']), _SHOWN)} is not supported"
+            raise Unsupported(message, where=where)
         shape, strides = (_naturals(row[key], where) for key in ("shape", "strides"))
         if type(row["start"]) is not int:
-            raise Malformed("a start that is no integer", where=where)
+            raise Malformed(f"the start {row['start']!r:.80} is not an integer", where=where)
         storage = self.storage(row, where)
         try:
             tensor = view(dtype, shape, strides, row["start"], storage)
@@ -108,14 +109,17 @@ class MappingReader:
         )
 
     def storage(self, row: dict[str, Any], where: str) -> Storage:
-        """Return the storage that the row names, the same one for the same file."""
+        """Return the storage for the file of the row; equal files share the storage."""
         file, order, crc = row["file"], row.get("byteorder", "little"), row.get("crc32")
         if not isinstance(file, str) or not _INSIDE.fullmatch(file):
-            raise Malformed(f"a file outside the folder: {file!r}", where=where)
+            message = f"the file {quoted(str(file), _SHOWN)} is not a path inside the folder"
+            raise Malformed(message, where=where)
         if order not in ("little", "big"):
-            raise Malformed(f"byte order {order!r}", where=where)
+            message = f"the byte order {quoted(str(order), _SHOWN)} is neither little nor big"
+            raise Malformed(message, where=where)
         if crc is not None and not (isinstance(crc, str) and _CRC.fullmatch(crc)):
-            raise Malformed(f"a checksum that is none: {crc!r}", where=where)
+            message = f"the crc32 {quoted(str(crc), _SHOWN)} is not 8 hexadecimal digits"
+            raise Malformed(message, where=where)
         if file not in self.storages:
             source = self._files[file]
             value = int(crc, 16) if crc is not None else None
@@ -128,10 +132,11 @@ class MappingReader:
         """Return the file and checksum that the row records."""
         where = f"{self.folder}[{name}]"
         if not isinstance(row, dict) or "file" not in row:
-            raise Malformed("a row without file", where=where)
+            raise Malformed("the entry has no file", where=where)
         digest = row.get("sha256")
         if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
-            raise Malformed(f"a sha256 that is none: {digest!r:.80}", where=where)
+            message = f"the sha256 {quoted(str(digest), _SHOWN)} is not 64 hexadecimal digits"
+            raise Malformed(message, where=where)
         return FileRecord(name, row["file"], self.storage(row, where).source, digest)
 
     def exotic(self, name: str, row: object) -> CompositeTensor:
@@ -147,10 +152,22 @@ class MappingReader:
                 dims = _naturals(shape, name)
                 tensors = tuple(self.tensor(key, part) for key, part in parts.items())
                 return CompositeTensor(name, kind, dtype, dims, detail, tensors)
-        raise Malformed("a mapping of a tensor that is not dense lacks its parts", where=name)
+        message = "the entry does not consist of kind, dtype, shape, detail and parts"
+        raise Malformed(message, where=name)
+
+
+def _bad_fields(row: object, where: str) -> Malformed:
+    """Return the error for an entry with missing or unknown fields."""
+    fields = row.keys() if isinstance(row, dict) else frozenset[str]()
+    missing, unknown = sorted(_REQUIRED - fields), sorted(map(str, fields - _FIELDS))
+    what = (
+        f"lacks {', '.join(missing)}" if missing else f"has unknown fields: {quoted_list(unknown)}"
+    )
+    return Malformed(f"the entry {what}", where=where)
 
 
 def _naturals(value: object, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-        raise Malformed(f"not a list of natural numbers: {value!r}", where=where)
+        message = f"{value!r:.80} is not a list of non-negative integers"
+        raise Malformed(message, where=where)
     return tuple(value)

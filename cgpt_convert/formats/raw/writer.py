@@ -2,7 +2,7 @@
 
 `extract` writes them: by default one file per storage, with the bytes of the archive, named by key,
 so that programs that know the archive's numbering find their files. `plan` writes one row-major
-file per tensor, under the tensor's name.
+file per tensor, named after the tensor.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cgpt_convert.core import file_names
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import is_text_map, loads
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats import planning
 from cgpt_convert.formats.raw.reader import FileRecord, MappingReader, parts
 from cgpt_convert.plan import AvailableDigests, FileDigest, FilePlan, Request
@@ -66,9 +67,7 @@ def plan_storages(
     every = [*tensors, *(part for e in exotic for part in e.parts)]
     request = Request(MAPPING, tuple(tensors))
     names = [*(tensor.name for tensor in tensors), *(each.name for each in exotic)]
-    planning.refuse(
-        request, "names that are not Unicode text", filter(planning.has_surrogates, names)
-    )
+    planning.check_unicode(request, names)
     files = _storage_files(checkpoint, [tensor.storage for tensor in every])
     rows: dict[str, Any] = {}
     first: dict[tuple[object, ...], str] = {}
@@ -138,7 +137,8 @@ def files(path: str) -> frozenset[str]:
 
 def _parsed(source: Source) -> dict[str, Any]:
     if source.nbytes > INDEX_BYTES:
-        raise Unsupported(f"a mapping of {source.nbytes:,} bytes", where=source.name)
+        message = f"the mapping has {source.nbytes:,} bytes, the limit is {INDEX_BYTES:,}"
+        raise Unsupported(message, where=source.name)
     mapping = loads(read_bytes(source, 0, source.nbytes), source.name)
     match mapping:
         case {
@@ -148,7 +148,7 @@ def _parsed(source: Source) -> dict[str, Any]:
             "metadata": dict(metadata),
         } if about == _ABOUT and is_text_map(metadata):
             return mapping
-    raise Malformed(f"not a mapping of the form {_ABOUT!r}", where=source.name)
+    raise Malformed(f"the file is not a mapping of the form {quoted(_ABOUT)}", where=source.name)
 
 
 def recorded(path: str) -> list[FileRecord]:
@@ -162,7 +162,7 @@ def recorded(path: str) -> list[FileRecord]:
     for row in mapping["exotic"].values():
         rows += row["parts"].items()
     if not isinstance(copies, list):
-        raise Malformed("copies that are no list", where=path)
+        raise Malformed("copies is not a list", where=path)
     rows += [("", row) for row in copies]
     reader = MappingReader(path, [row for _, row in rows])
     return [reader.recorded(name, row) for name, row in rows]
@@ -177,8 +177,9 @@ def read_mapped(
     """
     try:
         reader = MappingReader(path, [{"file": file} for file, *_ in sorted(mapping.values())])
-    except Malformed as error:  # the user's --mapping expects these files
-        raise BadRequest(error.message, where=path) from None
+    except Malformed as error:  # the user requested these files with --mapping
+        hint = "pass the folder with the numbered files of this model"
+        raise BadRequest(error.message, where=path, hint=hint) from None
     checkpoint = Checkpoint(path, "bare parameters", (), {})
     for name, (file, dtype, shape, strides) in mapping.items():
         row = {"file": file, "dtype": dtype, "shape": list(shape), "strides": list(strides)}
@@ -196,7 +197,7 @@ def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[
     for storage in storages:
         if id(storage) in files:
             continue
-        if isinstance(storage.source, MemoryBytes):  # an array in a pickle: its key is not a number
+        if isinstance(storage.source, MemoryBytes):  # an array in a pickle, with a text key
             folder, key = f"{_ARRAYS}/", str(len(files))
         else:
             number = numbers.get(_file_of(storage, numbers))

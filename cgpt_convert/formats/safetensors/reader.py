@@ -1,4 +1,4 @@
-"""Reader for safetensors that applies every rule of the library, and stricter ones where needed."""
+"""Reader for safetensors that applies all rules of the library, and stricter ones where needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cgpt_convert.core import findings, strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import HEADER_BYTES, TENSORS
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats import read_checks, salvage
 from cgpt_convert.formats.file_kinds import Start
 from cgpt_convert.formats.registry import FormatFile
@@ -26,6 +27,7 @@ METADATA = "__metadata__"
 SHARDING = "DCP_SHARDING_INFO"  # the metadata key of a file with the chunks of one rank
 FRAMEWORK = "format"  # the metadata key for "pt", "tf", "np"...: never an alias
 F4 = "F4"
+_SHOWN = 80  # characters of a value, in errors
 N_LEN = 8  # tensor.rs `N_LEN`: the header's length, little-endian
 _FLOAT4 = BY_NAME["float4_e2m1fn_x2"]
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -48,7 +50,7 @@ def detect(start: Start) -> bool:
 
 
 def read_file(file: FormatFile) -> Checkpoint:
-    """Return what the file contains; with `salvage`, the complete tensors of one cut off."""
+    """Return the contents of the file; with `salvage`, the intact tensors of a truncated file."""
     checkpoint, end = described(file.source, file.path)
     if file.salvage and end > file.source.nbytes:
         return salvage.sift(checkpoint, file.source.nbytes, end).checkpoint
@@ -70,7 +72,7 @@ def checked(source: Source, checkpoint: Checkpoint, end: int) -> Checkpoint:
     """Return `checkpoint`, whose tensors end at `end`; raise Malformed if `source` does not."""
     if end != source.nbytes:
         raise Malformed(
-            f"{source.nbytes:,} bytes; tensors end at {end:,}",
+            f"the file has {source.nbytes:,} bytes, its tensors end at byte {end:,}",
             where=source.name,
             hint=read_checks.AGAIN if end > source.nbytes else "",
         )
@@ -98,7 +100,8 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
         where = f"{source.name}[{name}]"
         first, last = entry["data_offsets"]
         if first != end:
-            raise Malformed(f"starts at {first:,} where {end:,} bytes are taken", where=where)
+            message = f"the data starts at offset {first:,}, expected at {end:,}"
+            raise Malformed(message, where=where)
         try:
             tensors[name] = _tensor(name, entry, Storage(source, start + first, last - first, name))
         except Unsupported as error:  # a type from a later version
@@ -109,8 +112,11 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     storages = [tensor.storage for tensor in tensors.values()]
     aliases = {key: kept for key, kept in metadata.items() if is_alias(key, kept, tensors)}
     if len(entries) + len(aliases) > TENSORS.of(start):
-        message = f"{len(tensors):,} tensors and {len(aliases):,} names of such"
-        raise Unsupported(f"{message}, in a header of {start:,} bytes", where=source.name)
+        raise Unsupported(
+            f"the header of {start:,} bytes has {len(entries):,} tensors and {len(aliases):,} "
+            f"aliases, the limit for its size is {TENSORS.of(start):,}",
+            where=source.name,
+        )
     read_checks.add_aliases(tensors, aliases, source.name)
     rest = {key: value for key, value in metadata.items() if key not in aliases}
     checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
@@ -124,21 +130,22 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
 def _header(source: Source) -> tuple[dict[str, Any], int]:
     """Return the header's object, and the offset of the first byte after it."""
     if source.nbytes < N_LEN:
-        raise Malformed("too short for the length of a header", where=source.name)
+        message = f"the file has {source.nbytes:,} bytes, too few for the length of a header"
+        raise Malformed(message, where=source.name)
     nbytes = int.from_bytes(read(source, 0, N_LEN), "little")
     if nbytes > max(HEADER_BYTES, source.nbytes - N_LEN):
-        raise Malformed(
-            f"a header of {nbytes:,} bytes; at most {HEADER_BYTES:,}", where=source.name
-        )
+        message = f"the header length is {nbytes:,} bytes, the limit is {HEADER_BYTES:,}"
+        raise Malformed(message, where=source.name)
     if nbytes > HEADER_BYTES:
         raise Unsupported(
-            f"a header of {nbytes:,} bytes; the safetensors library reads at most "
-            f"{HEADER_BYTES:,}, and so does this program",
+            f"the header has {nbytes:,} bytes, the limit is {HEADER_BYTES:,}, as in the "
+            "safetensors library",
             where=source.name,
-            hint="ask for the model in shards, or with shorter tensor names",
+            hint="ask the author for the model in shards, or with shorter tensor names",
         )
     if N_LEN + nbytes > source.nbytes:
-        raise Malformed(f"cut off inside its header of {nbytes:,} bytes", where=source.name)
+        message = f"the file is truncated inside its header of {nbytes:,} bytes"
+        raise Malformed(message, where=source.name)
     data = read(source, N_LEN, nbytes)
     if not data.startswith(b"{"):
         raise Malformed("the header does not begin with {", where=source.name)
@@ -148,20 +155,23 @@ def _header(source: Source) -> tuple[dict[str, Any], int]:
 def _checked_entry(entry: object, where: str) -> dict[str, Any]:
     """Return the tensor's description, with its fields checked for presence and type."""
     if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
-        raise Malformed("not described by dtype, shape and data_offsets", where=where)
+        raise Malformed("the entry does not have dtype, shape and data_offsets", where=where)
     unknown = entry.keys() - _FIELDS
     if unknown:
-        raise Unsupported(f"unknown fields: {', '.join(sorted(unknown))}", where=where)
+        message = f"the entry has unknown fields: {quoted_list(sorted(unknown))}"
+        raise Unsupported(message, where=where)
     if not _naturals(entry["shape"]):
-        raise Malformed("a shape that is not a list of numbers", where=where)
+        message = f"the shape {entry['shape']!r:.80} is not a list of non-negative integers"
+        raise Malformed(message, where=where)
     offsets = entry["data_offsets"]
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 a pair
-        raise Malformed("data_offsets that are no range", where=where)
+        message = f"the data_offsets {offsets!r:.80} are not a range of bytes"
+        raise Malformed(message, where=where)
     return entry
 
 
 def _naturals(value: object) -> bool:
-    # not isinstance: True is an int. Negative numbers and fractions never leave strict_json
+    # not isinstance: True is an int. strict_json rejects negative numbers and fractions
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
@@ -169,13 +179,16 @@ def _tensor(name: str, entry: dict[str, Any], storage: Storage) -> Tensor:
     where, code, shape = storage.label, entry["dtype"], entry["shape"]
     dtype = _FLOAT4 if code == F4 else BY_SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise Unsupported(f"the element type {code!r}", where=where)
+        message = f"the element type {quoted(str(code), _SHOWN)} is not supported"
+        raise Unsupported(message, where=where)
     nbytes = read_checks.checked_nbytes(shape, 4 if code == F4 else 8 * dtype.nbytes, where)
     if nbytes != storage.nbytes:
-        raise Malformed(f"{storage.nbytes:,} bytes; its shape takes {nbytes:,}", where=where)
+        message = f"the tensor has {storage.nbytes:,} bytes, its shape needs {nbytes:,}"
+        raise Malformed(message, where=where)
     if code == F4:
         if not shape or shape[-1] % 2:
-            raise Unsupported(f"float4 whose rows do not fill bytes: {shape}", where=where)
+            message = f"the rows of a float4 tensor of shape {shape} do not fill whole bytes"
+            raise Unsupported(message, where=where)
         shape = [*shape[:-1], shape[-1] // 2]
     dims = tuple(shape)
     return Tensor(name, dtype, dims, c_strides(dims), 0, storage)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
 from cgpt_convert.core.limits import HEADER_BYTES
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats import planning
 from cgpt_convert.formats.safetensors import reader
 from cgpt_convert.plan import FilePlan, Request, part_nbytes
@@ -23,9 +24,9 @@ from cgpt_convert.tensors.tensor import Tensor
 NAME = "safetensors"
 SUFFIX = ".safetensors"
 
-DTYPES = (*BY_SAFETENSORS.values(), BY_NAME["float4_e2m1fn_x2"])  # what it can hold
+DTYPES = (*BY_SAFETENSORS.values(), BY_NAME["float4_e2m1fn_x2"])
 
-# tensor.rs `enum Dtype`: a tensor stands before those of earlier types, so that all are aligned
+# tensor.rs `enum Dtype`: tensors of later types are stored first, so that all are aligned
 # fmt: off
 _ORDER = (
     "BOOL", "F4", "F6_E2M3", "F6_E3M2",
@@ -66,17 +67,19 @@ def _holds(tensor: Tensor) -> bool:
 
 
 def _check_metadata(request: Request) -> None:
-    """Reject metadata and aliases that could not be told apart in the one map."""
+    """Reject metadata and aliases that could not be distinguished in their common map."""
     names = {tensor.name for tensor in request.tensors}
-    reserved = [name for name in names if name == reader.METADATA]
-    planning.refuse(request, "a name that safetensors reserves", reserved)
+    reserved = [quoted(name) for name in names if name == reader.METADATA]
+    planning.refuse(request, "safetensors reserves the tensor name", reserved)
     aliases, metadata = request.aliases, request.metadata
-    clashes = [key for key in aliases if key == reader.FRAMEWORK or key in metadata]
-    planning.refuse(request, "aliases that are metadata keys, too", clashes)
+    clashes = [quoted(key) for key in aliases if key == reader.FRAMEWORK or key in metadata]
+    planning.refuse(request, "aliases have the names of metadata keys", clashes)
     lookalikes = (
-        f"{key} = {value}" for key, value in metadata.items() if reader.is_alias(key, value, names)
+        f"{quoted(key)} = {quoted(value)}"
+        for key, value in metadata.items()
+        if reader.is_alias(key, value, names)
     )
-    planning.refuse(request, "metadata that would read as an alias of a tensor", lookalikes)
+    planning.refuse(request, "metadata would be read as aliases of tensors", lookalikes)
 
 
 def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
@@ -85,8 +88,8 @@ def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
     nbytes = part_nbytes(header) - reader.N_LEN
     if nbytes > HEADER_BYTES:
         raise Unsupported(
-            f"safetensors headers are limited to {HEADER_BYTES:,} bytes: that of these "
-            f"{len(ordered) + len(request.aliases):,} names would have {nbytes:,}",
+            f"the header for {len(ordered) + len(request.aliases):,} names has {nbytes:,} bytes, "
+            f"the limit of safetensors is {HEADER_BYTES:,}",
             where=name,
             hint=_shorter(ordered, request),
         )
@@ -94,17 +97,17 @@ def _file(name: str, tensors: Iterable[Tensor], request: Request) -> FilePlan:
 
 
 def _shorter(tensors: Sequence[Tensor], request: Request) -> str:
-    """Return what makes the header short enough."""
+    """Return a hint how to make the header short enough."""
 
     def fits(some: Sequence[Tensor]) -> bool:
         return len(_header(some, request, request.metadata)) - reader.N_LEN <= HEADER_BYTES
 
     if request.claim is not None and fits(tensors):
-        return "use --no-proof: without provenance metadata the header is short enough"
+        return "use --no-proof to omit the provenance metadata"
     most = Counter(request.aliases.values()).most_common(1)  # tied names stay in one file
     if len(tensors) > 1 and fits([tensor for tensor in tensors if tensor.name in dict(most)]):
         return "use --max-shard-size to split the output into files with fewer names each"
-    return "use --to torch, whose names have no such limit, or skip some with --exclude"
+    return "use --to torch, which has no such limit, or skip tensors with --exclude"
 
 
 def _header(tensors: Sequence[Tensor], request: Request, pairs: Mapping[str, str]) -> bytes:

@@ -12,11 +12,11 @@ from cgpt_convert.checkpoint import Checkpoint, NonTensorValue
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats.salvage import AGAIN, content_end, sift
 from cgpt_convert.formats.torch.pickle_stream import PickleStream, Truncated
 from cgpt_convert.formats.torch.storage_views import StorageViews
-from cgpt_convert.formats.torch.zip_reader import storage_reference
+from cgpt_convert.formats.torch.zip_reader import storage_reference, two_declarations
 from cgpt_convert.pickles.decode.decoder import DecodedPickle, decode
 from cgpt_convert.pickles.flatten.flatten import fill, record_globals
 from cgpt_convert.pickles.nodes import Dict, Global, PersistentId, Value, text
@@ -105,23 +105,25 @@ def _unpickle(stream: PickleStream, table: LegacyStorages) -> _StreamHead:
     """Decode the five pickles. Raises Malformed or Unsupported."""
     where = stream.source.name
     if stream.unpickle("magic number").value != MAGIC:
-        raise Malformed("no legacy stream of torch: another magic number", where=where)
+        message = "the magic number is not that of a legacy stream of torch"
+        raise Malformed(message, where=where)
     version = stream.unpickle("protocol version").value
     if version != _PROTOCOL:
-        raise Unsupported(f"protocol version {text(version)}", where=where)
+        message = f"the protocol version {text(version)} is not supported"
+        raise Unsupported(message, where=where)
     system = stream.unpickle("system").value
     decoded = stream.unpickle("object", table.resolve, _OBJECT_FIRST)
     return _StreamHead(stream, system, decoded, stream.unpickle("storage keys").value)
 
 
 def _parse(source: Source) -> tuple[Checkpoint, _Extent]:
-    """Parse everything but the storages' bytes, which may be missing."""
+    """Parse everything except the bytes of the storages, which may be missing."""
     checkpoint = Checkpoint(source.name, "PyTorch legacy stream", (source,), {})
     table = LegacyStorages(source)
     try:
         head = _unpickle(PickleStream(source), table)
     except Truncated as error:
-        error.message = f"cut off before the tensors' data begin: {error.message}"
+        error.message = f"the file is truncated before the tensor data: {error.message}"
         error.hint = AGAIN
         raise
     check_system(head.system, checkpoint)
@@ -142,26 +144,27 @@ def check_system(system: Value, checkpoint: Checkpoint) -> None:
     sizes = dict(_text_items(info.get("type_sizes", Dict()), checkpoint.path))
     for name, usual in (("short", (2,)), ("int", (4,)), ("long", (4, 8))):
         if sizes.get(name, usual[0]) not in usual:
-            message = f"written where a C {name} has {text(sizes[name])} bytes"
+            message = f"the machine that wrote the file has {text(sizes[name])} bytes per C {name}"
             raise Unsupported(message, where=checkpoint.path)
     if info.get("little_endian", True) is not True:
-        detail = "of the machine that wrote the file; its data are little-endian all the same"
+        detail = "the machine that wrote the file; the data itself is little-endian"
         checkpoint.findings.append(Finding(findings.BIG_ENDIAN, detail))
 
 
 def _text_items(value: Value, where: str) -> list[tuple[str, Value]]:
     if not isinstance(value, Dict):
-        raise Malformed(f"system information that is no dict: {text(value)}", where=where)
+        raise Malformed(f"the system information is not a dict: {text(value)}", where=where)
     return [(key, item) for key, item in value.items if isinstance(key, str)]
 
 
 def _keys(value: Value, where: str) -> list[str]:
     """Return the storages' keys, without duplicates; Python 2 wrote them as bytes."""
     if not isinstance(value, list) or not all(isinstance(key, str | bytes) for key in value):
-        raise Malformed(f"not a list of storage keys: {text(value)}", where=where)
+        raise Malformed(f"the list of storage keys is not valid: {text(value)}", where=where)
     keys = [key if isinstance(key, str) else key.decode("latin-1") for key in value]
     if len(set(keys)) != len(keys):
-        raise Malformed("a storage key is listed twice", where=where)
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Malformed(f"the storage key {quoted(twice)} is listed twice", where=where)
     return keys
 
 
@@ -187,7 +190,7 @@ class LegacyStorages:
         self.made: dict[object, tuple[object, Storage]] = {}
         self.windows = StorageViews()
         self.used: set[str] = set()
-        self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it
+        self.code: dict[str, Value] = {}  # class -> the file name and source code saved with it
 
     def resolve(self, reference: Value) -> Value:
         """Resolve a persistent id: a class to itself; a storage stays a reference."""
@@ -196,12 +199,12 @@ class LegacyStorages:
                 case (_, Global() as cls, file, code):
                     self.code[str(cls)] = (file, code)
                     return cls
-            raise Malformed(f"not a reference to a class: {text(reference)}")
+            raise Malformed(f"the class reference {text(reference)} is not valid")
         key, dtype, numel, device = storage_reference(reference)
         known = self.declared.setdefault(key, _StorageDeclaration(dtype, numel, device))
         # empty storages share an address, so torch may declare one with two types
         if known[:2] != (dtype, numel) and (numel or known.numel):
-            raise Malformed(f"storage {key} is declared with two types or sizes")
+            raise two_declarations(key)
         return PersistentId(reference)
 
     def locate(self, stream: PickleStream, keys: list[str]) -> _Extent:
@@ -226,21 +229,21 @@ class LegacyStorages:
         missing = [key for key in self.declared if key not in listed]
         unknown = [key for key in keys if key not in self.declared]
         for wrong, what in (
-            (missing, "are referenced but not in the file"),
+            (missing, "the pickle refers to storages that are not in the file"),
             # torch rejects them too: without a type the start of the next is unknown
-            (unknown, "are in the file but of unknown type, for nothing references them"),
+            (unknown, "the pickle does not refer to these storages, so their types are unknown"),
         ):
             if wrong:
-                shown = printable(", ".join(wrong[:_SHOWN]))
-                raise Malformed(f"{len(wrong)} storages {what}: {shown}", where=self.source.name)
+                message = f"{what}: {quoted_list(wrong, _SHOWN)}"
+                raise Malformed(message, where=self.source.name)
 
     def _end_before(self, start: int, at: int, key: str, numel: int) -> int:
         """Return where the data ended if only zeros follow `at`; else raise Malformed."""
         end = content_end(self.source, start)
         if end > at:
             raise Malformed(
-                f"storage {printable(key)} has {numel:,} elements and "
-                f"{self.declared[key].numel:,} are declared",
+                f"storage {quoted(key)} has {numel:,} elements, the pickle declares "
+                f"{self.declared[key].numel:,}",
                 where=self.source.name,
             )
         return end
@@ -248,7 +251,7 @@ class LegacyStorages:
     def get(self, reference: Value) -> tuple[Storage, DType | None]:
         """Return the storage and its declared element type; None for an untyped one.
 
-        The optional sixth part of the reference describes a window: (key, first element, elements).
+        The optional sixth part of the reference describes a view: (key, first element, elements).
         """
         key, dtype, _, _ = storage_reference(reference)
         self.used.add(key)
@@ -260,10 +263,10 @@ class LegacyStorages:
                 name = name if isinstance(name, str) else name.decode("latin-1")
                 size = dtype.nbytes
                 return self.windows.get(name, storage, first * size, numel * size), dtype
-        raise Malformed(f"not a view of a storage: {text(reference)}")
+        raise Malformed(f"the storage view {text(reference)} is not valid")
 
     def account(self, checkpoint: Checkpoint) -> None:
-        """Add all storages, used or not, and the classes' source texts to the checkpoint."""
+        """Add all storages, used or not, and the source code of classes to the checkpoint."""
         self.windows.onto_roots(checkpoint)
         checkpoint.storages += self.storages.values()
         unused = sum(s.nbytes for key, s in self.storages.items() if key not in self.used)

@@ -46,9 +46,8 @@ class PickleStream:
                 if window == self.end - self.at:
                     raise Truncated(error.message, where=place) from None
                 if window == PICKLE.nbytes:
-                    raise Unsupported(
-                        f"a pickle of more than {window:,} bytes", where=place
-                    ) from None
+                    message = f"the pickle has more bytes than the limit of {window:,}"
+                    raise Unsupported(message, where=place) from None
                 size *= 16 if size < _LARGE else 4  # each attempt decodes from the start
             except CgptError as error:
                 raise error.at(place) from None
@@ -72,7 +71,6 @@ class PickleStream:
     def need(self, nbytes: int) -> None:
         """Raise Truncated unless `nbytes` bytes are left."""
         if nbytes > self.end - self.at:
-            raise Truncated(
-                f"needs {nbytes:,} bytes at byte {self.at:,}, which go past byte {self.end:,}",
-                where=self.source.name,
-            )
+            needed = f"bytes {self.at:,} to {self.at + nbytes:,} are needed"
+            message = f"{needed}, but the data ends at byte {self.end:,}"
+            raise Truncated(message, where=self.source.name)

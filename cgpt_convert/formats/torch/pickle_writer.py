@@ -47,7 +47,7 @@ class _Pickler:
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\2")  # PROTO
         self.memo: dict[object, int] = {}
-        self.kept = 0  # memo entries so far; most are never recalled and not in `memo`
+        self.kept = 0  # memo entries so far; most are never recalled, so they are not in `memo`
 
     def value(self, value: Value | Mapping[str, Value]) -> None:
         if isinstance(value, str):
@@ -124,7 +124,7 @@ class _Pickler:
 
     def integers(self, values: tuple[int, ...]) -> None:
         if not values:
-            self.out += b")"  # EMPTY_TUPLE, which is not remembered
+            self.out += b")"  # EMPTY_TUPLE, which is not memoized
             return
         short = len(values) < len(_TUPLES)
         self.out += b"" if short else b"("  # MARK
@@ -146,7 +146,7 @@ class _Pickler:
             self.out += struct.pack("<cB", b"\x8a", len(data)) + data  # LONG1
 
     def keep(self, value: object = None) -> None:
-        """Memoize the last value; `value` is the key for `recalled`, if it is ever needed."""
+        """Memoize the last value; `value` is the key for `recalled`, if it may be needed again."""
         if value is not None:
             self.memo[value] = self.kept
         self.out += _indexed(b"q", b"r", self.kept)  # BINPUT, LONG_BINPUT

@@ -1,4 +1,4 @@
-"""Storages that are windows on other storages, as saved by torch up to 0.3."""
+"""Storages that are views of other storages, as saved by torch up to 0.3."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
+from cgpt_convert.core.text import quoted
 from cgpt_convert.tensors.tensor import Storage, Tensor, replace
 
 
@@ -16,7 +17,7 @@ class _StorageView(NamedTuple):
 
 
 class StorageViews:
-    """The windows of one file, by key."""
+    """The storage views of one file, by key."""
 
     def __init__(self) -> None:
         self._by_key: dict[str, _StorageView] = {}
@@ -25,25 +26,25 @@ class StorageViews:
     def get(self, key: str, root: Storage, offset: int, nbytes: int) -> Storage:
         """Return the storage of `nbytes` bytes from `offset` of `root`; one object per key.
 
-        Raises Malformed if it exceeds `root`, or if the key was used for another window.
+        Raises Malformed if it exceeds `root`, or if the key was used for another view.
         """
         known = self._by_key.get(key)
         if known is None:
             if offset < 0 or nbytes < 0 or offset + nbytes > root.nbytes:
                 raise Malformed(
-                    f"storage {key} is bytes {offset:,} to {offset + nbytes:,} of storage "
-                    f"{root.key}, which has {root.nbytes:,}"
+                    f"storage {quoted(key)} is a view of bytes {offset:,} to {offset + nbytes:,} "
+                    f"of storage {quoted(root.key)}, which has {root.nbytes:,} bytes"
                 )
             known = _StorageView(
                 replace(root, offset=root.offset + offset, nbytes=nbytes, key=key), root, offset
             )
             self._by_key[key] = self._by_id[id(known.storage)] = known
         elif (known.root, known.offset, known.storage.nbytes) != (root, offset, nbytes):
-            raise Malformed(f"storage {key} is declared as two windows")
+            raise Malformed(f"storage {quoted(key)} is declared as two different views")
         return known.storage
 
     def root(self, storage: Storage) -> Storage:
-        """Return the storage that `storage` is a window on; itself if it is none."""
+        """Return the storage that `storage` is a view of, or itself."""
         window = self._by_id.get(id(storage))
         return window.root if window else storage
 

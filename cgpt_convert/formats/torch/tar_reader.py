@@ -13,7 +13,7 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import RANK
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats.salvage import AGAIN, content_end
 from cgpt_convert.formats.torch.legacy_reader import check_system
 from cgpt_convert.formats.torch.pickle_stream import PickleStream, Truncated
@@ -48,9 +48,10 @@ def read(source: Source) -> Checkpoint:
     missing = [name for name in NAMES if name not in members]
     if missing:
         raise Malformed(
-            f"a tar without {', '.join(missing)}: not written by torch, or cut off",
+            f"the tar has no {' and no '.join(missing)}: it is truncated or not from torch",
             where=source.name,
-            hint="if it is an ordinary tar, unpack it and name the weight file inside",
+            hint="download the file again; if it is an ordinary tar, unpack it and pass the weight "
+            "file inside",
         )
     checkpoint = Checkpoint(source.name, "PyTorch tar archive", (source,), {})
     parts = {name: _stream(source, members[name]) for name in NAMES}
@@ -76,7 +77,7 @@ def _account(
     unused |= {name: member.nbytes for name, member in members.items() if name not in NAMES}
     for name, nbytes in unused.items():
         if nbytes:
-            detail = f"{nbytes:,} bytes of {printable(name)}"
+            detail = f"{nbytes:,} bytes of {quoted(name)}"
             checkpoint.findings.append(Finding(findings.UNREFERENCED, detail))
     source = checkpoint.sources[0]
     if content_end(source, end) > end:  # tars are padded with zeros
@@ -87,8 +88,8 @@ def _account(
 def _stream(source: Source, member: TarMember) -> PickleStream:
     if member.offset + member.nbytes > source.nbytes:
         raise Truncated(
-            f"cut off at byte {source.nbytes:,}: {member.name} goes to byte "
-            f"{member.offset + member.nbytes:,}",
+            f"the file is truncated at byte {source.nbytes:,}: the member {quoted(member.name)} "
+            f"ends at byte {member.offset + member.nbytes:,}",
             where=source.name,
             hint=AGAIN,
         )
@@ -105,7 +106,7 @@ class TarStorages:
         self.made: dict[object, tuple[object, Storage]] = {}
         self.windows = StorageViews()
         self.used: set[int] = set()  # ids of the roots that tensors are views of
-        self.code: dict[str, Value] = {}  # class -> the file and the source text saved with it
+        self.code: dict[str, Value] = {}  # class -> the file name and source code saved with it
         for _ in range(self._count(storages, "storages")):
             self._read_storage(storages)
         self.roots = [storage for storage, _ in self.storages.values()]
@@ -116,7 +117,8 @@ class TarStorages:
     def _count(self, stream: PickleStream, part: str) -> int:
         count = stream.unpickle(part).value
         if type(count) is not int or count < 0:
-            raise Malformed(f"not a number of {part}: {text(count)}", where=self.where)
+            message = f"the number of {part} is not valid: {text(count)}"
+            raise Malformed(message, where=self.where)
         return count
 
     def _read_storage(self, stream: PickleStream) -> None:
@@ -125,15 +127,16 @@ class TarStorages:
             case (int() as key, str() | bytes() as location, Global() as cls):
                 pass
             case other:
-                raise Malformed(f"not a storage: {text(other)}", where=self.where)
+                message = f"the storage description {text(other)} is not valid"
+                raise Malformed(message, where=self.where)
         dtype = storage_dtype(cls)
         if dtype is None:
-            raise Malformed(f"storage {key} has no type", where=self.where)
+            raise Malformed(f"storage {key} has no element type", where=self.where)
         numel = stream.integer()
-        if numel < 0 or key in self.storages:
-            raise Malformed(
-                f"storage {key} comes twice or has {numel:,} elements", where=self.where
-            )
+        if numel < 0:
+            raise Malformed(f"storage {key} has {numel:,} elements", where=self.where)
+        if key in self.storages:
+            raise Malformed(f"storage {key} occurs twice", where=self.where)
         offset = stream.skip(numel * dtype.nbytes)
         device = location if isinstance(location, str) else location.decode("latin-1")
         storage = Storage(stream.source, offset, numel * dtype.nbytes, str(key), device=device)
@@ -151,7 +154,8 @@ class TarStorages:
                     first, numel = first * dtype.nbytes, numel * dtype.nbytes
                     self.storages[key] = self.windows.get(str(key), whole, first, numel), dtype
                 case _:
-                    raise Malformed(f"not a view of a storage: {text(window)}", where=self.where)
+                    message = f"the storage view {text(window)} is not valid"
+                    raise Malformed(message, where=self.where)
 
     def _read_tensor(self, stream: PickleStream) -> None:
         """Read `(key, storage's key, class)`, then rank, sizes, strides and first element."""
@@ -159,16 +163,19 @@ class TarStorages:
             case (int() as key, int() as storage, Global() as cls) if storage in self.storages:
                 pass
             case other:
-                raise Malformed(f"not a tensor: {text(other)}", where=self.where)
+                message = f"the tensor description {text(other)} is not valid"
+                raise Malformed(message, where=self.where)
         if key in self.tensors or key in self.storages:
-            raise Malformed(f"number {key} is given twice", where=self.where)
+            raise Malformed(f"the number {key} is used twice", where=self.where)
         where, dtype = self.storages[storage]
         if cls.name.removesuffix("Tensor") != dtype.storage:
-            raise Malformed(f"tensor {key} is a {cls} of {dtype.name}", where=self.where)
+            message = f"tensor {key} has the class {cls}, its storage has the type {dtype.name}"
+            raise Malformed(message, where=self.where)
         rank = stream.integer(_NDIM_NBYTES)
         stream.skip(_NDIM_PAD)
         if not 0 <= rank <= RANK:
-            raise Unsupported(f"tensor {key} has {rank} dimensions", where=self.where)
+            message = f"tensor {key} has {rank:,} dimensions, the limit is {RANK}"
+            raise Unsupported(message, where=self.where)
         shape = tuple(stream.integer() for _ in range(rank))
         strides = tuple(stream.integer() for _ in range(rank))
         start = stream.integer()
@@ -188,18 +195,18 @@ class TarStorages:
                 return self.tensors[reference]
             case int() if reference in self.storages:
                 return PersistentId(reference)
-        raise Malformed(f"not a storage, tensor or class: {text(reference)}")
+        raise Malformed(f"the reference {text(reference)} is not a storage, tensor or class")
 
     def get(self, reference: Value) -> tuple[Storage, DType]:
         """Return the storage and its declared element type."""
         if type(reference) is not int or reference not in self.storages:
-            raise Malformed(f"no storage {text(reference)}")
+            raise Malformed(f"the storage {text(reference)} does not exist")
         storage, dtype = self.storages[reference]
         self.used.add(id(self.windows.root(storage)))
         return storage, dtype
 
     def account(self, checkpoint: Checkpoint) -> None:
-        """Add all storages, used or not, and the classes' source texts to the checkpoint."""
+        """Add all storages, used or not, and the source code of classes to the checkpoint."""
         self.windows.onto_roots(checkpoint)
         checkpoint.storages += self.roots
         unused = sum(storage.nbytes for storage in self.roots if id(storage) not in self.used)

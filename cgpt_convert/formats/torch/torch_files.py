@@ -1,4 +1,4 @@
-"""The kinds of PyTorch files, and which reader takes which; the readers are imported by need."""
+"""The kinds of PyTorch files and their readers, which are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NAME_AT = 30  # in a local header, APPNOTE.TXT 4.3.7
 
 
 def detect(start: Start) -> FormatKind | None:
-    """Return the kind of a PyTorch file; None if it is none.
+    """Return the kind of a PyTorch file; None for other files.
 
-    A ZIP whose directory is damaged or crafted counts as one: its reader reports the error.
+    A ZIP with a damaged or crafted directory counts as one: the reader reports the error.
     """
     if start.container is Kind.ZIP:
         return ZIP if _is_torch_zip(start) else None
@@ -61,7 +61,7 @@ def _begins_as_torch(head: bytes) -> bool:
 
 
 def read_file(file: FormatFile) -> Checkpoint:
-    """Return what a file contains; with `salvage`, the complete tensors of one that is cut off.
+    """Return the contents of a file; with `salvage`, the intact tensors of a truncated one.
 
     Raises Malformed or Unsupported as the reader of its kind does.
     """
@@ -84,7 +84,7 @@ def read_file(file: FormatFile) -> Checkpoint:
 
 
 def diagnose(file: FormatFile) -> CgptError | None:
-    """Return how far a ZIP that is cut off goes; None for other files."""
+    """Return the error for a truncated ZIP, with what is intact; None for other files."""
     if file.kind is not Kind.CUT_ZIP:
         return None
     from cgpt_convert.formats.torch import truncated_zip

@@ -1,6 +1,6 @@
 """Parameter and buffer names of TorchScript modules, taken from their code.
 
-The code is read as text, to find two lines of each class; nothing is compiled or run. The form is
+The code is searched as text for two lines of each class; nothing is compiled or run. The form is
 that of torch/csrc/jit/serialization/python_print.cpp: `class NAME(Module):`, then indented
 `__parameters__ = ["weight", ]` and `__buffers__ = [...]`.
 """
@@ -23,10 +23,10 @@ def script_classes(
     names: Iterable[tuple[str, str]],
     read: Callable[[str], bytes],
 ) -> dict[str, frozenset[str] | None]:
-    """Return the parameter and buffer names of each class that a pickle names.
+    """Return the parameter and buffer names of each class that a pickle refers to.
 
-    None marks a class that is not a module. Classes without code in the archive are omitted, and so
-    are modules whose code does not list buffers, as in old versions of torch.
+    None marks a class that is not a module. Classes without code in the archive are omitted, as are
+    modules whose code does not list buffers, as in old versions of torch.
     """
     wanted: dict[str, set[str]] = {}
     for module, name in names:

@@ -19,14 +19,15 @@ from cgpt_convert.archives.zip_directory import (
     LOCAL,
     STORED,
     ZipMember,
+    name_not_utf8,
 )
 from cgpt_convert.checkpoint import MissingTensor
 from cgpt_convert.core.errors import CgptError, Malformed
 from cgpt_convert.core.limits import MEMBERS
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.formats.salvage import AGAIN, PartialCheckpoint, content_end, sift
 from cgpt_convert.formats.torch.pickle_stream import PickleStream, Truncated
-from cgpt_convert.formats.torch.zip_reader import of_archive, storage_reference, storage_told
+from cgpt_convert.formats.torch.zip_reader import of_archive, storage_fields, storage_reference
 from cgpt_convert.pickles.decode.decoder import DecodedPickle
 from cgpt_convert.pickles.nodes import PersistentId, Value
 from cgpt_convert.sources.local import CHUNK, Source, read
@@ -37,9 +38,9 @@ _FALSE_DESCRIPTORS = 10_000  # one in 4 GiB occurs by chance; a limit for crafte
 
 
 def diagnose(source: Source) -> CgptError:
-    """Return an error that says how far the file goes and how many tensors are intact.
+    """Return the error that says where the file ends and how many tensors are intact.
 
-    The error is Malformed unless the part that is present cannot be read for another reason.
+    The error is Malformed unless the existing part cannot be read for another reason.
     """
     try:
         return salvage(source).error()
@@ -57,18 +58,19 @@ def salvage(source: Source) -> PartialCheckpoint:
         walk.run()
     except Truncated as error:
         raise Malformed(
-            f"cut off at byte {source.nbytes:,}, inside the pickle that names the tensors",
+            f"the file is truncated at byte {source.nbytes:,}, inside the pickle with the tensors' "
+            "names",
             where=source.name,
             hint=AGAIN,
         ) from error
     if walk.sizes is None:
         raise Malformed(
-            f"a zip archive cut off at byte {walk.end:,}; no data.pkl before it tells of tensors",
+            f"the zip archive is truncated at byte {walk.end:,} and has no data.pkl before it",
             where=source.name,
             hint=AGAIN,
         )
     members = walk.members | walk.missing()
-    if not any(member.crc32 for member in walk.members.values()):  # the archive records none
+    if not any(member.crc32 for member in walk.members.values()):  # no checksums in the archive
         members = {name: member._replace(crc32=0) for name, member in members.items()}
     directory = sum(CENTRAL.size + len(name) for name in members) + END.size
     ends = [member.offset + member.nbytes for member in members.values()]
@@ -76,12 +78,13 @@ def salvage(source: Source) -> PartialCheckpoint:
     partial = sift(of_archive(Archive(source, members), walk.decoded()), walk.end, needed)
     script = any(f"{walk.root}/code/" in name for name in members)
     if script and f"{walk.root}/constants.pkl" not in members:
-        partial.checkpoint.lost["constants"] = MissingTensor(None, "what names them is cut off")
+        why = "the file is truncated before the pickle with their names"
+        partial.checkpoint.lost["constants"] = MissingTensor(None, why)
     return partial
 
 
 class _RecordSize(NamedTuple):
-    """The length of a record and the start of the next; None if the file does not say."""
+    """The length of a record and the start of the next, which is None if unknown."""
 
     nbytes: int
     crc32: int
@@ -107,8 +110,11 @@ class _RecordWalk:
             if header is None:
                 self._stop(at)
                 return
-            if header.name in self.members or len(self.members) == MEMBERS:
-                message = f"{printable(header.name)} comes twice, or too many records"
+            if header.name in self.members:
+                message = f"the record {quoted(header.name)} occurs twice"
+                raise Malformed(message, where=self.source.name)
+            if len(self.members) == MEMBERS:
+                message = f"the archive has more records than the limit of {MEMBERS:,}"
                 raise Malformed(message, where=self.source.name)
             sized = self._measure(header)
             if sized is None:
@@ -133,7 +139,8 @@ class _RecordWalk:
         """Return the record's length; None if it cannot be determined."""
         place = f"{self.source.name}[{printable(header.name)}]"
         if header.method != STORED:
-            raise Malformed("compressed, in an archive that is cut off", where=place, hint=AGAIN)
+            message = "the record is compressed, and the archive is truncated"
+            raise Malformed(message, where=place, hint=AGAIN)
         if header.name.endswith("/data.pkl") and self.sizes is None:
             nbytes: int | None = self._read_pickle(header)
         else:
@@ -174,7 +181,7 @@ class _RecordWalk:
         sizes: dict[str, int] = {}
 
         def note(reference: Value) -> Value:
-            if storage_told(reference):  # the reader reports all others
+            if storage_fields(reference):  # the reader reports all others
                 with suppress(CgptError):
                     key, dtype, numel, _ = storage_reference(reference)
                     sizes[f"{self.root}/data/{key}"] = numel * (dtype.nbytes if dtype else 1)
@@ -219,8 +226,7 @@ def _local_header(source: Source, at: int) -> ZipMember | None:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        message = f"a record name that is not UTF-8: {raw[:80]!r}"
-        raise Malformed(message, where=source.name) from error
+        raise name_not_utf8(raw, source.name) from error
     return ZipMember(name, at, offset, nbytes, compressed, method, flags, crc)
 
 

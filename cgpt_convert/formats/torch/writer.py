@@ -25,7 +25,7 @@ NAME = "torch"
 SUFFIX = ".bin"
 ALSO = (".pt", ".pth")
 
-DTYPES = tuple(row for row in TABLE if row.kind != "q")  # what it can hold
+DTYPES = tuple(row for row in TABLE if row.kind != "q")
 
 _ROOT = "archive"  # torch.save's name for file objects; another name would change the bytes
 _METADATA = "metadata"
@@ -47,7 +47,7 @@ def plan(request: Request) -> list[FilePlan]:
 
 
 def read(path: str) -> Checkpoint:
-    """Read the file at `path`, whatever objects it contains.
+    """Read the file at `path`, which may also contain other objects than tensors.
 
     Raises Malformed or Unsupported as `zip_reader.read` does.
     """
@@ -57,7 +57,7 @@ def read(path: str) -> Checkpoint:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the text pairs that `plan` attached to the state dict, in any container."""
+    """Return the text pairs that `plan` attached to the state dict."""
     pairs: dict[str, str] = {}
     for leaf in checkpoint.others:
         pairs |= _metadata(leaf)
@@ -93,9 +93,9 @@ def _file(name: str, tensors: Sequence[Tensor], request: Request) -> FilePlan:
 
 
 def _metadata(leaf: NonTensorValue) -> dict[str, str]:
-    """Return the text pairs in the outermost dict's attribute `metadata`; else none.
+    """Return the text pairs in the attribute `metadata` of the outermost dict, if it is `leaf`.
 
-    A dict inside the state dict is a container and not a leaf, unless it is folded.
+    A dict inside the state dict is a container and not a leaf, unless it is collapsed.
     """
     if (
         leaf.path != _METADATA

@@ -43,7 +43,7 @@ class _Record(NamedTuple):
 
 
 def stored(records: Iterable[tuple[str, Part]]) -> tuple[Part, ...]:
-    """Return the parts of the archive with these records: name and content each."""
+    """Return the parts of the archive with these records, given as pairs of name and content."""
     parts: list[Part] = []
     entries: list[_Record] = []
     offset = 0
@@ -61,7 +61,7 @@ def stored(records: Iterable[tuple[str, Part]]) -> tuple[Part, ...]:
 
 def _local_header(entry: _Record) -> bytes:
     """Return the local header (4.3.7), padded by an extra field so that the data is aligned."""
-    extra = _extra64(entry, compressed=0)  # miniz knows that size only later
+    extra = _extra64(entry, compressed=0)  # miniz does not know that size yet
     head = _LOCAL_NBYTES + len(entry.name) + len(extra) + _EXTRA_NBYTES
     padding = -(entry.header_offset + head) % ALIGNMENT
     extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
@@ -70,7 +70,7 @@ def _local_header(entry: _Record) -> bytes:
 
 
 def _extra64(entry: _Record, compressed: int) -> bytes:
-    """Return the fields (4.5.3) for too large values; miniz has them in local headers, too."""
+    """Return the zip64 field (4.5.3) for large values; miniz also writes it in local headers."""
     sizes = (entry.nbytes, compressed) if entry.nbytes >= _FULL else ()
     offset = (entry.header_offset,) if entry.header_offset >= _FULL else ()
     fields = (*sizes, *offset)

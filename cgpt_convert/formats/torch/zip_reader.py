@@ -16,7 +16,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings, limits
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.formats.diagnose_zip import MACOS, of_names
 from cgpt_convert.formats.torch.torchscript import CONSTANT, script_classes
 from cgpt_convert.pickles.decode.decoder import DecodedPickle, decode
@@ -85,18 +85,23 @@ def _check_root(archive: Archive, root: str) -> None:
     where = archive.source.name
     if f"{root}/data.pkl" not in archive.members:
         if f"{root}/.data/extern_modules" in archive.members:
-            raise Unsupported("a torch.package archive, which holds code, not weights", where=where)
+            message = "the file is a torch.package archive, which contains code and pickled objects"
+            hint = "save the weights of its model: torch.save(model.state_dict(), 'model.pt')"
+            raise Unsupported(message, where=where, hint=hint)
         raise of_names(where, list(archive.members))
     outside = [name for name in archive.members if not name.startswith(root + "/")]
     if any(name.startswith(MACOS) for name in outside):
         raise of_names(where, list(archive.members))
     if outside:
-        raise Malformed(f"{printable(outside[0])} lies outside the folder {root}", where=where)
+        message = f"the record {quoted(outside[0])} is not in the root folder {quoted(root)}"
+        raise Malformed(message, where=where)
     for name in (f"{root}/version", f"{root}/.data/version"):
         if name in archive.members:
             version = _record(archive, name, limits.NAME_BYTES).strip()
             if not version.isdigit() or int(version) not in _VERSIONS:
-                raise Unsupported(f"archive format version {version[:20]!r}", where=where)
+                shown = quoted(version[:20].decode("latin-1"))
+                message = f"the archive format version {shown} is not supported"
+                raise Unsupported(message, where=where)
 
 
 def _pickle(archive: Archive, name: str) -> bytes:
@@ -113,7 +118,7 @@ def _record(archive: Archive, name: str, most: int) -> bytes:
     except CgptError as error:
         raise error.at(place) from None
     if archive.crc32(name) not in (None, zlib.crc32(data)):
-        raise Malformed("the bytes do not match their checksum", where=place)
+        raise Malformed("the record does not match its checksum", where=place)
     return data
 
 
@@ -127,7 +132,9 @@ class ZipStorages:
         if f"{root}/byteorder" in archive.members:
             order = _record(archive, f"{root}/byteorder", limits.NAME_BYTES)
             if order not in (b"little", b"big"):
-                raise Malformed(f"byte order {order[:20]!r}", where=archive.source.name)
+                shown = quoted(order[:20].decode("latin-1"))
+                message = f"the byte order {shown} is neither little nor big"
+                raise Malformed(message, where=archive.source.name)
             self.byteorder = order.decode()
         self.storages: dict[str, Storage] = {}
         # by id: tensors may share a reference, which is kept so that its id is not reused
@@ -143,7 +150,7 @@ class ZipStorages:
             return self.known[id(reference)][1]
         key, dtype, numel, location = storage_reference(reference)
         if self.declared.setdefault(key, (dtype, numel)) != (dtype, numel):
-            raise Malformed(f"storage {key} is declared with two types or sizes")
+            raise two_declarations(key)
         if key not in self.storages:
             self.storages[key] = self._open(key, numel * (dtype.nbytes if dtype else 1), location)
         self.known[id(reference)] = reference, (self.storages[key], dtype)
@@ -153,9 +160,10 @@ class ZipStorages:
         name = self.folder + key
         member = self.archive.members.get(name)
         if member is None:
-            raise Malformed(f"the archive has no record {name}")
+            raise Malformed(f"the archive has no record {quoted(name)}, which the pickle refers to")
         if member.nbytes < nbytes:
-            raise Malformed(f"{name} has {member.nbytes:,} bytes and {nbytes:,} are declared")
+            sizes = f"{member.nbytes:,} bytes, the pickle declares {nbytes:,}"
+            raise Malformed(f"the record {quoted(name)} has {sizes}")
         if member.nbytes > nbytes:
             self.longer.append(f"{key} by {member.nbytes - nbytes:,} bytes")
         source, offset, size = self.archive.open(name)
@@ -166,20 +174,25 @@ class ZipStorages:
         return storage
 
 
+def two_declarations(key: str) -> Malformed:
+    """Return the error for a storage that a pickle declares twice, differently."""
+    return Malformed(f"storage {quoted(key)} is declared with two types or sizes")
+
+
 def storage_reference(reference: Value) -> tuple[str, DType | None, int, str]:
     """Return key, element type (None if untyped), element count and device of a persistent id.
 
     torch/serialization.py `persistent_id`: ("storage", class, key, location, numel). Python 2 files
     have bytes for text.
     """
-    fields = storage_told(reference)
+    fields = storage_fields(reference)
     if fields is None:
-        raise Malformed(f"not a storage reference: {text(reference)}")
+        raise Malformed(f"the storage reference {text(reference)} is not valid")
     cls, key, numel, location = fields
     return key, storage_dtype(cls), numel, location
 
 
-def storage_told(reference: Value) -> tuple[Global, str, int, str] | None:
+def storage_fields(reference: Value) -> tuple[Global, str, int, str] | None:
     """Return class, key, number of elements and device; None if it is not such a reference.
 
     Formatting an error is slow, and a file may require a million of them.
@@ -207,7 +220,7 @@ def storage_dtype(cls: Global) -> DType | None:
             return None
         if name in dtypes.BY_STORAGE:
             return dtypes.BY_STORAGE[name]
-    raise Unsupported(f"unknown storage class {cls}")
+    raise Unsupported(f"the storage class {cls} is not supported")
 
 
 def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]) -> None:

@@ -1,1 +1,1 @@
-"""Sources behind URLs: HTTP, object stores and the Hugging Face Hub."""
+"""Remote sources, given by URLs: HTTP, object stores and the Hugging Face Hub."""

@@ -58,7 +58,7 @@ class StoreObject:
 
     @contextlib.contextmanager
     def stream(self, offset: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
-        """Give all bytes from `offset`, in pieces of moderate size."""
+        """Yield all bytes from `offset`, in pieces of moderate size."""
         if not self._version:
             self.open()
         step, end = 16 * HEAD, self._nbytes

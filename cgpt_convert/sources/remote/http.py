@@ -79,7 +79,7 @@ class _Version(NamedTuple):
 
 
 class HttpObject:
-    """An object behind a URL. `locate` returns the URL, and is called again if it expires."""
+    """An object with a URL. `locate` returns the URL, and is called again if it expires."""
 
     def __init__(self, name: str, locate: Callable[[], HttpRequest]) -> None:
         self.name = name

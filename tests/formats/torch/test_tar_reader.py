@@ -171,8 +171,8 @@ def test_what_nothing_uses_is_said():
     parts = {"pickle": pickled([Reference(20), Reference(11)]) + b"tail", "extra": b"hidden"}
     checkpoint = read(with_parts(**parts) + b"behind")
     details = {str(f) for f in checkpoint.findings}
-    assert any("6 bytes of extra" in detail for detail in details)
-    assert any("4 bytes of pickle" in detail for detail in details)
+    assert any("6 bytes of 'extra'" in detail for detail in details)
+    assert any("4 bytes of 'pickle'" in detail for detail in details)
     assert any("32 bytes of storages" in detail for detail in details)
     assert any(finding.rule is findings.TRAILING for finding in checkpoint.findings)
 
@@ -187,27 +187,35 @@ def one_tensor(*item):
 @pytest.mark.parametrize(
     ("parts", "kind", "message"),
     [
-        ({"pickle": pickled([Reference(99)])}, Malformed, "not a storage, tensor or class: 99"),
+        ({"pickle": pickled([Reference(99)])}, Malformed, "99 is not a storage, tensor or class"),
         (one_tensor(20, 10, torch.FloatTensor, (7,), (1,), 0), Malformed, "need 28 bytes"),
         (one_tensor(20, 10, torch.FloatTensor, (2,), (-1,), 1), Malformed, "negative"),
-        (one_tensor(20, 99, torch.FloatTensor, (2,), (1,), 0), Malformed, "not a tensor"),
-        (one_tensor(20, 10, torch.LongTensor, (2,), (1,), 0), Malformed, "LongTensor of float32"),
-        (one_tensor(10, 10, torch.FloatTensor, (2,), (1,), 0), Malformed, "10 is given twice"),
+        (one_tensor(20, 99, torch.FloatTensor, (2,), (1,), 0), Malformed, "the tensor description"),
+        (
+            one_tensor(20, 10, torch.LongTensor, (2,), (1,), 0),
+            Malformed,
+            "LongTensor, its storage has the type float32",
+        ),
+        (one_tensor(10, 10, torch.FloatTensor, (2,), (1,), 0), Malformed, "10 is used twice"),
         (one_tensor(20, 10, torch.FloatTensor, (1,) * 65, (1,) * 65, 0), Unsupported, "65 dim"),
         (one_tensor(20, 12, torch.FloatTensor, (5,), (1,), 0), Malformed, "need 20 bytes"),
-        ({"storages": storages(FLOATS, FLOATS)}, Malformed, "comes twice"),
+        ({"storages": storages(FLOATS, FLOATS)}, Malformed, "occurs twice"),
         ({"storages": storages(FLOATS, windows=[(12, 10, 4, 3)])}, Malformed, "which has 24"),
-        ({"storages": storages(FLOATS, windows=[(12, 13, 0, 1)])}, Malformed, "not a view"),
+        ({"storages": storages(FLOATS, windows=[(12, 13, 0, 1)])}, Malformed, "the storage view"),
         ({"storages": pickled(10**9)}, Malformed, "ends"),
-        ({"storages": pickled(-1)}, Malformed, "not a number of storages"),
+        ({"storages": pickled(-1)}, Malformed, "the number of storages is not valid"),
         ({"storages": pickled(1) + pickled((1, "cpu", dict))}, Unsupported, "storage class"),
-        ({"tensors": pickled("x")}, Malformed, "not a number of tensors"),
-        ({"sys_info": pickled(1)}, Malformed, "no dict"),
-        ({"storages": pickled(1) + pickled(5)}, Malformed, "not a storage: 5"),
+        ({"tensors": pickled("x")}, Malformed, "the number of tensors is not valid"),
+        ({"sys_info": pickled(1)}, Malformed, "is not a dict"),
+        (
+            {"storages": pickled(1) + pickled(5)},
+            Malformed,
+            "the storage description 5 is not valid",
+        ),
         (
             {"storages": pickled(1) + pickled((1, "cpu", torch.UntypedStorage))},
             Malformed,
-            "no type",
+            "no element type",
         ),
         ({"pickle": pickled(Reference(10))[:-1]}, Malformed, "ends before its STOP"),
     ],
@@ -219,7 +227,7 @@ def test_contradictions_are_refused(parts, kind, message):
 
 
 def test_other_tars_are_refused():
-    with pytest.raises(Malformed, match="without pickle"):
+    with pytest.raises(Malformed, match="has no pickle"):
         read(tar({name: data for name, data in PARTS.items() if name != "pickle"}))
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:") as archive:

@@ -76,8 +76,8 @@ def test_every_truncation_keeps_exactly_what_is_whole():
 
 def test_the_words():
     text = str(truncated_zip.diagnose(MemoryBytes("cut", SAMPLE[:-10])))
-    assert text.startswith(f"cut: cut off at byte {len(SAMPLE) - 10:,} of at least ")
-    assert "(99 %); 4 of 4 tensors are whole" in text
+    assert text.startswith(f"cut: the file is truncated at byte {len(SAMPLE) - 10:,} of at least ")
+    assert "(99 %); 4 of 4 tensors are intact" in text
     assert "hint: download or copy the file again, or use --salvage with convert or extract" in text
     assert "(lost: " in str(truncated_zip.diagnose(MemoryBytes("cut", SAMPLE[:900])))
 
@@ -228,13 +228,13 @@ def test_many_losses_are_counted():
     value = {f"w{index}": torch.ones(1) for index in range(9)}
     data = saved(value)
     text = str(truncated_zip.diagnose(MemoryBytes("cut", data[: data.index(b"PK\7\x08") + 16])))
-    assert "0 of 9 tensors are whole (lost: w0, w1, w2 and 6 more)" in text
+    assert "0 of 9 tensors are intact (lost: 'w0', 'w1', 'w2' and 6 more)" in text
 
 
 def test_what_cannot_be_salvaged():
     with pytest.raises(Malformed, match=r"no data\.pkl"):
         whole(record("readme", b"text"))
-    with pytest.raises(Malformed, match="comes twice"):
+    with pytest.raises(Malformed, match="occurs twice"):
         whole(record("m/note", b"text") * 2)
 
 

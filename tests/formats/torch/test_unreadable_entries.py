@@ -132,7 +132,7 @@ def test_inspect_of_a_file_that_contradicts_itself_shows_all_and_exits_with_3(
     path.write_bytes(zips.build(entries.values()))
     shown = run("inspect", path)
     assert shown.code == 3
-    assert "b  unreadable: the archive has no record archive/data/1" in shown.out
+    assert "b  unreadable: the archive has no record 'archive/data/1'" in shown.out
     out = tmp_path / "o.safetensors"
     assert run("convert", path, "-o", out).code == 3
     assert run("convert", path, "-o", out, "--exclude", "b").code == 0

@@ -202,7 +202,7 @@ def test_quantized_tensors_are_all_refused() -> None:
     tensors = [samples.tensor(row.name, row) for row in QUANTIZED]
     with pytest.raises(Unsupported, match="qint8") as caught:
         writer.plan(request("m.bin", *tensors, samples.tensor("w", F32)))
-    assert all(f"{row.name} ({row.name})" in caught.value.message for row in QUANTIZED)
+    assert all(f"'{row.name}' ({row.name})" in caught.value.message for row in QUANTIZED)
 
 
 def test_a_tensor_named_metadata_is_no_metadata(tmp_path: Path) -> None:
