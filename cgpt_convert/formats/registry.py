@@ -108,8 +108,8 @@ class Format(NamedTuple):
     read_file: Callable[[FormatFile], Checkpoint] | None = None
     # returns the checkpoint at a path, for formats whose checkpoints are folders
     read_path: Callable[[str], Checkpoint] | None = None
-    # returns the checkpoint of a folder, given its path, the names in it, and whether to salvage: to
-    # return the intact tensors of a folder that lacks files
+    # returns the checkpoint of a folder, given its path, the names in it, and whether to salvage,
+    # which means to return the intact tensors of a folder that lacks files
     read_folder: Callable[[str, Collection[str], bool], Checkpoint] | None = None
     salvages: tuple[
         Kind, ...

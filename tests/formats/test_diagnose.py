@@ -90,7 +90,7 @@ def test_an_archive_behind_another_is_a_distributed_checkpoint(
     torch.save({"other": torch.ones(100)}, tmp_path / "b.pt")
     path = tmp_path / "__0_0.distcp"
     path.write_bytes(saved + (tmp_path / "b.pt").read_bytes())
-    refused(path, "several archives", "(DCP) is like that: pass its folder")
+    refused(path, "several archives", "(DCP), pass its folder")
 
 
 def test_a_torch_archive_without_its_folder(saved: bytes, tmp_path: Path) -> None:
