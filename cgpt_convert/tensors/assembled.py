@@ -1,9 +1,8 @@
-"""Tensors assembled from boxes: parts of any dimension, each with a storage of its own.
+"""Tensors assembled from boxes: parts of any dimension, each with its own storage.
 
-An assembled tensor is an ordinary view of a storage whose source puts the boxes together as it is
-read, so that everything else treats it like any other. A read is divided into regions, and each
-box has the elements that it shares with a region in one run of its own row-major order. So a box
-is read from front to back if the tensor is, whatever the shape of the boxes.
+An assembled tensor is an ordinary view of a storage whose source combines the boxes when it is
+read. A read is divided into regions such that the elements of a box in a region are one run of the
+box in row-major order. So each box is read sequentially if the tensor is, for any box shapes.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def assembled(name: str, dtype: DType, shape: Ints, boxes: Sequence[Box], where:
     if covered != math.prod(shape):
         hole = _slices(*_hole(boxes, shape))
         raise Malformed(
-            f"no chunk has the elements {hole}; {covered:,} of {math.prod(shape):,} are there",
+            f"the chunks have {covered:,} of {math.prod(shape):,} elements; none has {hole}",
             where=place,
         )
     source = AssembledSource(where, dtype, shape, boxes)
@@ -139,7 +138,8 @@ def check_places(boxes: Sequence[Box], shape: Ints, where: str) -> None:
     for box in boxes:
         fits = len(box.offsets) == len(box.shape) == len(shape) and min(box.offsets, default=0) >= 0
         if not fits or any(end > size for end, size in zip(box.ends, shape, strict=True)):
-            raise Malformed(f"{box} is outside the shape {dims(shape)}", where=where)
+            message = f"the chunk {box} is outside the shape {dims(shape)}"
+            raise Malformed(message, where=where)
     if len(boxes) > 1:
         _check_apart(boxes, where)
 
@@ -148,7 +148,8 @@ def _check_apart(boxes: Sequence[Box], where: str) -> None:
     rank = len(boxes[0].offsets)
     axis = max(range(rank), key=lambda axis: len({b.offsets[axis] for b in boxes}), default=0)
     if not rank:
-        raise Malformed(f"two chunks of one scalar: {boxes[0]} and {boxes[1]}", where=where)
+        message = f"two chunks have the same scalar: {boxes[0]} and {boxes[1]}"
+        raise Malformed(message, where=where)
     left = _COMPARISONS
     open_boxes: list[Box] = []  # those that reach the current index of the axis
     for box in sorted(boxes, key=lambda box: box.offsets[axis]):
@@ -170,7 +171,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _hole(boxes: Sequence[Box], shape: Ints) -> tuple[Ints, Ints]:
-    """Return start and end of a region that no box has; the boxes are apart and leave one.
+    """Return start and end of a region that no box has; the boxes must not overlap.
 
     Along each dimension, the boxes' ends divide the region into slabs. The first slab that is not
     full has a hole.

@@ -113,7 +113,7 @@ def test_ranks_without_coordination_are_merged(runs: Path) -> None:
     expected = {f"model.{name}": tensor for name, tensor in read(runs / "uncoordinated").items()}
     assert len(expected) == 11
     assert_same({name: merged(runs, 2)[name] for name in expected}, expected)
-    with pytest.raises(Malformed, match=r"no chunk has the elements \[4:7, 0:5\]"):
+    with pytest.raises(Malformed, match=r"none has \[4:7, 0:5\]"):
         open_checkpoint(runs / "uncoordinated" / "__0.metadata")
 
 
@@ -155,7 +155,7 @@ def test_a_missing_rank_is_named_and_the_rest_is_salvaged(
     (run2 / "__0_0.distcp").unlink()
     result = run("inspect", run2)
     assert result.code == 3
-    assert "1 of 2 files of the checkpoint are missing: __0_0.distcp" in result.err
+    assert "1 of 2 files of the checkpoint are missing: '__0_0.distcp'" in result.err
     output = tmp_path / "some.safetensors"
     result = run("convert", "--salvage", "--root", ".", run2, "-o", output)
     assert "model.rows" in result.out + result.err
@@ -221,27 +221,33 @@ def more(metadata: Metadata) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Metadata], object], str]] = {
-    "past the end": (lambda m: place(m, offset=10**9), "bytes, and a chunk in it ends at 1,000,0"),
-    "before the start": (lambda m: place(m, offset=-1), "a chunk at byte -1"),
+    "past the end": (
+        lambda m: place(m, offset=10**9),
+        "bytes, but a chunk in it ends at byte 1,000,0",
+    ),
+    "before the start": (lambda m: place(m, offset=-1), "the offset -1 and length"),
     "a parent folder": (
         lambda m: place(m, relative_path="../run/__0_0.distcp"),
-        "a chunk in a file outside the folder: '../run/__0_0.distcp'",
+        "a chunk is in the file '../run/__0_0.distcp', which is outside",
     ),
     "an absolute path": (lambda m: place(m, relative_path="/etc/passwd"), "outside the folder"),
-    "a path that is none": (lambda m: place(m, relative_path=3), "a chunk whose file is 3"),
+    "a path that is none": (lambda m: place(m, relative_path=3), "the file of a chunk is 3"),
     "shared bytes": (lambda m: place(m, offset=m.storage_data[ROWS].offset + 1), "share bytes"),
-    "a smaller place": (lambda m: place(m, length=3), "a chunk of 48 bytes in 3"),
-    "no place": (lambda m: m.storage_data.pop(ROWS), "where the chunk at [4, 0] of model.rows is"),
+    "a smaller place": (lambda m: place(m, length=3), "its shape needs 48"),
+    "no place": (
+        lambda m: m.storage_data.pop(ROWS),
+        "no entry for the chunk at [4, 0] of 'model.rows'",
+    ),
     "an overlap": (more, "two chunks overlap: __"),
     "a hole": (
         lambda m: chunks(m).pop(),
-        "no chunk has the elements [4:7, 0:4]; 16 of 28 are there",
+        "the chunks have 16 of 28 elements; none has [4:7, 0:4]",
     ),
     "a chunk outside": (lambda m: chunk(m, 1, sizes=[4, 4]), "is outside the shape 7x4"),
     "another rank": (lambda m: chunk(m, 0, sizes=[4, 4, 1]), "the shape [4, 4, 1]"),
     "a transform": (
         lambda m: place(m, transform_descriptors=["stream.rot13/1"]),
-        "is transformed: stream.rot13/1",
+        "is transformed by 'stream.rot13/1'",
     ),
     "compression": (
         lambda m: place(m, transform_descriptors=["stream.zstd/1"]),
@@ -270,7 +276,7 @@ def test_a_chunk_that_is_not_what_the_metadata_says_is_named(run2: Path) -> None
     change(run2, swap)
     with open_checkpoint(run2) as checkpoint, pytest.raises(Malformed) as caught:
         checkpoint["model.rows"].numpy()
-    assert "the chunk of model.rows is float64 [2, 3, 5], and .metadata says float32 [3, 4]" in str(
+    assert "the chunk of 'model.rows' is float64 [2, 3, 5], .metadata says float32 [3, 4]" in str(
         caught.value
     )
 
@@ -293,7 +299,7 @@ def test_an_incomplete_checkpoint_is_named(run2: Path) -> None:
     (run2 / INDEX).unlink()
     result = run("inspect", run2)
     assert result.code == 3
-    assert "chunks of a distributed checkpoint without their .metadata" in result.err
+    assert "chunks of a distributed checkpoint but no .metadata" in result.err
     result = run("inspect", run2 / "__0_0.distcp")
     assert "pass its folder" in result.err
 

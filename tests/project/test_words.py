@@ -87,7 +87,6 @@ def faults(source: str) -> list[str]:
 PENDING = (
     "cli/",
     "core/findings.py",
-    "formats/dcp/",
     "inference/",
     "pickles/",
     "scanning/",

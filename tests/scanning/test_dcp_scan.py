@@ -103,16 +103,16 @@ WRONG: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "a chunk outside its file": (lambda m: place(m, offset=10**9), "a chunk in it ends at"),
     "a file outside the folder": (
         lambda m: place(m, relative_path=f"../other/{DATA}"),
-        "a chunk in a file outside the folder",
+        "which is outside the folder",
     ),
     "overlapping chunks": (overlap, "two chunks overlap"),
     "chunks that share bytes": (
         lambda m: place(m, offset=m.storage_data[ROWS].offset + 1),
-        "two chunks share bytes of a file",
+        "share bytes of a file",
     ),
     "an unknown transform": (
         lambda m: place(m, transform_descriptors=["stream.rot13/1"]),
-        "is transformed: stream.rot13/1",
+        "is transformed by 'stream.rot13/1'",
     ),
 }
 

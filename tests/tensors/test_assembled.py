@@ -125,7 +125,9 @@ def quarters() -> list[Box]:
 
 def test_a_hole_is_named() -> None:
     first, second, _, last = quarters()
-    with pytest.raises(Malformed, match=r"run\[w\]: no chunk has the elements \[2:4, 0:2\]; 12 of"):
+    with pytest.raises(
+        Malformed, match=r"run\[w\]: the chunks have 12 of 16 elements; none has \[2:4, 0:2\]"
+    ):
         assembled("w", FLOAT32, (4, 4), [first, second, last], "run")
 
 

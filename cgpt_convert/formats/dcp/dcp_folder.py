@@ -12,20 +12,20 @@ INDEX = ".metadata"
 DATA = ".distcp"
 MODULE = "torch.distributed.checkpoint.metadata"
 _OF_RANK = re.compile(r"__([0-9]+)\.metadata")  # of ranks that were saved without coordination
-# what torch's HuggingFaceStorageWriter saves: rank, then the file of the whole model it belongs to
+# saved by HuggingFaceStorageWriter of torch: the rank, then the file of the whole model
 _OF_HF = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
-_NAMED_WITHIN = 96  # bytes from the start: protocol, frame, module
+_NAMED_WITHIN = 96  # bytes from the start that include protocol, frame and module
 
 
 def detect(start: Start) -> bool:
-    """Return whether it is a pickle whose first name is from the module of DCP's metadata."""
+    """Return whether the file is a pickle whose first name is from the module of DCP metadata."""
     return start.head[:1] == b"\x80" and MODULE.encode() in start.head[:_NAMED_WITHIN]
 
 
 def is_dcp(inside: Collection[str]) -> bool:
     """Return whether a folder with files of these names is a DCP.
 
-    A folder that cannot be listed has the names that were asked for and exist.
+    For a folder that cannot be listed, `inside` are the requested names that exist.
     """
     data = any(name.endswith(DATA) for name in inside)
     return data or {*inside} == {INDEX} or bool(rank_metadata(inside) or hf_shards(inside))

@@ -1,7 +1,7 @@
-"""The contents of a DCP's `.metadata`: torch loads it with pickle, here it is decoded as data.
+"""The contents of the `.metadata` of a DCP: torch unpickles it, this module decodes it as data.
 
 The classes are those of torch/distributed/checkpoint/metadata.py and filesystem.py. Each object is
-accepted in the form in which pickle writes it, and in no other.
+accepted only in the form in which pickle writes it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, NAME, PICKLE
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats.dcp.dcp_folder import MODULE
 from cgpt_convert.pickles.decode.decoder import decode
 from cgpt_convert.pickles.flatten.children import distinct
@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 class ChunkedTensor(NamedTuple):
-    """A tensor by its chunks; `error` is why its description cannot be understood."""
+    """A tensor as chunks; `error` is set if its description cannot be read."""
 
     dtype: DType | None
     shape: Ints
@@ -60,7 +60,7 @@ class ChunkedTensor(NamedTuple):
 
 
 class DcpMetadata(NamedTuple):
-    """The tensors and pickled objects of a DCP by name."""
+    """The tensors and pickled objects of a DCP, by name."""
 
     tensors: dict[str, ChunkedTensor]
     objects: dict[str, Item]
@@ -70,12 +70,13 @@ class DcpMetadata(NamedTuple):
 
 
 def read_metadata(source: Source) -> DcpMetadata:
-    """Read a metadata file. Raises Malformed or Unsupported if any of it is not understood.
+    """Read a metadata file. Raises Malformed or Unsupported if any part of it is unknown.
 
     A tensor of an unknown element type or layout has an error instead.
     """
     if source.nbytes > PICKLE.nbytes:
-        raise Unsupported(f"a pickle of {source.nbytes:,} bytes", where=source.name)
+        message = f"the pickle has {source.nbytes:,} bytes, the limit is {PICKLE.nbytes:,}"
+        raise Unsupported(message, where=source.name)
     try:
         decoded = decode(read(source, 0, source.nbytes))
         if decoded.end != source.nbytes:
@@ -93,8 +94,8 @@ def _metadata(value: Value) -> DcpMetadata:
 
     def item(name: str, start: Ints | None) -> Item:
         if (name, start) not in items:
-            place = "" if start is None else f" the chunk at {list(start)} of"
-            raise Malformed(f"it does not say where{place} {printable(name)} is")
+            chunk = "" if start is None else f"the chunk at {list(start)} of "
+            raise Malformed(f"storage_data has no entry for {chunk}{quoted(name)}")
         used.add((name, start))
         return items[name, start]
 
@@ -125,34 +126,35 @@ def _is(value: Value, module: str, name: str) -> bool:
 def _fields(value: Value, module: str, *names: str) -> dict[str, Value]:
     """Return the attributes of an object of one of the classes `names`, made by pickle."""
     if not (isinstance(value, Call) and value.calls(module, *names)):
-        raise Malformed(f"not a {module}.{names[0]}: {text(value)}")
+        raise Malformed(f"{text(value)} is not an object of the class {module}.{names[0]}")
     plain = value.how == "NEWOBJ" and value.args == () and not (value.items or value.elements)
     if not plain or not isinstance(value.state, Dict | None):
-        raise Malformed(f"an unusual {names[0]}: {text(value)}")
+        raise Malformed(f"the object {text(value)} is not pickled as torch pickles {names[0]}")
     if value.state is None:
         return {}
     if value.state.changed > value.changed:
-        raise Malformed(f"attributes that are changed after they are set: {text(value)}")
+        raise Malformed(f"the attributes of {text(value)} are changed after they are set")
     return dict(_named(value.state, names[0]))
 
 
 def _named(value: Value, what: str) -> Iterator[tuple[str, Value]]:
-    """Yield the pairs of a dict with different strings as keys."""
+    """Yield the pairs of a dict whose keys are distinct strings."""
     if not isinstance(value, Dict):
         raise Malformed(f"{what} is not a dict: {text(value)}")
     pairs, twice = distinct(value.items)
     if twice:
-        raise Malformed(f"a key comes twice in {what}: {text(min(twice, key=str))}")
+        raise Malformed(f"the key {text(min(twice, key=str))} occurs twice in {what}")
     for key, item in pairs:
         if type(key) is not str:
-            raise Malformed(f"a key in {what} that is not a string: {text(key)}")
+            raise Malformed(f"the key {text(key)} in {what} is not a string")
         if len(key) > NAME:
-            raise Unsupported(f"a name of more than {NAME:,} characters")
+            message = f"a name in {what} has {len(key):,} characters, the limit is {NAME:,}"
+            raise Unsupported(message)
         yield key, item
 
 
 def _items(value: Value) -> Iterator[tuple[tuple[str, Ints | None], Item]]:
-    """Yield name and start of what each entry of `storage_data` places, and the place."""
+    """Yield the entries of `storage_data`: name and start of a chunk, and its place."""
     if not isinstance(value, Dict):
         raise Malformed(f"storage_data is not a dict: {text(value)}")
     seen: dict[tuple[str, Ints | None], Item] = {}
@@ -160,38 +162,40 @@ def _items(value: Value) -> Iterator[tuple[tuple[str, Ints | None], Item]]:
         index = _fields(key, MODULE, "MetadataIndex")
         name, offset = index.get("fqn"), index.get("offset")
         if type(name) is not str:
-            raise Malformed(f"an index without a name: {text(key)}")
+            raise Malformed(f"the index {text(key)} has no name")
         start = None if offset is None else shape_of(offset)
         item = _item(_fields(entry, _FILES, "_StorageInfo"))
         if seen.setdefault((name, start), item) != item:
-            raise Malformed(f"two places for one chunk of {printable(name)}")
+            raise Malformed(f"storage_data has two places for the same chunk of {quoted(name)}")
         yield (name, start), item
 
 
 def _item(fields: dict[str, Value]) -> Item:
     file, transforms = fields.get("relative_path"), fields.get("transform_descriptors")
     if type(file) is not str:
-        raise Malformed(f"a chunk whose file is {text(file)}")
+        raise Malformed(f"the file of a chunk is {text(file)}, not a string")
     numbers = integer(fields.get("offset")), integer(fields.get("length"))
     if not all(0 <= number < INT64 for number in numbers):
-        raise Malformed(f"a chunk at byte {numbers[0]:,} of {numbers[1]:,} bytes")
+        place = f"offset {numbers[0]:,} and length {numbers[1]:,}"
+        raise Malformed(f"the {place} of a chunk are not valid")
     if transforms is None:
         transforms = ()
     if not isinstance(transforms, List | tuple) or {*map(type, transforms)} - {str}:
-        raise Malformed(f"transforms that are not a list of strings: {text(transforms)}")
+        raise Malformed(f"the transforms {text(transforms)} are not a list of strings")
     return Item(file, *numbers, tuple(transforms))
 
 
 def _chunks(value: Value) -> Iterator[tuple[Ints, Ints]]:
-    """Yield start and shape of the chunks; one that is listed again, as of a replica, once."""
+    """Yield start and shape of the chunks; repeated ones, such as replicas, only once."""
     if not isinstance(value, List):
-        raise Malformed(f"chunks that are not a list: {text(value)}")
+        raise Malformed(f"the chunks of a tensor are not a list: {text(value)}")
     every: dict[tuple[Ints, Ints], None] = {}
     for entry in value:
         fields = _fields(entry, MODULE, "ChunkStorageMetadata")
         start, size = shape_of(fields.get("offsets")), shape_of(fields.get("sizes"))
         if len(start) != len(size):
-            raise Malformed(f"a chunk with the start {list(start)} and the shape {list(size)}")
+            message = f"a chunk has the start {list(start)} and the shape {list(size)}"
+            raise Malformed(f"{message}, of different lengths")
         every[start, size] = None
     yield from every
 
@@ -204,7 +208,7 @@ def _dtype(value: Value) -> DType:
             case (dtype, Call() as layout, bool(), Call() as memory, bool()):
                 _check_layout(layout, memory)
                 return dtype_of(dtype)
-    raise Malformed(f"unusual properties of a tensor: {text(value)}")
+    raise Malformed(f"the tensor properties {text(value)} are not valid")
 
 
 def _check_layout(layout: Call, memory: Call) -> None:
@@ -212,13 +216,13 @@ def _check_layout(layout: Call, memory: Call) -> None:
         (module, name) for module in _PROPERTIES for name in _FORMATS
     }
     if not (layout.calls("torch.serialization", "_get_layout") and formats):
-        raise Malformed(f"unusual properties of a tensor: {text(layout)}, {text(memory)}")
+        raise Malformed(f"the tensor properties {text(layout)}, {text(memory)} are not valid")
     if layout.args != ("torch.strided",):
-        raise Unsupported(f"a tensor of the layout {text(layout.args)}")
+        raise Unsupported(f"the tensor layout {text(layout.args)} is not supported")
 
 
 def _paths(value: Value, names: set[str]) -> Iterable[tuple[str, tuple[str | int, ...]]]:
-    """Yield the path of each name, if the planner recorded them as torch's own does."""
+    """Yield the path of each name, if the planner recorded paths as torch's planner does."""
     if not isinstance(value, Dict):
         return
     for name, path in value.items:

@@ -1,7 +1,7 @@
 """Reader for DCP folders: tensors assembled from the chunks that the ranks saved.
 
-Opening reads the metadata only. A chunk is an item of a `.distcp` file, a whole torch archive (or a
-tensor of a safetensors file); it is opened, and compared with the metadata, when it is read.
+Opening reads only the metadata. A chunk is an item of a `.distcp` file: a complete torch archive,
+or a tensor of a safetensors file. It is opened and compared with the metadata when it is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cgpt_convert.core import findings
 from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import EXPANSION, EXPANSION_FLOOR
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats.dcp.dcp_folder import INDEX, KIND, hf_shards, rank_metadata
 from cgpt_convert.formats.dcp.dcp_metadata import (
     ChunkedTensor,
@@ -46,12 +46,12 @@ _SHOWN = 3
 
 
 def read_file(file: FormatFile) -> Checkpoint:
-    """Read the checkpoint whose metadata is `file`, with the chunks beside it."""
+    """Read the checkpoint whose metadata is `file`, with the chunks in the same folder."""
     return _read(os.path.dirname(file.path), file.path, (file.source,), salvage=file.salvage)
 
 
 def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint:  # noqa: FBT001
-    """Read the checkpoint in the folder at `path`, in which there are files of these names."""
+    """Read the checkpoint in the folder at `path`, which contains files with these names."""
     names = [INDEX] if INDEX in inside else rank_metadata(inside)
     if not names and hf_shards(inside):
         from cgpt_convert.formats.dcp.hf_shards import read_shards
@@ -59,9 +59,9 @@ def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint
         return read_shards(path, hf_shards(inside), salvage=salvage)
     if not names:
         raise Malformed(
-            "chunks of a distributed checkpoint without their .metadata",
+            "the folder contains chunks of a distributed checkpoint but no .metadata",
             where=path,
-            hint="copy .metadata as well; torch writes it last, when all ranks have finished",
+            hint="copy .metadata too; torch writes it last, when all ranks have finished",
         )
     sources = tuple(open_source(join(path, name)) for name in names)
     return _read(path, path, sources, salvage=salvage)
@@ -81,7 +81,7 @@ def _read(folder: str, path: str, sources: tuple[Source, ...], *, salvage: bool)
     for name, tensor in metadata.tensors.items():
         lost = {chunk.item.file for chunk in tensor.chunks} & {*missing}
         if lost:
-            why = f"{', '.join(map(printable, sorted(lost)))} is missing"
+            why = f"the file {quoted_list(sorted(lost))} is missing"
             checkpoint.lost[name] = MissingTensor(_nbytes(tensor), why)
             continue
         try:
@@ -110,7 +110,8 @@ def _check_expansion(checkpoint: Checkpoint) -> None:
     """Raise Unsupported if the tensors are far larger than the files: chunks may share bytes."""
     there = sum(source.nbytes for source in checkpoint.sources)
     if sum(tensor.nbytes for tensor in checkpoint.values()) > EXPANSION * there + EXPANSION_FLOOR:
-        raise Unsupported(f"far more tensors than {there:,} bytes can have", where=checkpoint.path)
+        message = f"the tensors are far larger than the {there:,} bytes of the files"
+        raise Unsupported(message, where=checkpoint.path)
 
 
 def _nbytes(tensor: ChunkedTensor) -> int | None:
@@ -120,17 +121,16 @@ def _nbytes(tensor: ChunkedTensor) -> int | None:
 
 
 def _missing(missing: list[str], count: int, path: str) -> Malformed:
-    listed = ", ".join(map(printable, missing[:_SHOWN]))
-    more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+    listed = quoted_list(missing, _SHOWN)
     return Malformed(
-        f"{len(missing):,} of {count:,} files of the checkpoint are missing: {listed}{more}",
+        f"{len(missing):,} of {count:,} files of the checkpoint are missing: {listed}",
         where=path,
-        hint=f"copy the files of all ranks into one folder; {SALVAGE}",
+        hint=f"copy the files of all ranks into one folder, or {SALVAGE}",
     )
 
 
 def merged(parts: list[DcpMetadata]) -> DcpMetadata:
-    """Return the metadata of several ranks as one. What all ranks have is taken of the first."""
+    """Return the metadata of several ranks as one. Entries of several ranks are from the first."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -141,7 +141,7 @@ def merged(parts: list[DcpMetadata]) -> DcpMetadata:
         for name, tensor in part.tensors.items():
             known = tensors.setdefault(name, tensor)
             if (known.dtype, known.shape) != (tensor.dtype, tensor.shape):
-                raise Malformed(f"the ranks disagree about the type or shape of {printable(name)}")
+                raise Malformed(f"the ranks disagree about the type or shape of {quoted(name)}")
             chunks = {(chunk.start, chunk.shape): chunk for chunk in tensor.chunks}
             chunks |= {(chunk.start, chunk.shape): chunk for chunk in known.chunks}
             tensors[name] = known._replace(chunks=tuple(chunks.values()))
@@ -165,12 +165,13 @@ def items(metadata: DcpMetadata, where: str) -> dict[str, list[Item]]:
         each.setdefault(item.file, set()).add(item)
     for file, there in each.items():
         if not _INSIDE.fullmatch(file):
-            raise Malformed(f"a chunk in a file outside the folder: {file!r}", where=where)
+            message = f"a chunk is in the file {quoted(file)}, which is outside the folder"
+            raise Malformed(message, where=where)
         before: Item | None = None
         for item in sorted(there, key=lambda item: (item.offset, item.nbytes)):
             if before and before.offset < item.offset < before.offset + before.nbytes:
                 shared = f"{before.label} and {item.label}"
-                raise Malformed(f"two chunks share bytes of a file: {shared}", where=where)
+                raise Malformed(f"the chunks {shared} share bytes of a file", where=where)
             before = item
     return {file: sorted(each[file]) for file in sorted(each)}
 
@@ -187,15 +188,16 @@ def opened(
         end = max((item.offset + item.nbytes for item in each[name]), default=0)
         if file is not None and end > file.nbytes:
             raise Malformed(
-                f"{printable(name)} has {file.nbytes:,} bytes, and a chunk in it ends at {end:,}",
+                f"the file {quoted(name)} has {file.nbytes:,} bytes, but a chunk in it ends at "
+                f"byte {end:,}",
                 where=path,
-                hint=f"copy the file again; {SALVAGE}",
+                hint=f"copy the file again, or {SALVAGE}",
             )
     return files
 
 
 def _nest(checkpoint: Checkpoint, paths: Mapping[str, tuple[str | int, ...]]) -> None:
-    """Record the dicts that the names came from; keys of lists are no dicts of their own."""
+    """Record the dicts that contained the tensors; items of lists do not count as dicts."""
     names = (*checkpoint.tensors, *checkpoint.exotic, *checkpoint.lost)
     checkpoint.containers[""] = ""
     for name in names:
@@ -219,16 +221,18 @@ class DcpChunks:
     def tensor(self, name: str, tensor: ChunkedTensor, where: str) -> Tensor:
         """Return the tensor, assembled from its chunks."""
         if tensor.dtype is None:
-            raise tensor.error or Unsupported("unknown dtype", where=where)
+            raise tensor.error or Unsupported("the element type is unknown", where=where)
         if tensor.dtype.block > 1 or tensor.dtype.kind == "q":
-            raise Unsupported(f"chunks of {tensor.dtype.name}", where=f"{where}[{name}]")
+            message = f"chunks of the type {tensor.dtype.name} are not supported"
+            raise Unsupported(message, where=f"{where}[{name}]")
         checked_nbytes(tensor.shape, tensor.dtype.nbytes * 8, f"{where}[{name}]")
         for chunk in tensor.chunks:
             check_transforms(chunk.item, f"{where}[{name}]")
             nbytes = math.prod(chunk.shape) * tensor.dtype.nbytes
             if nbytes > chunk.item.nbytes:
                 raise Malformed(
-                    f"a chunk of {nbytes:,} bytes in {chunk.item.nbytes:,}: {chunk.item.label}",
+                    f"the chunk {chunk.item.label} has {chunk.item.nbytes:,} bytes, its shape "
+                    f"needs {nbytes:,}",
                     where=f"{where}[{name}]",
                 )
         return assembled(name, tensor.dtype, tensor.shape, self.boxes(name, tensor), where)
@@ -260,17 +264,17 @@ class DcpChunks:
         else:
             chunk = _of_torch(SourceSlice(file, item.offset, item.nbytes, where))
         if chunk is None:
-            raise Malformed(f"the chunk of {printable(name)} is not there", where=where)
+            raise Malformed(f"the chunk of {quoted(name)} is missing", where=where)
         if (chunk.shape, chunk.dtype) != (shape, tensor.dtype):
             raise Malformed(
-                f"the chunk of {printable(name)} is {chunk.dtype.name} {list(chunk.shape)}, and "
+                f"the chunk of {quoted(name)} is {chunk.dtype.name} {list(chunk.shape)}, "
                 f".metadata says {tensor.dtype.name if tensor.dtype else ''} {list(shape)}",
                 where=where,
             )
         return chunk
 
     def _of_safetensors(self, file: Source, item: Item) -> Checkpoint:
-        """Return the safetensors file that begins at the item: it has the chunks of all tensors."""
+        """Return the safetensors file that starts at the item and has the chunks of all tensors."""
         key = item.file, item.offset
         with self._lock:
             if key not in self._safetensors:
@@ -286,11 +290,13 @@ def check_transforms(item: Item, where: str) -> None:
     """Raise Unsupported if the bytes of the item are transformed."""
     if item.transforms:
         known = all(each == _ZSTD for each in item.transforms)
-        listed = ", ".join(map(printable, item.transforms))
+        how = "compressed with zstd"
+        if not known:
+            how = f"transformed by {quoted_list(item.transforms)}"
         raise Unsupported(
-            f"{item.label} is " + ("compressed with zstd" if known else f"transformed: {listed}"),
+            f"the chunk {item.label} is {how}, which is not supported",
             where=where,
-            hint="load it with torch, and save it without _extensions",
+            hint="load the checkpoint with torch and save it without _extensions",
         )
 
 
@@ -303,5 +309,5 @@ def _of_torch(window: SourceSlice) -> Tensor | None:
     if len(checkpoint) == 1 and not checkpoint.exotic:
         return next(iter(checkpoint.values()))
     for entry in checkpoint.exotic.values():
-        raise Unsupported(f"a chunk that is not dense: {entry.kind}", where=window.name)
+        raise Unsupported(f"the chunk is not a dense tensor: {entry.kind}", where=window.name)
     return None

@@ -1,7 +1,7 @@
-"""The scan of a DCP's metadata: what it refers to in the files beside it.
+"""The scan of the metadata of a DCP, and of the data that it refers to.
 
-torch unpickles the objects that it lists wherever they are, so they are scanned at these places,
-which need not be those where an archive begins. Tensors are loaded with `weights_only=True`.
+torch unpickles the listed objects wherever they are, so they are scanned at these places, which may
+be inside an archive. Tensors are loaded with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cgpt_convert.tensors.assembled import check_places
 
 
 def scan(source: Source, scanner: PartScanner) -> None:
-    """Scan what the metadata refers to, as far as the files are there.
+    """Scan the data that the metadata refers to, in the files that exist.
 
     Raises Malformed for chunks outside their files, files outside the folder, and chunks that
     overlap; Unsupported for transforms.
