@@ -154,9 +154,9 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
 
 
 def _preferred(names: list[str]) -> tuple[list[str], list[str]]:
-    """Return the names to read and those to leave: safetensors go before the same as torch files.
+    """Return the names to read and those to skip: safetensors are preferred to torch files.
 
-    Only names that the files of one model have by convention are taken for the same.
+    Only files with the conventional names of the same model are considered.
     """
     chosen = [name for name in names if name.removesuffix(INDEX).endswith(_SAFETENSORS)]
     others = [name for name in names if name not in chosen]

@@ -1,4 +1,4 @@
-"""Checkpoints in several shards, merged into one tensor table: listed by an index, or by names.
+"""Checkpoints in several shards, found by an index or by file names, merged into one tensor table.
 
 The index is Hugging Face's: {"metadata": {"total_size": N}, "weight_map": {name: file}}.
 """
@@ -31,9 +31,9 @@ def lone_shard(path: str) -> str | None:
 
 
 def all_shards(names: Collection[str]) -> list[str]:
-    """Return the names of all shards of the set that `names` are some of; empty if of no one set.
+    """Return the names of all shards of the set that `names` belong to; empty if there is none.
 
-    A set has one beginning, number of shards and suffix, as in `model-00001-of-00004.safetensors`.
+    The names of a set, such as `model-00001-of-00004.safetensors`, differ only in the shard number.
     """
     matches = [match for match in (re.fullmatch(_SHARD, name) for name in names) if match]
     sets = {(match[1], match[3], match[4]) for match in matches}
@@ -46,7 +46,7 @@ def all_shards(names: Collection[str]) -> list[str]:
     return every if {*every}.issuperset(names) else []
 
 
-_MOST_UNLISTED = 10_000  # shards: the names of missing ones are listed
+_MOST_UNLISTED = 10_000  # shards in a folder without an index; errors list the missing ones
 
 
 def read_shards(
@@ -56,11 +56,10 @@ def read_shards(
     *,
     salvage: bool = False,
 ) -> Checkpoint:
-    """Read all tensors of the shards `files` in a folder that has no index of them.
+    """Read all tensors of the shards `files` in a folder without an index.
 
-    Raises Malformed listing the shards that are missing and the tensors that several have. With
-    `salvage`, missing and unreadable shards are lost instead; the names of their tensors are not
-    known.
+    Raises Malformed for missing shards, and for a tensor in several shards. With `salvage`, missing
+    and unreadable shards are lost instead; the names of their tensors are unknown.
     """
     opened = _open_all if is_url(folder) else _open_each
     shards, unread = _sort(
@@ -72,11 +71,12 @@ def read_shards(
     for file, shard in shards.items():
         for name in (*shard, *shard.exotic, *shard.lost):
             if holders.setdefault(name, file) != file:
-                message = f"{printable(name)} is in {holders[name]} and in {file}"
+                files_of_it = quoted_list((holders[name], file))
+                message = f"several shards contain the tensor {quoted(name)}: {files_of_it}"
                 raise Malformed(message, where=folder)
         _merge(merged, shard, file)
     for file, why in unread.items():
-        merged.lost[file] = MissingTensor(None, f"the shard {why}: all of its tensors")
+        merged.lost[file] = MissingTensor(None, f"the shard {why}, with all of its tensors")
     merged.findings.append(Finding(findings.NO_INDEX, f"{len(files)} shards"))
     return merged
 

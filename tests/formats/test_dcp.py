@@ -345,11 +345,11 @@ def test_safetensors_of_one_rank_are_read_with_a_warning(runs: Path) -> None:
     ("starts", "message"),
     [
         ([0, 1], "two chunks overlap: shard-00001"),
-        ([9, 0], "no chunk has the elements"),
+        ([9, 0], "elements; none has"),
         ([-1, 0], "-1 is not a non-negative integer"),
-        ([0], "do not fit together"),
-        (["0", 0], "no saved_offsets of columns"),
-        ([1 << 62, 0], "more bytes than can be counted"),
+        ([0], "differ in type or number of dimensions"),
+        (["0", 0], "the saved_offsets of 'columns' are not valid"),
+        ([1 << 62, 0], "is too large"),
     ],
 )
 def test_safetensors_of_ranks_that_do_not_fit_are_named(
@@ -375,7 +375,7 @@ def test_a_missing_rank_of_safetensors_leaves_holes(runs: Path, tmp_path: Path) 
     min(folder.iterdir()).unlink()
     result = run("inspect", folder)
     assert result.code == 3
-    assert "no chunk has the elements" in result.err
+    assert "elements; none has" in result.err
     output = tmp_path / "m.safetensors"
     assert run("convert", folder, "-o", output, "--salvage").code == 1
     assert set(safetensors.torch.load_file(output)) == {"same", "half"}

@@ -221,7 +221,7 @@ def test_a_missing_shard_without_an_index_is_named(folder: Path, tmp_path: Path)
     second.rename(folder / SECOND.replace("of-00002", "of-00003"))
     result = run("inspect", without_index(folder))
     assert result.code == 3
-    assert f"1 of 3 shards are missing: {third}" in result.err
+    assert f"1 of 3 shards are missing: '{third}'" in result.err
     output = tmp_path / "m.safetensors"
     result = run("convert", folder, "-o", output, "--salvage", "--json")
     assert result.code == 1
@@ -231,7 +231,7 @@ def test_a_missing_shard_without_an_index_is_named(folder: Path, tmp_path: Path)
 def test_a_tensor_in_two_shards_is_named(folder: Path) -> None:
     name = next(iter(torch.load(folder / FIRST)))
     torch.save(torch.load(folder / SECOND) | {name: torch.ones(1)}, folder / SECOND)
-    refused(without_index(folder), f"{name} is in {FIRST} and in {SECOND}")
+    refused(without_index(folder), f"contain the tensor '{name}': '{FIRST}', '{SECOND}'")
 
 
 def test_safetensors_are_taken_before_torch_files(folder: Path, tmp_path: Path) -> None:

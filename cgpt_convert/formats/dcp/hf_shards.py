@@ -1,8 +1,8 @@
 """The safetensors files that `HuggingFaceStorageWriter` saves, one or more for each rank.
 
-Each has the rank's chunks under the names of the whole tensors, and in its metadata the index of
-each chunk's first element (torch/distributed/checkpoint/_hf_utils.py). The shapes of the whole
-tensors are not recorded: they are what the chunks add up to.
+Each file has the rank's chunks under the names of the whole tensors, and in its metadata the index
+of the first element of each chunk (torch/distributed/checkpoint/_hf_utils.py). The shapes of the
+whole tensors are not recorded; they follow from the chunks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from cgpt_convert.core import findings, strict_json
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import INT64
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted
 from cgpt_convert.formats.read_checks import Unread, add_unread, each_read
 from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.formats.safetensors.reader import SHARDING, read_file
 from cgpt_convert.sources.local import Source
 from cgpt_convert.sources.paths import join, open_all
 from cgpt_convert.tensors.assembled import Box, assembled
+from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.tensors.tensor import Tensor
 
 Ints = tuple[int, ...]
@@ -70,7 +71,7 @@ def read_shards(folder: str, names: Sequence[str], *, salvage: bool) -> Checkpoi
     checkpoint.tensors = tensors
     add_unread(checkpoint, unread | wrong)
     checkpoint.storages = [tensor.storage for tensor in checkpoint.values()]
-    detail = f"{len(names)} files of ranks; the shapes are what their chunks add up to"
+    detail = f"{len(names):,} files of ranks; the shapes of the tensors follow from their chunks"
     checkpoint.findings.append(Finding(findings.NO_INDEX, detail))
     return checkpoint
 
@@ -84,7 +85,7 @@ def _starts(shard: Checkpoint, source: Source) -> dict[str, Ints]:
     for name, entry in strict_json.loads(shard.metadata[SHARDING].encode(), where).items():
         offsets = entry.get("saved_offsets") if isinstance(entry, dict) else None
         if not isinstance(offsets, list) or not all(map(_is_index, offsets)):
-            raise Malformed(f"no saved_offsets of {printable(name)}", where=where)
+            raise Malformed(f"the saved_offsets of {quoted(name)} are not valid", where=where)
         starts[name] = tuple(offsets)
     return starts
 
@@ -94,19 +95,21 @@ def _is_index(value: object) -> bool:
 
 
 def _whole(name: str, pieces: list[_Piece], where: str) -> Tensor:
-    """Return the tensor that the pieces make up."""
+    """Return the tensor that consists of the pieces."""
     first = pieces[0].tensor
     for piece in pieces:
         alike = piece.tensor.dtype == first.dtype and len(piece.tensor.shape) == len(first.shape)
         if not alike or len(piece.start) != len(first.shape):
             raise Malformed(
-                f"its chunks in {pieces[0].file} and {piece.file} do not fit together",
+                f"its chunks in {quoted(pieces[0].file)} and {quoted(piece.file)} differ in type "
+                "or number of dimensions",
                 where=f"{where}[{name}]",
             )
     ends = [[s + n for s, n in zip(p.start, p.tensor.shape, strict=True)] for p in pieces]
     shape = tuple(map(max, zip(*ends, strict=True)))
     if math.prod(size or 1 for size in shape) * first.dtype.nbytes >= INT64:
-        raise Malformed("a shape of more bytes than can be counted", where=f"{where}[{name}]")
+        message = f"the shape {dims(shape)} is too large: the tensor has 2^63 bytes or more"
+        raise Malformed(message, where=f"{where}[{name}]")
     return assembled(name, first.dtype, shape, [_box(piece) for piece in pieces], where)
 
 

@@ -122,7 +122,9 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     checkpoint = Checkpoint(path, "safetensors", (source,), tensors, storages, metadata=rest)
     read_checks.add_unread(checkpoint, unread)
     if SHARDING in metadata:
-        detail = f"{os.path.basename(source.name)} has the chunks of one rank; the folder opens all"
+        detail = (
+            f"{os.path.basename(source.name)} has the chunks of one rank; pass the folder for all"
+        )
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
     return checkpoint, start + end
 

@@ -50,7 +50,7 @@ def _is_torch_zip(start: Start) -> bool:
 
 
 def is_unpacked(inside: Collection[str]) -> bool:
-    """Return whether a folder with these names is an archive that was unpacked."""
+    """Return whether a folder with these names is an unpacked archive."""
     return PICKLE in inside and not _BESIDE.isdisjoint(inside)
 
 

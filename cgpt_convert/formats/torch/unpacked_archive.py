@@ -23,9 +23,9 @@ def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint
     """
     if is_url(path):
         raise Unsupported(
-            "an unpacked torch archive, which is read from a local folder only",
+            "the folder is an unpacked torch archive, which cannot be read from a URL",
             where=path,
-            hint="download the folder",
+            hint="download the folder and pass the local path",
         )
     archive = _UnpackedArchive(path)
     checkpoint = zip_reader.of_archive(archive)
@@ -42,7 +42,8 @@ class _UnpackedArchive(Archive):
         root = os.path.basename(os.path.abspath(folder))
         self._paths = {f"{root}/{name}": os.path.join(folder, name) for name in _files(folder)}
         if len(self._paths) > MEMBERS:
-            raise Unsupported(f"an archive of {len(self._paths):,} records", where=folder)
+            message = f"the folder has {len(self._paths):,} files, the limit is {MEMBERS:,}"
+            raise Unsupported(message, where=folder)
         self.files: dict[str, LocalFile] = {}  # those that are open
         pickle = LocalFile(os.path.join(folder, PICKLE))
         super().__init__(pickle, {name: self._member(name) for name in self._paths})
@@ -52,7 +53,7 @@ class _UnpackedArchive(Archive):
         return ZipMember(name, 0, 0, nbytes, nbytes, STORED, 0, 0)
 
     def open(self, name: str) -> tuple[Source, int, int]:
-        """Return the file of a record, and the place of its bytes: all of it."""
+        """Return the file of a record, with the range of all its bytes."""
         if name not in self.files:
             self.files[name] = LocalFile(self._paths[name])
         return self.files[name], 0, self.files[name].nbytes

@@ -59,9 +59,9 @@ def unread(folder: Path) -> str:
 
 def test_a_missing_or_short_record_is_named(folder: Path) -> None:
     (folder / "data" / "1").write_bytes(b"\0")
-    assert "model/data/1 has 1 bytes" in unread(folder)
+    assert "'model/data/1' has 1 bytes" in unread(folder)
     (folder / "data" / "1").unlink()
-    assert "no record model/data/1" in unread(folder)
+    assert "no record 'model/data/1'" in unread(folder)
 
 
 def test_a_key_outside_the_folder_is_not_opened(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_key_outside_the_folder_is_not_opened(folder: Path) -> None:
     assert key in pickle
     (folder / "data.pkl").write_bytes(pickle.replace(key, b"X\x0c\0\0\0../../secret"))
     (folder.parent / "secret").write_bytes(bytes(16))
-    assert "no record model/data/../../secret" in unread(folder)
+    assert "no record 'model/data/../../secret'" in unread(folder)
 
 
 def test_an_archive_in_a_subfolder_is_pointed_to(folder: Path) -> None:
