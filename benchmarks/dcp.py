@@ -1,9 +1,10 @@
-"""Merging of a distributed checkpoint, beside torch's own program for it and a copy.
+"""Merging of a distributed checkpoint, beside torch's own program for it and `cat`.
 
     python -m benchmarks.dcp FOLDER [GIBIBYTES]
 
 Writes a checkpoint into FOLDER (see `synthetic_dcp`), measures each command once and prints a
-table. The files have holes, so that what is measured is not the disk's reading.
+table. The files have holes, so that what is measured is not the disk's reading. The results of the
+last run are in docs/how-to/merge-the-shards-of-a-training-run.md.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ def main(folder: Path, nbytes: int) -> None:
     torch_format = "torch.distributed.checkpoint.format_utils"
     commands = {
         "inspect": [*ours, "inspect", str(run)],
+        "cat": ["sh", "-c", f"cat {run}/*.distcp > {folder / 'copy'}"],
         "convert, without provenance": [*convert, "--no-proof"],
-        "cp of the result": ["cp", "--sparse=never", str(merged), str(folder / "copy")],
         "convert": convert,
         "digest": [*ours, "digest", str(run)],
-        "dcp_to_torch": [*python, torch_format, "dcp_to_torch", str(run), str(folder / "copy")],
+        "dcp_to_torch": [*python, torch_format, "dcp_to_torch", str(run), str(folder / "copy.pt")],
     }
     print("| command | seconds | CPU seconds | MiB |\n|---|---|---|---|")
     for name, argv in commands.items():
+        for output in folder.glob("[!r]*"):
+            measure.remove(output)
         took = measure.run(argv)
         used = took.user + took.system
         print(f"| {name} | {took.wall:.2f} | {used:.2f} | {took.peak / _MIB:.0f} |", flush=True)

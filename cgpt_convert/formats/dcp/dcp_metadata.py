@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.limits import INT64, NAME, PICKLE
+from cgpt_convert.core.limits import INT64, NAME, Limits, SizeLimit
 from cgpt_convert.core.text import quoted
 from cgpt_convert.formats.dcp.dcp_folder import MODULE
 from cgpt_convert.pickles.decode.decoder import decode
@@ -25,6 +25,12 @@ Ints = tuple[int, ...]
 _FILES = "torch.distributed.checkpoint.filesystem"
 # torch 1.13 to 2.2 had the properties of a tensor in another module
 _PROPERTIES = (MODULE, "torch.distributed._shard.sharded_tensor.metadata")
+# a chunk takes 55 opcodes and 9 objects: this suffices for a million chunks
+_LIMITS = Limits(
+    opcodes=60_000_000,
+    kept=SizeLimit(100_000, 8, 16_000_000),
+    memo=SizeLimit(100_000, 3, 24_000_000),
+)
 _FORMATS = ("_MEM_FORMAT_ENCODING", "MEM_FORMAT_ENCODING")
 
 
@@ -74,11 +80,11 @@ def read_metadata(source: Source) -> DcpMetadata:
 
     A tensor of an unknown element type or layout has an error instead.
     """
-    if source.nbytes > PICKLE.nbytes:
-        message = f"the pickle has {source.nbytes:,} bytes, the limit is {PICKLE.nbytes:,}"
+    if source.nbytes > _LIMITS.nbytes:
+        message = f"the pickle has {source.nbytes:,} bytes, the limit is {_LIMITS.nbytes:,}"
         raise Unsupported(message, where=source.name)
     try:
-        decoded = decode(read(source, 0, source.nbytes))
+        decoded = decode(read(source, 0, source.nbytes), _LIMITS)
         if decoded.end != source.nbytes:
             raise Malformed(f"{source.nbytes - decoded.end:,} bytes follow the pickle")
         found = _metadata(decoded.value)
