@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cgpt_convert.core.checks import Check, exit_code
 from cgpt_convert.core.errors import CgptError
-from cgpt_convert.scanning.result import FileScan, Verdict
+from cgpt_convert.scanning.result import WORST_FIRST, FileScan, Verdict
 from cgpt_convert.verification.scope import Scope
 from cgpt_convert.verification.tensor_differences import NOT_COMPARED, TensorDifference
 
@@ -85,7 +85,7 @@ class ScanResult:
         verdicts = {file.verdict for file in self.files}
         if self.errors:
             verdicts.add(Verdict.NOT_SCANNED)
-        return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), Verdict.NOTHING)
+        return next((verdict for verdict in WORST_FIRST if verdict in verdicts), Verdict.NOTHING)
 
     @property
     def ok(self) -> bool:
@@ -99,13 +99,3 @@ class ScanResult:
 
     def __bool__(self) -> bool:
         return self.ok
-
-
-_WORST_FIRST = (
-    Verdict.DANGEROUS,
-    Verdict.MALFORMED,
-    Verdict.FOREIGN,
-    Verdict.NOT_SCANNED,
-    Verdict.CLEAN,
-    Verdict.NOTHING,
-)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import click
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.cli import style
-from cgpt_convert.cli.table import wrapped
 from cgpt_convert.core.text import printable
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ class ComputeOptions(NamedTuple):
 def warn(model: Model) -> None:
     """Print the contradictions between the model's configuration and its tensors."""
     for line in model.source.lines:
-        click.echo(wrapped(style.warning(printable(line)), 4, err=True), err=True)
+        click.echo(f"warning: {printable(line)}", err=True)
 
 
 def computing(command: F) -> F:

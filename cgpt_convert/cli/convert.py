@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cgpt_convert.api.converting import CastSummary, Converted, convert
-from cgpt_convert.cli import options, salvage_option, style
+from cgpt_convert.cli import options, salvage_option
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted, size, wrapped
@@ -191,8 +191,7 @@ def _print(made: Converted, *, verbose: bool) -> None:
     for name, counts in made.lossy.items() if verbose else ():
         _say(f"    {printable(name)}: {counts.zeroed:,} became 0, {counts.overflowed:,} overflowed")
     for warning in (*_warnings(made), *made.warnings):
-        line = wrapped(f"  {style.warning(printable(warning))}", 4, err=True)
-        click.echo(line, err=True)
+        click.echo(f"  warning: {printable(warning)}", err=True)
 
 
 def _cast(casts: CastSummary) -> str:

@@ -27,11 +27,6 @@ _HEADER = (
     "mapping",
 )
 _NUMBERS = _HEADER[1:-1]
-# not shown on a narrow terminal, the first of them first
-_OPTIONAL = (
-    *("mapping", "files", "FLOPs", "tokens", "Pile loss", "d_head", "d_ffn", "published"),
-    *("float32", "heads", "width", "layers"),
-)
 _NOTE = """
 parameters: the exact number, tied weights counted once; published: as the authors round it.
 tokens, FLOPs: of training. Pile loss: on the test set, nats a token. These are the model card's;
@@ -48,8 +43,7 @@ def command(as_json: bool) -> None:
     if as_json:
         options.print_json({"models": [as_data(model) for model in models()]})
         return
-    rows = [_cells(model) for model in models()]
-    for line in table(_HEADER, rows, right=_NUMBERS, optional=_OPTIONAL):
+    for line in table(_HEADER, [_cells(model) for model in models()], right=_NUMBERS):
         click.echo(line)
     click.echo(_NOTE)
 

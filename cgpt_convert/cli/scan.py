@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cgpt_convert.cli import options
+from cgpt_convert.cli import options, scan_text
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import counted
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, Check, exit_code
@@ -70,10 +70,11 @@ def command(
     jobs: int,
     as_json: bool,
 ) -> int:
-    """Report what loading the files at PATH would run.
+    """Report what code loading the files at PATH would execute.
 
-    PATH is a file, a folder with everything below it, or a pattern. Nothing is loaded or run. Exit
-    code 1 if a file is foreign or dangerous, 3 if one is malformed or not scanned.
+    PATH is a file, a folder with everything below it, a pattern or a URL. Nothing is loaded or
+    executed. The exit code is 1 if a file is dangerous or foreign, and 3 if one is malformed, not
+    scanned or unreadable.
     """
     policy = load(policy_path) if policy_path else Policy()
     level = FailOn(fail_on) if fail_on else policy.fail_on or FailOn.NOT_SCANNED
@@ -94,54 +95,34 @@ def command(
     ]
     if len(kept) < len(files):
         count = counted(len(files) - len(kept), "file")
-        checks.append(Check("policy", NOTE, f"{count} not scanned, as the policy excludes them"))
+        checks.append(Check("policy", NOTE, f"{count} excluded by the policy"))
     checks += policy.unused()
     checks += [Check("scan", ERROR, error.message, error.where) for error in unlisted]
     skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
     if skipped:
         checks.append(Check("scan", NOTE, _skipped(skipped)))
     unused = rule.unused(name for file in scanned for name in file.added)
-    checks += [Check("allow", NOTE, f"--allow {name} matches nothing") for name in unused]
+    checks += [
+        Check("allow", NOTE, f"--allow {name} matches no name in these files") for name in unused
+    ]
     if require_weights and not any(file.weights or file.kind == RAW for file in scanned):
         checks.append(Check("weights", FAILED, f"no weight file in {counted(len(scans), 'file')}"))
-    if not as_json:
-        code = options.print_checks(checks, form)
-        if form == "text":
-            click.echo(_counts(scanned, len(unlisted)))
-        return code
-    errors = [{"path": error.where, "message": error.message} for error in unlisted]
-    options.print_json(_result(scanned, checks) | {"errors": errors, "unused": unused})
+    if as_json:
+        errors = [{"path": error.where, "message": error.message} for error in unlisted]
+        options.print_json(_result(scanned, checks) | {"errors": errors, "unused": unused})
+    elif form == "text":
+        shown = scan_text.ScanCommand(path, allow, policy_path, fail_on)
+        click.echo(scan_text.report(scanned, unlisted, checks, shown))
+    else:
+        options.print_checks(checks, form)
     return exit_code(checks)
 
 
 def _skipped(files: list[FileScan]) -> str:
     kinds = Counter(file.kind for file in files).most_common()
     shown = ", ".join(counted(count, kind) for kind, count in kinds)
-    verb = "holds" if len(files) == 1 else "hold"
+    verb = "contains" if len(files) == 1 else "contain"
     return f"{counted(len(files), 'file')} {verb} no weights and no pickle ({shown})"
-
-
-def _counts(scanned: list[FileScan], unlisted: int) -> str:
-    """Return the last line: the number of files, and of each verdict."""
-    verdicts = Counter(file.verdict for file in scanned)
-    line = counted(len(scanned), "file")
-    if len(verdicts) == 1:
-        every = {1: "", 2: "both "}.get(len(scanned), "all ")
-        line += f", {every}{_COUNTED[scanned[0].verdict]}"
-    elif verdicts:
-        counts = ((verdicts[verdict], verdict) for verdict in Verdict)
-        line += ": " + ", ".join(f"{n:,} {_COUNTED[verdict]}" for n, verdict in counts if n)
-    return line + f"; {counted(unlisted, 'path')} that cannot be read" * bool(unlisted)
-
-
-_COUNTED = {
-    Verdict.CLEAN: "clean",
-    Verdict.FOREIGN: "foreign",
-    Verdict.DANGEROUS: "dangerous",
-    Verdict.MALFORMED: "malformed",
-    Verdict.NOT_SCANNED: "not scanned",
-    Verdict.NOTHING: "without weights",
-}
 
 
 def _result(scanned: list[FileScan], checks: list[Check]) -> dict[str, Any]:
@@ -161,7 +142,9 @@ def _file(file: FileScan) -> dict[str, Any]:
         "pickles": file.pickles,
         "allowed": file.added,
         "sightings": [
-            sighting._asdict() | {"rule": sighting.rule.id} for sighting in file.sightings
+            {key: value for key, value in sighting._asdict().items() if key != "option"}
+            | {"rule": sighting.rule.id}
+            for sighting in file.sightings
         ],
         "problems": [
             {"id": finding.rule.id, "detail": finding.detail} for finding in file.problems

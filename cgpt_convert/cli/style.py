@@ -51,11 +51,6 @@ def verdict(text: str, level: str, *, err: bool = False) -> str:
     return click.style(text, fg=_COLOURS[level], bold=level in (FAILED, ERROR) or None)
 
 
-def warning(text: str) -> str:
-    """Return a line for standard error that begins with the word "warning"."""
-    return f"{verdict(WARNING, WARNING, err=True)}: {text}"
-
-
 def bold(text: str) -> str:
     """Return the text in bold, for headings on standard output."""
     return click.style(text, bold=True) if coloured() else text

@@ -23,173 +23,179 @@ class FindingRule(NamedTuple):
 UNREFERENCED = FindingRule(
     "CGPT001",
     "note",
-    "bytes that no tensor references",
-    "Records of the archive that the pickle does not mention. Usually leftovers of a program "
-    "that saved a view of something larger; possibly a hidden payload.",
+    "data that no tensor uses",
+    "The file contains data that no tensor refers to. It is usually left over from a program "
+    "that saved a view of a larger tensor, but it could also be hidden data.",
 )
 NO_CRC = FindingRule(
     "CGPT002",
     "note",
-    "the archive records no checksums",
-    "All CRC-32 fields are zero: torch was told not to compute them. Damage would go "
-    "unnoticed, so compare a checksum of the whole file with its publisher's.",
+    "the archive has no checksums",
+    "All CRC-32 fields in the archive are zero, because torch was configured not to compute "
+    "checksums. Damage cannot be detected: compare a checksum of the whole file with the "
+    "publisher's.",
 )
 TRAILING = FindingRule(
     "CGPT003",
     "warning",
-    "bytes after the end of the archive",
-    "Readers ignore them, but nothing that writes weight files adds any. Download the file "
-    "again, or ask where it comes from.",
+    "bytes after the end of the data",
+    "Readers ignore these bytes, but no program that writes weight files adds any. Download "
+    "the file again, or ask its publisher about them.",
 )
 GAP = FindingRule(
     "CGPT004",
     "warning",
-    "bytes between records that belong to none",
-    "No writer of weight files leaves such gaps, and scanners do not look there.",
+    "bytes between the records",
+    "The archive contains bytes that belong to no record. No program that writes weight files "
+    "leaves such gaps, and scanners usually do not look there. Ask the publisher about them.",
 )
 LONGER_STORAGE = FindingRule(
     "CGPT005",
     "warning",
     "a storage is longer than the pickle says",
-    "The record has more bytes than its storage declares. torch refuses such files; the "
-    "tensors are read from the declared part.",
+    "A storage in the archive has more bytes than the pickle declares. torch rejects such "
+    "files. The tensors are read from the declared part.",
 )
 COMPRESSED = FindingRule(
     "CGPT006",
     "note",
     "compressed records",
-    "Deflated records are inflated while they are read. torch with `mmap=True` reads them "
-    "wrongly and says nothing.",
+    "Some records of the archive are compressed. They are decompressed while they are read. "
+    "`torch.load` with `mmap=True` returns wrong values for them, without an error.",
 )
 VALUES_NOT_SAVED = FindingRule(
     "CGPT007",
     "warning",
-    "records were reserved but their values not saved",
-    "Written under `torch.serialization.skip_data()`: the tensors have shapes but no values.",
+    "tensors without values",
+    "The file was written under `torch.serialization.skip_data()`, which reserves space for "
+    "tensors but does not save their values.",
 )
 FOREIGN = FindingRule(
     "CGPT008",
     "note",
-    "classes that are not torch's; shown, never loaded",
-    "The pickle names code of other packages. Nothing of it runs here. Loading the file with "
-    "`torch.load(weights_only=False)` would import and call it: read the names first.",
+    "classes that weight files do not need",
+    "The pickle refers to classes or functions of other packages. They are never imported "
+    "here, but `torch.load(weights_only=False)` would import and call them. Check the names "
+    "before you load the file in that way.",
 )
 COLLISION = FindingRule(
     "CGPT009",
     "warning",
     "two values have the same name",
-    "A key is set twice, or two nested names read the same once joined with dots. Of a key the "
-    "last value is shown, which loaders keep; of different keys, the first.",
+    "A key is set twice, or two nested keys become the same name when they are joined with "
+    "dots. For a repeated key, the last value is used, as by other loaders; for different "
+    "keys, the first.",
 )
 BIG_ENDIAN = FindingRule(
     "CGPT010",
     "note",
     "big-endian data",
-    "Bytes are swapped as they are read; `convert` writes little-endian.",
+    "The bytes are swapped while they are read. `convert` writes little-endian data.",
 )
 CUT_OFF = FindingRule(
     "CGPT011",
     "warning",
     "an incomplete file; what is lost is left out",
-    "The tensors that are not whole are not there.",
+    "The file is truncated or damaged. Only the tensors that are complete are read.",
 )
 CYCLE = FindingRule(
     "CGPT012",
     "warning",
     "a value that contains itself",
-    "Weight files have no reason to hold one.",
+    "A list or dict in the file contains itself. Weight files have no need for that.",
 )
 LONE_SHARD = FindingRule(
     "CGPT013",
     "warning",
     "one shard of several",
-    "The file's name says that it is one of several. It is read alone; to have the whole "
-    "model, name the index or the folder.",
+    "The file name says that this is one of several shards. Only this shard is read. To read "
+    "the whole model, pass the index or the folder.",
 )
 INDEX_SIZE = FindingRule(
     "CGPT014",
     "note",
-    "the index's total_size differs from the tensors' bytes",
-    "`metadata.total_size` in the index counts tied tensors neither once nor each time. "
-    "Harmless; some tools show it as the model's size.",
+    "total_size in the index does not match the tensors",
+    "`metadata.total_size` in the index is not the size of all tensors, whether tied tensors "
+    "are counted once or each time. This is harmless, but some tools show it as the size of "
+    "the model.",
 )
 DANGEROUS = FindingRule(
     "CGPT015",
     "error",
-    "loading it would run code",
-    "A pickle calls or names something that runs what the file chooses. Unpickling does that "
-    "before anything can be checked, so never load the file, not even to look. Delete it, and "
-    "tell who published it.",
+    "loading the file would run code",
+    "A pickle in the file calls or imports something that runs whatever the file chooses. "
+    "This happens while the pickle is loaded, before its content can be checked. Never load "
+    "the file, not even to look at it. Delete it, and warn its publisher.",
 )
 NOT_JUDGED = FindingRule(
     "CGPT016",
     "error",
-    "damaged, or made so that readers disagree",
-    "Either bytes are missing or wrong, and a download is to be repeated; or the file is "
-    "built so that one program sees another content than the next, which is how scanners are "
-    "evaded. Nobody can say what such a file is: do not load it.",
+    "damaged or ambiguous",
+    "The file is damaged, or it is made so that different programs read different content, "
+    "which is a way to evade scanners. Do not load it. Download it again, and compare its "
+    "checksum with the publisher's.",
 )
 CLOSED = FindingRule(
     "CGPT017",
     "error",
     "not scanned",
-    "The file, or a part of it, is of a kind that can contain code or that the scanner does not "
-    "understand completely. This is not a sign of danger, but nothing is known about it either. "
-    "Unpack or convert it and scan the result, or accept it by name in the policy file.",
+    "The file or a part of it is of a kind that can contain code or that the scanner does not "
+    "understand completely. It is not known to be dangerous, but not known to be safe either. "
+    "Unpack or convert it and scan the result, or accept it in the policy file.",
 )
 SCRIPT = FindingRule(
     "CGPT018",
     "note",
     "TorchScript code",
-    "The archive holds functions in TorchScript, which `torch.jit.load` compiles and the "
-    "model runs. It is no Python and cannot call any, but it is code, and torch's own "
-    "operations can read and write files.",
+    "The archive contains TorchScript functions, which `torch.jit.load` compiles and the "
+    "model runs. TorchScript cannot call Python, but some of torch's own operators read and "
+    "write files.",
 )
 AFTER_PICKLE = FindingRule(
     "CGPT019",
     "note",
     "bytes after the last pickle",
-    "What follows a pickle's end is read by no unpickler. Some programs write raw arrays there.",
+    "Data follows the end of the last pickle. Unpicklers do not read it. Some programs write "
+    "raw arrays there.",
 )
 CODE = FindingRule(
     "CGPT020",
     "error",
-    "code in another form than a pickle's",
-    "The file contains code that a program runs when it loads the model or soon after: a method of "
-    "TorchScript, Python source, a Lambda layer, a template or a reference to code elsewhere. Read "
-    "that code before you load the file.",
+    "code outside of a pickle",
+    "The file contains code that a program runs when it loads or uses the model: a "
+    "TorchScript method, Python source, a Keras Lambda layer, a template, or a reference to "
+    "code elsewhere. Read that code before you load the file.",
 )
 LATE_HEADERS = FindingRule(
     "CGPT030",
     "note",
-    "local headers not read",
-    "Only of archives that are read from a URL. Each record has a header before its data, "
-    "hundreds in all; to look, they are not fetched. A program that goes by local headers could "
-    "see other records than the directory lists: before you trust a file, `scan` it.",
+    "record headers not checked yet",
+    "The archive is read from a URL. Each record has a header before its data, which is "
+    "checked when the data is read. Until then, a program that relies on these headers could "
+    "see other records than those listed. Use `scan` to check all of them.",
 )
-
 UNREADABLE = FindingRule(
     "CGPT031",
     "warning",
     "entries that cannot be read",
-    "Their element type or form is not supported, or they contradict the rest of the file. All "
-    "other tensors are read. `inspect` shows the reason for each; commands that read tensors name "
-    "them and stop, unless --exclude skips them.",
+    "The element type or form of these entries is not supported, or they contradict the rest "
+    "of the file. All other tensors are read. `inspect` shows the reason for each entry. "
+    "Commands that read tensors stop at such an entry, unless `--exclude` skips it.",
 )
-
 OTHER_WEIGHTS = FindingRule(
     "CGPT032",
     "warning",
     "other weight files in the folder, not read",
-    "The folder has safetensors and torch files, probably of the same model. The safetensors are "
-    "read, as transformers does. To read the other ones, name the file or its index.",
+    "The folder contains safetensors files and torch files, probably of the same model. Only "
+    "the safetensors files are read, as in transformers. To read the others, pass the file or "
+    "its index.",
 )
 NO_INDEX = FindingRule(
     "CGPT033",
     "note",
     "shards without an index",
-    "The names of the files say which shards there are, and all of them are there. Nothing says "
-    "which tensors they should have.",
+    "All shards that the file names announce are in the folder, but there is no index that "
+    "lists the tensors. A missing tensor cannot be detected.",
 )
 
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, FindingRule))

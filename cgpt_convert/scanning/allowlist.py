@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from cgpt_convert.core.errors import BadRequest
@@ -61,22 +62,37 @@ def _check(name: str) -> None:
     """Raise BadRequest for an invalid name, or one that runs or reads what a file chooses."""
     if _GLOBS.intersection(name):
         raise BadRequest(
-            f"--allow takes exact names, not patterns: {name}", hint="name each class by itself"
+            f"--allow takes exact names, not patterns: {name}",
+            hint="use one --allow for each class",
         )
     module, _, attribute = name.replace(":", ".").rpartition(".")
     if not module:
-        raise BadRequest(f"not a full name: {name}", hint="write it as module.name")
+        raise BadRequest(f"--allow takes full names: {name}", hint="write it as module.Name")
     if reads_on(module, attribute):
         raise BadRequest(
-            f"{name} cannot be allowed: it reads raw data between the opcodes of a pickle, and "
-            "nothing behind it can be scanned",
-            hint="load the file where it is trusted, and save the arrays alone",
+            f"{name} cannot be allowed: it reads raw data between the opcodes of a pickle, so "
+            "that the rest of the file cannot be scanned",
+            hint="load the file where you trust it, and save only the arrays",
         )
     if runs_input(attribute) or any(is_dangerous(*split) for split in _splits(name)):
         raise BadRequest(
-            f"{name} cannot be allowed: what it does is up to the file",
+            f"{name} cannot be allowed: it can run any code that the file chooses",
             hint="--allow is for classes that only hold data",
         )
+
+
+def is_allowable(name: str) -> bool:
+    """Return whether `--allow` can be offered for a name, given as the option takes it.
+
+    Only ASCII identifiers are: others may look like names that they are not.
+    """
+    if not (name.isascii() and all(map(str.isidentifier, re.split("[.:]", name)))):
+        return False
+    try:
+        _check(name)
+    except BadRequest:
+        return False
+    return True
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:

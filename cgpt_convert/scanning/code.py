@@ -22,6 +22,7 @@ _GETATTR = re.compile(r"\bgetattr\b(?![\s\\]*\([^()'\"]*,\s*\"\w*\"\s*\))")
 _OPS = re.compile(r"\bops\b(?:\s*\.\s*(\w+)\s*\.\s*(\w+))?")
 # namespaces of purely computing operators; of torchvision, the operators its models use
 _PURE = {"aten", "prim", "prims", "quantized", "_quantized", "prepacked", "sparse", "mkldnn"}
+_SETSTATE = ".__setstate__, which torch.jit.load runs"
 _VISION = {"nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"}
 
 
@@ -36,18 +37,23 @@ def script(text: str, module: str, allowed: Callable[[str, str], bool]) -> Itera
         if match[1]:
             name = match[1]
         elif not allowed(module, name):
-            yield f"{module}.{name}.__setstate__, which torch.jit.load runs"
+            yield f"{module}.{name}{_SETSTATE}"
     if _FILES.search(text):
         yield "an operator that reads or writes files"
     if _GETATTR.search(text):
         yield "getattr with a computed name"
     others = {
-        f"{space}.{operator}" if space else "an alias"
+        f"{space}.{operator}" if space else "ops under another name"
         for space, operator in _OPS.findall(text)
         if space not in _PURE and not (space == "torchvision" and operator in _VISION)
     }
     if others:
         yield f"operators of other libraries: {', '.join(sorted(others))}"
+
+
+def allowed_by(text: str) -> str:
+    """Return the class that accepts this text of `script` if it is allowed; "" if none does."""
+    return text.removesuffix(_SETSTATE) if text.endswith(_SETSTATE) else ""
 
 
 def mobile(data: bytes) -> Iterator[str]:
@@ -97,7 +103,7 @@ def _field(key: str, value: Any, fields: dict[str, Any]) -> Iterator[str]:
         yield from check(value, fields)
     elif isinstance(value, str):
         if key.endswith(("_implementation", "_implementation_internal")) and "/" in value:
-            yield f"{key}: {value}, code that is downloaded"
+            yield f"{key}: {value}, code that is downloaded and run"
         if "default_factory_module" in value and not re.search(
             r'default_factory_module\\*"\s*:\s*\\*"(builtins|collections)\\*"', value
         ):
@@ -143,7 +149,7 @@ def _class_name(value: Any, fields: dict[str, Any]) -> Iterator[str]:
         if module is not None and not known and module != "builtins":
             yield f"a function of the module {module}, which Keras imports"
         elif module == "builtins" and fields.get("config") not in _PLAIN:
-            yield f"the function {fields.get('config')} by name"
+            yield f"the function {fields.get('config')}, which Keras looks up by name"
     elif isinstance(module, str):
         plain = module == "builtins" and value in _PLAIN
         if not plain and module.partition(".")[0] != "keras":
@@ -261,10 +267,10 @@ def _is_plain_node(node: ast.AST, called: set[int]) -> bool:
 _INTERNALS = (
     (re.compile(r"__"), "a name with two underscores"),
     (re.compile(r"\|[\s-]*attr\b|\battr[\s]*\("), "the filter attr"),
-    (re.compile(r"\{%[-+\s]*(import|from|include|extends)\b"), "another template"),
-    (re.compile(r"\b(lipsum|cycler|joiner)\b"), "a helper that leads to Python's internals"),
+    (re.compile(r"\{%[-+\s]*(import|from|include|extends)\b"), "an include of another template"),
+    (re.compile(r"\b(lipsum|cycler|joiner)\b"), "a helper that gives access to Python's internals"),
     (re.compile(r"\\x5f|\\u005f|\\U0000005f|\\137|\\N\{", re.IGNORECASE), "an escaped underscore"),
-    (re.compile(r"""(['"])_+\1|%c"""), "an underscore that is put together"),
+    (re.compile(r"""(['"])_+\1|%c"""), "an underscore assembled from parts"),
 )
 
 
@@ -284,7 +290,7 @@ _PRIVATE = re.compile(r"""(?<!['"\w])__[A-Za-z0-9]\w*(?<!_)(?!['"\w])""")  # as 
 _CAPITALS = re.compile(r"\b__[A-Z0-9][A-Z0-9_]*\b")  # Python's own names have none
 _LOWERING = re.compile(r"lower|casefold|swapcase")
 _PLAIN_ATTR = re.compile(r"""\|[\s-]*attr\(\s*(['"])[A-Za-z]\w*\1\s*\)""")
-_ORDINARY = ("another template", "a helper that leads to Python's internals")
+_ORDINARY = ("an include of another template", "a helper that gives access to Python's internals")
 _OPENING = re.compile(r"\{%[-+]?\s*raw\s*-?%\}|\{[{%#]")
 _RAW_END = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
 _TOKEN = re.compile(
@@ -402,4 +408,4 @@ def site(lines: Iterable[str], *, installed: bool) -> Iterator[str]:
             continue
         usual = _USUAL.fullmatch(line.strip()) or line.strip() in _INSTALLED
         if not (installed and usual):
-            yield f"a line that Python runs at its start: {line.strip()[:200]}"
+            yield f"a line that Python runs at startup: {line.strip()[:200]}"

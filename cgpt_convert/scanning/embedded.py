@@ -17,7 +17,9 @@ def source_of(span: Span, source: Source, label: str) -> Source | None:
     if span.form == "bytes":
         return SourceSlice(source, span.offset, span.nbytes, label)
     if span.nbytes > _TEXT_NBYTES:
-        raise Unsupported(f"{span.nbytes:,} bytes written as text")
+        raise Unsupported(
+            f"bytes written as a text of {span.nbytes:,} characters are too large to decode"
+        )
     data = span.head if span.nbytes <= len(span.head) else read(source, span.offset, span.nbytes)
     try:
         if span.form == "quoted":

@@ -38,7 +38,7 @@ def _expanded(path: str) -> list[str]:
         matching = sorted(glob.glob(path, recursive=True))
         if matching:
             return matching
-        raise BadRequest("the pattern fits no file", where=path)
+        raise BadRequest("no file matches this pattern", where=path)
     url = hub_url(path)
     hint = f"for a file on the Hugging Face Hub, write {url}/FILE" if url else ""
     raise BadRequest("no such file or folder", where=path, hint=hint)

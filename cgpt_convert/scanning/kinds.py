@@ -11,27 +11,27 @@ from cgpt_convert.sources.local import Source, read
 
 # kinds that are recognised but not scanned, with the reason
 CLOSED = {
-    Kind.PREVIEW: "a PyTorch preview file, which no torch since 1.0 reads",
-    Kind.LFS_POINTER: "a Git LFS pointer, not the file itself: run `git lfs pull`",
-    Kind.ZSTD: "a zstd file: unpack it and scan the result",
-    Kind.LZ4: "an lz4 file: unpack it and scan the result",
-    Kind.COMPRESSED: "a compressed file of another kind: unpack it and scan the result",
-    Kind.SEVEN_ZIP: "a 7z archive: unpack it and scan the result",
-    Kind.RAR: "a rar archive: unpack it and scan the result",
-    Kind.HDF5: "an HDF5 file, which can contain layers with code and pickled objects",
-    Kind.TFLITE: "a TensorFlow Lite model, whose operators are not checked",
-    Kind.MOBILE: "a PyTorch mobile model, whose code is not checked",
-    Kind.OLD_GGML: "a GGML file older than GGUF, which no reader here understands",
+    Kind.PREVIEW: "PyTorch preview files are not scanned; no version of torch since 1.0 reads them",
+    Kind.LFS_POINTER: "this is a Git LFS pointer, not the file itself; run `git lfs pull`",
+    Kind.ZSTD: "zstd files are not scanned; decompress it and scan the result",
+    Kind.LZ4: "lz4 files are not scanned; decompress it and scan the result",
+    Kind.COMPRESSED: "this compression is not supported; decompress the file and scan the result",
+    Kind.SEVEN_ZIP: "7z archives are not scanned; unpack it and scan the files",
+    Kind.RAR: "rar archives are not scanned; unpack it and scan the files",
+    Kind.HDF5: "HDF5 files are not scanned; they can contain layers with code and pickled objects",
+    Kind.TFLITE: "the operators of TensorFlow Lite models are not checked",
+    Kind.MOBILE: "the code of PyTorch mobile models is not checked",
+    Kind.OLD_GGML: "GGML files older than GGUF are not supported",
 }
-PROGRAM = "a program or shared library: machine code that runs when it is loaded"
+PROGRAM = "a program or shared library, whose machine code runs when it is loaded"
 FLAX = "Flax checkpoint"  # as the names of `file_kinds.Kind`
 # kinds that are not understood unless a pickle is found or unpacking succeeds
 UNREAD = {
-    Kind.UNKNOWN: "a file of an unknown kind",
+    Kind.UNKNOWN: "unknown file type; it may be encrypted or belong to another framework",
     Kind.PROGRAM: PROGRAM,
-    Kind.GZIP: "a gzip file that cannot be unpacked",
-    Kind.BZIP2: "a bzip2 file that cannot be unpacked",
-    Kind.XZ: "an xz file that cannot be unpacked",
+    Kind.GZIP: "the gzip data cannot be decompressed",
+    Kind.BZIP2: "the bzip2 data cannot be decompressed",
+    Kind.XZ: "the xz data cannot be decompressed",
 }
 
 _OTHER_SUFFIXES = (

@@ -103,7 +103,7 @@ class _MsgpackTree:
         """Read a key, which is text."""
         code = self.data.next()
         if code in _BYTES:
-            raise UnpicklingFault("a key that is no text")
+            raise UnpicklingFault("a key is not text")
         self.data.skip(self.length(code))
 
     def extension(self, code: int) -> None:

@@ -110,7 +110,7 @@ def check(source: Source) -> None:
     try:
         model.message("model", source.nbytes, 0)
     except Malformed as error:
-        raise Unsupported(f"an ONNX model that cannot be read: {error.message}") from None
+        raise Unsupported(f"the ONNX model is invalid: {error.message}") from None
     unknown = {
         f"{operator.domain}.{operator.name}"
         for operator in model.used - model.defined
@@ -119,7 +119,7 @@ def check(source: Source) -> None:
     }
     if unknown:
         listed = ", ".join(printable(name) for name in sorted(unknown)[:_SHOWN])
-        raise Unsupported(f"an ONNX model with operators of other libraries: {listed}")
+        raise Unsupported(f"the ONNX model uses operators of other libraries: {listed}")
 
 
 _SHOWN = 5
@@ -135,30 +135,30 @@ class _OnnxFields:
     def message(self, kind: str, end: int, depth: int) -> None:
         """Read the fields of a message up to byte `end`."""
         if depth > _DEEP:
-            raise Unsupported("an ONNX model that is nested too deeply")
+            raise Unsupported("the ONNX model is nested too deeply")
         known, texts = _MESSAGES[kind], {}
         while self.data.at < end:
             self.fields += 1
             if self.fields > _MOST:
-                raise Unsupported("an ONNX model of too many fields")
+                raise Unsupported(f"the ONNX model has more than {_MOST:,} fields")
             number, wire = divmod(self.varint(), 8)
             field = known.get(number)
             expected = (_BYTES,) if isinstance(field, str) else field
             if expected is None or wire not in expected:
-                raise Malformed(f"field {number} of a {kind}")
+                raise Malformed(f"unknown field {number} in a {kind}")
             stop = self.skipped(wire)
             if stop > end:
-                raise Malformed(f"a {kind} that ends inside a field")
+                raise Malformed(f"a {kind} ends inside a field")
             if isinstance(field, str):
                 self.message(field, stop, depth + 1)
             elif (kind, number) in _NAMED:
                 if number in texts:
-                    raise Malformed(f"field {number} of a {kind} twice")
+                    raise Malformed(f"repeated field {number} in a {kind}")
                 texts[number] = self.text(stop)
             else:
                 self.data.skip(stop - self.data.at)
         if self.data.at != end:
-            raise Malformed(f"a {kind} of another length")
+            raise Malformed(f"a {kind} has the wrong length")
         self.note(kind, texts)
 
     def note(self, kind: str, texts: dict[int, str]) -> None:
@@ -169,7 +169,7 @@ class _OnnxFields:
             self.defined.add(_OnnxOperator(texts.get(10, ""), texts.get(1, "")))
         elif kind == "outside" and not _BESIDE.fullmatch(texts.get(2, "")):
             place = printable(texts.get(2, "")[:200])
-            raise Unsupported(f"an ONNX model with data in a file elsewhere: {place}")
+            raise Unsupported(f"the ONNX model refers to data outside of its folder: {place}")
 
     def skipped(self, wire: int) -> int:
         """Return where the field that begins here ends, without its length."""
@@ -187,10 +187,10 @@ class _OnnxFields:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:  # noqa: PLR2004
                 return value
-        raise Malformed("a number of more than ten bytes")
+        raise Malformed("a number is longer than 10 bytes")
 
     def text(self, stop: int) -> str:
         nbytes = stop - self.data.at
         if nbytes > _LONGEST:
-            raise Malformed("a name of more than 4,096 bytes")
+            raise Malformed(f"a name is longer than {_LONGEST:,} bytes")
         return self.data.take(nbytes).decode("utf-8", "backslashreplace")

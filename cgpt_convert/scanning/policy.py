@@ -97,7 +97,7 @@ class Policy:
             return file.checks(fail_on)
         verdict = file.verdict.value
         if verdict != expected.verdict:
-            detail = f"the policy expects the verdict {expected.verdict!r}: it is {verdict!r}"
+            detail = f"the policy expects the verdict {expected.verdict!r}, but it is {verdict!r}"
             return [Check("policy", FAILED, detail, file.path), *file.checks(fail_on)]
         detail = f"{verdict}, as the policy expects: {printable(expected.reason)}"
         return [
@@ -109,7 +109,7 @@ class Policy:
         """Yield a note for each entry that applied to no file."""
         for each in (*self.allow, *self.exclude, *self.expect.values()):
             if each not in self.used:
-                detail = f"the entry {printable(each[0])!r} applies to no file that was scanned"
+                detail = f"the entry {printable(each[0])!r} matches no scanned file"
                 yield Check("policy", NOTE, detail, self.path)
 
 
@@ -121,7 +121,9 @@ def load(path: str) -> Policy:
         fail_on = None if level is None else FailOn(level)
     except ValueError:
         allowed = ", ".join(each.value for each in FailOn)
-        raise BadRequest(f"fail-on is {level!r}; it can be {allowed}", where=path) from None
+        raise BadRequest(
+            f"invalid fail-on {level!r}; valid values: {allowed}", where=path
+        ) from None
     allow = tuple(
         AllowedName(**each) for each in _entries(table, "allow", AllowedName._fields, path)
     )
@@ -133,12 +135,15 @@ def load(path: str) -> Policy:
     )
     for each in expect:
         if not _DIGEST.fullmatch(each.sha256):
-            message = f"not a SHA-256 in lower case: {each.sha256[:80]!r}"
-            raise BadRequest(message, where=path, hint="`sha256sum FILE` prints it")
+            message = f"invalid SHA-256: {each.sha256[:80]!r}"
+            hint = "write 64 lower-case hexadecimal digits, as `sha256sum FILE` prints them"
+            raise BadRequest(message, where=path, hint=hint)
         if each.verdict not in {verdict.value for verdict in Verdict}:
-            raise BadRequest(f"no verdict of a scan: {each.verdict!r}", where=path)
+            hint = f"valid verdicts: {', '.join(verdict.value for verdict in Verdict)}"
+            raise BadRequest(f"unknown verdict: {each.verdict!r}", where=path, hint=hint)
     if table:
-        raise BadRequest(f"unknown key: {min(table)!r}", where=path)
+        hint = "valid keys: fail-on, allow, exclude, expect"
+        raise BadRequest(f"unknown key: {min(table)!r}", where=path, hint=hint)
     return Policy(path, fail_on, allow, exclude, expect)
 
 
@@ -151,10 +156,10 @@ def _table(path: str) -> dict[str, Any]:
     file = LocalFile(path)
     try:
         if file.nbytes > CONFIG_BYTES:
-            raise BadRequest("too large for a policy file", where=path)
+            raise BadRequest(f"the policy file is larger than {CONFIG_BYTES:,} bytes", where=path)
         return tomllib.loads(read(file, 0, file.nbytes).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"not a TOML document: {error}", where=path) from error
+        raise BadRequest(f"invalid TOML: {error}", where=path) from error
     finally:
         file.close()
 
@@ -171,7 +176,7 @@ def _entries(
         )
         if not texts or each.keys() != set(fields):
             raise BadRequest(
-                f"an entry [[{key}]] that does not have {', '.join(fields)}, each a text",
+                f"each [[{key}]] needs exactly these keys, with text values: {', '.join(fields)}",
                 where=path,
             )
     return list(entries)

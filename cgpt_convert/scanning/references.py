@@ -64,4 +64,7 @@ def sighting(use: NameUse, place: str) -> CodeReference:
     if use.misused:
         shown += ", in a way that weight files do not need"
     rule = findings.DANGEROUS if dangerous else findings.FOREIGN
-    return CodeReference(rule, place, use.position, use.dotted, how, use.count, shown)
+    option = f"{use.module}:{use.name}" if "." in use.name else use.dotted
+    if dangerous or use.misused:
+        option = ""
+    return CodeReference(rule, place, use.position, use.dotted, how, use.count, shown, option)

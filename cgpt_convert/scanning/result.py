@@ -33,6 +33,16 @@ class Verdict(Enum):
     NOTHING = "no weights"
 
 
+WORST_FIRST = (
+    Verdict.DANGEROUS,
+    Verdict.MALFORMED,
+    Verdict.FOREIGN,
+    Verdict.NOT_SCANNED,
+    Verdict.CLEAN,
+    Verdict.NOTHING,
+)
+
+
 class FailOn(Enum):
     """The mildest verdict that fails a scan. Dangerous and malformed files always fail it."""
 
@@ -58,19 +68,21 @@ class CodeReference(NamedTuple):
     how: str  # "calls", "names", "changes" or "contains"
     calls: int  # number of calls
     text: str  # the first call with its arguments, truncated
+    option: str = ""  # the name as --allow would take it; "" if that would not help
 
     def __str__(self) -> str:
         where = printable(self.place)
         if self.how != "contains" or not where:
             where = f"{where}, " * bool(where) + f"byte {self.position:,}"
         more = f" ({self.calls:,} times)" if self.calls > 1 else ""
-        return f"{where}: {_WORDS[self.how]} {self.text}{more}"
+        return f"{where}: {ACTIONS[self.how]} {self.text}{more}"
 
 
-_WORDS = {
+# what loading a file would do
+ACTIONS = {
     "calls": "would call",
-    "names": "names",
-    "changes": "would change",
+    "names": "would import",
+    "changes": "would set attributes of",
     "contains": "contains",
 }
 

@@ -17,8 +17,8 @@ class ScanBudgetExceeded(BaseException):
     def __init__(self, most: int) -> None:
         super().__init__(most)
         self.unsupported = Unsupported(
-            f"looking into all of it takes longer than {most:,} opcodes of a pickle",
-            hint="scan its parts by themselves",
+            f"scanning the file would take longer than decoding {most:,} pickle opcodes",
+            hint="unpack the file and scan its parts",
         )
 
 

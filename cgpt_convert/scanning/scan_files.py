@@ -78,7 +78,7 @@ def _plugin(source: Source, kind: FileKind, look: FileScanner) -> Format | None:
         look.problem(error, "")
         return None
     if named_as is not plugin and named_as is not None:
-        what = f"its name is that of a {named_as.name} file, but its content is not"
+        what = f"the file name is that of a {named_as.name} file, but the content is not"
         look.problem(Unsupported(what), "")
     return plugin
 

@@ -84,7 +84,7 @@ class FileScanner(Evidence):
         """Scan the file as one of another package's format."""
         self.weights = True
         if plugin.scan is None:
-            raise Unsupported(f"a {plugin.kind.value}, whose format plug-in has no scanner")
+            raise Unsupported(f"the format plug-in of this {plugin.kind.value} has no scanner")
         plugin.scan(source, ScannedPart(self, source, place, 0, Role.ANY))
 
     def settle(self, path: str) -> None:
@@ -123,8 +123,10 @@ class FileScanner(Evidence):
         self.parts += 1
         self.allowance.spend(Prices.part if depth else 0)
         if self.parts > _PARTS or depth > _DEPTH:
-            what = f"more than {_PARTS:,} parts" if depth <= _DEPTH else f"{depth} files deep"
-            self.problem(Unsupported(f"{what}: unpack it and scan the result"), place)
+            what = f"more than {_PARTS:,} parts"
+            if depth > _DEPTH:
+                what = f"files nested more than {_DEPTH} levels deep"
+            self.problem(Unsupported(f"{what}; unpack the file and scan its parts"), place)
             return 0
         kind = sniff(source, record=True) if kind is None else kind
         base = kind.base
@@ -226,7 +228,8 @@ class FileScanner(Evidence):
             self.pickles += unmarked
             self.weights = True
         if count and end < source.nbytes:
-            detail = f"{source.nbytes - end:,} bytes" + f" of {printable(place)}" * bool(place)
+            rest = source.nbytes - end
+            detail = f"{rest:,} byte{'s' * (rest > 1)}" + f" in {printable(place)}" * bool(place)
             self.found(self.notes, findings.AFTER_PICKLE, detail)
         return count
 
@@ -244,11 +247,14 @@ class FileScanner(Evidence):
         for use in uses:
             self.sight(sighting(use, place))
         if joblib:
-            self.problem(Unsupported("a joblib file, in which arrays lie between opcodes"), place)
+            what = "joblib stores arrays between the opcodes of the pickle, which cannot be scanned"
+            self.problem(Unsupported(what), place)
         elif traced.fault:
             message = f"{traced.fault} (at byte {traced.fault_at:,})"
-            error = Unsupported if traced.exhausted else Malformed
-            self.problem(error(f"the pickle breaks off: {message}"), place)
+            if traced.exhausted:
+                self.problem(Unsupported(f"the pickle exceeds a limit: {message}"), place)
+            else:
+                self.problem(Malformed(f"the pickle is damaged: {message}"), place)
         if traced.odd:
             self.problem(Malformed(traced.odd), place)
         for span in traced.nested:
@@ -290,13 +296,13 @@ class FileScanner(Evidence):
         finally:
             self.allowed = outer
         for name, text in torch_archives.code_records(archive, self.adds, script=roles.script):
-            self.code([text], _inside(place, name))
+            self.code([text], _inside(place, name), code.allowed_by(text))
         refused = torch_archives.refusal(archive)
         if refused is not None:
             self.problem(refused, place)
         count = torch_archives.compiled_records(archive) if roles.script else 0
         if count:
-            detail = f"{count:,} records that torch.jit.load compiles and the model runs"
+            detail = f"{count:,} record{'s' * (count > 1)} with functions"
             self.found(self.notes, findings.SCRIPT, detail)
 
     def record(self, archive: Archive, name: str, place: str, depth: int, role: Role) -> None:
@@ -306,7 +312,7 @@ class FileScanner(Evidence):
             source = zip_records.opened(archive, name, label, self.room)
             count = self.part(source, label, depth + 1, role=role)
             if count and archive.crc32(name) not in (None, zip_records.crc32(source)):
-                raise Malformed("the bytes do not match their checksum; torch does not look")
+                raise Malformed("wrong checksum, which torch does not check")
         except CgptError as error:
             if error.kind == "unreadable":
                 raise
@@ -333,7 +339,9 @@ class FileScanner(Evidence):
                 for traced in tar_pickles.pickles(inner, member.name, self.traced):
                     self.take(traced, inner, label, depth + 1)
         if outside:
-            raise Malformed("a zip archive behind a tar: readers disagree what the file is")
+            raise Malformed(
+                "a zip archive follows the tar archive: programs disagree about the file type"
+            )
 
     def texts(self, source: Source, place: str, kind: Kind | None) -> None:
         """Look for code in a document or text that a loader reads beside the weights."""
@@ -360,12 +368,13 @@ class FileScanner(Evidence):
         try:
             self.code(code.document(data), place)
         except RecursionError:
-            self.problem(Unsupported("a JSON document that is nested too deeply"), place)
+            self.problem(Unsupported("the JSON document is nested too deeply to be checked"), place)
 
-    def code(self, texts: Iterable[str], place: str) -> None:
-        """Record code in forms other than pickle."""
+    def code(self, texts: Iterable[str], place: str, option: str = "") -> None:
+        """Record code in forms other than pickle; `option` is what `--allow` accepts it as."""
         for text in texts:
-            self.sight(CodeReference(findings.CODE, place, 0, text, "contains", 0, printable(text)))
+            shown = printable(text)
+            self.sight(CodeReference(findings.CODE, place, 0, text, "contains", 0, shown, option))
 
     def adds(self, module: str, name: str) -> bool:
         """Return whether the user allows a class, and record its use."""

@@ -31,7 +31,7 @@ def pickles(source: Source, name: str, trace: Callable[[Source, int], Trace]) ->
     if first.fault:
         return  # the loader also fails here
     if not isinstance(first.value, int):  # torch writes a plain number; others may still load
-        raise Malformed(f"{name}: it cannot be told how many pickles follow")
+        raise Malformed(f"{name}: the number of pickles is not a plain integer")
     for _ in range(first.value):
         traced = trace(source, stream.at)
         yield traced
@@ -49,16 +49,16 @@ def _skip_storage(stream: PickleStream, traced: Trace) -> None:
             dtype = storage_dtype(cls)
             numel = stream.integer()
             if dtype is None or numel < 0:
-                raise Malformed("a storage without a type or size")
+                raise Malformed("a storage has no valid type or size")
             stream.skip(numel * dtype.nbytes)
         case _:
-            raise Malformed("not a storage")
+            raise Malformed("invalid storage entry")
 
 
 def _skip_tensor(stream: PickleStream, traced: Trace) -> None:
     if not isinstance(traced.value, tuple):
-        raise Malformed("not a tensor")
+        raise Malformed("invalid tensor entry")
     rank = stream.integer(4)
     if not 0 <= rank <= RANK:
-        raise Malformed(f"a tensor of {rank} dimensions")
+        raise Malformed(f"a tensor has {rank} dimensions")
     stream.skip(4 + 8 * (2 * rank + 1))

@@ -20,7 +20,7 @@ _STORAGES = ("data", "constants", "bytecode")  # folders of raw tensors
 _EXPORTED = re.compile(r"[^/]+/data/(weights/weight|constants/tensor)_\d+")
 _RECORDS = ("data.pkl", ".data")  # in the root folder of torch's archives
 MANIFEST = "MAR-INF/MANIFEST.json"  # of a TorchServe archive
-SERVED = "a TorchServe archive, whose handler runs: unpack it and scan the result"
+SERVED = "TorchServe runs the handler in the archive; unpack it and scan the files"
 
 
 class Role(Enum):
@@ -55,7 +55,9 @@ def roles(archive: Archive) -> RecordRoles:
     roots = {name.partition("/")[0] for name in archive.members}
     torch_roots = [root for root in roots if f"{root}/data.pkl" in archive.members]
     if torch_roots and len(roots) > 1:
-        raise Malformed(f"a torch archive with {len(roots)} folders, of which readers take one")
+        raise Malformed(
+            f"a torch archive with {len(roots)} root folders: programs read different ones"
+        )
     return RecordRoles(
         frozenset(f"{root}/{name}.pkl" for root in torch_roots for name in ("data", "constants")),
         tuple(f"{root}/{name}/" for root in torch_roots for name in _STORAGES),
@@ -93,14 +95,14 @@ def code_records(
         elif "/data/aotinductor/" in name and not name.endswith("/"):
             texts = iter(["compiled code, or source that torch compiles"])
         elif name.endswith((".py", ".pyc")) and imported:
-            texts = iter(["Python source that loading imports"])
+            texts = iter(["Python source, which loading imports"])
         yield from ((name, text) for text in texts)
 
 
 def refusal(archive: Archive) -> CgptError | None:
     """Return why an archive cannot be judged as a whole; None if it can."""
     if any(name.split("/")[1:] == [".data", "extern_modules"] for name in archive.members):
-        reason = "a torch.package archive, whose importer calls what its pickles refer to"
+        reason = "the importer of torch.package archives calls what the pickles refer to"
         return Unsupported(reason)
     return Unsupported(SERVED) if MANIFEST in archive.members else None
 

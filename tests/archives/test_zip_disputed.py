@@ -124,16 +124,14 @@ def test_10_bytes_before_the_first_record_are_refused_where_offsets_allow_for_th
 def test_10_bytes_after_the_archive_are_a_finding() -> None:
     archive = opened(zips.build(two(), tail=b"what is this?"))
     assert [str(f) for f in archive.findings] == [
-        "CGPT003 bytes after the end of the archive: 13 bytes"
+        "CGPT003 bytes after the end of the data: 13 bytes"
     ]
     assert contents(archive) == {"a/data.pkl": b"first", "a/data/0": b"second"}
 
 
 def test_10_bytes_between_records_are_a_finding() -> None:
     archive = opened(zips.build(two(), before_directory=b"hidden payload"))
-    assert [str(f) for f in archive.findings] == [
-        "CGPT004 bytes between records that belong to none: 14 bytes"
-    ]
+    assert [str(f) for f in archive.findings] == ["CGPT004 bytes between the records: 14 bytes"]
 
 
 @pytest.mark.parametrize("size", [12, 16, 20, 24])

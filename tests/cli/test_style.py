@@ -73,14 +73,3 @@ def test_dangerous_names_and_nan_are_red(tmp_path: Path) -> None:
     assert f"  {YELLOW}warning{END}      {RED}dangerous{END}: names posix.system" in shown
     assert f"  {RED}1{END}\r\n" in shown
     assert f"{RED}1 of 1 tensor contains NaN or Inf{END}: w" in shown
-
-
-def test_warnings_are_yellow_on_a_terminal_and_wrapped_between_words(tmp_path: Path) -> None:
-    name = "a.module.whose.name.is.rather.long.weight"
-    torch.save({name: torch.tensor([math.inf])}, tmp_path / "m.pt")
-    out = tmp_path / "out.npz"
-    shown = in_terminal(60, "convert", tmp_path / "m.pt", "-o", out)
-    assert f"  {YELLOW}warning{END}: 1 tensor contains" in shown
-    assert re.search(rf"\r\n    .*{re.escape(name)}\r\n", shown)
-    piped = spawn("convert", tmp_path / "m.pt", "-o", out, "--overwrite").err
-    assert re.search(rf"^  warning: 1 tensor contains .*{re.escape(name)}$", piped, re.MULTILINE)

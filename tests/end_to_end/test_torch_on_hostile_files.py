@@ -198,7 +198,7 @@ def here(path: Path) -> str:
     done = run("convert", path, "-o", "out.npz")
     if done.code:
         assert done.code in (2, 3), done.err
-        return "refused"
+        return "rejected"
     ids = [each["id"] for each in run("inspect", "--json", path).json["findings"]]
     with np.load("out.npz") as found:
         assert found["w"].tobytes() == RAW
@@ -211,7 +211,7 @@ def theirs(path: Path, **options: Any) -> str:
         try:
             w = torch.load(path, **options)["w"]
         except Exception:  # noqa: BLE001  whatever it is
-            return "refused"
+            return "rejected"
     if os.path.exists("ran"):
         os.rmdir("ran")
         return "**runs**"

@@ -75,7 +75,7 @@ DANGEROUS: dict[str, tuple[bytes, str]] = {
     ),
     "set on a class": (
         b"\x80\x02ctorch\nTensor\n}X\x0c\0\0\0__setstate__K\1sb.",
-        "would change torch.Tensor",
+        "would set attributes of torch.Tensor",
     ),
     "the result of a call": (
         b"\x80\x02ctorch\ndevice\nX\x03\0\0\0cpu\x85R)R.",
@@ -105,7 +105,7 @@ DANGEROUS: dict[str, tuple[bytes, str]] = {
 # what nobody knows to be harmful, and weight files do not need
 FOREIGN: dict[str, tuple[bytes, str]] = {
     "a class": (b"\x80\x02cteam.models\nConfig\n)\x81}X\1\0\0\0aK\1sb.", "team.models.Config()"),
-    "a name alone": (b"\x80\x02cteam.models\nConfig\n.", "names team.models.Config"),
+    "a name alone": (b"\x80\x02cteam.models\nConfig\n.", "would import team.models.Config"),
     "a data type of the library": (b"\x80\x02cargparse\nNamespace\n)\x81.", "argparse.Namespace()"),
     "an extension code": (b"\x80\x02\x82\x05)R.", "extension code.5()"),
     "a torch function": (b"\x80\x02ctorch\nzeros\nK\1\x85R.", "torch.zeros(1)"),

@@ -213,7 +213,7 @@ def test_github_reads_each_annotation_back() -> None:
     ]
     _, properties, message = commands[0]
     assert properties["file"] == "dir/bad file.bin"
-    assert properties["title"] == "CGPT015 loading it would run code"
+    assert properties["title"] == "CGPT015 loading the file would run code"
     assert message == "would call os.system('id')"
     assert commands[1][1]["file"].startswith("a,b:c%d\\n")
     assert not lines[-1].startswith("::")

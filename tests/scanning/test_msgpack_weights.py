@@ -58,7 +58,7 @@ def test_weights_are_clean(name: str, tmp_path: Path) -> None:
     data = packed(FLAX[name])
     for call in ("flax_model.msgpack", "weights"):
         assert scanned(data, tmp_path, name=call).verdict is Verdict.CLEAN
-    assert "clean: Flax checkpoint" in run("scan", tmp_path / "flax_model.msgpack").out
+    assert "(Flax checkpoint)" in run("scan", tmp_path / "flax_model.msgpack").out
 
 
 OTHERS = {

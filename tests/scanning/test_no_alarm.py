@@ -111,17 +111,17 @@ def test_other_files_are_passed_over_and_counted(text: bytes, tmp_path: Path) ->
     assert scanned(text, tmp_path).verdict is Verdict.NOTHING
     result = run("scan", tmp_path)
     assert result.code == 0
-    assert "1 file holds no weights and no pickle" in result.out
+    assert "1 file contains no weights and no pickle" in result.out
     assert result.out.splitlines()[-1] == "1 file, without weights"
 
 
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("html.bin", b"<html><body>Not found</body></html>", "a web page"),
-        ("zero.PT", bytes(5000), "a file of zeros"),
-        ("x.safetensors", b"", "an empty file"),
-        ("x.gguf", b"<?xml version='1.0'?><Error/>", "an XML document"),
+        ("html.bin", b"<html><body>Not found</body></html>", "web page"),
+        ("zero.PT", bytes(5000), "file of zeros"),
+        ("x.safetensors", b"", "empty file"),
+        ("x.gguf", b"<?xml version='1.0'?><Error/>", "XML document"),
     ],
 )
 def test_what_is_called_like_weights_and_holds_none_is_named(
@@ -131,9 +131,9 @@ def test_what_is_called_like_weights_and_holds_none_is_named(
     (tmp_path / "README.md").write_bytes(data)
     result = run("scan", tmp_path)
     assert result.code == 0
-    assert f"note    {tmp_path / name}: {words}, not weights\n" in result.out
+    assert f"not weights  {tmp_path / name} ({words})\n" in result.out
     assert "README.md" not in result.out
-    assert "2 files hold no weights" in result.out
+    assert "2 files contain no weights" in result.out
 
 
 def test_this_project_is_weights_only() -> None:

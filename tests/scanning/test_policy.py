@@ -35,7 +35,7 @@ def test_allowed_names_have_reasons(tmp_path: Path) -> None:
     assert run("scan", tmp_path / "m.bin", "--policy", path).code == 0
     path = policy(tmp_path, entry.replace("ours", " "))
     result = run("scan", tmp_path / "m.bin", "--policy", path)
-    assert (result.code, "name, reason, each a text" in result.err) == (2, True)
+    assert (result.code, "with text values: name, reason" in result.err) == (2, True)
     path = policy(tmp_path, entry.replace("team.models.Config", "os.system"))
     assert run("scan", tmp_path / "m.bin", "--policy", path).code == 2
 
@@ -49,7 +49,7 @@ def test_excluded_files_are_counted(tmp_path: Path) -> None:
     for form in ("text", "json", "junit", "github"):
         result = run("scan", tmp_path, "--policy", path, "--format", form)
         assert result.code == 0
-        assert "1 file not scanned, as the policy excludes them" in result.out
+        assert "1 file excluded by the policy" in result.out
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_the_verdict_can_be_expected_of_exactly_these_bytes(
     path = policy(tmp_path, expecting(data, "clean"))
     result = run("scan", file, "--policy", path)
     assert result.code != 0
-    assert f"the policy expects the verdict 'clean': it is '{verdict}'" in result.out
+    assert f"the policy expects the verdict 'clean', but it is '{verdict}'" in result.out
     path = policy(tmp_path, expecting(data + b"x", verdict))
     result = run("scan", file, "--policy", path)
-    assert (result.code != 0, "applies to no file" in result.out) == (True, True)
+    assert (result.code != 0, "matches no scanned file" in result.out) == (True, True)
 
 
 def test_a_better_verdict_than_expected_fails_too(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class PickleCursor:
         if end < 0:
             if self.at + self.limits.line_bytes >= len(self.data):
                 raise Incomplete("the pickle ends inside a line")
-            raise Unsupported(f"a text argument of more than {self.limits.line_bytes} bytes")
+            raise Unsupported(f"a text argument is longer than {self.limits.line_bytes:,} bytes")
         line, self.at = self.data[self.at : end], end + 1
         return line
 
@@ -91,7 +91,7 @@ def _utf8(data: bytes) -> str:
     try:
         return data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        raise Malformed("text that is not UTF-8") from error
+        raise Malformed("a text is not UTF-8") from error
 
 
 def _byte_string(data: bytes) -> str | bytes:
@@ -104,12 +104,12 @@ _ESCAPED = rb"""(?s)(?:[^\\]|\\(?:[\\'"nrt]|x[0-9a-fA-F]{2}))*"""
 
 def _quoted(data: bytes) -> str | bytes:
     if len(data) < len("''") or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
-        raise Malformed("a string argument without quotes")
+        raise Malformed("a string argument has no quotes")
     inside = data[1:-1]
     if b"\\" not in inside:
         return _byte_string(inside)
     if not re.fullmatch(_ESCAPED, inside):
-        raise Malformed("a string argument with an escape that repr() does not write")
+        raise Malformed("a string argument has an escape that repr() does not write")
     return _byte_string(codecs.escape_decode(inside)[0])
 
 
@@ -117,7 +117,7 @@ def _raw_unicode(data: bytes) -> str:
     try:
         return data.decode("raw-unicode-escape")
     except UnicodeDecodeError as error:
-        raise Malformed("text with a bad escape") from error
+        raise Malformed("a text has an invalid escape") from error
 
 
 def _short_decimal(data: bytes) -> int | bool:
@@ -139,19 +139,19 @@ _FLOAT = rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|inf|nan)"
 def _decimal(data: bytes) -> int:
     plain = data.isdigit() and (data[0] != ord("0") or len(data) == 1)
     if not plain and not re.fullmatch(_DECIMAL, data):  # which takes three times as long
-        raise Malformed("an integer argument that is not one")
+        raise Malformed("an integer argument is invalid")
     return int(data)
 
 
 def _float(data: bytes) -> float:
     if not re.fullmatch(_FLOAT, data):
-        raise Malformed("a float argument that is not one")
+        raise Malformed("a float argument is invalid")
     return float(data)
 
 
 def _long(data: bytes) -> int:
     if len(data) > PICKLE.integer_bytes:
-        raise Unsupported(f"an integer of {len(data):,} bytes")
+        raise Unsupported(f"an integer is too large: {len(data):,} bytes")
     return int.from_bytes(data, "little", signed=True)
 
 

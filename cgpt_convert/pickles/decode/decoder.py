@@ -42,7 +42,7 @@ def decode(
     extension codes, out-of-band buffers and anything beyond `limits`; both give the byte position.
     """
     if len(data) - start > limits.nbytes:
-        raise Unsupported(f"a pickle of more than {limits.nbytes:,} bytes")
+        raise Unsupported(f"the pickle is larger than {limits.nbytes:,} bytes")
     machine = _PickleDecoder(data, limits, start, persistent)
     try:
         value = machine.run()
@@ -92,32 +92,34 @@ class _PickleDecoder(ValueStack):
             if self.opcode_at >= len(data):
                 raise Incomplete("the pickle ends before its STOP opcode") from None
             # from the stack: reading arguments and references raises no IndexError
-            raise Malformed("an opcode needs a value and the stack has none") from None
-        raise Unsupported(f"a pickle of more than {self.limits.opcodes:,} opcodes")
+            raise Malformed("an opcode needs a value, but the stack is empty") from None
+        raise Unsupported(f"the pickle has more than {self.limits.opcodes:,} opcodes")
 
     def STOP(self) -> None:
         left = len(self.stack) + sum(len(stack) + 1 for stack in self.below)  # and their MARKs
         if left != 1:
-            raise Malformed(f"{left} values are left at the end instead of one")
+            raise Malformed(f"the pickle ends with {left} values on the stack instead of one")
 
     def unknown(self) -> None:
         """Raise Malformed for a byte that is not an opcode."""
-        raise Malformed(f"no such opcode: 0x{self.data[self.opcode_at]:02x}")
+        raise Malformed(f"unknown opcode 0x{self.data[self.opcode_at]:02x}")
 
     def PROTO(self, version: int) -> None:
         if version > _NEWEST_PROTOCOL:
-            raise Unsupported(f"pickle protocol {version}")
+            raise Unsupported(f"unknown pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
         if self.opcode_at < self.frame_end < self.no_frame and self.frame_end != self.at:
-            raise Malformed("a frame begins inside another: loaders disagree about what follows")
+            raise Malformed(
+                "a frame begins inside another frame: loaders read different data after it"
+            )
         if nbytes > len(self.data) - self.at:
             raise Incomplete("a frame is longer than the pickle")
         self.frame_end = self.framed = self.at + nbytes
 
     def leave_frame(self) -> None:
         if self.opcode_at > self.frame_end:
-            raise Malformed("a frame ends inside an argument: loaders disagree about what follows")
+            raise Malformed("a frame ends inside an argument: loaders read different data after it")
         self.frame_end = self.no_frame
 
     # -- names, calls and references: recorded only
@@ -129,7 +131,7 @@ class _PickleDecoder(ValueStack):
         if key not in self.named:
             self.spelled -= len(module) + len(name)
             if self.spelled < 0:
-                raise Unsupported("too many characters of names for a pickle of its size")
+                raise Unsupported("the names in the pickle are too long in total for its size")
             self.globals[key] = self.opcode_at
             self.named[key] = Global(module, name)
         return self.named[key]
@@ -182,10 +184,10 @@ class _PickleDecoder(ValueStack):
         self.keep(self.persistent(self.stack.pop()))
 
     def EXT1(self, code: int) -> None:
-        raise Unsupported(f"extension code {code}: its meaning is not in the file")
+        raise Unsupported(f"the pickle uses extension code {code}, which the file does not define")
 
     def NEXT_BUFFER(self) -> None:
-        raise Unsupported("an out-of-band buffer, which is not in the file")
+        raise Unsupported("the pickle refers to an out-of-band buffer, which is not in the file")
 
     READONLY_BUFFER = NEXT_BUFFER
     EXT2 = EXT4 = EXT1

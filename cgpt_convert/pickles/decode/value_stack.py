@@ -40,7 +40,7 @@ class ValueStack(PickleCursor):
     def pop_to_mark(self) -> list[Value]:
         values = self.stack
         if not self.below:
-            raise Malformed("an opcode needs a MARK and the stack has none")
+            raise Malformed("an opcode needs a MARK, but the stack has none")
         self.stack = self.below.pop()
         return values
 

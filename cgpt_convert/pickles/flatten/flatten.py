@@ -142,7 +142,7 @@ class WalkBudget:
         """Deduct one value under `name`, or `cost` values."""
         self.nodes -= cost
         if len(name) > NAME:
-            raise Unsupported(f"a name of more than {NAME:,} characters", where=self.path)
+            raise Unsupported(f"a name is longer than {NAME:,} characters", where=self.path)
         self.names -= len(name)
         if self.nodes < 0 or self.names < 0:
             raise self._exceeded(_VALUES if self.nodes < 0 else _TOLD)
@@ -335,7 +335,9 @@ class _TreeWalk:
         if id(value) in self.path:
             return
         if depth > NESTING:
-            raise Unsupported(f"values nested deeper than {NESTING}", where=self.checkpoint.path)
+            raise Unsupported(
+                f"values are nested more than {NESTING} levels deep", where=self.checkpoint.path
+            )
         self.budget.fits(len(pairs))
         self.path.add(id(value))
         twice: frozenset[Value] = frozenset()

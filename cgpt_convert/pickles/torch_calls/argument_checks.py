@@ -28,9 +28,9 @@ def arguments(call: Call, recognise: Callable[..., object], *, given: int) -> tu
         most = recognise.__code__.co_argcount - given
         _COUNTS[recognise] = range(most - len(recognise.__defaults__ or ()), most + 1)
     if not (isinstance(call.args, tuple) and len(call.args) in _COUNTS[recognise]):
-        raise Malformed(f"{call.func} with the arguments {text(call.args)}")
+        raise Malformed(f"{call.func} is called with invalid arguments {text(call.args)}")
     if call.how != "REDUCE" or call.state is not None or call.items or call.elements:
-        raise Malformed(f"a tensor that is changed after it is made: {text(call)}")
+        raise Malformed(f"a tensor is changed after it is created: {text(call)}")
     if not are_settled(call.args, call.position):
         raise Malformed(f"an argument is changed after the call: {text(call)}")
     return call.args
@@ -70,10 +70,10 @@ def integers(value: Value) -> tuple[int, ...]:
         return value  # as torch writes it
     if isinstance(value, Call) and value.calls("torch", "Size") and isinstance(value.args, tuple):
         if value.changed or not are_settled(value.args, value.position):
-            raise Malformed(f"a size that is changed after it is made: {text(value)}")
+            raise Malformed(f"a size is changed after it is created: {text(value)}")
         value = value.args[0] if len(value.args) == 1 else value.args
     if isinstance(value, tuple | list) and len(value) > RANK:
-        raise Unsupported(f"{len(value)} dimensions")
+        raise Unsupported(f"a tensor has {len(value)} dimensions")
     if not isinstance(value, tuple | list) or not _INTEGER.issuperset(map(type, value)):
         raise Malformed(f"not a tuple of integers: {text(value)}")
     return tuple(value)
@@ -86,7 +86,7 @@ def shape_of(value: Value) -> tuple[int, ...]:
     """Return the sizes of a tensor that is not a view and so is not limited by a storage."""
     sizes = integers(value)
     if len(sizes) > RANK or not all(0 <= size < INT64 for size in sizes):
-        raise Malformed(f"a tensor of shape {text(sizes)}")
+        raise Malformed(f"invalid shape {text(sizes)}")
     return sizes
 
 

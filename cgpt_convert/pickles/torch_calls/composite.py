@@ -34,7 +34,7 @@ def _rebuild_qtensor(
 ) -> Rebuilt:
     where, dtype = storage_of(storages, storage)
     if dtype is None or dtype.kind != "q":
-        raise Malformed("a quantized tensor whose storage is not quantized")
+        raise Malformed("the storage of a quantized tensor is not quantized")
     extra: tuple[tuple[str, Value], ...] = ()
     match quantizer:
         case (Global(module="torch") as scheme, (float() | int()) as scale, int() as zero):
@@ -73,14 +73,14 @@ def _rebuild_sparse_tensor(storages: StorageTable, layout: Value, data: Value) -
         case _:
             raise Malformed(f"not a layout: {text(layout)}")
     if not isinstance(data, tuple):
-        raise Malformed(f"sparse data that is no tuple: {text(data)}")
+        raise Malformed(f"sparse data is not a tuple: {text(data)}")
     if name == "torch.sparse_coo" and len(data) in (3, 4):
         names: tuple[str, ...] = ("indices", "values")
         tensors, size = data[:2], data[2]
     elif name in _COMPRESSED and len(data) == len("iivs"):
         names, tensors, size = (*_COMPRESSED[name], "values"), data[:-1], data[-1]
     else:
-        raise Unsupported(f"layout {name} with {len(data)} parts")
+        raise Unsupported(f"layout {name} with {len(data)} parts is not supported")
     return _composite(storages, name.removeprefix("torch."), names, tensors, shape_of(size))
 
 

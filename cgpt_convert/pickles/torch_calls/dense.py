@@ -50,7 +50,9 @@ def plain(call: Call, storages: StorageTable) -> Tensor | None:
     if module in ("torch", "torch.cuda") and name.removesuffix("Tensor") in dtypes.BY_STORAGE:
         return _typed_tensor(storages, call)
     if (module, name) in _CONSTRUCTED or module in _SPARSE:
-        raise Unsupported(f"a tensor made by the constructor of {module}.{name}")
+        raise Unsupported(
+            f"tensors created by the constructor of {module}.{name} are not supported"
+        )
     if numpy_arrays.is_array(call):
         try:
             tensor = numpy_arrays.array(call)
@@ -94,13 +96,13 @@ def _with_bits(tensor: Tensor, metadata: Value) -> Tensor:
         return tensor
     bits = {}
     if not isinstance(metadata, Dict):
-        raise Malformed(f"tensor metadata that is no dict: {text(metadata)}")
+        raise Malformed(f"tensor metadata is not a dict: {text(metadata)}")
     for key, value in metadata.items:  # torch looks at the keys only, and never writes False
         if key not in ("conj", "neg") or value is not True:
-            raise Unsupported(f"tensor metadata {text(metadata)}")
+            raise Unsupported(f"tensor metadata {text(metadata)} is not supported")
         bits[key] = value
     if bits.get("conj") and tensor.stored.kind != "c":
-        raise Malformed(f"a conjugate bit on {tensor.stored.name}")
+        raise Malformed(f"the conjugate bit is set for {tensor.stored.name}")
     return replace(tensor, conj=bits.get("conj", False), neg=bits.get("neg", False))
 
 
@@ -181,7 +183,7 @@ def unwrap(call: Call) -> tuple[Call, list[Value]]:
             call = _variable(call)
         else:
             return call, states
-    raise Unsupported(f"more than {_WRAPPED} wrappers around one tensor")
+    raise Unsupported(f"a tensor is wrapped more than {_WRAPPED} times")
 
 
 _WRAPPED = 8  # a subclass of a parameter takes 2

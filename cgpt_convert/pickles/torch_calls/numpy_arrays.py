@@ -41,12 +41,12 @@ def array(call: Call) -> Tensor:
         case Call(args=(data, Call() as descr, tuple() as shape, "C" | "F" as order), state=None):
             fortran = order == "F"  # protocol 5
         case _:
-            raise Malformed(f"an array of {text(call.args)} with state {text(call.state)}")
+            raise Malformed(f"invalid NumPy array: {text(call.args)} with state {text(call.state)}")
     content = _content(data)
     if content is None:
-        raise Unsupported(f"an array of {text(descr)}")
+        raise Unsupported(f"NumPy element type {text(descr)} is not supported")
     if len(shape) > RANK or not all(type(size) is int and size >= 0 for size in shape):
-        raise Malformed(f"an array of shape {text(shape)}")
+        raise Malformed(f"a NumPy array has the invalid shape {text(shape)}")
     dtype, byteorder = _dtype(descr)
     strides = c_strides(shape)
     if fortran:
@@ -56,7 +56,7 @@ def array(call: Call) -> Tensor:
     storage = Storage(source, 0, len(content), "array", byteorder)
     tensor = view(dtype, shape, strides, 0, storage)
     if tensor.nbytes != len(content):
-        raise Malformed(f"an array of shape {shape} with {len(content):,} bytes")
+        raise Malformed(f"a NumPy array of shape {shape} has {len(content):,} bytes")
     return tensor
 
 
@@ -105,14 +105,14 @@ def _dtype(descr: Call) -> tuple[DType, str]:
         case Call(func=Global(module="numpy", name="dtype"), args=(str(code), *_), state=state):
             pass
         case _:
-            raise Unsupported(f"an array of {text(descr)}")
+            raise Unsupported(f"NumPy element type {text(descr)} is not supported")
     plain = re.fullmatch(r"[fiucb][0-9]{1,2}", code)
     match state:  # version, byte order, then fields of subarrays and records only
         case (int(), "<" | ">" | "|" as order, None, None, None, *_) if plain:
             for prefix in "<|":
                 if prefix + code in BY_NUMPY:
                     return BY_NUMPY[prefix + code], "big" if order == ">" else "little"
-    raise Unsupported(f"an array of numpy type {code!r}")
+    raise Unsupported(f"NumPy element type {code!r} is not supported")
 
 
 def _content(value: Value) -> bytes | bytearray | str | None:
@@ -141,7 +141,9 @@ class _Latin1:
         try:
             buffer[:] = self._chars[offset : offset + len(buffer)].encode("latin-1")
         except UnicodeEncodeError as error:
-            raise Malformed("an array's bytes hold text", where=self.name) from error
+            raise Malformed(
+                "the bytes of a NumPy array are a text that cannot be encoded", where=self.name
+            ) from error
 
     def check_unchanged(self) -> None:
         """Do nothing: the bytes in memory do not change."""

@@ -136,13 +136,13 @@ class OpcodeReader:
             if legal is not None:
                 number, zero, _ = piece.partition(b"\0")
                 if not legal.issuperset(number):
-                    raise UnpicklingFault("a text argument with bytes that do not belong there")
+                    raise UnpicklingFault("a text argument contains invalid bytes")
                 legal = None if zero else legal  # C reads a number up to the NUL
             head += piece[: KEPT - len(head)]
             nbytes += len(piece)
             self.index += len(piece)
             if most is not None and nbytes > most:
-                raise UnpicklingFault("a name longer than any that can be imported")
+                raise UnpicklingFault("a name is too long to be imported")
             if end >= 0:
                 self.index += 1
                 return Span(offset, nbytes, head, "utf-8")

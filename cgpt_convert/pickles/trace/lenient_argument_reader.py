@@ -155,13 +155,13 @@ def _quoted(opcodes: OpcodeReader) -> Value:
     if piece is None:
         quote = opcodes.take(1)
         if quote not in _QUOTES:
-            raise UnpicklingFault("a string argument without quotes")
+            raise UnpicklingFault("a string argument has no quotes")
         line = opcodes.line()
         place, nbytes, piece = line.offset - 1, line.nbytes + 1, quote + line.head
     else:
         place, nbytes = opcodes.base + opcodes.index - len(piece) - 1, len(piece)
     if piece[:1] not in _QUOTES:
-        raise UnpicklingFault("a string argument without quotes")
+        raise UnpicklingFault("a string argument has no quotes")
     inner = piece.rstrip()[1:-1]  # Python 2 allows blanks after the quote
     if nbytes <= KEPT and inner.isascii():
         if b"\\" not in inner:

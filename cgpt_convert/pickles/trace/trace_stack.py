@@ -105,7 +105,7 @@ class TraceStack:
     def pop_to_mark(self) -> list[Value]:
         """Return the values above the last MARK."""
         if not self.below:
-            raise UnpicklingFault("an opcode needs a MARK and the stack has none")
+            raise UnpicklingFault("an opcode needs a MARK, but the stack has none")
         values, interrupted = self.stack, self.below.pop()
         if isinstance(interrupted, list):
             self.stack = interrupted
@@ -144,11 +144,11 @@ class TraceStack:
 
     def PROTO(self, version: int) -> None:
         if version > NEWEST_PROTOCOL:
-            raise UnpicklingFault(f"pickle protocol {version}")
+            raise UnpicklingFault(f"unknown pickle protocol {version}")
 
     def FRAME(self, nbytes: int) -> None:
         if self.position < self.frame_end != self.opcodes.at:  # C discards its read-ahead
-            self.misframe("a frame that begins inside another")
+            self.misframe("a frame begins inside another frame")
         self.frame_end = self.opcodes.at + nbytes
 
     def misframe(self, how: str) -> None:
@@ -156,7 +156,7 @@ class TraceStack:
 
         This proves nothing for random bytes that happen to contain a frame longer than the file.
         """
-        self.odd = self.odd or f"{how}: loaders disagree"
+        self.odd = self.odd or f"{how}: loaders read different data after it"
         self.misframed |= self.frame_end <= self.opcodes.end
 
     def TUPLE(self) -> None:
@@ -204,7 +204,7 @@ class TraceStack:
         self.make(_dict, self.pop_to_mark())
 
     def OUT_OF_BAND(self) -> None:
-        self.odd = self.odd or "an out-of-band buffer, which is not in the file"
+        self.odd = self.odd or "it refers to an out-of-band buffer, which is not in the file"
         self.stack.append(UNKNOWN)
 
     # -- the memo
@@ -233,7 +233,7 @@ class TraceStack:
             self.memo[index] = value
             return
         if index > MEMO_GAP + self.position:
-            self.odd = self.odd or f"memo index {index:,}, for which loaders take memory at once"
+            self.odd = self.odd or f"memo index {index:,} makes loaders allocate a lot of memory"
         if index == len(self.memo):
             self.memo.append(value)
             while len(self.memo) in self.sparse:
@@ -260,7 +260,7 @@ class TraceStack:
             self.memo.append(self.stack[-1])
 
 
-_UNUSUAL = "a memo index that is no plain number: loaders disagree"
+_UNUSUAL = "a memo index is not a plain number: loaders read it differently"
 _INT32 = 1 << 32
 
 

@@ -135,15 +135,15 @@ class _Tracer(PayloadStack):
                         method(self, argument(opcodes))
                     buffer, index = opcodes.buffer, opcodes.index
                     if self.frame_end and self.position < self.frame_end < opcodes.at:
-                        self.misframe("a frame that ends inside an argument")
+                        self.misframe("a frame ends inside an argument")
                 left -= cost
                 if left < self.extra:
                     raise TraceLimitReached(f"more than {self.most:,} opcodes")
             self.value = self.stack.pop()
             if self.frame_end > opcodes.at:  # C continues with the next pickle after the frame
-                self.misframe("a frame that ends behind the pickle")
+                self.misframe("a frame ends after the pickle")
         except IndexError:  # from the stack: nothing else raises IndexError
-            raise UnpicklingFault("an opcode needs a value and the stack has none") from None
+            raise UnpicklingFault("an opcode needs a value, but the stack is empty") from None
         finally:
             self.count = self.most - left + self.extra
 
@@ -152,7 +152,7 @@ class _Tracer(PayloadStack):
         self.marked |= self.position == self.start
 
     def unknown(self) -> None:
-        raise UnpicklingFault("no such opcode")
+        raise UnpicklingFault("unknown opcode")
 
     # -- additions to what is on the stack
 
@@ -207,7 +207,7 @@ class _Tracer(PayloadStack):
                 self.never_kept(state)
                 self.misuse(target).state = state
         elif target is not UNKNOWN:
-            self.odd = self.odd or "a state is set on a plain value"
+            self.odd = self.odd or "a state is set on a value that is not an object"
 
     # -- names and calls
 
@@ -257,7 +257,7 @@ class _Tracer(PayloadStack):
             use = self.use(func.module, func.name)
             use.misused = True
         if not isinstance(func, _CALLABLE):
-            raise UnpicklingFault("a plain value is called")
+            raise UnpicklingFault("a value that is not callable is called")
         self.extra += _CALLED
         made = Call(func, args if isinstance(args, tuple) else (args,), self.position, how, kwargs)
         if use is None:
@@ -283,7 +283,7 @@ class _Tracer(PayloadStack):
         """Raise Exhausted if the value is needed but was dropped because of a limit."""
         parts = value if type(value) is tuple else (value,)
         if any(part is DROPPED for part in parts):
-            raise TraceLimitReached("more lists, dicts and tuples than are kept")
+            raise TraceLimitReached("too many lists, dicts and tuples")
 
     def change(self, target: TracedName) -> None:
         """Record that attributes or items are set on a class or module itself."""
@@ -318,7 +318,7 @@ class _Tracer(PayloadStack):
         self.never_kept(reference)
         value = referenced(reference)
         if isinstance(value, PersistentId):
-            self.odd = self.odd or "a persistent id of no form that torch writes"
+            self.odd = self.odd or "a persistent ID has a form that torch never writes"
         self.keep(value, 1)
 
     def BINPERSID(self) -> None:
