@@ -12,7 +12,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.core.text import quoted_list
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.core.threads import step
 from cgpt_convert.formats import registry, sharded_reader
 from cgpt_convert.formats.file_kinds import FileKind
@@ -95,7 +95,8 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     checkpoint = open_file(path)
     index = sharded_reader.lone_shard(path) if "-of-" in path else None
     if index:
-        detail = f"{os.path.basename(path)}; pass {index} or the folder for the whole model"
+        name = quoted(os.path.basename(path))
+        detail = f"{name}; pass {quoted(index)} or the folder for the whole model"
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
     return checkpoint
 
@@ -149,7 +150,7 @@ def _open_folder(path: str, inside: Collection[str], *, salvage: bool) -> Checkp
         opened = _open_weights if is_url(one) else _open_local
         checkpoint = opened(one, salvage=salvage)
     if others:
-        checkpoint.findings.append(Finding(findings.OTHER_WEIGHTS, ", ".join(others)))
+        checkpoint.findings.append(Finding(findings.OTHER_WEIGHTS, quoted_list(others)))
     return checkpoint
 
 

@@ -246,9 +246,9 @@ def test_safetensors_are_taken_before_torch_files(folder: Path, tmp_path: Path) 
     result = run("inspect", both, "--json")
     assert result.json["kind"] == "safetensors"
     (finding,) = result.json["findings"]
-    assert (finding["id"], finding["detail"]) == ("CGPT032", "pytorch_model.bin")
+    assert (finding["id"], finding["detail"]) == ("CGPT032", "'pytorch_model.bin'")
     converted = run("convert", both, "-o", tmp_path / "m.npz")
-    assert "other weight files in the folder, not read: pytorch_model.bin" in converted.err
+    assert "other weight files in the folder, not read: 'pytorch_model.bin'" in converted.err
 
     shards = without_index(folder)
     for number in (1, 2):

@@ -16,7 +16,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core import findings, limits
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
-from cgpt_convert.core.text import printable, quoted
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats.diagnose_zip import MACOS, of_names
 from cgpt_convert.formats.torch.torchscript import CONSTANT, script_classes
 from cgpt_convert.pickles.decode.decoder import DecodedPickle, decode
@@ -165,7 +165,7 @@ class ZipStorages:
             sizes = f"{member.nbytes:,} bytes, the pickle declares {nbytes:,}"
             raise Malformed(f"the record {quoted(name)} has {sizes}")
         if member.nbytes > nbytes:
-            self.longer.append(f"{key} by {member.nbytes - nbytes:,} bytes")
+            self.longer.append(f"{quoted(key)} by {member.nbytes - nbytes:,} bytes")
         source, offset, size = self.archive.open(name)
         crc = None if _is_skipped(member) else self.archive.crc32(name)
         storage = Storage(source, offset, size, key, self.byteorder, crc, location)
@@ -243,8 +243,8 @@ def _account(checkpoint: Checkpoint, archive: Archive, tables: list[ZipStorages]
     skipped = {id(storage) for table in tables for storage in table.skipped}
     if skipped:
         checkpoint.unsaved = {n for n, t in checkpoint.items() if id(t.storage) in skipped}
-        detail = ", ".join(map(printable, sorted(checkpoint.unsaved)))
-        checkpoint.findings.append(Finding(findings.VALUES_NOT_SAVED, detail))
+        names = quoted_list(sorted(checkpoint.unsaved))
+        checkpoint.findings.append(Finding(findings.VALUES_NOT_SAVED, names))
 
 
 def _is_skipped(member: ZipMember) -> bool:
