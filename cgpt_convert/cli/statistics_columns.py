@@ -8,7 +8,7 @@ from cgpt_convert.cli import style
 from cgpt_convert.core.checks import FAILED
 
 COLUMNS = ("distribution", "min", "max", "mean", "std", "zeros", "nan", "inf")
-_LARGE, _HUGE = 1e4, 1e7  # between them a number is shown without an exponent
+_LARGE, _HUGE = 9999.5, 1e7  # between them a number is shown without an exponent
 
 
 def cells_of(stats: dict[str, Any]) -> list[str]:

@@ -271,6 +271,14 @@ def test_statistics_of_a_module_leave_masks_out(tmp_path: Path) -> None:
     assert ends == {name: ["-0.5", "0.25"] for name in ("a", "w", "total")} | {"mask": ["1", "511"]}
 
 
+def test_large_numbers_have_an_exponent_only_where_it_is_shorter(tmp_path: Path) -> None:
+    state = {"a": torch.tensor([9999.75, 12345678.0]), "b": torch.tensor([-60000.0, 0.125])}
+    lines = run("inspect", vendor.save(state, tmp_path / "m.pt"), "--stats").out.splitlines()
+    shown = {line.split()[0]: line.split()[-4:-2] for line in lines[-4:-2]}
+    assert shown["a"] == ["10,000", "1.235e+07"]
+    assert shown["b"] == ["-60,000", "0.125"]
+
+
 def test_shares_and_bars_are_of_the_whole(tmp_path: Path) -> None:
     state = {"a": torch.ones(600), "b": torch.ones(250), "c": torch.ones(150), "d": torch.ones(0)}
     lines = run("inspect", vendor.save(state, tmp_path / "m.pt"), "--tree").out.splitlines()
