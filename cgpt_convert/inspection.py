@@ -183,7 +183,7 @@ def add_statistics(
 
     pairs = [(checkpoint[row["name"]], row) for row in rows]
     pairs.sort(key=lambda pair: _place(pair[0]))
-    with progress("statistics", sum(row["nbytes"] for row in rows)) as advance:
+    with progress("computing statistics", sum(row["nbytes"] for row in rows)) as advance:
         for tensor, row in pairs:
             row["stats"] = statistics(tensor)
             advance(row["nbytes"])
@@ -201,7 +201,7 @@ def check_storages_of(checkpoint: Checkpoint, progress: Progress = no_progress) 
 
     storages = stored(checkpoint.storages)
     recorded = [s for s in storages if s.crc32 is not None]
-    with progress("checksums", sum(s.nbytes for s in recorded)) as advance:
+    with progress("verifying checksums", sum(s.nbytes for s in recorded)) as advance:
         damaged = {id(storage): storage.key for storage in check_storages(recorded, advance)}
     touched = [
         name

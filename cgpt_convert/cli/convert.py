@@ -185,7 +185,7 @@ def _print(made: Converted, *, verbose: bool) -> None:
     if not made.lines:  # those lines include ties
         _print_ties(list(made.aliases.items()))
     if made.reordered:
-        _say(f"  put in C order: {_names(made.reordered)}")
+        _say(f"  made contiguous: {_names(made.reordered)}")
     for casts in made.casts:
         _say(f"  {_cast(casts)}")
     for name, counts in made.lossy.items() if verbose else ():
@@ -217,7 +217,7 @@ def _print_choice(made: Converted) -> None:
     """Print the root of the tensors, and the tensors of the file that are skipped."""
     root = printable(made.root)
     if root:
-        _say(f"  taken from under {root!r}")
+        _say(f"  using the tensors under {root!r}")
     if made.outside:
         _say(f"  skipped outside {root!r}: {_parts(made.outside)}")
     if made.extras:
@@ -228,8 +228,8 @@ def _print_choice(made: Converted) -> None:
             _say(f"  skipped, as state_dict() does not contain it: {_names(names)} ({what})")
     if made.parts:
         _say(
-            "  no key such as state_dict holds the weights, so that all tensors are written under "
-            f"their full names: {_parts(made.parts)}; use --root KEY to write one part"
+            "  no key such as state_dict contains the weights: all tensors are written under their "
+            f"full names: {_parts(made.parts)}; use --root KEY to write one part"
         )
 
 
@@ -269,7 +269,7 @@ def _warnings(made: Converted) -> Iterator[str]:
 
 def _print_ties(ties: list[tuple[str, str]]) -> None:
     for name, kept in ties[:_TIES]:
-        _say(f"  tied: {printable(name)} is {printable(kept)}, written once")
+        _say(f"  tied: {printable(name)} shares {printable(kept)}, written once")
     if len(ties) > _TIES:
         _say(f"  and {len(ties) - _TIES:,} more names that are tied (--json has all)")
 

@@ -94,7 +94,8 @@ def command(
             raise click.UsageError("--properties takes all storages: give no other choice")
         plans, lines = _with_properties(checkpoint)
     else:
-        plans, lost = _plans(checkpoint, by, match, exclude)
+        with progress("planning"):
+            plans, lost = _plans(checkpoint, by, match, exclude)
     nbytes = sum(plan.nbytes for plan in plans)
     with progress("writing", nbytes) as advance:
         settings = WriteOptions(overwrite, inputs_of(checkpoint), advance, jobs)

@@ -91,7 +91,7 @@ def command(
     The most likely token is chosen each time, unless an option turns on sampling or beam search.
     """
     if sum(given is not None for given in (prompt, ids, request)) != 1:
-        raise click.UsageError("give one of PROMPT, --ids and --request")
+        raise click.UsageError("pass exactly one of PROMPT, --ids and --request")
     start = perf_counter()
     settings = _settings(**how)
     jobs = jobs or cores()
@@ -124,7 +124,7 @@ def _settings(
     seed: int | None,
 ) -> GenerationSettings:
     if early_stopping and beams == 1:
-        raise click.UsageError("--early-stopping is of --beams")
+        raise click.UsageError("--early-stopping requires --beams")
     from cgpt_convert.inference.generate.generation_settings import GenerationSettings
     from cgpt_convert.inference.generate.sampling import SamplingOptions
 

@@ -33,7 +33,7 @@ class TokenIds(click.ParamType):  # type: ignore[type-arg]  # generic from click
         """Return the IDs; invalid ones are a usage error."""
         words = str(value).replace(",", " ").split()
         if not words or not all(word.isascii() and word.isdigit() for word in words):
-            self.fail(f"{value!r} are no token ids such as 464,2068", param, ctx)
+            self.fail(f"{value!r} is not a list of token IDs such as 464,2068", param, ctx)
         return [int(word) for word in words]
 
 
@@ -229,7 +229,7 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8: {error}", where=path) from error
     if not text:
-        raise BadRequest("there is no text in it", where=path)
+        raise BadRequest("the text file is empty", where=path)
     return text
 
 

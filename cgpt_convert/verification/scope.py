@@ -9,6 +9,7 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import FAILED, NOTE, Check
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.core.text import printable
+from cgpt_convert.core.threads import step
 from cgpt_convert.targets.selection import (
     TensorSelection,
     choose_root,
@@ -122,6 +123,13 @@ def sides(
     those whose names in SOURCE match. `claimed_root` is the root in TARGET's provenance metadata,
     used if the user gives none.
     """
+    with step("matching tensor names"):
+        return _sides(source, target, wish, claimed_root)
+
+
+def _sides(
+    source: Checkpoint, target: Checkpoint, wish: TensorSelection, claimed_root: str | None
+) -> ComparedFiles:
     if wish.root is None and claimed_root:
         fits = [weights(source), *part_under(source, claimed_root)]
         other = weights(target)

@@ -229,7 +229,7 @@ def test_a_lone_well_known_key_is_the_root_and_the_rest_is_said(tmp_path: Path) 
     assert result["root"] == "state_dict"
     assert result["left_out"] == ["optimizer_states.0.state.0.exp_avg", "ema.model.w"]
     text = run("convert", path, "-o", tmp_path / "y.npz").out
-    assert "taken from under 'state_dict'\n" in text
+    assert "using the tensors under 'state_dict'\n" in text
     assert "skipped outside 'state_dict': optimizer_states.0 (1 tensor), ema (1 tensor)" in text
 
 

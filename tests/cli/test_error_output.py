@@ -28,7 +28,7 @@ USAGE = {
     ("inspect", "m.bin", "--timeout", "x"): "--timeout: 'x' is not a number",
     ("inspect", "m.bin", "--timeout", "0"): "--timeout: 0.0 is not greater than 0",
     ("convert", "m.bin", "-o", "y", "--tied", "no"): "--tied: 'no' is not one of 'alias', 'copy'",
-    ("generate", "m.bin", "Hello", "--ids", "1"): "give one of PROMPT, --ids and --request",
+    ("generate", "m.bin", "Hello", "--ids", "1"): "pass exactly one of PROMPT, --ids and --request",
 }
 
 

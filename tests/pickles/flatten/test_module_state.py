@@ -70,7 +70,7 @@ def test_a_pickled_module_is_its_state_dict(tmp_path, name):
     torch.save(net, path)
     found, told = converted(path)
     same(found, net.state_dict())
-    assert "taken from under" not in told
+    assert "using the tensors under" not in told
     assert "fleeting (a non-persistent buffer)" in told
     assert "stride" in told
     told = run("convert", path, "-o", tmp_path / "o.npz", "--json").json
@@ -92,7 +92,7 @@ def test_a_module_in_a_checkpoint_is_its_state_dict(tmp_path, key, wrap):
     torch.save(wrap({"epoch": 1, key: net.half(), "ema": None}), path)
     found, told = converted(path)
     same(found, net.state_dict())
-    assert f"taken from under '{key}'" in told
+    assert f"using the tensors under '{key}'" in told
     assert f"{key}.fleeting" in told
 
 
@@ -325,7 +325,7 @@ def test_the_weights_are_taken_and_the_rest_is_named(tmp_path, name):
     if name == "tree":
         expected = {"model.embed.kernel": torch.ones(2)}
     same(found, expected)
-    assert f"taken from under '{root}'\n" in told
+    assert f"using the tensors under '{root}'\n" in told
     told = " ".join(told.split())
     assert (f"skipped outside '{root}': {rest}" in told) == bool(rest)
     lines = run("verify", tmp_path / "m.pt", tmp_path / "m.pt", "--root", root, "--allow",
