@@ -15,6 +15,7 @@ _SHOWN = 5
 def note(text: str) -> None:
     """Print a note on standard error, unless `--quiet` is given."""
     if not display.quiet:
+        display.clear()
         click.echo(text, err=True)
 
 
