@@ -216,7 +216,7 @@ def test_all_missing_files_of_the_folder_are_listed(model: Path, tmp_path: Path)
         (out / name).unlink()
     result = run("inspect", out)
     assert result.code == 3
-    assert "2 files are missing: 3, 17" in result.err
+    assert "2 files are missing: '3', '17'" in result.err
 
 
 @pytest.mark.parametrize(
