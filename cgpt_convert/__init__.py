@@ -10,8 +10,13 @@ TYPE_CHECKING = False  # typing's takes 4 ms to import, in which a Ctrl-C would 
 if TYPE_CHECKING:
     from typing import Any
 
-    from cgpt_convert.api.converting import convert
-    from cgpt_convert.api.functions import diff, digest, inspect, lock, scan, verify
+    from cgpt_convert.api.converting import Converted, convert
+    from cgpt_convert.api.diffing import Difference, diff
+    from cgpt_convert.api.digesting import Digests, digest
+    from cgpt_convert.api.inspecting import inspect
+    from cgpt_convert.api.locking import Locked, lock
+    from cgpt_convert.api.scan_paths import ScanResult, scan
+    from cgpt_convert.api.verifying import Verified, verify
     from cgpt_convert.checkpoint import Checkpoint
     from cgpt_convert.core.errors import (
         BadRequest,
@@ -32,10 +37,16 @@ __all__ = [
     "CgptError",
     "CheckFailed",
     "Checkpoint",
+    "Converted",
+    "Difference",
+    "Digests",
+    "Locked",
     "Malformed",
+    "ScanResult",
     "Tensor",
     "Unreadable",
     "Unsupported",
+    "Verified",
     "__version__",
     "convert",
     "diff",
@@ -63,15 +74,21 @@ _MODULES = {
         "core.errors",
     ),
     "Checkpoint": "checkpoint",
+    "Converted": "api.converting",
+    "Difference": "api.diffing",
+    "Digests": "api.digesting",
+    "Locked": "api.locking",
+    "ScanResult": "api.scan_paths",
     "Tensor": "tensors.tensor",
+    "Verified": "api.verifying",
     "convert": "api.converting",
-    "diff": "api.functions",
-    "digest": "api.functions",
-    "inspect": "api.functions",
-    "lock": "api.functions",
+    "diff": "api.diffing",
+    "digest": "api.digesting",
+    "inspect": "api.inspecting",
+    "lock": "api.locking",
     "open_checkpoint": "formats.open",
-    "scan": "api.functions",
-    "verify": "api.functions",
+    "scan": "api.scan_paths",
+    "verify": "api.verifying",
 }
 
 

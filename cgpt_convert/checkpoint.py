@@ -68,7 +68,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __init__(
         self,
-        path: str,  # as given by the user
+        path: str,  # of the file, also where a folder was opened that contains it
         kind: str,  # "PyTorch zip", "safetensors" ...
         sources: tuple[Source, ...],  # the files that it was read from
         tensors: dict[str, Tensor],
@@ -79,6 +79,7 @@ class Checkpoint(Mapping[str, Tensor]):
         root: str = "",
     ) -> None:
         self.path = path
+        self.opened_as = path  # as the user gave it, which may be the file's folder
         self.kind = kind
         self.format = ""  # the name of the format it was read with; "" for tensors in memory
         self.sources = sources

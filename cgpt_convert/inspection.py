@@ -13,6 +13,7 @@ from cgpt_convert.core.checks import FAILED, NOTE, PASSED, Check
 from cgpt_convert.core.threads import Progress, no_progress
 from cgpt_convert.pickles.flatten.flatten import foreign
 from cgpt_convert.pickles.nodes import text
+from cgpt_convert.sources.local import is_file
 from cgpt_convert.sources.paths import is_url
 from cgpt_convert.targets.hf_view import configuration, undone
 from cgpt_convert.tensors.tensor import Tensor
@@ -40,6 +41,7 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
         "elements": sum(t.numel for t in single),
         "nbytes": sum(t.nbytes for t in single),
         "dtypes": _by_dtype(single),
+        "tied": len(ties),
         "tensors": [tensor_row(t, ties) for t in checkpoint.values()],
         "exotic": [
             {
@@ -107,10 +109,10 @@ def _model(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, set[str]]:
 def tensor_row(tensor: Tensor, ties: dict[str, str]) -> dict[str, Any]:
     """Return one row of the tensor table. `offset` is the byte in the file where the view starts.
 
-    It is None for compressed data, which has no such position in the file.
+    It is None for data that has no such position in the file, such as compressed data.
     """
     storage = tensor.storage
-    plain = hasattr(storage.source, "same_file")  # the file itself, not decompressed data
+    plain = is_file(storage.source)
     row: dict[str, Any] = {
         "name": tensor.name,
         "dtype": tensor.stored.name,

@@ -29,11 +29,6 @@ def opened(source: Source, mapping: str | None = None, *, salvage: bool = False)
     return in_memory(source)
 
 
-def path_of(source: Source, checkpoint: Checkpoint) -> str:
-    """Return the path by which the user gave `source`, which was opened as `checkpoint`."""
-    return checkpoint.path if isinstance(source, Mapping) else os.fspath(source)
-
-
 def output_path(output: Path) -> str:
     """Return the path, or the URL without its secrets. Raises BadRequest for one to read only."""
     path = named(os.fspath(output))

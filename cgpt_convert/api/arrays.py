@@ -10,7 +10,7 @@ import numpy as np
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.sources.local import MemoryBytes, Source, origins
+from cgpt_convert.sources.local import MemoryBytes, Source, is_in_memory, origins
 from cgpt_convert.tensors.dtypes import BY_NAME, DType
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
@@ -27,7 +27,7 @@ def in_memory(tensors: Mapping[str, Any]) -> Checkpoint:
     not a string, for other values, and for arrays of types that no format has, such as strings.
     """
     named: dict[str, Tensor] = {}
-    storages: dict[tuple[int, int], Storage] = {}
+    storages: _Storages = {}
     for name, value in tensors.items():
         if not isinstance(name, str):
             raise BadRequest(f"the name {name!r} is not a string", where=PATH)
@@ -36,49 +36,81 @@ def in_memory(tensors: Mapping[str, Any]) -> Checkpoint:
         elif isinstance(value, np.ma.MaskedArray):
             raise BadRequest(f"{name!r} is a masked array", where=PATH, hint="fill it: .filled()")
         elif isinstance(value, (np.ndarray, np.generic)):
-            named[name] = _tensor(name, np.asarray(value), storages)
+            named[name] = _of_array(name, np.asarray(value), storages)
+        elif _is_torch(value):
+            named[name] = _of_torch(name, value, storages)
         else:
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise BadRequest(
-                f"{name!r} is a {kind}, not a NumPy array or a Tensor",
+                f"{name!r} is a {type(value).__qualname__}, not an array or a tensor",
                 where=PATH,
-                hint="convert it with numpy.asarray",
+                hint="join nested names with dots, such as 'layer.weight'"
+                if isinstance(value, Mapping)
+                else "convert it with numpy.asarray",
             )
     files: dict[int, Source] = {}
     for tensor in named.values():
         for source in origins(tensor.storage.source):
-            if not isinstance(source, MemoryBytes):
+            if not is_in_memory(source):
                 files[id(source)] = source
     every = {id(tensor.storage): tensor.storage for tensor in named.values()}
     return Checkpoint(PATH, "tensors in memory", tuple(files.values()), named, every.values())
 
 
-def _tensor(name: str, array: np.ndarray, storages: dict[tuple[int, int], Storage]) -> Tensor:
+_Storages = dict[tuple[int, int], Storage]  # by address and size
+
+
+def _of_array(name: str, array: np.ndarray, storages: _Storages) -> Tensor:
     """Return the array as a tensor.
 
     One in Fortran order is a transposed view. Other strides and big-endian elements are copied.
     """
-    dtype = _dtype(name, array.dtype)
+    dtype = _dtype(name, array.dtype.name)
     turned = array.flags.f_contiguous and not array.flags.c_contiguous
     rows = array.T if turned else array
     if rows.dtype.byteorder == _BIG:
         rows = rows.astype(rows.dtype.newbyteorder("<"))
     octets = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    tensor = _stored(name, dtype, rows.shape, octets, storages)
+    return tensor.transposed() if turned else tensor
+
+
+def _is_torch(value: object) -> bool:
+    torch = sys.modules.get("torch")  # imported, or there is no tensor of it
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _of_torch(name: str, value: Any, storages: _Storages) -> Tensor:
+    """Return the torch tensor as one of this package.
+
+    Those on other devices, and other strides than those of C order, are copied.
+    """
+    torch = sys.modules["torch"]
+    kind = str(value.layout).removeprefix("torch.")
+    kind = "quantized" if value.is_quantized else "meta" if value.is_meta else kind
+    if kind != "strided":
+        raise BadRequest(f"{name!r} is a {kind} tensor, which has no array of values", where=PATH)
+    dtype = _dtype(name, str(value.dtype).removeprefix("torch."))
+    dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    octets = dense.reshape(-1).view(torch.uint8).numpy()
+    return _stored(name, dtype, tuple(value.shape), octets, storages)
+
+
+def _stored(
+    name: str, dtype: DType, shape: tuple[int, ...], octets: np.ndarray, storages: _Storages
+) -> Tensor:
+    """Return the tensor of these bytes, which are in C order."""
     place = octets.__array_interface__["data"][0], octets.nbytes
     storage = storages.get(place)  # the memory of those is in use, so no other has its address
     if storage is None or not octets.nbytes:
         storage = Storage(MemoryBytes("memory", octets.data), 0, octets.nbytes, name)
         storages[place] = storage
-    tensor = Tensor(name, dtype, rows.shape, c_strides(rows.shape), 0, storage)
-    return tensor.transposed() if turned else tensor
+    return Tensor(name, dtype, shape, c_strides(shape), 0, storage)
 
 
-def _dtype(name: str, dtype: np.dtype[Any]) -> DType:
-    known = BY_NAME.get(dtype.name)  # those of ml_dtypes have the names of torch, too
-    if known is None or known.kind not in "fiubc" or known.nbytes != dtype.itemsize:
-        raise BadRequest(
-            f"{name!r} is an array of {dtype.name}, which weights cannot be", where=PATH
-        )
+def _dtype(name: str, dtype: str) -> DType:
+    known = BY_NAME.get(dtype)  # those of ml_dtypes have the names of torch, too
+    if known is None or known.kind not in "fiubc":
+        raise BadRequest(f"{name!r} has elements of {dtype}, which weights cannot be", where=PATH)
     return known
 
 

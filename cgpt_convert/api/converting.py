@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cgpt_convert.api.arguments import Globs, Path, Source, opened, output_path, patterns
 from cgpt_convert.checkpoint import Checkpoint, MissingTensor
+from cgpt_convert.core.text import counted, parse_size
 from cgpt_convert.core.threads import Progress, no_progress
 from cgpt_convert.plan import AddProvenance
 from cgpt_convert.targets import plan_conversion
@@ -21,6 +22,7 @@ from cgpt_convert.targets.selection import (
     parts,
     under,
 )
+from cgpt_convert.tensors.dtypes import dtype_name
 from cgpt_convert.tensors.non_finite import NonFiniteCounts
 from cgpt_convert.tensors.read import CastCounts
 from cgpt_convert.tensors.tensor import Tensor
@@ -49,7 +51,7 @@ class CastSummary(NamedTuple):
     zeroed: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Converted:
     """The output of `convert`; of a dry run, the output that it would write."""
 
@@ -74,6 +76,11 @@ class Converted:
     parts: dict[str, int]  # the number of tensors in each part, where no part was chosen
     lines: tuple[str, ...]  # information about a whole model
     warnings: tuple[str, ...]  # of the source
+
+    def __repr__(self) -> str:
+        verb = "" if self.written else " (not written)"
+        count = counted(len(self.tensors), "tensor")
+        return f"<Converted {self.path!r}{verb}: {count}, {self.nbytes:,} bytes>"
 
     @property
     def nbytes(self) -> int:
@@ -119,12 +126,12 @@ def convert(
     output: Path,
     *,
     to: str | None = None,
-    dtype: str = "keep",
+    dtype: object = "keep",
     root: str | None = None,
     match: Globs = (),
     exclude: Globs = (),
     tied: str = "alias",
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     tokenizer: Path | None = None,
     vocabulary: bool = True,
     provenance: bool = True,
@@ -138,7 +145,8 @@ def convert(
 ) -> Converted:
     """Write the tensors of `source` to `output`, streaming, in the format of its suffix or `to`.
 
-    `dtype` casts floating-point tensors. `max_shard_size` is in bytes. With `verify`, the output is
+    `dtype` casts floating-point tensors; it is a name, or a type of torch or NumPy.
+    `max_shard_size` is in bytes, or a text such as "5GB". With `verify`, the output is
     read again and compared before it gets its name. With `salvage`, the intact tensors of a damaged
     file are written. A dry run writes nothing. Raises BadRequest if the output would replace
     something that it is made from, and CannotWrite if it exists, without `overwrite`.
@@ -147,12 +155,12 @@ def convert(
     target = Target(
         to or target_for(path),
         path,
-        max_shard_size,
+        parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size,
         None if tokenizer is None else os.fspath(tokenizer),
         vocabulary=vocabulary,
         provenance=_add_provenance if provenance else None,
     )
-    wish = TensorSelection(root, patterns(match), patterns(exclude), dtype, tied)
+    wish = TensorSelection(root, patterns(match), patterns(exclude), dtype_name(dtype), tied)
     checkpoint = opened(source, mapping, salvage=salvage)
     if salvage:
         from cgpt_convert.formats.stored_checksums import intact

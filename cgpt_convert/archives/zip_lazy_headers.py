@@ -10,7 +10,6 @@ satisfies. If none does, the header is read immediately.
 from __future__ import annotations
 
 import bisect
-import os
 from collections.abc import Sequence
 
 from cgpt_convert.archives.zip_directory import (
@@ -98,10 +97,6 @@ class LazyHeaders:
     def check_unchanged(self) -> None:
         """Check the underlying file."""
         self._source.check_unchanged()
-
-    def same_file(self, _other: os.stat_result) -> bool:
-        """Return False: no local file is this object."""
-        return False
 
 
 def _data_offset(entry: ZipMember, following: int) -> int | None:

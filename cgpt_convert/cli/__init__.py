@@ -184,7 +184,8 @@ def _end_display() -> None:
         if display.quiet:
             return
     if "cgpt_convert.sources.remote.remote_settings" in sys.modules:
-        from cgpt_convert.cli.table import counted, size
+        from cgpt_convert.cli.table import size
+        from cgpt_convert.core.text import counted
         from cgpt_convert.sources.remote.remote_settings import traffic
 
         requests, nbytes, total, sent = traffic.take()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,12 +11,11 @@ from cgpt_convert.api.converting import CastSummary, Converted, convert
 from cgpt_convert.cli import options, salvage_option
 from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import counted, size, wrapped
+from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import counted, parse_size, printable
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.targets.plan_conversion import all_targets, target_for, targets
-from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.tensors.dtypes import BLOCK_CASTS, WISHES, cast_target
 
 
@@ -27,14 +25,10 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kKMGT]?)(i?)B?", str(value))
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 5GB", param, ctx)
-        base = 1024 if match[3] else 1000
         try:
-            return int(float(match[1]) * base ** " kMGT".index((match[2] or " ").replace("K", "k")))
-        except OverflowError:
-            self.fail(f"{value!r} is more than can be counted", param, ctx)
+            return parse_size(str(value))
+        except BadRequest as error:
+            self.fail(error.message, param, ctx)
 
 
 class _TargetName(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -83,7 +77,7 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
     type=_Size(),
     help="Split safetensors, torch and hf output into files of at most this size, such as 5GB.",
 )
-@options.wish
+@options.selection
 @click.option(
     "--tied",
     type=click.Choice(["alias", "copy"]),
@@ -116,7 +110,9 @@ def command(
     to: str | None,
     dtype: str,
     max_shard_size: int | None,
-    wish: TensorSelection,
+    match: tuple[str, ...],
+    exclude: tuple[str, ...],
+    root: str | None,
     tied: str,
     tokenizer: str | None,
     no_vocab: bool,
@@ -143,9 +139,9 @@ def command(
         output,
         to=to,
         dtype=dtype,
-        root=wish.root,
-        match=wish.match,
-        exclude=wish.exclude,
+        root=root,
+        match=match,
+        exclude=exclude,
         tied=tied,
         max_shard_size=max_shard_size,
         tokenizer=tokenizer,

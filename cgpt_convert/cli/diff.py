@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
+from cgpt_convert.api.diffing import diff
 from cgpt_convert.cli import options, style
 from cgpt_convert.cli.notes import tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import counted, table, wrapped
+from cgpt_convert.cli.table import table, wrapped
 from cgpt_convert.core.checks import NOTE, PASSED
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import counted, printable
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.targets.selection import TensorSelection
 from cgpt_convert.tensors.shapes import dims
-from cgpt_convert.verification.scope import sides
 from cgpt_convert.verification.tensor_differences import (
     CHANGED,
     EQUAL,
     LEFT_OUT,
-    NOT_COMPARED,
     RENAMED,
     TensorDifference,
-    diff,
 )
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
@@ -43,7 +39,9 @@ _LEVELS = {EQUAL: PASSED, RENAMED: NOTE, LEFT_OUT: NOTE}
 def command(
     before: str,
     after: str,
-    wish: TensorSelection,
+    match: tuple[str, ...],
+    exclude: tuple[str, ...],
+    root: str | None,
     jobs: int,
     as_json: bool,
 ) -> int:
@@ -56,33 +54,21 @@ def command(
     tell_code(*opened)
     for checkpoint, path in zip(opened, (before, after), strict=True):
         tell_beside(checkpoint, path)
-    both = sides(*opened, wish)
-    with progress("comparing", sum(t.nbytes for t in both.other.tensors.values())) as advance:
-        rows = diff(both, jobs, advance)
-    different = any(row.differs for row in rows)
+    difference = diff(
+        *opened, root=root, match=match, exclude=exclude, jobs=jobs, progress=progress
+    )
     if as_json:
-        result = {"before": before, "after": after, "equal": not different}
-        result["scope"] = both.scope.as_json()
-        options.print_json({**result, "tensors": [_told(row) for row in rows]})
+        options.print_json(difference.to_dict())
     else:
-        _print(rows)
-        for check in both.scope.checks():
+        _print(difference.rows)
+        for check in difference.scope.checks():
             click.echo(wrapped(f"{printable(check.file)}: {check.detail}", 4))
-    if different:
+    if difference.differs:
         return 1
-    return 3 if any(row.state == NOT_COMPARED and row.unknown for row in rows) else 0
+    return 0 if difference.equal else 3
 
 
-def _told(row: TensorDifference) -> dict[str, Any]:
-    """Return a row for `--json`; a value that is not finite becomes None."""
-    fields = row._asdict()
-    del fields["unknown"]
-    most = row.most
-    fields["most"] = most if most is not None and math.isfinite(most) else None
-    return fields
-
-
-def _print(rows: list[TensorDifference]) -> None:
+def _print(rows: Sequence[TensorDifference]) -> None:
     shown = [row for row in rows if row.state not in (EQUAL, LEFT_OUT)]
     if shown:
         cells = [_cells(row) for row in shown]

@@ -11,8 +11,8 @@ import click
 from cgpt_convert.cli import options
 from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import counted, wrapped
-from cgpt_convert.core.text import printable
+from cgpt_convert.cli.table import wrapped
+from cgpt_convert.core.text import counted, printable
 from cgpt_convert.core.threads import worker_count
 from cgpt_convert.formats.open import open_checkpoint
 

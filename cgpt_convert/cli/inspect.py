@@ -6,18 +6,12 @@ from typing import Any
 
 import click
 
+from cgpt_convert.api.inspecting import inspect
 from cgpt_convert.cli import options, report
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.core.errors import BadRequest, CheckFailed, Malformed
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.inspection import (
-    add_statistics,
-    check_storages_of,
-    checks_of,
-    matching_rows,
-    summarise,
-    transferred,
-)
+from cgpt_convert.inspection import checks_of
 
 
 @click.command("inspect")
@@ -61,20 +55,14 @@ def command(
     if form != "text" and not check:
         raise BadRequest("--format is for reporting what --check finds", hint="add --check")
     checkpoint = open_checkpoint(source, mapping)
-    summary = summarise(checkpoint)
-    rows = matching_rows(checkpoint, summary["tensors"], match)
-    if stats:
-        add_statistics(checkpoint, rows, progress)
-    rows = _sorted(rows, sort)
-    if check:
-        summary["check"] = check_storages_of(checkpoint, progress)
+    summary = inspect(checkpoint, match=match, stats=stats, check=check, progress=progress)
+    summary["tensors"] = _sorted(summary["tensors"], sort)
     if form != "text":
         return options.print_checks(checks_of(summary), form)
     if as_json:
-        summary["transfer"] = transferred(checkpoint)
-        options.print_json(summary | {"tensors": rows})
+        options.print_json(summary)
     else:
-        report.show(summary, rows, tree=tree)
+        report.show(summary, tree=tree)
     if check and not summary["check"]["ok"]:
         return CheckFailed.exit_code
     malformed = any(isinstance(each.error, Malformed) for each in checkpoint.exotic.values())

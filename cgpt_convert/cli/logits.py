@@ -11,9 +11,10 @@ from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options, style
 from cgpt_convert.cli.compute_options import ComputeOptions, warn
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import counted, table, wrapped
+from cgpt_convert.cli.table import table, wrapped
 from cgpt_convert.core.checks import FAILED, NOTE, Check
 from cgpt_convert.core.errors import CgptError
+from cgpt_convert.core.text import counted
 from cgpt_convert.inference import compare
 from cgpt_convert.inference.compare import Comparison, compare_models, counterpart
 

@@ -189,29 +189,14 @@ whole_root = click.option(
 )
 
 
-def wish(command: F) -> F:
-    """Add --match, --exclude and --root, passed to the command as `wish`."""
-    return _wish(root, command)
+def selection(command: F) -> F:
+    """Add --match, --exclude and --root, which have the names of the library's arguments."""
+    return match(exclude(root(command)))
 
 
 def scope(command: F) -> F:
     """Add the same options, except that no root means all tensors."""
-    return _wish(whole_root, command)
-
-
-def _wish(root: Callable[[Any], Any], command: F) -> F:
-    @match
-    @exclude
-    @root
-    @functools.wraps(command)
-    def wrapped(
-        match: tuple[str, ...], exclude: tuple[str, ...], root: str | None, **given: Any
-    ) -> Any:
-        from cgpt_convert.targets.selection import TensorSelection
-
-        return command(wish=TensorSelection(root, match, exclude), **given)
-
-    return cast("F", wrapped)
+    return match(exclude(whole_root(command)))
 
 
 def read_text(path: str) -> str:

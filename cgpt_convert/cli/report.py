@@ -8,10 +8,10 @@ import click
 
 from cgpt_convert.cli import style
 from cgpt_convert.cli.statistics_columns import COLUMNS, cells_of
-from cgpt_convert.cli.table import NO_BREAK, columns, counted, cut, size, table, width, wrapped
+from cgpt_convert.cli.table import NO_BREAK, columns, cut, size, table, width, wrapped
 from cgpt_convert.core.checks import FAILED, NOTE, PASSED
 from cgpt_convert.core.findings import DANGEROUS, FOREIGN
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import counted, printable
 from cgpt_convert.tensors.shapes import dims
 
 _LONG = 200  # characters shown of a metadata value; --json has all
@@ -24,8 +24,9 @@ _OPTIONAL = ("offset", "storage", "strides", "tied to", "bytes")
 _OPTIONAL_STATISTICS = ("zeros", "mean", "std", "shape", "dtype", "distribution")
 
 
-def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> None:
-    """Print the summary made by `summarise`, with the tensors in `rows`."""
+def show(summary: dict[str, Any], *, tree: bool) -> None:
+    """Print the summary made by `inspect`."""
+    rows = summary["tensors"]
     _head(summary)
     click.echo()
     if tree:
@@ -33,8 +34,8 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], *, tree: bool) -> 
     else:
         lines = _tensor_lines
     click.echo("\n".join(lines(rows)))
-    if len(rows) < len(summary["tensors"]):
-        click.echo(wrapped(f"{len(rows):,} of {counted(len(summary['tensors']), 'tensor')} shown"))
+    if len(rows) < _count(summary):
+        click.echo(wrapped(f"{len(rows):,} of {counted(_count(summary), 'tensor')} shown"))
     _exotic(summary["exotic"])
     _extras(summary["extras"])
     _others(summary)
@@ -47,16 +48,14 @@ def _head(summary: dict[str, Any]) -> None:
     root = f", root {summary['root']}/" if summary["root"] else ""
     source = style.bold(printable(summary["source"]))
     click.echo(wrapped(f"{source}: {summary['kind']}{printable(root)}", 4))
-    ties = sum(row["tied_to"] is not None for row in summary["tensors"])
-    tied = f" ({ties} tied, counted once)" if ties else ""
+    tied = f" ({summary['tied']} tied, counted once)" if summary["tied"] else ""
     types = ", ".join(
         f"{name} {size(row['nbytes'])}".replace(" ", NO_BREAK)
         for name, row in summary["dtypes"].items()
     )
     files = sum(file["nbytes"] for file in summary["files"])
-    count = len(summary["tensors"])
     _model(summary["model"])
-    _field("parameters", f"{summary['parameters']:,} in {counted(count, 'tensor')}{tied}")
+    _field("parameters", f"{summary['parameters']:,} in {counted(_count(summary), 'tensor')}{tied}")
     data = f"{size(summary['nbytes'])} of {size(files)}: {types or 'none'}"
     click.echo(wrapped(f"  tensor data  {data}", 15))
     _field("pickle", *_safety(summary))
@@ -71,6 +70,11 @@ def _head(summary: dict[str, Any]) -> None:
             continue
         text = f"{finding['id']} {finding['title']}: {finding['detail']}"
         _field(NOTE if finding["level"] == NOTE else style.WARNING, text)
+
+
+def _count(summary: dict[str, Any]) -> int:
+    """Return the number of all tensors, also of those that --match does not select."""
+    return int(sum(row["tensors"] for row in summary["dtypes"].values()) + summary["tied"])
 
 
 def _model(model: dict[str, Any] | None) -> None:

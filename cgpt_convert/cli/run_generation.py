@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from cgpt_convert.cli.notes import note
-from cgpt_convert.cli.table import counted
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import counted, printable
 from cgpt_convert.inference.generate.generation_settings import GenerationSettings, check
 from cgpt_convert.inference.generate.request import read_request
 from cgpt_convert.inference.generate.stream import Continuation, continued

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections import Counter
-from typing import Any
 
 import click
 
+from cgpt_convert.api.scan_paths import scan
 from cgpt_convert.cli import options, scan_text
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import counted
-from cgpt_convert.core.checks import ERROR, FAILED, NOTE, Check, exit_code
-from cgpt_convert.core.errors import CgptError
-from cgpt_convert.scanning import allowlist, expand_paths
-from cgpt_convert.scanning.policy import Policy, load
-from cgpt_convert.scanning.raw_folders import RAW
-from cgpt_convert.scanning.result import FailOn, FileScan, Verdict
-from cgpt_convert.scanning.scan_files import scan_each
+from cgpt_convert.core.checks import exit_code
+from cgpt_convert.scanning.result import FailOn
 
 
 class _Unambiguous(click.Command):
@@ -51,7 +45,6 @@ class _Unambiguous(click.Command):
 )
 @click.option(
     "--policy",
-    "policy_path",
     metavar="FILE",
     type=options.PATH,
     help="Read allowed names, excluded paths and expected verdicts from this TOML file.",
@@ -65,7 +58,7 @@ def command(
     allow: tuple[str, ...],
     require_weights: bool,
     fail_on: str | None,
-    policy_path: str | None,
+    policy: str | None,
     form: str,
     jobs: int,
     as_json: bool,
@@ -76,78 +69,20 @@ def command(
     executed. The exit code is 1 if a file is dangerous or foreign, and 3 if one is malformed, not
     scanned or unreadable.
     """
-    policy = load(policy_path) if policy_path else Policy()
-    level = FailOn(fail_on) if fail_on else policy.fail_on or FailOn.NOT_SCANNED
-    rule = allowlist.Allowlist((*allow, *policy.names))
-    with progress("listing files"):
-        files = list(expand_paths.files(path))
-    kept = [file for file in files if not (isinstance(file, str) and policy.excludes(file))]
-    scans = []
-    with progress(f"scanning {counted(len(kept), 'file')}", len(kept), " files") as done:
-        for each in scan_each(kept, rule, jobs):
-            scans.append(each)
-            done(1)
-    scanned = [file for file in scans if isinstance(file, FileScan)]
-    unlisted = [error for error in scans if isinstance(error, CgptError)]
-    expected = {file.path: policy.expected(file) for file in scanned}
-    checks = [
-        check for file in scanned for check in policy.checks(file, expected[file.path], level)
-    ]
-    if len(kept) < len(files):
-        count = counted(len(files) - len(kept), "file")
-        checks.append(Check("policy", NOTE, f"{count} excluded by the policy"))
-    checks += policy.unused()
-    checks += [Check("scan", ERROR, error.message, error.where) for error in unlisted]
-    skipped = [file for file in scanned if file.verdict is Verdict.NOTHING]
-    if skipped:
-        checks.append(Check("scan", NOTE, _skipped(skipped)))
-    unused = rule.unused(name for file in scanned for name in file.added)
-    checks += [
-        Check("allow", NOTE, f"--allow {name} matches no name in these files") for name in unused
-    ]
-    if require_weights and not any(file.weights or file.kind == RAW for file in scanned):
-        checks.append(Check("weights", FAILED, f"no weight file in {counted(len(scans), 'file')}"))
+    result = scan(
+        *path,
+        allow=allow,
+        policy=policy,
+        fail_on=fail_on,
+        require_weights=require_weights,
+        jobs=jobs,
+        progress=functools.partial(progress, unit=" files"),
+    )
     if as_json:
-        errors = [{"path": error.where, "message": error.message} for error in unlisted]
-        options.print_json(_result(scanned, checks) | {"errors": errors, "unused": unused})
+        options.print_json(result.to_dict())
     elif form == "text":
-        shown = scan_text.ScanCommand(path, allow, policy_path, fail_on)
-        click.echo(scan_text.report(scanned, unlisted, checks, shown))
+        shown = scan_text.ScanCommand(path, allow, policy, fail_on)
+        click.echo(scan_text.report(result.files, result.errors, result.checks, shown))
     else:
-        options.print_checks(checks, form)
-    return exit_code(checks)
-
-
-def _skipped(files: list[FileScan]) -> str:
-    kinds = Counter(file.kind for file in files).most_common()
-    shown = ", ".join(counted(count, kind) for kind, count in kinds)
-    verb = "contains" if len(files) == 1 else "contain"
-    return f"{counted(len(files), 'file')} {verb} no weights and no pickle ({shown})"
-
-
-def _result(scanned: list[FileScan], checks: list[Check]) -> dict[str, Any]:
-    verdicts = Counter(file.verdict for file in scanned)
-    return {
-        "ok": exit_code(checks) == 0,
-        "verdicts": {verdict.value: verdicts[verdict] for verdict in Verdict},
-        "files": [_file(file) for file in scanned],
-    }
-
-
-def _file(file: FileScan) -> dict[str, Any]:
-    return {
-        "path": file.path,
-        "kind": file.kind,
-        "verdict": file.verdict.value,
-        "pickles": file.pickles,
-        "allowed": file.added,
-        "sightings": [
-            {key: value for key, value in sighting._asdict().items() if key != "option"}
-            | {"rule": sighting.rule.id}
-            for sighting in file.sightings
-        ],
-        "problems": [
-            {"id": finding.rule.id, "detail": finding.detail} for finding in file.problems
-        ],
-        "notes": [{"id": finding.rule.id, "detail": finding.detail} for finding in file.notes],
-    }
+        options.print_checks(result.checks, form)
+    return exit_code(result.checks)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from cgpt_convert.cli import style
+from cgpt_convert.core.text import counted as counted  # noqa: PLC0414  for modules of `cli`
 
 _THOUSAND = 1000
 _SHORTEST = 24  # columns; a shorter part of a name says little
@@ -30,17 +31,6 @@ def width(*, err: bool = False) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
-
-
-def counted(number: int, noun: str) -> str:
-    """Return the number and the noun, which is plural unless the number is 1."""
-    if number == 1:
-        return f"1 {noun}"
-    head, rest = noun, ""
-    if " " in noun:  # "files of zeros"
-        match = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)
-        head, rest = match.groups() if match else (noun, "")
-    return f"{number:,} {head}{'es' if head.endswith('x') else 's'}{rest}"
 
 
 def size(nbytes: int) -> str:

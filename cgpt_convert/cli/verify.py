@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cgpt_convert.api.verifying import Verified, verify
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.cli import options, style
 from cgpt_convert.cli.compute_options import ComputeOptions, computing
 from cgpt_convert.cli.progress import progress
-from cgpt_convert.cli.table import counted, wrapped
+from cgpt_convert.cli.table import wrapped
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check, exit_code
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import counted, printable
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.scanning.allowlist import Allowlist
-from cgpt_convert.targets.selection import TensorSelection
-from cgpt_convert.verification.check_extras import extra_checks, of_source
 from cgpt_convert.verification.composite_pairs import is_unread
-from cgpt_convert.verification.verify_files import (
-    against_itself,
-    against_lock_file,
-    against_original,
-)
 
 if TYPE_CHECKING:
     from cgpt_convert.cli.logits import LogitsCheck
-    from cgpt_convert.verification.scope import Scope
 
 
 @click.command("verify")
@@ -71,7 +64,9 @@ def command(
     lock: str | None,
     verbose: bool,
     logits: bool,
-    wish: TensorSelection,
+    match: tuple[str, ...],
+    exclude: tuple[str, ...],
+    root: str | None,
     mapping: str | None,
     jobs: int,
     allow: tuple[str, ...],
@@ -91,57 +86,50 @@ def command(
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
     said = {**how, **computing._asdict()}
-    _check_use(logits, said, pair=len(paths) > 1, chosen=wish != TensorSelection())
-    rule = Allowlist(allow)
+    _check_use(logits, said, pair=len(paths) > 1, chosen=bool(match or exclude or root is not None))
+    compare = functools.partial(
+        verify,
+        root=root,
+        match=match,
+        exclude=exclude,
+        allow=allow,
+        jobs=jobs,
+        progress=progress,
+    )
     forward: LogitsCheck | None = None
-    scope: Scope | None = None
-    source: Checkpoint | None = None
-    if lock is not None:
-        target = open_checkpoint(paths[0], mapping)
-        checks, scope = against_lock_file(target, lock, wish, jobs, progress)
-    elif len(paths) > 1:
+    compared: list[Check] = []
+    if len(paths) > 1:
         source = open_checkpoint(paths[0], mapping)
         forward = _logits(source, how, computing, jobs) if logits else None
         target = open_checkpoint(paths[1])
-        checks, scope = against_original(source, target, wish, jobs, progress)
-        checks += of_source(source, paths[0])
-    elif wish != TensorSelection() or mapping is not None:
-        raise click.UsageError("a file's own claim is about all of it: give no choice")
+        verified = compare(source, target)
+        if forward:
+            compared = forward.compare(target, paths[1], differs=not verified.ok)
     else:
-        target = open_checkpoint(paths[0])
-        checks = against_itself(target, jobs, progress)
-    compared: list[Check] = []
-    if forward:
-        compared = forward.compare(target, paths[1], differs=bool(exit_code(checks)))
-    checks += extra_checks(target, paths[-1], rule, source)
-    if scope is not None:
-        checks += scope.checks()
-    result = _Result(checks, compared, forward, scope)
-    _report(paths[-1], result, form, as_json=as_json, verbose=verbose)
-    return exit_code(checks + compared)
+        verified = compare(paths[0], lock=lock, mapping=mapping)
+    _report(paths[-1], verified, compared, forward, form, as_json=as_json, verbose=verbose)
+    return exit_code([*verified.checks, *compared])
 
 
-class _Result(NamedTuple):
-    checks: list[Check]
-    compared: list[Check]  # from running the models
-    forward: LogitsCheck | None
-    scope: Scope | None
-
-
-def _report(target: str, result: _Result, form: str, *, as_json: bool, verbose: bool) -> None:
-    checks, compared, forward, scope = result
-    every = checks + compared
+def _report(
+    target: str,
+    verified: Verified,
+    compared: list[Check],
+    forward: LogitsCheck | None,
+    form: str,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Print the checks, with those in `compared`, which are from running the models."""
+    every = Verified((*verified.checks, *compared), verified.scope)
     if form != "text":
-        options.print_checks(every, form)
+        options.print_checks(every.checks, form)
     elif as_json:
-        counts = Counter(check.outcome for check in every)
-        rows = [check._asdict() for check in every]
-        report = {"ok": not exit_code(every), "outcomes": counts, "checks": rows}
-        report["scope"] = scope and scope.as_json()
-        options.print_json({**report, "logits": forward and forward.as_json()})
+        options.print_json(every.to_dict() | {"logits": forward and forward.as_json()})
     else:
         notes = [check for check in compared if check.outcome == NOTE]
-        _print(target, checks + notes, verbose=verbose)
+        _print(target, [*verified.checks, *notes], verbose=verbose)
         if forward:
             forward.print()
 

@@ -1,8 +1,11 @@
-"""Text that is safe to print or to show as HTML."""
+"""Text that is safe to print or to show as HTML, and words for numbers and typing errors."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+from cgpt_convert.core.errors import BadRequest
 
 
 class _Escapes(dict[int, str]):
@@ -22,6 +25,32 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return text.translate(_ESCAPES)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return the number and the noun, which is plural unless the number is 1."""
+    if number == 1:
+        return f"1 {noun}"
+    head, rest = noun, ""
+    if " " in noun:  # "files of zeros"
+        match = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)
+        head, rest = match.groups() if match else (noun, "")
+    return f"{number:,} {head}{'es' if head.endswith('x') else 's'}{rest}"
+
+
+def parse_size(text: str) -> int:
+    """Return the number of bytes of a size such as "5GB" or "500MiB".
+
+    Units are powers of 1000 unless they have an i. Raises BadRequest for other texts.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kKMGT]?)(i?)B?", text)
+    if match is None:
+        raise BadRequest(f"{text!r} is not a size such as 5GB")
+    base = 1024 if match[3] else 1000
+    try:
+        return int(float(match[1]) * base ** " kMGT".index((match[2] or " ").replace("K", "k")))
+    except OverflowError:
+        raise BadRequest(f"{text!r} is more than can be counted") from None
 
 
 def near_word(word: str, choices: Iterable[str]) -> str | None:

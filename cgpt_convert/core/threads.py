@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cgpt_convert.core.errors import BadRequest
+
 if TYPE_CHECKING:
     from queue import SimpleQueue
 
@@ -97,7 +99,12 @@ def cores() -> int:
 
 
 def worker_count(jobs: int) -> int:
-    """Return the number of threads for `--jobs`: 0 means one per available core."""
+    """Return the number of threads for `--jobs`: 0 means one per available core.
+
+    Raises BadRequest for a negative number.
+    """
+    if jobs < 0:
+        raise BadRequest(f"{jobs} is not a number of threads", hint="0 is one per CPU core")
     return min(jobs or cores(), _MOST)
 
 

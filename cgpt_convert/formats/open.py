@@ -48,12 +48,14 @@ def open_checkpoint(
     returned; the rest, and entries that contradict the file, are in `Checkpoint.lost`. Raises a
     CgptError that says what is wrong and what to do next.
     """
+    path = named(os.fspath(path))
     try:
         with step("opening"):
-            checkpoint = _opened(named(os.fspath(path)), mapping, salvage=salvage)
+            checkpoint = _opened(path, mapping, salvage=salvage)
     except Malformed as error:
         error.hint = error.hint or _AGAIN
         raise
+    checkpoint.opened_as = path
     if salvage:
         for name, entry in list(checkpoint.exotic.items()):
             if isinstance(entry.error, Malformed):

@@ -17,7 +17,7 @@ from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import check_count, unique
 from cgpt_convert.core.text import quoted, quoted_list
-from cgpt_convert.sources.local import LocalFile, read
+from cgpt_convert.sources.local import as_local, read
 from cgpt_convert.sources.paths import is_url, join, open_source
 
 _SHARD = r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)"
@@ -106,9 +106,9 @@ def read_index(
     _check_names(path, weight_map, shards)
     for name, shard in shards.items():
         _merge(merged, shard, name)
-    for source in merged.sources:
-        if isinstance(source, LocalFile):
-            source.index = path
+    for file in map(as_local, merged.sources):
+        if file is not None:
+            file.index = path
     _compare_size(merged, metadata.get("total_size"))
     merged.metadata |= {k: value for k, value in metadata.items() if isinstance(value, str)}
     return merged

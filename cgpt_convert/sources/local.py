@@ -65,6 +65,16 @@ def is_sequential(source: Source) -> bool:
     return getattr(source, "sequential", False)
 
 
+def is_in_memory(source: Source) -> bool:
+    """Return whether the bytes are an object in memory, such as an array in a pickle."""
+    return getattr(source, "in_memory", False)
+
+
+def is_file(source: Source) -> bool:
+    """Return whether the bytes are those of a file, at the same offsets."""
+    return getattr(source, "within", None) is None and not is_in_memory(source)
+
+
 def as_local(source: Source) -> LocalFile | None:
     """Return the source if it is a local file."""
     return source if isinstance(source, LocalFile) else None
@@ -111,6 +121,10 @@ class LocalFile:
             self._fd = descriptor
         else:
             os.close(descriptor)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state of a copy, which opens the file, in any process, for each read."""
+        return {**self.__dict__, "_fd": -1}
 
     def _open(self) -> int:
         # O_NONBLOCK so that opening a FIFO returns and can be rejected; O_BINARY for Windows
@@ -190,6 +204,8 @@ _HAS_PREADV = hasattr(os, "preadv")  # checked once: a large transpose makes 100
 
 class MemoryBytes:
     """Bytes in memory, such as an array inside a pickle."""
+
+    in_memory = True  # see `is_in_memory`
 
     def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self.name = name

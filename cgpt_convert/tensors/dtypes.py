@@ -36,6 +36,9 @@ class DType(NamedTuple):
     file_type: int | None = None  # of a GGUF with mostly this type: gguf-py's `LlamaFileType`
     tolerance: float | None = None  # NMSE of states and logits that `verify --logits` accepts
 
+    def __repr__(self) -> str:
+        return f"<DType {self.name}>"
+
     @property
     def is_float(self) -> bool:
         """True for real floating-point types with one number per element."""
@@ -54,6 +57,14 @@ class DType(NamedTuple):
     def swap_width(self) -> int:
         """The bytes that a change of byte order reverses as a unit; complex types have two."""
         return self.nbytes // 2 if self.kind == "c" else self.nbytes
+
+
+def dtype_name(dtype: object) -> str:
+    """Return the name of a type that is given by its name, or as a type of torch or NumPy."""
+    if isinstance(dtype, str):
+        return dtype
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
+    return name if isinstance(name, str) else str(dtype).removeprefix("torch.")
 
 
 def block_codec(dtype: DType) -> BlockCodec:

@@ -10,7 +10,7 @@ from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, RANK
 from cgpt_convert.core.text import html_table, quoted
 from cgpt_convert.sources.local import Source, expect, outside
-from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType
+from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType, dtype_name
 from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order, sliced
 
 if TYPE_CHECKING:
@@ -218,17 +218,18 @@ class Tensor:
         """Return the view with its dimensions reversed."""
         return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
 
-    def cast(self, dtype: DType | str) -> Tensor:
-        """Return the same values as `dtype`, which may be given by its name, such as "bfloat16".
+    def cast(self, dtype: object) -> Tensor:
+        """Return the same values as `dtype`: a name such as "bfloat16", or torch's or NumPy's type.
 
         Raises BadRequest for a type that cannot be cast to, and unless both types are real numbers.
         """
-        if isinstance(dtype, str):
-            if dtype not in CAST_TARGETS:
+        if not isinstance(dtype, DType):
+            name = dtype_name(dtype)
+            if name not in CAST_TARGETS:
                 names = ", ".join(CAST_TARGETS)
-                message = f"cannot cast to {quoted(dtype)}: this type is not available"
+                message = f"cannot cast to {quoted(name)}: this type is not available"
                 raise BadRequest(message, where=self.name, hint=f"choose from {names}")
-            dtype = BY_NAME[dtype]
+            dtype = BY_NAME[name]
         if dtype == self.dtype:
             return self
         if not (self.stored.casts and dtype.casts):

@@ -85,10 +85,21 @@ def digested(weights: CanonicalWeights, jobs: int = 0, advance: Advance = untold
     return TensorDigests(tensors, listed(tensors), model_digest(weights, tensors))
 
 
+def hashed_nbytes(weights: CanonicalWeights) -> int:
+    """Return the number of bytes that `digested` reads: content with several names once."""
+    each = {t.content: t for t in (*weights.tensors.values(), *parts(weights))}
+    return sum(tensor.nbytes for tensor in each.values())
+
+
 def of_part(part: CanonicalWeights, whole: TensorDigests) -> TensorDigests:
     """Return the digests of a part of weights whose digests are known."""
     tensors = {name: whole.tensors[part.full_name(name)] for name in part.keys}
     return TensorDigests(tensors, listed(tensors), model_digest(part, tensors))
+
+
+def prefixed(digest: str) -> str:
+    """Return the digest with the name of its algorithm; "" if there is none."""
+    return ALGORITHM + digest if digest else ""
 
 
 def _by_name(

@@ -59,7 +59,7 @@ class Scope(NamedTuple):
             if part.outside
         ]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the scope as `--json` prints it; docs/reference/json.md lists the keys."""
         return {
             "root": self.root or None,

@@ -7,6 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from cgpt_convert import BadRequest, CgptError, convert, diff, digest, open_checkpoint, verify
 from cgpt_convert.api.arrays import in_memory
+from tests.helpers.torch_agreement import ignore_deprecation
 from tests.helpers.torch_save import saved
 
 DTYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?", "c8"]
@@ -95,7 +96,8 @@ def test_the_file_of_a_tensor_in_a_dict_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"w": [1.0, 2.0]}, "builtins.list"),
+        ({"w": [1.0, 2.0]}, "is a list"),
+        ({"w": {"a": np.ones(2)}}, "is a dict"),
         ({"w": None}, "NoneType"),
         ({1: np.ones(2)}, "1 is not a string"),
         ({"w": np.array(["a"])}, "str"),
@@ -110,14 +112,6 @@ def test_other_values_are_rejected(tmp_path, state, message):
     with pytest.raises(BadRequest, match=message):
         convert(state, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
-
-
-@pytest.mark.slow  # torch
-def test_tensors_of_torch_are_rejected(tmp_path):
-    import torch
-
-    with pytest.raises(BadRequest, match=r"torch\.Tensor"):
-        convert({"w": torch.ones(2)}, tmp_path / "out.safetensors")
 
 
 def test_an_empty_dict_has_no_tensors(tmp_path):
@@ -140,3 +134,81 @@ def test_arrays_are_not_copied():
     array[0, 1] = 7
     assert tensors["w"].numpy()[0, 1] == 7
     assert tensors["t"].numpy()[1, 0] == 7
+
+
+@pytest.mark.slow  # torch
+def test_tensors_of_torch_are_written_as_safetensors_writes_them(tmp_path):
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    embedding = torch.nn.Parameter(torch.randn(7, 5))
+    state = {
+        "wte": embedding,
+        "head": embedding,
+        "turned": torch.randn(4, 6).T,
+        "step": torch.arange(10)[::3],
+        "half": torch.randn(3).bfloat16(),
+        "byte": torch.randn(4).to(torch.float8_e4m3fn),
+        "flag": torch.tensor(True),
+        "none": torch.empty(0, 3),
+        "complex": torch.randn(3, dtype=torch.complex64).conj(),
+        "array": np.arange(3),
+    }
+    made = convert(state, tmp_path / "out.safetensors", verify=True)
+    assert made.aliases == {"head": "wte"}
+    written = load_torch(tmp_path / "out.safetensors")
+    assert written.keys() == state.keys() - {"head"}
+    for name, tensor in written.items():
+        expected = torch.as_tensor(state[name])
+        assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape)
+        assert np.array_equal(octets(tensor), octets(expected))
+    assert verify(state, tmp_path / "out.safetensors")
+    with torch.no_grad():
+        embedding[0, 0] += 1
+    assert not verify(state, tmp_path / "out.safetensors")
+
+
+def octets(tensor):
+    import torch
+
+    return tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+@ignore_deprecation
+@pytest.mark.slow  # torch
+def test_tensors_of_torch_without_an_array_of_values_are_rejected(tmp_path):
+    import torch
+
+    for tensor, kind in (
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.empty(3, device="meta"), "meta"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized"),
+    ):
+        with pytest.raises(BadRequest, match=f"'w' is a {kind} tensor"):
+            convert({"w": tensor}, tmp_path / "out.safetensors")
+
+
+@pytest.mark.slow  # torch
+def test_types_are_those_of_torch_and_numpy_too(tmp_path):
+    import torch
+
+    source: dict[str, np.ndarray] = {"w": np.linspace(0, 1, 7, dtype="<f4")}
+    written = set()
+    for number, dtype in enumerate(("float16", np.float16, np.dtype("<f2"), torch.float16)):
+        convert(source, tmp_path / f"{number}.npz", dtype=dtype)
+        written.add((tmp_path / f"{number}.npz").read_bytes())
+    assert len(written) == 1
+    opened = open_checkpoint(tmp_path / "0.npz")["w"]
+    assert np.array_equal(opened.numpy(), source["w"].astype("<f2"))
+    assert opened.cast(np.float32).dtype == opened.cast("float32").dtype
+    assert repr(opened.dtype) == "<DType float16>"
+    with pytest.raises(BadRequest, match="int8"):
+        opened.cast(torch.int8)
+
+
+def test_a_shard_size_can_be_a_text(tmp_path):
+    source = {"a": np.ones(1000), "b": np.ones(1000)}
+    made = convert(source, tmp_path / "m.safetensors", max_shard_size="10kB")
+    assert len(made.files) == 3
+    with pytest.raises(BadRequest, match="not a size"):
+        convert(source, tmp_path / "n.safetensors", max_shard_size="much")

@@ -1,8 +1,13 @@
 """The public functions: what commands do, from Python. torch and safetensors are the oracles."""
 
+import copy
+import hashlib
+import multiprocessing
 import os
 import pickle
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from cgpt_convert import (
     CannotWrite,
     CgptError,
     Malformed,
+    Unreadable,
     Unsupported,
     convert,
     diff,
@@ -115,6 +121,12 @@ def test_progress_counts_every_byte(saved, tmp_path):
     (tensors,) = {done for label, (_, done) in counted.items()}
     assert counted == {"writing": (made.nbytes, tensors)}
     assert 0 < tensors <= made.nbytes
+    twice = {"a": np.ones(5), "b": np.zeros(3)}
+    twice["again"] = twice["a"]
+    digest(twice, progress=progress)
+    assert counted.pop("hashing") == (64, 64)
+    lock(twice, tmp_path / "lock.json", progress=progress)
+    assert counted.pop("hashing") == (64, 64)
 
 
 def test_salvage_skips_damaged_tensors_and_keeps_the_open_checkpoint_as_it_is(tmp_path):
@@ -212,12 +224,18 @@ def test_digests_are_the_commands(tmp_path):
     assert found.digest == printed["digest"]
     assert (found.weights, found.root) == (printed["weights"]["digest"], "state_dict")
     assert (found.model, found.architecture) == (printed["model"], printed["architecture"])
-    assert found.tensors == {row["name"]: row["sha256"] for row in printed["tensors"]}
-    assert found.scope.as_json() == printed["scope"]
+    assert found.tensors["momentum"] == (
+        "float32",
+        (3,),
+        hashlib.sha256(b"float32 3\n" + torch.ones(3).numpy().tobytes()).hexdigest(),
+    )
+    assert found.to_dict() == printed
     part = digest(tmp_path / "m.ckpt", root="state_dict")
     assert part.digest == part.weights == found.weights
     torch.save({"model": {"a": torch.ones(1)}, "net": {"a": torch.ones(2)}}, tmp_path / "two.bin")
-    assert digest(tmp_path / "two.bin").weights == ""
+    unclear = digest(tmp_path / "two.bin")
+    assert unclear.weights == ""
+    assert unclear.ambiguity == "several keys may contain the weights: model, net"
 
 
 def test_verify_compares_every_bit(saved, tmp_path):
@@ -229,7 +247,8 @@ def test_verify_compares_every_bit(saved, tmp_path):
     assert equal.ok
     assert not equal.failed
     assert equal.scope is not None
-    assert equal.scope.as_json()["files"][0]["compared"] == len(state)
+    assert equal.scope.to_dict()["files"][0]["compared"] == len(state)
+    assert equal.to_dict() | {"logits": None} == run("verify", path, out, "--json").json
     state["w"][3, 2] += 1
     torch.save(state, tmp_path / "changed.bin")
     changed = verify(tmp_path / "changed.bin", open_checkpoint(out), match="w")
@@ -252,6 +271,8 @@ def test_verify_fails_for_other_weights_in_the_folder(saved, tmp_path):
     assert verify(path, folder)
     torch.save({"w": torch.ones(2)}, folder / "other.bin")
     assert not verify(path, folder)
+    assert not verify(path, open_checkpoint(folder))
+    assert verify(path, folder / "model.safetensors")
 
 
 def test_a_lock_is_what_the_command_writes(saved, tmp_path):
@@ -259,7 +280,9 @@ def test_a_lock_is_what_the_command_writes(saved, tmp_path):
     made = lock(path, tmp_path / "one.json")
     assert run("lock", path, "-o", tmp_path / "two.json").code == 0
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-    assert "sha256:" + made.digest == digest(path).digest
+    assert made.digest == digest(path).digest
+    assert made.path == str(tmp_path / "one.json")
+    assert made.tensors.keys() == state.keys()
     assert verify(path, lock=tmp_path / "one.json")
     state["n"][0] = 7
     torch.save(state, tmp_path / "changed.bin")
@@ -292,6 +315,9 @@ def test_what_cannot_be_compared_is_not_equal(tmp_path):
     assert not found.equal
     assert not any(row.differs for row in found.rows)
     assert run("diff", *paths, "--match", "w").code == 3
+    printed = run("diff", *paths, "--match", "w", "--json").json
+    assert printed == found.to_dict()
+    assert printed["equal"] is False
 
 
 class Evil:
@@ -311,14 +337,32 @@ def test_scan_tells_the_worst_verdict(saved, tmp_path):
     bad = next(file for file in found.files if file.path.endswith("evil.pkl"))
     assert bad.sightings[0].name == "posix.system"
     assert any(check.outcome == "failed" for check in found.checks)
+    assert found.to_dict() == run("scan", tmp_path, "--json").json
+    assert scan(tmp_path / "evil.pkl", fail_on="dangerous").verdict is Verdict.DANGEROUS
     with pytest.raises(BadRequest):
         scan(tmp_path / "not-there")
+    with pytest.raises(BadRequest, match="clean"):
+        scan(path, fail_on="clean")
+
+
+def test_scan_follows_the_policy(saved, tmp_path):
+    _, path = saved
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[exclude]]\npaths = "*evil.pkl"\nreason = "a test"\n')
+    found = scan(tmp_path, policy=policy)
+    assert found
+    assert [file.path for file in found.files if file.weights] == [str(path)]
+    (tmp_path / "empty").mkdir()
+    assert scan(tmp_path / "empty")
+    assert not scan(tmp_path / "empty", require_weights=True)
 
 
 def test_scan_of_what_has_no_weights_is_not_clean(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     assert scan(tmp_path).verdict is Verdict.NOTHING
-    assert scan().verdict is Verdict.NOTHING
+    with pytest.raises(BadRequest, match="no path"):
+        scan()  # nothing is scanned, so that nothing is clean
 
 
 def test_a_folder_that_cannot_be_listed_is_not_scanned(tmp_path, monkeypatch):
@@ -334,3 +378,55 @@ def test_a_folder_that_cannot_be_listed_is_not_scanned(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "listdir", deny)
     found = scan(tmp_path)
     assert (found.verdict, found.ok, len(found.errors)) == (Verdict.NOT_SCANNED, False, 1)
+
+
+def test_results_say_what_they_are(saved, tmp_path):
+    state, path = saved
+    source = open_checkpoint(path)
+    out = tmp_path / "out.safetensors"
+    shown = f"<Converted {str(out)!r} (not written): 3 tensors, "
+    assert repr(convert(source, out, dry_run=True)).startswith(shown)
+    assert repr(convert(source, out)) == f"<Converted {str(out)!r}: 3 tensors, {size(out)} bytes>"
+    digests = digest(source)
+    assert repr(digests) == f"<Digests of {str(path)!r}: {digests.digest}, 3 tensors>"
+    locked = lock(source, tmp_path / "lock.json")
+    assert repr(locked).endswith(f"3 tensors of {str(path)!r}, {digests.digest}>")
+    assert repr(verify(source, out)) == "<Verified: ok, 4 checks>"
+    assert repr(scan(path)) == "<ScanResult: clean, 1 file>"
+    state["n"][0] = 7
+    torch.save(state, tmp_path / "other.bin")
+    assert repr(verify(tmp_path / "other.bin", out)) == "<Verified: 2 of 4 checks failed>"
+    assert repr(diff(source, tmp_path / "other.bin")).endswith(": 1 of 3 tensors differ>")
+    assert repr(diff(source, out)).endswith(": 3 tensors, equal>")
+
+
+def size(path):
+    return f"{path.stat().st_size:,}"
+
+
+@pytest.mark.parametrize("jobs", [-1, -8])
+def test_a_negative_number_of_threads_is_rejected(saved, tmp_path, jobs):
+    _, path = saved
+    calls: list[Callable[..., object]] = [digest, scan, partial(verify, path)]
+    calls += [partial(write, output=tmp_path / "out.safetensors") for write in (convert, lock)]
+    for call in calls:
+        with pytest.raises(BadRequest, match="threads"):
+            call(path, jobs=jobs)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_tensors_can_be_copied_and_sent_to_other_processes(saved):
+    """A copy has no descriptor of its own: the number would be that of another file."""
+    state, path = saved
+    tensor = open_checkpoint(path)["w"]
+    expected = state["w"].numpy()
+    again = copy.deepcopy(tensor)
+    assert np.array_equal(again.numpy(), expected)
+    del again
+    assert np.array_equal(tensor.numpy(), expected)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert np.array_equal(pool.apply(np.asarray, (tensor,)), expected)
+    sent = pickle.dumps(tensor)
+    torch.save({"w": torch.zeros(6, 4)}, path)
+    with pytest.raises(Unreadable, match="changed"):
+        pickle.loads(sent).numpy()

@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -295,3 +296,15 @@ def test_sparse_tensors_are_kept_in_parts(tmp_path: Path) -> None:
     assert "tensor 's' is not dense: sparse_coo" in result.err
     words = ("--by", "name", "--exclude", "s")
     assert run("extract", path, "-o", tmp_path / "names", *words).code == 0
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_in_a_pickle_are_numbered(tmp_path: Path, protocol: int) -> None:
+    arrays = {"a": np.arange(4.0), "b": np.ones(3)}
+    torch.save(arrays, tmp_path / "m.bin", pickle_protocol=protocol)
+    out = tmp_path / "out"
+    assert run("extract", tmp_path / "m.bin", "-o", out).code == 0
+    assert (out / "arrays" / "0").read_bytes() == arrays["a"].tobytes()
+    assert (out / "arrays" / "1").read_bytes() == arrays["b"].tobytes()
+    rows = run("inspect", tmp_path / "m.bin", "--json").json["tensors"]
+    assert [row["offset"] for row in rows] == [None, None]

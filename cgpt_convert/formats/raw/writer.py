@@ -23,7 +23,7 @@ from cgpt_convert.core.text import quoted
 from cgpt_convert.formats import planning
 from cgpt_convert.formats.raw.reader import FileRecord, MappingReader, parts
 from cgpt_convert.plan import AvailableDigests, FileDigest, FilePlan, Request
-from cgpt_convert.sources.local import MemoryBytes, Source
+from cgpt_convert.sources.local import Source, is_in_memory
 from cgpt_convert.sources.local import read as read_bytes
 from cgpt_convert.sources.paths import open_source
 from cgpt_convert.tensors.dtypes import TABLE
@@ -197,7 +197,7 @@ def _storage_files(checkpoint: Checkpoint, storages: Sequence[Storage]) -> dict[
     for storage in storages:
         if id(storage) in files:
             continue
-        if isinstance(storage.source, MemoryBytes):  # an array in a pickle, with a text key
+        if is_in_memory(storage.source):  # an array in a pickle, with a text key
             folder, key = f"{_ARRAYS}/", str(len(files))
         else:
             number = numbers.get(_file_of(storage, numbers))

@@ -131,6 +131,7 @@ class _Latin1:
     """Bytes that the pickle stores as text, not copied, because many arrays may share one text."""
 
     name = "data.pkl"
+    in_memory = True  # see `is_in_memory`
 
     def __init__(self, chars: str) -> None:
         self.nbytes = len(chars)

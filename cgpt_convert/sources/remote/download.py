@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from cgpt_convert.core.errors import Unreadable
 from cgpt_convert.core.text import quoted
 from cgpt_convert.core.threads import step
@@ -55,10 +53,6 @@ class DownloadedFile:
 
     def check_unchanged(self) -> None:
         """Do nothing: no other process can change the temporary file."""
-
-    def same_file(self, _other: os.stat_result) -> bool:
-        """Return False: the temporary file has no name."""
-        return False
 
     def close(self) -> None:
         """Close the temporary file."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -75,10 +74,6 @@ class RemoteFile:
     def check_unchanged(self) -> None:
         """Raise Unreadable if the object is no longer the version that was opened."""
         self._thing.check_unchanged()
-
-    def same_file(self, _other: os.stat_result) -> bool:
-        """Return False: no local file is this object."""
-        return False
 
     def close(self) -> None:
         """Drop the cached ranges."""
