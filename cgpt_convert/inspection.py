@@ -70,12 +70,12 @@ def checks_of(summary: dict[str, Any]) -> list[Check]:
     """Return the results of `inspect --check`: checksums, and anomalies of the file as notes."""
     file, check = summary["source"], summary["check"]
     checks = [
-        Check("checksums", FAILED, f"storage {key} is not as it was written", file)
+        Check("checksums", FAILED, f"storage {key} does not match its checksum", file)
         for key in check["damaged"]
     ]
     if not checks:
         storages = f"{check['recorded']:,} of {check['storages']:,} storages"
-        checks.append(Check("checksums", PASSED, f"{storages} have one, and it is right", file))
+        checks.append(Check("checksums", PASSED, f"{storages} have a checksum; all match", file))
     for finding in summary["findings"]:
         detail = f"{finding['title']}: {finding['detail']}"
         checks.append(Check("findings", NOTE, detail, file, finding=finding["id"]))

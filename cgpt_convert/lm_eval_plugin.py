@@ -164,7 +164,10 @@ class CgptLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         wanted = normalize_gen_kwargs(settings, self.max_gen_toks)
         most, end = wanted["max_gen_toks"], self.eot_token_id
         if most >= self.max_length:
-            raise BadRequest(f"{most} tokens to generate leave no context of {self.max_length}")
+            raise BadRequest(
+                f"{most:,} new tokens leave no room for a prompt in {self.max_length:,} positions",
+                hint="lower max_gen_toks, or raise max_length",
+            )
         stops = handle_stop_sequences(wanted["until"], eos=None)
         prompt = self.tok_encode(context)[most - self.max_length :]
         how = GenerationSettings(most, ends=frozenset([end]), warp=_warp(wanted))

@@ -139,5 +139,5 @@ def test_no_room_for_what_is_to_be_generated():
     from cgpt_convert.lm_eval_plugin import CgptLM
 
     request = SimpleNamespace(args=("She was", {}))
-    with pytest.raises(BadRequest, match="256 tokens to generate leave no context of 256"):
+    with pytest.raises(BadRequest, match="256 new tokens leave no room"):
         CgptLM(str(MODEL)).generate_until([request])

@@ -1,4 +1,4 @@
-"""Read the config.json beside a checkpoint and compare it with the tensors.
+"""Read the config.json next to a checkpoint and compare it with the tensors.
 
 It contains values that the tensors' shapes do not determine, but it may be wrong.
 """

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from cgpt_convert.architectures.schema import LAYERS, Architecture, TensorPosition, architectures
 from cgpt_convert.architectures.toml_files import parsed, reading
 from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.text import quoted
 from cgpt_convert.tensors.dtypes import FLOAT32
 from cgpt_convert.tensors.shapes import c_strides
 
@@ -129,7 +130,7 @@ def find_model(name: str) -> KnownModel:
         if model.name == wanted:
             return model
     known = ", ".join(model.name for model in models())
-    raise BadRequest(f"unknown model {name!r}", hint=f"known models: {known}")
+    raise BadRequest(f"unknown model {quoted(name)}", hint=f"known models: {known}")
 
 
 def storage_mapping(model_name: str) -> dict[str, RawTensorLayout]:

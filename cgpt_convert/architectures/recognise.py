@@ -26,7 +26,7 @@ def recognise(
 ) -> Recognised | None:
     """Return the architecture and roles of the tensors; None if no known architecture fits.
 
-    `config` is the content of config.json beside the checkpoint. It is trusted only for the number
+    `config` is the content of config.json next to the checkpoint. It is trusted only for the number
     of heads and for muP; `check_config` lists its contradictions to the tensors.
     """
     for architecture in architectures().values():

@@ -60,7 +60,7 @@ def command(folder: str) -> None:
     compared bit for bit. From each output the model continues a sentence, without torch.
     """
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise CannotWrite("exists already", where=folder, hint="name another folder")
+        raise CannotWrite("already exists", where=folder, hint="choose another folder")
     inside = resources.files("cgpt_convert") / "demo"
     files = [FilePlan(name, ((inside / name).read_bytes(),)) for name in _FILES]
     write_folder(files, folder, WriteOptions())
@@ -87,15 +87,16 @@ def _compare(source: Checkpoint, output: Checkpoint) -> None:
     digests = {name: tensor_digest(tensor) for name, tensor in output.items()}
     wrong = sorted(expected.items() ^ digests.items())
     if wrong:
-        raise CheckFailed(f"{wrong[0][0]} is not as in the source", where=output.path)
+        raise CheckFailed(f"{wrong[0][0]!r} differs from the source", where=output.path)
     reader = _independent(output.path)
-    by = f" by {reader.__module__.split('.')[0]} and by us" if reader else ""
+    by = f" with cgpt-convert and {reader.__module__.split('.')[0]}" if reader else ""
     if reader:
         theirs = reader(output.path)
         for name in theirs.keys() - {"__metadata__"}:  # where an .npz records its ties
             if theirs[name].tobytes() != source[name].numpy().tobytes():
-                raise CheckFailed(f"{reader.__module__} reads {name} otherwise", where=output.path)
-    click.echo(f"  read again{by}: all {len(digests)} tensors equal the source, bit for bit")
+                message = f"{reader.__module__} reads other values for {name!r}"
+                raise CheckFailed(message, where=output.path)
+    click.echo(f"  read back{by}: all {len(digests)} tensors equal the source, bit for bit")
 
 
 def _independent(path: str) -> Callable[[str], Mapping[str, Any]] | None:
@@ -116,7 +117,7 @@ def _speak(folder: str) -> None:
     from cgpt_convert.inference.model import Model
 
     start = "".join(_PROMPT).replace("Ġ", " ")
-    click.echo(style.bold(f"\n{start} ... how the model goes on, computed from each file:"))
+    click.echo(style.bold(f"\n{start} ... continued by the model in each file:"))
     base = Model(open_checkpoint(os.path.join(folder, _MODEL)), resident=True)
     expected, ids = _sentence(base)
     click.echo(f"  {_MODEL:<17}  {expected}")
@@ -124,11 +125,11 @@ def _speak(folder: str) -> None:
         model = Model(open_checkpoint(os.path.join(folder, output.name)), resident=True)
         text, _ = _sentence(model)
         if output.lossless and text != expected:
-            raise CheckFailed(f"the model goes on otherwise: {text}", where=model.path)
+            raise CheckFailed(f"the model generates another text: {text}", where=model.path)
         click.echo(f"  {output.name:<17}  {text}")
         if not output.lossless:
             kl = _divergence(base, model, ids)
-            click.echo(f"  {'':<17}  KL divergence from float32: {kl:.1e} nats a token")
+            click.echo(f"  {'':<17}  KL divergence from float32: {kl:.1e} nats per token")
 
 
 def _sentence(model: Model) -> tuple[str, list[int]]:

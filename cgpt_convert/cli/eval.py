@@ -160,25 +160,25 @@ def _print(result: dict[str, Any]) -> None:
         f"{counted(result['tokens'], 'token')}, {counted(result['nbytes'], 'byte')}, "
         f"in {windows} of {result['context']:,}"
     )
-    _row("cross-entropy", f"{_shown(result['cross_entropy'], '.4f')} nats a token")
+    _row("cross-entropy", f"{_shown(result['cross_entropy'], '.4f')} nats per token")
     if result["shape_of"] is not None and result["model"] is None:
-        _row("", f"(shape of {result['shape_of']}; nothing names the model)")
+        _row("", f"(shape of {result['shape_of']}; the model's name is unknown)")
     if result["pile_loss"] is not None:
-        _row("", f"(on the Pile's test set: {result['pile_loss']}, {result['model']}'s model card)")
+        _row("", f"(model card of {result['model']}: {result['pile_loss']} on the Pile's test set)")
     _row("perplexity", _shown(result["perplexity"], ".3f"))
     _row("bits per byte", _shown(result["bits_per_byte"], ".4f"))
-    _row("likeliest token right", f"{result['top_right']:.2%}")
+    _row("top-1 accuracy", f"{result['top_right']:.2%}")
     other = result["against"]
     if other is not None:
-        _say(f"\n{printable(other['source'])} against it:")
+        _say(f"\n{printable(other['source'])}, compared with {printable(result['source'])}:")
         ratio = _shown(other["perplexity_ratio"], ".5f")
-        _row("perplexity", f"{_shown(other['perplexity'], '.3f')}, {ratio} times as much")
+        _row("perplexity", f"{_shown(other['perplexity'], '.3f')} (x {ratio})")
         mean, error = _shown(other["kl_mean"], ".3g"), _shown(other["kl_error"], ".1g")
-        _row("KL divergence, mean", f"{mean} +- {error} nats a token")
+        _row("KL divergence, mean", f"{mean} +- {error} nats per token")
         _row("  99th percentile", _shown(other["kl_p99"], ".3g"))
         _row("  maximum", _shown(other["kl_max"], ".3g"))
-        _row("same likeliest token", f"{other['top_agreement']:.2%}")
-        _row("right token's change", f"{_shown(other['p_change_rms'], '.3%')} RMS, in probability")
+        _row("same top-1 token", f"{other['top_agreement']:.2%}")
+        _row("RMS change of p(correct)", _shown(other["p_change_rms"], ".3%"))
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -186,7 +186,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _row(name: str, value: str) -> None:
-    _say(f"  {name:<22} {value}")
+    _say(f"  {name:<24} {value}")
 
 
 def _say(line: str) -> None:

@@ -12,12 +12,20 @@ from cgpt_convert.cli.notes import tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import size, wrapped
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.formats.raw import writer
 from cgpt_convert.plan import FilePlan, Request
 from cgpt_convert.targets.hf_view import undone
-from cgpt_convert.targets.selection import EVERYTHING, TensorSelection, check_dense, select, wanted
+from cgpt_convert.targets.selection import (
+    EVERYTHING,
+    TensorSelection,
+    check_dense,
+    everything,
+    no_match,
+    select,
+    wanted,
+)
 from cgpt_convert.writing.destination import write_folder
 from cgpt_convert.writing.output_checks import inputs_of
 from cgpt_convert.writing.writer import WriteOptions, write_blocks
@@ -73,11 +81,14 @@ def command(
     tensor. All other commands can read the folder.
     """
     if (output is None) == (to_stdout is None):
-        raise click.UsageError("give one of --output and --stdout")
+        raise click.UsageError("pass either --output or --stdout")
     if to_stdout is not None and (
         properties or as_json or match or exclude or salvage or by == "name"
     ):
-        raise click.UsageError("--stdout writes one tensor: give no other choice")
+        raise click.UsageError(
+            "--stdout cannot be combined with --match, --exclude, --by name, --properties, "
+            "--salvage or --json"
+        )
     checkpoint = open_checkpoint(source, mapping, salvage=salvage)
     if salvage:
         from cgpt_convert.formats.stored_checksums import intact
@@ -91,7 +102,9 @@ def command(
     lost: dict[str, MissingTensor] = {}
     if properties:
         if by == "name" or match or exclude:
-            raise click.UsageError("--properties takes all storages: give no other choice")
+            raise click.UsageError(
+                "--properties cannot be combined with --match, --exclude or --by name"
+            )
         plans, lines = _with_properties(checkpoint)
     else:
         with progress("planning"):
@@ -141,33 +154,38 @@ def _plans(
         request = Request("parameters", tuple(chosen.tensors), chosen.aliases)
         return writer.plan(request), chosen.lost
     if not (checkpoint or checkpoint.exotic or checkpoint.lost):
-        raise Unsupported("the file holds no tensors", where=checkpoint.path)
+        raise Unsupported("the file contains no tensors", where=checkpoint.path)
     tensors = [tensor for name, tensor in checkpoint.items() if wanted(name, match, exclude)]
     exotic = [each for name, each in checkpoint.exotic.items() if wanted(name, match, exclude)]
     lost = {name: why for name, why in checkpoint.lost.items() if wanted(name, match, exclude)}
     if not tensors and not exotic:
         if lost:
-            raise Malformed(f"of {len(lost):,} tensors none is whole", where=checkpoint.path)
-        raise BadRequest("no tensor matches", where=checkpoint.path)
+            message = f"none of the {len(lost):,} selected tensors is intact"
+            raise Malformed(message, where=checkpoint.path)
+        raise no_match(checkpoint.path, everything(checkpoint))
     broken = [each.name for each in exotic if each.error]
     check_dense(checkpoint, [*checkpoint.unsaved.intersection(t.name for t in tensors), *broken])
     return writer.plan_storages(checkpoint, tensors, exotic), lost
 
 
 def _names(checkpoint: Checkpoint, match: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
-    everything = (*checkpoint, *checkpoint.exotic)
-    return [name for name in everything if wanted(name, match, exclude)]
+    names = (*checkpoint, *checkpoint.exotic)
+    return [name for name in names if wanted(name, match, exclude)]
 
 
 def _to_stdout(checkpoint: Checkpoint, name: str) -> None:
     if name not in checkpoint:
         raise BadRequest(
-            f"no tensor is called {printable(name)}",
+            f"there is no dense tensor {quoted(name)}",
             where=checkpoint.path,
-            hint="inspect lists the names",
+            hint="run inspect to list the names",
         )
     if name in checkpoint.unsaved | checkpoint.collisions:
-        raise BadRequest(f"{printable(name)} has no values, or two", where=checkpoint.path)
+        why = "has no values" if name in checkpoint.unsaved else "has more than one value"
+        raise BadRequest(f"tensor {quoted(name)} {why}", where=checkpoint.path)
     if sys.stdout.isatty():
-        raise BadRequest("not writing raw bytes to a terminal", hint="redirect standard output")
+        raise BadRequest(
+            "raw bytes are not written to a terminal",
+            hint="redirect standard output to a file or a pipe",
+        )
     write_blocks(checkpoint[name], sys.stdout.fileno())

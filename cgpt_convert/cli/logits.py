@@ -79,10 +79,10 @@ class LogitsCheck:
         comparison = self.found
         if comparison is None:
             return
-        tolerated = f"{comparison.dtype}, so an NMSE of {comparison.tolerance:g} is tolerated"
-        if self._how.tolerance is not None:
-            tolerated = f"an NMSE of {comparison.tolerance:g} is tolerated"
-        click.echo(wrapped(f"{counted(comparison.tokens, 'token')} through both; {tolerated}:", 4))
+        of = "" if self._how.tolerance is not None else f"{comparison.dtype} "
+        tokens = counted(comparison.tokens, "token")
+        tolerance = f"{of}tolerance: NMSE {comparison.tolerance:g}"
+        click.echo(wrapped(f"{tokens}, both models ({tolerance}):", 4))
         rows = [(d.name, f"{d.greatest:.3g}", f"{d.nmse:.3g}") for d in comparison.differences]
         header = ("state", "max difference", "NMSE")
         for line in table(header, rows, right=header[1:]):
@@ -90,7 +90,7 @@ class LogitsCheck:
         first = ""
         if comparison.first:
             failed = style.verdict("failed", FAILED)
-            first = f"{failed}: {comparison.first.name} is the first that differs; "
+            first = f"{failed}: the first difference is in {comparison.first.name}; "
         click.echo(wrapped(first + comparison.agreeing, 4))
 
     def _tokens(self) -> list[int]:

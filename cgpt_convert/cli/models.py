@@ -28,12 +28,12 @@ _HEADER = (
 )
 _NUMBERS = _HEADER[1:-1]
 _NOTE = """
-parameters: the exact number, tied weights counted once; published: as the authors round it.
-tokens, FLOPs: of training. Pile loss: on the test set, nats a token. These are the model card's;
-  - stands where none was published. The paper's losses, some of which differ, are in --json.
-float32: bytes of the parameters. files: of .bin files in the vendor's layout, masks included, less
-  some 300 bytes a storage for the archive. Both are computed, not looked up.
-mapping: a folder of bare numbered files of this model can be read with --mapping NAME."""
+parameters: exact number, tied weights counted once; published: as rounded by the authors
+tokens, FLOPs: used for training; Pile loss: nats per token on the Pile's test set. All three are
+  from the model card; - means not published. --json also has the paper's losses, which may differ.
+float32: size of the parameters; files: size of the .bin files in the vendor's layout, with masks,
+  without the archive's overhead (about 300 bytes per storage). Both are computed.
+mapping: yes if --mapping NAME can read a folder of raw numbered files of this model"""
 
 
 @click.command("models")

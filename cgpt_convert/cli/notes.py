@@ -41,7 +41,8 @@ def tell_code(*checkpoints: Checkpoint, level: str = "note") -> None:
             if len(names) > _SHOWN:
                 shown += f" and {counted(len(names) - _SHOWN, 'more name')}"
             message = (
-                f"the pickle names code that is not loaded here: {shown}; scan says what it is"
+                f"the pickle references other packages' classes (not loaded): {shown}; run scan "
+                "for details"
             )
             line = f"{level}: {printable(checkpoint.path)}: {message}"
             if level == "note":

@@ -31,7 +31,7 @@ class GenerationRun:
         self._load = 0.0
 
     def read_tokenizer(self, folder: str | None) -> None:
-        """Read the tokenizer in `folder`, or the one in or beside the model."""
+        """Read the tokenizer in `folder`, or the one in or next to the model."""
         model = self._model
         self._tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
         self._encoder = Encoder(self._tokenizer)
@@ -105,6 +105,6 @@ def _tell(prompt: int, continuation: Continuation, load: float) -> None:
     rate, count = continuation.tokens_per_second, len(continuation.new_ids)
     speed = f", {rate:.1f} tokens/s" if rate else ""
     note(
-        f"{counted(count, 'new token')} after {counted(prompt, 'token')}{speed}; weights read in "
-        f"{load:.2f} s, the first token {continuation.first:.2f} s later"
+        f"{counted(count, 'new token')} after a prompt of {counted(prompt, 'token')}{speed}; "
+        f"{load:.2f} s to read the weights, {continuation.first:.2f} s to the first token"
     )

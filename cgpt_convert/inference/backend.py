@@ -73,8 +73,8 @@ class Backend(Protocol):
 def backend(engine: str, threads: int = 1) -> Backend:
     """Return the backend called `engine`, numpy or torch. BadRequest if torch is not installed.
 
-    `threads` sets our own threads for NumPy; those of BLAS and torch are set in those libraries'
-    ways.
+    `threads` is the number of this program's own threads for NumPy. BLAS and torch have their own
+    settings.
     """
     if engine == "torch":
         try:
@@ -83,7 +83,8 @@ def backend(engine: str, threads: int = 1) -> Backend:
             if error.name != "torch":
                 raise
             raise BadRequest(
-                "the torch engine needs torch", hint="pip install 'cgpt-convert[torch]'"
+                "the engine 'torch' needs PyTorch, which is not installed",
+                hint="pip install 'cgpt-convert[torch]'",
             ) from error
         return TorchBackend()
     from cgpt_convert.inference.backend_numpy import NumpyBackend

@@ -40,7 +40,7 @@ def spread(model: Model) -> list[int]:
 def beginning(model: Model, text: str, folder: str | None) -> list[int]:
     """Return the text's first tokens, as many as the model has positions.
 
-    The tokenizer is the one in `folder`, else in or beside the model. Raises the errors of
+    The tokenizer is the one in `folder`, else in or next to the model. Raises the errors of
     `text.find`.
     """
     tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
@@ -84,7 +84,7 @@ class Comparison(NamedTuple):
     def agreeing(self) -> str:
         """The agreement as text."""
         same = round(self.agreement * self.tokens)
-        return f"the same likeliest token at {same:,} of {self.tokens:,} positions"
+        return f"same top-1 token at {same:,} of {self.tokens:,} positions"
 
     def checks(self, path: str) -> list[Check]:
         """Return a check for each state of the target, named in `tensor`, and for the logits."""
@@ -97,8 +97,8 @@ class Comparison(NamedTuple):
             detail += f", {self.agreeing}"
         if difference.nmse <= self.tolerance:
             return Check(name, PASSED, detail, path, difference.name)
-        first = ", the first that differs" if difference is self.first else ""
-        past = f"{detail}; the tolerance is {self.tolerance:g}{first}"
+        first = " (the first difference)" if difference is self.first else ""
+        past = f"{detail}; above the tolerance of NMSE {self.tolerance:g}{first}"
         return Check(name, FAILED, past, path, difference.name)
 
 
@@ -178,7 +178,9 @@ def coarsest(model: Model) -> str:
     names = {tensor.stored.name for tensor in model.source.tensors.values()}
     unknown = sorted(names - TOLERANCES.keys())
     if unknown:
-        raise BadRequest(f"there is no tolerance for weights of {unknown[0]}", where=model.path)
+        raise BadRequest(
+            f"logits of models with {unknown[0]} weights cannot be compared", where=model.path
+        )
     return max(names, key=lambda name: TOLERANCES[name])
 
 
@@ -232,6 +234,6 @@ def _check_sizes(ours: Model, theirs: Model) -> None:
         one, other = getattr(ours.hyper, size), getattr(theirs.hyper, size)
         if one != other:
             raise BadRequest(
-                f"{size} is {other}, but {one} in {ours.path}: not the same model",
+                f"{size} is {other:,}, but {one:,} in {ours.path}: the models have different sizes",
                 where=theirs.path,
             )

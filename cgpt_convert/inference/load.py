@@ -74,7 +74,11 @@ def source(
         config |= {} if heads is None else {"n_head": heads}
     if heads not in (None, recognition.n_head):
         width = recognition.sizes["n_embd"]
-        raise BadRequest(f"{heads} heads do not divide the width of {width}", where=where)
+        raise BadRequest(
+            f"{heads} attention heads do not divide the hidden size {width:,}",
+            where=where,
+            hint="pass the model's number of heads",
+        )
     places = {
         place.key: recognition.laid_out(n, tensors[n]) for n, place in recognition.places.items()
     }
@@ -96,7 +100,7 @@ def ends(model: ModelSource, tokenizer: Tokenizer | None) -> frozenset[int]:
 def beside(path: str) -> Iterator[str]:
     """Yield the folders that may contain the configuration and tokenizer of the weights at `path`.
 
-    Files extracted into a folder have them beside that folder.
+    Files extracted into a folder have them in the parent folder.
     """
     yield folder_of(path)
     if os.path.isdir(path):
@@ -108,7 +112,7 @@ def _configuration(
 ) -> tuple[dict[str, Any], bool]:
     """Return the configuration, and whether config.json was used; a GGUF header takes precedence.
 
-    A config.json beside a GGUF file or in the parent folder may belong to another model, so it is
+    A config.json next to a GGUF file or in the parent folder may belong to another model, so it is
     used only if it contradicts nothing.
     """
     own: dict[str, Any] = {}
@@ -135,16 +139,19 @@ def _computable(recognised: Recognised | None, where: str) -> Recognised:
     if recognised is None:
         known = ", ".join(with_hook("forward"))
         raise Unsupported(
-            "the tensors are of no architecture that is computed here",
+            "this model cannot be run: the architecture of the tensors is unknown",
             where=where,
-            hint=f"computed is {known}; inspect shows what the tensors are",
+            hint=f"supported: {known}; run inspect to see the tensors",
         )
     hook(recognised.architecture, "forward", where)
     if recognised.refusal:
         raise Unsupported(recognised.refusal, where=where)
     if recognised.misfits:
-        count = f"{len(recognised.misfits)} differences from {recognised.architecture.name}"
-        raise Unsupported(f"{count}: {'; '.join(recognised.misfits)}", where=where)
+        raise Unsupported(
+            f"the tensors differ from {recognised.architecture.name}: "
+            f"{'; '.join(recognised.misfits)}",
+            where=where,
+        )
     return recognised
 
 
@@ -156,6 +163,8 @@ def _tied(recognised: Recognised, config: Mapping[str, Any], where: str) -> bool
     if not tied and recognised.head == "absent":
         head = next(iter(recognised.architecture.ties), "head")
         raise Malformed(
-            f"{CONFIG} says tie_word_embeddings false, but there is no {head}", where=where
+            f"{CONFIG} has tie_word_embeddings false, but the file has no {head}",
+            where=where,
+            hint=f"set tie_word_embeddings to true in {CONFIG} if the head is the embedding",
         )
     return bool(tied)

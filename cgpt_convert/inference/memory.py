@@ -17,7 +17,7 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes a value near 2^63 for no limit
 
 
 class MemoryNeeds(Protocol):
-    """A model, as far as memory is concerned."""
+    """The memory needs of a model."""
 
     def outstanding(self) -> int:
         """Return the number of bytes that it still has to allocate."""
@@ -37,12 +37,12 @@ def require(owner: MemoryNeeds, nbytes: int, free: int | None, where: str) -> No
     limit = available() if free is None else free
     if limit is not None and needed > limit:
         what = "memory" if free is None else "memory of the GPU"
-        also = f", {_shown(others)} of it for other models" if others else ""
+        also = f" ({_shown(others)} of it for other models)" if others else ""
         raise Unsupported(
-            f"it needs {_shown(needed)} of {what}{also}; {_shown(limit)} is available",
+            f"the model needs {_shown(needed)} of {what}{also}; {_shown(limit)} is available",
             where=where,
-            hint="free memory, raise the limit of the container, or take a smaller model; "
-            "inspect, convert and verify stream, and need about 100 MB",
+            hint="free memory, raise the container's limit, or use a smaller model; inspect, "
+            "convert and verify need only about 100 MB",
         )
     _promised.add(owner)
 

@@ -119,9 +119,9 @@ class Model:
         logits = self.xp.numpy(self.forward.logits(self.xp, hidden[:, -1], self.weights.head))
         if not np.isfinite(logits.max(axis=-1)).all():
             raise Unsupported(
-                "the logits are not numbers",
+                "the model's logits are NaN or infinite",
                 where=self.path,
-                hint="inspect --stats shows which tensors hold NaN or Inf",
+                hint="run inspect --stats to see which tensors contain NaN or Inf",
             )
         return logits
 
@@ -133,16 +133,23 @@ class Model:
 
         checked = np.asarray(ids, np.int64)
         if checked.ndim != 2 or checked.size == 0:  # noqa: PLR2004  sequences of tokens
-            raise BadRequest("there are no tokens to compute", where=self.path)
+            raise BadRequest(
+                "there are no tokens", where=self.path, hint="pass at least one token ID or word"
+            )
         low, high, vocabulary = int(checked.min()), int(checked.max()), self.hyper.vocab_size
         if low < 0 or high >= vocabulary:
             bad = low if low < 0 else high
-            raise BadRequest(f"no token {bad}: ids are 0 to {vocabulary - 1}", where=self.path)
+            raise BadRequest(
+                f"the token ID {bad} is not in the vocabulary",
+                where=self.path,
+                hint=f"use IDs from 0 to {vocabulary - 1:,}",
+            )
         past, most = (cache.length, cache.capacity) if cache else (0, self.hyper.n_positions)
         if past + checked.shape[1] > min(most, self.hyper.n_positions):
             raise BadRequest(
-                f"{past + checked.shape[1]:,} tokens; the model has {most:,} positions",
+                f"{past + checked.shape[1]:,} tokens exceed the model's {most:,} positions",
                 where=self.path,
+                hint="pass fewer tokens",
             )
         return checked
 

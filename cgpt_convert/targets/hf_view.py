@@ -19,7 +19,7 @@ def undone(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def configuration(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return a GGUF file's configuration, else the content of the config.json beside it."""
+    """Return a GGUF file's configuration, else the content of the config.json next to it."""
     if checkpoint.format == "gguf":
         from cgpt_convert.targets.llama_cpp.restore_hf import config
 

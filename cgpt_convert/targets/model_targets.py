@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ModelRequest(NamedTuple):
-    """A model to write. Configuration and tokenizer are read beside the checkpoint or from it."""
+    """A model to write. Configuration and tokenizer are read next to the checkpoint or from it."""
 
     checkpoint: Checkpoint
     tensors: Sequence[Tensor]  # tied ones under each of their names

@@ -11,7 +11,7 @@ from cgpt_convert.architectures.schema import tied_names
 from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.file_names import excluding
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -152,7 +152,7 @@ def _children(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def parts(checkpoint: Checkpoint, names: Iterable[str], root: str = "") -> dict[str, int]:
-    """Return the number of the tensors `names` in each container beside the root.
+    """Return the number of the tensors `names` in each container next to the root.
 
     Without a root, these are the outermost level with several containers. Tensors in no such
     container count under their own names if they are few, else under "".
@@ -166,7 +166,7 @@ def parts(checkpoint: Checkpoint, names: Iterable[str], root: str = "") -> dict[
         above = next(path for path in reversed(around) if is_under(name, path))
         inside = [path for path in children.get(above, ()) if is_under(name, path)]
         if inside:
-            key = max(inside, key=len)  # `policy.optimizer` may be a key beside `policy`
+            key = max(inside, key=len)  # `policy.optimizer` may be a key next to `policy`
             sizes[key] = sizes.get(key, 0) + 1
         else:
             alone.append(name)
@@ -231,7 +231,7 @@ def given_root(checkpoint: Checkpoint, root: str) -> str:
     known = [path for path in checkpoint.containers if path and under(checkpoint, path)]
     known = known[:_CONTAINERS]
     raise BadRequest(
-        f"there are no tensors under {root!r}",
+        f"there are no tensors under {quoted(root)}",
         where=checkpoint.path,
         hint=f"keys with tensors: {', '.join(map(printable, known))}" if known else "",
     )
@@ -256,7 +256,7 @@ def everything(checkpoint: Checkpoint) -> tuple[str, ...]:
 def under(checkpoint: Checkpoint, root: str) -> list[str]:
     """Return the names of the tensors in the container `root`, or with it as a name prefix.
 
-    The key `model.optimizer` beside `model` is not in the container `model`.
+    The key `model.optimizer` next to `model` is not in the container `model`.
     """
     names = [name for name in everything(checkpoint) if is_under(name, root)]
     parents = checkpoint.containers
@@ -305,7 +305,7 @@ def check_dense(checkpoint: Checkpoint, chosen: Iterable[str], root: str = "") -
     reasons = {name: reason for name in chosen if (reason := _not_dense(checkpoint, name))}
     if not reasons:
         return
-    lines = [f"tensor '{printable(name)}' {reason}" for name, reason in reasons.items()]
+    lines = [f"tensor {quoted(name)} {reason}" for name, reason in reasons.items()]
     more = len(lines) - _LISTED
     lines[_LISTED:] = [f"and {more:,} more"] if more > 0 else []
     errors = [checkpoint.exotic[name].error for name in reasons if name in checkpoint.exotic]

@@ -12,7 +12,7 @@ from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.architectures.schema import LAYERS, Architecture, architectures
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.targets.tokenizer.bpe import Tokenizer
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -128,7 +128,7 @@ def layout_lines(recognised: Recognised) -> list[str]:
     """Return a line for each change to the file's names and layout."""
     lines = []
     if recognised.wrapper:
-        lines.append(f"removed the wrapper {printable(recognised.wrapper)!r} from the names")
+        lines.append(f"removed the wrapper {quoted(recognised.wrapper)} from the names")
     if recognised.linear:
         count = sum(place.rule.conv1d for place in recognised.places.values())
         lines.append(f"transposed {count:,} Linear weights from (out, in) to (in, out)")

@@ -19,7 +19,7 @@ from cgpt_convert.targets.selection import (
 from cgpt_convert.tensors.tensor import Tensor
 from cgpt_convert.verification.pairing import NamedTensors
 
-_LINEAR = "weights are stored as Linear layers' (out, in)"  # has no model digest
+_LINEAR = "weights are stored as Linear weights (out, in)"  # such models have no model digest
 LOST, AMBIGUOUS, UNSAVED = "unreadable", "ambiguous", "unsaved"  # kinds without a view
 
 
@@ -108,7 +108,7 @@ def converted_part(
 ) -> CanonicalWeights:
     """Return the weights that `convert` writes, if they are a part of `chosen`; else `chosen`.
 
-    Raises BadRequest where the weights may be under any of several roots.
+    Raises BadRequest if several roots may contain the weights.
     """
     if wish != TensorSelection():
         return chosen
@@ -164,9 +164,10 @@ def _odd(checkpoint: Checkpoint, name: str) -> CompositeTensor | None:
     if name in checkpoint.lost:
         return CompositeTensor(name, LOST, "", (), checkpoint.lost[name].why)
     if name in checkpoint.collisions:
-        return CompositeTensor(name, AMBIGUOUS, "", (), "the name stands for two values")
+        return CompositeTensor(name, AMBIGUOUS, "", (), "two values have this name")
     if name in checkpoint.unsaved:
         tensor = checkpoint[name]
+        # the detail is part of the tensor's digest: it must not change
         return CompositeTensor(
             name, UNSAVED, tensor.dtype.name, tensor.shape, "its values were not saved"
         )

@@ -18,7 +18,9 @@ from cgpt_convert.verification.scope import listed
 def extra_checks(
     checkpoint: Checkpoint, path: str, rule: Allowlist, source: Checkpoint | None = None
 ) -> list[Check]:
-    """Return a failed check for each of them. `path` is the path that was opened.
+    """Return a failed check for each code reference and each other weight file.
+
+    `path` is the path that was opened.
 
     Equal tensors do not make a file safe: loaders run referenced code and may load the other files.
     Pickles are checked by the names that were read; `scan` checks everything. If the file is a
@@ -47,7 +49,7 @@ def not_compared(checkpoint: Checkpoint, path: str, verb: str = "compared") -> I
 
 def of_source(checkpoint: Checkpoint, path: str, verb: str = "compared") -> list[Check]:
     """Return a note for each other weight file in the folder of SOURCE."""
-    what = "another weight file of the folder"
+    what = "another weight file in the folder"
     return [
         Check("files", NOTE, f"not {verb}: {printable(name)}, {what}", path)
         for name in other_weights(path, checkpoint)
@@ -64,15 +66,15 @@ def _named(checkpoint: Checkpoint, rule: Allowlist) -> Iterator[Check]:
         matched, word = (FOREIGN, "foreign")
         if is_dangerous_path(name):
             matched, word = (DANGEROUS, "dangerous")
-        detail = f"{word}: the pickle names {printable(name)}; scan says what it would do"
+        detail = f"{word}: the pickle references {printable(name)}; run scan for details"
         yield Check("globals", FAILED, detail, checkpoint.path, finding=matched.id)
 
 
 def _unread(checkpoint: Checkpoint, path: str) -> Iterator[Check]:
-    what = "verify each file by its own name" if checkpoint.path != path else "take it away"
+    what = "verify each file separately" if checkpoint.path != path else "remove it"
     for name in other_weights(path, checkpoint):
         detail = (
-            f"not verified: {printable(name)}, another weight file of the folder, which programs "
-            f"may load instead: {what}"
+            f"not verified: {printable(name)}, another weight file in the folder, which programs "
+            f"may load instead; {what}"
         )
         yield Check("files", FAILED, detail, path)

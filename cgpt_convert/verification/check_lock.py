@@ -9,7 +9,7 @@ from cgpt_convert.architectures.schema import architectures
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import ERROR, FAILED, NOTE, PASSED, Check
 from cgpt_convert.core.errors import BadRequest
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.core.threads import Advance, untold
 from cgpt_convert.sources.local import MemoryBytes
 from cgpt_convert.targets.selection import (
@@ -87,7 +87,11 @@ def lock_sides(
     within = root if by == OPTION else taken.root or ("" if lock.scope else _usual_root(target))
     inside = part_under(target, within) if within else []
     if by == OPTION and not inside and not locked.root and taken.root != root:
-        raise BadRequest(f"no tensor is under {root!r}", where=target.path)
+        raise BadRequest(
+            f"there are no tensors under {quoted(root)}, nor in the lock",
+            where=target.path,
+            hint="pass another --root; inspect shows the names",
+        )
     same = within in target.containers
     other = best([other, *inside], locked.names, same_layout=same)
     return _restricted(lock, path, locked, other, wish, Scope(locked.root or other.root, wish, by))
@@ -145,7 +149,7 @@ def against_lock(sides: LockSides, jobs: int = 0, advance: Advance = untold) -> 
         _check(locked.rows[name], target, own, digests[own]) for name, own in pairing.both.items()
     ]
     digests_locked = {name: row.sha256 for name, row in locked.rows.items()}
-    return checks + unpaired(pairing, digests_locked, digests, target.path)
+    return checks + unpaired(pairing, digests_locked, digests, target.path, "the lock")
 
 
 def _both_of(tied: dict[str, str]) -> Iterable[str]:
@@ -169,7 +173,7 @@ def _narrowed(lock: Lock, root: str, target: Checkpoint) -> LockedTensors | None
     """Return the locked tensors under the root, recognised again; None if there are none.
 
     Names that are not in TARGET's container `root` are omitted: `model.optimizer` can be a key
-    beside `model`.
+    next to `model`.
     """
     beside = {*everything(target)} - {*under(target, root)}
     inside = {
@@ -195,7 +199,7 @@ def _narrowed(lock: Lock, root: str, target: Checkpoint) -> LockedTensors | None
 
 def _check(row: LockedTensor, target: CanonicalWeights, own: str, digest: str) -> Check:
     strange = target.odd.get(own)
-    name, outcome, detail = ("digest", PASSED, "as locked")
+    name, outcome, detail = ("digest", PASSED, "unchanged")
     if strange and digests.is_unknown(strange):
         detail = f"not compared: {printable(strange.detail)}; skip it with --exclude"
         name, outcome = "not compared", ERROR
@@ -204,7 +208,7 @@ def _check(row: LockedTensor, target: CanonicalWeights, own: str, digest: str) -
         outcome = FAILED
     elif strange and not strange.parts:
         name, outcome = "not compared", NOTE
-        detail = f"not compared: {strange.kind}, no values are saved in it"
+        detail = f"not compared: {strange.kind}, its values are not in the file"
     return Check(name, outcome, detail, target.path, own)
 
 
@@ -216,15 +220,15 @@ def _difference(
     shape = strange.shape if strange else target.tensors[own].shape
     kind = strange.kind if strange else ""
     if kind != row.kind:
-        return "dtype", f"{kind or 'dense'}, locked {row.kind or 'dense'}"
+        return "dtype", f"{kind or 'dense'}, expected {row.kind or 'dense'} as in the lock"
     if shape != row.shape:
-        return "shape", f"shape {dims(shape)}, locked {dims(row.shape)}"
+        return "shape", f"shape {dims(shape)}, expected {dims(row.shape)} as in the lock"
     if not strange:
         tensor = target.tensors[own]
         if (tensor.dtype.name, tensor.stored.block) != (row.dtype, 1):
-            detail = f"{tensor.stored.name}, locked {row.dtype}; a lock has no values to cast: "
-            return "dtype", f"{detail}compare with the source, or lock this file itself"
-    return "digest", f"sha256 {digest}, locked {row.sha256}"
+            detail = f"{tensor.stored.name}, expected {row.dtype} as in the lock; casts need the "
+            return "dtype", f"{detail}source: run verify SOURCE TARGET, or lock this file"
+    return "digest", f"sha256 {digest}, expected {row.sha256} as in the lock"
 
 
 def lock_hint(lock: Lock, path: str, checks: Iterable[Check], scope: Scope) -> list[Check]:

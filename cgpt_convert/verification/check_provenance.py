@@ -30,18 +30,18 @@ def _checks(
     for name, row in claim.tensors.items():
         tensor = checkpoint.get(name)
         if tensor is None:
-            yield Check("lost", FAILED, "lost: the file claims to hold it", path, name)
+            yield Check("lost", FAILED, "missing; the provenance metadata lists it", path, name)
             continue
         digest = digests[tensor.content]
         if digest != row.sha256:
-            detail = f"sha256 {digest}, claimed {row.sha256}"
+            detail = f"sha256 {digest}, expected {row.sha256} as in the provenance metadata"
             yield Check("digest", FAILED, detail, path, name)
         else:
             detail = ", ".join(row.steps) or f"tied to {row.origin}"
             yield Check("digest", PASSED, detail, path, name)
     for name in (*checkpoint, *checkpoint.exotic):
         if name not in claim.tensors:
-            yield Check("added", FAILED, "added: the file does not claim it", path, name)
+            yield Check("added", FAILED, "not in the provenance metadata", path, name)
 
 
 def against_mapping(
@@ -63,12 +63,12 @@ def against_mapping(
 def _recorded(row: FileRecord, digest: str, path: str) -> Check:
     name = row.tensor
     if row.sha256 is None:
-        detail = f"file {row.file}: {writer.MAPPING} records no sha256"
+        detail = f"file {row.file}: {writer.MAPPING} has no sha256 for it"
         return Check("digest", FAILED, detail, path, name)
     if row.sha256 != digest:
-        detail = f"file {row.file}: sha256 {digest}, {writer.MAPPING} records {row.sha256}"
+        detail = f"file {row.file}: sha256 {digest}, expected {row.sha256} as in {writer.MAPPING}"
         return Check("digest", FAILED, detail, path, name)
-    return Check("digest", PASSED, "file as recorded", path, name)
+    return Check("digest", PASSED, "unchanged", path, name)
 
 
 def source_of(
@@ -80,7 +80,8 @@ def source_of(
 ) -> list[Check]:
     """Return whether the compared weights are the source in the provenance metadata of `file`.
 
-    Its digests cover all weights that were written: those of a part say nothing about them.
+    Its digests cover all weights that were written, so they cannot be compared with those of a
+    part.
     """
     if not (claim.source or claim.model):
         return []
@@ -103,10 +104,10 @@ def source_of(
             detail = f"{key} is sha256:{said}"
             outcome = PASSED
             if said != is_so and part:
-                detail += ", not compared: it covers other tensors than those compared"
+                detail += ", not compared: it covers more tensors than were compared"
                 outcome = NOTE
             elif said != is_so:
-                detail += f"; that of {weights.path} is sha256:{is_so}"
+                detail += f", but {weights.path} has sha256:{is_so}"
                 outcome = FAILED
             checks.append(Check("claim", outcome, detail, file))
     return checks
@@ -122,7 +123,7 @@ def declared(checks: list[Check], claim: ProvenanceRecord) -> list[Check]:
         done = check.detail.partition(", max |error|")[0]
         if done == ", ".join(row.steps):
             return check
-        detail = f"{done}; the file claims {', '.join(row.steps)}"
+        detail = f"{done}, expected {', '.join(row.steps)} as in the provenance metadata"
         return check._replace(name="transform", outcome=FAILED, detail=detail)
 
     return [compared(check) for check in checks]

@@ -59,7 +59,7 @@ def against_source(sides: ComparedFiles, jobs: int = 0, advance: Advance = untol
     )
     for tensor in (*source.tensors.values(), *target.tensors.values()):
         tensor.storage.source.check_unchanged()
-    return checks + unpaired(pairing, one, other, target.path)
+    return checks + unpaired(pairing, one, other, target.path, "SOURCE")
 
 
 def transform(
@@ -92,7 +92,7 @@ def transform(
     if not (source.dtype.casts and (blocks or stored_target.dtype.name in CASTS)):
         return f"{stored_target.dtype.name}, expected {source.dtype.name}"
     if not in_blocks(stored_target.dtype, source.shape):
-        return f"{stored_target.dtype.name} in rows that are no whole blocks"
+        return f"{stored_target.dtype.name}, but the rows cannot be divided into its blocks"
     word = "quantize" if blocks else "cast"
     return ExpectedTensor(
         stored_target,
@@ -131,12 +131,12 @@ def _how(source: Tensor, target: Tensor, step: ExpectedTensor) -> str:
     expected = step.expected
     square = len(expected.shape) > 1 and expected.shape == expected.shape[::-1]
     if square and not bits(step.held, expected.transposed()).differing:
-        return "; it is transposed"
+        return "; the values are transposed"
     apart = values(target, source)
     if apart is None:
         return ""
     if not apart.differing:
-        return "; equal in value (signs of zeros, or bits of NaNs)"
+        return "; equal in value (signs of zeros or bits of NaN differ)"
     return f"; max |difference| {apart.most:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""Compare pairs of tensors of which one is not a dense view, by description and digests."""
+"""Compare pairs in which a tensor is not a dense view, by description and digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cgpt_convert.tensors.shapes import dims
 from cgpt_convert.verification.canonical_names import UNSAVED, CanonicalWeights
 from cgpt_convert.verification.digests import digest, hashed, is_unknown, parts, same_bytes
 
-_SAME_FILES = "; the files are equal, byte for byte"
+_SAME_FILES = "; the files are identical"
 
 
 def compared(
@@ -54,8 +54,8 @@ def compared(
 def _why(name: str, weights: CanonicalWeights) -> str:
     """Return why a tensor without components is not compared."""
     if any(other.startswith(f"{name}.") for other in weights.keys):
-        return "the tensors in it are compared under names of their own"
-    return "no values are saved in either file"
+        return "its tensors are compared under their own names"
+    return "its values are in neither file"
 
 
 def _strange(

@@ -79,7 +79,7 @@ def digested(weights: CanonicalWeights, jobs: int = 0, advance: Advance = untold
 
     Raises Malformed if data does not match the checksum in the source.
     """
-    reject_unknown(weights, "no digest of everything")
+    reject_unknown(weights, "the digest cannot be computed")
     digests = hashed([*weights.tensors.values(), *parts(weights)], jobs, advance)
     tensors = _by_name(weights, weights.keys, digests)
     return TensorDigests(tensors, listed(tensors), model_digest(weights, tensors))

@@ -35,6 +35,7 @@ FORMAT = "cgpt-convert lock 1"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:x-cgpt-convert:lock:1"
 _TENSORS, _MODEL = "cgptConvertTensorsV1", "cgptConvertModelV1"  # algorithms of a DigestSet
+_HINT = "restore the reviewed version of the lock, or create a new one"
 
 
 class LockedTensor(NamedTuple):
@@ -234,9 +235,10 @@ def read_lock(path: str) -> Lock:
     path = named(path)
     source = open_source(path)
     if source.nbytes > INDEX_BYTES:
-        raise Unsupported(f"a lock of {source.nbytes:,} bytes", where=path)
-    about = f"not a lock of the form {FORMAT!r}"
-    hint = "`cgpt-convert lock SOURCE -o FILE` writes one"
+        message = f"the lock has {source.nbytes:,} bytes; at most {INDEX_BYTES:,} are supported"
+        raise Unsupported(message, where=path)
+    about = f"the file is not a lock in the format {FORMAT!r}"
+    hint = "create a lock with `cgpt-convert lock SOURCE -o FILE`"
     try:
         document = loads(read(source, 0, source.nbytes), path)
     except Malformed as error:
@@ -257,12 +259,10 @@ def read_lock(path: str) -> Lock:
     architecture, known = _model(model, path)
     rows = {name: _read_row(name, row, path) for name, row in tensors.items()}
     if listed({name: row.sha256 for name, row in rows.items()}) != digest.removeprefix(ALGORITHM):
-        hint = "take it from where it was reviewed, or make a new one"
-        raise Malformed(
-            "the digest is not that of the tensors: it was edited", where=path, hint=hint
-        )
+        message = "the digest does not match the tensors: the lock was edited"
+        raise Malformed(message, where=path, hint=_HINT)
     if len({row.key for row in rows.values()}) < len(rows):
-        raise Malformed("two tensors have one key", where=path)
+        raise Malformed("two tensors have the same key", where=path, hint=_HINT)
     listing = tuple(_read_file(file, path) for file in files)
     whole, scope = digest.removeprefix(ALGORITHM), _scope(document.get("scope"), path)
     part = _read_part(document.get("weights"), rows, path)
@@ -273,7 +273,7 @@ def _outside(document: dict[str, Any], path: str) -> tuple[str, ...]:
     names = document.get("not_locked", [])
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return tuple(names)
-    raise Malformed("not_locked is no list of names", where=path)
+    raise Malformed("not_locked is not a list of names", where=path, hint=_HINT)
 
 
 def _read_part(document: object, rows: Mapping[str, LockedTensor], path: str) -> LockedPart | None:
@@ -289,7 +289,8 @@ def _read_part(document: object, rows: Mapping[str, LockedTensor], path: str) ->
             return LockedPart(
                 root or "", digest.removeprefix(ALGORITHM), count, *_model(model, path)
             )
-    raise Malformed("weights that are no part of the tensors: it was edited", where=path)
+    message = "the weights do not match the tensors: the lock was edited"
+    raise Malformed(message, where=path, hint=_HINT)
 
 
 def _is_titled(digest: str) -> bool:
@@ -302,7 +303,7 @@ def _model(document: object, path: str) -> tuple[str, str]:
             return "", ""
         case {"architecture": str(name), "digest": str(digest)} if _is_titled(digest):
             return name, digest.removeprefix(ALGORITHM)
-    raise Malformed("a model without architecture and digest", where=path)
+    raise Malformed("the model has no valid architecture and digest", where=path, hint=_HINT)
 
 
 def _scope(document: object, path: str) -> TensorSelection | None:
@@ -313,14 +314,14 @@ def _scope(document: object, path: str) -> TensorSelection | None:
             isinstance(glob, str) for glob in (*match, *exclude)
         ):
             return TensorSelection(root, tuple(match), tuple(exclude))
-    raise Malformed("a scope without root, match and exclude", where=path)
+    raise Malformed("the scope has no valid root, match and exclude", where=path, hint=_HINT)
 
 
 def _read_file(fields: object, path: str) -> LockedFile:
     match fields:
         case {"name": str(name), "nbytes": int(nbytes), "sha256": str(digest)} if is_digest(digest):
             return LockedFile(name, nbytes, digest)
-    raise Malformed("a file without name, nbytes and sha256", where=path)
+    raise Malformed("a file has no valid name, nbytes and sha256", where=path, hint=_HINT)
 
 
 def _read_row(name: str, fields: Any, path: str) -> LockedTensor:
@@ -335,7 +336,8 @@ def _read_row(name: str, fields: Any, path: str) -> LockedTensor:
             if all(isinstance(each, str) for each in (key, tied, extra, kind)):
                 buffer = fields.get("buffer") == "yes"
                 return LockedTensor(dtype, tuple(shape), digest, key, tied, buffer, extra, kind)
-    raise Malformed("a tensor without dtype, shape and sha256", where=f"{path}[{name}]")
+    message = "the tensor has no valid dtype, shape and sha256"
+    raise Malformed(message, where=f"{path}[{name}]", hint=_HINT)
 
 
 def _files(checkpoint: Checkpoint, jobs: int) -> tuple[LockedFile, ...]:

@@ -90,22 +90,25 @@ def _ties(names: NamedTensors, chosen: list[str]) -> dict[str, str]:
 
 
 def unpaired(
-    pairing: Pairing, one: Mapping[str, str], other: Mapping[str, str], file: str
+    pairing: Pairing, one: Mapping[str, str], other: Mapping[str, str], file: str, reference: str
 ) -> list[Check]:
     """Return a check for every tensor that is in only one of the files.
 
     `one` and `other` are digests by name, at least of the tensors that are not in both files.
-    `file` is the second file.
+    `file` is the second file; `reference` is the name of the first one in messages.
     """
     checks = [
-        Check("drop", PASSED, "dropped: computed, not learned", file, name)
-        for name in pairing.dropped
+        Check("drop", PASSED, "dropped: a computed buffer", file, name) for name in pairing.dropped
     ]
     checks += [
-        Check("computed", PASSED, "computed, not learned: its values are not compared", file, name)
+        Check("computed", PASSED, "a computed buffer; its values are not compared", file, name)
         for name in pairing.computed
     ]
-    for words, extras in (("only SOURCE has it", pairing.extra), ("added", pairing.extra_there)):
+    only_there = f"not in {reference}"
+    for words, extras in (
+        (f"only in {reference}", pairing.extra),
+        (only_there, pairing.extra_there),
+    ):
         for name, what in extras.items():
             detail = f"not compared: {words}; {what}, which state_dict() does not contain"
             checks.append(Check("not compared", NOTE, detail, file, name))
@@ -114,25 +117,27 @@ def unpaired(
             if digests[name] == digests[twin]:
                 checks.append(Check("tie", PASSED, f"tied to {twin}", file, name))
             else:
-                detail = f"{kind}, and its values are not those of {twin}"
+                words = "missing" if kind == "lost" else only_there
+                detail = f"{words}, and its values differ from those of {twin}"
                 checks.append(Check(kind, FAILED, detail, file, name))
     moved = renamed({n: one[n] for n in pairing.lost}, {n: other[n] for n in pairing.added})
     for name, new in moved.items():
-        detail = f"renamed: {new} has its values, which no rule says"
+        detail = f"missing; {new}, which is {only_there}, has the same values"
         checks.append(Check("renamed", FAILED, detail, file, name))
     there = set(moved.values())
     gone = [name for name in pairing.lost if name not in moved]
     new_ones = [name for name in pairing.added if name not in there]
-    checks += [Check("lost", FAILED, "lost: it is not there", file, name) for name in gone]
-    checks += [Check("added", FAILED, "added: it should not be there", file, n) for n in new_ones]
+    checks += [Check("lost", FAILED, "missing", file, name) for name in gone]
+    checks += [Check("added", FAILED, only_there, file, name) for name in new_ones]
     return checks
 
 
 def renamed(lost: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
     """Return lost name -> added name with the same digest, where the match is unambiguous.
 
-    It is if no other tensor of either file has the digest. Among several candidates (zero biases,
-    for example), the name must change as in an unambiguous match, in the part before a common end:
+    A match is unambiguous if no other tensor of either file has the digest. Among several
+    candidates (zero biases, for example), the part of the name before a common end must change as
+    in an unambiguous match:
     `model.fc.bias` -> `fc.bias` if `model.fc.weight` -> `fc.weight`.
     """
     gone, new = _by_digest(lost), _by_digest(added)
@@ -163,7 +168,7 @@ def _by_digest(digests: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _change(old: str, new: str) -> tuple[str, str]:
-    """Return what precedes the common end of two names, in whole components."""
+    """Return the parts of two names before their common end, in whole components."""
     left, right = old.split("."), new.split(".")
     same = 0
     for one, other in zip(reversed(left), reversed(right), strict=False):

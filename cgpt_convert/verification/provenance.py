@@ -16,6 +16,7 @@ from cgpt_convert import __version__
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Malformed
 from cgpt_convert.core.strict_json import loads
+from cgpt_convert.core.text import quoted
 from cgpt_convert.plan import ProvenanceMetadata, Request
 from cgpt_convert.targets.selection import SelectedTensors
 from cgpt_convert.tensors.assembled import boxes_of
@@ -30,6 +31,7 @@ TENSORS, DROPPED = f"{PREFIX}tensors", f"{PREFIX}dropped"
 ROOT = f"{PREFIX}root"
 
 _BLANK = "0" * 64  # a placeholder of a digest's length
+_HINT = "convert the source again, or pass a lock (verify --lock FILE)"
 
 
 class TensorProvenance(NamedTuple):
@@ -149,7 +151,11 @@ def claimed(checkpoint: Checkpoint) -> ProvenanceRecord | None:
         if not row.sha256:  # tied: use the twin's digest
             twin = rows.get(row.origin)
             if twin is None or not twin.sha256:
-                raise Malformed(f"{name} is tied to {row.origin}, which is no tensor", where=where)
+                raise Malformed(
+                    f"{quoted(name)} is tied to {quoted(row.origin)}, which is not a tensor",
+                    where=where,
+                    hint=_HINT,
+                )
             rows[name] = row._replace(sha256=twin.sha256)
     digests = _digest(pairs, SOURCE, where), _digest(pairs, MODEL, where)
     return ProvenanceRecord(*digests, rows, pairs.get(ROOT, ""))
@@ -171,7 +177,7 @@ def _read_row(name: str, fields: Any, where: str) -> TensorProvenance:
                 return TensorProvenance(digest, origin, (*renamed, *steps) or ("identity",))
         case {"tied_to": str(kept)}:
             return TensorProvenance("", kept, ())
-    raise Malformed(f"a claim about {name} without its sha256", where=where)
+    raise Malformed(f"the entry for {quoted(name)} has no valid sha256", where=where, hint=_HINT)
 
 
 def _digest(pairs: Mapping[str, str], key: str, where: str) -> str:
@@ -180,7 +186,7 @@ def _digest(pairs: Mapping[str, str], key: str, where: str) -> str:
         return ""
     digest = pairs[key].rpartition(ALGORITHM)[2]
     if not is_digest(digest):
-        raise Malformed(f"{key} is no digest: {pairs[key]:.80}", where=where)
+        raise Malformed(f"{key} is not a digest: {pairs[key]!r:.80}", where=where, hint=_HINT)
     return digest
 
 

@@ -47,8 +47,8 @@ def reread(
         if name not in tensors or (kept in tensors and tensors[name].view != tensors[kept].view)
     ]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    wrong += [f"{name}: lost" for name in expected.keys() - tensors.keys()]
-    wrong += [f"{name}: added" for name in tensors.keys() - expected.keys()]
+    wrong += [f"{name}: missing" for name in expected.keys() - tensors.keys()]
+    wrong += [f"{name}: unexpected" for name in tensors.keys() - expected.keys()]
     both = expected.keys() & tensors.keys()
     with step("verifying", sum(tensors[name].nbytes for name in both)) as advance:
         pairs = {name: (expected[name], tensors[name]) for name in both}
@@ -56,7 +56,11 @@ def reread(
     if wrong:
         listed = "; ".join(printable(line) for line in sorted(wrong))
         where = conversion.request.name
-        raise CheckFailed(f"not what was written: {listed}", where=where, hint="nothing was kept")
+        raise CheckFailed(
+            f"the output, read back, differs from the source: {listed}",
+            where=where,
+            hint="the output was removed; run the command again",
+        )
 
 
 def _differing(
@@ -71,12 +75,13 @@ def _differing(
 
         workers.go_on()
         if (tensor.dtype, tensor.shape) != (expected.dtype, expected.shape):
-            wrong.append(f"{name}: of another type or shape")
+            wrong.append(f"{name}: different dtype or shape")
             return
         different = bits(replace(tensor, name=name), expected)
         workers.advance(tensor.nbytes)
         if different.differing:
-            wrong.append(f"{name}: {different.differing:,} of {different.units:,} differ")
+            what = "blocks" if expected.dtype.block > 1 else "elements"
+            wrong.append(f"{name}: {different.differing:,} of {different.units:,} {what} differ")
 
     work = ((pair[0], functools.partial(compare, name, *pair)) for name, pair in pairs.items())
     workers.run(in_turn(work), prepare=prepare)

@@ -46,7 +46,7 @@ class Scope(NamedTuple):
         """Return the scope as a phrase; "" if it is everything."""
         words = [f"under {printable(self.root)!r}"] if self.root else []
         if self.by == PROVENANCE:
-            words[0] += " (the root that the provenance metadata names)"
+            words[0] += " (the root in the provenance metadata)"
         words += [f"matching {printable(glob)!r}" for glob in self.wish.match]
         words += [f"not matching {printable(glob)!r}" for glob in self.wish.exclude]
         return ", ".join(words)
@@ -205,7 +205,7 @@ def hint(source: Checkpoint, checks: Iterable[Check], scope: Scope) -> list[Chec
 def root_hint(path: str, root: str, count: int) -> Check:
     """Return the note that the `count` tensors under a root can be compared alone."""
     hint = (
-        f"all of {printable(path)} was compared; {count:,} of its tensors are under "
-        f"{printable(root)!r}: use --root {printable(root)} to compare these alone"
+        f"all tensors of {printable(path)} were compared; {count:,} of them are under "
+        f"{printable(root)!r}: use --root {printable(root)} to compare only these"
     )
     return Check("scope", NOTE, hint, path)

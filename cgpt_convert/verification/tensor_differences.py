@@ -73,7 +73,7 @@ def diff(sides: ComparedFiles, jobs: int = 0, advance: Advance = untold) -> list
 def _odd(
     pairs: dict[str, str], one: CanonicalWeights, other: CanonicalWeights, jobs: int
 ) -> dict[str, TensorDifference]:
-    """Compare the pairs of which one is not a dense view."""
+    """Compare the pairs in which at least one tensor is not a dense view."""
     rows = {}
     for name, (outcome, _told) in composite_pairs.compared(pairs, one, other, jobs).items():
         own = pairs[name]

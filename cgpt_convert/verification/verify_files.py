@@ -30,7 +30,7 @@ def against_lock_file(
     jobs: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[list[Check], Scope]:
-    """Compare with the lock in the file at `path`; return the checks and what they cover."""
+    """Compare with the lock in the file at `path`; return the checks and their scope."""
     lock = read_lock(path)
     sides = lock_sides(lock, path, target, wish, claimed_root(target))
     with progress("verifying", _nbytes(sides.target.tensors)) as advance:
@@ -75,9 +75,9 @@ def against_itself(
         checks = against_mapping(target, jobs, advance)
     if not checks:
         raise Unsupported(
-            "it claims nothing about itself",
+            "the file contains no provenance metadata to verify",
             where=target.path,
-            hint="say verify SOURCE TARGET, or --lock FILE; convert writes claims",
+            hint="pass the source (verify SOURCE TARGET) or a lock (--lock FILE)",
         )
     return checks
 

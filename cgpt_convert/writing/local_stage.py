@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cgpt_convert.core.errors import CannotWrite
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import quoted
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.writing.output_checks import (
     cannot,
     check_space,
     components,
     exists,
-    lies,
+    is_present,
     not_ours,
     reserve,
 )
@@ -49,7 +49,7 @@ class LocalStage(Stage):
     def __init__(self, folder: str) -> None:
         self.folder = folder or "."
         if not os.path.isdir(self.folder):
-            raise CannotWrite("no such folder", where=self.folder)
+            raise _no_folder(self.folder)
         self._locks: list[int] = []
 
     def left(self, error: BaseException | None) -> None:  # noqa: ARG002  for any error
@@ -110,8 +110,8 @@ class LocalFilesStage(LocalStage):
         for name in names:
             final = self.final(name)
             if os.path.isdir(final):
-                raise CannotWrite("is a folder", where=final)
-            if lies(final) and not overwrite:
+                raise CannotWrite("the output is a folder", where=final, hint="pass a file name")
+            if is_present(final) and not overwrite:
                 raise exists(final)
             reclaim(self.folder, name)
 
@@ -120,7 +120,7 @@ class LocalFilesStage(LocalStage):
         return os.path.join(self.folder, *components(path, most=1))
 
     def create(self, path: str) -> tuple[str, int]:
-        """Create a locked temporary file beside the final path."""
+        """Create a locked temporary file next to the final path."""
         final = self.final(path)
         while True:
             temporary = os.path.join(self.folder, temporary_name(path))
@@ -181,7 +181,9 @@ class LocalFolderStage(LocalStage):
         self._final = folder.rstrip("/")
         parent, self._name = os.path.split(self._final)
         if self._name in ("", ".", ".."):
-            raise CannotWrite("the folder to be written needs a name", where=folder)
+            raise CannotWrite(
+                "the output folder has no name", where=folder, hint="pass a folder name"
+            )
         super().__init__(parent)
         self._overwrite = overwrite
         self._temporary = ""
@@ -191,10 +193,14 @@ class LocalFolderStage(LocalStage):
         reclaim(self.folder, self._name)
 
     def _check_replaceable(self) -> None:
-        if not lies(self._final):
+        if not is_present(self._final):
             return
         if os.path.islink(self._final) or not os.path.isdir(self._final):
-            raise CannotWrite("exists and is not a folder", where=self._final)
+            raise CannotWrite(
+                "already exists and is not a folder",
+                where=self._final,
+                hint="choose another output name",
+            )
         if not os.listdir(self._final):
             return
         if not self._overwrite:
@@ -202,9 +208,9 @@ class LocalFolderStage(LocalStage):
         strange = not_ours(self._final)
         if strange is not None:
             raise CannotWrite(
-                f"the folder holds {printable(strange)}, which this program did not write",
+                f"the folder contains {quoted(strange)}, which cgpt-convert did not write",
                 where=self._final,
-                hint="name another folder, or remove this one yourself",
+                hint="choose another folder, or remove this one first",
             )
 
     def final(self, path: str) -> str:
@@ -234,7 +240,7 @@ class LocalFolderStage(LocalStage):
                 descriptor = os.open(self._temporary, os.O_RDONLY)
             except FileNotFoundError:  # removed as a leftover, or the parent is gone
                 if not os.path.isdir(self.folder):
-                    raise CannotWrite("no such folder", where=self.folder) from None
+                    raise _no_folder(self.folder) from None
                 continue
             except OSError as error:
                 raise cannot(error, self._final) from error
@@ -270,13 +276,17 @@ class LocalFolderStage(LocalStage):
             remove_folder(self._temporary, ignore_errors=True)
 
 
+def _no_folder(path: str) -> CannotWrite:
+    return CannotWrite("no such folder", where=path, hint="create the folder first")
+
+
 def _create(path: str) -> int:
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
     return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
 
 
 def _rename(temporary: str, final: str) -> None:
-    """Rename the file, but never over a file that has appeared since."""
+    """Rename the file, but never replace a file that was created in the meantime."""
     try:
         os.link(temporary, final)
     except FileExistsError:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cgpt_convert.core.errors import CannotWrite, CgptError
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.writing.output_checks import components, exists
 from cgpt_convert.writing.remote.store import WritableStore
@@ -50,7 +50,9 @@ class ObjectStage(Stage):
         for name in self._names:
             kind = self._store.kind(self._path(self._last(name)))
             if kind == "directory":
-                raise CannotWrite("is a folder", where=self.final(name))
+                raise CannotWrite(
+                    "the output is a folder", where=self.final(name), hint="pass a file name"
+                )
             if kind and not self._overwrite:
                 raise exists(self.final(name))
 
@@ -150,14 +152,19 @@ class ObjectStage(Stage):
             self._left.remove(name)
 
     def left(self, error: BaseException | None) -> None:
-        """Report what could not be removed."""
+        """Report the objects that could not be removed."""
         if not self._left:
             return
-        left = f"left behind: {', '.join(map(printable, sorted(set(self._left))))}"
+        names = ", ".join(map(printable, sorted(set(self._left))))
+        left = f"remove what could not be removed: {names}"
         if isinstance(error, CgptError):
             error.hint = "\n  ".join(filter(None, (error.hint, left)))
         elif error is None:
-            raise CannotWrite("all is written, but not all was removed", where=self._url, hint=left)
+            raise CannotWrite(
+                "the output is complete, but some temporary objects could not be removed",
+                where=self._url,
+                hint=left,
+            )
 
 
 class ObjectFolderStage(ObjectStage):
@@ -166,8 +173,8 @@ class ObjectFolderStage(ObjectStage):
     def __init__(self, folder: str, names: list[str], *, overwrite: bool) -> None:
         parent, _, self._name = folder.rstrip("/").rpartition("/")
         if "://" not in parent:
-            hint = f"name a folder in it, as {folder.rstrip('/')}/NAME"
-            raise CannotWrite("the folder to be written needs a name", where=folder, hint=hint)
+            hint = f"pass a folder name, such as {folder.rstrip('/')}/NAME"
+            raise CannotWrite("the output folder has no name", where=folder, hint=hint)
         self._folder = temporary_name(self._name)
         super().__init__(parent, names, overwrite=overwrite)
 
@@ -175,16 +182,18 @@ class ObjectFolderStage(ObjectStage):
         path = self._path(self._name)
         final = f"{self._url}/{self._name}"
         if self._store.kind(path) == "file":
-            raise CannotWrite("exists and is not a folder", where=final)
+            raise CannotWrite(
+                "already exists and is not a folder", where=final, hint="choose another output name"
+            )
         inside = self._store.below(path)
         if inside and not self._overwrite:
             raise exists(final)
         strange = [name for name in inside if name not in self._names]
         if strange:
             raise CannotWrite(
-                f"the folder holds {printable(strange[0])}, which would not be replaced",
+                f"the folder contains {quoted(strange[0])}, which is not part of the output",
                 where=final,
-                hint="name another folder, or remove this one yourself",
+                hint="choose another folder, or remove this one first",
             )
 
     def _last(self, path: str) -> str:

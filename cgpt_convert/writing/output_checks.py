@@ -33,7 +33,7 @@ def components(path: str, most: int | None = None) -> list[str]:
     """
     parts = path.split("/")
     if any(p in ("", ".", "..") or "\0" in p for p in parts) or (most and len(parts) > most):
-        raise CannotWrite("not a path inside the output", where=printable(path))
+        raise CannotWrite("the path is not inside the output folder", where=printable(path))
     return parts
 
 
@@ -79,7 +79,11 @@ def check_space(folder: str, nbytes: int) -> None:
     status = os.statvfs(folder or ".")
     free = status.f_bavail * status.f_frsize
     if status.f_blocks and free < nbytes:
-        raise CannotWrite(f"{nbytes:,} bytes are needed and {free:,} are free", where=folder or ".")
+        raise CannotWrite(
+            f"not enough disk space: {nbytes:,} bytes are needed, {free:,} are free",
+            where=folder or ".",
+            hint="free disk space, or write to another file system",
+        )
 
 
 RESERVED = 16 << 20  # bytes; preallocating smaller files is not worth a call
@@ -106,7 +110,7 @@ def reserve(temporary: str, nbytes: int, final: str) -> None:
             raise cannot(error, final) from error
 
 
-def lies(path: str) -> bool:
+def is_present(path: str) -> bool:
     """Return whether the path exists. CannotWrite if it cannot, e.g. if the name is too long."""
     try:
         os.lstat(path)
@@ -119,7 +123,7 @@ def lies(path: str) -> bool:
 
 def exists(path: str) -> CannotWrite:
     """Return the error for an output that already exists."""
-    return CannotWrite("exists already", where=path, hint="--overwrite replaces it")
+    return CannotWrite("already exists", where=path, hint="pass --overwrite to replace it")
 
 
 def cannot(error: OSError, path: str) -> CannotWrite:
@@ -188,7 +192,7 @@ def _is_same(path: str, output: str, status: os.stat_result, *, folder: bool) ->
 
 
 def _check_temporary(paths: Iterable[str], output: str) -> None:
-    """Raise BadRequest for an input whose name is that of a temporary of the output.
+    """Raise BadRequest for an input with the name of a temporary file of the output.
 
     Such files are leftovers of a killed run, and the next run of that output removes them.
     """
@@ -199,9 +203,9 @@ def _check_temporary(paths: Iterable[str], output: str) -> None:
         relative = os.path.relpath(os.path.abspath(path), folder)
         if is_temporary_of(relative.split(os.sep)[0], name):
             raise BadRequest(
-                "the input is a temporary file of this output, which writing removes",
+                "the input has the name of a temporary file of this output and would be removed",
                 where=path,
-                hint="rename it, or name another output",
+                hint="rename the input, or choose another output name",
             )
 
 
@@ -213,4 +217,6 @@ def _check_names(paths: Iterable[str], output: str) -> None:
 
 
 def _same(output: str) -> BadRequest:
-    return BadRequest("the output is the input", where=output, hint="name another one")
+    return BadRequest(
+        "the output would replace the input", where=output, hint="choose another output name"
+    )

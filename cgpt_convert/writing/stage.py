@@ -105,7 +105,7 @@ class OutputFile:
         except OSError as error:  # network file systems may report errors only on close
             raise self._cannot(error) from error
         if _error[0] is None and self._written != self.plan.nbytes:
-            why = f"wrote {self._written:,} bytes where {self.plan.nbytes:,} were planned"
+            why = f"{self._written:,} bytes were written, but {self.plan.nbytes:,} were planned"
             raise CannotWrite(why, where=self._where)
 
     def placed(self) -> Iterator[tuple[int, int, Part]]:

@@ -1,7 +1,7 @@
 """Names of temporary files, and the removal of those left by killed processes.
 
-A temporary is `.NAME.RANDOM.partial` beside the output, locked while its writer runs. An unlocked
-one is a leftover and is removed by the next run that writes the same output.
+A temporary file is `.NAME.RANDOM.partial` next to the output, locked while its writer runs. An
+unlocked one is a leftover and is removed by the next run that writes the same output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST = 255 - len("..12345678") - len(_SUFFIX)  # NAME_MAX of ext4, xfs, btrf
 
 
 def temporary_name(name: str) -> str:
-    """Return a hidden temporary name beside `name`, made unique by a random part."""
+    """Return a hidden temporary name for `name`, made unique by a random part."""
     short = os.fsdecode(os.fsencode(name)[:_LONGEST])
     return f".{short}.{os.urandom(4).hex()}{_SUFFIX}"
 

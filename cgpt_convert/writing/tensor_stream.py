@@ -29,7 +29,7 @@ _BLOCK = 16 << 20  # bytes rearranged at a time by all threads together; memory 
 
 
 def contents(tensor: Tensor) -> set[Content]:
-    """Return the contents that are read when the tensor is: its own, and before a cast.
+    """Return the contents that reading the tensor reads: its own, and that before a cast.
 
     Blocks that are written as they are stored are not decoded.
     """
@@ -40,8 +40,8 @@ def contents(tensor: Tensor) -> set[Content]:
 class TensorPieces:
     """The bytes of tensors in pieces, compared with the checksum in the source.
 
-    `lost` collects what casts lose, by tensor name. `digests` has the digests of the `wanted`
-    contents, whether they are written or cast to what is written.
+    `lost` counts the values lost by casts, by tensor name. `digests` has the digests of the
+    `wanted` contents, which are written as they are or cast first.
     """
 
     def __init__(

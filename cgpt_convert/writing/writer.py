@@ -41,7 +41,7 @@ def _unchecked(_folder: str, _written: Mapping[str, str]) -> None:
 class WriteOptions:
     """Settings for writing.
 
-    `lost` collects what casts lose, `special` the non-finite elements written, by tensor. `inputs`
+    `lost` counts the values lost by casts, `special` the non-finite elements, by tensor. `inputs`
     are further paths that the output must not replace, in addition to the files of its tensors.
     `check(folder, temp_paths)` is called after writing and before publishing; raising an error
     aborts the publication. `temp_paths` maps planned paths to temporary paths.
@@ -56,11 +56,11 @@ class WriteOptions:
     check: Callable[[str, Mapping[str, str]], object] = _unchecked
 
     def lossy(self) -> dict[str, CastCounts]:
-        """Return the counts of the tensors of which a cast made values infinite or zero."""
+        """Return the counts of the tensors in which a cast made values infinite or zero."""
         return {name: counts for name, counts in self.lost.items() if counts != CastCounts()}
 
     def not_finite(self) -> dict[str, NonFiniteCounts]:
-        """Return the counts of tensors with NaN or infinity, less what casts made infinite."""
+        """Return the counts of tensors with NaN or infinity, without values that casts made so."""
         counts_by_name = {}
         for name, written in self.special.items():
             overflowed = self.lost[name].overflowed if name in self.lost else 0
@@ -220,7 +220,7 @@ class OutputWriter:
             self.workers.run([some] * self.workers.size, prepare=prepare)
 
     def unwritten(self, plan: FilePlan) -> Iterator[tuple[Tensor, Job]]:
-        """Yield jobs that hash tensors of which the file contains the digest but not the data."""
+        """Yield jobs that hash tensors whose digest is in the file, but not their data."""
         tensors = {t.content: t for late in _late(plan) for t in late.tensors}
         missing = tensors.keys() - self.streamed - self.pieces.digests.keys()
         for content, tensor in tensors.items():
@@ -261,7 +261,7 @@ class OutputWriter:
         return iter((memoryview(part),)) if isinstance(part, bytes) else iter(())
 
 
-_MUCH = 1 << 30  # bytes, in which NumPy finds NaN in less time than importing it takes
+_MUCH = 1 << 30  # bytes from which importing NumPy to search for NaN pays off
 
 
 def _import_to_look(plans: Sequence[FilePlan]) -> None:

@@ -88,7 +88,7 @@ def test_the_file_of_a_tensor_in_a_dict_is_not_overwritten(tmp_path):
     (tmp_path / "model.bin").write_bytes(saved({"w": np.ones(3)}))
     before = (tmp_path / "model.bin").read_bytes()
     state = {"x": open_checkpoint(tmp_path / "model.bin")["w"], "y": np.ones(2)}
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         convert(state, tmp_path / "model.bin", overwrite=True)
     assert (tmp_path / "model.bin").read_bytes() == before
 

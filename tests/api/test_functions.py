@@ -103,7 +103,7 @@ def test_a_dry_run_writes_nothing(saved, tmp_path):
     made = convert(path, tmp_path / "out.safetensors", verify=True)
     assert (made.written, made.verified) == (True, True)
     assert made.files == dry.files
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         convert(path, path, dry_run=True)
 
 
@@ -186,9 +186,9 @@ def test_the_source_is_not_overwritten_under_any_name(saved, tmp_path, name):
         output = tmp_path / "hard.bin"
         os.link(path, output)
     source = open_checkpoint(path) if name == "opened" else path
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         convert(source, output, overwrite=True, dtype="float16")
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         lock(source, output, overwrite=True)
     assert path.read_bytes() == before
 

@@ -335,7 +335,7 @@ def test_the_input_is_never_the_output(model: Path, tmp_path: Path) -> None:
         words = ("-o", path, "--to", "safetensors", "--overwrite")
         result = run("convert", tmp_path / "model.bin", *words)
         assert result.code == 2, how
-        assert "the output is the input" in result.err
+        assert "the output would replace the input" in result.err
     assert (tmp_path / "model.bin").read_bytes() == before
 
 
@@ -351,7 +351,7 @@ def test_a_folder_that_holds_the_input_is_never_the_output(model: Path, tmp_path
     ):
         result = run(words[0], source, *words[1:], "--overwrite")
         assert result.code == 2
-        assert "the output is the input" in result.err
+        assert "the output would replace the input" in result.err
     assert contents(tmp_path) == before
 
 

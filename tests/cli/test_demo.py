@@ -32,7 +32,7 @@ from tests.helpers.running import ROOT, environ, run
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
 CONFIG = json.loads((DEMO / "config.json").read_text())
-LOSS = 3.9706878507122627  # nats a token on held-out.txt; docs/explanation/demo.md has it, too
+LOSS = 3.9706878507122627  # nats per token on held-out.txt; docs/explanation/demo.md has it, too
 SAME, OTHER = 1e-6, 3e-6
 
 State = dict[str, np.ndarray]
@@ -194,7 +194,7 @@ def test_demo_ends_with_the_same_sentence_from_every_format(made):
         "model.gguf",
         "model-q8_0.gguf",
     }
-    assert re.search(r"KL divergence from float32: \d\.\de-0\d nats a token", made[1])
+    assert re.search(r"KL divergence from float32: \d\.\de-0\d nats per token", made[1])
 
 
 def test_transformers_says_that_sentence(made):

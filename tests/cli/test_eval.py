@@ -135,9 +135,9 @@ def test_what_is_printed(quantized):
     done = run("eval", MODEL, "--text", TEXT, "--against", str(quantized))
     assert done.code == 0
     found = measured(MODEL, "--text", TEXT, "--against", str(quantized))
-    assert f"cross-entropy          {found['cross_entropy']:.4f} nats a token" in done.out
-    assert f"{found['against']['perplexity_ratio']:.5f} times as much" in done.out
-    assert f"same likeliest token   {found['against']['top_agreement']:.2%}" in done.out
+    assert f"cross-entropy            {found['cross_entropy']:.4f} nats per token" in done.out
+    assert f" (x {found['against']['perplexity_ratio']:.5f})" in done.out
+    assert f"same top-1 token         {found['against']['top_agreement']:.2%}" in done.out
     assert "Pile" not in done.out
 
 
@@ -145,7 +145,7 @@ def test_a_shape_has_no_published_loss(capsys):
     shaped = measured(MODEL, "--text", TEXT) | {"shape_of": "cerebras-gpt-111m"}
     _print(shaped)
     printed = capsys.readouterr()[0]
-    assert "(shape of cerebras-gpt-111m; nothing names the model)" in printed
+    assert "(shape of cerebras-gpt-111m; the model's name is unknown)" in printed
     assert "Pile" not in printed
 
 
@@ -162,15 +162,15 @@ def test_a_known_models_published_loss_stands_beside(capsys):
     known = measured(MODEL, "--text", TEXT) | {"model": "cerebras-gpt-111m", "pile_loss": 2.566}
     _print(known)
     assert (
-        "(on the Pile's test set: 2.566, cerebras-gpt-111m's model card)" in capsys.readouterr()[0]
+        "(model card of cerebras-gpt-111m: 2.566 on the Pile's test set)" in capsys.readouterr()[0]
     )
 
 
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (("--context", "257"), 2, "a context of 257 tokens; the model has 256 positions"),
-        (("--context", "9", "--stride", "10"), 2, "a stride of 10 tokens does not fit"),
+        (("--context", "257"), 2, "a context of 257 tokens exceeds the model's 256 positions"),
+        (("--context", "9", "--stride", "10"), 2, "a stride of 10 tokens exceeds the context"),
         (("--tokenizer", "nowhere"), 2, "no such folder"),
         (("--against", "nowhere"), 2, "nowhere: "),
     ],

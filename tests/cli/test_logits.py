@@ -103,7 +103,7 @@ def test_the_first_layer_that_differs_is_named(source, tmp_path, change, tensor)
     wrong = [check["tensor"] for check in done.json["checks"] if check["outcome"] == "failed"]
     assert wrong == [tensor, "h.1", "h.2", "ln_f", "logits"]
     shown = run("verify", source, path, "--logits")
-    assert (shown.code, "failed: h.1 is the first that differs" in shown.out) == (1, True)
+    assert (shown.code, "failed: the first difference is in h.1" in shown.out) == (1, True)
 
 
 def test_equal_bytes_with_the_wrong_gelu_are_found(source, tmp_path):
@@ -139,9 +139,7 @@ def test_what_has_no_logits_is_a_note_where_the_bytes_tell_why(source, tmp_path)
     path = saved(source, tmp_path, tensors)
     done = run("verify", source, path, "--logits", "--json")
     assert (done.code, done.json["logits"]) == (1, None)
-    assert [c["detail"] for c in done.json["checks"] if c["tensor"] == BIAS] == [
-        "lost: it is not there"
-    ]
+    assert [c["detail"] for c in done.json["checks"] if c["tensor"] == BIAS] == ["missing"]
     assert done.json["checks"][-1]["outcome"] == "note"
     assert "note: not compared" in run("verify", source, path, "--logits").out
     same = saved(source, tmp_path, state(source), activation_function="relu")
@@ -185,8 +183,8 @@ def test_the_tokens_are_from_all_over_the_vocabulary(source):
         (("--logits", "--match", "*"), "takes the whole model"),
         (("--logits", "--tokens", "1", "--text", "x"), "--tokens or --text"),
         (("--logits", "--tokenizer", "x"), "--tokenizer is of --text"),
-        (("--logits", "--tokens", "1,512"), "no token 512"),
-        (("--logits", "--tokens", ",".join("1" * 49)), "49 tokens; the model has 48"),
+        (("--logits", "--tokens", "1,512"), "the token ID 512 is not in"),
+        (("--logits", "--tokens", ",".join("1" * 49)), "49 tokens exceed the model's 48"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_read(source, words, said):

@@ -201,7 +201,7 @@ def test_of_two_processes_exactly_one_wins(cases: list[Case], tmp_path: Path, ro
     both = [start(*case.words, "-o", tmp_path / case.output) for _ in range(2)]
     errors = [process.communicate()[1].decode() for process in both]
     assert sorted(process.returncode for process in both) == [0, 4], errors
-    assert "exists already" in "".join(errors)
+    assert "already exists" in "".join(errors)
     assert contents(tmp_path) == case.complete
 
 

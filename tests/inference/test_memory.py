@@ -109,7 +109,7 @@ def test_the_library_refuses_too_and_before_it_reads() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of whatever ran in this process before
         gc.collect()  # the model above is gone
-    told = r"it needs [0-9.]+ GB of memory; [0-9.]+ GB is available"
+    told = r"the model needs [0-9.]+ GB of memory; [0-9.]+ GB is available"
     with (
         patch.object(memory, "available", lambda: size),
         pytest.raises(Unsupported, match=told),
@@ -119,7 +119,7 @@ def test_the_library_refuses_too_and_before_it_reads() -> None:
         model = Model(checkpoint, resident=True)
         with pytest.raises(Unsupported, match="GB of it for other models"):
             Model(checkpoint, resident=True)
-        with pytest.raises(Unsupported, match="it needs"):
+        with pytest.raises(Unsupported, match="the model needs"):
             model.cache(100_000)
     model.load(1)
     assert model.weights.outstanding() == 0
@@ -139,7 +139,7 @@ def test_a_limit_of_the_shell_is_an_error_and_no_traceback(tmp_path: Path) -> No
         text=True,
     )
     assert done.returncode == 3, done.stderr
-    assert "it needs 2." in done.stderr
+    assert "the model needs 2." in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -92,9 +92,11 @@ def test_a_file_does_not_replace_its_source(kind: str, form: str, tmp_path: Path
         checkpoint = open_checkpoint(opened)
         for path in names.values():
             made = convert(checkpoint, TensorSelection(dtype="float32"), Target(form, str(path)))
-            with pytest.raises(BadRequest, match="the output is the input"):
+            with pytest.raises(BadRequest, match="the output would replace the input"):
                 made.write(str(path), WriteOptions(overwrite=True))
-            with pytest.raises(BadRequest, match="the output is the input"):  # of the tensors alone
+            with pytest.raises(
+                BadRequest, match="the output would replace the input"
+            ):  # of the tensors alone
                 write_files(made.plans, str(path.parent), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
@@ -112,9 +114,11 @@ def test_a_folder_does_not_replace_what_holds_its_source(
     checkpoint = open_checkpoint(source)
     for folder in (tmp_path / "in", tmp_path / "in" / "deep", tmp_path / "also" / "deep"):
         made = convert(checkpoint, TensorSelection(), Target(form, str(folder)))
-        with pytest.raises(BadRequest, match="the output is the input"):
+        with pytest.raises(BadRequest, match="the output would replace the input"):
             made.write(str(folder), WriteOptions(overwrite=True))
-        with pytest.raises(BadRequest, match="the output is the input"):  # of the tensors alone
+        with pytest.raises(
+            BadRequest, match="the output would replace the input"
+        ):  # of the tensors alone
             write_folder(made.plans, str(folder), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
@@ -131,13 +135,13 @@ def test_an_index_and_its_shards_are_not_replaced(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(index)
     other = convert(checkpoint, TensorSelection(), Target("safetensors", big.output, 100))
     alone = [plan for plan in other.plans if plan.path == index.name]  # the shards are called else
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         write_files(other.plans, str(tmp_path), WriteOptions(overwrite=True))
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         write_files(alone, str(tmp_path), WriteOptions(True, other.inputs))
     for path in (index, *shards):
         made = convert(checkpoint, TensorSelection(), Target("npz", str(path)))
-        with pytest.raises(BadRequest, match="the output is the input"):
+        with pytest.raises(BadRequest, match="the output would replace the input"):
             write_files(made.plans, str(tmp_path), WriteOptions(overwrite=True))
     assert contents(tmp_path) == before
 
@@ -150,9 +154,9 @@ def test_a_model_does_not_replace_its_configuration_or_tokenizer(tmp_path: Path)
     for name in ("config.json", "vocab.json", "merges.txt"):
         target = Target("gguf", str(tmp_path / "m" / name), tokenizer=str(tmp_path / "m"))
         made = convert(checkpoint, TensorSelection(), target)
-        with pytest.raises(BadRequest, match="the output is the input"):
+        with pytest.raises(BadRequest, match="the output would replace the input"):
             made.write(target.output, WriteOptions(overwrite=True))
-    with pytest.raises(BadRequest, match="the output is the input"):
+    with pytest.raises(BadRequest, match="the output would replace the input"):
         convert(checkpoint, TensorSelection(), Target("hf", str(tmp_path / "m"))).write(
             str(tmp_path / "m"), WriteOptions(overwrite=True)
         )
@@ -183,7 +187,7 @@ def test_a_lock_does_not_replace_what_it_locks(
     before = contents(tmp_path)
     for output in ("m.bin", "other"):
         done = run("lock", tmp_path / "m.bin", "-o", tmp_path / output, "--overwrite")
-        assert (done.code, "the output is the input" in done.err) == (2, True)
+        assert (done.code, "the output would replace the input" in done.err) == (2, True)
     assert contents(tmp_path) == before
 
 

@@ -214,7 +214,7 @@ def test_a_packed_storage_that_many_tensors_share_is_unpacked_once(
 
 def test_a_late_part_of_the_wrong_size_is_never_published(tmp_path: Path) -> None:
     wrong = DeferredPart(10, lambda _digests: b"short")
-    with pytest.raises(CannotWrite, match="wrote 5 bytes where 10 were planned"):
+    with pytest.raises(CannotWrite, match="5 bytes were written, but 10 were planned"):
         writer.write_files([plan(wrong)], str(tmp_path), WriteOptions())
     assert contents(tmp_path) == {}
 
@@ -382,7 +382,7 @@ def test_of_two_writers_at_once_exactly_one_wins(tmp_path: Path, *, folder: bool
             started.append(b"second")
             write([plan(b"second")], target, WriteOptions())
 
-    with pytest.raises(CannotWrite, match="exists already"):
+    with pytest.raises(CannotWrite, match="already exists"):
         write([plan(b"first")], target, WriteOptions(advance=second))
     assert contents(tmp_path) == {"out/out" if folder else "out": b"second"}
 
@@ -391,7 +391,7 @@ def test_a_disk_that_is_too_small_is_refused_before_writing(mounted: Callable[..
     small = mounted("size=1m")
     tensor = dense("w", "uint8", (2 << 20,), bytes(2 << 20))
     read: list[int] = []
-    with pytest.raises(CannotWrite, match=r"2,097,152 bytes are needed and 1,0\d\d,\d{3} are free"):
+    with pytest.raises(CannotWrite, match=r"2,097,152 bytes are needed, 1,0\d\d,\d{3} are free"):
         writer.write_files([plan(tensor)], str(small), WriteOptions(advance=read.append))
     with pytest.raises(CannotWrite, match="bytes are needed"):
         writer.write_folder([plan(tensor)], str(small / "out"), WriteOptions(advance=read.append))

@@ -70,7 +70,7 @@ class WindowedText(NamedTuple):
 def read_passage(
     model: Model, text: str, folder: str | None, context: int | None, stride: int | None
 ) -> WindowedText:
-    """Encode the text with the tokenizer in `folder`, else with the one in or beside the model.
+    """Encode the text with the tokenizer in `folder`, else with the one in or next to the model.
 
     By default the context is all positions of the model, and the stride is the context. Raises
     BadRequest for an impossible context or stride, and if there is no tokenizer.
@@ -80,10 +80,15 @@ def read_passage(
     stride = stride or context
     if context > most:
         raise BadRequest(
-            f"a context of {context:,} tokens; the model has {most:,} positions", where=model.path
+            f"a context of {context:,} tokens exceeds the model's {most:,} positions",
+            where=model.path,
+            hint=f"use --context {most} or less",
         )
     if stride > context:
-        raise BadRequest(f"a stride of {stride:,} tokens does not fit a context of {context:,}")
+        raise BadRequest(
+            f"a stride of {stride:,} tokens exceeds the context of {context:,}",
+            hint=f"use --stride {context} or less",
+        )
     tokenizer = find(model.source.checkpoint, folder, model.hyper.vocab_size)
     with step("tokenizing"):
         ids = [prefix_id(tokenizer, model.path), *Encoder(tokenizer).encode(text, special=False)]
@@ -97,7 +102,11 @@ def prefix_id(tokenizer: Tokenizer, path: str) -> int:
     """
     prefix = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
     if prefix is None:
-        raise Unsupported("its tokenizer has no token that texts begin or end with", where=path)
+        raise Unsupported(
+            "the tokenizer has no beginning-of-text or end-of-text token",
+            where=path,
+            hint="pass another tokenizer with --tokenizer DIR",
+        )
     return prefix
 
 
@@ -107,5 +116,6 @@ def check_alike(model: Model, other: Model) -> None:
         ours, theirs = getattr(model.hyper, size), getattr(other.hyper, size)
         if ours != theirs:
             raise BadRequest(
-                f"its {size} is {theirs:,}, and that of {model.path} is {ours:,}", where=other.path
+                f"{size} is {theirs:,}, but {ours:,} in {model.path}: cannot compare the models",
+                where=other.path,
             )

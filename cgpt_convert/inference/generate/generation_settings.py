@@ -25,21 +25,24 @@ class GenerationSettings(NamedTuple):
 def check_settings(settings: GenerationSettings) -> None:
     """Raise BadRequest for invalid numbers and for options that exclude each other."""
     warp = settings.warp or SamplingOptions()
-    wrong = {
-        "max_new_tokens": settings.max_new_tokens < 1,
-        "no_repeat_ngram": settings.no_repeat_ngram < 0,
-        "beams": settings.beams < 1,
-        "seed": (settings.seed or 0) < 0,
-        "temperature": not 0 < warp.temperature < float("inf"),
-        "top_k": warp.top_k < 0,
-        "top_p": not 0 < warp.top_p <= 1,
+    rules = {
+        "max_new_tokens": (settings.max_new_tokens >= 1, "at least 1"),
+        "no_repeat_ngram": (settings.no_repeat_ngram >= 0, "at least 0"),
+        "beams": (settings.beams >= 1, "at least 1"),
+        "seed": ((settings.seed or 0) >= 0, "at least 0"),
+        "temperature": (0 < warp.temperature < float("inf"), "a finite number greater than 0"),
+        "top_k": (warp.top_k >= 0, "at least 0"),
+        "top_p": (0 < warp.top_p <= 1, "greater than 0 and at most 1"),
     }
     values = settings._asdict() | warp._asdict()
-    for name, is_wrong in wrong.items():
-        if is_wrong:
-            raise BadRequest(f"{name} is {values[name]}")
+    for name, (is_valid, rule) in rules.items():
+        if not is_valid:
+            raise BadRequest(f"{name} is {values[name]}, but must be {rule}")
     if settings.beams > 1 and settings.warp:
-        raise BadRequest("beams search and do not sample", hint="ask for one of the two")
+        raise BadRequest(
+            "beam search and sampling cannot be combined",
+            hint="request either more than one beam or sampling",
+        )
 
 
 def check(model: Model, prompt: Sequence[int], settings: GenerationSettings) -> None:
@@ -47,13 +50,13 @@ def check(model: Model, prompt: Sequence[int], settings: GenerationSettings) -> 
     check_settings(settings)
     most, needed = model.hyper.n_positions, len(prompt) + settings.max_new_tokens
     if not prompt:
-        raise BadRequest("the prompt has no tokens", hint="give the model a word to begin with")
+        raise BadRequest("the prompt has no tokens", hint="pass at least one word or token ID")
     if needed > most:
         room = most - len(prompt)
-        hint = f"say --max-new-tokens {room} or fewer" if room > 0 else "shorten the prompt"
+        hint = f"use --max-new-tokens {room} or less" if room > 0 else "shorten the prompt"
         raise BadRequest(
-            f"a prompt of {len(prompt):,} and {settings.max_new_tokens:,} new tokens: more than "
-            f"the {most:,} positions of the model",
+            f"a prompt of {len(prompt):,} tokens and {settings.max_new_tokens:,} new tokens exceed "
+            f"the model's {most:,} positions",
             where=model.path,
             hint=hint,
         )

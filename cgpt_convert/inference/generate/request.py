@@ -13,7 +13,7 @@ from cgpt_convert.sources.local import read
 from cgpt_convert.sources.paths import named, open_source
 
 _MOST = 1 << 20  # bytes; a hundred prompts of a full context fit
-_HINT = 'it has the form {"input_data": ["a prompt"], "params": {"max_new_tokens": 20}}'
+_HINT = 'use the form {"input_data": ["a prompt"], "params": {"max_new_tokens": 20}}'
 # parameter -> type and default, as in transformers' GenerationConfig
 _PARAMS: dict[str, tuple[type | tuple[type, ...], Any]] = {
     "max_new_tokens": (int, 20),
@@ -43,10 +43,15 @@ def read_request(path: str) -> GenerationRequest:
     source = open_source(path)
     try:
         if source.nbytes > _MOST:
-            raise BadRequest(f"a request of {source.nbytes:,} bytes", where=path, hint=_HINT)
+            raise BadRequest(
+                f"the request has {source.nbytes:,} bytes; at most {_MOST:,} are supported",
+                where=path,
+                hint="split the request",
+            )
         content = json.loads(read(source, 0, source.nbytes))
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON: {printable(str(error))}", where=path, hint=_HINT) from error
+        message = f"invalid JSON: {printable(str(error))}"
+        raise Malformed(message, where=path, hint=_HINT) from error
     finally:
         source.close()
     return _parsed(content, path)
@@ -54,12 +59,12 @@ def read_request(path: str) -> GenerationRequest:
 
 def _parsed(content: object, path: str) -> GenerationRequest:
     if not isinstance(content, dict) or not content.keys() <= {"input_data", "params"}:
-        raise BadRequest("no request to generate text", where=path, hint=_HINT)
+        raise BadRequest("the file is not a generation request", where=path, hint=_HINT)
     prompts, params = content.get("input_data"), content.get("params", {})
     if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
-        raise BadRequest("input_data is no list of texts", where=path, hint=_HINT)
+        raise BadRequest("input_data is not a list of strings", where=path, hint=_HINT)
     if not isinstance(params, dict):
-        raise BadRequest("params is no object", where=path, hint=_HINT)
+        raise BadRequest("params is not an object", where=path, hint=_HINT)
     values = {key: _value(key, params, path) for key in (*_PARAMS, *params)}
     warp = SamplingOptions(float(values["temperature"]), values["top_k"], float(values["top_p"]))
     settings = GenerationSettings(
@@ -76,12 +81,17 @@ def _parsed(content: object, path: str) -> GenerationRequest:
 def _value(key: str, params: dict[str, Any], path: str) -> Any:
     """Return the parameter's value, or its default."""
     if key not in _PARAMS:
-        known = ", ".join(_PARAMS)
-        raise BadRequest(f"no parameter {printable(key)!r}", where=path, hint=f"known are {known}")
+        hint = f"supported parameters: {', '.join(_PARAMS)}"
+        raise BadRequest(f"unknown parameter {key!r}", where=path, hint=hint)
     kind, default = _PARAMS[key]
     value = params.get(key)
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise BadRequest(f"{key} is {printable(repr(value))[:80]}", where=path, hint=_HINT)
+        expected = " or ".join(
+            each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))
+        )
+        raise BadRequest(
+            f"{key} is {printable(repr(value))[:80]}, expected {expected}", where=path, hint=_HINT
+        )
     return value

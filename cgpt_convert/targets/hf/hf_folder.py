@@ -54,7 +54,7 @@ class _HfParts(NamedTuple):
 def content(model: ModelRequest) -> ModelContent:
     """Return the files of the folder for a model.
 
-    The configuration and the tokenizer are those beside the checkpoint, or in it if it is a GGUF.
+    The configuration and the tokenizer are those next to the checkpoint, or in it if it is a GGUF.
     Raises Unsupported, with a hint, if transformers could not load the result.
     """
     path, tensors = model.checkpoint.path, model.tensors
@@ -165,7 +165,7 @@ def _unknown(
 def _refuse_changes(recognised: Recognised, path: str, config: Mapping[str, Any] | None) -> None:
     """Raise Unsupported if the folder of an architecture without a hook cannot be a plain copy.
 
-    That is the case without a config.json beside the weights, and where transformers has other
+    That is the case without a config.json next to the weights, and where transformers has other
     names or another layout.
     """
     if config is None or recognised.wrapper or recognised.linear:

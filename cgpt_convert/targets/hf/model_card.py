@@ -1,4 +1,4 @@
-"""The metadata of a model card: the front matter of README.md beside the weights."""
+"""The metadata of a model card: the front matter of README.md next to the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""model.properties, which the program demo-gpt-java requires beside raw storages.
+"""model.properties, which the program demo-gpt-java requires next to raw storages.
 
 The keys and the grammar are those of its `config/Settings.java`: `key = value` lines with exactly
 one `=`, comments that begin with `#`, ASCII.
@@ -16,7 +16,7 @@ from cgpt_convert.architectures.hooks import hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import Unsupported
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.plan import FilePlan
 from cgpt_convert.targets.java_program import raw_files
 from cgpt_convert.targets.model_targets import select_whole
@@ -32,7 +32,7 @@ from cgpt_convert.tensors.dtypes import FLOAT32
 from cgpt_convert.tensors.tensor import Tensor
 
 NAME = "model.properties"
-FOLDER = "parameters"  # where the program looks for the files, beside the properties
+FOLDER = "parameters"  # where the program looks for the files, next to the properties
 _DIGITS = 32  # of the attention dividend, as its author writes it
 
 
@@ -51,8 +51,8 @@ class PropertiesFiles(NamedTuple):
 def plan(checkpoint: Checkpoint) -> PropertiesFiles:
     """Plan the raw storages with `mapping.json`, and the properties for the program.
 
-    The configuration is the one beside the checkpoint, if any. Raises Unsupported, with the reason,
-    for every model that the program would compute incorrectly.
+    The configuration is the one next to the checkpoint, if any. Raises Unsupported, with the
+    reason, for every model that the program would compute incorrectly.
     """
     path = checkpoint.path
     said = read_config(folder_of(path))
@@ -105,7 +105,8 @@ def _check_head(recognised: Recognised, tensors: Mapping[str, Tensor], path: str
             head, twin = tensors[name], tensors[names[place.rule.tied_to]]
             if head.view != twin.view and tensor_digest(head) != tensor_digest(twin):
                 raise _refused(
-                    path, f"{name!r} differs from {twin.name!r}; the program has only one of them"
+                    path,
+                    f"{quoted(name)} differs from {quoted(twin.name)}; the program has only one",
                 )
 
 

@@ -14,7 +14,7 @@ from cgpt_convert.architectures.hf_config_check import check_config, read_config
 from cgpt_convert.architectures.hooks import hook, with_hook
 from cgpt_convert.architectures.recognised_names import Recognised
 from cgpt_convert.core.errors import BadRequest, Unsupported
-from cgpt_convert.core.text import printable
+from cgpt_convert.core.text import printable, quoted
 from cgpt_convert.formats.gguf import writer
 from cgpt_convert.plan import Field, Request
 from cgpt_convert.targets.hf.model_card import Card, read_card
@@ -45,7 +45,7 @@ class ModelDescription(NamedTuple):
 def content(model: ModelRequest) -> ModelContent:
     """Return the content of the file for a model with the given uncast tensors.
 
-    Configuration and tokenizer are read beside the checkpoint. A GGUF file's own fields are kept.
+    Configuration and tokenizer are read next to the checkpoint. A GGUF file's own fields are kept.
     Raises Unsupported if llama.cpp could not run the result, and BadRequest if a tokenizer is
     missing; both have a hint.
     """
@@ -56,7 +56,7 @@ def content(model: ModelRequest) -> ModelContent:
     if inside and config is None:
         name = checkpoint.metadata.get(gguf_metadata.ARCHITECTURE, "")
         raise Unsupported(
-            f"GGUF files of the architecture {printable(name)!r} cannot be rewritten as GGUF",
+            f"GGUF files of the architecture {quoted(name)} cannot be rewritten as GGUF",
             where=path,
             hint=f"supported: {', '.join(with_hook('gguf'))}; use --to safetensors to write the "
             "tensors",

@@ -27,7 +27,7 @@ _VERSION_LINE = "#version: 0.2"  # the first line of a merges.txt
 
 
 class EmbeddedFiles(NamedTuple):
-    """The data in a GGUF file that other formats store in files beside the weights."""
+    """The data in a GGUF file that other formats store in files next to the weights."""
 
     config: dict[str, Any] | None  # as config.json, as far as the fields allow
     tokenizer: Tokenizer | None

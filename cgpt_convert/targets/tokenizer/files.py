@@ -135,7 +135,7 @@ def _read_files(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def read_file(path: str) -> bytes:
-    """Return the content of a file beside the weights. Raises Unsupported if too large."""
+    """Return the content of a file next to the weights. Raises Unsupported if too large."""
     return _content(open_source(path))
 
 

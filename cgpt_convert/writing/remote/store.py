@@ -80,8 +80,8 @@ class WritableStore:
         """Raise CannotWrite unless an object of that size exists."""
         stored = self._info(path).get("size")
         if stored != nbytes:
-            why = f"the store has {stored or 0:,} bytes where {nbytes:,} were written"
-            raise CannotWrite(why, where=self.name)
+            why = f"the store has {stored or 0:,} bytes, but {nbytes:,} were written"
+            raise CannotWrite(why, where=self.name, hint="run the command again")
 
     def below(self, path: str) -> list[str]:
         """Return the relative paths of all objects in the folder; empty if it does not exist."""
@@ -143,5 +143,6 @@ class WritableStore:
 
 def _refused(error: CgptError) -> CannotWrite:
     if isinstance(error, NotFound):
-        return CannotWrite("no such bucket or folder", where=error.where)
+        hint = "create the bucket or folder first"
+        return CannotWrite("no such bucket or folder", where=error.where, hint=hint)
     return CannotWrite(error.message, where=error.where, hint=error.hint)

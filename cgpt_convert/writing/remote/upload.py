@@ -76,7 +76,7 @@ class SendQueue:
             changed.wait(_LOOK)
 
     def _takes(self, nbytes: int) -> bool:
-        """Count in a job if it fits the limit; raise the error of an earlier job."""
+        """Add a job to the count if it fits the limit; raise the error of an earlier job."""
         with self._lock:
             if self._jobs and self.nbytes + nbytes > MEMORY and not self.stopped:
                 return False
@@ -231,7 +231,7 @@ class _SequentialUpload:
 
     def write(self, data: memoryview, at: int) -> None:
         if at != self._done:
-            raise ValueError(f"byte {at} comes after byte {self._done}")
+            raise ValueError(f"offset {at:,} does not continue the {self._done:,} bytes written")
         self._store.asked(lambda: self._file.write(data))
         traffic.add(sent=len(data))
         self._done += len(data)

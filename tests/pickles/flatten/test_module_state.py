@@ -124,7 +124,7 @@ def test_a_module_against_its_own_state_dict(tmp_path):
     torch.save(net.state_dict(), tmp_path / "sd.pt")
     result = run("verify", tmp_path / "whole.pt", tmp_path / "sd.pt")
     assert result.code == 0, result.out
-    told = "fleeting: not compared: only SOURCE has it; a non-persistent buffer"
+    told = "fleeting: not compared: only in SOURCE; a non-persistent buffer"
     assert told in result.out
     assert run("diff", tmp_path / "whole.pt", tmp_path / "sd.pt").code == 0
     lock = tmp_path / "lock.json"

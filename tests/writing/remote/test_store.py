@@ -122,11 +122,11 @@ def test_what_is_there_is_replaced_only_if_told(place: tuple[Any, str], models: 
     system.pipe_file(f"{url}/m.npz", b"old")
     system.pipe_file(f"{url}/folder/mine.txt", b"mine")
     refused = run("convert", models / CS, "-o", f"{url}/m.npz")
-    assert (refused.code, "--overwrite replaces it" in refused.err) == (4, True)
+    assert (refused.code, "pass --overwrite to replace it" in refused.err) == (4, True)
     for more in ((), ("--overwrite",)):
         refused = run("extract", models / CS, "-o", f"{url}/folder", *more)
         assert refused.code == 4, refused.err
-    assert "holds mine.txt, which would not be replaced" in refused.err
+    assert "contains 'mine.txt', which is not part of the output" in refused.err
     assert there(place) == {"m.npz": b"old", "folder/mine.txt": b"mine"}
     assert run("convert", models / CS, "-o", f"{url}/m.npz", "--overwrite").code == 0
     assert there(place).keys() == {"m.npz", "folder/mine.txt"}
@@ -293,7 +293,7 @@ def test_the_source_is_not_replaced(place: tuple[Any, str], models: Path) -> Non
     system.pipe_file(f"{url}/x/m.bin", (models / CS).read_bytes())
     for output in (f"{url}/x/m.bin", f"{url}/x"):
         done = run("convert", f"{url}/x/m.bin", "--to", "torch", "-o", output, "--overwrite")
-        assert (done.code, "the output is the input" in done.err) == (2, True), done.err
+        assert (done.code, "the output would replace the input" in done.err) == (2, True), done.err
 
 
 def test_from_one_store_to_another_each_byte_is_fetched_once(s3: Any, models: Path) -> None:
