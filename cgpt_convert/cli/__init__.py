@@ -102,9 +102,13 @@ def group() -> None:
     or a URL (https, s3, hf and others).
 
     \b
-    Exit codes: 0 success; 1 a check failed: a difference, or unsafe content; 2 bad usage;
-    3 the input is malformed, unsupported or unreadable; 4 the output could not be written;
-    130 interrupted.
+    Exit codes:
+      0    success
+      1    a check failed: a difference, or unsafe content
+      2    bad usage
+      3    the input is malformed, unsupported or unreadable
+      4    the output could not be written
+      130  interrupted
     """  # noqa: D301  \b is click's, and must be the character
 
 

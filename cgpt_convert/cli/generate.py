@@ -54,17 +54,20 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="T",
     help="Sampling temperature (turns sampling on).",
 )
-@click.option("--top-k", type=_POSITIVE, help="Sample from the K most likely tokens.")
+@click.option("--top-k", type=_POSITIVE, metavar="K", help="Sample from the K most likely tokens.")
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
+    metavar="P",
     help="Sample from the most likely tokens that together have probability P.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
+    metavar="N",
     help="Random seed (turns sampling on; same seed, same text).",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT (repeatable).")

@@ -69,6 +69,14 @@ def test_options_with_a_default_name_it(option: str) -> None:
         assert "[default: " in shown[1]
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_name_their_value_in_one_word(option: str) -> None:
+    """Not as INTEGER RANGE."""
+    record = OPTIONS[option].get_help_record(click.Context(command(option.split(maxsplit=1)[0])))
+    assert record is not None
+    assert re.fullmatch(r"(-\w, )?--[a-z-]+( [A-Z.]+| \[[\w|-]+\])?", record[0])
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_have_a_plain_help(name: str) -> None:
     summary, _, rest = (command(name).help or "").partition("\n\n")
