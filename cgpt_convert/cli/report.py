@@ -100,16 +100,16 @@ def _safety(summary: dict[str, Any]) -> tuple[str, str, str]:
     """Return what the pickle names, the level of the verdict, and the verdict itself."""
     if not summary["globals"]:
         pickled = summary["kind"].startswith(_PICKLED)
-        none = "names nothing" if pickled else "none"
-        return ", so nothing to run", PASSED, none
+        none = "no imports" if pickled else "none"
+        return ", so loading runs no code", PASSED, none
     if not summary["foreign"]:
         return ": it names nothing but torch's own data types", PASSED, "weights only"
     names = [printable(name) for name in summary["foreign"]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     is_dangerous = any(finding["id"] == DANGEROUS.id for finding in summary["findings"])
     hint = "" if is_dangerous else f"; {_SCAN}"
-    text = f", not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
-    return text, style.WARNING, "names foreign code"
+    text = f", which is not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
+    return text, style.WARNING, "refers to foreign code"
 
 
 def _field(label: str, text: str, level: str = "", verdict: str = "") -> None:
@@ -232,4 +232,4 @@ def _check(check: dict[str, Any] | None) -> None:
         right = style.verdict("checksums:", PASSED)
         click.echo(wrapped(f"{right} all {check['recorded']} storages are as they were written"))
     else:
-        click.echo("checksums: the file records none")
+        click.echo("checksums: the file has none")

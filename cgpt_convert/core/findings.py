@@ -52,7 +52,7 @@ GAP = FindingRule(
 LONGER_STORAGE = FindingRule(
     "CGPT005",
     "warning",
-    "a storage is longer than the pickle says",
+    "a storage is larger than its declared size",
     "A storage in the archive has more bytes than the pickle declares. torch rejects such "
     "files. The tensors are read from the declared part.",
 )
@@ -95,7 +95,7 @@ BIG_ENDIAN = FindingRule(
 CUT_OFF = FindingRule(
     "CGPT011",
     "warning",
-    "an incomplete file; what is lost is left out",
+    "incomplete file; the lost tensors are skipped",
     "The file is truncated or damaged. Only the tensors that are complete are read.",
 )
 CYCLE = FindingRule(

@@ -64,11 +64,12 @@ def test_a_pickle_that_names_nothing_is_one(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
     for name, says in (
-        ("epoch.pt", "names nothing"),
-        ("old.pt", "names nothing"),
+        ("epoch.pt", "no imports"),
+        ("old.pt", "no imports"),
         ("w.safetensors", "none"),
     ):
-        assert f"  pickle       {says}, so nothing to run\n" in run("inspect", tmp_path / name).out
+        line = f"  pickle       {says}, so loading runs no code\n"
+        assert line in run("inspect", tmp_path / name).out
 
 
 def test_the_sums_count_tied_weights_once(state: vendor.State, summary: Any) -> None:
@@ -323,7 +324,7 @@ def test_a_check_where_nothing_is_recorded_says_so(tmp_path: Path) -> None:
     safetensors.torch.save_file({"w": torch.ones(3)}, path)
     result = run("inspect", path, "--check")
     assert result.code == 0
-    assert "records none" in result.out
+    assert "the file has none" in result.out
 
 
 def test_damaged_deflated_data_fails_the_check_too(model: Path, tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_other_values_and_foreign_classes_are_shown_not_run(tmp_path: Path) -> N
     assert {"path": "epoch", "text": "7"} in result.json["others"]
     assert any(name.endswith("system") for name in result.json["foreign"])
     assert not Path("ran").exists()
-    assert "names foreign code" in spawn("inspect", path).out
+    assert "refers to foreign code" in spawn("inspect", path).out
 
 
 def saved_with(folder: Path, function: Any, *, new: bool = True) -> Path:

@@ -277,7 +277,7 @@ def test_pre_commit_scans_what_is_committed(tool: Path, models: Path, program: P
     (models / "notes.txt").write_bytes(payload(0))
     done = committed(tool, models.parent, hook, **path)
     assert done.returncode == 1
-    assert "models/notes.txt: dangerous" in done.stdout
+    assert "dangerous    models/notes.txt (" in done.stdout
 
 
 NAMES = ["--help", "--allow=os.system", "-h", "--json", "--"]
@@ -294,7 +294,7 @@ def test_pre_commit_scans_a_file_whose_name_is_an_option(
     (work / name).write_bytes(payload(0))
     done = committed(tool, work, {"id": "cgpt-scan", "language": "system"}, **path)
     assert done.returncode == 1
-    assert f"{name}: dangerous" in done.stdout
+    assert f"dangerous    {name} (" in done.stdout
 
 
 @pytest.mark.slow

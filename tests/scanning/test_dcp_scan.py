@@ -47,7 +47,7 @@ def place(metadata: Metadata, **values: Any) -> None:
 def test_an_honest_checkpoint_is_clean(folder: Path) -> None:
     result = run("scan", folder / INDEX)
     assert result.code == 0
-    assert "clean: PyTorch distributed checkpoint, 2 pickles" in result.out  # and that of `step`
+    assert "(PyTorch distributed checkpoint, 2 pickles)" in result.out  # and that of `step`
 
 
 def test_metadata_that_would_run_code_is_found(folder: Path) -> None:

@@ -80,7 +80,7 @@ def test_25_record_longer_than_declared_is_a_finding() -> None:
     data = forged({"w": v2()}, {"0": bytes(range(30))})
     checkpoint = opened(data)
     assert [str(finding) for finding in checkpoint.findings] == [
-        "CGPT005 a storage is longer than the pickle says: '0' by 6 bytes"
+        "CGPT005 a storage is larger than its declared size: '0' by 6 bytes"
     ]
     assert bits(checkpoint["w"]) == bytes(range(24))
     with pytest.raises(RuntimeError):  # torch is stricter here, but not when it maps the file
