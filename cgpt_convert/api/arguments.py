@@ -1,4 +1,4 @@
-"""The arguments that several of the public functions take, and what they stand for."""
+"""The arguments that several of the public functions share, and their conversion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgpt_convert.formats.open import open_checkpoint
 from cgpt_convert.sources.paths import is_url, named
 
 Path = str | os.PathLike[str]
-Source = Path | Mapping[str, Any]  # a Checkpoint is a mapping, too
+Source = Path | Mapping[str, Any]  # a Checkpoint is also a mapping
 Globs = str | Sequence[str]
 
 
@@ -21,7 +21,9 @@ def opened(source: Source, mapping: str | None = None, *, salvage: bool = False)
     if not isinstance(source, Mapping):
         return open_checkpoint(source, mapping, salvage=salvage)
     if mapping is not None:
-        raise BadRequest("a mapping is for a path", hint="give it to open_checkpoint")
+        raise BadRequest(
+            "mapping can only be used with a path", hint="pass the mapping to open_checkpoint"
+        )
     if isinstance(source, Checkpoint):
         return source
     from cgpt_convert.api.arrays import in_memory
@@ -30,7 +32,7 @@ def opened(source: Source, mapping: str | None = None, *, salvage: bool = False)
 
 
 def output_path(output: Path) -> str:
-    """Return the path, or the URL without its secrets. Raises BadRequest for one to read only."""
+    """Return the path, or the URL without secrets. BadRequest if URLs of its kind are read-only."""
     path = named(os.fspath(output))
     if is_url(path):
         from cgpt_convert.sources.remote.urls import check_writable

@@ -1,4 +1,4 @@
-"""A dict of NumPy arrays and tensors as a checkpoint, without copying what is contiguous."""
+"""A dict of NumPy arrays and tensors as a checkpoint, without copies of contiguous arrays."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.errors import BadRequest
+from cgpt_convert.core.text import quoted
 from cgpt_convert.sources.local import MemoryBytes, Source, is_in_memory, origins
 from cgpt_convert.tensors.dtypes import BY_NAME, DType
 from cgpt_convert.tensors.shapes import c_strides
 from cgpt_convert.tensors.tensor import Storage, Tensor
 
-# Not a file, so that no configuration or tokenizer is looked for beside it
+# Not an existing path, so that no configuration or tokenizer next to it is used
 PATH = "<memory>/tensors"
 
 
@@ -34,14 +35,16 @@ def in_memory(tensors: Mapping[str, Any]) -> Checkpoint:
         if isinstance(value, Tensor):
             named[name] = value.renamed(name)
         elif isinstance(value, np.ma.MaskedArray):
-            raise BadRequest(f"{name!r} is a masked array", where=PATH, hint="fill it: .filled()")
+            raise BadRequest(
+                f"{quoted(name)} is a masked array", where=PATH, hint="pass its .filled()"
+            )
         elif isinstance(value, (np.ndarray, np.generic)):
             named[name] = _of_array(name, np.asarray(value), storages)
         elif _is_torch(value):
             named[name] = _of_torch(name, value, storages)
         else:
             raise BadRequest(
-                f"{name!r} is a {type(value).__qualname__}, not an array or a tensor",
+                f"{quoted(name)} is a {type(value).__qualname__}, not an array or a tensor",
                 where=PATH,
                 hint="join nested names with dots, such as 'layer.weight'"
                 if isinstance(value, Mapping)
@@ -62,7 +65,8 @@ _Storages = dict[tuple[int, int], Storage]  # by address and size
 def _of_array(name: str, array: np.ndarray, storages: _Storages) -> Tensor:
     """Return the array as a tensor.
 
-    One in Fortran order is a transposed view. Other strides and big-endian elements are copied.
+    A Fortran-order array becomes a transposed view. Arrays with other strides or big-endian
+    elements are copied.
     """
     dtype = _dtype(name, array.dtype.name)
     turned = array.flags.f_contiguous and not array.flags.c_contiguous
@@ -80,15 +84,15 @@ def _is_torch(value: object) -> bool:
 
 
 def _of_torch(name: str, value: Any, storages: _Storages) -> Tensor:
-    """Return the torch tensor as one of this package.
+    """Return the torch tensor as a tensor of this package.
 
-    Those on other devices, and other strides than those of C order, are copied.
+    Tensors on other devices and tensors that are not contiguous are copied.
     """
     torch = sys.modules["torch"]
     kind = str(value.layout).removeprefix("torch.")
     kind = "quantized" if value.is_quantized else "meta" if value.is_meta else kind
     if kind != "strided":
-        raise BadRequest(f"{name!r} is a {kind} tensor, which has no array of values", where=PATH)
+        raise BadRequest(f"{quoted(name)} is a {kind} tensor, which is not supported", where=PATH)
     dtype = _dtype(name, str(value.dtype).removeprefix("torch."))
     dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
     octets = dense.reshape(-1).view(torch.uint8).numpy()
@@ -100,7 +104,7 @@ def _stored(
 ) -> Tensor:
     """Return the tensor of these bytes, which are in C order."""
     place = octets.__array_interface__["data"][0], octets.nbytes
-    storage = storages.get(place)  # the memory of those is in use, so no other has its address
+    storage = storages.get(place)  # arrays in use, so no other array has the same address
     if storage is None or not octets.nbytes:
         storage = Storage(MemoryBytes("memory", octets.data), 0, octets.nbytes, name)
         storages[place] = storage
@@ -108,9 +112,10 @@ def _stored(
 
 
 def _dtype(name: str, dtype: str) -> DType:
-    known = BY_NAME.get(dtype)  # those of ml_dtypes have the names of torch, too
+    known = BY_NAME.get(dtype)  # the dtypes of ml_dtypes have torch's names
     if known is None or known.kind not in "fiubc":
-        raise BadRequest(f"{name!r} has elements of {dtype}, which weights cannot be", where=PATH)
+        message = f"{quoted(name)} has the dtype {dtype}, which is not supported"
+        raise BadRequest(message, where=PATH, hint="convert it to another dtype")
     return known
 
 

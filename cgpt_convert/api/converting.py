@@ -56,14 +56,14 @@ class Converted:
     """The output of `convert`; of a dry run, the output that it would write."""
 
     source: str
-    path: str  # the path that opens the output: the file, the folder, or the index of shards
+    path: str  # the path to open: the file, the folder, or the index of the shards
     files: tuple[WrittenFile, ...]
     written: bool  # False for a dry run
-    verified: bool  # whether the output was read again and compared with the source
-    root: str  # the key that the tensors are under in the source; "" for none
+    verified: bool  # whether the output was read back and compared with the source
+    root: str  # the key that contains the tensors in the source; "" for none
     tensors: tuple[str, ...]  # the names written
-    aliases: dict[str, str]  # name of a tied weight -> the name that it is written under
-    reordered: tuple[str, ...]  # tensors whose elements were put in C order
+    aliases: dict[str, str]  # name of a tied weight -> name under which it is written
+    reordered: tuple[str, ...]  # tensors that were made contiguous (C order)
     cast: tuple[str, ...]
     casts: tuple[CastSummary, ...]  # of these, one for each type
     empty: tuple[str, ...]  # tensors without elements
@@ -71,8 +71,8 @@ class Converted:
     not_finite: dict[str, NonFiniteCounts]  # NaN and infinite values written, by tensor
     lost: dict[str, MissingTensor]  # tensors that `salvage` skipped, with the reasons
     left_out: tuple[str, ...]  # tensors of the source that were not selected
-    extras: dict[str, str]  # of these, the ones that state_dict() does not contain -> their kind
-    outside: dict[str, int]  # of these, the number in each other part of the source
+    extras: dict[str, str]  # those of `left_out` that state_dict() does not contain -> their kind
+    outside: dict[str, int]  # the number of `left_out` tensors in each other part of the source
     parts: dict[str, int]  # the number of tensors in each part, where no part was chosen
     lines: tuple[str, ...]  # information about a whole model
     warnings: tuple[str, ...]  # of the source
@@ -88,7 +88,7 @@ class Converted:
         return sum(file.nbytes for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `convert --json` prints; docs/reference/json.md lists the keys."""
+        """Return the output of `convert --json`; docs/reference/json.md lists the keys."""
         return {
             "source": self.source,
             "output": self.path,
@@ -147,9 +147,9 @@ def convert(
 
     `dtype` casts floating-point tensors; it is a name, or a type of torch or NumPy.
     `max_shard_size` is in bytes, or a text such as "5GB". With `verify`, the output is
-    read again and compared before it gets its name. With `salvage`, the intact tensors of a damaged
-    file are written. A dry run writes nothing. Raises BadRequest if the output would replace
-    something that it is made from, and CannotWrite if it exists, without `overwrite`.
+    read back and compared with the source before it is renamed into place. With `salvage`, the
+    intact tensors of a damaged file are written. A dry run writes nothing. Raises BadRequest if the
+    output would replace an input, and CannotWrite if it exists and `overwrite` is false.
     """
     path = output_path(output)
     target = Target(
@@ -182,7 +182,7 @@ def convert(
 
 
 class _Made(NamedTuple):
-    """The values that a conversion goes through."""
+    """The inputs and the plan of a conversion."""
 
     checkpoint: Checkpoint
     wish: TensorSelection

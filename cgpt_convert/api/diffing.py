@@ -17,7 +17,7 @@ from cgpt_convert.verification.tensor_differences import NOT_COMPARED, TensorDif
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Difference:
-    """The rows of `diff`, one for each tensor. It is true in a condition unless `equal` is."""
+    """The rows of `diff`, one per tensor. Its truth value is false if `equal` is true."""
 
     before: str
     after: str
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Whether no tensor differs and every one in the scope could be compared."""
+        """Whether no tensor differs and every tensor in the scope was compared."""
         return not self.differs and not any(
             row.state == NOT_COMPARED and row.unknown for row in self.rows
         )
@@ -47,7 +47,7 @@ class Difference:
         return not self.equal
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `diff --json` prints; docs/reference/json.md lists the keys."""
+        """Return the output of `diff --json`; docs/reference/json.md lists the keys."""
         return {
             "before": self.before,
             "after": self.after,

@@ -23,7 +23,7 @@ from cgpt_convert.verification.scope import Scope, part_scope
 
 
 class DigestedTensor(NamedTuple):
-    """A tensor's digest in hex, and its type and shape; "" and () where these are not known."""
+    """A tensor's digest in hex, and its type and shape; "" and () if unknown."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class DigestedTensor(NamedTuple):
 class DigestedPart(NamedTuple):
     """The tensors that `convert` writes, where the checkpoint contains more."""
 
-    root: str  # the key that they are under; "" for none
+    root: str  # the key that contains them; "" for none
     digest: str
     tensors: int
 
@@ -47,8 +47,8 @@ class Digests:
 
     source: str
     digest: str
-    part: DigestedPart | None  # None where `convert` writes all tensors, and where it is not known
-    ambiguity: str  # why it is not known what `convert` writes; "" if it is
+    part: DigestedPart | None  # None if `convert` writes all tensors, or if ambiguous
+    ambiguity: str  # why the tensors that `convert` writes are ambiguous; "" if not
     model: str
     architecture: str
     misfits: tuple[str, ...]  # differences from a complete model of the architecture
@@ -61,18 +61,18 @@ class Digests:
 
     @property
     def weights(self) -> str:
-        """The digest of the tensors that `convert` writes; "" where they are not known."""
+        """The digest of the tensors that `convert` writes; "" if ambiguous."""
         if self.part is not None:
             return self.part.digest
         return "" if self.ambiguity else self.digest
 
     @property
     def root(self) -> str:
-        """The key that `weights` are under; "" for none."""
+        """The key that contains `weights`; "" for none."""
         return self.scope.root if self.part is None else self.part.root
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `digest --json` prints; docs/reference/json.md lists the keys."""
+        """Return the output of `digest --json`; docs/reference/json.md lists the keys."""
         return {
             "source": self.source,
             "digest": self.digest,
@@ -112,7 +112,7 @@ def digest(
     part, ambiguity = chosen, ""
     try:
         part = converted_part(checkpoint, chosen, wish)
-    except BadRequest as error:  # the weights may be under any of several keys
+    except BadRequest as error:  # several keys may contain the weights
         ambiguity = error.message
     inside = of_part(part, digests) if part is not chosen else digests
     return Digests(

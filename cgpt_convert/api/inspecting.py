@@ -24,10 +24,10 @@ def inspect(
     mapping: str | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Return what `inspect --json` prints, as a dict; docs/reference/json.md has the keys.
+    """Return the output of `inspect --json` as a dict; docs/reference/json.md lists the keys.
 
-    Tensors are read only with `stats`, which adds statistics to each, and with `check`, which
-    compares all recorded checksums.
+    Tensor data is read only with `stats`, which adds statistics to each tensor, and with `check`,
+    which compares all recorded checksums.
     """
     checkpoint = opened(source, mapping)
     summary = summarise(checkpoint)

@@ -36,7 +36,7 @@ class Locked:
         return f"<Locked {self.path!r}: {count} of {self.source!r}, {self.digest}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `lock --json` prints; docs/reference/json.md lists the keys."""
+        """Return the output of `lock --json`; docs/reference/json.md lists the keys."""
         return {
             "source": self.source,
             "output": self.path,
@@ -60,10 +60,10 @@ def lock(
     jobs: int = 0,
     progress: Progress = no_progress,
 ) -> Locked:
-    """Write the digests of all tensors to the file `output`, with which `verify` compares.
+    """Write the digests of all tensors to the file `output`, for `verify`.
 
-    With `in_toto`, the lock is written as a statement of in-toto. Raises BadRequest if the output
-    would replace a file of the source, and CannotWrite if it exists, without `overwrite`.
+    With `in_toto`, the lock is written as an in-toto statement. Raises BadRequest if the output
+    would replace a file of the source, and CannotWrite if it exists and `overwrite` is false.
     """
     path = output_path(output)
     checkpoint = opened(source, mapping)

@@ -27,9 +27,9 @@ from cgpt_convert.verification.verify_files import (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verified:
-    """The checks of `verify`. It is true in a condition exactly if `ok` is.
+    """The checks of `verify`. Its truth value is `ok`.
 
-    `scope` says which tensors were compared; it is None where a file was compared with its own
+    `scope` describes which tensors were compared; it is None if a file was compared with its own
     provenance metadata, which covers the whole file.
     """
 
@@ -43,7 +43,7 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether every check could be made and passed."""
+        """Whether every check was made and passed."""
         return exit_code(self.checks) == 0
 
     @property
@@ -55,7 +55,7 @@ class Verified:
         return self.ok
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `verify --json` prints, less `logits`; docs/reference/json.md explains it."""
+        """Return the output of `verify --json` without `logits`; see docs/reference/json.md."""
         return {
             "ok": self.ok,
             "outcomes": dict(Counter(check.outcome for check in self.checks)),
@@ -77,18 +77,18 @@ def verify(
     jobs: int = 0,
     progress: Progress = no_progress,
 ) -> Verified:
-    """Compare `target` with `source`, bit for bit; what was cast is computed again.
+    """Compare `target` with `source`, bit for bit; casts are recomputed from the source.
 
     With one argument, it is compared with `lock`, the path of a lock, or else with its own
-    provenance metadata. Code that the compared file names fails, too, and so do other weight files
-    in its folder if the folder was opened; `allow` has names of classes that may be there.
+    provenance metadata. The check also fails if the compared file references code, or if a folder
+    was opened that contains other weight files; `allow` lists classes that are allowed.
     """
     wish, rule = TensorSelection(root, patterns(match), patterns(exclude)), Allowlist(tuple(allow))
     original: Checkpoint | None = None
     scope: Scope | None = None
     if target is not None:
         if lock is not None:
-            raise BadRequest("a target and a lock are given", hint="give one of them")
+            raise BadRequest("target and lock cannot be combined", hint="pass only one of them")
         original, compared = opened(source, mapping), opened(target)
         checks, scope = against_original(original, compared, wish, jobs, progress)
         checks += of_source(original, original.opened_as)
@@ -97,7 +97,8 @@ def verify(
         checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs, progress)
     elif wish != TensorSelection() or mapping is not None:
         raise BadRequest(
-            "a file's provenance metadata is about all of it", hint="give no root, match or mapping"
+            "root, match, exclude and mapping cannot be used when verifying a file alone",
+            hint="also pass a target or a lock",
         )
     else:
         compared = opened(source)

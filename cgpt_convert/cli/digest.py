@@ -9,7 +9,7 @@ from cgpt_convert.cli import options
 from cgpt_convert.cli.notes import note, tell_beside, tell_code
 from cgpt_convert.cli.progress import progress
 from cgpt_convert.cli.table import wrapped
-from cgpt_convert.core.text import counted, printable
+from cgpt_convert.core.text import counted, printable, quoted
 from cgpt_convert.formats.open import open_checkpoint
 
 
@@ -43,22 +43,22 @@ def command(
         checkpoint, root=root, match=match, exclude=exclude, jobs=jobs, progress=progress
     )
     if digests.ambiguity:
-        note(f"note: {digests.ambiguity}; name one with --root")
+        note(f"note: {digests.ambiguity}; select one with --root")
     if as_json:
         options.print_json(digests.to_dict())
         return
     click.echo(digests.digest)
-    for check in digests.scope.checks(verb="taken"):
+    for check in digests.scope.checks(verb="included"):
         note(wrapped(f"note: {check.detail}", 4, err=True))
     part = digests.part
     if part is not None:
         of = f"{part.tensors:,} of {counted(len(digests.tensors), 'tensor')}"
-        where = f"under {printable(part.root)!r}" if part.root else "that state_dict() contains"
+        where = f"under {quoted(part.root)}" if part.root else "that state_dict() contains"
         click.echo(f"{part.digest}  {of}, {where}")
     if digests.model:
         click.echo(f"{digests.model}  model {digests.architecture}")
     elif digests.architecture:
-        count = len(digests.misfits)
-        note(f"no model digest: {count} differences from {digests.architecture}")
+        differences = counted(len(digests.misfits), "difference")
+        note(f"note: no model digest: the tensors have {differences} from {digests.architecture}")
     for name, tensor in digests.tensors.items() if tensors else ():
         click.echo(f"{tensor.sha256}  {printable(name)}")

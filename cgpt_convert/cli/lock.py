@@ -42,7 +42,8 @@ def command(
     checkpoint = open_checkpoint(source, mapping)
     tell_code(checkpoint, level="warning")
     for name in (*other_weights(source, checkpoint), *weights_below(source)):
-        click.echo(f"warning: not locked: {printable(name)}, beside it in the folder", err=True)
+        message = f"not locked: {printable(name)}, another weight file in the folder"
+        click.echo(f"warning: {message}", err=True)
     made = lock(
         checkpoint,
         output,

@@ -84,7 +84,7 @@ def command(
     files. With --logits the models are then run, layer by layer.
     """
     if len(paths) > (1 if lock else 2):
-        raise click.UsageError("give SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
+        raise click.UsageError("pass SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
     said = {**how, **computing._asdict()}
     _check_use(logits, said, pair=len(paths) > 1, chosen=bool(match or exclude or root is not None))
     compare = functools.partial(
@@ -138,15 +138,15 @@ def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool
     """Raise a usage error for options that exclude each other."""
     given = [f"--{name}" for name, value in how.items() if value not in (None, "numpy")]
     if given and not logits:
-        raise click.UsageError(f"{given[0]} is of --logits")
+        raise click.UsageError(f"{given[0]} requires --logits")
     if logits and not pair:
-        raise click.UsageError("--logits compares TARGET with SOURCE: give both")
+        raise click.UsageError("--logits requires SOURCE and TARGET")
     if logits and chosen:
-        raise click.UsageError("--logits takes the whole model: give no choice")
+        raise click.UsageError("--logits cannot be combined with --match, --exclude or --root")
     if how["tokens"] is not None and how["text"] is not None:
-        raise click.UsageError("give --tokens or --text")
+        raise click.UsageError("--tokens and --text cannot be combined")
     if how["tokenizer"] is not None and how["text"] is None:
-        raise click.UsageError("--tokenizer is of --text")
+        raise click.UsageError("--tokenizer requires --text")
 
 
 def _logits(
@@ -178,7 +178,7 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
 def _kind(check: Check) -> str:
     """Return the phrase by which the summary counts a passed check of a tensor."""
     if is_unread(check):
-        return "not read, in files that are equal byte for byte"
-    short = {"tie": "tied", "drop": "dropped", "computed": "computed, not learned"}
+        return "not readable (identical files)"
+    short = {"tie": "tied", "drop": "dropped", "computed": "computed (not compared)"}
     kind = check.detail.partition(", max |error|")[0]
     return "tied" if kind.startswith("tied to ") else short.get(check.name, printable(kind))

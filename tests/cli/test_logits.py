@@ -178,11 +178,11 @@ def test_the_tokens_are_from_all_over_the_vocabulary(source):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--tokens", "1"), "--tokens is of --logits"),
-        (("--engine", "torch"), "--engine is of --logits"),
-        (("--logits", "--match", "*"), "takes the whole model"),
-        (("--logits", "--tokens", "1", "--text", "x"), "--tokens or --text"),
-        (("--logits", "--tokenizer", "x"), "--tokenizer is of --text"),
+        (("--tokens", "1"), "--tokens requires --logits"),
+        (("--engine", "torch"), "--engine requires --logits"),
+        (("--logits", "--match", "*"), "cannot be combined with --match"),
+        (("--logits", "--tokens", "1", "--text", "x"), "--tokens and --text"),
+        (("--logits", "--tokenizer", "x"), "--tokenizer requires --text"),
         (("--logits", "--tokens", "1,512"), "the token ID 512 is not in"),
         (("--logits", "--tokens", ",".join("1" * 49)), "49 tokens exceed the model's 48"),
     ],
@@ -195,7 +195,7 @@ def test_what_makes_no_sense_is_said_before_anything_is_read(source, words, said
 
 def test_logits_need_two_models(source):
     done = run("verify", source, "--logits")
-    assert (done.code, "give both" in done.err) == (2, True)
+    assert (done.code, "requires SOURCE and TARGET" in done.err) == (2, True)
 
 
 def test_a_report_names_the_layers(source, tmp_path):
