@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cgpt_convert.core.errors import BadRequest, Unsupported
@@ -176,15 +177,15 @@ _SPELLINGS = {name: name for name in WISHES} | {
 }
 
 
-def cast_target(spelling: str) -> str:
-    """Return the name in WISHES for a spelling such as fp16, torch.half or Q8_0.
+def cast_target(spelling: str, names: Sequence[str] = WISHES) -> str:
+    """Return the one of `names` for a spelling such as fp16, torch.half or Q8_0.
 
     Raises BadRequest, with the most similar name, if there is none.
     """
     word = spelling.strip().lower().removeprefix("torch.")
-    if word in _SPELLINGS:
+    if _SPELLINGS.get(word) in names:
         return _SPELLINGS[word]
-    near = near_word(word, _SPELLINGS)
+    near = near_word(word, [each for each, name in _SPELLINGS.items() if name in names])
     meant = f"did you mean {_SPELLINGS[near]}? " if near else ""
-    names = ", ".join(WISHES)
-    raise BadRequest(f"{spelling!r} is not a valid dtype", hint=f"{meant}use one of {names}")
+    hint = f"{meant}use one of {', '.join(names)}"
+    raise BadRequest(f"{spelling!r} is not a valid dtype", hint=hint)

@@ -10,7 +10,15 @@ from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.limits import INT64, RANK
 from cgpt_convert.core.text import html_table, quoted
 from cgpt_convert.sources.local import Source, expect, outside
-from cgpt_convert.tensors.dtypes import BY_NAME, CAST_TARGETS, FLOAT32, UINT8, DType, dtype_name
+from cgpt_convert.tensors.dtypes import (
+    BY_NAME,
+    CAST_TARGETS,
+    FLOAT32,
+    UINT8,
+    DType,
+    cast_target,
+    dtype_name,
+)
 from cgpt_convert.tensors.shapes import c_strides, dims, in_blocks, is_c_order, sliced
 
 if TYPE_CHECKING:
@@ -224,12 +232,10 @@ class Tensor:
         Raises BadRequest for a type that cannot be cast to, and unless both types are real numbers.
         """
         if not isinstance(dtype, DType):
-            name = dtype_name(dtype)
-            if name not in CAST_TARGETS:
-                names = ", ".join(CAST_TARGETS)
-                message = f"cannot cast to {quoted(name)}: this type is not available"
-                raise BadRequest(message, where=self.name, hint=f"choose from {names}")
-            dtype = BY_NAME[name]
+            try:
+                dtype = BY_NAME[cast_target(dtype_name(dtype), CAST_TARGETS)]
+            except BadRequest as error:
+                raise error.at(self.name) from None
         if dtype == self.dtype:
             return self
         if not (self.stored.casts and dtype.casts):

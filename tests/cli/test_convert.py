@@ -15,7 +15,7 @@ import cgpt_convert
 from cgpt_convert.core.errors import BadRequest
 from cgpt_convert.formats import registry
 from cgpt_convert.formats.open import open_checkpoint
-from cgpt_convert.tensors.dtypes import cast_target
+from cgpt_convert.tensors.dtypes import BY_NAME, cast_target
 from tests.cli.test_extract import assert_same
 from tests.cli.test_inspect import damage
 from tests.helpers import vendor
@@ -138,6 +138,15 @@ SPELLINGS = {
 @pytest.mark.parametrize("dtype", SPELLINGS)
 def test_common_spellings_of_types_are_understood(dtype: str) -> None:
     assert {cast_target(spelling) for spelling in SPELLINGS[dtype].split()} == {dtype}
+
+
+def test_tensors_are_cast_to_types_in_common_spellings() -> None:
+    tensor = open_checkpoint(DEMO)["transformer.ln_f.weight"]
+    assert tensor.cast("fp16").dtype == tensor.cast(np.float16).dtype == BY_NAME["float16"]
+    with pytest.raises(BadRequest, match=r"did you mean float16\? use one of float32, float16, "):
+        tensor.cast("f17")
+    with pytest.raises(BadRequest, match="'keep' is not a valid dtype"):
+        tensor.cast("keep")
 
 
 @pytest.mark.parametrize(

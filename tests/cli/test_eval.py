@@ -183,7 +183,7 @@ def test_what_cannot_be_is_refused(words, code, told):
 
 @pytest.mark.parametrize(
     ("content", "code", "told"),
-    [(b"", 2, "there is no text in it"), (b"\xff", 3, "not UTF-8"), (None, 2, "no such file")],
+    [(b"", 2, "the text file is empty"), (b"\xff", 3, "not UTF-8"), (None, 2, "no such file")],
 )
 def test_what_is_no_text_is_refused(tmp_path, content, code, told):
     path = tmp_path / "text"
