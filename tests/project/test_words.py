@@ -23,7 +23,7 @@ BANNED = {
     "somebody('s)?|nobody": "name the actor",
     "faster it is not": "this is not faster",
     "so many": "the number",
-    "tells?|told": "says, shows, reports",
+    "tells|(is|be) told": "says, shows, reports",
     "lies|lay": "is stored, is",
     "in vain": "without use",
     "journeys?|travels?": "is downloaded, is requested",
@@ -55,6 +55,10 @@ _PATTERN = re.compile(
 )
 
 
+# values of JSON output, which do not change
+KEPT = {"left out"}
+
+
 def texts(source: str) -> Iterator[tuple[int, str]]:
     """The line and the text of every string with a blank in it that is not a docstring.
 
@@ -79,6 +83,7 @@ def faults(source: str) -> list[str]:
     return [
         f"line {line}: {fault[0]!r} in {text!r}"
         for line, text in texts(source)
+        if text not in KEPT
         for fault in _PATTERN.finditer(text)
     ]
 
