@@ -16,6 +16,16 @@ from cgpt_convert.tensors.tensor import Storage, Tensor
 _SHOWN = 200  # tensors in a table for notebooks
 
 
+class LocalPart(NamedTuple):
+    """The part of a larger tensor that one process has: the index of its first element, its shape.
+
+    A process that has none has a dimension of 0.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
 class CompositeTensor(NamedTuple):
     """An entry that is not one strided view: sparse, nested, meta, sub-byte or unreadable.
 
@@ -30,6 +40,7 @@ class CompositeTensor(NamedTuple):
     detail: str
     parts: tuple[Tensor, ...] = ()
     error: CgptError | None = None
+    local: LocalPart | None = None  # of a DTensor whose placements are understood
 
 
 def unreadable(

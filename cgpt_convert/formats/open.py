@@ -100,6 +100,9 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
         name = quoted(os.path.basename(path))
         detail = f"{name}; pass {quoted(index)} or the folder for the whole model"
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
+    elif any(entry.kind == "DTensor" for entry in checkpoint.exotic.values()):
+        detail = f"{os.path.basename(path)} has the parts that one rank has of some tensors"
+        checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
     return checkpoint
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from cgpt_convert import open_checkpoint
 from cgpt_convert.core.errors import CgptError, Malformed
+from tests.helpers import zips
 from tests.helpers.running import ROOT, contents, run
 from tests.helpers.servers import nginx
 
@@ -387,3 +389,95 @@ def test_a_checkpoint_is_read_from_a_url(runs: Path, tmp_path: Path) -> None:
         inspected = run("inspect", "--json", server.url("run/.metadata")).json
         assert len(inspected["tensors"]) == 16
         assert run("digest", server.url("run/")).out == run("digest", runs / "dcp-4").out
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_files_of_ranks_are_put_together(runs: Path, ranks: int, tmp_path: Path) -> None:
+    folder, file = runs / f"ranks-{ranks}", runs / f"ranks-{ranks}.pt"
+    expected = torch.load(file)
+    assert len(expected) == 15 + (0, 1, 2)[RANKS.index(ranks)]
+    assert_same(read(folder), expected)
+    assert run("digest", folder).out == run("digest", file).out
+    output = tmp_path / "model.safetensors"
+    assert run("convert", folder, "-o", output, "--verify").code == 0
+    assert_same(safetensors.torch.load_file(output), expected)
+    assert run("verify", folder, output).code == 0
+    assert run("inspect", "--check", folder).code == 0
+    with open_checkpoint(folder) as merged, open_checkpoint(file) as whole:
+        assert list(merged) == list(whole)
+        assert merged.within == whole.within
+        assert merged.containers == whole.containers
+        assert not merged.others
+
+
+@pytest.fixture
+def ranks2(runs: Path, tmp_path: Path) -> Path:
+    shutil.copytree(runs / "ranks-2", tmp_path / "ranks")
+    return tmp_path / "ranks"
+
+
+RANK = "model_world_size_2_rank_{}.pt".format
+
+
+def test_a_file_of_one_rank_is_read_with_a_warning(ranks2: Path) -> None:
+    found = run("inspect", "--json", ranks2 / RANK(0)).json["findings"]
+    assert [finding["id"] for finding in found] == ["CGPT013"]
+
+
+def test_a_missing_file_of_a_rank_is_named(ranks2: Path, runs: Path, tmp_path: Path) -> None:
+    (ranks2 / RANK(0)).unlink()
+    result = run("inspect", ranks2)
+    assert result.code == 3
+    assert f"1 of 2 files of ranks are missing: '{RANK(0)}'" in result.err
+    output = tmp_path / "m.safetensors"
+    assert run("convert", ranks2, "-o", output, "--salvage").code == 1
+    left = safetensors.torch.load_file(output)
+    expected = torch.load(runs / "ranks-2.pt")
+    assert {"same", "half", "turned", "flags"} <= left.keys()
+    assert left.keys().isdisjoint(("rows", "columns", "grid", "fsdp_8"))
+    assert_same(left, {name: expected[name] for name in left})
+
+
+def test_the_same_rank_twice_leaves_holes(ranks2: Path) -> None:
+    shutil.copy(ranks2 / RANK(0), ranks2 / RANK(1))
+    result = run("inspect", ranks2)
+    assert result.code == 3
+    assert "ranks[grid]" in result.err
+
+
+def edited(path: Path, pattern: bytes, by: bytes) -> None:
+    """Change the pickle in a file where the pattern fits."""
+    entries = zips.entries_of(path.read_bytes())
+    pickle = next(entry for name, entry in entries.items() if name.endswith("/data.pkl"))
+    data, count = re.subn(pattern, by, pickle.raw(), flags=re.DOTALL)
+    assert count
+    changed = zips.Entry(pickle.name, data)
+    path.write_bytes(
+        zips.build([changed if entry is pickle else entry for entry in entries.values()])
+    )
+
+
+def test_a_part_that_is_not_where_its_placements_say_is_named(ranks2: Path) -> None:
+    edited(ranks2 / RANK(1), rb"(_coordinate_on_dim(?:q.|r....))K\x01\x85", b"\\1K\0\x85")
+    result = run("inspect", ranks2)
+    assert result.code == 3
+    assert "and its placements give [4, 5]" in result.err
+
+
+def test_placements_that_are_not_known_are_named(ranks2: Path) -> None:
+    edited(ranks2 / RANK(0), rb"placement_types\nShard\n", b"placement_types\nShart\n")
+    result = run("digest", ranks2)
+    assert result.code == 3
+    assert "the placements in 'model_world_size_2_rank_0.pt' are not supported" in result.err
+
+
+def test_several_sets_of_files_of_ranks(ranks2: Path) -> None:
+    for rank in (0, 1):
+        torch.save({"step": rank}, ranks2 / f"extra_state_world_size_2_rank_{rank}.pt")
+    assert run("inspect", ranks2).code == 0  # the model is taken
+    for rank in (0, 1):
+        name = RANK(rank)
+        (ranks2 / name).rename(ranks2 / name.replace("model", "critic"))
+    result = run("inspect", ranks2)
+    assert result.code == 2
+    assert "'critic', 'extra_state'" in result.err

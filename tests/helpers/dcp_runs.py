@@ -1,10 +1,11 @@
 """Distributed checkpoints as torch writes them, by real process groups over gloo on loopback.
 
 `python -m tests.helpers.dcp_runs FOLDER` writes into the folder, for 1, 2 and 4 ranks, a checkpoint
-`dcp-N` and what torch's own `dcp_to_torch_save` makes of it, `dcp-N.pt`; and of 2 ranks
-`uncoordinated`, each rank with a metadata file of its own, `serialized`, with safetensors in the
-`.distcp` files, and `hf/sharded`, safetensors with sharding information, which torch itself merges
-into `hf`. Processes are forked: importing torch takes longer than all of this.
+`dcp-N` and what torch's own `dcp_to_torch_save` makes of it, `dcp-N.pt`; a folder `ranks-N` with a
+file of each rank, and the whole tensors in `ranks-N.pt`. Of 2 ranks it also writes `uncoordinated`,
+each rank with a metadata file of its own, `serialized`, with safetensors in `.distcp` files, and
+`hf/sharded`, safetensors with sharding information, which torch itself merges into `hf`. Processes
+are forked: importing torch takes longer than all of this.
 """
 
 import contextlib
@@ -22,7 +23,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.multiprocessing.spawn import start_processes
 
 State = dict[str, Any]
@@ -50,6 +52,16 @@ def weights(ranks: int) -> State:
     return {name: distribute_tensor(value, mesh, how) for name, value, mesh, how in spread}
 
 
+def strided(ranks: int) -> State:
+    """Tensors as FSDP2 divides them after tensor parallelism, the second dimension of the mesh."""
+    if ranks == 1:
+        return {}
+    grid = init_device_mesh("cpu", (2, ranks // 2))
+    how = [_StridedShard(0, split_factor=ranks // 2), Shard(0)]
+    sizes = (8, 12) if ranks > 2 else (8,)
+    return {f"fsdp_{size}": distribute_tensor(torch.randn(size, 3), grid, how) for size in sizes}
+
+
 def whole() -> State:
     """Tensors that every rank has, one of them transposed."""
     return {
@@ -74,6 +86,16 @@ def work(rank: int, ranks: int, port: int, folder: Path) -> None:
         "rng": torch.arange(3, dtype=torch.uint8),
     }
     save(state, checkpoint_id=folder / f"dcp-{ranks}")
+    files = folder / f"ranks-{ranks}"
+    files.mkdir(exist_ok=True)
+    saved = {**model, **strided(ranks), **whole()}
+    torch.save(saved, files / f"model_world_size_{ranks}_rank_{rank}.pt")
+    full = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in saved.items()
+    }
+    if rank == 0:
+        torch.save(full, folder / f"ranks-{ranks}.pt")
     if ranks == 2:
         alone = folder / "uncoordinated"
         save(model, checkpoint_id=alone, use_collectives=False)

@@ -3,7 +3,13 @@
 from cgpt_convert.core.lazy import LazyReference
 from cgpt_convert.formats.file_kinds import Kind
 from cgpt_convert.formats.registry import Format
-from cgpt_convert.formats.torch.torch_files import KINDS, detect, diagnose, is_unpacked, read_file
+from cgpt_convert.formats.torch.torch_files import (
+    KINDS,
+    detect,
+    diagnose,
+    is_folder,
+    read_file,
+)
 
 FORMAT = Format(
     "torch",
@@ -13,9 +19,9 @@ FORMAT = Format(
     kinds=KINDS,
     detect=detect,
     model_files=("pytorch_model.bin",),
-    folder_of=is_unpacked,
+    folder_of=is_folder,
     read_file=read_file,
-    read_folder=LazyReference(f"{__name__}.unpacked_archive:read_folder"),
+    read_folder=LazyReference(f"{__name__}.rank_files:read_folder"),
     read_path=LazyReference(f"{__name__}.writer:read"),
     salvages=(Kind.CUT_ZIP,),
     diagnose=diagnose,

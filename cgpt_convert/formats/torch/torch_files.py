@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,31 @@ def _is_torch_zip(start: Start) -> bool:
         return first or any(name.partition("/")[2] in _RECORDS for name in start.zip_names)
     except CgptError:
         return True
+
+
+def is_folder(inside: Collection[str]) -> bool:
+    """Return whether a folder with these names is one checkpoint of torch."""
+    return is_unpacked(inside) or bool(rank_files(inside))
+
+
+def rank_files(inside: Collection[str]) -> list[tuple[str, list[str]]]:
+    """Return the sets of files of ranks among names: what they begin with, and all of its files.
+
+    The files are those of ranks 0 to the number that the names tell; some may not be there.
+    """
+    if not any("_rank_" in name for name in inside):
+        return []
+    matches = [match for match in (re.fullmatch(_RANK_FILE, name) for name in inside) if match]
+    sets = sorted({(match[1], int(match[2]), match[3]) for match in matches})
+    return [
+        (stem, [f"{stem}_world_size_{count}_rank_{rank}{suffix}" for rank in range(count)])
+        for stem, count, suffix in sets
+        if count <= _MOST_RANKS
+    ]
+
+
+_RANK_FILE = r"(.+)_world_size_([1-9][0-9]{0,5})_rank_[0-9]+(\.pth?)"
+_MOST_RANKS = 100_000
 
 
 def is_unpacked(inside: Collection[str]) -> bool:

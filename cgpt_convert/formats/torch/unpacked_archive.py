@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from cgpt_convert.archives.zip_archive import Archive
 from cgpt_convert.archives.zip_directory import STORED, ZipMember
@@ -16,7 +16,7 @@ from cgpt_convert.sources.local import LocalFile, Source
 from cgpt_convert.sources.paths import is_url
 
 
-def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint:  # noqa: ARG001, FBT001
+def read_unpacked(path: str) -> Checkpoint:
     """Read the archive that was unpacked into the folder at `path`.
 
     There are no checksums. Raises errors as the reader of archives does, and Unsupported for a URL.

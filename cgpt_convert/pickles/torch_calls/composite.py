@@ -13,6 +13,7 @@ from cgpt_convert.pickles.flatten.children import of_state
 from cgpt_convert.pickles.nodes import Call, Global, Value, text
 from cgpt_convert.pickles.torch_calls.argument_checks import dtype_of, integer, integers, shape_of
 from cgpt_convert.pickles.torch_calls.dense import StorageTable, attached, inner, storage_of
+from cgpt_convert.pickles.torch_calls.placements import local_part
 from cgpt_convert.tensors.recast import cast_storage
 from cgpt_convert.tensors.tensor import Tensor, replace, view
 
@@ -154,7 +155,8 @@ def distributed(entry: CompositeTensor, states: Sequence[Value]) -> CompositeTen
     stated = next((value for key, value in fields if key == "placements"), None)
     placements = ", ".join(map(_placement, stated)) if isinstance(stated, tuple) else "not known"
     detail = f"the shard of one rank; placements: {placements}"
-    return entry._replace(kind="DTensor", detail=detail)
+    local = local_part(spec, entry.shape)
+    return entry._replace(kind="DTensor", detail=detail, local=local)
 
 
 def _placement(value: Value) -> str:
