@@ -12,6 +12,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
+from operator import add
 from typing import TYPE_CHECKING
 
 from cgpt_convert.core.errors import Malformed, Unsupported
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     Ints = tuple[int, ...]
 
 _PIECE = 4 << 20  # bytes: a read of an assembled tensor, if its rows are divided among boxes
-_COMPARISONS = 4_000_000  # of boxes with each other; a mesh of 64 x 64 makes 130,000
+# Of boxes that are no grid: comparisons with each other for each box, and for any number of them;
+# and how many boxes a hole is looked for between. They keep the time of a hostile file linear.
+_COMPARISONS, _FEW, _SEARCHED = 64, 10_000, 1000
 
 
 class Box:
@@ -35,7 +38,7 @@ class Box:
     in the file `source`.
     """
 
-    __slots__ = ("_lock", "_open", "_tensor", "label", "offsets", "shape", "source", "span")
+    __slots__ = ("_lock", "_open", "_tensor", "ends", "label", "offsets", "shape", "source", "span")
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Box:
     ) -> None:
         self.offsets = offsets
         self.shape = shape
+        self.ends = tuple(map(add, offsets, shape))  # the indices after its last ones
         self.label = label
         self.source = source
         self.span = span
@@ -65,11 +69,6 @@ class Box:
     def place(self) -> str:
         """Its place in the tensor, as NumPy's slices."""
         return _slices(self.offsets, self.ends)
-
-    @property
-    def ends(self) -> Ints:
-        """The indices after its last ones."""
-        return tuple(map(sum, zip(self.offsets, self.shape, strict=True)))
 
     @property
     def numel(self) -> int:
@@ -105,11 +104,10 @@ def assembled(name: str, dtype: DType, shape: Ints, boxes: Sequence[Box], where:
     check_places(boxes, shape, place)
     covered = sum(box.numel for box in boxes)
     if covered != math.prod(shape):
-        hole = _slices(*_hole(boxes, shape))
-        raise Malformed(
-            f"the chunks have {covered:,} of {math.prod(shape):,} elements; none has {hole}",
-            where=place,
-        )
+        message = f"the chunks have {covered:,} of {math.prod(shape):,} elements"
+        if len(boxes) <= _SEARCHED:
+            message += f"; none has {_slices(*_hole(boxes, shape))}"
+        raise Malformed(message, where=place)
     source = AssembledSource(where, dtype, shape, boxes)
     storage = Storage(source, 0, source.nbytes, name)
     return Tensor(name, dtype, shape, c_strides(shape), 0, storage)
@@ -140,8 +138,20 @@ def check_places(boxes: Sequence[Box], shape: Ints, where: str) -> None:
         if not fits or any(end > size for end, size in zip(box.ends, shape, strict=True)):
             message = f"the chunk {box} is outside the shape {dims(shape)}"
             raise Malformed(message, where=where)
-    if len(boxes) > 1:
+    if len(boxes) > 1 and not _is_grid(boxes, shape):
         _check_apart(boxes, where)
+
+
+def _is_grid(boxes: Sequence[Box], shape: Ints) -> bool:
+    """Return whether the boxes are all cells between cuts through the tensor, as of a mesh."""
+    cells = 1
+    for axis, size in enumerate(shape):
+        starts = sorted({box.offsets[axis] for box in boxes})
+        ends = dict(zip(starts, [*starts[1:], size], strict=True))
+        if starts[0] or any(box.ends[axis] != ends[box.offsets[axis]] for box in boxes):
+            return False
+        cells *= len(starts)
+    return cells == len(boxes) == len({box.offsets for box in boxes})
 
 
 def _check_apart(boxes: Sequence[Box], where: str) -> None:
@@ -150,7 +160,7 @@ def _check_apart(boxes: Sequence[Box], where: str) -> None:
     if not rank:
         message = f"two chunks have the same scalar: {boxes[0]} and {boxes[1]}"
         raise Malformed(message, where=where)
-    left = _COMPARISONS
+    left = _COMPARISONS * len(boxes) + _FEW
     open_boxes: list[Box] = []  # those that reach the current index of the axis
     for box in sorted(boxes, key=lambda box: box.offsets[axis]):
         start = box.offsets[axis]

@@ -2,13 +2,14 @@
 
 import itertools
 import random
+import time
 import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from cgpt_convert.core.errors import Malformed
+from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.sources.local import MemoryBytes, origins
 from cgpt_convert.tensors.assembled import Box, assembled, regions
 from cgpt_convert.tensors.checksums import compared, stored
@@ -147,6 +148,25 @@ def test_two_boxes_of_a_scalar_overlap() -> None:
     parts = [box((), chunk(np.zeros((), "float32"), name)) for name in "ab"]
     with pytest.raises(Malformed, match="two chunks"):
         assembled("w", FLOAT32, (), parts, "run")
+
+
+def cells(sizes: Ints, count: int) -> list[Box]:
+    """So many boxes of one element each, in rows of a matrix of these sizes."""
+    tensor = chunk(np.zeros((1, 1), "float32"), "cell")
+    return [box(divmod(number, sizes[1]), tensor) for number in range(count)]
+
+
+def test_many_boxes_take_linear_time() -> None:
+    start = time.process_time()
+    assert assembled("w", FLOAT32, (150, 150), cells((150, 150), 22500), "run").numel == 22500
+    wide = box((149, 148), chunk(np.zeros((1, 2), "float32"), "wide"))  # which makes it no grid
+    with pytest.raises(Unsupported, match="22,499 chunks, too many to compare"):
+        assembled("w", FLOAT32, (150, 150), [*cells((150, 150), 22498), wide], "run")
+    wide = box((0, 2998), chunk(np.zeros((1, 2), "float32"), "wide"))
+    assembled("w", FLOAT32, (1, 3000), [*cells((1, 3000), 2998), wide], "run")
+    with pytest.raises(Malformed, match=r"the chunks have 2,999 of 3,000 elements$"):
+        assembled("w", FLOAT32, (1, 3000), [*cells((1, 3000), 2997), wide], "run")
+    assert time.process_time() - start < 10
 
 
 def test_boxes_without_elements_are_skipped() -> None:

@@ -69,7 +69,7 @@ def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint
 
 def _read(folder: str, path: str, sources: tuple[Source, ...], *, salvage: bool) -> Checkpoint:
     metadata = merged([read_metadata(source) for source in sources])
-    files = opened(folder, items(metadata, path), path)
+    files = opened(folder, items(metadata, path), path, salvage=salvage)
     missing = [name for name, file in files.items() if file is None]
     if missing and (not salvage or len(missing) == len(files)):
         raise _missing(missing, len(files), path)
@@ -79,9 +79,8 @@ def _read(folder: str, path: str, sources: tuple[Source, ...], *, salvage: bool)
     unread: Unread = {}
     chunks = DcpChunks(there)
     for name, tensor in metadata.tensors.items():
-        lost = {chunk.item.file for chunk in tensor.chunks} & {*missing}
-        if lost:
-            why = f"the file {quoted_list(sorted(lost))} is missing"
+        why = _lost(tensor, files)
+        if why:
             checkpoint.lost[name] = MissingTensor(_nbytes(tensor), why)
             continue
         try:
@@ -112,6 +111,17 @@ def _check_expansion(checkpoint: Checkpoint) -> None:
     if sum(tensor.nbytes for tensor in checkpoint.values()) > EXPANSION * there + EXPANSION_FLOOR:
         message = f"the tensors are far larger than the {there:,} bytes of the files"
         raise Unsupported(message, where=checkpoint.path)
+
+
+def _lost(tensor: ChunkedTensor, files: Mapping[str, Source | None]) -> str:
+    """Return why the tensor cannot be assembled from the files; "" if it can."""
+    for chunk in tensor.chunks:
+        file, item = files[chunk.item.file], chunk.item
+        if file is None:
+            return f"the file {quoted(item.file)} is missing"
+        if item.offset + item.nbytes > file.nbytes:
+            return f"the file {quoted(item.file)} is cut off"
+    return ""
 
 
 def _nbytes(tensor: ChunkedTensor) -> int | None:
@@ -177,16 +187,16 @@ def items(metadata: DcpMetadata, where: str) -> dict[str, list[Item]]:
 
 
 def opened(
-    folder: str, each: Mapping[str, Iterable[Item]], path: str
+    folder: str, each: Mapping[str, Iterable[Item]], path: str, *, salvage: bool = False
 ) -> dict[str, OpenSource | None]:
     """Open the files of the items; None for each that does not exist.
 
-    Raises Malformed if an item is not inside its file.
+    Raises Malformed if an item is not inside its file, except with `salvage`.
     """
     files = dict(zip(each, open_all([join(folder, name) for name in each]), strict=True))
     for name, file in files.items():
         end = max((item.offset + item.nbytes for item in each[name]), default=0)
-        if file is not None and end > file.nbytes:
+        if file is not None and end > file.nbytes and not salvage:
             raise Malformed(
                 f"the file {quoted(name)} has {file.nbytes:,} bytes, but a chunk in it ends at "
                 f"byte {end:,}",
