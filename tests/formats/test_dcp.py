@@ -177,7 +177,7 @@ def test_the_tensors_before_the_end_of_a_file_that_is_cut_off_are_salvaged(
     output = tmp_path / "some.safetensors"
     result = run("convert", "--salvage", "--root", ".", "--json", run2, "-o", output)
     (lost,) = result.json["lost"]
-    assert (lost["why"], result.code) == ("the file '__0_0.distcp' is cut off", 1)
+    assert (lost["why"], result.code) == ("the file '__0_0.distcp' is truncated", 1)
     left, expected = safetensors.torch.load_file(output), merged(runs, 2)
     assert expected.keys() - left.keys() == {lost["name"]}
     assert_same(left, {name: expected[name] for name in left})

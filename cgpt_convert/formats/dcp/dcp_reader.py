@@ -120,7 +120,7 @@ def _lost(tensor: ChunkedTensor, files: Mapping[str, Source | None]) -> str:
         if file is None:
             return f"the file {quoted(item.file)} is missing"
         if item.offset + item.nbytes > file.nbytes:
-            return f"the file {quoted(item.file)} is cut off"
+            return f"the file {quoted(item.file)} is truncated"
     return ""
 
 
