@@ -157,7 +157,7 @@ def test_a_disk_that_fails_while_it_is_read(
     monkeypatch.setattr(local, "pread", failing)
     result = run(name, model, *rest)
     assert result.code == 3
-    assert f"{weights}: Input/output error" in result.err
+    assert f"{weights}: cannot read the file: Input/output error" in result.err
     assert os.listdir() == []
 
 
@@ -254,7 +254,7 @@ def test_without_permission(command: str, model: Path, monkeypatch: pytest.Monke
         with nobody():
             result = run(name, copy, *rest)
         assert result.code == 3
-        assert "pytorch_model.bin: Permission denied" in result.err
+        assert "pytorch_model.bin: cannot read the file: Permission denied" in result.err
         assert sorted(os.listdir(folder)) == ["before", "m"]
         monkeypatch.undo()
 
