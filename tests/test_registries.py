@@ -72,7 +72,7 @@ def test_every_format_says_how_its_files_or_folders_are_found() -> None:
             assert form.kinds
             assert form.magic or form.detect
         else:
-            assert form.folder_index
+            assert form.folder_index or form.folder_of
         for kind in form.kinds:  # a ZIP, tar or pickle is scanned without a function of the format
             assert kind.base is not None or form.scan is not None
     kinds = [kind for form in forms for kind in form.kinds]

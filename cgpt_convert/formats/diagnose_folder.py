@@ -24,7 +24,7 @@ _OTHERS = (  # files that identify another framework
 
 def without_weights(path: str, inside: Collection[str]) -> CgptError:
     """Return the error for the folder at `path`, which contains `inside` and no weight file."""
-    special = _distributed(path, inside) or _hub_cache(path, inside)
+    special = _several_tags(path, inside) or _hub_cache(path, inside)
     if special:
         return special
     below = list(_with_weights(path, inside))
@@ -55,26 +55,23 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
 def several(path: str, names: list[str]) -> CgptError | None:
     """Return the error for weight files that belong together; None if one of them can be chosen."""
     if any(map(_RANK.fullmatch, names)):
-        return _deepspeed(path, names)
+        whole = sorted(name for name in names if name.startswith("mp_rank_"))
+        alone = f"; or pass {os.path.join(path, whole[0])} for weights in training precision"
+        return Unsupported(
+            "the folder has a part of a DeepSpeed checkpoint, without the optimizer's states",
+            where=path,
+            hint="copy the files *_optim_states.pt too" + (alone if whole else ""),
+        )
     return None
 
 
-def _distributed(path: str, inside: Collection[str]) -> CgptError | None:
+def _several_tags(path: str, inside: Collection[str]) -> CgptError | None:
     tags = [name for name in inside if re.fullmatch(r"global_step\d+", name)]
-    if "zero_to_fp32.py" in inside or tags:
-        tag = os.path.join(path, max(tags, key=len)) if tags else path
-        return _deepspeed(path, _listed(tag) if tags else list(inside), tag)
-    return None
-
-
-def _deepspeed(path: str, files: Collection[str], tag: str = "") -> CgptError:
-    folder = path if tag != path and tag else os.path.dirname(path.rstrip(os.sep)) or "."
-    whole = sorted(name for name in files if re.fullmatch(r"mp_rank_\d+_model_states\.pt", name))
-    script = os.path.join(folder, "zero_to_fp32.py")
-    hint = f"convert it to one file: python {script} {folder} OUTPUT"
-    if whole:
-        hint += f"; or pass {os.path.join(tag or path, whole[0])} for weights in training precision"
-    return Unsupported("the folder is a DeepSpeed checkpoint in parts", where=path, hint=hint)
+    if not tags:
+        return None
+    last = os.path.join(path, max(tags, key=lambda tag: (len(tag), tag)))
+    message = "the folder has checkpoints of DeepSpeed, and no file latest that names one"
+    return Unsupported(message, where=path, hint=f"pass one of them: {last}")
 
 
 def _hub_cache(path: str, inside: Collection[str]) -> CgptError | None:

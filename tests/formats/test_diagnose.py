@@ -205,18 +205,10 @@ def made(folder: Path, *names: str) -> Path:
 
 
 def test_folders_of_other_kinds_are_named(tmp_path: Path) -> None:
-    tag = "global_step10"
-    zero = made(
-        tmp_path / "zero",
-        "latest",
-        "zero_to_fp32.py",
-        f"{tag}/mp_rank_00_model_states.pt",
-        f"{tag}/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
-    )
-    script = f"python {zero / 'zero_to_fp32.py'} {zero} OUTPUT"
-    states = str(zero / tag / "mp_rank_00_model_states.pt")
-    refused(zero, "DeepSpeed", script, states)
-    refused(zero / tag, "DeepSpeed", script, states)
+    states = [f"mp_rank_0{number}_model_states.pt" for number in (0, 1)]
+    tag = made(tmp_path / "zero" / "global_step10", *states)
+    refused(tmp_path / "zero", "DeepSpeed", f"pass one of them: {tag}")
+    refused(tag, "without the optimizer's states", str(tag / states[0]))
 
     pipeline = made(tmp_path / "sd", "model_index.json", "unet/model.safetensors", "vae/v.bin")
     refused(pipeline, "a diffusers pipeline", str(pipeline / "unet"))
