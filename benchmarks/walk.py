@@ -3,10 +3,11 @@
     python -m benchmarks.walk [--root CHECKOUT] [--list]
 
 Each conversion runs in a process of its own, in which the modules of the package are imported
-already, except those for URLs, under `sys.setprofile`. Two numbers are counted, without
+already, except those for URLs, under `sys.setprofile`. Three numbers are counted, without
 provenance metadata:
 
-whole   what a conversion of a small file enters, from the start of the command to its end
+command what a conversion of a small file enters in `cli/`: options, notes, the printed result
+whole   what it enters below the command line, where a call of `cgpt_convert.convert` begins
 tensor  what is called more often if the file contains more tensors: the way of a tensor itself
 
 To safetensors, the files contain one tensor and two; to GGUF, which stores whole models, they are
@@ -31,7 +32,8 @@ from types import FrameType
 from typing import NamedTuple
 
 PACKAGE = "cgpt_convert"
-APART = ("__main__", "harness", "lm_eval_plugin", "remote")  # other programs, and URLs
+APART = ("__main__", "harness", "lm_eval_plugin")  # other programs
+REMOTE = ("remote", "remote_sink", "object_stage")
 TARGETS = {"safetensors": (), "gguf": ("--no-vocab",)}
 
 
@@ -46,6 +48,7 @@ class Walk(NamedTuple):
 
 
 class Walks(NamedTuple):
+    command: Walk
     whole: Walk
     tensor: Walk
 
@@ -57,7 +60,8 @@ def walks(target: str, folder: Path, root: Path) -> Walks:
         calls(["convert", str(path), "-o", f"{path}.{target}", *options], root)
         for path in _sources(target, folder)
     )
-    return Walks(Walk(frozenset(few)), Walk(frozenset(more - few)))
+    command = frozenset(call for call in few if call[0].split(".")[0] == "cli")
+    return Walks(Walk(command), Walk(frozenset(few) - command), Walk(frozenset(more - few)))
 
 
 def calls(words: list[str], root: Path) -> Counter[tuple[str, str]]:
@@ -92,7 +96,7 @@ def _child(root: str, words: list[str]) -> None:
     sys.path.insert(0, root)
     home = os.path.join(root, PACKAGE) + os.sep
     for module in pkgutil.walk_packages([home], f"{PACKAGE}."):
-        if not {*module.name.split(".")[1:]} & {*APART}:
+        if not {*module.name.split(".")[1:]} & {*APART, *REMOTE}:
             importlib.import_module(module.name)
     counted: Counter[tuple[str, str]] = Counter()
 
@@ -113,7 +117,7 @@ def _child(root: str, words: list[str]) -> None:
 
 
 def _table(measured: Iterable[tuple[str, Walks]]) -> str:
-    rows = [f"{'':12} {'whole conversion':>24}  {'each tensor':>24}"]
+    rows = [f"{'':12} " + "  ".join(f"{kind:>24}" for kind in Walks._fields)]
     for target, both in measured:
         cells = (f"{len(w.functions):>4} functions in {len(w.modules):>2}" for w in both)
         rows.append(f"{target:12} " + "  ".join(f"{cell:>24}" for cell in cells))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cgpt_convert.pickles.torch_calls.dangerous import is_dangerous
+from cgpt_convert.pickles.torch_calls.rebuild import KNOWN
 from cgpt_convert.scanning.allowlist import ALLOWED
 from cgpt_convert.scanning.result import Verdict
 from tests.helpers import zips
@@ -57,3 +58,7 @@ def test_what_python_can_run_is_dangerous_by_name() -> None:
         assert is_dangerous(*name.rsplit(".", 1)), name
     for name in ("argparse.Namespace", "pathlib.PosixPath", "datetime.datetime", "team.Config"):
         assert not is_dangerous(*name.rsplit(".", 1)), name
+
+
+def test_every_name_that_the_reader_knows_is_allowed():
+    assert KNOWN <= ALLOWED  # the notes of convert and others rely on it
