@@ -66,6 +66,27 @@ def test_no_option_is_documented_that_does_not_exist(name: str) -> None:
         assert spelling in exist | {"--root", "--version"}, f"{name} has no {spelling}"
 
 
+def written_commands() -> list[tuple[str, str]]:
+    """Return the page and the words of each command in blocks that are not sessions with output."""
+    lines = []
+    for name, text in DOCS.items():
+        for block in re.findall(r"^```(?:sh|yaml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").split("\n"):
+                match = re.search(r"(?:cgpt-convert|-m cgpt_convert) (?=[a-z]+ )(.*)", line)
+                if match:
+                    lines.append((name, match[1]))
+    return lines
+
+
+@pytest.mark.parametrize(("page", "line"), written_commands())
+def test_the_commands_of_blocks_without_output_exist(page: str, line: str) -> None:
+    name, *words = shlex.split(re.split(r" [>|] ", line)[0], comments=True)
+    context = click.Context(command(name))
+    _, rest, order = command(name).make_parser(context).parse_args(words)
+    assert rest == [], f"{page}: {line}"
+    assert order, f"{page}: {line}"
+
+
 def test_every_finding_has_a_section_with_its_title_and_level() -> None:
     rules = [value for value in vars(findings).values() if isinstance(value, FindingRule)]
     assert len({rule.id for rule in rules}) == len(rules) > 10
