@@ -16,8 +16,16 @@ from tempfile import TemporaryFile
 import pytest
 
 import cgpt_convert
-from cgpt_convert.cli import progress as module
-from cgpt_convert.cli.progress import AUTO, NONE, PLAIN, display, progress
+from cgpt_convert.cli.progress import (
+    AUTO,
+    NONE,
+    PLAIN,
+    Step,
+    display,
+    drawn_line,
+    logged_line,
+    progress,
+)
 from cgpt_convert.core.threads import show_steps, step
 from tests.helpers.running import run, spawn
 from tests.helpers.terminal import on_terminal
@@ -37,7 +45,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("plain")
 def test_a_log_gets_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    monkeypatch.setattr("cgpt_convert.cli.progress.monotonic", lambda: now[0])
     with TemporaryFile("w+", encoding="utf-8") as err:
         with redirect_stderr(err), progress("writing", 5_000_000_000) as advance:
             for _ in range(9):
@@ -60,17 +68,17 @@ def test_a_log_gets_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_line_has_what_is_known(total: int, unit: str, done: int, line: str) -> None:
-    each = module.Step("opening", total, unit)
+    each = Step("opening", total, unit)
     each.done = done
-    assert module.logged_line(each, 20.0) == line
+    assert logged_line(each, 20.0) == line
 
 
 @pytest.mark.parametrize("columns", range(20, 120, 7))
 @pytest.mark.parametrize("total", [0, 5_000_000_000])
 def test_a_drawn_line_fits_and_says_how_far_it_is(columns: int, total: int) -> None:
-    each = module.Step("writing", total, "B")
+    each = Step("writing", total, "B")
     each.done = total // 4
-    line = module.drawn_line(each, 20.0, columns)
+    line = drawn_line(each, 20.0, columns)
     assert len(line) <= columns
     assert line.startswith("writing:" if total else "writing ... 00:20")
     assert ("25%" in line) == bool(total)
@@ -103,7 +111,7 @@ def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("plain")
 def test_other_threads_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that waits for a lock that is held at a Ctrl-C would never end."""
-    monkeypatch.setattr(module, "LOG_EVERY", 0.0)
+    monkeypatch.setattr("cgpt_convert.cli.progress.LOG_EVERY", 0.0)
     show_steps(progress)
 
     def work() -> None:
@@ -173,7 +181,7 @@ def slow_url() -> Iterator[str]:
 
 
 def test_a_download_shows_its_progress(slow_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOG_EVERY", 0.2)
+    monkeypatch.setattr("cgpt_convert.cli.progress.LOG_EVERY", 0.2)
     done = run("inspect", slow_url, "--download", "--progress", "plain")
     assert done.code == 0, done.err
     lines = [line for line in done.err.splitlines() if line.startswith("downloading: ")]
