@@ -198,6 +198,15 @@ NO_INDEX = FindingRule(
     "lists the tensors. A missing tensor cannot be detected.",
 )
 
+OBJECTS = FindingRule(
+    "CGPT034",
+    "note",
+    "pickled objects that are not read",
+    "torch pickles the values of a distributed checkpoint that are neither tensors nor dicts or "
+    "lists of tensors, one by one. They are not read, so tensors inside them, such as in a tuple, "
+    "are not converted or compared.",
+)
+
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, FindingRule))
 BY_ID = {rule.id: rule for rule in RULES}
 

@@ -107,6 +107,12 @@ def test_the_dicts_around_the_tensors_are_those_of_the_file(runs: Path) -> None:
         assert {leaf.path for leaf in folder.others} == {leaf.path for leaf in file.others}
 
 
+def test_objects_that_are_not_read_are_named(runs: Path) -> None:
+    (finding,) = run("inspect", "--json", runs / "dcp-2").json["findings"]
+    assert (finding["id"], finding["level"]) == ("CGPT034", "note")
+    assert "'optim.step'" in finding["detail"]
+
+
 def test_ranks_without_coordination_are_merged(runs: Path) -> None:
     assert {path.name for path in (runs / "uncoordinated").glob("*.metadata")} == {
         "__0.metadata",

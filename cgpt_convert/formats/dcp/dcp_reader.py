@@ -98,6 +98,9 @@ def _read(folder: str, path: str, sources: tuple[Source, ...], *, salvage: bool)
         NonTensorValue(name, f"a pickle of {item.nbytes:,} bytes in {item.label}, not read")
         for name, item in metadata.objects.items()
     ]
+    if metadata.objects:
+        detail = quoted_list([*metadata.objects], _SHOWN)
+        checkpoint.findings.append(Finding(findings.OBJECTS, detail))
     if metadata.unused:
         detail = f"{metadata.unused:,} items of storage_data"
         checkpoint.findings.append(Finding(findings.UNREFERENCED, detail))
