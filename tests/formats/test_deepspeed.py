@@ -55,6 +55,11 @@ def test_a_run_is_converted_by_its_latest_checkpoint(folder: Path, tmp_path: Pat
     assert run("inspect", "--check", folder).code == 0
 
 
+def test_weights_that_a_trainer_saved_beside_the_checkpoint_are_taken(folder: Path) -> None:
+    safetensors.torch.save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    assert list(open_checkpoint(folder)) == ["w"]
+
+
 def refused(folder: Path, *expected: str) -> None:
     result = run("inspect", folder)
     assert result.code == 3

@@ -32,7 +32,13 @@ def zero_files(inside: Collection[str]) -> ZeroFiles:
 
 
 def is_zero(inside: Collection[str]) -> bool:
-    """Return whether a folder with these names is a ZeRO checkpoint, or has one that is named."""
-    if LATEST in inside and "zero_to_fp32.py" in inside:
-        return True
+    """Return whether a folder with these names is a ZeRO checkpoint."""
     return any(map(_OPTIMIZER.fullmatch, inside))
+
+
+def is_run(inside: Collection[str]) -> bool:
+    """Return whether a folder with these names and no weight files names a ZeRO checkpoint in it.
+
+    Trainers save their weights beside the checkpoint, and then these are meant.
+    """
+    return LATEST in inside and "zero_to_fp32.py" in inside
