@@ -90,6 +90,23 @@ def _hub_cache(path: str, inside: Collection[str]) -> CgptError | None:
     return None
 
 
+def hub_snapshot(path: str, inside: Collection[str]) -> str | None:
+    """Return the snapshot that is meant by a folder of the Hugging Face cache, or None.
+
+    It is that of the main branch, or the only one, of a model, or of the only model in the cache.
+    """
+    models = [name for name in inside if name.startswith("models--")]
+    if len(models) == 1 and "snapshots" not in inside:
+        path = os.path.join(path, models[0])
+        inside = _listed(path)
+    if not {"blobs", "snapshots"} <= set(inside):
+        return None
+    revisions = _listed(os.path.join(path, "snapshots"))
+    main = _first_line(os.path.join(path, "refs", "main"))
+    known = [name for name in revisions if name == main or len(revisions) == 1]
+    return os.path.join(path, "snapshots", known[0]) if known else None
+
+
 def _snapshot(model: str) -> str:
     """Return a snapshot in the cache folder of a model, preferably that of the main branch."""
     revisions = _listed(os.path.join(model, "snapshots"))

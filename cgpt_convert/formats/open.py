@@ -76,7 +76,14 @@ def _opened(path: str, mapping: str | None, *, salvage: bool) -> Checkpoint:
 
 def _open_local(path: str, *, salvage: bool) -> Checkpoint:
     if os.path.isdir(path):
-        return _open_folder(path, listing(path) or (), salvage=salvage)
+        inside = listing(path) or []
+        if "snapshots" in inside or any(name.startswith("models--") for name in inside):
+            from cgpt_convert.formats.diagnose_folder import hub_snapshot
+
+            snapshot = hub_snapshot(path, inside)
+            if snapshot is not None:
+                path, inside = snapshot, listing(snapshot) or []
+        return _open_folder(path, inside, salvage=salvage)
     _check_exists(path)
     return _open_weights(path, salvage=salvage)
 

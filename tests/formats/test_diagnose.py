@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -219,17 +220,23 @@ def test_folders_of_other_kinds_are_named(tmp_path: Path) -> None:
     refused(made(tmp_path / "nothing", "readme.md"), "the folder contains no weights")
 
 
-def test_a_hub_cache_names_the_snapshot(saved: bytes, tmp_path: Path) -> None:
+def test_a_hub_cache_is_read_by_its_main_branch(saved: bytes, tmp_path: Path) -> None:
     model = tmp_path / "hub" / "models--me--gpt2x"
     made(model, "snapshots/old/readme.md", "snapshots/abc123/readme.md", "blobs/ff")
     (model / "blobs" / "ff").write_bytes(saved)
-    (model / "snapshots" / "abc123" / "pytorch_model.bin").symlink_to("../../blobs/ff")
+    snapshot = model / "snapshots" / "abc123"
+    (snapshot / "pytorch_model.bin").symlink_to("../../blobs/ff")
+    refused(model, "Hugging Face cache", str(model / "snapshots"))  # which of the two is not known
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("abc123")
-    snapshot = str(model / "snapshots" / "abc123")
-    refused(model, "Hugging Face cache", snapshot)
-    refused(tmp_path / "hub", "Hugging Face cache", "models--me--gpt2x", snapshot)
-    assert run("inspect", snapshot).code == 0
+    for path in (snapshot, model, tmp_path / "hub"):
+        assert list(open_checkpoint(path)) == list(STATE)
+        assert open_checkpoint(path).path == str(snapshot / "pytorch_model.bin")
+    shutil.rmtree(model / "snapshots" / "old")
+    (model / "refs" / "main").write_text("../../elsewhere")
+    assert list(open_checkpoint(model)) == list(STATE)  # the only one
+    made(tmp_path / "hub" / "models--me--other", "snapshots/1/readme.md", "blobs/ff")
+    refused(tmp_path / "hub", "Hugging Face cache", "models--me--gpt2x", "models--me--other")
 
 
 def test_an_index_may_write_its_shards_with_a_dot(saved: bytes, tmp_path: Path) -> None:
