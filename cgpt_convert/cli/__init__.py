@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cgpt_convert import __version__
-from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError, Unsupported
+from cgpt_convert.core.errors import BadRequest, CgptError, Unsupported, cannot_write
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -136,7 +136,7 @@ def main() -> int:
         if not error.filename:
             _drop_stdout()
         where = error.filename or "standard output"
-        code = _failed(CannotWrite(os.strerror(error.errno or 0), where=where))
+        code = _failed(cannot_write(error, where))
     return code
 
 

@@ -51,9 +51,9 @@ def command(
     Nothing in the file is executed. Tensors are only read with --stats or --check.
     """
     if sort == "nan" and not stats:
-        raise BadRequest("--sort nan needs the statistics", hint="add --stats")
+        raise BadRequest("--sort nan requires --stats", hint="add --stats")
     if form != "text" and not check:
-        raise BadRequest("--format is for reporting what --check finds", hint="add --check")
+        raise BadRequest("--format requires --check", hint="add --check")
     checkpoint = open_checkpoint(source, mapping)
     summary = inspect(checkpoint, match=match, stats=stats, check=check, progress=progress)
     summary["tensors"] = _sorted(summary["tensors"], sort)

@@ -212,7 +212,11 @@ def read_text(path: str) -> str:
     except OSError as error:
         raise unreadable(error, path) from error
     except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8: {error}", where=path) from error
+        raise Malformed(
+            f"the text is not UTF-8 (byte {error.start:,})",
+            where=path,
+            hint="pass a text file in UTF-8",
+        ) from error
     if not text:
         raise BadRequest("the text file is empty", where=path)
     return text

@@ -60,7 +60,9 @@ def _head(summary: dict[str, Any]) -> None:
     click.echo(wrapped(f"  tensor data  {data}", 15))
     _field("pickle", *_safety(summary))
     if summary["code"]:
-        _field("code", f"{len(summary['code'])} TorchScript records, listed by --json, not run")
+        _field(
+            "code", f"{len(summary['code'])} TorchScript records (not executed; --json lists them)"
+        )
     for finding in summary["findings"]:
         if finding["id"] == FOREIGN.id:
             continue  # listed in the line above
@@ -103,12 +105,12 @@ def _safety(summary: dict[str, Any]) -> tuple[str, str, str]:
         none = "no imports" if pickled else "none"
         return ", so loading runs no code", PASSED, none
     if not summary["foreign"]:
-        return ": it names nothing but torch's own data types", PASSED, "weights only"
+        return ": loading needs no code from other packages", PASSED, "weights only"
     names = [printable(name) for name in summary["foreign"]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     is_dangerous = any(finding["id"] == DANGEROUS.id for finding in summary["findings"])
     hint = "" if is_dangerous else f"; {_SCAN}"
-    text = f", which is not loaded here: {', '.join(names[:_SHOWN])}{more}{hint}"
+    text = f" (not loaded): {', '.join(names[:_SHOWN])}{more}{hint}"
     return text, style.WARNING, "refers to foreign code"
 
 
@@ -186,7 +188,7 @@ def _others(summary: dict[str, Any]) -> None:
         return
     click.echo(style.bold("\nother values:"))
     for path, text in pairs[:_SHOWN]:
-        click.echo(_fitted(printable(path) or "(the whole)", printable(text)))
+        click.echo(_fitted(printable(path) or "(top level)", printable(text)))
     if len(pairs) > _SHOWN:
         click.echo(f"  and {len(pairs) - _SHOWN} more (--json shows all)")
 
@@ -217,7 +219,7 @@ def _not_finite(rows: list[dict[str, Any]]) -> None:
         click.echo("\n" + wrapped(style.verdict(line, PASSED)))
     if len(every) < len(rows):
         count = counted(len(rows) - len(every), "tensor")
-        click.echo(wrapped(f"no statistics for {count}: the type is quantized, or NumPy lacks it"))
+        click.echo(wrapped(f"no statistics for {count}: NumPy does not support the type"))
 
 
 def _check(check: dict[str, Any] | None) -> None:
@@ -230,6 +232,6 @@ def _check(check: dict[str, Any] | None) -> None:
         click.echo(wrapped(f"{style.verdict('damaged:', FAILED)} storages {storages} ({names})"))
     elif check["recorded"]:
         right = style.verdict("checksums:", PASSED)
-        click.echo(wrapped(f"{right} all {check['recorded']} storages are as they were written"))
+        click.echo(wrapped(f"{right} all {check['recorded']} match"))
     else:
-        click.echo("checksums: the file has none")
+        click.echo("checksums: none recorded in the file")

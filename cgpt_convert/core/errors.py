@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 # end of the hints for files in which some tensors are incomplete
 SALVAGE = "use --salvage with convert or extract to recover the intact tensors"
 
@@ -66,6 +69,26 @@ class CannotWrite(CgptError):
 
     exit_code = 4
     kind = "cannot write"
+
+
+_DISK_FULL = "free disk space, or write to another file system"
+_NOT_ALLOWED = "check the permissions, or choose another output path"
+_WRITE_HINTS = {
+    errno.ENOSPC: _DISK_FULL,
+    errno.EDQUOT: _DISK_FULL,
+    errno.EFBIG: "write to a file system that allows larger files, or raise the limit (ulimit -f)",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: _NOT_ALLOWED,
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def cannot_write(error: OSError, where: str) -> CannotWrite:
+    """Return the error for an OSError raised while writing `where`."""
+    code = error.errno or 0
+    hint = _WRITE_HINTS.get(code, "choose another output path")
+    return CannotWrite(f"cannot write: {os.strerror(code)}", where=where, hint=hint)
 
 
 class CheckFailed(CgptError):

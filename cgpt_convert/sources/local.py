@@ -113,6 +113,8 @@ class LocalFile:
         self._opened = os.fstat(descriptor)
         if not stat.S_ISREG(self._opened.st_mode):
             os.close(descriptor)
+            if stat.S_ISDIR(self._opened.st_mode):
+                raise BadRequest("the path is a folder", where=self.name, hint="pass a file")
             hint = "save the data to a file first"
             raise BadRequest("the path is not a regular file", where=self.name, hint=hint)
         self.nbytes = self._opened.st_size
@@ -235,7 +237,10 @@ def unreadable(error: OSError, path: str) -> CgptError:
     """Return the error for an OSError raised while reading `path`."""
     if isinstance(error, FileNotFoundError):
         return BadRequest("no such file", where=path)
-    return Unreadable(f"cannot read the file: {error.strerror or error}", where=path)
+    kind = "folder" if os.path.isdir(path) else "file"
+    hint = "check the permissions" if isinstance(error, PermissionError) else ""
+    message = f"cannot read the {kind}: {error.strerror or error}"
+    return Unreadable(message, where=path, hint=hint)
 
 
 def outside(where: str, size: int, offset: int, nbytes: int) -> Malformed:

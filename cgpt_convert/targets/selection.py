@@ -233,7 +233,9 @@ def given_root(checkpoint: Checkpoint, root: str) -> str:
     raise BadRequest(
         f"there are no tensors under {quoted(root)}",
         where=checkpoint.path,
-        hint=f"keys with tensors: {', '.join(map(printable, known))}" if known else "",
+        hint=f"keys with tensors: {', '.join(map(printable, known))}"
+        if known
+        else "omit --root: the tensors are not under a key",
     )
 
 

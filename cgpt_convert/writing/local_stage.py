@@ -116,8 +116,9 @@ class LocalFilesStage(LocalStage):
             reclaim(self.folder, name)
 
     def final(self, path: str) -> str:
-        """Return the path in the output folder."""
-        return os.path.join(self.folder, *components(path, most=1))
+        """Return the path in the output folder, without `./` before a bare name."""
+        folder = "" if self.folder == "." else self.folder
+        return os.path.join(folder, *components(path, most=1))
 
     def create(self, path: str) -> tuple[str, int]:
         """Create a locked temporary file next to the final path."""
@@ -277,6 +278,8 @@ class LocalFolderStage(LocalStage):
 
 
 def _no_folder(path: str) -> CannotWrite:
+    if os.path.lexists(path):
+        return CannotWrite("not a folder", where=path, hint="choose another output path")
     return CannotWrite("no such folder", where=path, hint="create the folder first")
 
 

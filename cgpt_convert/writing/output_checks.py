@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cgpt_convert.checkpoint import Checkpoint
-from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError
+from cgpt_convert.core.errors import BadRequest, CannotWrite, CgptError, cannot_write
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.text import printable
 from cgpt_convert.plan import DeferredPart, FilePlan
@@ -130,7 +130,7 @@ def cannot(error: OSError, path: str) -> CannotWrite:
     """Convert an OSError about the output at `path` into CannotWrite."""
     if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
         return exists(path)
-    return CannotWrite(os.strerror(error.errno or 0), where=path)
+    return cannot_write(error, path)
 
 
 def inputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 from isal.isal_zlib import crc32, crc32_combine
 
-from cgpt_convert.core.errors import CannotWrite
+from cgpt_convert.core.errors import CannotWrite, cannot_write
 from cgpt_convert.core.threads import WorkerPool
 from cgpt_convert.plan import Crc32, FileDigest, FilePlan, Part, part_nbytes
 from cgpt_convert.sources.local import CHUNK
@@ -146,4 +145,4 @@ class OutputFile:
         return FileDigest(digest.hexdigest(), value)
 
     def _cannot(self, error: OSError) -> CannotWrite:
-        return CannotWrite(os.strerror(error.errno or 0), where=self._where)
+        return cannot_write(error, self._where)

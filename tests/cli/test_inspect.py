@@ -294,7 +294,7 @@ def test_shares_and_bars_are_of_the_whole(tmp_path: Path) -> None:
 def test_a_check_of_a_whole_file_succeeds(model: Path) -> None:
     result = run("inspect", model, "--check")
     assert result.code == 0
-    assert "all 32 storages are as they were written" in result.out
+    assert "all 32 match" in result.out
 
 
 def test_a_check_names_all_damaged_tensors(
@@ -324,7 +324,7 @@ def test_a_check_where_nothing_is_recorded_says_so(tmp_path: Path) -> None:
     safetensors.torch.save_file({"w": torch.ones(3)}, path)
     result = run("inspect", path, "--check")
     assert result.code == 0
-    assert "the file has none" in result.out
+    assert "none recorded in the file" in result.out
 
 
 def test_damaged_deflated_data_fails_the_check_too(model: Path, tmp_path: Path) -> None:

@@ -243,7 +243,10 @@ def test_a_full_disk_behind_standard_output_is_said(model: Path, words: tuple[st
             check=False,
             env=environ(),
         )
-    assert done.stderr == b"error: standard output: No space left on device\n"
+    assert done.stderr == (
+        b"error: standard output: cannot write: No space left on device\n"
+        b"hint: free disk space, or write to another file system\n"
+    )
     assert done.returncode == 4
 
 
@@ -259,7 +262,7 @@ def test_raw_bytes_are_not_written_to_a_terminal(model: Path) -> None:
     os.close(theirs)
     os.close(ours)
     assert process.returncode == 2
-    assert b"not writing raw bytes to a terminal" in err
+    assert b"raw bytes are not written to a terminal" in err
 
 
 def test_progress_appears_on_terminals_only(model: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_environment_decides_about_colour(
 
 def test_verdicts_have_colours(model: Path, changed: Path) -> None:
     inspected = in_terminal(100, "inspect", model)
-    assert f"  pickle       {GREEN}weights only{END}: it names" in inspected
+    assert f"  pickle       {GREEN}weights only{END}: loading needs no code" in inspected
     right = in_terminal(100, "verify", model, model)
     assert re.search(rf"model.bin:\s+{re.escape(GREEN)}\d+ checks passed", right)
     wrong = in_terminal(100, "verify", model, changed)

@@ -249,7 +249,7 @@ def test_without_permission(command: str, model: Path, monkeypatch: pytest.Monke
         with nobody():
             result = run(name, copy, *rest)
         assert result.code == 4, result.err
-        assert f"{rest[1]}: Permission denied" in result.err
+        assert f"{rest[1]}: cannot write: Permission denied" in result.err
         (copy / "pytorch_model.bin").chmod(0)
         with nobody():
             result = run(name, copy, *rest)
