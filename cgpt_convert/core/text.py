@@ -35,7 +35,7 @@ def counted(number: int, noun: str) -> str:
     if " " in noun:  # "files of zeros"
         match = re.match(r"(.*?)( (?:of|that|older)\b.*|)$", noun)
         head, rest = match.groups() if match else (noun, "")
-    return f"{number:,} {head}{'es' if head.endswith('x') else 's'}{rest}"
+    return f"{number:,} {head}{'es' if head.endswith(('x', 's')) else 's'}{rest}"
 
 
 def parse_size(text: str) -> int:

@@ -14,12 +14,21 @@ MODULE = "torch.distributed.checkpoint.metadata"
 _OF_RANK = re.compile(r"__([0-9]+)\.metadata")  # of ranks that were saved without coordination
 # saved by HuggingFaceStorageWriter of torch: the rank, then the file of the whole model
 _OF_HF = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
-_NAMED_WITHIN = 96  # bytes from the start that include protocol, frame and module
+_ROOT = re.compile(  # protocol, frame, and the module of the first global
+    rb"\x80[\x02-\x05](?:\x95.{8})?(?:c|\x8c.|X.{4})" + re.escape(MODULE.encode()), re.DOTALL
+)
 
 
 def detect(start: Start) -> bool:
-    """Return whether the file is a pickle whose first name is from the module of DCP metadata."""
-    return start.head[:1] == b"\x80" and MODULE.encode() in start.head[:_NAMED_WITHIN]
+    """Return whether the file is a pickle that begins as DCP metadata, or is named so.
+
+    Programs that load a DCP look for a file of the name. Such an object inside other pickles and
+    archives is plain data.
+    """
+    name = re.split(r"[/\\]", start.source.name)[-1]
+    if not start.record and (name == INDEX or _OF_RANK.fullmatch(name)):
+        return start.head[:1] == b"\x80"
+    return not start.record and _ROOT.match(start.head) is not None
 
 
 def is_dcp(inside: Collection[str]) -> bool:

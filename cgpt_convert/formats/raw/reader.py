@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cgpt_convert.checkpoint import CompositeTensor
 from cgpt_convert.core import file_names
 from cgpt_convert.core.errors import CgptError, Malformed, Unsupported
-from cgpt_convert.core.text import quoted, quoted_list
+from cgpt_convert.core.text import counted, quoted, quoted_list
 from cgpt_convert.sources.local import OpenSource, Source
 from cgpt_convert.sources.paths import join, open_all
 from cgpt_convert.tensors.dtypes import BY_NAME
@@ -57,7 +57,8 @@ def opened(folder: str, rows: Iterable[object]) -> dict[str, OpenSource]:
     sources = dict(zip(names, open_all([join(folder, f) for f in names]), strict=True))
     lost = [name for name, file in sources.items() if file is None]
     if lost:
-        message = f"{len(lost):,} files are missing: {quoted_list(lost, _LISTED)}"
+        verb = "is" if len(lost) == 1 else "are"
+        message = f"{counted(len(lost), 'file')} {verb} missing: {quoted_list(lost, _LISTED)}"
         raise Malformed(message, where=folder)
     return {name: file for name, file in sources.items() if file is not None}
 

@@ -11,7 +11,7 @@ from cgpt_convert.core import findings, strict_json
 from cgpt_convert.core.errors import Malformed, Unsupported
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import HEADER_BYTES, TENSORS
-from cgpt_convert.core.text import quoted, quoted_list
+from cgpt_convert.core.text import counted, quoted, quoted_list
 from cgpt_convert.formats import read_checks, salvage
 from cgpt_convert.formats.file_kinds import Start
 from cgpt_convert.formats.registry import FormatFile
@@ -113,8 +113,8 @@ def described(source: Source, path: str) -> tuple[Checkpoint, int]:
     aliases = {key: kept for key, kept in metadata.items() if is_alias(key, kept, tensors)}
     if len(entries) + len(aliases) > TENSORS.of(start):
         raise Unsupported(
-            f"the header of {start:,} bytes has {len(entries):,} tensors and {len(aliases):,} "
-            f"aliases, the limit for its size is {TENSORS.of(start):,}",
+            f"the header of {start:,} bytes has {counted(len(entries), 'tensor')} and "
+            f"{counted(len(aliases), 'alias')}, the limit for its size is {TENSORS.of(start):,}",
             where=source.name,
         )
     read_checks.add_aliases(tensors, aliases, source.name)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.tensor import Partial, Replicate, Shard
 
 from cgpt_convert.core.errors import BadRequest
@@ -298,7 +299,10 @@ def _values() -> dict[str, Any]:
                 "step": metadata.BytesStorageMetadata(),
             },
             planner_data={"w": ("w",)},
-            storage_data={metadata.MetadataIndex("w", torch.Size([0]), 0): None},
+            storage_data={
+                metadata.MetadataIndex("w", torch.Size([0]), 0): _StorageInfo("__0_0.distcp", 0, 9),
+                metadata.MetadataIndex("step"): _StorageInfo("__0_0.distcp", 9, 9),
+            },
             storage_meta=metadata.StorageMeta(pathlib.PosixPath("/x"), "a", None, []),
         ),
     }

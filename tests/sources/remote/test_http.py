@@ -333,8 +333,9 @@ def test_scan_sees_what_is_behind_a_url(server: Nginx, models: Path) -> None:
         far, near = run("scan", server.url(name)), run("scan", server.www / name)
         assert far.code == near.code == code, far.out
         said = near.out.replace(str(server.www / name), server.url(name))
-        assert said.split(": ")[:2] == far.out.split(": ")[:2]
-        assert said.split(": ")[-1] == far.out.split(": ")[-1]  # headers: found in another place
+        # the headers of a zip are found to differ in another place
+        assert said.split("\n")[0] == far.out.split("\n")[0]
+        assert far.out.endswith(said.partition("\n\n")[2])
     assert far.err.endswith(
         f" of {(models / 'hf/pytorch_model.bin').stat().st_size / 1e6:.3g} MB\n"
     )
@@ -378,7 +379,7 @@ def test_raw_folders_are_read_where_something_lists_their_files(
     assert told(run("inspect", server.url("raw/")))[0] < 60  # a request a file, and those for names
     (server.www / "raw" / "3").unlink()
     lost = run("inspect", server.url("raw/"))
-    assert (lost.code, "1 files are missing: 3" in lost.err) == (3, True), lost.err
+    assert (lost.code, "1 file is missing: '3'" in lost.err) == (3, True), lost.err
     (server.www / "arrays" / "tensors.json").unlink()
     unlisted = run("inspect", server.url("arrays/"))
     assert (unlisted.code, "cannot be listed" in unlisted.err) == (3, True), unlisted.err

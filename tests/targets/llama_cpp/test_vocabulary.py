@@ -350,7 +350,7 @@ def test_post_processors_that_are_not_understood(
     assert done.code == 3
     assert "post_processor" in done.err
     done = run("generate", folder, "hello", "--max-new-tokens", "1")
-    assert (done.code, "not a tokenizer" in done.err) == (3, True)
+    assert (done.code, "invalid tokenizer" in done.err) == (3, True)
 
 
 def test_ordinary_tokens_that_llama_cpp_takes_for_special(weights: Path, tmp_path: Path) -> None:
