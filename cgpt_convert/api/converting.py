@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cgpt_convert.api.arguments import Globs, Path, Source, opened, output_path, patterns
+from cgpt_convert.api.arguments import (
+    Globs,
+    NameRules,
+    Path,
+    Source,
+    opened,
+    output_path,
+    patterns,
+    rules,
+)
 from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core.text import counted, parse_size
 from cgpt_convert.core.threads import Progress, no_progress
@@ -62,6 +71,7 @@ class Converted:
     verified: bool  # whether the output was read back and compared with the source
     root: str  # the key that contains the tensors in the source; "" for none
     tensors: tuple[str, ...]  # the names written
+    renamed: dict[str, str]  # name in the source -> name given by `rename`, where they differ
     aliases: dict[str, str]  # name of a tied weight -> name under which it is written
     reordered: tuple[str, ...]  # tensors that were made contiguous (C order)
     cast: tuple[str, ...]
@@ -101,6 +111,7 @@ class Converted:
             "extras": self.extras,
             "parts": self.parts,
             "lost": [{"name": name, **lost._asdict()} for name, lost in self.lost.items()],
+            "renamed": self.renamed,
             "aliases": self.aliases,
             "reordered": [*self.reordered],
             "cast": [*self.cast],
@@ -130,6 +141,7 @@ def convert(
     root: str | None = None,
     match: Globs = (),
     exclude: Globs = (),
+    rename: NameRules = (),
     tied: str = "alias",
     max_shard_size: int | str | None = None,
     tokenizer: Path | None = None,
@@ -146,6 +158,8 @@ def convert(
     """Write the tensors of `source` to `output`, streaming, in the format of its suffix or `to`.
 
     `dtype` casts floating-point tensors; it is a name, or a type of torch or NumPy.
+    `rename` has rules for new names, applied in order: a text "REGEX=>REPLACEMENT", a mapping of
+    old to new names, or a pair such as ("strip-prefix", "module.") or ("add-prefix", "model.").
     `max_shard_size` is in bytes, or a text such as "5GB". With `verify`, the output is
     read back and compared with the source before it is renamed into place. With `salvage`, the
     intact tensors of a damaged file are written. A dry run writes nothing. Raises BadRequest if the
@@ -160,7 +174,9 @@ def convert(
         vocabulary=vocabulary,
         provenance=_add_provenance if provenance else None,
     )
-    wish = TensorSelection(root, patterns(match), patterns(exclude), dtype_name(dtype), tied)
+    wish = TensorSelection(
+        root, patterns(match), patterns(exclude), dtype_name(dtype), tied, rules(rename)
+    )
     checkpoint = opened(source, mapping, salvage=salvage)
     if salvage:
         from cgpt_convert.formats.stored_checksums import intact
@@ -205,6 +221,7 @@ def _converted(made: _Made, output: str, *, written: bool, verified: bool) -> Co
         verified=verified,
         root=chosen.root,
         tensors=tuple(tensor.name for tensor in tensors),
+        renamed=chosen.renamed,
         aliases=dict(conversion.request.aliases),
         reordered=tuple(tensor.name for tensor in tensors if not tensor.is_c_order),
         cast=tuple(tensor.name for tensor in tensors if tensor.target),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cgpt_convert.api.arguments import Globs, Path, Source, opened, patterns
+from cgpt_convert.api.arguments import Globs, NameRules, Path, Source, opened, patterns, rules
 from cgpt_convert.checkpoint import Checkpoint
 from cgpt_convert.core.checks import NOTE, Check, exit_code
 from cgpt_convert.core.errors import BadRequest
@@ -72,6 +72,7 @@ def verify(
     root: str | None = None,
     match: Globs = (),
     exclude: Globs = (),
+    rename: NameRules = (),
     allow: Sequence[str] = (),
     mapping: str | None = None,
     jobs: int = 0,
@@ -81,9 +82,11 @@ def verify(
 
     With one argument, it is compared with `lock`, the path of a lock, or else with its own
     provenance metadata. The check also fails if the compared file references code, or if a folder
-    was opened that contains other weight files; `allow` lists classes that are allowed.
+    was opened that contains other weight files; `allow` lists classes that are allowed. `rename`
+    has the rules with which `convert` renamed the tensors of `source`.
     """
-    wish, rule = TensorSelection(root, patterns(match), patterns(exclude)), Allowlist(tuple(allow))
+    wish = TensorSelection(root, patterns(match), patterns(exclude), rename=rules(rename))
+    rule = Allowlist(tuple(allow))
     original: Checkpoint | None = None
     scope: Scope | None = None
     if target is not None:
@@ -93,11 +96,13 @@ def verify(
         checks, scope = against_original(original, compared, wish, jobs, progress)
         checks += of_source(original, original.opened_as)
     elif lock is not None:
+        if wish.rename:
+            raise BadRequest("rename and lock cannot be combined", hint="pass source and target")
         compared = opened(source, mapping)
         checks, scope = against_lock_file(compared, os.fspath(lock), wish, jobs, progress)
     elif wish != TensorSelection() or mapping is not None:
         raise BadRequest(
-            "root, match, exclude and mapping cannot be used when verifying a file alone",
+            "root, match, exclude, rename and mapping cannot be used when verifying a file alone",
             hint="also pass a target or a lock",
         )
     else:

@@ -55,7 +55,7 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
             raise error.at("--dtype") from None
 
 
-@click.command("convert")
+@click.command("convert", cls=options.OrderedCommand)
 @options.source
 @click.option(
     "-o", "--output", required=True, type=options.OutputPath(), help="File or folder to write."
@@ -78,6 +78,7 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
     help="Split safetensors, torch and hf output into files of at most this size, such as 5GB.",
 )
 @options.selection
+@options.renames
 @click.option(
     "--tied",
     type=click.Choice(["alias", "copy"]),
@@ -113,6 +114,7 @@ def command(
     match: tuple[str, ...],
     exclude: tuple[str, ...],
     root: str | None,
+    rename: list[tuple[str, str]],
     tied: str,
     tokenizer: str | None,
     no_vocab: bool,
@@ -142,6 +144,7 @@ def command(
         root=root,
         match=match,
         exclude=exclude,
+        rename=rename,
         tied=tied,
         max_shard_size=max_shard_size,
         tokenizer=tokenizer,
@@ -175,6 +178,7 @@ def _print(made: Converted, *, verbose: bool) -> None:
     verified = ", read again and compared" if made.verified else ""
     _say(f"{line}{counted(len(made.tensors), 'tensor')}, {size(made.nbytes)}{verified}")
     _print_choice(made)
+    _print_renamed(made)
     salvage_option.show(made.lost)
     for sentence in made.lines:
         _say(f"  {sentence}")
@@ -227,6 +231,19 @@ def _print_choice(made: Converted) -> None:
             "  no key such as state_dict contains the weights: all tensors are written under their "
             f"full names: {_parts(made.parts)}; use --root KEY to write one part"
         )
+
+
+def _print_renamed(made: Converted) -> None:
+    """Print the number of renamed tensors; each old and new name for a dry run."""
+    if not made.renamed:
+        return
+    count = counted(len(made.renamed), "tensor")
+    if made.written:
+        _say(f"  renamed {count}")
+        return
+    _say(f"  would rename {count}:")
+    for old, new in made.renamed.items():
+        _say(f"    {printable(old)} -> {printable(new)}")
 
 
 _PARTS = 8

@@ -199,6 +199,48 @@ def scope(command: F) -> F:
     return match(exclude(whole_root(command)))
 
 
+class OrderedCommand(click.Command):
+    """A command that records the order of its options, for `renames`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, and store the name of each option, in the order given."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args([*args])
+            ctx.meta[_ORDER] = [param.name for param in order]
+        return super().parse_args(ctx, args)
+
+
+_ORDER = f"{__name__}.order"
+_RENAMES = {
+    "strip_prefix": ("PREFIX", "Remove PREFIX from the names that begin with it (repeatable)."),
+    "add_prefix": ("PREFIX", "Put PREFIX before every name (repeatable)."),
+    "rename": (
+        "RULE",
+        "Replace all matches in the names; RULE is REGEX=>REPLACEMENT (repeatable).",
+    ),
+    "map": ("FILE", "Rename tensors by a JSON object of old to new names (repeatable)."),
+}
+
+
+def renames(command: F) -> F:
+    """Add the options that change names.
+
+    The command, an `OrderedCommand`, gets them as pairs of option and value, in the order given.
+    """
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> Any:
+        values = {name: iter(given.pop(name)) for name in _RENAMES}
+        order = click.get_current_context().meta[_ORDER]
+        pairs = [(n.replace("_", "-"), next(values[n])) for n in order if n in values]
+        return command(rename=pairs, **given)
+
+    for name, (metavar, text) in reversed(_RENAMES.items()):
+        flag = f"--{name.replace('_', '-')}"
+        wrapped = click.option(flag, name, multiple=True, metavar=metavar, help=text)(wrapped)
+    return cast("F", wrapped)
+
+
 def read_text(path: str) -> str:
     """Return the text in a UTF-8 file with its line ends unchanged. Raises an error if empty."""
     path = named(path)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cgpt_convert.cli.logits import LogitsCheck
 
 
-@click.command("verify")
+@click.command("verify", cls=options.OrderedCommand)
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] TARGET")
 @options.common
 @click.option("--lock", metavar="FILE", help="Compare TARGET with this file, written by `lock`.")
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 )
 @computing
 @options.scope
+@options.renames
 @options.mapping
 @options.jobs
 @options.allow
@@ -67,6 +68,7 @@ def command(
     match: tuple[str, ...],
     exclude: tuple[str, ...],
     root: str | None,
+    rename: list[tuple[str, str]],
     mapping: str | None,
     jobs: int,
     allow: tuple[str, ...],
@@ -86,12 +88,14 @@ def command(
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("pass SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
     said = {**how, **computing._asdict()}
-    _check_use(logits, said, pair=len(paths) > 1, chosen=bool(match or exclude or root is not None))
+    chosen = bool(match or exclude or rename or root is not None)
+    _check_use(logits, said, pair=len(paths) > 1, chosen=chosen)
     compare = functools.partial(
         verify,
         root=root,
         match=match,
         exclude=exclude,
+        rename=rename,
         allow=allow,
         jobs=jobs,
         progress=progress,
@@ -142,7 +146,9 @@ def _check_use(logits: bool, how: Mapping[str, Any], *, pair: bool, chosen: bool
     if logits and not pair:
         raise click.UsageError("--logits requires SOURCE and TARGET")
     if logits and chosen:
-        raise click.UsageError("--logits cannot be combined with --match, --exclude or --root")
+        raise click.UsageError(
+            "--logits cannot be combined with --match, --exclude, --root or options for names"
+        )
     if how["tokens"] is not None and how["text"] is not None:
         raise click.UsageError("--tokens and --text cannot be combined")
     if how["tokenizer"] is not None and how["text"] is None:

@@ -1,4 +1,4 @@
-"""Select the tensors to write and their names: root, globs, ties, casts."""
+"""Select the tensors to write and their names: root, globs, new names, ties, casts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core.errors import BadRequest, Malformed, Unsupported
 from cgpt_convert.core.file_names import excluding
 from cgpt_convert.core.text import printable, quoted
+from cgpt_convert.targets.renaming import Rule, new_names
 from cgpt_convert.tensors.dtypes import BY_NAME
 from cgpt_convert.tensors.tensor import Tensor
 
@@ -42,6 +43,7 @@ class TensorSelection(NamedTuple):
     exclude: Sequence[str] = ()
     dtype: str = "keep"
     tied: str = "alias"  # or "copy"
+    rename: Sequence[Rule] = ()  # for the names relative to the root
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class SelectedTensors:
     aliases: dict[str, str] = field(default_factory=dict)  # omitted name -> kept name
     left_out: list[str] = field(default_factory=list)
     lost: dict[str, MissingTensor] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # old name -> new name
 
     @property
     def nbytes(self) -> int:
@@ -64,10 +67,11 @@ class SelectedTensors:
 
 
 def select(checkpoint: Checkpoint, wish: TensorSelection) -> SelectedTensors:
-    """Return the tensors that `wish` selects, renamed relative to the root.
+    """Return the tensors that `wish` selects, under their names relative to the root, or new ones.
 
-    Raises BadRequest if none matches; Unsupported or Malformed if there are no tensors, or naming
-    each selected tensor that is not dense, cannot be read, or has no value or two.
+    Raises BadRequest if none matches, or if the rules for new names do not fit; Unsupported or
+    Malformed if there are no tensors, or naming each selected tensor that is not dense, cannot be
+    read, or has no value or two.
     """
     root, asked = chosen_names(checkpoint, wish)
     where = checkpoint.path
@@ -76,7 +80,9 @@ def select(checkpoint: Checkpoint, wish: TensorSelection) -> SelectedTensors:
     if not chosen:
         raise Malformed(f"none of the {len(lost):,} selected tensors is intact", where=where)
     check_dense(checkpoint, chosen, root)
-    tensors = [checkpoint[name].renamed(relative(name, root)) for name in chosen]
+    new = new_names([relative(name, root) for name in asked], wish.rename, where)
+    own = [relative(name, root) for name in chosen]
+    tensors = [checkpoint[n].renamed(new[old]) for n, old in zip(chosen, own, strict=True)]
     kept = {*asked}
     inside = {*under(checkpoint, root)} - checkpoint.extras.keys()
     left_out = [n for n in everything(checkpoint) if n not in inside and n not in kept]
@@ -86,7 +92,8 @@ def select(checkpoint: Checkpoint, wish: TensorSelection) -> SelectedTensors:
     if wish.dtype != "keep":
         to = BY_NAME[wish.dtype]
         tensors = [t.cast(to) if t.dtype.is_float else t for t in tensors]
-    return SelectedTensors(root, tensors, aliases, left_out, lost)
+    renamed = {name: new[name] for name in own if new[name] != name}
+    return SelectedTensors(root, tensors, aliases, left_out, lost, renamed)
 
 
 def chosen_names(

@@ -9,6 +9,7 @@ from cgpt_convert.architectures.recognise import recognise
 from cgpt_convert.checkpoint import Checkpoint, CompositeTensor
 from cgpt_convert.sources.local import Source
 from cgpt_convert.targets.hf_view import undone
+from cgpt_convert.targets.renaming import new_names
 from cgpt_convert.targets.selection import (
     EVERYTHING,
     TensorSelection,
@@ -47,6 +48,7 @@ class CanonicalWeights(NamedTuple):
     sources: tuple[Source, ...] = ()  # the files
     # own names of weights stored as (out, in), as in Linear layers, that are (in, out) elsewhere
     linear: frozenset[str] = frozenset()
+    old_names: Mapping[str, str] = {}  # own name of a tensor that was renamed -> name before that
 
     @property
     def is_model(self) -> bool:
@@ -62,6 +64,10 @@ class CanonicalWeights(NamedTuple):
         """Return the tensor's name in the file, which for GGUF differs from its own name."""
         tensor = self.tensors.get(name) if self.format == "gguf" else None
         return tensor.storage.key if tensor else name
+
+    def old_name(self, name: str) -> str:
+        """Return the tensor's name before it was renamed."""
+        return self.old_names.get(name, name)
 
     def full_name(self, name: str) -> str:
         """Return the name with the root as prefix."""
@@ -86,7 +92,9 @@ def weights(
         wish = wish._replace(root=EVERYTHING)
     checkpoint = undone(checkpoint)
     root, chosen = chosen_names(checkpoint, wish, extras=extras)
-    own = {name: relative(name, root) for name in chosen}
+    old = {name: relative(name, root) for name in chosen}
+    new = new_names(old.values(), wish.rename, checkpoint.path)
+    own = {name: new[relative_name] for name, relative_name in old.items()}
     odd = {name: each for name in chosen if (each := _odd(checkpoint, name))}
     dense = [checkpoint[name].renamed(own[name]) for name in chosen if name not in odd]
     named_tensors = named(dense, checkpoint.path, checkpoint.format)
@@ -100,6 +108,7 @@ def weights(
         root=root,
         outside=tuple(name for name in everything(checkpoint) if name not in own),
         sources=checkpoint.sources,
+        old_names={after: before for before, after in new.items() if after != before},
     )
 
 

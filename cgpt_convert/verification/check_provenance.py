@@ -89,9 +89,9 @@ def source_of(
     mentioned = {*claim.tensors, *(row.origin for row in claim.tensors.values())}
     inside = {*sides.pairing.names()}
     written = [
-        tensor
+        tensor.renamed(weights.old_name(name))
         for name, tensor in weights.tensors.items()
-        if name in inside and (name not in weights.extras or name in mentioned)
+        if name in inside and (name not in weights.extras or weights.old_name(name) in mentioned)
     ]
     digests = digested(named(written, weights.path), jobs, advance)
     part = bool(sides.scope.wish.match or sides.scope.wish.exclude)

@@ -48,7 +48,8 @@ def against_source(sides: ComparedFiles, jobs: int = 0, advance: Advance = untol
     source, turned = aligned(source, target, dense)
 
     def check(one: Tensor, other: Tensor) -> Check:
-        result = _check(one, other, target, turned=one.name in turned)
+        before = one.renamed(source.old_name(one.name))
+        result = _check(before, other, target, turned=one.name in turned)
         return result._replace(tensor=target.name_in_file(other.name))
 
     checks = [*in_pairs(dense, source, target, check, jobs, advance).values()]

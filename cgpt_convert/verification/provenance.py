@@ -59,8 +59,9 @@ def signed(chosen: SelectedTensors, request: Request) -> Request:
     every = [*chosen.tensors]
     by_name = {tensor.name: tensor for tensor in every}
     every += [by_name[kept].renamed(name) for name, kept in chosen.aliases.items()]
-    sources = named(every)
-    origins = _origins(sources, request.tensors)
+    old = {new: name for name, new in chosen.renamed.items()}
+    sources = named([tensor.renamed(old.get(tensor.name, tensor.name)) for tensor in every])
+    origins = _origins(sources, request.tensors, old)
     rows = {t.name: _row(sources.tensors[origins[t.name]], t) for t in request.tensors}
     hashed = _hashed(sources, set(origins.values()))
     dropped = sorted(sources.tensors.keys() - hashed.keys())
@@ -70,7 +71,10 @@ def signed(chosen: SelectedTensors, request: Request) -> Request:
             return known[tensor.content] if known else _BLANK
 
         entries = {t.name: {"sha256": digest(t), **rows[t.name]} for t in request.tensors}
-        entries |= {name: {"tied_to": kept} for name, kept in request.aliases.items()}
+        entries |= {
+            name: {"tied_to": kept, **({"from": old[name]} if name in old else {})}
+            for name, kept in request.aliases.items()
+        }
         digests = {name: digest(tensor) for name, tensor in hashed.items()}
         pairs = {VERSION: f"cgpt-convert {__version__}", TENSORS: _json(entries)}
         if chosen.root:
@@ -89,8 +93,13 @@ def signed(chosen: SelectedTensors, request: Request) -> Request:
     )
 
 
-def _origins(sources: CanonicalWeights, tensors: Sequence[Tensor]) -> dict[str, str]:
-    """Return name of a written tensor -> name of the source tensor that it is a view of."""
+def _origins(
+    sources: CanonicalWeights, tensors: Sequence[Tensor], old: Mapping[str, str]
+) -> dict[str, str]:
+    """Return name of a written tensor -> name of the source tensor that it is a view of.
+
+    `old` has the names in the source of the tensors that the user renamed.
+    """
     owners: dict[Content, dict[str, None]] = {}  # thousands of names may have one content
     for name, tensor in sources.tensors.items():
         owners.setdefault(tensor.content, {})[name] = None
@@ -99,7 +108,8 @@ def _origins(sources: CanonicalWeights, tensors: Sequence[Tensor]) -> dict[str, 
         names = owners.get(tensor.uncast.content)
         if names is None:
             names = owners[tensor.uncast.transposed().content]
-        origins[tensor.name] = tensor.name if tensor.name in names else next(iter(names))
+        own = old.get(tensor.name, tensor.name)
+        origins[tensor.name] = own if own in names else next(iter(names))
     return origins
 
 

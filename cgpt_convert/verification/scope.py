@@ -121,9 +121,12 @@ def sides(
     By default both are compared completely. With a root, the tensors under it in SOURCE are
     compared with all of TARGET or with the same root there, whichever matches better; with globs,
     those whose names in SOURCE match. `claimed_root` is the root in TARGET's provenance metadata,
-    used if the user gives none.
+    used if the user gives none. If names are changed, all of TARGET is compared with the tensors
+    that `convert` would write from SOURCE.
     """
     with step("matching tensor names"):
+        if wish.rename:
+            return _renamed_sides(source, target, wish, claimed_root)
         return _sides(source, target, wish, claimed_root)
 
 
@@ -144,6 +147,21 @@ def _sides(
             other = best([other, *part_under(target, one.root)], one.names, same_layout=same)
         by = OPTION if one.root or wish.match or wish.exclude else ""
     return restricted(one, other, wish, by)
+
+
+def _renamed_sides(
+    source: Checkpoint, target: Checkpoint, wish: TensorSelection, claimed_root: str | None
+) -> ComparedFiles:
+    root, by = wish.root, OPTION
+    if root is None and claimed_root and under(source, claimed_root):
+        root, by = claimed_root, PROVENANCE
+    one = weights(source, wish._replace(root=root), extras=False)
+    other = weights(target)
+    if not one.outside:
+        by = ""
+    pairing = paired(one.names, other.names)
+    parts = (part_of(one, pairing.names()), part_of(other, pairing.names_there()))
+    return ComparedFiles(one, other, pairing, Scope(one.root, wish, by, parts))
 
 
 def restricted(
