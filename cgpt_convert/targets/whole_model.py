@@ -106,8 +106,8 @@ def refuse_misnamed(path: str, names: Iterable[str], config: Mapping[str, Any]) 
             f"{CONFIG} describes a {known.name} model, but the tensors are not those of one; their "
             f"names begin with {shown}{more}",
             where=path,
-            hint="use --match 'NAME.*' to select the tensors of one model, or --to safetensors to "
-            "write all tensors under their present names",
+            hint="use convert with --match 'NAME.*' to select the tensors of one model, --rename "
+            "to give them its names, or --to safetensors to write all tensors as they are",
         )
 
 
