@@ -52,6 +52,8 @@ def _can_be_imported(use: NameUse, *, text: bool) -> bool:
         return (plain and use.name != "") or is_known_package(package)
     if plain and (is_standard(package) or is_dangerous(use.module, use.name)):
         return True
+    if is_standard(package) and not "".join(use.name.split()).isprintable():
+        return True  # control characters, which ordinary texts do not contain
     listed = use.module == use.name  # as in a list of the scripts `isympy` and `sympy`
     return not (listed or is_standard(package)) and is_known_package(package)
 
