@@ -3,8 +3,7 @@
     python -m benchmarks.dcp FOLDER [GIBIBYTES]
 
 Writes a checkpoint into FOLDER (see `synthetic_dcp`), measures each command once and prints a
-table. The files have holes, so that what is measured is not the disk's reading. The results of the
-last run are in docs/how-to/merge-the-shards-of-a-training-run.md.
+table. The files have holes, so that what is measured is not the disk's reading.
 """
 
 from __future__ import annotations

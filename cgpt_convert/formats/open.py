@@ -110,6 +110,15 @@ def _open_weights(path: str, *, salvage: bool) -> Checkpoint:
     elif any(entry.kind == "DTensor" for entry in checkpoint.exotic.values()):
         detail = f"{os.path.basename(path)} has the parts that one rank has of some tensors"
         checkpoint.findings.append(Finding(findings.LONE_SHARD, detail))
+    elif os.path.basename(path).startswith("consolidated."):
+        from cgpt_convert.formats.torch.tensor_parallel import parts_beside
+
+        count = parts_beside(path, checkpoint)
+        if count > 1:
+            detail = f"{quoted(os.path.basename(path))} is one of {count} parts of a LLaMA model"
+            checkpoint.findings.append(
+                Finding(findings.LONE_SHARD, f"{detail}; pass the folder with all of them")
+            )
     return checkpoint
 
 

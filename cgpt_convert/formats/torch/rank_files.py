@@ -8,11 +8,11 @@ put together.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from cgpt_convert.checkpoint import Checkpoint, MissingTensor
 from cgpt_convert.core.errors import SALVAGE, BadRequest, Malformed, Unsupported
-from cgpt_convert.core.text import quoted
+from cgpt_convert.core.text import quoted, quoted_list
 from cgpt_convert.formats.read_checks import Unread, add_unread, each_read
 from cgpt_convert.formats.registry import FormatFile
 from cgpt_convert.formats.torch import torch_files
@@ -25,15 +25,6 @@ from cgpt_convert.tensors.tensor import Tensor
 _MODEL = "model"  # what the names of the files with the weights begin with
 _LOCAL, _SPEC = "._local_tensor", "._spec"
 _SHOWN = 3
-
-
-def read_folder(path: str, inside: Collection[str], salvage: bool) -> Checkpoint:  # noqa: FBT001
-    """Return what the folder at `path` contains: files of ranks, or an unpacked archive."""
-    if torch_files.is_unpacked(inside):
-        from cgpt_convert.formats.torch import unpacked_archive
-
-        return unpacked_archive.read_unpacked(path)
-    return read_ranks(path, inside, salvage=salvage)
 
 
 def read_ranks(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoint:
@@ -52,23 +43,38 @@ def read_ranks(path: str, inside: Collection[str], *, salvage: bool) -> Checkpoi
             hint="move the files of each name to a folder of their own",
         )
     (files,) = (files for key, files in sets if key == chosen[0])
+    there, missing = open_ranks(path, files, salvage=salvage)
+    return _merged(path, read_each(there), there, missing)
+
+
+def open_ranks(
+    path: str, files: Sequence[str], *, salvage: bool
+) -> tuple[dict[str, Source], list[str]]:
+    """Open the files in the folder at `path`; also return the names of those that are missing.
+
+    Raises Malformed, naming them, if some are missing; with `salvage`, if all are.
+    """
     sources = open_all([join(path, file) for file in files])
-    there = {
+    there: dict[str, Source] = {
         file: source for file, source in zip(files, sources, strict=True) if source is not None
     }
     missing = [file for file in files if file not in there]
     if missing and (not salvage or not there):
-        listed = ", ".join(map(quoted, missing[:_SHOWN])) + " ..." * (len(missing) > _SHOWN)
         raise Malformed(
-            f"{len(missing)} of {len(files)} files of ranks are missing: {listed}",
+            f"{len(missing)} of {len(files)} files of ranks are missing: "
+            f"{quoted_list(missing, _SHOWN)}",
             where=path,
             hint=f"copy the files of all ranks to one folder, or {SALVAGE}",
         )
-    shards = {
+    return there, missing
+
+
+def read_each(sources: Mapping[str, Source]) -> dict[str, Checkpoint]:
+    """Return the checkpoint in each of the files of torch."""
+    return {
         file: torch_files.read_file(FormatFile(source, source.name))
-        for file, source in there.items()
+        for file, source in sources.items()
     }
-    return _merged(path, shards, there, missing)
 
 
 def _merged(
@@ -102,14 +108,14 @@ def _merged(
     kept = {*merged.tensors, *merged.exotic, *merged.lost}
     merged.within = {name: outer for name, outer in first.within.items() if name in kept}
     merged.storages = [tensor.storage for tensor in merged.values()]
-    names = dict.fromkeys(name for shard in shards.values() for name in shard.globals)
-    record_globals(merged, [_split(name) for name in names])
+    add_globals(merged, shards.values())
     return merged
 
 
-def _split(name: str) -> tuple[str, str]:
-    module, _, attribute = name.rpartition(".")
-    return module, attribute
+def add_globals(merged: Checkpoint, shards: Iterable[Checkpoint]) -> None:
+    """Record the names that the pickles of the files refer to."""
+    names = dict.fromkeys(name for shard in shards for name in shard.globals)
+    record_globals(merged, [(n.rpartition(".")[0], n.rpartition(".")[2]) for n in names])
 
 
 def _names(first: Checkpoint, spread: list[str]) -> Iterator[str]:
@@ -145,14 +151,20 @@ def _tensor(name: str, spread: list[str], shards: dict[str, Checkpoint], path: s
         if (shape or entry.shape, dtype or local.dtype) != (entry.shape, local.dtype):
             raise Malformed("the ranks disagree about type or shape", where=where)
         shape, dtype = entry.shape, local.dtype
-        box = _box(part.start, local, file)
+        box = box_of(part.start, local, file)
         boxes.setdefault((part.start, part.shape), box)  # a replica is taken from the first
     if shape is None or dtype is None:
         raise Malformed("no rank has it", where=where)
     return assembled(name, dtype, shape, [*boxes.values()], path)
 
 
-def _box(start: tuple[int, ...], tensor: Tensor, file: str) -> Box:
+def box_of(
+    start: tuple[int, ...], tensor: Tensor, file: str, opened: Callable[[], Tensor] | None = None
+) -> Box:
+    """Return the box with the elements of `tensor`, which is in `file`.
+
+    `opened` returns the same tensor and checks it when it is read.
+    """
     storage = tensor.storage
     return Box(
         start,
@@ -160,5 +172,5 @@ def _box(start: tuple[int, ...], tensor: Tensor, file: str) -> Box:
         f"{file}:{storage.offset + tensor.stored.size(tensor.start)}",
         storage.source,
         (storage.offset, storage.nbytes),
-        lambda: tensor,
+        opened or (lambda: tensor),
     )

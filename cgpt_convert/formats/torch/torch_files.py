@@ -52,7 +52,7 @@ def _is_torch_zip(start: Start) -> bool:
 
 def is_folder(inside: Collection[str]) -> bool:
     """Return whether a folder with these names is one checkpoint of torch."""
-    return is_unpacked(inside) or bool(rank_files(inside))
+    return is_unpacked(inside) or bool(rank_files(inside) or parallel_files(inside))
 
 
 def rank_files(inside: Collection[str]) -> list[tuple[str, list[str]]]:
@@ -73,6 +73,27 @@ def rank_files(inside: Collection[str]) -> list[tuple[str, list[str]]]:
 
 _RANK_FILE = r"(.+)_world_size_([1-9][0-9]{0,5})_rank_[0-9]+(\.pth?)"
 _MOST_RANKS = 100_000
+
+
+def parallel_files(inside: Collection[str]) -> list[str]:
+    """Return the names of the files with the parts of a LLaMA model in a folder; none of others.
+
+    A single file is read as such, and if there are weights in another form, these are read.
+    """
+    if PARAMETERS not in inside:
+        return []
+    files = sorted(filter(is_part, inside))
+    others = any(name.endswith(_OTHERS) for name in inside)
+    return [] if others or files == ["consolidated.00.pth"] else files
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file of this name may be a part of a LLaMA model."""
+    return re.fullmatch(r"consolidated\.[0-9]{2}\.pth", name) is not None
+
+
+PARAMETERS = "params.json"  # beside the files of Meta's releases
+_OTHERS = (".safetensors", ".bin", ".index.json")
 
 
 def is_unpacked(inside: Collection[str]) -> bool:
