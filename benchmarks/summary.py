@@ -20,7 +20,7 @@ stores them, with transposed weights, and the greatest memory of any size:
 {table}
 
 By default `convert` also hashes every tensor for the metadata that `verify` checks; `--no-proof`
-leaves that out. How this was measured, and all other figures: [measurements]({measurements}).
+omits it. How this was measured, and all other figures: [measurements]({measurements}).
 """
 
 _SIZES = ("111M", "1.3B", "2.7B")

@@ -56,8 +56,8 @@ def command(folder: str) -> None:
     """Tour the commands on a small bundled model; write the files to DIR (default: cgpt-demo).
 
     The model has the shape and the storage layout of Cerebras-GPT, and is trained on Jane Austen's
-    novels. Each output is read again. Where it has the same tensors as the source, they are
-    compared bit for bit. From each output the model continues a sentence, without torch.
+    novels. Each output is read back, and the tensors that it shares with the source are compared
+    bit for bit. Then the model in each output generates a sentence, without torch.
     """
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise CannotWrite("already exists", where=folder, hint="choose another folder")

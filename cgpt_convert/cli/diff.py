@@ -26,6 +26,7 @@ from cgpt_convert.verification.tensor_differences import (
 
 _COLUMNS = ("tensor", "change", "elements", "differing", "max |diff|", "cosine")
 _OPTIONAL = ("cosine", "elements", "differing")  # not shown on a narrow terminal
+_SHOWN = {LEFT_OUT: "skipped"}  # in place of the value in JSON
 _LEVELS = {EQUAL: PASSED, RENAMED: NOTE, LEFT_OUT: NOTE}
 
 
@@ -76,7 +77,7 @@ def _print(rows: Sequence[TensorDifference]) -> None:
             click.echo(line)
     counts = Counter(row.state for row in rows)
     summary = ", ".join(
-        style.verdict(f"{count:,} {state}", _LEVELS.get(state, style.WARNING))
+        style.verdict(f"{count:,} {_SHOWN.get(state, state)}", _LEVELS.get(state, style.WARNING))
         for state, count in counts.items()
     )
     click.echo(wrapped(f"{counted(len(rows), 'tensor')}: {summary}", 4))

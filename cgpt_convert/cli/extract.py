@@ -41,7 +41,7 @@ from cgpt_convert.writing.writer import WriteOptions, write_blocks
     type=click.Choice(["storage", "name"]),
     default="storage",
     show_default=True,
-    help="Write one file per storage (bytes as in the archive) or one per tensor (C order).",
+    help="Write one file per storage (bytes as in the archive) or one per tensor (row-major).",
 )
 @options.match
 @options.exclude
@@ -49,7 +49,7 @@ from cgpt_convert.writing.writer import WriteOptions, write_blocks
     "--stdout",
     "to_stdout",
     metavar="NAME",
-    help="Write the bytes of one tensor, in C order, to standard output instead.",
+    help="Write the bytes of one tensor, row-major, to standard output instead.",
 )
 @click.option(
     "--properties",
@@ -126,7 +126,7 @@ def command(
         also = ", and model.properties" if properties else ""
         click.echo(
             wrapped(
-                f"{printable(output)}: {result['files']:,} {what}, {size(nbytes)}, and "
+                f"wrote {printable(output)}: {result['files']:,} {what}, {size(nbytes)}, and "
                 f"mapping.json{also}",
                 4,
             )

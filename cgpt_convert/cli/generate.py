@@ -49,7 +49,9 @@ _POSITIVE = click.IntRange(min=1)
     help="Number of beams; more than 1 turns beam search on.",
 )
 @click.option(
-    "--early-stopping", is_flag=True, help="Stop when as many texts have ended as there are beams."
+    "--early-stopping",
+    is_flag=True,
+    help="End beam search when N texts are complete, where N is --beams.",
 )
 @click.option(
     "--temperature",

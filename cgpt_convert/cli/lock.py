@@ -42,7 +42,7 @@ def command(
     checkpoint = open_checkpoint(source, mapping)
     tell_code(checkpoint, level="warning")
     for name in (*other_weights(source, checkpoint), *weights_below(source)):
-        message = f"not locked: {printable(name)}, another weight file in the folder"
+        message = f"not locked: {printable(name)} is another weight file in the folder"
         click.echo(f"warning: {message}", err=True)
     made = lock(
         checkpoint,
@@ -58,7 +58,7 @@ def command(
     if as_json:
         options.print_json(made.to_dict())
         return
-    click.echo(wrapped(f"{printable(made.path)}: {counted(len(made.tensors), 'tensor')}", 4))
+    click.echo(wrapped(f"wrote {printable(made.path)}: {counted(len(made.tensors), 'tensor')}", 4))
     for check in made.scope.checks(verb="locked"):
         click.echo(wrapped(check.detail, 4))
     click.echo(made.digest)

@@ -39,7 +39,7 @@ mapping: yes if --mapping NAME can read a folder of raw numbered files of this m
 @click.command("models")
 @options.as_json
 def command(as_json: bool) -> None:
-    """Show the models that are known by name, with their sizes and published figures."""
+    """List the known models, with their sizes and published figures."""
     if as_json:
         options.print_json({"models": [as_data(model) for model in models()]})
         return

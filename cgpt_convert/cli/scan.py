@@ -40,7 +40,7 @@ class _Unambiguous(click.Command):
 @click.option(
     "--fail-on",
     type=click.Choice([level.value for level in FailOn]),
-    help="Mildest verdict that fails; dangerous and malformed files always fail.  "
+    help="Least severe verdict that fails; dangerous and malformed files always fail.  "
     "[default: not-scanned]",
 )
 @click.option(

@@ -79,11 +79,11 @@ def command(
 ) -> int:
     """Compare TARGET with SOURCE, with a lock file, or with its provenance metadata.
 
-    Exit code 1 if anything differs. Every tensor of either file is compared bit for bit; casts and
-    quantizations are recomputed from SOURCE. --root, --match and --exclude select a part, as does a
-    root in the provenance metadata; the tensors outside of it are listed. The check also fails if
-    TARGET's pickle refers to code that SOURCE's does not, or if its folder contains other weight
-    files. With --logits the models are then run, layer by layer.
+    Every tensor of either file is compared bit for bit; casts and quantizations are recomputed from
+    SOURCE. --root, --match, --exclude or a root in the provenance metadata select the tensors to
+    compare; the others are listed. The check also fails if TARGET's pickle refers to code that
+    weight files do not need, or if its folder contains other weight files. The exit code is 1 if
+    a check fails.
     """
     if len(paths) > (1 if lock else 2):
         raise click.UsageError("pass SOURCE and TARGET, or TARGET and --lock, or TARGET alone")
@@ -175,16 +175,21 @@ def _print(target: str, checks: list[Check], *, verbose: bool) -> None:
     made = failed + len(passed)
     ends = style.verdict(f"{failed:,} of {counted(made, 'check')} failed", FAILED)
     if not failed:
-        kinds = Counter(_kind(check) for check in passed if check.name != "claim")
+        kinds = Counter(_kind(check) for check in passed)
         ends = "; ".join(f"{n:,} {kind}" for kind, n in kinds.items())
         ends = f"{style.verdict(counted(made, 'check') + ' passed', PASSED)}: {ends}"
     click.echo(wrapped(f"{printable(target)}: {ends}", 4))
 
 
 def _kind(check: Check) -> str:
-    """Return the phrase by which the summary counts a passed check of a tensor."""
+    """Return the phrase by which the summary counts a passed check."""
     if is_unread(check):
         return "not readable (identical files)"
-    short = {"tie": "tied", "drop": "dropped", "computed": "computed (not compared)"}
+    short = {
+        "tie": "tied",
+        "drop": "dropped",
+        "computed": "computed (not compared)",
+        "claim": "provenance",
+    }
     kind = check.detail.partition(", max |error|")[0]
     return "tied" if kind.startswith("tied to ") else short.get(check.name, printable(kind))

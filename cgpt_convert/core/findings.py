@@ -201,7 +201,7 @@ NO_INDEX = FindingRule(
 OBJECTS = FindingRule(
     "CGPT034",
     "note",
-    "pickled objects that are not read",
+    "pickled objects, not read",
     "torch pickles the values of a distributed checkpoint that are neither tensors nor dicts or "
     "lists of tensors, one by one. They are not read, so tensors inside them, such as in a tuple, "
     "are not converted or compared.",

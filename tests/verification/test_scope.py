@@ -343,7 +343,7 @@ def test_a_lone_tensor_is_counted_by_its_kind(tmp_path):
     out = tmp_path / "one.safetensors"
     assert run("convert", one, "-o", out, "--dtype", "float16").code == 0
     assert run("verify", one, one).out.endswith(": 1 check passed: 1 identity\n")
-    assert run("verify", one, out).out.endswith(": 2 checks passed: 1 cast float16\n")
+    assert run("verify", one, out).out.endswith(": 2 checks passed: 1 cast float16; 1 provenance\n")
 
 
 def test_values_that_were_not_saved(tmp_path):
