@@ -1,9 +1,9 @@
-"""Measure the layout of the package: rooms, imports between them, names, and docstrings.
+"""Measure the layout of the package: imports between its parts, names, and docstrings.
 
     python -m benchmarks.layout [--root CHECKOUT]
 
-A room is a package or a module directly in `cgpt_convert`, less `__init__` and `__main__`. An
-import counts wherever it stands in a module, unless it is for type checkers only.
+A room (a top-level part) is a package or a module directly in `cgpt_convert`, except `__init__` and
+`__main__`. An import counts wherever it is in a module, unless it is for type checkers only.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def measure(root: Path) -> dict[str, int]:
     )
     docstrings = [text for tree in trees.values() for text in _docstrings(tree)]
     return {
-        "rooms": len(rooms),
+        "top-level packages and modules": len(rooms),
         "levels": levels,
-        "imports between rooms": len(arrows),
-        "circles of rooms": circles,
+        "imports between them": len(arrows),
+        "circular imports": circles,
         "loose modules at the top": len(loose),
         "modules": len(code),
         f"modules of fewer than {SMALL} lines": sum(
