@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from cgpt_convert.core.errors import CgptError, Unsupported
-from cgpt_convert.core.text import quoted_list
+from cgpt_convert.core.limits import INDEX_BYTES
+from cgpt_convert.core.strict_json import check_count
+from cgpt_convert.core.text import counted, printable, quoted, quoted_list
 from cgpt_convert.formats.registry import weight_suffixes
+from cgpt_convert.sources.paths import is_url, join
 
 _SHOWN = 5
 _SUBFOLDERS = 200  # subfolders that are searched
 _RANK = re.compile(r"(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
-_PIPELINE = "the folder is a diffusers pipeline, which has its weights in subfolders"
+_PIPELINE = "model_index.json"  # of diffusers
 _OTHERS = (  # files that identify another framework
     ("saved_model.pb", "a TensorFlow SavedModel"),
     ("flax_model.msgpack", "Flax weights"),
@@ -27,17 +31,12 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
     special = _several_tags(path, inside) or _hub_cache(path, inside)
     if special:
         return special
+    if _PIPELINE in inside:
+        return _pipeline(path, inside)
     below = list(_with_weights(path, inside))
     if below:
         message = "the folder has weights only in subfolders"
-        if "model_index.json" in inside:
-            message = _PIPELINE
-        more = f" and {len(below) - _SHOWN:,} more" if len(below) > _SHOWN else ""
-        listed = ", ".join(os.path.join(path, name) for name in below[:_SHOWN])
-        return Unsupported(message, where=path, hint=f"pass one of them: {listed}{more}")
-    if "model_index.json" in inside:
-        hint = f"pass one of them, such as {os.path.join(path, 'unet')}"
-        return Unsupported(_PIPELINE, where=path, hint=hint)
+        return Unsupported(message, where=path, hint=_one_of(path, below))
     for name, what in _OTHERS:
         if name in inside:
             hint = "look for PyTorch or safetensors weights of the same model"
@@ -50,6 +49,61 @@ def without_weights(path: str, inside: Collection[str]) -> CgptError:
             hint="download the weight files too (*.safetensors or *.bin)",
         )
     return Unsupported("the folder contains no weights", where=path, hint="pass the weight file")
+
+
+def _one_of(path: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    listed = ", ".join(os.path.join(path, name) for name in names[:_SHOWN])
+    return f"pass one of them: {listed}{more}"
+
+
+def _pipeline(path: str, inside: Collection[str]) -> CgptError:
+    """Return the error for a diffusers pipeline, with its components, their files and sizes."""
+    message = "the folder is a diffusers pipeline, which has its weights in subfolders"
+    if is_url(path):  # its subfolders are not listed
+        hint = f"pass one of them, such as {join(path, 'unet')}"
+        return Unsupported(message, where=path, hint=hint)
+    classes = _components(path)
+    names = sorted(inside)[:_SUBFOLDERS]
+    weights = {name: _weight_files(os.path.join(path, name)) for name in names}
+    below = [name for name, files in weights.items() if files]
+    rows = []
+    for name in sorted({*below, *classes})[:_SUBFOLDERS]:
+        shown = f"{quoted(name)} ({printable(classes[name])})" if name in classes else quoted(name)
+        files = weights.get(name) or []
+        sizes = [f"{quoted(file)} ({counted(size, 'byte')})" for file, size in files[:_SHOWN]]
+        sizes += [f"{len(files) - _SHOWN:,} more"] if len(files) > _SHOWN else []
+        no_files = "no weights" if name in inside else "the folder is missing"
+        rows.append(f"\n  {shown}: {', '.join(sizes) or no_files}")
+    hint = _one_of(path, below) if below else "download the weight files too"
+    return Unsupported(f"{message}:{''.join(rows)}" if rows else message, where=path, hint=hint)
+
+
+def _components(path: str) -> dict[str, str]:
+    """Return the class of each component of a pipeline; none if its index cannot be read."""
+    try:
+        with open(os.path.join(path, _PIPELINE), "rb") as file:
+            data = file.read(INDEX_BYTES)
+        check_count(data, path)
+        index = json.loads(data)
+    except (OSError, ValueError, RecursionError, CgptError):
+        return {}
+    pairs = index.items() if isinstance(index, dict) else ()
+    return {
+        name: value[1]
+        for name, value in pairs
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)  # noqa: PLR2004
+    }
+
+
+def _weight_files(folder: str) -> list[tuple[str, int]]:
+    """Return the names and sizes of the weight files in a local folder."""
+    files = []
+    for name in _listed(folder):
+        path = os.path.join(folder, name)
+        if name.endswith(weight_suffixes()) and os.path.isfile(path):
+            files.append((name, os.path.getsize(path)))
+    return files
 
 
 def several(path: str, names: list[str]) -> CgptError | None:

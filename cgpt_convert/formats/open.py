@@ -182,8 +182,7 @@ def _preferred(names: list[str]) -> tuple[list[str], list[str]]:
     """
     chosen = [name for name in names if name.removesuffix(INDEX).endswith(_SAFETENSORS)]
     others = [name for name in names if name not in chosen]
-    usual = {*registry.model_files()}
-    whole = len(chosen) == 1 and usual.issuperset(names)
+    whole = len(chosen) == 1 and {*_usual()}.issuperset(names)
     if others and (whole or (_are_shards(chosen) and _are_shards(others))):
         return chosen, others
     return names, []
@@ -196,9 +195,18 @@ def _are_shards(names: list[str]) -> bool:
     return bool(names and sharded_reader.all_shards(names))
 
 
+def _usual() -> list[str]:
+    """Return the conventional names of weight files, also in the components of a pipeline.
+
+    Beside them may be variants, such as in another precision, which are not read.
+    """
+    files = [f"diffusion_pytorch_model{suffix}" for suffix in (_SAFETENSORS, ".bin")]
+    return [*registry.model_files(), *(name for file in files for name in (file + INDEX, file))]
+
+
 def _weights(inside: Collection[str]) -> list[str]:
     """Return the candidates for the weight file among the names in a folder."""
-    names = [name for name in registry.model_files() if name in inside]
+    names = [name for name in _usual() if name in inside]
     names = names or sorted(name for name in inside if name.endswith(INDEX))
     return names or sorted(
         name for name in inside if name.endswith(weight_suffixes()) and name != _ARGUMENTS

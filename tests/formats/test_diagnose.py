@@ -220,6 +220,53 @@ def test_folders_of_other_kinds_are_named(tmp_path: Path) -> None:
     refused(made(tmp_path / "nothing", "readme.md"), "the folder contains no weights")
 
 
+def test_the_components_of_a_pipeline_are_listed_and_open_by_themselves(tmp_path: Path) -> None:
+    folder = made(tmp_path / "sd", "model_index.json", "scheduler/scheduler_config.json")
+    weights = "diffusion_pytorch_model"
+    for component in ("unet", "vae"):
+        (folder / component).mkdir()
+        torch.save(STATE, folder / component / f"{weights}.bin")
+        for variant in ("", ".fp16", ".non_ema"):
+            state = {f"w{variant}": torch.ones(3)}
+            safetensors.torch.save_file(
+                state, folder / component / f"{weights}{variant}.safetensors"
+            )
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "safety_checker": [None, None],
+        "text_encoder": ["transformers", "CLIPText\x1bModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    result = run("inspect", folder)
+    sizes = ", ".join(
+        f"'{path.name}' ({path.stat().st_size:,} bytes)"
+        for path in sorted((folder / "unet").iterdir())
+    )
+    first, *rest = result.err.splitlines()
+    assert (result.code, first.endswith("which has its weights in subfolders:")) == (3, True)
+    assert rest == [
+        "  'scheduler' (PNDMScheduler): no weights",
+        "  'text_encoder' (CLIPText\\x1bModel): the folder is missing",
+        f"  'unet': {sizes}",
+        f"  'vae' (AutoencoderKL): {sizes}",
+        f"hint: pass one of them: {folder / 'unet'}, {folder / 'vae'}",
+    ]
+    assert list(open_checkpoint(folder / "unet")) == ["w"]
+    (folder / "vae" / f"{weights}.safetensors").unlink()
+    assert list(open_checkpoint(folder / "vae")) == list(STATE)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "[" * 5000, '{"unet": [1, 2], "vae": "x"}'])
+def test_a_pipeline_without_a_readable_index(index: str, tmp_path: Path) -> None:
+    folder = made(tmp_path / "sd", "unet/model.safetensors")
+    (folder / "model_index.json").write_text(index)
+    refused(folder, "a diffusers pipeline", "  'unet': 'model.safetensors' (1 byte)")
+    shutil.rmtree(folder / "unet")
+    refused(folder, "a diffusers pipeline", "download the weight files too")
+
+
 def test_a_hub_cache_is_read_by_its_main_branch(saved: bytes, tmp_path: Path) -> None:
     model = tmp_path / "hub" / "models--me--gpt2x"
     made(model, "snapshots/old/readme.md", "snapshots/abc123/readme.md", "blobs/ff")
