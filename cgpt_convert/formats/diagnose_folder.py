@@ -12,6 +12,7 @@ from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import check_count
 from cgpt_convert.core.text import counted, printable, quoted, quoted_list
 from cgpt_convert.formats.registry import weight_suffixes
+from cgpt_convert.formats.torch.torch_files import PARAMETERS, is_part
 from cgpt_convert.sources.paths import is_url, join
 
 _SHOWN = 5
@@ -108,6 +109,12 @@ def _weight_files(folder: str) -> list[tuple[str, int]]:
 
 def several(path: str, names: list[str]) -> CgptError | None:
     """Return the error for weight files that belong together; None if one of them can be chosen."""
+    if all(map(is_part, names)):
+        return Unsupported(
+            f"the folder has parts of a LLaMA model, without {PARAMETERS}, which says its sizes",
+            where=path,
+            hint=f"download {PARAMETERS} of the same model to the folder",
+        )
     if any(map(_RANK.fullmatch, names)):
         whole = sorted(name for name in names if name.startswith("mp_rank_"))
         alone = f"; or pass {os.path.join(path, whole[0])} for weights in training precision"

@@ -268,6 +268,13 @@ def test_parameters_that_do_not_fit_are_named(parameters: str, words: str, llama
     refused(llama, words)
 
 
+def test_the_parameters_are_needed(llama: Path) -> None:
+    (llama / "params.json").unlink()
+    refused(llama, "parts of a LLaMA model, without params.json", "hint: download params.json")
+    found = run("inspect", "--json", llama / PART(1)).json["findings"]
+    assert found == []  # nothing says that there are other parts
+
+
 def test_files_without_the_output_matrix_of_attention_are_unknown(llama: Path) -> None:
     for number in range(4):
         torch.save({"w": torch.zeros(3)}, llama / PART(number))
