@@ -138,7 +138,7 @@ suite builds every class and requires that `cgpt-convert scan` does not exit wit
 
 *Reported*: exit code 1, the file is unsafe. *Not scanned*: another exit code, such as an error, an
 unsupported file or (for `cgpt-convert scan`) exit code 3. *Passed*: exit code 0. *Seen* is "yes"
-for the {acts} classes of which the [test harness](security.md#the-scanner-beside-loaders) saw a
+for the {acts} classes of which the [test harness](security.md#the-scanner-and-loaders) saw a
 loader act; the others need a loader that it does not install (Keras, transformers, lz4, zstd, a
 newer Python ...) or are files that nobody can look into.
 

@@ -89,7 +89,7 @@ class _Dtype(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
 @click.option(
     "--tokenizer",
     metavar="DIR",
-    help="Folder of the tokenizer, for hf and gguf.  [default: in or beside the model]",
+    help="Folder of the tokenizer, for hf and gguf.  [default: in or next to the model]",
 )
 @click.option("--no-vocab", is_flag=True, help="Write GGUF without a vocabulary.")
 @click.option("--no-proof", is_flag=True, help="Do not write provenance metadata.")

@@ -173,7 +173,9 @@ allow = click.option(
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 tokenizer = click.option(
-    "--tokenizer", metavar="DIR", help="Folder of the tokenizer.  [default: in or beside the model]"
+    "--tokenizer",
+    metavar="DIR",
+    help="Folder of the tokenizer.  [default: in or next to the model]",
 )
 mapping = click.option(
     "--mapping",

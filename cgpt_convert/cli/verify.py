@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer",
     metavar="DIR",
-    help="Folder of the tokenizer (with --text).  [default: in or beside the model]",
+    help="Folder of the tokenizer (with --text).  [default: in or next to the model]",
 )
 @click.option(
     "--tolerance",

@@ -193,3 +193,9 @@ def test_what_is_no_text_is_refused(tmp_path, content, code, told):
     assert (done.code, done.out) == (code, "")
     assert f"{path}: " in done.err
     assert told in done.err
+
+
+def test_a_folder_is_not_a_text(tmp_path):
+    done = run("eval", MODEL, "--text", str(tmp_path))
+    assert (done.code, done.out) == (2, "")
+    assert f"{tmp_path}: the path is a folder" in done.err

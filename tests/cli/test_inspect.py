@@ -449,3 +449,9 @@ def test_names_that_scan_accepts_are_not_foreign(tmp_path: Path) -> None:
     shown = run("inspect", tmp_path / "model.pt", "--json").json
     assert not shown["foreign"]
     assert all(found["id"] != "CGPT008" for found in shown["findings"])
+
+
+@pytest.mark.parametrize("url", ["hf://", "s3://", "https://", "https:///"])
+def test_a_url_without_a_path_is_rejected(url: str) -> None:
+    result = run("inspect", url)
+    assert (result.code, "the URL is not complete" in result.err) == (2, True)

@@ -414,6 +414,21 @@ def test_the_folder_around_the_output_must_exist(tmp_path: Path) -> None:
         local_stage.LocalFolderStage(str(tmp_path / "missing" / "out"), overwrite=False)
 
 
+def test_the_place_of_the_output_must_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match=r"file: not a folder"):
+        local_stage.LocalFilesStage(str(tmp_path / "file"), ["out"], overwrite=False)
+
+
+def test_an_output_in_the_working_folder_is_named_as_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").touch()
+    with pytest.raises(CannotWrite, match=r"^out: already exists"):
+        local_stage.LocalFilesStage("", ["out"], overwrite=False)
+
+
 def test_space_is_checked_against_what_is_free(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize

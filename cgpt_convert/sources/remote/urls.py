@@ -26,6 +26,9 @@ def name_of(url: str) -> str:
         shown = url.partition("?")[0].rpartition("@")[2]
         hint = "check the URL; write an IPv6 address in brackets, such as [::1]"
         raise BadRequest("the URL is not valid", where=shown, hint=hint) from error
+    if not netloc and not path.strip("/"):
+        hint = "for example https://HOST/PATH, s3://BUCKET/KEY or hf://OWNER/NAME"
+        raise BadRequest("the URL is not complete", where=f"{scheme}://", hint=hint)
     user, at, host = netloc.rpartition("@")
     name = urlunsplit((scheme, host, path, "", ""))
     _users.pop((scheme, host), None)  # a later URL overrides an earlier one
