@@ -175,7 +175,7 @@ def _print(made: Converted, *, verbose: bool) -> None:
     if made.path.endswith(".index.json"):
         count = f" and {counted(len(files) - 1, 'shard')}"
     line = f"{verb} {printable(made.path)}{count}: "
-    verified = ", read again and compared" if made.verified else ""
+    verified = ", read back and compared" if made.verified else ""
     _say(f"{line}{counted(len(made.tensors), 'tensor')}, {size(made.nbytes)}{verified}")
     _print_choice(made)
     _print_renamed(made)

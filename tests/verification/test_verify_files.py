@@ -61,7 +61,7 @@ def test_what_was_converted_is_verified_by_itself_and_with_its_source(source, tm
     out = tmp_path / name
     made = run("convert", source, "-o", out, *rest, "--verify")
     assert made.code == 0, made.err
-    assert "read again and compared" in made.out
+    assert "read back and compared" in made.out
     if "shards" in kind and kind != "hf shards":
         out = tmp_path / f"{name}.index.json"
     alone = passed(run("verify", out, "--json"))
