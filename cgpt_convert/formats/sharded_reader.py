@@ -16,7 +16,7 @@ from cgpt_convert.core.errors import SALVAGE, CgptError, Malformed, Unreadable, 
 from cgpt_convert.core.findings import Finding
 from cgpt_convert.core.limits import INDEX_BYTES
 from cgpt_convert.core.strict_json import check_count, unique
-from cgpt_convert.core.text import quoted, quoted_list
+from cgpt_convert.core.text import counted, quoted, quoted_list
 from cgpt_convert.sources.local import as_local, read
 from cgpt_convert.sources.paths import is_url, join, open_source
 
@@ -143,7 +143,7 @@ def _sort(
     missing = [name for name, each in opened.items() if each is None]
     if missing and (not salvage or len(missing) == len(opened)):
         raise Malformed(
-            f"{len(missing):,} of {len(opened):,} shards are missing: {quoted_list(missing)}",
+            f"{len(missing):,} of {counted(len(opened), 'shard')} missing: {quoted_list(missing)}",
             where=index,
             hint=f"download them to the folder of the others, or {SALVAGE}",
         )

@@ -54,6 +54,8 @@ def _can_be_imported(use: NameUse, *, text: bool) -> bool:
         return True
     if is_standard(package) and not "".join(use.name.split()).isprintable():
         return True  # control characters, which ordinary texts do not contain
+    if is_dangerous(use.module, use.name) and len(use.name.split()) == 1:
+        return True  # no line of prose
     listed = use.module == use.name  # as in a list of the scripts `isympy` and `sympy`
     return not (listed or is_standard(package)) and is_known_package(package)
 

@@ -297,6 +297,6 @@ def test_nothing_to_salvage(tmp_path: Path) -> None:
     vendor.write(vendor.TINY, folder, "hf", shards=True)
     for shard in folder.glob("*.bin"):
         shard.unlink()
-    assert "2 of 2 shards are missing" in salvaged(folder)[0].err
+    assert "2 of 2 shards missing" in salvaged(folder)[0].err
     assert salvaged(at(tmp_path / "empty", b""))[0].code == 3
     assert salvaged(tmp_path / "absent")[0].code == 2

@@ -98,9 +98,9 @@ def test_shards_of_safetensors_need_no_numbers(
 
 def test_all_missing_shards_are_listed(folder: Path) -> None:
     (folder / FIRST).unlink()
-    refused(folder, "1 of 2 shards are missing", FIRST, "download")
+    refused(folder, "1 of 2 shards missing", FIRST, "download")
     (folder / SECOND).unlink()
-    refused(folder / INDEX, "2 of 2 shards are missing", FIRST, SECOND)
+    refused(folder / INDEX, "2 of 2 shards missing", FIRST, SECOND)
 
 
 def test_all_tensors_missing_from_the_shards_are_listed(folder: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_missing_shard_without_an_index_is_named(folder: Path, tmp_path: Path)
     second.rename(folder / SECOND.replace("of-00002", "of-00003"))
     result = run("inspect", without_index(folder))
     assert result.code == 3
-    assert f"1 of 3 shards are missing: '{third}'" in result.err
+    assert f"1 of 3 shards missing: '{third}'" in result.err
     output = tmp_path / "m.safetensors"
     result = run("convert", folder, "-o", output, "--salvage", "--json")
     assert result.code == 1

@@ -1,5 +1,6 @@
 """A tensor in the hands of NumPy and torch: conversion, basic indexing, casts by name."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -240,6 +241,7 @@ def is_open(path):
 def test_a_checkpoint_describes_itself_and_closes(tmp_path):
     one = torch.zeros(3, 2)
     save_file({"w": one}, tmp_path / "model.safetensors")
+    gc.collect()  # files of other tests, since only a number of files stay open
     with open_checkpoint(tmp_path / "model.safetensors") as checkpoint:
         path = str(tmp_path / "model.safetensors")
         assert repr(checkpoint) == f"<Checkpoint {path!r}: safetensors, 1 tensor, 24 bytes>"
