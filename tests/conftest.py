@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from cgpt_convert.sources.inflate import DeflatedMember
+from cgpt_convert.sources.remote import remote_settings
 from tests.helpers import oracles
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         if not oracles.INSTALLED and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="it needs torch: pip install -e '.[test]'"))
+
+
+@pytest.fixture(autouse=True)
+def _own_settings() -> Iterator[None]:
+    """What a command line sets for remote files holds for the process; here, for the test."""
+    kept = {
+        name: getattr(remote_settings.settings, name) for name in remote_settings.settings.__slots__
+    }
+    yield
+    for name, value in kept.items():
+        setattr(remote_settings.settings, name, value)
+    remote_settings.traffic.take()
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,12 @@ from cgpt_convert.cli.progress import (
     progress,
 )
 from cgpt_convert.core.threads import show_steps, step
+from tests.helpers.recorded import FOLDER
 from tests.helpers.running import run, spawn
 from tests.helpers.terminal import on_terminal
 
 DEMO = Path(cgpt_convert.__file__).parent / "demo"
+MODEL = FOLDER / "cs" / "pytorch_model.bin"
 UNIX = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no interval timer")
 
 
@@ -192,9 +194,9 @@ def test_a_download_shows_its_progress(slow_url: str, monkeypatch: pytest.Monkey
     assert (quiet.raw, quiet.err) == (done.raw, "")
 
 
-def test_quiet_keeps_results_and_errors(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "m.bin").write_bytes(model.read_bytes())
-    (tmp_path / "other.bin").write_bytes(model.read_bytes())
+def test_quiet_keeps_results_and_errors(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(MODEL.read_bytes())
+    (tmp_path / "other.bin").write_bytes(MODEL.read_bytes())
     words = ("digest", tmp_path / "m.bin")
     loud, quiet = run(*words), run(*words, "-q")
     assert quiet.raw == loud.raw
@@ -206,14 +208,14 @@ def test_quiet_keeps_results_and_errors(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [AUTO, PLAIN, NONE])
-def test_short_commands_show_no_progress_in_pipes(how: str, model: Path, tmp_path: Path) -> None:
-    done = spawn("convert", model, "-o", tmp_path / "out.npz", "--progress", how)
+def test_short_commands_show_no_progress_in_pipes(how: str, tmp_path: Path) -> None:
+    done = spawn("convert", MODEL, "-o", tmp_path / "out.npz", "--progress", how)
     assert (done.code, done.err) == (0, "")
 
 
-def test_a_closed_standard_error_is_no_error(model: Path, tmp_path: Path) -> None:
+def test_a_closed_standard_error_is_no_error(tmp_path: Path) -> None:
     """Python then has None in its place."""
-    script = f"exec {sys.executable} -m cgpt_convert digest {model} --progress plain 2>&-"
+    script = f"exec {sys.executable} -m cgpt_convert digest {MODEL} --progress plain 2>&-"
     shown = on_terminal(
         "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1], shell=True).returncode)",
         script,

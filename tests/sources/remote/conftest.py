@@ -6,7 +6,6 @@ from unittest.mock import patch
 
 import pytest
 
-from cgpt_convert.sources.remote import remote_settings
 from tests.helpers.servers import Nginx, nginx
 
 
@@ -49,12 +48,6 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(autouse=True)
-def _own_settings() -> Iterator[None]:
-    """What a command line sets holds for the process; here, for the test."""
-    settings = remote_settings.RemoteSettings()
-    kept = {name: getattr(remote_settings.settings, name) for name in settings.__slots__}
+def _no_proxy() -> Iterator[None]:
     with patch.dict("os.environ", {"NO_PROXY": "*"}):
         yield
-    for name, value in kept.items():
-        setattr(remote_settings.settings, name, value)
-    remote_settings.traffic.take()
