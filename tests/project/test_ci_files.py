@@ -332,4 +332,4 @@ def test_pre_commit_verifies_the_lock(tool: Path, models: Path, tmp_path: Path) 
 def test_pre_commit_installs_the_program(tool: Path, models: Path) -> None:
     done = committed(tool, models.parent, {"id": "cgpt-scan"})
     assert done.returncode == 1, done.stdout
-    assert "models/config.bin: foreign" in done.stdout
+    assert "foreign      models/config.bin" in done.stdout
